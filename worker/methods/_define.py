@@ -1,0 +1,201 @@
+"""What a merge method declares, and the protocol between methods and the engine. Loads without torch.
+
+A method is a short function in a file of its name. Its keyword-only parameters are the schema of
+the recipe: `list[float]` is one value per model in recipe order, a scalar is shared by all models.
+Its positional parameters are what its family hands it (`_span`, `_select`, …; see there).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..dtypes import DType
+
+
+class Base(Enum):
+    """The part that `base_model` plays."""
+
+    IGNORED = "ignored"  # a base named in the recipe joins the models
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class Cut(Enum):
+    """The smallest part of a tensor from which a part of the result can be computed."""
+
+    ELEMENT = "element"
+    ROW = "row"  # a row: all elements with one index on the first axis
+    TENSOR = "tensor"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One entry of a method's schema. `default` is None where the recipe must give a value."""
+
+    name: str
+    type: type
+    per_model: bool
+    default: object = None
+
+    @property
+    def required(self) -> bool:
+        return self.default is None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One output tensor as its method sees it: values resolved, everything known from headers.
+
+    `values` holds every parameter; a per-model one is a tuple over the models, base exempt.
+    The sources of a block are the models in recipe order and then the base, if there is one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    models: int
+    has_base: bool
+    values: Mapping[str, Any]
+    seed: int
+    work: str = "float32"
+
+
+class Scratch(Protocol):
+    """Reusable memory of one lane on its device; contents do not survive the block."""
+
+    def take(self, slot: str, count: int, dtype: str) -> Tensor:
+        """A 1-D tensor of `count` elements; the same memory for the same slot every time."""
+
+
+@dataclass
+class Block:
+    """The unit of computation: one run of elements or whole rows of every source.
+
+    `tensors` have the stored dtypes and the shape [n] (cut by element) or [rows, row length].
+    `start` is the index of the first element in the tensor.
+    """
+
+    tensors: list[Tensor]
+    start: int
+    scratch: Scratch
+
+
+class Reduce(Protocol):
+    """A pass that looks at every block before the result can be computed.
+
+    Blocks lie on a fixed grid and `finish` gets their results in index order, so a statistic
+    never depends on how the engine cut, on threads or on ranks.
+    """
+
+    def look(self, block: Block) -> Any:
+        """Statistics of one block; runs in any thread, any order."""
+
+    def finish(self, partials: Sequence[Any]) -> Reduce | Final:
+        """The next pass."""
+
+
+class Final(Protocol):
+    """The pass that computes: one call per block."""
+
+    def merge(self, block: Block, out: Tensor) -> None:
+        """Write the merged block to `out`, rounding once to its dtype."""
+
+
+class Family(Protocol):
+    """What the methods of one shape share: how they may be cut, their passes, their memory."""
+
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut: ...
+
+    def reads(self, method: Method, values: Mapping[str, Any]) -> int:
+        """How often the sources are read, the final pass included."""
+
+    def scratch_bytes(self, method: Method, sources: int) -> int:
+        """Scratch per element of a block."""
+
+    def begin(self, method: Method, task: Task) -> Reduce | Final:
+        """The first pass over a tensor."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method: its schema, its rules on models, and its function."""
+
+    name: str
+    function: Callable[..., Any]
+    family: Family
+    base: Base
+    least_models: int  # base not counted
+    most_models: int | None
+    parameters: tuple[Parameter, ...]
+    reference: str
+    options: Mapping[str, Any]
+    experimental: bool
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self.function) or ""
+
+    def begin(self, task: Task) -> Reduce | Final:
+        return self.family.begin(self, task)
+
+
+_TYPES: dict[str, tuple[type, bool]] = {
+    "float": (float, False),
+    "int": (int, False),
+    "bool": (bool, False),
+    "str": (str, False),
+    "list[float]": (float, True),
+}
+
+
+def merge_method(
+    family: Family,
+    *,
+    reference: str,
+    base: Base = Base.IGNORED,
+    models: tuple[int, int | None] = (1, None),
+    experimental: bool = False,
+    **options: Any,
+) -> Callable[[Callable[..., Any]], Method]:
+    """Make a Method of a function; `options` are the family's own. TypeError if malformed."""
+
+    def define(function: Callable[..., Any]) -> Method:
+        parameters = tuple(
+            _parameter(function, parameter)
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        )
+        return Method(
+            name=function.__name__,
+            function=function,
+            family=family,
+            base=base,
+            least_models=models[0],
+            most_models=models[1],
+            parameters=parameters,
+            reference=reference,
+            options=options,
+            experimental=experimental,
+        )
+
+    return define
+
+
+def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Parameter:
+    annotation = parameter.annotation
+    if annotation not in _TYPES:
+        raise TypeError(
+            f"{function.__module__}.{function.__name__}: parameter '{parameter.name}' has type "
+            f"{annotation!r}; a method's parameters are {', '.join(_TYPES)}"
+        )
+    kind, per_model = _TYPES[annotation]
+    given = None if parameter.default is inspect.Parameter.empty else parameter.default
+    # `lambda` is a word of Python: functions say `lambda_`, recipes say `lambda`.
+    return Parameter(parameter.name.removesuffix("_"), kind, per_model, given)

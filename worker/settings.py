@@ -1,0 +1,130 @@
+"""Parameter settings of a recipe: scalar, gradient, or a list of filters; and their evaluation.
+
+Semantics of mergekit: a gradient is interpolated over the layers of its slice, a filter is a plain
+substring of the tensor's name, and the innermost scope with an answer wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Scalar = float | int | bool | str
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """`{filter: substring, value: scalar or gradient}`; no filter, or `*`, matches every name."""
+
+    filter: str | None
+    value: Scalar | tuple[Scalar, ...]
+
+    def matches(self, name: str) -> bool:
+        return self.filter is None or self.filter == "*" or self.filter in name
+
+
+Setting = Scalar | tuple[Scalar, ...] | tuple[Conditional, ...]
+Parameters = Mapping[str, Setting]
+
+
+def parse_setting(value: object) -> Setting:
+    """The setting that a YAML value stands for. ValueError says what is allowed."""
+    if isinstance(value, dict):
+        return (_conditional(value),)
+    if isinstance(value, list):
+        if any(isinstance(item, dict) for item in value):
+            if not all(isinstance(item, dict) for item in value):
+                raise ValueError("mixes filters and plain values; give the plain one as {value: …}")
+            return tuple(_conditional(item) for item in value)
+        return tuple(_scalar(item) for item in value)
+    return _scalar(value)
+
+
+def evaluate(setting: Setting, name: str, t: float) -> Scalar | None:
+    """The value for the tensor `name` at depth `t` in [0, 1]; None if no filter matches."""
+    if not isinstance(setting, tuple):
+        return setting
+    for item in setting:
+        if isinstance(item, Conditional):
+            if item.matches(name):
+                return evaluate(item.value, name, t)
+        else:
+            return _gradient([x for x in setting if not isinstance(x, Conditional)], t)
+    return None
+
+
+def look_up(scopes: Iterable[Parameters], parameter: str, name: str, t: float) -> Scalar | None:
+    """The first answer of the scopes, innermost first."""
+    for scope in scopes:
+        if parameter in scope:
+            value = evaluate(scope[parameter], name, t)
+            if value is not None:
+                return value
+    return None
+
+
+def convert(value: Scalar, kind: type) -> Scalar:
+    """`value` as the parameter's type. ValueError names what was expected.
+
+    YAML reads `1e-5` as text and mergekit's recipes use 0 and 1 for truth: both are understood.
+    """
+    if kind is bool:
+        if isinstance(value, bool) or value in (0, 1):
+            return bool(value)
+        words = {"true": True, "yes": True, "false": False, "no": False}
+        if isinstance(value, str) and value.lower() in words:
+            return words[value.lower()]
+        raise ValueError(f"{value!r} is neither true nor false")
+    if kind is str:
+        return str(value)
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError(f"{value!r} is not a finite number")
+    if kind is int:
+        if number != int(number):
+            raise ValueError(f"{value!r} is not a whole number")
+        return int(number)
+    return number
+
+
+def _gradient(values: list[Scalar], t: float) -> Scalar | None:
+    if not values:
+        return None
+    numbers: list[float] = []
+    for value in values:
+        try:
+            if isinstance(value, bool):
+                break
+            numbers.append(float(value))
+        except ValueError:
+            break
+    position = t * (len(values) - 1)
+    if len(numbers) < len(values):  # booleans and words step
+        return values[int(position)]
+    low = int(position)
+    high = min(len(numbers) - 1, low + 1)
+    fraction = position - low
+    return (1 - fraction) * numbers[low] + fraction * numbers[high]
+
+
+def _conditional(value: dict[object, object]) -> Conditional:
+    unknown = [key for key in value if key not in ("filter", "value")]
+    if unknown or "value" not in value:
+        raise ValueError("a filter is {filter: part of a tensor name, value: …}")
+    inner = value["value"]
+    if isinstance(inner, dict) or (
+        isinstance(inner, list) and any(isinstance(item, dict) for item in inner)
+    ):
+        raise ValueError("filters nest only one level")
+    plain = tuple(_scalar(x) for x in inner) if isinstance(inner, list) else _scalar(inner)
+    text = value.get("filter")
+    return Conditional(None if text is None else str(text), plain)
+
+
+def _scalar(value: object) -> Scalar:
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"{value!r} is no number, truth value, list or filter")
