@@ -76,7 +76,7 @@ def test_an_installed_wheel_renders_a_job(wheel: Path, tmp_path: Path) -> None:
 def test_an_editable_install_sees_the_templates_as_they_are(tmp_path: Path) -> None:
     pip("install", "--no-build-isolation", "--no-deps", "--target", tmp_path, "-e", ROOT)
     (link,) = tmp_path.glob("*.pth")
-    assert Path(link.read_text().strip()) == ROOT
+    assert {Path(line) for line in link.read_text().split()} == {ROOT}
     # A copy inside the installation would go stale at the first edit.
     assert list(tmp_path.rglob("*.j2")) == []
 
