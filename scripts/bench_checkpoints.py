@@ -1,0 +1,183 @@
+"""Checkpoints of any size for scripts/bench: a llama, or one tensor, written block by block.
+
+The models are what fine-tunes of one base look like: weights of σ 0.02 that differ by σ 0.001.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 22
+SIGMA = 0.02
+DELTA = 0.001
+HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 3072, 4096, 8192)
+SHORT = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+# Both sides copy it; without one, the peer spends its time on a traceback.
+TOKENIZER = {
+    "tokenizer.json": {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "a": 1}, "unk_token": "<unk>"},
+    },
+    "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+}
+Shapes = dict[str, tuple[int, ...]]
+
+
+def llama_config(params: float, dtype: str) -> dict[str, Any]:
+    """Dimensions in the usual proportions (2048 wide: 22 layers) that come closest to params."""
+
+    def config(hidden: int) -> dict[str, Any]:
+        vocabulary = min(32000, hidden * 16)
+        heads = hidden // 64
+        key_value = max(1, heads // 8)
+        inner = hidden * 11 // 4
+        layer = hidden * (2 * hidden + 128 * key_value + 3 * inner + 2)
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": vocabulary,
+            "hidden_size": hidden,
+            "intermediate_size": inner,
+            "num_hidden_layers": max(1, round((params - 2 * vocabulary * hidden) / layer)),
+            "num_attention_heads": heads,
+            "num_key_value_heads": key_value,
+            "head_dim": 64,
+            "tie_word_embeddings": False,
+            "dtype": dtype,
+        }
+
+    return min(
+        map(config, HIDDEN_SIZES), key=lambda c: abs(c["num_hidden_layers"] * 93 - c["hidden_size"])
+    )
+
+
+def llama_shapes(config: dict[str, Any]) -> Shapes:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    key_value = config["num_key_value_heads"] * config["head_dim"]
+    shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        parts: Shapes = {
+            "input_layernorm": (hidden,),
+            "mlp.down_proj": (hidden, inner),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "post_attention_layernorm": (hidden,),
+            "self_attn.k_proj": (key_value, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.v_proj": (key_value, hidden),
+        }
+        shapes |= {f"{prefix}{name}.weight": shape for name, shape in parts.items()}
+    return shapes | {
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (config["vocab_size"], hidden),
+    }
+
+
+def count(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def shards(shapes: Shapes, width: int, shard_bytes: float) -> list[Shapes]:
+    dealt: list[Shapes] = [{}]
+    filled = 0
+    for name, shape in shapes.items():
+        size = count(shape) * width
+        if dealt[-1] and filled + size > shard_bytes:
+            dealt.append({})
+            filled = 0
+        dealt[-1][name] = shape
+        filled += size
+    return dealt
+
+
+def header(shapes: Shapes, dtype: str, width: int) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + count(shape) * width
+        entries[name] = {"dtype": SHORT[dtype], "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def blocks(elements: int, base: torch.Generator, own: torch.Generator) -> Iterator[Tensor]:
+    weights, delta = torch.empty(BLOCK), torch.empty(BLOCK)
+    for start in range(0, elements, BLOCK):
+        size = min(BLOCK, elements - start)
+        weights[:size].normal_(std=SIGMA, generator=base)
+        delta[:size].normal_(std=DELTA, generator=own)
+        yield weights[:size].add_(delta[:size])
+
+
+def write_model(folder: Path, number: int, shapes: Shapes, args: argparse.Namespace) -> None:
+    dtype = getattr(torch, args.dtype)
+    base = torch.Generator().manual_seed(0)
+    own = torch.Generator().manual_seed(1 + number)
+    dealt = shards(shapes, dtype.itemsize, args.shard_size)
+    places = {}
+    for index, part in enumerate(dealt, start=1):
+        file = f"model-{index:05}-of-{len(dealt):05}.safetensors"
+        with (folder / file).open("wb") as sink:
+            sink.write(header(part, args.dtype, dtype.itemsize))
+            for block in blocks(sum(map(count, part.values())), base, own):
+                sink.write(block.to(dtype).view(torch.uint8).numpy().tobytes())
+        places.update(dict.fromkeys(part, file))
+    text = json.dumps({"metadata": {}, "weight_map": places})
+    (folder / "model.safetensors.index.json").write_text(text, "utf-8")
+
+
+def make(args: argparse.Namespace) -> list[Path]:
+    """The models' folders, made now unless they are there already."""
+    config = llama_config(args.params, args.dtype)
+    shapes = llama_shapes(config)
+    if args.one_tensor:
+        config = {"architectures": ["OneTensor"], "model_type": "one_tensor"}
+        shapes = {"weight": (max(1, int(args.params) // 4096), 4096)}
+    # No plus sign: it separates a model from its adapter in the peer's recipes.
+    stem = f"{config['model_type']}-{args.params:.0f}-{args.dtype}-{args.shard_size:.0f}"
+    found = []
+    for number in range(args.models):
+        folder = args.work / f"{stem}-{number}"
+        found.append(folder)
+        if folder.is_dir():
+            continue
+        print(f"making {folder} ...", file=sys.stderr)
+        unfinished = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        for name, content in {"config.json": config, **TOKENIZER}.items():
+            (unfinished / name).write_text(json.dumps(content, indent=1), "utf-8")
+        write_model(unfinished, number, shapes, args)
+        unfinished.rename(folder)
+    total = sum(map(count, shapes.values()))
+    print(f"{args.models} × {total / 1e9:.3f} B parameters, {len(shapes)} tensors", file=sys.stderr)
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--params", type=float, required=True)
+    parser.add_argument("--models", type=int, required=True)
+    parser.add_argument("--dtype", choices=SHORT, required=True)
+    parser.add_argument("--shard-size", type=float, required=True)
+    parser.add_argument("--one-tensor", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    for made in make(arguments()):
+        print(made)
