@@ -5,8 +5,8 @@ Parsed by old interpreters too, so nothing here may be newer than Python 2.7.
 
 import sys
 
-if sys.version_info < (3, 10):
-    sys.stderr.write(
+if sys.version_info < (3, 10):  # noqa: UP036
+    sys.stderr.write(  # noqa: UP031
         "merge-worker needs Python 3.10 or newer; this is %s (%s)\n"
         % (sys.version.split()[0], sys.executable)
     )

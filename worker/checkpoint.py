@@ -1,54 +1,20 @@
-"""A folder or file of safetensors → names, dtypes, shapes and byte ranges. Headers only, no torch.
-
-Inputs are not trusted: types of files, lengths and offsets are checked before they are used.
-"""
+"""A folder or file of safetensors → every tensor by name. Headers only, no torch."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .dtypes import BY_NAME, DType, Kind
+from .dtypes import Kind
 from .errors import InputError, first_names, printable
-
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors format itself."""
+from .header import Shard, TensorInfo, read_shard
 
 INDEX = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One stored tensor: `count` elements of `dtype`, row-major, at `offset` of `file`."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    file: str
-    offset: int
-    nbytes: int
-
-    @property
-    def count(self) -> int:
-        return self.nbytes * 8 // self.dtype.bits
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file: its size, the digest of its header, and what it holds in order of offset."""
-
-    path: str
-    size: int
-    header_sha256: str
-    tensors: tuple[TensorInfo, ...]
 
 
 @dataclass(frozen=True)
@@ -104,7 +70,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise InputError(f"{path}: no such folder; is the model path right?")
     files = list(_shard_files(path)) if path.is_dir() else [path]
-    shards = tuple(_read_shard(file) for file in files)
+    shards = tuple(read_shard(file) for file in files)
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         for info in shard.tensors:
@@ -185,114 +151,6 @@ def _nothing_found(folder: Path) -> str:
             f"  convert it once: AutoModel.from_pretrained(…).save_pretrained(…)"
         )
     return f"{folder}: no *.safetensors in this folder; is it a model?"
-
-
-def _read_shard(path: Path) -> Shard:
-    """Header of one file, checked so that every byte range of it can be trusted."""
-    fd = _open_regular(path)
-    try:
-        size = os.fstat(fd).st_size
-        head = _read_exactly(fd, 8, 0, path)
-        length = int.from_bytes(head, "little")
-        if length > MAX_HEADER_BYTES or length + 8 > size:
-            raise InputError(f"{path}: {_what_it_is(head, size)}")
-        raw = _read_exactly(fd, length, 8, path)
-    finally:
-        os.close(fd)
-    header = _parse_header(raw, path)
-    begin = 8 + length
-    infos = [_tensor(str(path), name, entry, begin) for name, entry in header.items()]
-    infos.sort(key=lambda info: (info.offset, info.nbytes))
-    position = begin
-    for info in infos:
-        if info.offset != position:
-            kind = "overlaps its neighbour" if info.offset < position else "leaves a hole before it"
-            raise InputError(
-                f"{path}: tensor '{printable(info.name)}' {kind}; the header is damaged"
-            )
-        position += info.nbytes
-    if position != size:
-        fault = "shorter" if position > size else "longer"
-        raise InputError(
-            f"{path}: {size} bytes, {fault} than the {position} its header promises; "
-            f"the copy or download is incomplete"
-        )
-    return Shard(str(path), size, hashlib.sha256(raw).hexdigest(), tuple(infos))
-
-
-def _open_regular(path: Path) -> int:
-    """An open descriptor; never blocks on a FIFO, never reads a device."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(fd)
-        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
-        what = next((name for test, name in kinds if test(mode)), "a device")
-        raise InputError(f"{path}: {what}, not a file of weights")
-    return fd
-
-
-def _read_exactly(fd: int, count: int, offset: int, path: Path) -> bytes:
-    parts = []
-    while count:
-        part = os.pread(fd, min(count, 1 << 30), offset)
-        if not part:
-            raise InputError(f"{path}: the file ends at byte {offset}; the copy is incomplete")
-        parts.append(part)
-        offset += len(part)
-        count -= len(part)
-    return b"".join(parts)
-
-
-def _what_it_is(head: bytes, size: int) -> str:
-    """A guess at what a file that is no safetensors file is, from its first bytes."""
-    if head.startswith(b"version "):
-        return "a Git LFS pointer, not the weights; run: git lfs pull"
-    if head.lstrip().lower().startswith((b"<!doc", b"<html")):
-        return "an HTML page, not weights; the download failed"
-    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
-        return "a PyTorch pickle with the name of a safetensors file"
-    if head.startswith(b"GGUF"):
-        return "a GGUF file with the name of a safetensors file"
-    return f"not a safetensors file, or a damaged one (its header would end after its {size} bytes)"
-
-
-def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name stands twice")
-        return found
-
-    try:
-        header = json.loads(raw, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if str(error) == "a name stands twice" else "not valid JSON"
-        raise InputError(f"{path}: damaged header: {reason}") from None
-    if not isinstance(header, dict):
-        raise InputError(f"{path}: damaged header: not a JSON object")
-    header.pop("__metadata__", None)
-    return header
-
-
-def _tensor(file: str, name: str, entry: Any, begin: int) -> TensorInfo:
-    try:
-        dtype = BY_NAME[entry["dtype"]]
-        shape = tuple(entry["shape"])
-        first, last = entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, first, last))
-    except (KeyError, TypeError, ValueError):
-        whole = False
-    count = 1
-    for extent in shape if whole else ():
-        count *= extent
-    if not whole or last - first != (count * dtype.bits + 7) // 8:
-        shown = printable(str(entry))[:120]
-        raise InputError(f"{file}: damaged header: tensor '{printable(name)}' is {shown}")
-    return TensorInfo(name, dtype, shape, file, begin + first, last - first)
 
 
 def is_quantised(checkpoint: Checkpoint) -> str | None:

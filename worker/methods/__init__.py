@@ -1,4 +1,4 @@
-"""The merge methods: this folder's listing. A file NAME.py holds the method NAME; nothing else does."""
+"""The merge methods: this folder's listing. A file NAME.py holds the method NAME."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from ._define import Method
+
+__all__ = ["Method", "get", "names"]
 
 
 @cache

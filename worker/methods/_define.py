@@ -1,4 +1,4 @@
-"""What a merge method declares, and the protocol between methods and the engine. Loads without torch.
+"""What a merge method declares, and the protocol between methods and engine. Without torch.
 
 A method is a short function in a file of its name. Its keyword-only parameters are the schema of
 the recipe: `list[float]` is one value per model in recipe order, a scalar is shared by all models.
@@ -8,6 +8,7 @@ Its positional parameters are what its family hands it (`_span`, `_select`, …;
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -87,23 +88,26 @@ class Block:
     scratch: Scratch
 
 
-class Reduce(Protocol):
+class Reduce(ABC):
     """A pass that looks at every block before the result can be computed.
 
     Blocks lie on a fixed grid and `finish` gets their results in index order, so a statistic
     never depends on how the engine cut, on threads or on ranks.
     """
 
+    @abstractmethod
     def look(self, block: Block) -> Any:
         """Statistics of one block; runs in any thread, any order."""
 
+    @abstractmethod
     def finish(self, partials: Sequence[Any]) -> Reduce | Final:
         """The next pass."""
 
 
-class Final(Protocol):
+class Final(ABC):
     """The pass that computes: one call per block."""
 
+    @abstractmethod
     def merge(self, block: Block, out: Tensor) -> None:
         """Write the merged block to `out`, rounding once to its dtype."""
 
@@ -118,6 +122,9 @@ class Family(Protocol):
 
     def scratch_bytes(self, method: Method, sources: int) -> int:
         """Scratch per element of a block."""
+
+    def check(self, method: Method, task: Task) -> None:
+        """Refuse values that cannot work, while planning. ValueError or ZeroDivisionError."""
 
     def begin(self, method: Method, task: Task) -> Reduce | Final:
         """The first pass over a tensor."""
@@ -144,6 +151,11 @@ class Method:
 
     def begin(self, task: Task) -> Reduce | Final:
         return self.family.begin(self, task)
+
+    def call(self, task: Task, *arguments: Any) -> Any:
+        """The method's function with what its family hands it and the task's values."""
+        values = {_python_name(name): value for name, value in task.values.items()}
+        return self.function(*arguments, **values)
 
 
 _TYPES: dict[str, tuple[type, bool]] = {
@@ -188,6 +200,11 @@ def merge_method(
     return define
 
 
+def _python_name(name: str) -> str:
+    """`lambda` is a word of Python: functions say `lambda_`, recipes say `lambda`."""
+    return name + "_" if name == "lambda" else name
+
+
 def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Parameter:
     annotation = parameter.annotation
     if annotation not in _TYPES:
@@ -197,5 +214,4 @@ def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Pa
         )
     kind, per_model = _TYPES[annotation]
     given = None if parameter.default is inspect.Parameter.empty else parameter.default
-    # `lambda` is a word of Python: functions say `lambda_`, recipes say `lambda`.
     return Parameter(parameter.name.removesuffix("_"), kind, per_model, given)

@@ -28,16 +28,18 @@ class Span:
     def scratch_bytes(self, method: Method, sources: int) -> int:
         return 16  # accumulator and one converted source, at most float64
 
+    def check(self, method: Method, task: Task) -> None:
+        method.call(task)
+
     def begin(self, method: Method, task: Task) -> Reduce | Final:
-        values = {name + ("_" if name == "lambda" else ""): v for name, v in task.values.items()}
-        return WeightedSum(method.function(**values), task.work)
+        return WeightedSum(method.call(task), task.work)
 
 
 SPAN = Span()
 
 
 @dataclass
-class WeightedSum:
+class WeightedSum(Final):
     """out = scale · Σ c_i x_i, with one rounding at the end.
 
     Where the coefficients are in the ratio of small whole numbers (equal weights, 2:1:1, 0.3:0.7),

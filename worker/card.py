@@ -1,0 +1,57 @@
+"""The model card of a merge: what it was made of, for people and for the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from . import __version__
+from .checkpoint import is_hub_id
+from .plan import Plan
+from .recipe import ModelRef
+
+
+def public_name(ref: ModelRef) -> str:
+    """A name without any path of this machine: the hub id, or the last part of the folder."""
+    if is_hub_id(ref.path) and not Path(ref.path).is_absolute():
+        return str(ref)
+    return Path(ref.path).name or Path(ref.path).resolve().name
+
+
+def model_card(plan: Plan, title: str) -> str:
+    """README.md: front matter that the hub reads, then what was merged, then the recipe."""
+    refs = plan.recipe.model_refs()
+    hub = [ref.path for ref in refs if is_hub_id(ref.path)]
+    lines = ["---"]
+    if hub:
+        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in dict.fromkeys(hub))]
+        lines += ["base_model_relation: merge"]
+    lines += ["library_name: transformers", "tags:", "- merge", "- merge-launch", "---", ""]
+    merged = sum(step.task is not None for step in plan.steps)
+    lines += [
+        f"# {title}",
+        "",
+        f"A merge of {len(refs)} models by "
+        f"[{plan.method.name}]({plan.method.reference}), made with merge-launch {__version__}.",
+        "",
+        *(f"- {public_name(ref)}{' (base)' if ref == plan.recipe.base else ''}" for ref in refs),
+        "",
+        f"{merged} tensors merged, {len(plan.steps) - merged} copied. "
+        f"Everything else about this merge is in `merge_manifest.json`.",
+        "",
+        "```yaml",
+        public_recipe(plan).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def public_recipe(plan: Plan) -> str:
+    """The recipe's text with folders of this machine shortened to their last part."""
+    text = plan.recipe.text
+    for ref in sorted(plan.recipe.model_refs(), key=lambda ref: -len(ref.path)):
+        name = public_name(ref)
+        if name != ref.path:
+            text = text.replace(ref.path, name)
+    return text

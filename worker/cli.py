@@ -1,0 +1,233 @@
+"""The commands of merge-worker. The only place that prints errors and decides exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__, methods
+from .errors import InputError, UsageError, WorkerError, printable
+from .match import Rules
+from .plan import Plan, make_plan
+from .ranks import from_environment
+from .recipe import direct_recipe, parse
+from .report import as_json, describe
+from .resolve import PlanOptions
+from .run import Clock, RunOptions, run_merge
+
+BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code of interface.md."""
+    clock = Clock(time.monotonic())
+    try:
+        arguments = _parser().parse_args(argv)
+        code: int = arguments.command(arguments, clock)
+        return code
+    except WorkerError as error:
+        print(f"merge-worker: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("merge-worker: interrupted; run the same command to continue", file=sys.stderr)
+        return 75
+    except SystemExit as error:  # argparse: 2 for a wrong command, 0 for --help
+        return error.code if isinstance(error.code, int) else 2
+    except BaseException:
+        # Before Python 3.13 an uncaught error in a zip prints no source lines; this does.
+        traceback.print_exc()
+        print(f"merge-worker {__version__}: {BUG}", file=sys.stderr)
+        return 1
+
+
+def _merge(arguments: argparse.Namespace, clock: Clock) -> int:
+    path = Path(arguments.recipe)
+    plan = _plan(read_recipe(path), str(path), arguments)
+    return _run(plan, arguments, clock)
+
+
+def _average(arguments: argparse.Namespace, clock: Clock) -> int:
+    weights = arguments.weights and [_number(word) for word in arguments.weights.split(",")]
+    parameters = {} if arguments.normalize else {"normalize": False}
+    text = direct_recipe(
+        arguments.model,
+        method=arguments.method,
+        weights=weights,
+        base_model=arguments.base_model,
+        dtype=arguments.dtype,
+        parameters=parameters,
+    )
+    return _run(_plan(text, "average", arguments), arguments, clock)
+
+
+def _run(plan: Plan, arguments: argparse.Namespace, clock: Clock) -> int:
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    options = RunOptions(
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+        resume=not arguments.no_resume,
+        sha256=arguments.sha256,
+        progress=arguments.progress,
+        allow_nonfinite=arguments.allow_nonfinite,
+        deadline_s=parse_duration(arguments.deadline) if arguments.deadline else None,
+    )
+    print(run_merge(plan, Path(arguments.out), options, from_environment(), clock))
+    return 0
+
+
+def _check(arguments: argparse.Namespace, clock: Clock) -> int:
+    path = Path(arguments.recipe)
+    plan = _plan(read_recipe(path), str(path), arguments)
+    print(json.dumps(as_json(plan), indent=1) if arguments.json else describe(plan))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, clock: Clock) -> int:
+    from .verify import verify
+
+    print(verify(Path(arguments.out)))
+    return 0
+
+
+def _methods(arguments: argparse.Namespace, clock: Clock) -> int:
+    from .describe import method_list, method_page
+
+    if arguments.name is None:
+        print(method_list())
+    else:
+        try:
+            print(method_page(methods.get(arguments.name)))
+        except KeyError:
+            from .errors import nearest
+
+            hint = nearest(arguments.name, methods.names())
+            raise UsageError(f"no method '{printable(arguments.name)}'{hint}") from None
+    return 0
+
+
+def read_recipe(path: Path) -> str:
+    """The text of a recipe file. InputError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not text; a recipe is a YAML file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give the path of a recipe") from None
+
+
+def _plan(text: str, where: str, arguments: argparse.Namespace) -> Plan:
+    options = PlanOptions(
+        relative_to=Path(arguments.relative_to),
+        dtype=arguments.dtype,
+        shard_bytes=parse_size(arguments.shard_size),
+        memory_bytes=parse_size(arguments.memory) if arguments.memory else None,
+        threads=arguments.threads,
+        seed=arguments.seed,
+        strict=arguments.strict,
+        rules=Rules(arguments.missing, arguments.surplus),
+    )
+    return make_plan(parse(text, where), options)
+
+
+def parse_size(word: str) -> int:
+    """Bytes of `4GiB`, `5GB`, `512M` or plain digits. UsageError otherwise."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", word.strip(), re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"'{printable(word)}' is not a size; write 5GB, 512MiB or bytes")
+    power = " KMGT".index(found[2].upper() or " ")
+    value = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if value <= 0:
+        raise UsageError(f"'{printable(word)}' is not a size above zero")
+    return value
+
+
+def parse_duration(word: str) -> float:
+    """Seconds of `12:00:00`, `30:00`, `90s`, `30m`, `2h` or plain seconds. UsageError otherwise."""
+    parts = word.split(":")
+    if all(part.isdigit() for part in parts) and len(parts) <= 3:
+        return float(sum(int(part) * 60**i for i, part in enumerate(reversed(parts))))
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", word)
+    if found is None:
+        raise UsageError(f"'{printable(word)}' is not a duration; write 12:00:00, 90s, 30m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise UsageError(f"--weights: '{printable(word)}' is not a number; write 2,1,1") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="merge-worker",
+        description="Merge checkpoints of any architecture.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"merge-worker {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    merge = commands.add_parser("merge", help="merge what a recipe says")
+    merge.add_argument("recipe", metavar="RECIPE.yml")
+    merge.add_argument("out", metavar="OUT")
+    merge.set_defaults(command=_merge)
+    average = commands.add_parser("average", help="weighted average of models, no recipe needed")
+    average.add_argument("out", metavar="OUT")
+    average.add_argument("model", metavar="MODEL", nargs="+")
+    average.add_argument("--weights", metavar="2,1,1", help="one per model; default: equal")
+    average.add_argument("--method", default="linear")
+    average.add_argument("--base-model", metavar="MODEL")
+    average.add_argument("--no-normalize", dest="normalize", action="store_false")
+    average.set_defaults(command=_average)
+    check = commands.add_parser("check", help="plan from headers; nothing is written")
+    check.add_argument("recipe", metavar="RECIPE.yml")
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(command=_check)
+    for command in (merge, average, check):
+        _add_plan_options(command)
+    for command in (merge, average):
+        _add_run_options(command)
+    verify = commands.add_parser("verify", help="re-read an output and compare it to its manifest")
+    verify.add_argument("out", metavar="OUT")
+    verify.set_defaults(command=_verify)
+    listing = commands.add_parser("methods", help="the merge methods and their parameters")
+    listing.add_argument("name", metavar="NAME", nargs="?")
+    listing.set_defaults(command=_methods)
+    return parser
+
+
+def _add_plan_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    choices = ("same", "bfloat16", "float16", "float32", "float64")
+    add(
+        "--dtype",
+        choices=choices,
+        help="of the result; default: the recipe's, else the first model's",
+    )
+    add("--shard-size", default="5GB", metavar="5GB")
+    add("--memory", metavar="4GiB", help="bound on buffers, on host and on each device")
+    add("--threads", type=int, metavar="N")
+    add("--seed", type=int, default=0)
+    add("--strict", action="store_true", help="warnings about the recipe are errors")
+    add("--missing", choices=("error", "copy"), default="error", help="tensors not in every model")
+    add("--surplus", choices=("error", "drop"), default="error", help="tensors the base has not")
+    add("--relative-to", default=".", metavar="DIR", help="where relative model paths start")
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|xpu|mps")
+    add("--overwrite", action="store_true", help="replace another merge of ours in OUT")
+    add("--no-resume", action="store_true", help="discard an unfinished merge in OUT")
+    add("--sha256", action="store_true", help="SHA-256 of the outputs in the manifest")
+    add("--progress", choices=("auto", "plain", "json", "off"), default="auto")
+    add("--allow-nonfinite", action="store_true", help="write NaN and Inf instead of stopping")
+    add("--deadline", metavar="12:00:00", help="stop cleanly this long after the start")
+    add("--trust-remote-code", action="store_true", help="accepted; no model code is ever run")

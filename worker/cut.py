@@ -1,0 +1,64 @@
+"""How a tensor is cut: a fixed grid of blocks, and pieces of whole blocks that fit the memory.
+
+The grid depends on the tensor, its method and the kind of device only, so results cannot depend on
+memory, threads or ranks; pieces are just how many blocks one lane takes at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .methods._define import Cut
+
+CPU_BLOCK = 1 << 17
+"""Elements that stay in a core's cache while a block is computed (measured: 2^17 to 2^19)."""
+
+DEVICE_BLOCK = 1 << 23
+"""Elements per kernel launch that keep an accelerator busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The blocks of one tensor: `block` elements each, the last one shorter."""
+
+    count: int
+    block: int
+    row: int | None  # row length if blocks are made of whole rows
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.count // self.block) if self.count else 0
+
+    def span(self, first: int, blocks: int) -> tuple[int, int]:
+        """Elements [start, stop) of a run of blocks."""
+        return first * self.block, min(self.count, (first + blocks) * self.block)
+
+
+def grid(shape: tuple[int, ...], cut: Cut, block: int) -> Grid:
+    """The grid of a tensor; `block` elements is the aim, whole rows or the whole tensor a must."""
+    count = 1
+    for extent in shape:
+        count *= extent
+    if cut is Cut.ELEMENT or count == 0:
+        return Grid(count, block, None)
+    # A vector is one row.
+    row = count // shape[0] if len(shape) > 1 else count
+    if cut is Cut.TENSOR:
+        return Grid(count, count, row)
+    return Grid(count, max(1, block // row) * row, row)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of blocks of one tensor: what one lane reads, computes and writes at a time."""
+
+    first: int
+    blocks: int
+
+
+def pieces(first: int, stop: int, most: int) -> Iterator[Piece]:
+    """Blocks [first, stop) in pieces of at most `most` blocks."""
+    while first < stop:
+        yield Piece(first, min(most, stop - first))
+        first += most

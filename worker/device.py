@@ -1,0 +1,39 @@
+"""Which devices a merge runs on; the only place that knows accelerators by name."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import UsageError
+
+_KINDS = ("cuda", "xpu", "mps")
+
+
+def devices(word: str) -> list[torch.device]:
+    """The devices that `--device` names: `auto` is every visible accelerator, else the CPU."""
+    if word == "auto":
+        for kind in _KINDS:
+            found = _visible(kind)
+            if found:
+                return found
+        return [torch.device("cpu")]
+    if word == "cpu":
+        return [torch.device("cpu")]
+    kind, _, number = word.partition(":")
+    if kind not in _KINDS or (number and not number.isdigit()):
+        raise UsageError(f"--device {word}: one of auto, cpu, cuda, cuda:N, xpu, mps")
+    found = _visible(kind)
+    if number:
+        found = [device for device in found if device.index == int(number)]
+    if not found:
+        raise UsageError(f"--device {word}: torch {torch.__version__} sees no such device here")
+    return found
+
+
+def _visible(kind: str) -> list[torch.device]:
+    if kind == "mps":
+        return [torch.device("mps")] if torch.backends.mps.is_available() else []
+    module = getattr(torch, kind, None)
+    if module is None or not module.is_available():
+        return []
+    return [torch.device(kind, index) for index in range(module.device_count())]

@@ -1,0 +1,58 @@
+"""Positioned reads of input files: open once, never mmap, short reads continued, ends told."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from .errors import InputError
+
+LARGEST_READ = 1 << 30
+"""Linux moves at most 2 GiB - 4 KiB in one call."""
+
+
+class Files:
+    """Open descriptors by path, shared by all threads (positioned reads have no state)."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def descriptor(self, path: str) -> int:
+        """The open descriptor of `path`. InputError if it cannot be opened any more."""
+        with self._lock:
+            fd = self._open.get(path)
+            if fd is None:
+                try:
+                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise InputError(f"{path}: {error.strerror}") from None
+                self._open[path] = fd
+            return fd
+
+    def read(self, path: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`. InputError if the file ends early or cannot be read."""
+        fd = self.descriptor(path)
+        done = 0
+        while done < len(buffer):
+            try:
+                got = os.preadv(fd, [buffer[done : done + LARGEST_READ]], offset + done)
+            except OSError as error:
+                raise InputError(f"{path}: {error.strerror} at byte {offset + done}") from None
+            if got == 0:
+                raise InputError(
+                    f"{path}: ends at byte {offset + done}, shorter than when the merge began; "
+                    f"was it replaced?"
+                )
+            done += got
+
+    def will_need(self, path: str, offset: int, count: int) -> None:
+        """Tell the kernel to read ahead; only a hint."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        with self._lock:
+            for fd in self._open.values():
+                os.close(fd)
+            self._open.clear()

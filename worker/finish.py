@@ -1,0 +1,125 @@
+"""Whole shards → a model folder: sync, side files, names, and the manifest last.
+
+Every step may be repeated: a run that is stopped in here is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .card import model_card
+from .crc import combine
+from .layout import index_json
+from .manifest import NAME, manifest
+from .side_files import copy_side_files
+from .store import Store, output_errors, write_file
+from .target import COMMITTING, Target
+
+INDEX = "model.safetensors.index.json"
+FILES = "files"
+
+
+def finish(store: Store, target: Target, run: dict[str, Any], sha256: bool) -> dict[str, Any]:
+    """Give everything its final name; returns the manifest. OutputError leaves it repeatable."""
+    plan, out, folder = store.plan, store.out, store.folder
+    with output_errors(out):
+        staged = folder / FILES
+        staged.mkdir(exist_ok=True)
+        names = copy_side_files(plan, staged)
+        # Names that a loader goes by come after the shards.
+        late = [name for name in names if name == "config.json"]
+        if len(plan.layout.shards) > 1:
+            write_file(staged / INDEX, index_json(plan.layout.shards))
+            late.insert(0, INDEX)
+        write_file(staged / "README.md", model_card(plan, out.resolve().name))
+        write_file(staged / "mergekit_config.yml", plan.recipe.text)
+        early = [n for n in names if n not in late] + ["README.md", "mergekit_config.yml"]
+        outputs = _outputs(store, sha256)
+        outputs += [
+            {"file": name, "bytes": (staged / name).stat().st_size} for name in early + late
+        ]
+        value = manifest(plan, outputs, run)
+        write_file(staged / NAME, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        write_file(folder / COMMITTING, json.dumps({"replaces": list(target.replaces)}))
+    commit(store, target)
+    return value
+
+
+def commit(store: Store, target: Target) -> None:
+    """Rename everything; the manifest makes it a model. Repeatable from any point."""
+    out, folder = store.out, store.folder
+    staged = folder / FILES
+    with output_errors(out):
+        value = json.loads((staged / NAME).read_text())
+        _remove_old(out, target, keep={o["file"].split("/")[0] for o in value["outputs"]})
+        for entry in value["outputs"]:
+            name = entry["file"]
+            shard = folder / f"{name}.partial"
+            source = shard if shard.exists() else staged / name
+            if source.exists():
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                source.replace(out / name)
+        _sync_folder(out)
+        write_file(out / NAME, (staged / NAME).read_bytes())
+        _sync_folder(out)
+        shutil.rmtree(folder)
+
+
+def _remove_old(out: Path, target: Target, keep: set[str]) -> None:
+    """Files of the merge that this one replaces; its manifest first, so that it ends unfinished."""
+    (out / NAME).unlink(missing_ok=True)
+    for name in target.replaces:
+        path = out / name
+        if name in keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _outputs(store: Store, sha256: bool) -> list[dict[str, Any]]:
+    """Size and checksums of every shard, from the checksums of its pieces."""
+    plan = store.plan
+    by_step = store.by_step()
+    parts: list[list[tuple[int, int, int]]] = [[] for _ in plan.layout.shards]
+    for number, step in enumerate(plan.steps):
+        for entry in by_step.get(number, ()):
+            start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
+            position = step.offset + start * step.dtype.bytes
+            parts[step.shard].append((position, entry.crc, (stop - start) * step.dtype.bytes))
+    found: list[dict[str, Any]] = []
+    for shard, pieces in zip(plan.layout.shards, parts, strict=True):
+        header = (zlib.crc32(shard.header), len(shard.header))
+        crc = combine([header, *((crc, length) for _, crc, length in sorted(pieces))])
+        found.append({"file": shard.name, "bytes": shard.size, "crc32": f"{crc:08x}"})
+    if sha256:
+        paths = [store.folder / f"{shard.name}.partial" for shard in plan.layout.shards]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            for facts, digest in zip(found, pool.map(file_sha256, paths), strict=True):
+                facts["sha256"] = digest
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as hex (Python 3.10 has no `hashlib.file_digest`)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

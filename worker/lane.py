@@ -1,0 +1,138 @@
+"""One lane: a thread's own buffers on host and device, and what it does with one piece."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .cut import Piece
+from .files import Files
+from .methods._define import Block, Final, Reduce
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .step import Step
+
+NonFinite = Callable[["Step", Piece, list["Tensor"], "Tensor"], None]
+
+
+class Pool:
+    """Buffers by slot, on one device; each grows to the largest request and is then reused."""
+
+    def __init__(self, device: torch.device, pinned: bool = False) -> None:
+        self.device = device
+        self.pinned = pinned
+        self._slots: dict[str, Tensor] = {}
+
+    def bytes(self, slot: str, count: int) -> Tensor:
+        """`count` bytes of the slot's memory."""
+        held = self._slots.get(slot)
+        if held is None or held.numel() < count:
+            # Let go first, or the peak would be old and new together.
+            self._slots.pop(slot, None)
+            held = None
+            options = {"pin_memory": True} if self.pinned else {"device": self.device}
+            held = torch.empty(count, dtype=torch.uint8, **options)
+            self._slots[slot] = held
+        return held[:count]
+
+    def take(self, slot: str, count: int, dtype: str) -> Tensor:
+        """`count` elements of the slot's memory (the Scratch of methods)."""
+        kind: torch.dtype = getattr(torch, dtype)
+        return self.bytes(slot, count * kind.itemsize).view(kind)
+
+
+def host_view(buffer: Tensor) -> memoryview:
+    """The memory of a host tensor for reads and writes; numpy may be absent on the node."""
+    count = buffer.numel()
+    if count == 0:
+        return memoryview(bytearray())
+    return memoryview((ctypes.c_char * count).from_address(buffer.data_ptr())).cast("B")
+
+
+class Lane:
+    """Buffers and streams of one worker thread. Not shared between threads."""
+
+    def __init__(self, device: torch.device, files: Files, staged: bool | None = None) -> None:
+        self.device = device
+        self.files = files
+        # With an accelerator, values pass through pinned host memory; tests stage on CPU too.
+        self.staged = device.type != "cpu" if staged is None else staged
+        self.host = Pool(torch.device("cpu"), pinned=device.type in ("cuda", "xpu"))
+        self.on_device = Pool(device) if self.staged else self.host
+        self.scratch = Pool(device)
+
+    def stream(self) -> AbstractContextManager[Any]:
+        """The device's own queue of this lane, so that copies and kernels of lanes overlap."""
+        if self.device.type == "cuda":
+            return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+        if self.device.type == "xpu":
+            return torch.xpu.stream(torch.xpu.Stream(self.device))  # type: ignore[no-untyped-call]
+        return nullcontext()
+
+    def read(self, step: Step, piece: Piece, source: int) -> Tensor:
+        """The bytes of one source for a piece, on the host."""
+        info = step.sources[source]
+        start, stop = step.grid.span(piece.first, piece.blocks)
+        size = info.dtype.bytes
+        buffer = self.host.bytes(f"in{source}", (stop - start) * size)
+        self.files.read(info.file, info.offset + start * size, host_view(buffer))
+        return buffer
+
+    def load(self, step: Step, piece: Piece) -> list[Tensor]:
+        """Every source's elements of a piece in their stored dtypes, 1-D, on the device."""
+        loaded = []
+        for number, info in enumerate(step.sources):
+            buffer = self.read(step, piece, number)
+            if self.staged:
+                there = self.on_device.bytes(f"dev{number}", buffer.numel())
+                buffer = there.copy_(buffer, non_blocking=True)
+            loaded.append(buffer.view(getattr(torch, info.dtype.torch_name)))
+        return loaded
+
+    def blocks(
+        self, step: Step, piece: Piece, loaded: list[Tensor], first: int, count: int
+    ) -> Iterator[Block]:
+        """Blocks [first, first + count) of the loaded piece, with rows where rows count."""
+        grid = step.grid
+        begin = piece.first * grid.block
+        for number in range(first, first + count):
+            start, stop = grid.span(number, 1)
+            views = [values[start - begin : stop - begin] for values in loaded]
+            if grid.row is not None:
+                views = [view.view(-1, grid.row) for view in views]
+            yield Block(views, start, self.scratch)
+
+    def look(self, step: Step, piece: Piece, loaded: list[Tensor], reduce: Reduce) -> list[Any]:
+        """One statistic per block of the piece."""
+        blocks = self.blocks(step, piece, loaded, piece.first, piece.blocks)
+        return [reduce.look(block) for block in blocks]
+
+    def merge(
+        self, step: Step, piece: Piece, loaded: list[Tensor], part: Piece, final: Final
+    ) -> tuple[Tensor, int]:
+        """Merged bytes of `part` (blocks of `piece`) on the host; how many are not finite."""
+        start, stop = step.grid.span(part.first, part.blocks)
+        dtype: torch.dtype = getattr(torch, step.dtype.torch_name)
+        size = (stop - start) * step.dtype.bytes
+        pool = self.on_device
+        out = pool.bytes("out", size).view(dtype)
+        # One check for the piece: a sum is finite only if all of its terms are.
+        check = None
+        for block in self.blocks(step, piece, loaded, part.first, part.blocks):
+            here = out[block.start - start : block.start - start + block.tensors[0].numel()]
+            final.merge(block, here.view(block.tensors[0].shape))
+            total = here.sum(dtype=torch.float32 if dtype == torch.float16 else None)
+            check = total if check is None else check + total
+        bad = 0
+        if check is not None and not bool(torch.isfinite(check)):
+            bad = int(out.numel() - torch.isfinite(out).sum())
+        raw = out.view(torch.uint8)
+        if self.staged:
+            raw = self.host.bytes("back", size).copy_(raw)
+        return raw, bad

@@ -1,0 +1,105 @@
+"""Output tensors → shards with their headers and exact offsets, before any byte is merged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .dtypes import DType
+
+HEADER_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor to be stored."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count * self.dtype.bytes
+
+
+@dataclass(frozen=True)
+class OutputShard:
+    """One file of the result: its final name, its header, its size."""
+
+    name: str
+    header: bytes
+    size: int
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every shard, and for each output (in the order given) its shard and absolute offset."""
+
+    shards: tuple[OutputShard, ...]
+    places: tuple[tuple[int, int], ...]
+
+
+def lay_out(outputs: Sequence[Output], shard_bytes: int) -> Layout:
+    """Fill shards in the given order up to `shard_bytes`; a larger tensor gets its own.
+
+    Inside a shard wider dtypes come first, so that every tensor starts aligned.
+    """
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for number, output in enumerate(outputs):
+        if groups[-1] and filled + output.nbytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(number)
+        filled += output.nbytes
+    places: dict[int, tuple[int, int]] = {}
+    shards: list[OutputShard] = []
+    for shard, group in enumerate(groups):
+        order = sorted(group, key=lambda n: -outputs[n].dtype.bytes)
+        header, offsets = _header([outputs[n] for n in order])
+        position = len(header)
+        for number, offset in zip(order, offsets, strict=True):
+            places[number] = (shard, position + offset)
+        size = position + sum(outputs[n].nbytes for n in group)
+        names = tuple(outputs[n].name for n in order)
+        shards.append(OutputShard(_shard_name(shard, len(groups)), header, size, names))
+    return Layout(tuple(shards), tuple(places[n] for n in range(len(outputs))))
+
+
+def index_json(shards: Sequence[OutputShard]) -> str:
+    """`model.safetensors.index.json` of a sharded result."""
+    total = sum(shard.size - len(shard.header) for shard in shards)
+    weight_map = {name: shard.name for shard in shards for name in shard.tensors}
+    value = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _shard_name(number: int, total: int) -> str:
+    if total == 1:
+        return "model.safetensors"
+    return f"model-{number + 1:05d}-of-{total:05d}.safetensors"
+
+
+def _header(outputs: Sequence[Output]) -> tuple[bytes, list[int]]:
+    """Length prefix and JSON header, padded with blanks; and offsets counted from its end."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offsets: list[int] = []
+    position = 0
+    for output in outputs:
+        end = position + output.nbytes
+        entries[output.name] = {
+            "dtype": output.dtype.name,
+            "shape": list(output.shape),
+            "data_offsets": [position, end],
+        }
+        offsets.append(position)
+        position = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, offsets

@@ -1,0 +1,91 @@
+"""`merge_manifest.json`: what was merged, from what, with what result. Written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .card import public_name, public_recipe
+from .checkpoint import Checkpoint, read_json
+from .plan import Plan
+
+NAME = "merge_manifest.json"
+
+
+def worker_digest() -> str | None:
+    """SHA-256 of the zip this worker runs from, which the launcher prints; None from a checkout."""
+    archive = getattr(sys.modules.get(__package__ or "worker"), "__loader__", None)
+    path = getattr(archive, "archive", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+
+
+def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
+    """One input, recognisable without its path: sizes and digests of the headers."""
+    return {
+        "model": label,
+        "bytes": sum(shard.size for shard in model.shards),
+        "tensors": len(model.tensors),
+        "shards": [
+            {"file": Path(s.path).name, "bytes": s.size, "header_sha256": s.header_sha256}
+            for s in model.shards
+        ],
+    }
+
+
+def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a finished merge; `run` holds timings and counts of this run."""
+    merged = sum(step.task is not None for step in plan.steps)
+    order = {str(ref): public_name(ref) for ref in plan.recipe.model_refs()}
+    recipe = plan.recipe
+    return {
+        "format": 1,
+        "key": plan.key,
+        "worker": {"version": __version__, "sha256": worker_digest()},
+        "recipe": {
+            "method": recipe.method,
+            "text": public_recipe(plan),
+            "models": list(order.values()),
+            "base_model": public_name(recipe.base) if recipe.base else None,
+            "values": _values(plan),
+        },
+        "dtype": plan.options.dtype or recipe.out_dtype or recipe.dtype or "same",
+        "seed": plan.options.seed,
+        "inputs": [
+            input_facts(order.get(label, label), model)
+            for label, model in zip(plan.labels, plan.models, strict=True)
+        ],
+        "outputs": outputs,
+        "counts": {
+            "merged": merged,
+            "copied": len(plan.steps) - merged,
+            "missing": len(plan.matches.missing),
+            "surplus": len(plan.matches.surplus),
+        },
+        "notes": list(plan.warnings),
+        **run,
+    }
+
+
+def _values(plan: Plan) -> list[dict[str, Any]]:
+    """Resolved parameters: each distinct set once, with how many tensors have it."""
+    found: dict[str, list[str]] = {}
+    for step in plan.steps:
+        if step.task is not None:
+            found.setdefault(json.dumps(step.task.values, default=list), []).append(step.name)
+    return [
+        {"parameters": json.loads(text), "tensors": len(names), "first": names[0]}
+        for text, names in found.items()
+    ]
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """The manifest in OUT, or None. InputError if it is damaged."""
+    path = out / NAME
+    if not path.is_file():
+        return None
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}

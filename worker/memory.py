@@ -1,0 +1,69 @@
+"""How much memory a merge may use, and what follows for lanes and pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .step import Step
+
+DEFAULT_BYTES = 512 << 20
+"""Enough to run at full speed: more buffers fall out of the caches, and gain nothing."""
+
+PIECE_ELEMENTS = 1 << 19
+"""Elements that a lane reads at a time when one read is enough: requests of a MiB and more."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`lanes` threads, each with buffers of at most `lane_bytes`; `bound` is what all of them take.
+
+    A method that needs a whole tensor (or a long row) at once may exceed what was asked for; the
+    bound counts it, and `forced_by` names the tensor.
+    """
+
+    lanes: int
+    lane_bytes: int
+    bound: int
+    forced_by: str | None = None
+
+    def piece_blocks(self, step: Step) -> int:
+        """Blocks of `step` that one lane takes at a time."""
+        return _piece_blocks(step, self.lane_bytes)
+
+
+def bytes_per_element(step: Step) -> int:
+    """Buffer bytes of one element: every source and the result."""
+    return sum(info.dtype.bytes for info in step.sources) + step.dtype.bytes
+
+
+def budget(steps: Sequence[Step], memory_bytes: int | None, threads: int) -> Memory:
+    """Share the memory among lanes: more lanes than threads, so that some wait for the storage."""
+    total = memory_bytes or DEFAULT_BYTES
+    least, largest = 0, None
+    for step in steps:
+        need = _lane_bytes(step, 1)
+        if need > least:
+            least, largest = need, step.name
+    wanted = threads + max(2, threads // 4)
+    lanes = max(1, min(wanted, total // max(1, least)))
+    lane_bytes = max(total // lanes, least)
+    taken = max((_lane_bytes(s, _piece_blocks(s, lane_bytes)) for s in steps), default=0)
+    bound = lanes * taken
+    return Memory(lanes, lane_bytes, bound, largest if bound > total else None)
+
+
+def _lane_bytes(step: Step, blocks: int) -> int:
+    """What a lane takes for a piece of that many blocks, scratch included."""
+    block = min(step.grid.block, step.grid.count)
+    elements = min(blocks * block, step.grid.count)
+    return elements * bytes_per_element(step) + block * step.scratch
+
+
+def _piece_blocks(step: Step, lane_bytes: int) -> int:
+    block = max(1, min(step.grid.block, step.grid.count))
+    most = max(1, PIECE_ELEMENTS // block) if step.reads == 1 else max(1, step.grid.blocks)
+    room = (lane_bytes - block * step.scratch) // (block * bytes_per_element(step))
+    return max(1, min(most, room))

@@ -1,0 +1,72 @@
+"""Tells the kernel what will be read next, so that the storage works while the maths does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from .cut import Piece
+from .errors import InputError
+from .files import Files
+from .step import Step
+
+WINDOW = 256 << 20
+"""Bytes ahead of the lanes: far enough for a disk, near enough to stay in the page cache."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The part of a step that is to be done here: runs of blocks that are not in the store yet."""
+
+    number: int
+    step: Step
+    todo: tuple[Piece, ...]
+
+
+class ReadAhead:
+    """A thread that walks the work in order, at most `WINDOW` bytes ahead of the lanes."""
+
+    def __init__(self, files: Files, work: Sequence[Work]) -> None:
+        self._files = files
+        self._work = work
+        sizes = (sum(info.nbytes for info in item.step.sources) for item in work)
+        self._before = list(accumulate(sizes, initial=0))
+        self._index = {item.number: i for i, item in enumerate(work)}
+        self._reached = 0
+        self._moved = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def reached(self, number: int) -> None:
+        """The lanes begin the step `number`."""
+        with self._moved:
+            self._reached = self._index[number]
+            self._moved.notify()
+
+    def stop(self) -> None:
+        with self._moved:
+            self._stopped = True
+            self._moved.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        for number, item in enumerate(self._work):
+            with self._moved:
+                while not self._stopped and self._too_far(number):
+                    self._moved.wait()
+                if self._stopped:
+                    return
+            for info in item.step.sources:
+                try:
+                    self._files.will_need(info.file, info.offset, min(info.nbytes, WINDOW))
+                except (InputError, OSError):
+                    return  # only a hint was lost; the lane that reads says what is wrong
+
+    def _too_far(self, number: int) -> bool:
+        return self._before[number] - self._before[self._reached] > WINDOW

@@ -1,0 +1,187 @@
+"""One merge from plan to manifest: what `merge` and `average` do after their arguments are read."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import printable
+from .finish import commit, finish
+from .lock import Busy, Lock
+from .manifest import read_manifest
+from .plan import Plan
+from .progress import GIB, Progress, duration
+from .ranks import Rank, share
+from .report import size
+from .store import Store
+from .target import State, survey
+
+if TYPE_CHECKING:
+    from .stream import Engine
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, as far as it cannot change the result."""
+
+    device: str = "auto"
+    overwrite: bool = False
+    resume: bool = True
+    sha256: bool = False
+    progress: str = "auto"
+    allow_nonfinite: bool = False
+    deadline_s: float | None = None
+
+
+@dataclass
+class Clock:
+    """Seconds of the phases, for the manifest."""
+
+    began: float
+    planned: float = 0.0
+    stream_s: float = 0.0
+
+    def timings(self) -> dict[str, float]:
+        return {
+            "plan_s": round(self.planned - self.began, 3),
+            "stream_s": round(self.stream_s, 3),
+            "total_s": round(time.monotonic() - self.began, 3),
+        }
+
+
+def run_merge(plan: Plan, out: Path, options: RunOptions, rank: Rank, clock: Clock) -> str:
+    """Merge into `out`; returns the line to print at the end. WorkerError of any kind."""
+    clock.planned = time.monotonic()
+    target = survey(plan, out, overwrite=options.overwrite, resume=options.resume)
+    if target.state is State.FINISHED:
+        return f"{out}: this merge is already there; nothing to do"
+    store = Store(out, plan)
+    if target.state is State.COMMIT:
+        with Lock(store.folder / "lock-finish"):
+            commit(store, target)
+        return f"{out}: finished what an earlier run had merged"
+    if target.state is State.FRESH and store.folder.exists() and rank.number == 0:
+        store.discard()
+    store.prepare()
+    with Lock(store.folder / f"lock-{rank.number}-of-{rank.world}"):
+        nonfinite, differing, moved = _stream(store, options, rank, clock)
+        store.read_journals()
+        if not store.complete():
+            return f"{out}: share {rank.number + 1} of {rank.world} is done; others still work"
+        try:
+            with Lock(store.folder / "lock-finish"):
+                if read_manifest(out) is None or options.overwrite:
+                    run = {
+                        "nonfinite": nonfinite + sum(e.nonfinite for e in store.entries.values()),
+                        "differing_copies": differing,
+                        "timings": clock.timings(),
+                        "gib_per_s": round(moved / GIB / max(1e-9, clock.stream_s), 3),
+                    }
+                    finish(store, target, run, options.sha256)
+        except Busy:
+            return f"{out}: share {rank.number + 1} of {rank.world} is done; another rank finishes"
+    return _summary(plan, out, clock, moved, differing)
+
+
+def _stream(
+    store: Store, options: RunOptions, rank: Rank, clock: Clock
+) -> tuple[int, list[str], int]:
+    """Do this rank's share; returns non-finite values, differing copies and bytes moved."""
+    from .device import devices
+    from .stream import Engine
+
+    plan = store.plan
+    found = devices(options.device)
+    store.read_journals()
+    store.open()
+    began = time.monotonic()
+    progress = Progress(options.progress, plan.output_bytes, printable(store.out.name))
+    engine = Engine(plan, store, progress, found, allow_nonfinite=options.allow_nonfinite)
+    try:
+        with progress, _stop_by_signal(engine), _stop_by_clock(engine, options.deadline_s, clock):
+            if store.entries:
+                lost = store.drop_damaged(plan.memory.lanes)
+                _say_resumed(store, progress, lost)
+            engine.run(share(plan.steps, rank, store.done()))
+        clock.stream_s = time.monotonic() - began
+        store.sync()
+    finally:
+        store.close()
+    return 0, engine.differing, progress.bytes_in + progress.bytes_out
+
+
+def _say_resumed(store: Store, progress: Progress, lost: int) -> None:
+    for entry in store.entries.values():
+        step = store.plan.steps[entry.step]
+        start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
+        progress.done_before += (stop - start) * step.dtype.bytes
+    damaged = f", {lost} damaged pieces are done again" if lost else ""
+    line = f"{store.out}: continuing at {progress.percent:.0f} %{damaged}"
+    if progress.mode == "json":
+        progress.event("resumed", percent=progress.percent, damaged=lost)
+    elif progress.mode != "off":
+        print(line, file=progress.stream)
+
+
+@contextlib.contextmanager
+def _stop_by_signal(engine: Engine) -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGUSR1 end the run between two pieces."""
+
+    def stop(number: int, frame: object) -> None:
+        engine.stop_reason = f"stopped by {signal.Signals(number).name}"
+        engine.stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {kind: signal.signal(kind, stop) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+@contextlib.contextmanager
+def _stop_by_clock(engine: Engine, deadline_s: float | None, clock: Clock) -> Iterator[None]:
+    """End the run before a walltime, since some schedulers give no warning."""
+    if deadline_s is None:
+        yield
+        return
+
+    def stop() -> None:
+        engine.stop_reason = "stopped at the deadline"
+        engine.stop.set()
+
+    timer = threading.Timer(max(0.0, deadline_s - (time.monotonic() - clock.began)), stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _summary(plan: Plan, out: Path, clock: Clock, moved: int, differing: list[str]) -> str:
+    timings: dict[str, Any] = clock.timings()
+    merged = sum(step.task is not None for step in plan.steps)
+    rate = moved / GIB / max(1e-9, clock.stream_s)
+    text = (
+        f"{out}: {merged} tensors merged, {len(plan.steps) - merged} copied; "
+        f"{size(plan.output_bytes)} in {duration(timings['total_s'])} ({rate:.2f} GiB/s)"
+    )
+    if differing:
+        print(
+            f"warning: {len(differing)} copied tensors differ between the models, the first "
+            f"model's were taken: {printable(differing[0])}",
+            file=sys.stderr,
+        )
+    return text

@@ -1,0 +1,95 @@
+"""What belongs to a model besides its weights: which files are taken along, and the config."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .dtypes import DType
+from .plan import Plan
+from .recipe import ModelRef
+from .store import write_file
+
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack"),
+    *(".onnx", ".onnx_data", ".ot", ".npz", ".npy", ".pkl", ".nemo", ".distcp", ".mlmodel"),
+    *(".tflite", ".index.json", ".lock", ".incomplete"),
+)
+_NOT_FILES = {
+    "README.md", "merge_manifest.json", "mergekit_config.yml", "config.json",
+    "trainer_state.json", "adapter_config.json", ".gitattributes",
+}  # fmt: skip
+_NOT_FOLDERS = {".git", ".cache", ".merge-partial", "original", "onnx", "runs", "__pycache__"}
+LARGEST = 512 << 20
+"""A file above this is no tokenizer; whatever it is, it is not copied blindly."""
+
+
+def side_files(folder: Path) -> Iterator[str]:
+    """Relative names of the files to copy: tokenizer, processor, templates, `*.py`, licence …"""
+    for here, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = sorted(f for f in folders if f not in _NOT_FOLDERS and not f.startswith("."))
+        if "trainer_state.json" in names and Path(here) != folder:
+            folders[:] = []
+            continue
+        for name in sorted(names):
+            path = Path(here) / name
+            if not _wanted(path, name):
+                continue
+            yield path.relative_to(folder).as_posix()
+
+
+def _wanted(path: Path, name: str) -> bool:
+    if name in _NOT_FILES or name.endswith(_WEIGHTS) or name.startswith("training_args"):
+        return False
+    # Links are followed: the hub's cache consists of them. FIFOs and devices are not opened.
+    return path.is_file() and path.stat().st_size <= LARGEST
+
+
+def copy_side_files(plan: Plan, into: Path) -> list[str]:
+    """Copy the base's side files and write `config.json` below `into`; returns all names."""
+    folder = plan.models[0].folder
+    if folder is None:
+        return []
+    names = list(side_files(folder))
+    for name in names:
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target)
+    config = folder / "config.json"
+    if config.is_file():
+        changed = merged_config(plan)
+        if changed is None:
+            shutil.copyfile(config, into / "config.json")
+        else:
+            write_file(
+                into / "config.json", json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
+            )
+        names.append("config.json")
+    return names
+
+
+def merged_config(plan: Plan) -> dict[str, Any] | None:
+    """The base's config with what the recipe changes, or None if that is nothing."""
+    config = dict(plan.models[0].config)
+    asked = plan.options.dtype or plan.recipe.out_dtype or plan.recipe.dtype or "same"
+    before = dict(config)
+    if asked != "same":
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+        config |= dict.fromkeys(keys, asked.removeprefix("torch."))
+    base: ModelRef | None = plan.recipe.base
+    architecture = base.architecture if base else None
+    if architecture:
+        config["architectures"] = [architecture]
+    return config if config != before else None
+
+
+def stored_dtypes(plan: Plan) -> dict[str, int]:
+    """Number of stored elements by dtype name."""
+    found: dict[DType, int] = {}
+    for step in plan.steps:
+        found[step.dtype] = found.get(step.dtype, 0) + step.grid.count
+    return {dtype.torch_name: count for dtype, count in found.items()}

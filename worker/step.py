@@ -1,0 +1,26 @@
+"""A step of a plan: one output tensor, where its parts come from and where they go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .cut import Grid
+from .dtypes import DType
+from .header import TensorInfo
+from .methods._define import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One output tensor. `task` is None where its bytes are copied from the first source."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    sources: tuple[TensorInfo, ...]
+    task: Task | None
+    grid: Grid
+    reads: int
+    scratch: int  # bytes per element of the block at work
+    shard: int
+    offset: int

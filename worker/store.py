@@ -1,0 +1,203 @@
+"""The unfinished output: shards at their final size under other names, and a journal of pieces.
+
+All of it lies in `OUT/.merge-partial`, so that nothing in OUT looks like a model before `finish`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cut import Piece
+from .errors import OutputError, WorkerError
+from .plan import Plan
+from .step import Step
+
+PARTIAL = ".merge-partial"
+VERIFY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A finished piece in the journal."""
+
+    step: int
+    piece: Piece
+    crc: int
+    nonfinite: int
+
+    def line(self) -> bytes:
+        text = f"{self.step} {self.piece.first} {self.piece.blocks} {self.crc} {self.nonfinite}"
+        return f"{text} {zlib.crc32(text.encode())}\n".encode()
+
+
+def parse_line(line: bytes) -> Entry | None:
+    """The entry of a journal line; None for a torn or damaged one."""
+    text, _, check = line.strip().rpartition(b" ")
+    fields = text.split()
+    if len(fields) != 5 or not check.isdigit() or zlib.crc32(text) != int(check):
+        return None
+    step, first, blocks, crc, nonfinite = (int(field) for field in fields)
+    return Entry(step, Piece(first, blocks), crc, nonfinite)
+
+
+class Store:
+    """Shards and journal of one plan in OUT. Writing is safe from any thread."""
+
+    def __init__(self, out: Path, plan: Plan) -> None:
+        self.out = out
+        self.folder = out / PARTIAL
+        self.plan = plan
+        self.entries: dict[tuple[int, int], Entry] = {}
+        self._descriptors: list[int] = []
+        self._journal = -1
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Make the folder, unless it holds this very merge already. OutputError."""
+        with output_errors(self.out):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_file(self.folder / "key.json", json.dumps({"key": self.plan.key}))
+
+    def open(self) -> None:
+        """Open all shards at their final size and a journal of this process. OutputError."""
+        with output_errors(self.out):
+            for shard in self.plan.layout.shards:
+                path = self.folder / f"{shard.name}.partial"
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._descriptors.append(fd)
+                if os.fstat(fd).st_size != shard.size:
+                    os.ftruncate(fd, shard.size)
+                os.pwrite(fd, shard.header, 0)
+            name = f"journal-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+            self._journal = os.open(self.folder / name, flags, 0o666)
+
+    def write(
+        self, number: int, step: Step, piece: Piece, data: memoryview, nonfinite: int
+    ) -> None:
+        """Put a piece at its place, then note it in the journal. OutputError."""
+        start, _ = step.grid.span(piece.first, piece.blocks)
+        position = step.offset + start * step.dtype.bytes
+        with output_errors(self.out):
+            done = 0
+            while done < len(data):
+                fd = self._descriptors[step.shard]
+                done += os.pwrite(fd, data[done : done + (1 << 30)], position + done)
+            entry = Entry(number, piece, zlib.crc32(data), nonfinite)
+            with self._lock:
+                os.write(self._journal, entry.line())
+                self.entries[number, piece.first] = entry
+
+    def read_journals(self) -> None:
+        """Take over what the journals of all processes, living and dead, say is done."""
+        with output_errors(self.out):
+            for path in sorted(self.folder.glob("journal-*")):
+                for line in path.read_bytes().splitlines():
+                    entry = parse_line(line)
+                    if entry is not None and self._fits(entry):
+                        self.entries[entry.step, entry.piece.first] = entry
+
+    def done(self) -> dict[int, list[Piece]]:
+        """Finished pieces by step; none of them overlap."""
+        return {n: [entry.piece for entry in entries] for n, entries in self.by_step().items()}
+
+    def complete(self) -> bool:
+        """Whether every block of every step is done."""
+        done = self.done()
+        return all(
+            sum(piece.blocks for piece in done.get(number, ())) == step.grid.blocks
+            for number, step in enumerate(self.plan.steps)
+        )
+
+    def drop_damaged(self, threads: int) -> int:
+        """Forget entries whose bytes are not in the shards any more; returns how many."""
+        with ThreadPoolExecutor(threads) as pool:
+            entries = list(self.entries.values())
+            good = list(pool.map(self._is_there, entries))
+        lost = [entry for entry, there in zip(entries, good, strict=True) if not there]
+        for entry in lost:
+            del self.entries[entry.step, entry.piece.first]
+        return len(lost)
+
+    def sync(self) -> None:
+        """Force everything written here to the storage. OutputError."""
+        with output_errors(self.out):
+            for fd in (*self._descriptors, self._journal):
+                os.fsync(fd)
+
+    def close(self) -> None:
+        for fd in (*self._descriptors, self._journal):
+            if fd >= 0:
+                os.close(fd)
+        self._descriptors, self._journal = [], -1
+
+    def discard(self) -> None:
+        """Remove the unfinished output."""
+        with output_errors(self.out):
+            shutil.rmtree(self.folder, ignore_errors=False)
+
+    def by_step(self) -> dict[int, list[Entry]]:
+        """The journal in order of place, without what two processes did twice."""
+        grouped: dict[int, list[Entry]] = {}
+        for entry in sorted(self.entries.values(), key=lambda e: (e.step, e.piece.first)):
+            kept = grouped.setdefault(entry.step, [])
+            if not kept or entry.piece.first >= kept[-1].piece.first + kept[-1].piece.blocks:
+                kept.append(entry)
+        return grouped
+
+    def _fits(self, entry: Entry) -> bool:
+        if not 0 <= entry.step < len(self.plan.steps):
+            return False
+        blocks = self.plan.steps[entry.step].grid.blocks
+        return entry.piece.first >= 0 and entry.piece.first + entry.piece.blocks <= blocks
+
+    def _is_there(self, entry: Entry) -> bool:
+        step = self.plan.steps[entry.step]
+        start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
+        position, end = (step.offset + n * step.dtype.bytes for n in (start, stop))
+        crc = 0
+        while position < end:
+            data = os.pread(
+                self._descriptors[step.shard], min(VERIFY_BYTES, end - position), position
+            )
+            if not data:
+                return False
+            crc = zlib.crc32(data, crc)
+            position += len(data)
+        return crc == entry.crc
+
+
+class output_errors:
+    """Turns the system's refusals while writing into one line with the way out."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, WorkerError):
+            raise OutputError(
+                f"{self.out}: cannot write: {error.strerror}"
+                f"{f' ({error.filename})' if error.filename else ''}\n"
+                f"  what is done stays; the same command continues when the cause is mended"
+            ) from None
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a whole file so that a reader sees the old one or the new one, never a part."""
+    raw = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,223 @@
+"""Plan → bytes in the store: lanes read, compute and write pieces; passes of a tensor in order.
+
+Each lane does one piece after the other, reading and writing at fixed positions with buffers of
+its own. There are more lanes than processors, so that reads, maths and writes of different lanes
+overlap; torch's own threads stay out of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .cut import Piece, pieces
+from .errors import ResultError, Stopped
+from .files import Files
+from .lane import Lane, host_view
+from .methods._define import Final, Reduce
+from .plan import Plan
+from .progress import Progress
+from .readahead import ReadAhead, Work
+from .step import Step
+from .store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OPEN_STEPS = 4
+"""Tensors in several passes at a time: one pass waits for its last piece while the next begins."""
+
+
+@dataclass(eq=False)
+class _Open:
+    """A step at work: its current pass, pieces to hand out, results of pieces by first block."""
+
+    work: Work
+    current: Reduce | Final | None  # None: bytes are copied
+    waiting: deque[Piece]
+    busy: int = 0
+    results: dict[int, list[Any]] = field(default_factory=dict)
+
+
+class Engine:
+    """Runs the work of one process. `stop` is set from outside to end early, resumable."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        progress: Progress,
+        devices: Sequence[torch.device],
+        *,
+        allow_nonfinite: bool = False,
+        staged: bool | None = None,
+    ) -> None:
+        self.plan = plan
+        self.store = store
+        self.progress = progress
+        self.devices = devices
+        self.allow_nonfinite = allow_nonfinite
+        self.staged = staged
+        self.stop = threading.Event()
+        self.stop_reason = "stopped"
+        self.nonfinite = 0
+        self.differing: list[str] = []
+        self._files = Files()
+        self._condition = threading.Condition()
+        self._open: list[_Open] = []
+        self._error: BaseException | None = None
+        self._pending: Iterator[Work] = iter(())
+
+    def run(self, work: Sequence[Work]) -> None:
+        """Do all of `work`. Stopped if asked to; the first error of any lane otherwise."""
+        torch.set_num_threads(1)
+        self._pending = iter(work)
+        self._ahead = ahead = ReadAhead(self._files, work)
+        lanes = [
+            threading.Thread(target=self._lane, args=(self.devices[i % len(self.devices)],))
+            for i in range(self.plan.memory.lanes)
+        ]
+        try:
+            ahead.start()
+            for lane in lanes:
+                lane.start()
+            for lane in lanes:
+                lane.join()
+        finally:
+            ahead.stop()
+            self._files.close()
+        if self._error is not None:
+            raise self._error
+        if self.stop.is_set():
+            raise Stopped(
+                f"{self.stop_reason} at {self.progress.percent:.0f} %; nothing is lost, "
+                f"run the same command again to continue"
+            )
+
+    def _lane(self, device: torch.device) -> None:
+        lane = Lane(device, self._files, self.staged)
+        try:
+            with lane.stream(), torch.inference_mode():
+                while (task := self._next()) is not None:
+                    self._do(lane, *task)
+        except BaseException as error:
+            with self._condition:
+                self._error = self._error or error
+                self._condition.notify_all()
+
+    def _next(self) -> tuple[_Open, Piece] | None:
+        """A piece to do; waits while others finish a pass; None at the end or when stopped."""
+        with self._condition:
+            while True:
+                if self._error is not None or self.stop.is_set():
+                    return None
+                for item in self._open:
+                    if item.waiting:
+                        item.busy += 1
+                        return item, item.waiting.popleft()
+                if len(self._open) < OPEN_STEPS + self.plan.memory.lanes:
+                    following = next(self._pending, None)
+                    if following is not None:
+                        self._ahead.reached(following.number)
+                        self._open.append(self._begin(following))
+                        continue
+                if not self._open:
+                    self._condition.notify_all()
+                    return None
+                self._condition.wait()
+
+    def _begin(self, work: Work) -> _Open:
+        current = self.plan.method.begin(work.step.task) if work.step.task else None
+        item = _Open(work, current, deque())
+        self._hand_out(item)
+        return item
+
+    def _hand_out(self, item: _Open) -> None:
+        """Pieces of the current pass: every block to look at, only what is to do to merge."""
+        step = item.work.step
+        most = self.plan.memory.piece_blocks(step)
+        whole = (Piece(0, step.grid.blocks),)
+        for run in whole if isinstance(item.current, Reduce) else item.work.todo:
+            item.waiting.extend(pieces(run.first, run.first + run.blocks, most))
+
+    def _do(self, lane: Lane, item: _Open, piece: Piece) -> None:
+        """One piece of the current pass; all passes in memory if the piece is the whole tensor."""
+        work, current, partials = item.work, item.current, None
+        if current is None:
+            self._copy(lane, work, piece)
+        else:
+            loaded = lane.load(work.step, piece)
+            self.progress.read(sum(values.nbytes for values in loaded))
+            if isinstance(current, Reduce) and piece.blocks < work.step.grid.blocks:
+                partials = lane.look(work.step, piece, loaded, current)
+            elif isinstance(current, Reduce):
+                while isinstance(current, Reduce):
+                    current = current.finish(lane.look(work.step, piece, loaded, current))
+                for part in work.todo:
+                    self._merge(lane, work, piece, loaded, part, current)
+            else:
+                self._merge(lane, work, piece, loaded, piece, current)
+        self._done(item, piece, partials)
+
+    def _merge(
+        self, lane: Lane, work: Work, piece: Piece, loaded: list[Tensor], part: Piece, final: Final
+    ) -> None:
+        raw, bad = lane.merge(work.step, piece, loaded, part, final)
+        if bad:
+            self._report_nonfinite(work.step, loaded, bad)
+        self.store.write(work.number, work.step, part, host_view(raw), bad)
+        self.progress.wrote(raw.numel())
+
+    def _done(self, item: _Open, piece: Piece, partials: list[Any] | None) -> None:
+        with self._condition:
+            item.busy -= 1
+            if partials is not None:
+                item.results[piece.first] = partials
+            if item.waiting or item.busy:
+                return
+            if partials is None:
+                self._open.remove(item)
+                self._condition.notify_all()
+                return
+        # The last piece of a pass over a tensor: nobody else is at it, so no lock is held.
+        assert isinstance(item.current, Reduce)
+        current = item.current.finish(
+            [r for first in sorted(item.results) for r in item.results[first]]
+        )
+        with self._condition:
+            item.current, item.results = current, {}
+            self._hand_out(item)
+            self._condition.notify_all()
+
+    def _copy(self, lane: Lane, work: Work, piece: Piece) -> None:
+        """Bytes as they are; sources that differ are noted, since only the first is kept."""
+        step = work.step
+        first = host_view(lane.read(step, piece, 0))
+        for number in range(1, len(step.sources)):
+            other = host_view(lane.read(step, piece, number))
+            if other != first and step.name not in self.differing:
+                self.differing.append(step.name)
+        self.store.write(work.number, step, piece, first, 0)
+        self.progress.read(len(first) * len(step.sources))
+        self.progress.wrote(len(first))
+
+    def _report_nonfinite(self, step: Step, loaded: Sequence[Tensor], bad: int) -> None:
+        with self._condition:
+            self.nonfinite += bad
+        if self.allow_nonfinite:
+            return
+        culprits = []
+        for info, values in zip(step.sources, loaded, strict=True):
+            count = int(values.numel() - torch.isfinite(values).sum())
+            if count:
+                culprits.append(f"{info.file} has {count} NaN or Inf there")
+        reason = "; ".join(culprits) or "the inputs are finite: the values overflow or cancel"
+        raise ResultError(
+            f"tensor '{step.name}': {bad} values of the result are NaN or Inf\n  {reason}\n"
+            f"  --allow-nonfinite writes them all the same"
+        )

@@ -1,0 +1,122 @@
+"""What is in OUT before a merge, and whether the merge may go there."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from .errors import OutputError, first_names
+from .manifest import NAME, read_manifest
+from .plan import Plan
+from .store import PARTIAL, output_errors
+
+COMMITTING = "committing.json"
+"""In the partial folder: the shards are whole, files are being moved to their final names."""
+
+SPARE_BYTES = 64 << 20
+
+
+class State(Enum):
+    """What is to be done with OUT."""
+
+    FRESH = "fresh"
+    FINISHED = "finished"  # this very merge
+    RESUME = "resume"  # begun by an earlier run
+    COMMIT = "commit"  # only the renaming is left
+
+
+@dataclass(frozen=True)
+class Target:
+    """OUT as found; `replaces` are files of an older merge that go away when this one is whole."""
+
+    state: State
+    replaces: tuple[str, ...] = ()
+
+
+def survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
+    """Decide, without changing anything. OutputError if OUT holds what we must not touch."""
+    _outside_inputs(plan, out)
+    if not out.exists():
+        _space(plan, out, 0)
+        return Target(State.FRESH)
+    if not out.is_dir():
+        raise OutputError(f"{out}: is a file; give a folder for the merged model")
+    partial = out / PARTIAL
+    if (partial / COMMITTING).is_file() and _key(partial) == plan.key:
+        replaces = json.loads((partial / COMMITTING).read_text())["replaces"]
+        return Target(State.COMMIT, tuple(replaces))
+    finished = read_manifest(out)
+    if finished is not None and finished.get("key") == plan.key and not overwrite:
+        return Target(State.FINISHED)
+    if finished is not None and not overwrite:
+        raise OutputError(
+            f"{out}: holds another finished merge; choose another folder, "
+            f"or --overwrite to replace it"
+        )
+    ours = _files_of(finished) if finished is not None else ()
+    foreign = sorted(p.name for p in out.iterdir() if p.name != PARTIAL and p.name not in ours)
+    if foreign:
+        raise OutputError(
+            f"{out}: not empty, and not of a merge of ours: {first_names(foreign)}\n"
+            f"  choose another folder, or move these files away"
+        )
+    key = _key(partial)
+    if key is not None and key != plan.key and not overwrite and resume:
+        raise OutputError(
+            f"{out}: holds an unfinished merge of another recipe, other options or changed inputs\n"
+            f"  --no-resume discards it, or choose another folder"
+        )
+    again = key == plan.key and resume
+    _space(plan, out, _allocated(partial) if key is not None else 0)
+    return Target(State.RESUME if again else State.FRESH, ours)
+
+
+def _files_of(finished: dict[str, object]) -> tuple[str, ...]:
+    """Top-level names that a finished merge of ours wrote."""
+    outputs = finished.get("outputs")
+    names = [str(o.get("file", "")) for o in outputs if isinstance(o, dict)] if isinstance(
+        outputs, list
+    ) else []  # fmt: skip
+    return (*dict.fromkeys(name.split("/")[0] for name in names if name), NAME)
+
+
+def _key(partial: Path) -> str | None:
+    try:
+        value = json.loads((partial / "key.json").read_text())
+        return str(value["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        # A folder without a readable key was never written to.
+        return "" if partial.is_dir() and any(partial.glob("*.partial")) else None
+
+
+def _outside_inputs(plan: Plan, out: Path) -> None:
+    real = out.resolve()
+    for label, model in zip(plan.labels, plan.models, strict=True):
+        folder = (model.folder or model.path.parent).resolve()
+        if real == folder or folder in real.parents:
+            where = "is" if real == folder else "is inside"
+            raise OutputError(f"{out}: {where} the input {label}; inputs are never changed")
+
+
+def _space(plan: Plan, out: Path, allocated: int) -> None:
+    """Refuse before the start what the file system cannot hold."""
+    there = out
+    while not there.exists():
+        there = there.parent
+    with output_errors(out):
+        found = os.statvfs(there)
+    free = found.f_bavail * found.f_frsize
+    need = plan.output_bytes - allocated + SPARE_BYTES
+    if need > free:
+        raise OutputError(
+            f"{out}: needs {need / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free there"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there}: no permission to write here")
+
+
+def _allocated(partial: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in partial.glob("*.partial"))

@@ -1,0 +1,77 @@
+"""Re-reads a finished output and compares it to its manifest. Changes nothing."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import open_checkpoint
+from .dtypes import Kind
+from .errors import InputError, printable
+from .finish import file_sha256
+from .manifest import NAME, read_manifest
+from .report import size
+
+CHUNK = 8 << 20
+
+
+def verify(out: Path) -> str:
+    """A line that says all is well. InputError names every file or tensor that is not."""
+    value = read_manifest(out)
+    if value is None:
+        raise InputError(f"{out}: no {NAME}; this is no finished merge")
+    outputs = [entry for entry in value.get("outputs", []) if isinstance(entry, dict)]
+    faults = [fault for entry in outputs if (fault := _file_fault(out, entry))]
+    if faults:
+        raise InputError("\n".join(faults))
+    nonfinite = _nonfinite(out)
+    expected = int(value.get("nonfinite", 0))
+    if sum(nonfinite.values()) != expected:
+        names = "; ".join(f"{printable(n)}: {count}" for n, count in list(nonfinite.items())[:3])
+        raise InputError(f"{out}: {sum(nonfinite.values())} values are NaN or Inf ({names})")
+    total = sum(int(entry["bytes"]) for entry in outputs)
+    note = f"{expected} values are NaN or Inf" if expected else "no NaN or Inf"
+    return f"{out}: {len(outputs)} files, {size(total)}, as the manifest says; {note}"
+
+
+def _file_fault(out: Path, entry: dict[str, Any]) -> str | None:
+    path = out / str(entry.get("file"))
+    if not path.is_file():
+        return f"{path}: missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
+    if "crc32" in entry:
+        crc = 0
+        with path.open("rb") as file:
+            while data := file.read(CHUNK):
+                crc = zlib.crc32(data, crc)
+        if f"{crc:08x}" != entry["crc32"]:
+            return f"{path}: checksum {crc:08x}, the manifest says {entry['crc32']}; it was changed"
+    if "sha256" in entry and file_sha256(path) != entry["sha256"]:
+        return f"{path}: SHA-256 differs from the manifest; it was changed"
+    return None
+
+
+def _nonfinite(out: Path) -> dict[str, int]:
+    """NaN and Inf by tensor, read in bounded blocks."""
+    import torch
+
+    found: dict[str, int] = {}
+    for info in open_checkpoint(out).tensors.values():
+        if info.dtype.kind is not Kind.FLOAT:
+            continue
+        kind = getattr(torch, info.dtype.torch_name)
+        with Path(info.file).open("rb") as file:
+            file.seek(info.offset)
+            left = info.nbytes
+            while left:
+                data = bytearray(file.read(min(CHUNK, left)))
+                if not data:
+                    raise InputError(f"{info.file}: ends too early")
+                left -= len(data)
+                values = torch.frombuffer(data, dtype=kind)
+                bad = int(values.numel() - torch.isfinite(values).sum())
+                if bad:
+                    found[info.name] = found.get(info.name, 0) + bad
+    return found
