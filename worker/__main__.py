@@ -1,3 +1,4 @@
+# ruff: noqa: UP031, UP036
 """Entry of `python -m worker` and of the zip: a check of the interpreter, then the command line.
 
 Parsed by old interpreters too, so nothing here may be newer than Python 2.7.
@@ -5,8 +6,8 @@ Parsed by old interpreters too, so nothing here may be newer than Python 2.7.
 
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036
-    sys.stderr.write(  # noqa: UP031
+if sys.version_info < (3, 10):
+    sys.stderr.write(
         "merge-worker needs Python 3.10 or newer; this is %s (%s)\n"
         % (sys.version.split()[0], sys.executable)
     )
