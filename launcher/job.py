@@ -1,0 +1,71 @@
+"""Job: all that a template or a backend may ask about one merge. Cannot be built wrong."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.errors import printable
+
+from .errors import refuse
+from .payload import LINE_COLUMNS, Payload
+from .settings import JobOptions, WorkerOptions
+from .source import Merge, safe_name
+
+# What PBS, Torque and Slurm all take; Torque stops at 15 characters, and qstat shows no more.
+NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
+SHORT_NAME = 15
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked merge job. UsageError lists every fault of it."""
+
+    merge: Merge
+    options: JobOptions
+    worker: WorkerOptions
+    payload: Payload
+    python: str
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.options.name is not None and not re.fullmatch(NAME, self.options.name):
+            faults.append(
+                f"--name '{printable(self.options.name)}' must be letters, digits, '_', '.', '-', "
+                f"begin with a letter and have at most 63 characters"
+            )
+        for flag, texts in (("--setup", self.options.setup), ("--then", [self.options.then or ""])):
+            faults += [
+                f"{flag} '{printable(text)}' holds a control character; was it pasted?"
+                for text in texts
+                if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+            ]
+        if not self.python or "\n" in self.python:
+            faults.append("--python must name one program")
+        refuse(faults)
+
+    @property
+    def name(self) -> str:
+        short = safe_name(Path(self.merge.out).name)[:SHORT_NAME]
+        return self.options.name or short.rstrip("-.")
+
+    @property
+    def folder(self) -> str:
+        """Beside OUT: the job's text, its log and its exit code."""
+        out = Path(self.merge.out)
+        return str(out.with_name(f"{safe_name(out.name)}.job"))
+
+    @property
+    def log(self) -> str:
+        return str(Path(self.folder) / f"{self.name}.log")
+
+    def recipe_base64(self) -> str:
+        encoded = base64.b64encode(self.merge.text).decode()
+        starts = range(0, len(encoded), LINE_COLUMNS)
+        return "\n".join(encoded[i : i + LINE_COLUMNS] for i in starts)
+
+    def recipe_digest(self) -> str:
+        return hashlib.sha256(self.merge.text).hexdigest()

@@ -1,0 +1,146 @@
+"""Options that exist once: a dataclass field is a flag, an environment name and a profile key.
+
+Knows how to read a value of each origin, not which origin wins: that is `profile`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+METADATA = "option"
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a field says about its option beside name, type and default."""
+
+    help: str
+    short: str | None = None
+    metavar: str | None = None
+    pattern: str | None = None
+    form: str = ""
+    minimum: int = 0
+    adds_up: bool = False
+
+
+class Option(NamedTuple):
+    """A field as an option. `kind` is str, int, bool or tuple (of str, repeatable)."""
+
+    name: str
+    kind: type
+    default: Any
+    shape: Shape
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "MERGE_LAUNCH_" + self.name.upper()
+
+
+class Fault(ValueError):
+    """A value that an option cannot take; the text is the rest of a sentence about it."""
+
+
+def option(default: Any, shape: Shape) -> Any:
+    """A dataclass field that is an option."""
+    return dataclasses.field(default=default, metadata={METADATA: shape})
+
+
+def options_of(group: type) -> tuple[Option, ...]:
+    hints = typing.get_type_hints(group)
+    return tuple(
+        Option(field.name, _kind(hints[field.name]), field.default, field.metadata[METADATA])
+        for field in dataclasses.fields(group)
+        if METADATA in field.metadata
+    )
+
+
+def _kind(hint: Any) -> type:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    kind = typing.get_origin(hint) or hint
+    if kind not in (str, int, bool, tuple):
+        raise TypeError(f"no option can have the type {hint}")
+    return typing.cast(type, kind)
+
+
+def read(option: Option, value: object) -> Any:
+    """A value from a flag, the environment or a profile as the field's type, or Fault."""
+    if option.kind is tuple:
+        return tuple(_checked(option, text) for text in _texts(value))
+    if option.kind is bool:
+        return _truth(value)
+    if option.kind is int:
+        return _number(option, value)
+    # An unquoted 12:00:00 in TOML is a time of day.
+    if isinstance(value, bool) or not isinstance(value, str | int | float | datetime.time):
+        raise Fault("must be text")
+    return _checked(option, str(value))
+
+
+def _texts(value: object) -> list[str]:
+    lines = value.splitlines() if isinstance(value, str) else value
+    if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+        raise Fault("must be a list of texts")
+    return [line for line in lines if line]
+
+
+def _truth(value: object) -> bool:
+    word = str(value).lower()
+    if word not in TRUE + FALSE:
+        raise Fault("must be true or false")
+    return word in TRUE
+
+
+def _number(option: Option, value: object) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,18}", str(value)):
+        raise Fault("must be a whole number")
+    if int(str(value)) < option.shape.minimum:
+        raise Fault(f"must be at least {option.shape.minimum}")
+    return int(str(value))
+
+
+def _checked(option: Option, text: str) -> str:
+    pattern = option.shape.pattern
+    if pattern is not None and not re.fullmatch(pattern, text):
+        raise Fault(f"must be {option.shape.form}")
+    if "\0" in text:
+        raise Fault("holds a NUL character")
+    return text
+
+
+def parameters(groups: Iterable[type]) -> list[inspect.Parameter]:
+    """The options of several dataclasses as parameters of a typer command; None if not given."""
+    return [_parameter(option) for group in groups for option in options_of(group)]
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    shape = option.shape
+    declared = typer.Option(
+        *([shape.short] if shape.short else []),
+        option.flag,
+        help=shape.help,
+        metavar=shape.metavar,
+        show_default=False,
+    )
+    # Numbers are read by `read`, so that a flag and a profile are told the same.
+    kind: Any = list[str] if option.kind is tuple else bool if option.kind is bool else str
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, declared],
+    )

@@ -1,0 +1,70 @@
+"""What headers show before a job is submitted: the faults that the worker would find later."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worker.errors import first_names
+
+from .settings import WorkerOptions
+from .source import Merge
+
+if TYPE_CHECKING:
+    from worker.plan import Plan
+
+UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+BINARY_UNITS = {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
+
+
+def size_bytes(text: str | None) -> int | None:
+    """4GiB, 5GB, 800M, 12345."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([\d.]+)\s*([kmgt]?i?)b?", text.lower())
+    units = UNITS | BINARY_UNITS
+    if found is None or found[2] not in units:
+        raise ValueError(text)
+    return int(float(found[1]) * units[found[2]])
+
+
+def plan_of(merge: Merge, options: WorkerOptions) -> Plan:
+    """UsageError or InputError of the worker, with every fault."""
+    from worker.match import Rules
+    from worker.plan import make_plan
+    from worker.resolve import PlanOptions
+
+    rules = Rules(**_given(missing=options.missing, surplus=options.surplus))
+    given = _given(
+        dtype=options.dtype,
+        shard_bytes=size_bytes(options.shard_size),
+        memory_bytes=size_bytes(options.memory),
+        threads=options.threads,
+        seed=options.seed,
+    )
+    folder = Path(merge.folder)
+    chosen = PlanOptions(relative_to=folder, strict=options.strict, rules=rules, **given)
+    return make_plan(merge.recipe, chosen)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The defaults of what was not given are the worker's."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def look(merge: Merge, options: WorkerOptions, everything: bool) -> list[str]:
+    """Plan the merge where its models are here; else say that nobody could look. Warnings.
+
+    `everything`: what is not here is nowhere.
+    """
+    absent = [path for path in merge.local_models() if not Path(path).exists()]
+    hub = merge.hub_models()
+    notes = []
+    if absent:
+        notes.append(f"not on this machine, so nobody looked into it yet: {first_names(absent)}")
+    if hub:
+        notes.append(f"on the hub, so nobody looked into it yet: {first_names(hub)}")
+    if notes and not everything:
+        return [*notes, *merge.recipe.warnings]
+    return list(plan_of(merge, options).warnings)

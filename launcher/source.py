@@ -1,0 +1,156 @@
+"""The SOURCE words of a command → what is merged, and where to. Reads the recipe, no model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worker.errors import printable
+
+from .errors import UsageError
+from .settings import MergeOptions
+
+if TYPE_CHECKING:
+    from worker.recipe import Recipe
+
+FORMS = "give OUT MODEL MODEL… or RECIPE.yml [OUT]"
+RECIPE_ENDS = (".yml", ".yaml", ".json")
+LONGEST_NAME = 80
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One merge as it was asked for. Paths are absolute; `text` is the recipe as given."""
+
+    text: bytes
+    recipe: Recipe
+    out: str
+    folder: str
+
+    def local_models(self) -> tuple[str, ...]:
+        """Paths of the models (and adapters) that are folders rather than names on the hub."""
+        return tuple(absolute(w, self.folder) for w in self._words() if not _on_hub(w))
+
+    def hub_models(self) -> tuple[str, ...]:
+        return tuple(word for word in self._words() if _on_hub(word))
+
+    def _words(self) -> list[str]:
+        refs = self.recipe.model_refs()
+        return list(dict.fromkeys(word for ref in refs for word in (ref.path, ref.lora) if word))
+
+    def title(self) -> str:
+        models = [Path(word).name for word in self._words()]
+        more = f" and {len(models) - 4} more" if len(models) > 4 else ""
+        return printable(f"{self.recipe.method} of {', '.join(models[:4])}{more}")
+
+
+def _on_hub(word: str) -> bool:
+    from worker.checkpoint import is_hub_id
+
+    return is_hub_id(word)
+
+
+def current_folder(variables: os._Environ[str] | dict[str, str]) -> str:
+    """The current folder by the name the user went there by: links may differ on the nodes."""
+    real, named = Path.cwd(), variables.get("PWD", "")
+    try:
+        same = Path(named).is_absolute() and Path(named).samefile(real)
+    except OSError:
+        same = False
+    return named if same else str(real)
+
+
+def absolute(word: str, folder: str) -> str:
+    path = Path(folder) / Path(word).expanduser()
+    return str(path)
+
+
+def read_source(
+    words: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
+) -> Merge:
+    from worker.recipe import parse
+
+    if words and words[0].endswith(RECIPE_ENDS) and not words[0].endswith("/"):
+        text, where = _read_recipe(words, options), words[0]
+        out = _one_out(words[1:], options)
+    else:
+        models, out = _direct(words, options)
+        text, where = _direct_recipe(models, options, dtype, folder), "the command"
+    recipe = parse(_decoded(text, where), where)
+    name = out or default_name(recipe.method, [ref.path for ref in recipe.model_refs()])
+    return Merge(text, recipe, absolute(name, folder), folder)
+
+
+def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:
+    if len(words) > 2:
+        raise UsageError(f"{words[2]}: a recipe takes one OUT and names its models itself; {FORMS}")
+    direct = {
+        "--method": options.method,
+        "--weights": options.weights,
+        "--base-model": options.base_model,
+    }
+    for flag, value in direct.items():
+        if value is not None:
+            raise UsageError(f"{flag} is for a direct merge; write it into {words[0]}")
+    try:
+        return Path(words[0]).expanduser().read_bytes()
+    except OSError as error:
+        raise UsageError(f"{words[0]}: {error.strerror}; {FORMS}") from None
+
+
+def _one_out(words: Sequence[str], options: MergeOptions) -> str | None:
+    if words and options.out is not None and words[0] != options.out:
+        raise UsageError(f"OUT is given twice: {words[0]} and --out {options.out}; drop one")
+    return words[0] if words else options.out
+
+
+def _direct(words: Sequence[str], options: MergeOptions) -> tuple[list[str], str | None]:
+    """With --out all words are models."""
+    models, out = (list(words), options.out) if options.out else (list(words[1:]), words[0])
+    if len(models) < 2:
+        given = f"{printable(' '.join(words))}: " if words else ""
+        raise UsageError(f"{given}two models or more make a merge; {FORMS}")
+    return models, out
+
+
+def _direct_recipe(
+    models: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
+) -> bytes:
+    from worker.recipe import direct_recipe
+
+    weights = None if options.weights is None else [float(w) for w in options.weights.split(",")]
+    base = options.base_model
+    return direct_recipe(
+        [_located(word, folder) for word in models],
+        method=options.method or "linear",
+        weights=weights,
+        base_model=None if base is None else _located(base, folder),
+        dtype=dtype,
+    ).encode()
+
+
+def _located(word: str, folder: str) -> str:
+    return word if _on_hub(word) else absolute(word, folder)
+
+
+def _decoded(text: bytes, where: str) -> str:
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{where}: not UTF-8 text; is it a recipe?") from None
+
+
+def default_name(method: str, models: Sequence[str]) -> str:
+    """`linear-m1-m2-m3`: what a folder is called when nobody named it."""
+    words = [method, *(Path(path).name for path in models)]
+    return safe_name("-".join(words))[:LONGEST_NAME].rstrip("-.")
+
+
+def safe_name(text: str) -> str:
+    """A name that files, schedulers and shells all take as it is; it begins with a letter."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")
+    return plain if re.match(r"[A-Za-z]", plain) else f"merge-{plain}".rstrip("-")
