@@ -160,7 +160,7 @@ def show(merged: Path, parents: Sequence[Path]) -> None:
         tokens = tokenizer(prompt, return_tensors="pt")
         output = model.generate(**tokens, max_new_tokens=8, do_sample=False)
         answer = tokenizer.decode(output[0, tokens["input_ids"].shape[1] :]).partition(";")[0]
-        print(f"   {name:<12} {prompt} \033[1m{answer}\033[0m")
+        print(f"   {name:<12} {prompt} → {answer}")
 
 
 if __name__ == "__main__":
