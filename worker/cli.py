@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, methods
-from .errors import InputError, UsageError, WorkerError, printable
+from .errors import InputError, Stopped, UsageError, WorkerError, printable
 from .match import Rules
 from .plan import Plan, make_plan
 from .ranks import from_environment
@@ -27,6 +29,7 @@ BUG = "this is a bug in merge-worker; please report it with the lines above and 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of interface.md."""
     clock = Clock(time.monotonic())
+    _take_signals()
     try:
         arguments = _parser().parse_args(argv)
         code: int = arguments.command(arguments, clock)
@@ -44,6 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"merge-worker {__version__}: {BUG}", file=sys.stderr)
         return 1
+
+
+def _take_signals() -> None:
+    """SIGTERM outside the stream (which has its own way) ends in order too, with code 75."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(f"stopped by {signal.Signals(number).name}; run the same command again")
+
+    if threading.current_thread() is threading.main_thread():
+        for kind in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(kind, stop)
 
 
 def _merge(arguments: argparse.Namespace, clock: Clock) -> int:

@@ -12,8 +12,8 @@ from .errors import InputError
 from .files import Files
 from .step import Step
 
-WINDOW = 256 << 20
-"""Bytes ahead of the lanes: far enough for a disk, near enough to stay in the page cache."""
+WINDOW = 1 << 30
+"""Bytes ahead of the lanes: what a fast disk reads while torch loads, and less than memory."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,21 @@ class ReadAhead:
         self._stopped = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> ReadAhead:
         self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._moved:
+            self._stopped = True
+            self._moved.notify()
+        self._thread.join()
 
     def reached(self, number: int) -> None:
         """The lanes begin the step `number`."""
         with self._moved:
             self._reached = self._index[number]
             self._moved.notify()
-
-    def stop(self) -> None:
-        with self._moved:
-            self._stopped = True
-            self._moved.notify()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def _run(self) -> None:
         for number, item in enumerate(self._work):

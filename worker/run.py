@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import printable
+from .files import Files
 from .finish import commit, finish
+from .flush import Flusher
 from .lock import Busy, Lock
 from .manifest import read_manifest
 from .plan import Plan
 from .progress import GIB, Progress, duration
 from .ranks import Rank, share
+from .readahead import ReadAhead
 from .report import size
+from .stopping import Stop, by_clock, by_signal
 from .store import Store
 from .target import State, survey
-
-if TYPE_CHECKING:
-    from .stream import Engine
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def run_merge(plan: Plan, out: Path, options: RunOptions, rank: Rank, clock: Clo
         store.discard()
     store.prepare()
     with Lock(store.folder / f"lock-{rank.number}-of-{rank.world}"):
-        nonfinite, differing, moved = _stream(store, options, rank, clock)
+        differing, moved = _stream(store, options, rank, clock)
         store.read_journals()
         if not store.complete():
             return f"{out}: share {rank.number + 1} of {rank.world} is done; others still work"
@@ -79,7 +76,7 @@ def run_merge(plan: Plan, out: Path, options: RunOptions, rank: Rank, clock: Clo
             with Lock(store.folder / "lock-finish"):
                 if read_manifest(out) is None or options.overwrite:
                     run = {
-                        "nonfinite": nonfinite + sum(e.nonfinite for e in store.entries.values()),
+                        "nonfinite": sum(e.nonfinite for e in store.entries.values()),
                         "differing_copies": differing,
                         "timings": clock.timings(),
                         "gib_per_s": round(moved / GIB / max(1e-9, clock.stream_s), 3),
@@ -90,31 +87,35 @@ def run_merge(plan: Plan, out: Path, options: RunOptions, rank: Rank, clock: Clo
     return _summary(plan, out, clock, moved, differing)
 
 
-def _stream(
-    store: Store, options: RunOptions, rank: Rank, clock: Clock
-) -> tuple[int, list[str], int]:
-    """Do this rank's share; returns non-finite values, differing copies and bytes moved."""
-    from .device import devices
-    from .stream import Engine
-
-    plan = store.plan
-    found = devices(options.device)
-    store.read_journals()
-    store.open()
-    began = time.monotonic()
+def _stream(store: Store, options: RunOptions, rank: Rank, clock: Clock) -> tuple[list[str], int]:
+    """Do this rank's share; returns the names of differing copies, and the bytes moved."""
+    plan, stop, files = store.plan, Stop(), Files()
     progress = Progress(options.progress, plan.output_bytes, printable(store.out.name))
-    engine = Engine(plan, store, progress, found, allow_nonfinite=options.allow_nonfinite)
     try:
-        with progress, _stop_by_signal(engine), _stop_by_clock(engine, options.deadline_s, clock):
+        store.read_journals()
+        store.open()
+        with by_signal(stop), by_clock(stop, options.deadline_s, clock.began), progress:
             if store.entries:
                 lost = store.drop_damaged(plan.memory.lanes)
                 _say_resumed(store, progress, lost)
-            engine.run(share(plan.steps, rank, store.done()))
-        clock.stream_s = time.monotonic() - began
-        store.sync()
+            work = share(plan.steps, rank, store.done())
+            with ReadAhead(files, work) as ahead:
+                # Torch takes seconds to load, in which the storage is at work already.
+                from .device import devices
+                from .stream import Engine
+
+                found = devices(options.device)
+                loaded = time.monotonic()
+                engine = Engine(plan, store, progress, found, files=files, ahead=ahead, stop=stop)
+                engine.allow_nonfinite = options.allow_nonfinite
+                with Flusher(store.descriptors):
+                    engine.run(work)
+                clock.stream_s = time.monotonic() - loaded
+            store.sync()
     finally:
         store.close()
-    return 0, engine.differing, progress.bytes_in + progress.bytes_out
+        files.close()
+    return engine.differing, progress.bytes_in + progress.bytes_out
 
 
 def _say_resumed(store: Store, progress: Progress, lost: int) -> None:
@@ -128,46 +129,6 @@ def _say_resumed(store: Store, progress: Progress, lost: int) -> None:
         progress.event("resumed", percent=progress.percent, damaged=lost)
     elif progress.mode != "off":
         print(line, file=progress.stream)
-
-
-@contextlib.contextmanager
-def _stop_by_signal(engine: Engine) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGUSR1 end the run between two pieces."""
-
-    def stop(number: int, frame: object) -> None:
-        engine.stop_reason = f"stopped by {signal.Signals(number).name}"
-        engine.stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {kind: signal.signal(kind, stop) for kind in kinds}
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-
-@contextlib.contextmanager
-def _stop_by_clock(engine: Engine, deadline_s: float | None, clock: Clock) -> Iterator[None]:
-    """End the run before a walltime, since some schedulers give no warning."""
-    if deadline_s is None:
-        yield
-        return
-
-    def stop() -> None:
-        engine.stop_reason = "stopped at the deadline"
-        engine.stop.set()
-
-    timer = threading.Timer(max(0.0, deadline_s - (time.monotonic() - clock.began)), stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _summary(plan: Plan, out: Path, clock: Clock, moved: int, differing: list[str]) -> str:

@@ -55,7 +55,7 @@ class Store:
         self.folder = out / PARTIAL
         self.plan = plan
         self.entries: dict[tuple[int, int], Entry] = {}
-        self._descriptors: list[int] = []
+        self.descriptors: list[int] = []
         self._journal = -1
         self._lock = threading.Lock()
 
@@ -71,7 +71,7 @@ class Store:
             for shard in self.plan.layout.shards:
                 path = self.folder / f"{shard.name}.partial"
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                self._descriptors.append(fd)
+                self.descriptors.append(fd)
                 if os.fstat(fd).st_size != shard.size:
                     os.ftruncate(fd, shard.size)
                 os.pwrite(fd, shard.header, 0)
@@ -88,7 +88,7 @@ class Store:
         with output_errors(self.out):
             done = 0
             while done < len(data):
-                fd = self._descriptors[step.shard]
+                fd = self.descriptors[step.shard]
                 done += os.pwrite(fd, data[done : done + (1 << 30)], position + done)
             entry = Entry(number, piece, zlib.crc32(data), nonfinite)
             with self._lock:
@@ -129,14 +129,14 @@ class Store:
     def sync(self) -> None:
         """Force everything written here to the storage. OutputError."""
         with output_errors(self.out):
-            for fd in (*self._descriptors, self._journal):
+            for fd in (*self.descriptors, self._journal):
                 os.fsync(fd)
 
     def close(self) -> None:
-        for fd in (*self._descriptors, self._journal):
+        for fd in (*self.descriptors, self._journal):
             if fd >= 0:
                 os.close(fd)
-        self._descriptors, self._journal = [], -1
+        self.descriptors, self._journal = [], -1
 
     def discard(self) -> None:
         """Remove the unfinished output."""
@@ -165,7 +165,7 @@ class Store:
         crc = 0
         while position < end:
             data = os.pread(
-                self._descriptors[step.shard], min(VERIFY_BYTES, end - position), position
+                self.descriptors[step.shard], min(VERIFY_BYTES, end - position), position
             )
             if not data:
                 return False

@@ -24,6 +24,7 @@ from .plan import Plan
 from .progress import Progress
 from .readahead import ReadAhead, Work
 from .step import Step
+from .stopping import Stop
 from .store import Store
 
 if TYPE_CHECKING:
@@ -54,20 +55,22 @@ class Engine:
         progress: Progress,
         devices: Sequence[torch.device],
         *,
-        allow_nonfinite: bool = False,
+        files: Files | None = None,
+        ahead: ReadAhead | None = None,
+        stop: Stop | None = None,
         staged: bool | None = None,
     ) -> None:
         self.plan = plan
         self.store = store
         self.progress = progress
         self.devices = devices
-        self.allow_nonfinite = allow_nonfinite
+        self.allow_nonfinite = False
         self.staged = staged
-        self.stop = threading.Event()
-        self.stop_reason = "stopped"
+        self.stop = stop or Stop()
         self.nonfinite = 0
         self.differing: list[str] = []
-        self._files = Files()
+        self._files = files or Files()
+        self._ahead = ahead
         self._condition = threading.Condition()
         self._open: list[_Open] = []
         self._error: BaseException | None = None
@@ -77,25 +80,19 @@ class Engine:
         """Do all of `work`. Stopped if asked to; the first error of any lane otherwise."""
         torch.set_num_threads(1)
         self._pending = iter(work)
-        self._ahead = ahead = ReadAhead(self._files, work)
         lanes = [
             threading.Thread(target=self._lane, args=(self.devices[i % len(self.devices)],))
             for i in range(self.plan.memory.lanes)
         ]
-        try:
-            ahead.start()
-            for lane in lanes:
-                lane.start()
-            for lane in lanes:
-                lane.join()
-        finally:
-            ahead.stop()
-            self._files.close()
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
         if self._error is not None:
             raise self._error
         if self.stop.is_set():
             raise Stopped(
-                f"{self.stop_reason} at {self.progress.percent:.0f} %; nothing is lost, "
+                f"{self.stop.reason} at {self.progress.percent:.0f} %; nothing is lost, "
                 f"run the same command again to continue"
             )
 
@@ -123,7 +120,8 @@ class Engine:
                 if len(self._open) < OPEN_STEPS + self.plan.memory.lanes:
                     following = next(self._pending, None)
                     if following is not None:
-                        self._ahead.reached(following.number)
+                        if self._ahead is not None:
+                            self._ahead.reached(following.number)
                         self._open.append(self._begin(following))
                         continue
                 if not self._open:

@@ -1,0 +1,61 @@
+"""Ends a run early and in order: by a signal of the scheduler, or before its walltime."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stop:
+    """Set once, from any thread or a signal handler; lanes look at it between pieces."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.reason = "stopped"
+
+    def set(self, reason: str = "stopped") -> None:
+        if not self._event.is_set():
+            self.reason = reason
+            self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+
+@contextlib.contextmanager
+def by_signal(stop: Stop) -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGUSR1 set `stop` while the block runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may take signals
+        return
+
+    def handle(number: int, frame: object) -> None:
+        stop.set(f"stopped by {signal.Signals(number).name}")
+
+    before = {kind: signal.signal(kind, handle) for kind in SIGNALS}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+@contextlib.contextmanager
+def by_clock(stop: Stop, deadline_s: float | None, began: float) -> Iterator[None]:
+    """Set `stop` when `deadline_s` seconds have passed since `began` (of the monotonic clock)."""
+    if deadline_s is None:
+        yield
+        return
+    left = max(0.0, deadline_s - (time.monotonic() - began))
+    timer = threading.Timer(left, stop.set, ["stopped at the deadline"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
