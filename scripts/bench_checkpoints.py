@@ -5,6 +5,7 @@ The models are what fine-tunes of one base look like: weights of σ 0.02 that di
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -55,9 +56,10 @@ def llama_config(params: float, dtype: str) -> dict[str, Any]:
             "dtype": dtype,
         }
 
-    return min(
-        map(config, HIDDEN_SIZES), key=lambda c: abs(c["num_hidden_layers"] * 93 - c["hidden_size"])
-    )
+    def strangeness(config: dict[str, Any]) -> float:
+        return abs(math.log(config["num_hidden_layers"] * 93 / config["hidden_size"]))
+
+    return min(map(config, HIDDEN_SIZES), key=strangeness)
 
 
 def llama_shapes(config: dict[str, Any]) -> Shapes:
