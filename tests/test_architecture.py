@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The worker's flow, lowest first: a module imports only what stands before it. A package stands
 # for its modules.
 WORKER_STAGES = {
-    "words and tables": "errors dtypes crc layers progress settings",
+    "words and tables": "errors dtypes crc layers progress settings flush stopping",
     "what is asked for": "methods describe yaml_text recipe recipe_reader",
     "what is on disk": "files header checkpoint layout",
     "plan": "cut step match memory resolve plan report",
