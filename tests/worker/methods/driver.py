@@ -1,0 +1,114 @@
+"""Runs a merge method on tensors as the engine would, block by block, without files or threads."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from worker import methods
+from worker.cut import CPU_BLOCK, Grid, grid
+from worker.dtypes import from_torch_name
+from worker.lane import Pool
+from worker.methods import Method
+from worker.methods._define import Base, Block, Reduce, Task
+
+
+def merge(
+    name: str,
+    models: Sequence[Tensor],
+    base: Tensor | None = None,
+    *,
+    block: int = CPU_BLOCK,
+    dtype: torch.dtype | None = None,
+    tensor: str = "t",
+    seed: int = 0,
+    **values: object,
+) -> Tensor:
+    """What `name` makes of one tensor; `dtype` is the result's, that of the base or first model.
+
+    `values` are parameters as a recipe gives them: a list or one number for those per model,
+    `lambda_` for `lambda`. Defaults fill the rest.
+    """
+    method = methods.get(name)
+    if base is not None and method.base is Base.IGNORED:
+        models, base = [*models, base], None
+    sources = [*models, *([] if base is None else [base])]
+    first = sources[-1] if base is not None else sources[0]
+    task = make_task(method, first, dtype, len(models), base is not None, tensor, seed, values)
+    return run(method, task, sources, block)
+
+
+def make_task(
+    method: Method,
+    first: Tensor,
+    dtype: torch.dtype | None,
+    models: int,
+    has_base: bool,
+    tensor: str,
+    seed: int,
+    values: dict[str, object],
+) -> Task:
+    out = from_torch_name(str(dtype or first.dtype))
+    resolved: dict[str, object] = {}
+    for parameter in method.parameters:
+        key = parameter.name + "_" if parameter.name == "lambda" else parameter.name
+        value = values.pop(key, parameter.default)
+        assert value is not None, f"{method.name} needs {parameter.name}"
+        if parameter.per_model:
+            value = tuple(value) if isinstance(value, list | tuple) else (value,) * models
+            assert len(value) == models, f"one {parameter.name} per model"
+        resolved[parameter.name] = value
+    assert not values, f"{method.name} has no parameters {list(values)}"
+    work = "float64" if out.bits > 16 else "float32"
+    return Task(tensor, tuple(first.shape), out, models, has_base, resolved, seed, work)
+
+
+def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Tensor:
+    """All passes of a method over the grid that the engine would use."""
+    method.family.check(method, task)
+    cut = method.family.cut(method, task.values)
+    places = grid(task.shape, cut, block)
+    scratch = Meter()
+    out = torch.empty(places.count, dtype=getattr(torch, task.dtype.torch_name))
+    flat = [source.contiguous().view(-1) for source in sources]
+    with torch.inference_mode():
+        current, passes = method.begin(task), 1
+        while isinstance(current, Reduce):
+            current = current.finish([current.look(b) for b in blocks(places, flat, scratch)])
+            passes += 1
+        for item in blocks(places, flat, scratch):
+            here = out[item.start : item.start + item.tensors[0].numel()]
+            current.merge(item, here.view(item.tensors[0].shape))
+    if places.blocks:
+        assert passes <= method.family.reads(method, task.values), "more passes than declared"
+        allowed = method.family.scratch_bytes(method, len(sources)) * min(
+            places.block, places.count
+        )
+        assert scratch.total <= allowed + 4096, f"scratch: {scratch.total} of {allowed} bytes"
+    return out.view(task.shape)
+
+
+class Meter(Pool):
+    """Scratch that fills what it hands out with NaN and counts what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.sizes: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+    def take(self, slot: str, count: int, dtype: str) -> Tensor:
+        taken = super().take(slot, count, dtype)
+        self.sizes[slot] = max(self.sizes.get(slot, 0), taken.nbytes)
+        return taken.fill_(float("nan")) if taken.is_floating_point() else taken
+
+
+def blocks(places: Grid, flat: Sequence[Tensor], scratch: Pool) -> Iterator[Block]:
+    for number in range(places.blocks):
+        start, stop = places.span(number, 1)
+        views = [values[start:stop] for values in flat]
+        if places.row is not None:
+            views = [view.view(-1, places.row) for view in views]
+        yield Block(views, start, scratch)
