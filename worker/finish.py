@@ -47,7 +47,10 @@ def finish(store: Store, target: Target, run: dict[str, Any], sha256: bool) -> d
         ]
         value = manifest(plan, outputs, run)
         write_file(staged / NAME, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        write_file(folder / COMMITTING, json.dumps({"replaces": list(target.replaces)}))
+        _sync_tree(staged)
+        write_file(
+            folder / COMMITTING, json.dumps({"replaces": list(target.replaces)}), durable=True
+        )
     commit(store, target)
     return value
 
@@ -66,9 +69,9 @@ def commit(store: Store, target: Target) -> None:
             if source.exists():
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 source.replace(out / name)
-        _sync_folder(out)
-        write_file(out / NAME, (staged / NAME).read_bytes())
-        _sync_folder(out)
+        _sync(out)
+        write_file(out / NAME, (staged / NAME).read_bytes(), durable=True)
+        _sync(out)
         shutil.rmtree(folder)
 
 
@@ -117,8 +120,16 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def _sync_tree(folder: Path) -> None:
+    """Force small files to the storage together: all but the first wait for nothing."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .cut import Piece
+from .cut import Grid, Piece
 from .files import Files
 from .methods._define import Block, Final, Reduce
 
@@ -28,6 +28,7 @@ class Pool:
         self.device = device
         self.pinned = pinned
         self._slots: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, int, str], Tensor] = {}
 
     def bytes(self, slot: str, count: int) -> Tensor:
         """`count` bytes of the slot's memory."""
@@ -39,12 +40,18 @@ class Pool:
             options = {"pin_memory": True} if self.pinned else {"device": self.device}
             held = torch.empty(count, dtype=torch.uint8, **options)
             self._slots[slot] = held
+            self._views.clear()
         return held[:count]
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
         """`count` elements of the slot's memory (the Scratch of methods)."""
-        kind: torch.dtype = getattr(torch, dtype)
-        return self.bytes(slot, count * kind.itemsize).view(kind)
+        # Views are kept, since making one costs as much as the maths on a small block.
+        view = self._views.get((slot, count, dtype))
+        if view is None:
+            kind: torch.dtype = getattr(torch, dtype)
+            view = self.bytes(slot, count * kind.itemsize).view(kind)
+            self._views[slot, count, dtype] = view
+        return view
 
 
 def host_view(buffer: Tensor) -> memoryview:
@@ -86,13 +93,15 @@ class Lane:
 
     def load(self, step: Step, piece: Piece) -> list[Tensor]:
         """Every source's elements of a piece in their stored dtypes, 1-D, on the device."""
+        start, stop = step.grid.span(piece.first, piece.blocks)
         loaded = []
         for number, info in enumerate(step.sources):
             buffer = self.read(step, piece, number)
             if self.staged:
                 there = self.on_device.bytes(f"dev{number}", buffer.numel())
-                buffer = there.copy_(buffer, non_blocking=True)
-            loaded.append(buffer.view(getattr(torch, info.dtype.torch_name)))
+                there.copy_(buffer, non_blocking=True)
+            pool, slot = (self.on_device, "dev") if self.staged else (self.host, "in")
+            loaded.append(pool.take(f"{slot}{number}", stop - start, info.dtype.torch_name))
         return loaded
 
     def blocks(
@@ -100,13 +109,10 @@ class Lane:
     ) -> Iterator[Block]:
         """Blocks [first, first + count) of the loaded piece, with rows where rows count."""
         grid = step.grid
-        begin = piece.first * grid.block
-        for number in range(first, first + count):
-            start, stop = grid.span(number, 1)
-            views = [values[start - begin : stop - begin] for values in loaded]
-            if grid.row is not None:
-                views = [view.view(-1, grid.row) for view in views]
-            yield Block(views, start, self.scratch)
+        begin, (start, stop) = piece.first * grid.block, grid.span(first, count)
+        parts = [_split(values[start - begin : stop - begin], grid) for values in loaded]
+        for number, views in enumerate(zip(*parts, strict=True), first):
+            yield Block(list(views), number * grid.block, self.scratch)
 
     def look(self, step: Step, piece: Piece, loaded: list[Tensor], reduce: Reduce) -> list[Any]:
         """One statistic per block of the piece."""
@@ -118,21 +124,24 @@ class Lane:
     ) -> tuple[Tensor, int]:
         """Merged bytes of `part` (blocks of `piece`) on the host; how many are not finite."""
         start, stop = step.grid.span(part.first, part.blocks)
-        dtype: torch.dtype = getattr(torch, step.dtype.torch_name)
-        size = (stop - start) * step.dtype.bytes
         pool = self.on_device
-        out = pool.bytes("out", size).view(dtype)
-        # One check for the piece: a sum is finite only if all of its terms are.
-        check = None
-        for block in self.blocks(step, piece, loaded, part.first, part.blocks):
-            here = out[block.start - start : block.start - start + block.tensors[0].numel()]
-            final.merge(block, here.view(block.tensors[0].shape))
-            total = here.sum(dtype=torch.float32 if dtype == torch.float16 else None)
-            check = total if check is None else check + total
+        out = pool.take("out", stop - start, step.dtype.torch_name)
+        blocks = self.blocks(step, piece, loaded, part.first, part.blocks)
+        for block, here in zip(blocks, _split(out, step.grid), strict=True):
+            final.merge(block, here)
+        # A sum is finite only if all of its terms are: one cheap look at the whole piece.
+        total = out.sum(dtype=torch.float32 if out.dtype == torch.float16 else None)
         bad = 0
-        if check is not None and not bool(torch.isfinite(check)):
+        if not bool(torch.isfinite(total)):
             bad = int(out.numel() - torch.isfinite(out).sum())
-        raw = out.view(torch.uint8)
+        raw = pool.bytes("out", out.nbytes)
         if self.staged:
-            raw = self.host.bytes("back", size).copy_(raw)
+            raw = self.host.bytes("back", out.nbytes).copy_(raw)
         return raw, bad
+
+
+def _split(values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+    """Views of the blocks of a run, 1-D or as whole rows."""
+    if grid.row is None:
+        return values.split(grid.block)
+    return values.view(-1, grid.row).split(grid.block // grid.row)

@@ -192,12 +192,16 @@ class output_errors:
             ) from None
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a whole file so that a reader sees the old one or the new one, never a part."""
+def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Write a whole file so that a reader sees the old one or the new one, never a part.
+
+    `durable` waits for the storage, which costs tens of milliseconds.
+    """
     raw = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(raw)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     temporary.replace(path)
