@@ -46,7 +46,7 @@ def _joined(match: re.Match[str]) -> str:
 def yaml_block(text: str, columns: int) -> str:
     """Text of many lines as a YAML literal block, which people can read, where YAML has a way."""
     # What a literal block keeps as it is: no control characters, no line ends but ours.
-    plain = re.fullmatch(r"(?![ \n])[\n\x20-\x7e\xa0-\u1fff\u2030-\ud7ff]*[^\n]", text)
+    plain = re.fullmatch(r"(?![ \n])[\n\x20-\x7e\xa0-\u1fff\u2030-\ud7ff]+(?<!\n)", text)
     if plain is None:
         return yaml_text(text)
     margin = " " * columns

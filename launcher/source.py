@@ -110,7 +110,8 @@ def _one_out(words: Sequence[str], options: MergeOptions) -> str | None:
 
 def _direct(words: Sequence[str], options: MergeOptions) -> tuple[list[str], str | None]:
     """With --out all words are models."""
-    models, out = (list(words), options.out) if options.out else (list(words[1:]), words[0])
+    out = options.out or next(iter(words), None)
+    models = list(words) if options.out else list(words[1:])
     if len(models) < 2:
         given = f"{printable(' '.join(words))}: " if words else ""
         raise UsageError(f"{given}two models or more make a merge; {FORMS}")
@@ -152,5 +153,5 @@ def default_name(method: str, models: Sequence[str]) -> str:
 
 def safe_name(text: str) -> str:
     """A name that files, schedulers and shells all take as it is; it begins with a letter."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
     return plain if re.match(r"[A-Za-z]", plain) else f"merge-{plain}".rstrip("-")

@@ -101,11 +101,11 @@ def _fits(value: object, form: str | tuple[str, ...]) -> bool:
 
 
 def _task_faults(task: Mapping[str, Any], path: str) -> Iterator[str]:
-    for key, inner in [("image", task.get("image", {}))] + [
+    for key, inner in [("image", task.get("image"))] + [
         (f"datasets[{i}].source", d.get("source", {}))
         for i, d in enumerate(task.get("datasets", []))
     ]:
-        if len(inner) != 1:
+        if inner is not None and len(inner) != 1:
             yield f"{path}.{key}: must say exactly one of {', '.join(inner) or 'its kinds'}"
     names = [each.get("name") for each in task.get("envVars", [])]
     for name in dict.fromkeys(n for n in names if names.count(n) > 1):

@@ -199,10 +199,10 @@ class Beaker(Service[BeakerResources]):
         try:
             with beaker.Beaker.from_env(check_for_upgrades=False) as client:
                 _preflight(client)
-                made = beaker.BeakerExperimentSpec.from_json(spec)
-                _refuse_losses(spec, made.to_json())
                 workload = client.experiment.create(
-                    spec=made, name=job.options.name, workspace=resources.workspace
+                    spec=_taken_over(beaker, spec),
+                    name=job.options.name,
+                    workspace=resources.workspace,
                 )
                 job_id = workload.experiment.id
                 url = client.workload.url(workload)
@@ -223,6 +223,18 @@ def _preflight(client: Any) -> None:
         timeout=PREFLIGHT_S,
         metadata=[("authorization", f"bearer {client.config.user_token}")],
     )
+
+
+def _taken_over(beaker: Any, spec: dict[str, Any]) -> Any:
+    """The spec as beaker-py's own class, with nothing lost on the way."""
+    made = beaker.BeakerExperimentSpec.from_json(spec)
+    for task in made.tasks:
+        for mount in task.datasets or []:
+            # from_json leaves this one a plain mapping, which to_json does not spell back.
+            if isinstance(mount.source, dict) and "host_path" in mount.source:
+                mount.source = beaker.BeakerDataSource(**mount.source)
+    _refuse_losses(spec, made.to_json())
+    return made
 
 
 def _refuse_losses(ours: Any, theirs: Any, path: str = "spec") -> None:

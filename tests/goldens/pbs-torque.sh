@@ -1,0 +1,71 @@
+#!/bin/bash
+#PBS -N out
+#PBS -l nodes=1:ppn=16:gpus=2
+#PBS -l mem=80gb
+#PBS -A ab12
+#PBS -l walltime=12:00:00
+#PBS -j oe
+#PBS -o "/home/me/work/out.job/out.log"
+#PBS -r y
+# linear of m1, m2. Made by merge-launch 0.0.0.
+#
+# What runs here is the worker of merge-launch, Python sources in one zip archive. It is carried along,
+# gzipped and as base64 text, further down, so the node needs nothing of ours installed:
+# bash, coreutils, gzip, and Python 3.10 or newer with torch, safetensors and pyyaml.
+# SHA-256 of the archive, checked before it runs:
+#   0000000000000000000000000000000000000000000000000000000000000000
+# To unpack it by hand:
+#   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | gzip -d > merge-worker.pyz
+
+set -euo pipefail
+
+fail() {
+    printf 'merge-launch: %s\n' "$1" >&2
+    exit 3
+}
+
+unpacked=$(mktemp -d)
+finish() {
+    local code=$?
+    rm -rf -- "$unpacked"
+    printf '%s\n' "$code" > /home/me/work/out.job/"${PBS_JOBID:-job}".exit || :
+}
+trap finish EXIT
+rm -f -- /home/me/work/out.job/"${PBS_JOBID:-job}".exit
+
+base64 -d <<'MERGE_WORKER_PYZ' | gzip -d > "$unpacked/merge-worker.pyz" || fail 'the worker in this job is damaged; submit it again'
+PAYLOAD
+MERGE_WORKER_PYZ
+
+# The recipe as it was given.
+base64 -d <<'MERGE_RECIPE_YML' > "$unpacked/recipe.yml" || fail 'the recipe in this job is damaged; submit it again'
+ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
+ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
+CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvbTIiLAogICAicGFyYW1l
+dGVycyI6IHsKICAgICJ3ZWlnaHQiOiAxLjAKICAgfQogIH0KIF0KfQo=
+MERGE_RECIPE_YML
+
+(cd -- "$unpacked" && sha256sum -c > /dev/null 2>&1) <<'MERGE_SHA_256' || fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
+0000000000000000000000000000000000000000000000000000000000000000  merge-worker.pyz
+e27bf5157d6290f2126013a4c22ce8d5b235c9a7dc1320500439915aaeacb672  recipe.yml
+MERGE_SHA_256
+
+cd -- /home/me/work || fail 'this node does not see the folder that the job was submitted from'
+
+# Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
+# the worker can stop in good order, and wait for its end.
+python3 "$unpacked/merge-worker.pyz" merge "$unpacked/recipe.yml" /home/me/work/out --relative-to /home/me/work &
+worker=$!
+stopped=
+trap 'asked=1 stopped=1; kill -TERM "$worker" 2> /dev/null || :' TERM INT HUP
+while :; do
+    asked=
+    code=0
+    wait "$worker" || code=$?
+    [ -n "$asked" ] || break
+done
+trap - TERM INT HUP
+# A worker that the signal caught before its first byte left nothing to clean up.
+if [ -n "$stopped" ] && [ "$code" -gt 128 ]; then code=75; fi
+[ "$code" -eq 0 ] || exit "$code"
+

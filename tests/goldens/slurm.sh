@@ -1,0 +1,77 @@
+#!/bin/bash
+#SBATCH --job-name=soup
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=16
+#SBATCH --gres=gpu:a100:2
+#SBATCH --mem=80G
+#SBATCH --time=1-12:00:00
+#SBATCH --partition=gpu,long
+#SBATCH --account=ab12
+#SBATCH --output="/home/me/work/runs/out.job/soup.log"
+#SBATCH --open-mode=append
+#SBATCH --constraint=nvme
+# linear of m1, m2, m3. Made by merge-launch 0.0.0.
+#
+# What runs here is the worker of merge-launch, Python sources in one zip archive. It is carried along,
+# gzipped and as base64 text, further down, so the node needs nothing of ours installed:
+# bash, coreutils, gzip, and Python 3.10 or newer with torch, safetensors and pyyaml.
+# SHA-256 of the archive, checked before it runs:
+#   0000000000000000000000000000000000000000000000000000000000000000
+# To unpack it by hand:
+#   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | gzip -d > merge-worker.pyz
+
+set -euo pipefail
+
+fail() {
+    printf 'merge-launch: %s\n' "$1" >&2
+    exit 3
+}
+
+unpacked=$(mktemp -d)
+finish() {
+    local code=$?
+    rm -rf -- "$unpacked"
+    printf '%s\n' "$code" > /home/me/work/runs/out.job/"${SLURM_JOB_ID:-job}".exit || :
+}
+trap finish EXIT
+rm -f -- /home/me/work/runs/out.job/"${SLURM_JOB_ID:-job}".exit
+
+base64 -d <<'MERGE_WORKER_PYZ' | gzip -d > "$unpacked/merge-worker.pyz" || fail 'the worker in this job is damaged; submit it again'
+PAYLOAD
+MERGE_WORKER_PYZ
+
+# The recipe as it was given.
+base64 -d <<'MERGE_RECIPE_YML' > "$unpacked/recipe.yml" || fail 'the recipe in this job is damaged; submit it again'
+ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
+ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
+CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvbTIiLAogICAicGFyYW1l
+dGVycyI6IHsKICAgICJ3ZWlnaHQiOiAxLjAKICAgfQogIH0sCiAgewogICAibW9kZWwiOiAiL2hv
+bWUvbWUvd29yay9tMyIsCiAgICJwYXJhbWV0ZXJzIjogewogICAgIndlaWdodCI6IDEuMAogICB9
+CiAgfQogXQp9Cg==
+MERGE_RECIPE_YML
+
+(cd -- "$unpacked" && sha256sum -c > /dev/null 2>&1) <<'MERGE_SHA_256' || fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
+0000000000000000000000000000000000000000000000000000000000000000  merge-worker.pyz
+e45815f380efdfa5e27f589b3c2427aa4f0344c1412d49d08cfece771bf6257f  recipe.yml
+MERGE_SHA_256
+
+cd -- /home/me/work || fail 'this node does not see the folder that the job was submitted from'
+
+# Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
+# the worker can stop in good order, and wait for its end.
+python3 "$unpacked/merge-worker.pyz" merge "$unpacked/recipe.yml" /home/me/work/runs/out --relative-to /home/me/work &
+worker=$!
+stopped=
+trap 'asked=1 stopped=1; kill -TERM "$worker" 2> /dev/null || :' TERM INT HUP
+while :; do
+    asked=
+    code=0
+    wait "$worker" || code=$?
+    [ -n "$asked" ] || break
+done
+trap - TERM INT HUP
+# A worker that the signal caught before its first byte left nothing to clean up.
+if [ -n "$stopped" ] && [ "$code" -gt 128 ]; then code=75; fi
+[ "$code" -eq 0 ] || exit "$code"
+

@@ -1,0 +1,379 @@
+"""Beaker: the rendered spec, what is refused, and the real client against a loopback server."""
+
+import copy
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from launcher import backends, payload
+from launcher.backends import _beaker_spec as beaker_spec
+from launcher.errors import UsageError
+
+BEAKER = backends.get("beaker")
+SERVER = Path(__file__).resolve().parents[2] / "fakes" / "beaker_server.py"
+needs_client = pytest.mark.skipif(
+    importlib.util.find_spec("beaker") is None or shutil.which("openssl") is None,
+    reason="needs beaker-py and openssl",
+)
+READY = ["--image", "ada/torch", "--weka", "bucket:/weka/bucket"]
+WORDS = ["/weka/bucket/out", "/weka/bucket/m1", "/weka/bucket/m2", *READY]
+
+
+def rendered(launch, *words: object) -> dict[str, Any]:
+    done = launch("render", "beaker", *words)
+    assert done.code == 0, done.err
+    spec: dict[str, Any] = yaml.safe_load(done.out)
+    return spec
+
+
+def full(**changes: Any) -> dict[str, Any]:
+    resources = {
+        "gpus": 2,
+        "cluster": ("ai2/jupiter", "ai2/saturn"),
+        "workspace": "ai2/merging",
+        "budget": "ai2/research",
+        "priority": "high",
+        "image": "docker://ghcr.io/ada/torch:2.8",
+        "weka": ("oe-adapt-default", "other:/weka/other"),
+        "mount": ("base-model:/inputs/base", "/net/nfs:/net"),
+        "secret": ("HF_TOKEN=ada_HF_TOKEN",),
+        "timeout": "24h",
+        "min_runtime": "30m",
+    }
+    return resources | changes
+
+
+def test_golden(make_job, render_job, golden) -> None:
+    words = ("/weka/other/out", "/weka/other/m1", "/inputs/base", "org/name")
+    job = make_job(*words, env=("HF_HOME=/weka/other/it's 😀",), then="ls", setup=("nvidia-smi",))
+    text = render_job("beaker", job, **full())
+    golden("beaker.yaml", text)
+    assert beaker_spec.faults(yaml.safe_load(text)) == []
+    assert BEAKER.obstacles(job, BEAKER.resources(**full())) == []
+
+
+def test_the_least(make_job, render_job) -> None:
+    text = render_job("beaker", make_job("/w/out", "/w/m1", "/w/m2"), image="ada/torch")
+    (task,) = yaml.safe_load(text)["tasks"]
+    assert task["image"] == {"beaker": "ada/torch"}
+    assert task["context"] == {"priority": "normal", "autoResume": True}
+    assert not {"envVars", "datasets", "constraints", "timeout"} & set(task)
+    assert task["resources"] == {"gpuCount": 0}
+
+
+def test_no_argument_is_near_the_limit(launch) -> None:
+    (task,) = rendered(launch, *WORDS)["tasks"]
+    script, name, *chunks = task["arguments"]
+    assert name == "merge-launch"
+    assert "".join(chunks) == payload.build().encoded
+    assert all(len(chunk) <= 96 * 1024 for chunk in chunks)
+    assert len(script) < 30_000
+
+
+def test_several_chunks_run_as_one(launch, models, bare_bash, work: Path) -> None:
+    """As with a worker that has outgrown one argument."""
+    (task,) = rendered(launch, "out", *models, "--python", sys.executable)["tasks"]
+    script, name, chunk = task["arguments"]
+    pieces = [chunk[i : i + 7001] for i in range(0, len(chunk), 7001)]
+    done = bare_bash(*task["command"][1:], script, name, *pieces)
+    assert done.code == 0, done.err
+    assert (work / "out" / "merge_manifest.json").exists()
+
+
+def test_a_secret_is_named_never_shown(launch, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
+    done = launch("render", "beaker", *WORDS, "--secret", "HF_TOKEN=ada_HF_TOKEN")
+    assert "hf_very_secret" not in done.out
+    (task,) = yaml.safe_load(done.out)["tasks"]
+    assert task["envVars"] == [{"name": "HF_TOKEN", "secret": "ada_HF_TOKEN"}]
+
+
+def test_the_text_does_not_depend_on_who_submits(launch, monkeypatch) -> None:
+    first = launch("render", "beaker", *WORDS).out
+    monkeypatch.setenv("USER", "somebody")
+    monkeypatch.setenv("VIRTUAL_ENV", "/else/where")
+    assert launch("render", "beaker", *WORDS).out == first
+
+
+def test_uncovered_paths_are_a_warning_in_a_dry_run_and_refused_else(launch, models) -> None:
+    words = ["beaker", "out", "m1", "/weka/bucket/m2", "org/name", *READY]
+    shown = launch(*words, "--dry-run")
+    assert shown.code == 0
+    assert "warning: no mount covers" in shown.err
+    assert yaml.safe_load(shown.out)["version"] == "v2"
+    refused = launch(*words)
+    assert (refused.code, refused.out) == (2, "")
+    assert f"{models[0]}, {models[0].parent}/out" in refused.err
+    assert f"--weka BUCKET:{models[0].parent}" in refused.err
+    assert "m2" not in refused.err
+
+
+@pytest.mark.parametrize(
+    ("path", "covered"),
+    [
+        ("/weka/bucket/m", True),
+        ("/weka/bucket", True),
+        ("/weka/bucket/../other/m", False),
+        ("/weka/bucket2/m", False),
+        ("/weka", False),
+        ("/data/x/m", True),
+    ],
+)
+def test_what_a_mount_covers(make_job, path: str, covered: bool) -> None:
+    mounts = BEAKER.resources(image="a/b", weka=("bucket",), mount=("ds:/data/x/",))
+    job = make_job("/results/out", path, "org/name")
+    assert (BEAKER.obstacles(job, mounts) == []) == covered
+
+
+def test_without_an_image_nothing_is_submitted(launch) -> None:
+    done = launch("beaker", *WORDS[:3], "--weka", "bucket")
+    assert done.code == 2
+    assert "--image" in done.err
+    shown = launch("beaker", *WORDS[:3], "--weka", "bucket", "--dry-run")
+    assert (shown.code, "warning: no image" in shown.err) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--timeout", "1d"),
+        ("--timeout", "24:00:00"),
+        ("--min-runtime", "soon"),
+        ("--priority", "hgh"),
+        ("--cluster", "jupiter ai2"),
+        ("--weka", "bucket:relative"),
+        ("--mount", "/only/one"),
+        ("--secret", "HF_TOKEN"),
+        ("--env", "1A=b"),
+        ("--replicas", "2"),
+        ("--gpus", "-1"),
+        ("--image", "a b"),
+    ],
+)
+def test_values_that_beaker_would_misread(launch, flag: str, value: str) -> None:
+    done = launch("beaker", *WORDS, f"{flag}={value}", "--dry-run")
+    assert (done.code, done.out) == (2, "")
+    assert flag in done.err
+
+
+def change(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(spec)
+    target: Any = changed
+    *steps, last = path.split(".")
+    for step in steps:
+        target = target[int(step)] if step.isdigit() else target[step]
+    target[last] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("tasks.0.argumets", [], "tasks[0].argumets: no such key (did you mean 'arguments'?)"),
+        ("tasks.0.arguments", "echo hi", "tasks[0].arguments: must be a list"),
+        ("tasks.0.arguments", [1], "tasks[0].arguments[0]: 1 must be a text"),
+        ("tasks.0.resources", {"gpus": 2}, "tasks[0].resources.gpus: no such key"),
+        (
+            "tasks.0.resources",
+            {"gpuCount": "2"},
+            "tasks[0].resources.gpuCount: '2' must be a count",
+        ),
+        ("tasks.0.timeout", 3600, "tasks[0].timeout: 3600 must be a duration"),
+        ("tasks.0.timeout", "1d", "tasks[0].timeout: '1d' must be a duration"),
+        ("tasks.0.context", {"priority": "hgh"}, "must be one of low, normal"),
+        ("tasks.0.image", {}, "tasks[0].image: must say exactly one"),
+        ("tasks.0.image", {"beaker": "a/b", "docker": "c"}, "exactly one of beaker, docker"),
+        ("tasks.0.envVars", [{"name": "A", "value": 1}], "envVars[0].value: 1 must be a text"),
+        ("tasks.0.envVars", [{"name": "A"}], "envVars[0]: must have a value or a secret"),
+        (
+            "tasks.0.envVars",
+            [{"name": "A", "value": ""}, {"name": "A", "secret": "s"}],
+            "A is set twice",
+        ),
+        (
+            "tasks.0.datasets",
+            [{"mountPath": "weka", "source": {"weka": "b"}}],
+            "datasets[0].mountPath: 'weka' must be a path",
+        ),
+        (
+            "tasks.0.datasets",
+            [
+                {"mountPath": "/W/b", "source": {"weka": "b"}},
+                {"mountPath": "/w/b/c", "source": {"weka": "c"}},
+            ],
+            "/w/b/c is mounted twice, or inside another mount",
+        ),
+        ("tasks.0.arguments", ["x" * 131_072], "arguments[0]: 131072 bytes, at most 131071 fit"),
+        ("tasks.0.constraints", {"cluster": "ai2/jupiter"}, "cluster: must be a list"),
+        ("budget", 3, "budget: 3 must be a name"),
+        ("version", 2, "version: 2 must be one of v2"),
+    ],
+)
+def test_the_strict_check(make_job, render_job, path: str, value: Any, words: str) -> None:
+    spec = yaml.safe_load(render_job("beaker", make_job(), **full()))
+    found = "\n".join(beaker_spec.faults(change(spec, path, value)))
+    assert words in found
+
+
+@pytest.mark.parametrize("key", ["image", "context", "result"])
+def test_what_beaker_py_cannot_do_without(make_job, render_job, key: str) -> None:
+    spec = yaml.safe_load(render_job("beaker", make_job(), **full()))
+    del spec["tasks"][0][key]
+    assert beaker_spec.faults(spec) == [f"tasks[0].{key}: missing"]
+
+
+def test_faults_of_the_spec_come_before_the_client() -> None:
+    with pytest.raises(UsageError, match="beaker spec: version: missing"):
+        BEAKER.spec("tasks: []")
+
+
+def test_overlapping_mounts_are_refused_by_their_flags_values(launch) -> None:
+    done = launch("beaker", *WORDS, "--weka", "other:/weka/bucket/inner", "--env", "A=1")
+    assert done.code == 2
+    assert "/weka/bucket/inner is mounted twice" in done.err
+
+
+@needs_client
+def test_beaker_py_loses_nothing_of_the_spec(make_job, render_job) -> None:
+    import beaker
+
+    from launcher.backends.beaker import _taken_over
+    from launcher.errors import ClusterError
+
+    spec = yaml.safe_load(render_job("beaker", make_job(), **full()))
+    taken = _taken_over(beaker, spec).to_json()["tasks"][0]
+    assert {"mountPath": "/net", "source": {"hostPath": "/net/nfs"}} in taken["datasets"]
+    spec["tasks"][0]["argumets"] = []
+    with pytest.raises(ClusterError, match=r"lost spec\.tasks\[0\]\.argumets"):
+        _taken_over(beaker, spec)
+    spec = change(spec, "tasks.0.resources", {"gpuCount": 1, "gpus": 2})
+    with pytest.raises(ClusterError, match=r"lost spec\.tasks\[0\]\.resources\.gpus"):
+        _taken_over(beaker, spec)
+
+
+class Server(NamedTuple):
+    folder: Path
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        config = json.loads((self.folder / "config.yml").read_text()) | changes
+        path = self.folder / "config-of-this-test.yml"
+        path.write_text(json.dumps(config))
+        return {
+            "BEAKER_CONFIG": str(path),
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(self.folder / "cert.pem"),
+            "no_proxy": "localhost,127.0.0.1",
+        }
+
+    def requests(self) -> list[dict[str, Any]]:
+        path = self.folder / "requests"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("beaker")
+    argv = [sys.executable, str(SERVER), str(folder)]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield Server(folder)
+        process.kill()
+
+
+@pytest.fixture
+def server(running: Server) -> Server:
+    (running.folder / "requests").unlink(missing_ok=True)
+    return running
+
+
+@needs_client
+def test_submission(launch_process, server, bare_bash) -> None:
+    words = [*WORDS, "--name", "soup", "--workspace", "ai2/merging", "--timeout", "4h"]
+    done = launch_process("beaker", *words, **server.environment())
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0] == "job     01ABC"
+    assert lines[1] == "out     /weka/bucket/out"
+    assert lines[2].endswith("/ex/01ABC")
+    assert lines[3:] == ["follow  gantry follow 01ABC", "cancel  gantry stop 01ABC"]
+    assert server.requests()[0]["request"] == "GetUser"
+    (posted,) = [each for each in server.requests() if each["request"] == "POST"]
+    assert posted["path"].endswith("/workspaces/w1/experiments?name=soup")
+    (task,) = posted["spec"]["tasks"]
+    assert task["arguments"][2] == payload.build().encoded
+    assert task["timeout"] == 4 * 3600 * 10**9
+    assert bare_bash("-n", "-c", task["arguments"][0]).code == 0
+
+
+@needs_client
+@pytest.mark.parametrize(
+    ("words", "changes", "said"),
+    [
+        ([], {"user_token": "wrong"}, "refused the token"),
+        (["--name", "taken"], {}, "taken"),
+        (["--image", "ada/nothing"], {}, "image ada/nothing does not exist"),
+        (["--workspace", "ai2/other"], {}, "ai2/other"),
+    ],
+)
+def test_refusals_in_the_servers_words(launch_process, server, words, changes, said: str) -> None:
+    done = launch_process("beaker", *WORDS, *words, **server.environment(**changes))
+    assert (done.code, done.out) == (6, "")
+    assert said in done.err
+    assert "Traceback" not in done.err
+
+
+@needs_client
+def test_a_dead_server_is_an_answer_not_a_wait(launch_process, server) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"localhost:{unused.getsockname()[1]}"
+    done = launch_process("beaker", *WORDS, **server.environment(rpc_address=address))
+    assert done.code == 6
+    assert "cannot be reached" in done.err
+
+
+@needs_client
+def test_a_silent_server_is_given_up(launch_process, server, monkeypatch) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"localhost:{silent.getsockname()[1]}"
+        done = launch_process("beaker", *WORDS, **server.environment(rpc_address=address))
+    assert done.code == 6
+    assert "did not answer within 10 s" in done.err or "cannot be reached" in done.err
+
+
+@needs_client
+@pytest.mark.parametrize("config", ["", "default_org: ai2\n", ": ["])
+def test_a_config_that_is_none(launch_process, tmp_path: Path, config: str) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(config)
+    done = launch_process("beaker", *WORDS, BEAKER_CONFIG=str(path))
+    assert done.code == 6
+    assert len(done.err.splitlines()) <= 4, done.err
+    assert "Traceback" not in done.err
+
+
+def test_without_beaker_py(launch, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "beaker", None)
+    done = launch("beaker", *WORDS)
+    assert done.code == 6
+    assert "pip install 'merge-launch[beaker]'" in done.err
+    assert launch("beaker", *WORDS, "--dry-run").code == 0
+
+
+def test_follow_is_refused_before_anything_is_sent(launch) -> None:
+    done = launch("beaker", *WORDS, "--follow")
+    assert done.code == 2
+    assert "--follow" in done.err

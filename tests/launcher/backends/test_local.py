@@ -1,0 +1,294 @@
+"""The job text, run as every backend carries it: by plain bash with python and torch only."""
+
+import base64
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from checkpoints import read_tensors
+
+from launcher import backends, payload
+from launcher.settings import WorkerOptions
+
+RECIPE = """# as given
+merge_method: linear
+models:
+- {model: m1, parameters: {weight: 1}}
+- {model: m2, parameters: {weight: 3}}
+"""
+
+
+def merged_value(out: Path) -> float:
+    tensors = read_tensors(out)
+    (value,) = set(tensors["model.layers.0.weight"].flatten().tolist())
+    assert torch.equal(tensors["norm"], torch.full((3,), 10 * value))
+    return float(value)
+
+
+def job_argv(launch, backend: str, script: Path, *words: object) -> list[str]:
+    """What a node runs of the job of a backend, less the `bash` at the front."""
+    text = launch("render", backend, *words, "--python", sys.executable).out
+    if backend == "beaker":
+        task = yaml.safe_load(text)["tasks"][0]
+        assert task["command"][0] == "bash"
+        return [*task["command"][1:], *task["arguments"]]
+    script.write_text(text)
+    return [str(script)]
+
+
+@pytest.mark.parametrize("backend", backends.names())
+def test_the_job_of_each_backend_merges(
+    backend: str, launch, models, bare_bash, manifest, work: Path, tmp_path: Path
+) -> None:
+    argv = job_argv(launch, backend, tmp_path / "job", "out", *models, "--progress", "off")
+    done = bare_bash(*argv, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert merged_value(work / "out") == 2.0
+    assert manifest(work / "out")["worker"]["sha256"] == payload.build().digest
+
+
+@pytest.mark.parametrize("backend", ["slurm", "beaker"])
+def test_a_recipe_travels_and_its_relative_paths_are_ours(
+    backend: str, launch, models, bare_bash, work: Path, tmp_path: Path
+) -> None:
+    Path("recipe.yml").write_text(RECIPE)
+    argv = job_argv(launch, backend, tmp_path / "job", "recipe.yml", "out")
+    assert bare_bash(*argv, cwd=tmp_path).code == 0
+    assert merged_value(work / "out") == 1.75
+    assert (work / "out" / "mergekit_config.yml").read_text() == RECIPE
+
+
+@pytest.mark.parametrize("backend", ["local", "beaker"])
+def test_names_that_shells_take_apart(
+    backend: str, launch, models, bare_bash, work: Path, tmp_path: Path
+) -> None:
+    odd = [Path("it's $HOME"), Path("two\nlines 'and' \"quotes\""), Path("*`x`; rm -rf é")]
+    for source, name in zip(models, odd, strict=True):
+        source.rename(name)
+    out = Path("out\n$(touch oops) \\ 'x'")
+    argv = job_argv(launch, backend, tmp_path / "job", out, *(Path.cwd() / name for name in odd))
+    assert bare_bash(*argv, cwd=tmp_path).code == 0
+    assert merged_value(work / out) == 2.0
+    assert not list(tmp_path.rglob("oops"))
+
+
+def flip(text: str) -> str:
+    """One bit of the payload: A and E, B and F … differ in one bit of what base64 stands for."""
+    middle = text.index("H4sI") + 4000
+    place = re.compile("[A-D]").search(text, middle)
+    assert place is not None
+    at = place.start()
+    return text[:at] + chr(ord(text[at]) + 4) + text[at + 1 :]
+
+
+@pytest.mark.parametrize("backend", backends.names())
+def test_a_flipped_bit_stops_it_before_anything_runs(
+    backend: str, launch, models, bare_bash, work: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "job"
+    argv = job_argv(launch, backend, script, "out", *models, "--setup", "touch it-ran")
+    if backend == "beaker":
+        argv[-1] = flip(argv[-1])
+    else:
+        script.write_text(flip(script.read_text()))
+    done = bare_bash(*argv, cwd=tmp_path)
+    assert done.code == 3
+    assert "the worker" in done.err
+    assert "damaged" in done.err
+    assert not (work / "out").exists()
+    assert not list(tmp_path.rglob("it-ran"))
+
+
+def test_a_damaged_recipe_stops_it_too(
+    launch, models, bare_bash, work: Path, tmp_path: Path
+) -> None:
+    Path("recipe.yml").write_text(RECIPE)
+    script = tmp_path / "job"
+    argv = job_argv(launch, "local", script, "recipe.yml", "out")
+    first = base64.b64encode(RECIPE.encode()).decode()[:76]
+    other = base64.b64encode(RECIPE.replace("as given", "is given").encode()).decode()[:76]
+    script.write_text(script.read_text().replace(first, other))
+    done = bare_bash(*argv)
+    assert done.code == 3
+    assert "damaged" in done.err
+    assert not (work / "out").exists()
+
+
+def test_unpacking_by_hand_as_the_job_says(launch, models, bare_bash, tmp_path: Path) -> None:
+    script = tmp_path / "job"
+    job_argv(launch, "pbs", script, "out", *models)
+    (line,) = [each for each in script.read_text().splitlines() if "THIS_FILE" in each]
+    done = bare_bash("-c", line.removeprefix("#").replace("THIS_FILE", "job"), cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "merge-worker.pyz").read_bytes() == payload.build().archive
+
+
+def test_local_runs_the_text_that_it_shows(
+    launch_process, models, work: Path, tmp_path: Path
+) -> None:
+    words = ["out", *models, "--python", sys.executable]
+    shown = launch_process("local", *words, "--dry-run")
+    assert not (work / "out").exists()
+    kept = tmp_path / "kept"
+    bash = tmp_path / "bin" / "bash"
+    bash.parent.mkdir()
+    bash.write_text(f'#!/bin/sh\ncp "$1" {kept}\nexec /bin/bash "$@"\n')
+    bash.chmod(0o755)
+    done = launch_process("local", *words, PATH=f"{bash.parent}:{os.environ['PATH']}")
+    assert done.code == 0, done.err
+    assert merged_value(work / "out") == 2.0
+    assert kept.read_text() == shown.out
+
+
+def test_the_exit_code_is_the_workers(launch_process, models, work: Path) -> None:
+    (work / "out").mkdir()
+    (work / "out" / "precious.txt").write_text("mine")
+    done = launch_process("local", "out", *models)
+    assert done.code == 4, done.err
+    assert "merge-worker:" in done.err
+    assert (work / "out" / "precious.txt").read_text() == "mine"
+
+
+def test_setup_environment_and_then(launch_process, models, work: Path) -> None:
+    done = launch_process(
+        *["local", "out", *models, "--progress", "off"],
+        *["--env", "WORD=it's $HOME", "--env", "EMPTY="],
+        *["--setup", 'echo "setup: $WORD $unset_is_fine"', "--setup", 'say() { echo "then: $1"; }'],
+        *["--then", 'say "$(ls | tr "\\n" " ")" && cd ..'],
+    )
+    assert done.code == 0, done.err
+    assert "setup: it's $HOME \n" in done.out
+    assert "then: README.md config.json merge_manifest.json" in done.out
+
+
+def test_a_failing_setup_or_then_fails_the_job(launch_process, models, work: Path) -> None:
+    assert launch_process("local", "out", *models, "--setup", "false").code == 1
+    assert not (work / "out").exists()
+    assert launch_process("local", "out", *models, "--then", "ls; (exit 9); ls").code == 9
+    assert merged_value(work / "out") == 2.0
+
+
+def test_then_waits_for_success(launch, models, bare_bash, tmp_path: Path) -> None:
+    shutil.rmtree(models[1])
+    argv = job_argv(launch, "local", tmp_path / "job", "out", *models, "--then", "touch ../after")
+    assert bare_bash(*argv).code == 3
+    assert not Path("after").exists()
+
+
+def test_nothing_is_left_in_the_temporary_folder(launch, models, bare_bash, tmp_path: Path) -> None:
+    temporary = tmp_path / "t m p"
+    temporary.mkdir()
+    argv = job_argv(launch, "local", tmp_path / "job", "out", *models)
+    assert bare_bash(*argv, TMPDIR=str(temporary)).code == 0
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--setup", "merge_folder=$HOME"], ["--env", "merge_folder=/"]])
+def test_nobody_redirects_the_folder_that_is_removed(
+    words: list[str], launch, models, bare_bash, tmp_path: Path
+) -> None:
+    argv = job_argv(launch, "local", tmp_path / "job", "out", *models, *words)
+    done = bare_bash(*argv, HOME=str(tmp_path / "home"))
+    assert done.code == 1
+    assert "merge_folder: readonly variable" in done.err
+    assert (tmp_path / "home").is_dir()
+    assert not Path("out").exists()
+
+
+# A worker that merges nothing and says what became of the signals.
+SLOW_PYTHON = """#!/bin/bash
+case $WHEN in
+    late) trap 'echo "got TERM"; sleep 0.5; exit 75' TERM ;;
+    deaf) trap 'echo "got TERM"' TERM ;;
+esac
+echo ready
+for i in 1 2 3 4 5 6 7 8; do sleep 0.25 & wait $!; wait $!; done
+exit 0
+"""
+
+
+@pytest.fixture
+def slow(launch, models, tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
+    python = tmp_path / "slow-python"
+    python.write_text(SLOW_PYTHON)
+    python.chmod(0o755)
+
+    def start(when: str) -> subprocess.Popen[str]:
+        text = launch("render", "local", "out", *models, "--python", python).out
+        script = tmp_path / "job"
+        script.write_text(text)
+        job = subprocess.Popen(
+            ["bash", str(script)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "WHEN": when, "TMPDIR": str(tmp_path)},
+        )
+        assert job.stdout is not None
+        assert job.stdout.readline() == "ready\n"
+        return job
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("when", "code"),
+    [("late", 75), ("default", 75), ("deaf", 0)],
+    ids=["worker stops in order", "signal before the worker listens", "worker ends all the same"],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_shell_alone_reaches_the_worker(slow, when: str, code: int, number) -> None:
+    job = slow(when)
+    job.send_signal(number)
+    time.sleep(0.1)
+    if when == "late":
+        job.send_signal(number)
+    out, _ = job.communicate(timeout=20)
+    assert job.returncode == code
+    assert ("got TERM" in out) == (when != "default")
+
+
+def test_the_launcher_hands_a_signal_on_and_waits(models, tmp_path: Path, work: Path) -> None:
+    python = tmp_path / "slow-python"
+    python.write_text(SLOW_PYTHON)
+    python.chmod(0o755)
+    argv = [sys.executable, "-m", "launcher", "local", "out", *models, "--python", str(python)]
+    env = {**os.environ, "PYTHONPATH": str(Path(payload.__file__).parents[1]), "WHEN": "late"}
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (75, "got TERM\n")
+
+
+def test_here_what_is_missing_is_missing(launch, models) -> None:
+    done = launch("local", "out", "m1", "nope")
+    assert done.code == 3
+    assert "nope" in done.err
+
+
+def test_golden(make_job, render_job, golden) -> None:
+    job = make_job(
+        "my out",
+        "m1",
+        "it's",
+        setup=("module load python", "source env/bin/activate"),
+        env=("HF_HOME=/scratch/it's",),
+        then="ls -l",
+        worker=WorkerOptions(device="cuda", memory="4GiB"),
+    )
+    golden("local.sh", render_job("local", job))
+
+
+def test_its_own_python_where_that_has_torch() -> None:
+    assert backends.get("local").python() == sys.executable
+    assert backends.get("pbs").python() == "python3"

@@ -1,0 +1,35 @@
+"""A job cannot be built wrong, and its names are such that every scheduler takes them."""
+
+import pytest
+
+from launcher.errors import UsageError
+
+
+def test_names_beside_out(make_job) -> None:
+    job = make_job("runs/my merge, 3", "m1", "m2")
+    assert job.name == "my-merge-3"
+    assert job.folder == "/home/me/work/runs/my-merge-3.job"
+    assert job.log == "/home/me/work/runs/my-merge-3.job/my-merge-3.log"
+
+
+def test_a_long_out_has_a_short_name(make_job) -> None:
+    assert make_job("linear-of-many-models", "m1", "m2").name == "linear-of-many"
+    assert make_job("out", "m1", "m2", name="chosen.name-1").name == "chosen.name-1"
+
+
+def test_all_faults_at_once(make_job) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_job(name="1 b", setup=("module load x\r",), then="ls\x1b[2J")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("--name '1 b' must be letters")
+    assert (
+        lines[1].strip() == r"--setup 'module load x\r' holds a control character; was it pasted?"
+    )
+    assert r"--then 'ls\x1b[2J'" in lines[2]
+
+
+@pytest.mark.parametrize("name", ["", "a" * 64, "-x", "a;touch x", "a\n", "ä"])
+def test_names_that_no_scheduler_takes(make_job, name: str) -> None:
+    with pytest.raises(UsageError, match="--name"):
+        make_job(name=name)

@@ -1,0 +1,170 @@
+"""Flag > environment > profile > built in, and no key of a profile is silently nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher import backends, profile
+from launcher.errors import UsageError
+from launcher.settings import JobOptions, WorkerOptions
+
+PBS = backends.get("pbs").resources
+
+FILE = """
+python = "/opt/py/bin/python"
+setup = ["module load python"]
+threads = 8
+
+[pbs]
+queue = "normal"
+walltime = 04:00:00
+directive = ["-l place=scatter"]
+
+[profile.gadi]
+env = ["HF_HOME=/scratch/hf"]
+
+[profile.gadi.pbs]
+queue = "gpuvolta"
+directive = ["-l storage=gdata/ab12"]
+"""
+
+
+def settings(tmp_path: Path, flags=None, variables=None, name=None, text: str = FILE):
+    path = tmp_path / profile.FILE_NAME
+    path.write_text(text)
+    layers = [
+        profile.flags(flags or {}),
+        profile.environment(variables or {}),
+        *profile.load(path, name, "pbs"),
+    ]
+    return profile.resolve([JobOptions, WorkerOptions, PBS], layers)
+
+
+def test_built_in_where_nobody_says_anything(tmp_path: Path) -> None:
+    job, worker, pbs = settings(tmp_path, text="")
+    assert (job.python, worker.threads, pbs.dialect) == (None, None, "openpbs")
+
+
+def test_profile_over_built_in(tmp_path: Path) -> None:
+    job, worker, pbs = settings(tmp_path)
+    assert (job.python, worker.threads) == ("/opt/py/bin/python", 8)
+    assert (pbs.queue, pbs.walltime) == ("normal", "04:00:00")
+
+
+def test_named_profile_over_the_rest_of_the_file(tmp_path: Path) -> None:
+    job, _, pbs = settings(tmp_path, name="gadi")
+    assert (job.python, job.env) == ("/opt/py/bin/python", ("HF_HOME=/scratch/hf",))
+    assert (pbs.queue, pbs.walltime) == ("gpuvolta", "04:00:00")
+
+
+def test_environment_over_profile_and_flag_over_environment(tmp_path: Path) -> None:
+    variables = {"MERGE_LAUNCH_THREADS": "4", "MERGE_LAUNCH_QUEUE": "express", "OTHER": "1"}
+    _, worker, pbs = settings(tmp_path, {"threads": "2"}, variables)
+    assert (worker.threads, pbs.queue) == (2, "express")
+
+
+def test_free_lines_add_up_with_the_nearest_last(tmp_path: Path) -> None:
+    variables = {"MERGE_LAUNCH_DIRECTIVE": "-l a=1\n-l b=2"}
+    _, _, pbs = settings(tmp_path, {"directive": ["-l c=3"]}, variables, name="gadi")
+    assert pbs.directive == (
+        "-l place=scatter",
+        "-l storage=gdata/ab12",
+        "-l a=1",
+        "-l b=2",
+        "-l c=3",
+    )
+
+
+def test_the_nearest_value_of_a_variable_wins(tmp_path: Path) -> None:
+    job, _, _ = settings(tmp_path, {"env": ["HF_HOME=/mine", "B=2"]}, name="gadi")
+    assert job.variables() == {"HF_HOME": "/mine", "B": "2"}
+
+
+def test_a_list_that_does_not_add_up_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / profile.FILE_NAME
+    path.write_text('[beaker]\ncluster = ["ai2/jupiter"]\n')
+    layers = [profile.flags({"cluster": ["ai2/saturn"]}), *profile.load(path, None, "beaker")]
+    (found,) = profile.resolve([backends.get("beaker").resources], layers)
+    assert found.cluster == ("ai2/saturn",)
+
+
+def test_faults_of_all_origins_at_once(tmp_path: Path) -> None:
+    text = '[pbs]\nmem = "80GiB"\n'
+    with pytest.raises(UsageError) as caught:
+        settings(tmp_path, {"walltime": "noon"}, {"MERGE_LAUNCH_NGPUS": "two"}, text=text)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "MERGE_LAUNCH_NGPUS 'two' must be a whole number" in lines[0]
+    assert "merge-launch.toml: [pbs]: mem '80GiB' must be" in lines[1]
+    assert "--walltime 'noon' must be HH:MM:SS" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pyhton = 1", "nothing reads 'pyhton' (did you mean 'python'?)"),
+        ("queue = 'x'", "nothing reads 'queue'"),
+        ("[pbs]\nqueu = 'x'", "[pbs]: nothing reads 'queu' (did you mean 'queue'?)"),
+        ("[pbs]\npartition = 'x'", "[pbs]: nothing reads 'partition'"),
+        ("[profile.a]\nqueue = 'x'", "profile.a: nothing reads 'queue'"),
+        ("[profile.a.slurm]\nqueue = 'x'", "nothing reads 'queue'"),
+        ("pbs = 3", "'pbs' is a value where a table belongs"),
+        ("profile = 'gadi'", "'profile' is a value where a table belongs"),
+        ("[profile]\nx = 1", "profile.x must be a table"),
+        ("[threads]\nx = 1", "'threads' is a value where a table belongs"),
+        ("python = ", "merge-launch.toml"),
+    ],
+)
+def test_what_nothing_reads_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        settings(tmp_path, text=text)
+    assert words in str(caught.value)
+
+
+def test_an_unknown_profile_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no profile 'gady' \(did you mean 'gadi'\?\): gadi"):
+        settings(tmp_path, name="gady")
+
+
+def test_a_profile_without_a_file() -> None:
+    with pytest.raises(UsageError, match="--profile gadi: there is no merge-launch"):
+        profile.load(None, "gadi", "pbs")
+
+
+def test_dashes_and_underscores_are_one(tmp_path: Path) -> None:
+    _, worker, _ = settings(tmp_path, text='shard-size = "1GB"')
+    assert worker.shard_size == "1GB"
+
+
+def test_here_before_the_config_folder(tmp_path: Path) -> None:
+    here, config = tmp_path / "here", tmp_path / "config"
+    for folder in (here, config):
+        folder.mkdir()
+    assert profile.find(here, config) is None
+    (config / profile.FILE_NAME).touch()
+    assert profile.find(here, config) == config / profile.FILE_NAME
+    (here / profile.FILE_NAME).touch()
+    assert profile.find(here, config) == here / profile.FILE_NAME
+
+
+def test_a_profile_reaches_the_job(launch, work: Path) -> None:
+    (work / profile.FILE_NAME).write_text(FILE)
+    text = launch("pbs", "out", "m1", "m2", "--profile", "gadi", "--dry-run").out
+    assert "#PBS -q gpuvolta\n" in text
+    assert "#PBS -l storage=gdata/ab12\n" in text
+    assert "\nmodule load python\n" in text
+    assert "--threads=8" in text
+
+
+def test_the_environment_names_the_profile(launch, work: Path, monkeypatch) -> None:
+    (work / profile.FILE_NAME).write_text(FILE)
+    monkeypatch.setenv("MERGE_LAUNCH_PROFILE", "gadi")
+    assert "#PBS -q gpuvolta\n" in launch("render", "pbs", "out", "m1", "m2").out
+
+
+def test_the_config_folder_of_the_user(launch, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    folder = tmp_path / "config" / "merge-launch"
+    folder.mkdir(parents=True)
+    (folder / profile.FILE_NAME).write_text('[slurm]\npartition = "long"\n')
+    assert "#SBATCH --partition=long\n" in launch("render", "slurm", "out", "m1", "m2").out
