@@ -14,6 +14,6 @@ if sys.version_info < (3, 10):
     sys.exit(2)
 
 if __name__ == "__main__":
-    from worker.cli import main
+    from worker.cli import entry
 
-    sys.exit(main())
+    entry()

@@ -142,6 +142,7 @@ class Lane:
 
 def _split(values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     """Views of the blocks of a run, 1-D or as whole rows."""
-    if grid.row is None:
-        return values.split(grid.block)
-    return values.view(-1, grid.row).split(grid.block // grid.row)
+    size = grid.block
+    if grid.row is not None:
+        values, size = values.view(-1, grid.row), grid.block // grid.row
+    return tuple(values.split(size))  # type: ignore[no-untyped-call,unused-ignore]
