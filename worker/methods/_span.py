@@ -6,36 +6,113 @@ pass of all of them is one weighted sum at the speed of memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ._define import Block, Cut, Final, Method, Reduce, Task
+from ..errors import ResultError
+from ._define import Base, Block, Cut, Final, Method, Reduce, Task
+from ._geometry import ColumnGram, Vectors, VectorSum, WholeGram, shape_of_vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
 class Span:
-    """`method(*, parameters) -> one coefficient per source` (models in order, then the base)."""
+    """`method(*, parameters) -> one coefficient per source` (models in order, then the base).
+
+    `deltas`: one coefficient per model, of its difference from the base, to which the sum is
+    added (if there is a base; else of the model).
+    `gram`: the function gets the Gram matrix of what the coefficients belong to, as lists of
+    numbers. A source that stands alone is copied.
+    `vectors`: values → what is one vector. The function gets a Gram matrix [model, model, …] of
+    float64 tensors, one entry per vector, and its coefficients are tensors too.
+    `exact`: products in float64 also where the result has 16 bits.
+    """
+
+    deltas: bool = False
+    gram: bool = False
+    vectors: Callable[[Mapping[str, Any]], Vectors] | None = None
+    exact: bool = False
 
     def cut(self, method: Method, values: Mapping[str, Any]) -> Cut:
-        return Cut.ELEMENT
+        return Cut.ELEMENT if self._vectors(values) is Vectors.WHOLE else Cut.ROW
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
-        return 1
+        return 2 if self.gram and self._vectors(values) is not Vectors.ROWS else 1
 
     def scratch_bytes(self, method: Method, sources: int) -> int:
-        return 16  # accumulator and one converted source, at most float64
+        # Accumulator and one converted source, at most float64; for geometry all the sources.
+        return 8 * (sources + 2) if self.gram else 16
 
     def check(self, method: Method, task: Task) -> None:
-        method.call(task)
+        if self._alone(task):
+            return
+        check_sources(method, task)
+        if not self.gram:
+            method.call(task)
+        elif self.vectors is None:
+            # Sources at right angles: what fails for them fails for all.
+            method.call(task, [[float(i == j) for j in self._of(task)] for i in self._of(task)])
 
     def begin(self, method: Method, task: Task) -> Reduce | Final:
-        return WeightedSum(method.call(task), task.work)
+        if self._alone(task):
+            return WeightedSum([1.0], task.work)
+        if not self.gram:
+            return WeightedSum(self._of_sources(method.call(task), task), task.work)
+        deltas = self.deltas and task.has_base
+        count = len(self._of(task))
+        if self._vectors(task.values) is Vectors.WHOLE:
+            work = "float64" if self.exact else task.work
+            return WholeGram(count, deltas, work, lambda gram: self._sum(method, task, gram))
+        kind, length = shape_of_vectors(task, self._vectors(task.values))
+        follow = ColumnGram if kind is Vectors.COLUMNS else VectorSum
+        return follow(count, deltas, length, lambda gram: method.call(task, gram))
+
+    def _sum(self, method: Method, task: Task, gram: Tensor) -> Final:
+        """The final pass for the Gram matrix of a whole tensor."""
+        if not bool(gram.isfinite().all()):
+            # Branches on an angle would hide a NaN.
+            return WeightedSum([math.nan] * (task.models + task.has_base), task.work)
+        try:
+            found = method.call(task, gram if self.vectors else gram.tolist())
+        except (ValueError, ZeroDivisionError) as error:
+            raise ResultError(f"tensor '{task.name}': {error}") from None
+        return WeightedSum(self._of_sources([float(c) for c in found], task), task.work)
+
+    def _vectors(self, values: Mapping[str, Any]) -> Vectors:
+        return self.vectors(values) if self.vectors else Vectors.WHOLE
+
+    def _alone(self, task: Task) -> bool:
+        return self.gram and task.models + task.has_base == 1
+
+    def _of(self, task: Task) -> range:
+        return range(task.models + (task.has_base and not self.deltas))
+
+    def _of_sources(self, found: Sequence[float], task: Task) -> Sequence[float]:
+        """Coefficients of the sources: the base has what the deltas leave of 1."""
+        if not (self.deltas and task.has_base):
+            return found
+        rest = 1.0 - math.fsum(found)
+        # Weights like 0.1, 0.2, 0.7 add up to 1 in the recipe's words, not in binary.
+        noise = 4e-16 * max(1.0, math.fsum(abs(c) for c in found))
+        return [*found, 0.0 if abs(rest) <= noise else rest]
 
 
 SPAN = Span()
+
+
+def check_sources(method: Method, task: Task) -> None:
+    """Refuse a task whose sources are not those that the method merges. ValueError."""
+    if method.base is Base.REQUIRED and not task.has_base:
+        raise ValueError(f"{method.name} needs the base among the sources of '{task.name}'")
+    least, most = method.least_models, method.most_models
+    if task.models < least or (most is not None and task.models > most):
+        wanted = f"{least} models" if most == least else f"at least {least} models"
+        beside = " beside the base" if task.has_base else ""
+        raise ValueError(f"{method.name} merges {wanted}{beside}; '{task.name}' has {task.models}")
 
 
 @dataclass
@@ -62,9 +139,10 @@ class WeightedSum(Final):
         if len(self.used) == 1 and self.coefficients[self.used[0]] * self.scale == 1.0:
             out.copy_(block.tensors[self.used[0]])
             return
-        shape = out.shape
-        total = block.scratch.take("sum", out.numel(), self.work).view(shape)
-        term = block.scratch.take("term", out.numel(), self.work).view(shape)
+        total = block.scratch.take("sum", out.numel(), self.work)
+        term = block.scratch.take("term", out.numel(), self.work)
+        if out.dim() > 1:
+            total, term = total.view(out.shape), term.view(out.shape)
         for number, source in enumerate(self.used):
             c = self.coefficients[source]
             if number == 0:
@@ -85,7 +163,7 @@ def whole_ratio(
 ) -> tuple[tuple[float, ...], float]:
     """`(whole numbers, scale)` with c_i = scale · n_i to double precision, else `(c, 1.0)`."""
     nonzero = [abs(c) for c in coefficients if c != 0.0]
-    if not nonzero:
+    if not nonzero or not all(math.isfinite(c) for c in nonzero):
         return tuple(coefficients), 1.0
     smallest = min(nonzero)
     for denominator in range(1, denominators + 1):
