@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -91,6 +92,7 @@ def _average(arguments: argparse.Namespace, clock: Clock) -> int:
 
 
 def _run(plan: Plan, arguments: argparse.Namespace, clock: Clock) -> int:
+    need_torch()
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     options = RunOptions(
@@ -114,6 +116,7 @@ def _check(arguments: argparse.Namespace, clock: Clock) -> int:
 
 
 def _verify(arguments: argparse.Namespace, clock: Clock) -> int:
+    need_torch()
     from .verify import verify
 
     print(verify(Path(arguments.out)))
@@ -134,6 +137,15 @@ def _methods(arguments: argparse.Namespace, clock: Clock) -> int:
             hint = nearest(arguments.name, methods.names())
             raise UsageError(f"no method '{printable(arguments.name)}'{hint}") from None
     return 0
+
+
+def need_torch() -> None:
+    """UsageError if this interpreter has no torch, before anything is touched."""
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError(
+            f"torch is missing in {sys.executable}; install it (pip install torch), "
+            f"or name an interpreter that has it (merge-launch: --python)"
+        )
 
 
 def read_recipe(path: Path) -> str:
