@@ -46,12 +46,20 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a path; a word that can be no path is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def is_hub_id(word: str) -> bool:
     """Whether a model word is `org/name[@revision]` of the hub rather than a path.
 
     A word is a path if it exists here, starts with `/`, `.` or `~`, or ends in `/`.
     """
-    if word.startswith(("/", ".", "~")) or word.endswith("/") or Path(word).exists():
+    if word.startswith(("/", ".", "~")) or word.endswith("/") or exists(Path(word)):
         return False
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", word) is not None
 
@@ -67,7 +75,7 @@ def read_json(path: Path) -> Any:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read all headers below `path`, a model folder or one `.safetensors` file. InputError."""
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"{path}: no such folder; is the model path right?")
     files = list(_shard_files(path)) if path.is_dir() else [path]
     shards = tuple(read_shard(file) for file in files)
@@ -110,7 +118,23 @@ def _shard_files(folder: Path) -> Iterator[Path]:
     )
     if not found:
         raise InputError(_nothing_found(folder))
+    _none_missing(folder, {file.name for file in found})
     yield from found
+
+
+def _none_missing(folder: Path, names: set[str]) -> None:
+    """Without an index, the names of shards still tell how many there are."""
+    for name in sorted(names):
+        told = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(\..*)", name)
+        if told is None:
+            continue
+        stem, total, end = told.groups()
+        all_of_it = [f"{stem}-{n:05d}-of-{total}{end}" for n in range(1, int(total) + 1)]
+        lost = [one for one in all_of_it if one not in names]
+        if lost:
+            raise InputError(
+                f"{folder}: {len(lost)} of {int(total)} shards are missing: {first_names(lost)}"
+            )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -159,6 +183,9 @@ def is_quantised(checkpoint: Checkpoint) -> str | None:
     if isinstance(method, dict) and method:
         return f"quantised ({printable(str(method.get('quant_method', 'quantization_config')))})"
     packed = [n for n, info in checkpoint.tensors.items() if info.dtype.kind is Kind.PACKED]
-    suffixes = (".qweight", ".qzeros", ".weight_scale_inv", ".absmax", ".quant_state")
+    suffixes = (
+        *(".qweight", ".qzeros", ".g_idx", ".weight_scale", ".weight_scale_inv"),
+        *(".weight_packed", ".absmax", ".quant_state", ".SCB"),
+    )
     packed += [n for n in checkpoint.tensors if n.endswith(suffixes)]
     return f"quantised: {first_names(packed)}" if packed else None

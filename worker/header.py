@@ -19,6 +19,9 @@ from .errors import InputError, printable
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
 
+MAX_ELEMENTS = 1 << 63
+"""More than any file holds; a product of absurd extents would take minutes to compute."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -84,7 +87,9 @@ def _open_regular(path: Path) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        raise InputError(f"{printable(str(path))}: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{printable(str(path))}: not a file name") from None
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         os.close(fd)
@@ -128,6 +133,7 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
 
     try:
         header = json.loads(raw, object_pairs_hook=unique)
+        "".join(header).encode()  # JSON can escape halves of characters, no file can hold them
     except (ValueError, RecursionError) as error:
         reason = str(error) if str(error) == "a name stands twice" else "not valid JSON"
         raise InputError(f"{path}: damaged header: {reason}") from None
@@ -138,6 +144,13 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
 
 
 def _tensor(file: str, name: str, entry: Any, begin: int) -> TensorInfo:
+    named = entry.get("dtype") if isinstance(entry, dict) else None
+    if isinstance(named, str) and named not in BY_NAME:
+        shown = printable(named)[:40]
+        raise InputError(
+            f"{file}: tensor '{printable(name)}' has dtype '{shown}', which is unknown here; "
+            f"the header is damaged, or the file is newer than this worker"
+        )
     try:
         dtype = BY_NAME[entry["dtype"]]
         shape = tuple(entry["shape"])
@@ -148,6 +161,8 @@ def _tensor(file: str, name: str, entry: Any, begin: int) -> TensorInfo:
     count = 1
     for extent in shape if whole else ():
         count *= extent
+        if count > MAX_ELEMENTS:
+            break
     if not whole or last - first != (count * dtype.bits + 7) // 8:
         shown = printable(str(entry))[:120]
         raise InputError(f"{file}: damaged header: tensor '{printable(name)}' is {shown}")

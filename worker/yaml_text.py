@@ -53,8 +53,7 @@ def read_documents(text: str, where: str) -> list[Document]:
                     duplicates.append(path)
                 if len(lines) > MAX_ENTRIES:
                     raise UsageError(f"{where}: more than {MAX_ENTRIES} entries; not a recipe")
-            loader = yaml.SafeLoader("")
-            value = loader.construct_document(node)
+            value = _construct(yaml.SafeLoader(""), node, where)
             documents.append(Document(where, value, lines, tuple(duplicates)))
         return documents
     except yaml.YAMLError as error:
@@ -64,6 +63,15 @@ def read_documents(text: str, where: str) -> list[Document]:
         raise UsageError(f"{place}: not valid YAML: {printable(problem)}") from None
     except RecursionError:
         raise UsageError(f"{where}: nested too deeply; not a recipe") from None
+
+
+def _construct(loader: Any, node: Any, where: str) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (ValueError, LookupError, AttributeError) as error:
+        # A tag or form promises what the text does not hold: `!!int x`, `2001-13-45`.
+        line = node.start_mark.line + 1
+        raise UsageError(f"{where}:{line}: not valid YAML: {printable(str(error))}") from None
 
 
 def _walk(node: Any, path: Path) -> Iterator[tuple[Path, int, bool]]:

@@ -1,0 +1,142 @@
+"""Processes of merge-worker that start in milliseconds, because torch is loaded once.
+
+Run as a script, this is the parent: it loads the worker, and forks a child for every line of JSON
+on its standard input. The children are real processes with ids, signals and files of their own.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 120.0
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code, or minus the signal that killed it; what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Forks:
+    """The parent, seen from the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+        self.ended: dict[int, int] = {}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        self.parent = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            bufsize=0,
+        )
+
+    def start(self, *words: object, env: Mapping[str, str] | None = None) -> "Fork":
+        self.count += 1
+        place = self.folder / str(self.count)
+        order = {"words": [str(w) for w in words], "env": dict(env or {}), "place": str(place)}
+        assert self.parent.stdin is not None
+        self.parent.stdin.write(json.dumps(order).encode() + b"\n")
+        deadline = time.monotonic() + PATIENCE_S
+        pid_file = place.with_suffix(".pid")
+        while not pid_file.exists() or not pid_file.read_text():
+            assert time.monotonic() < deadline and self.parent.poll() is None
+            time.sleep(0.002)
+        return Fork(self, int(pid_file.read_text()), place)
+
+    def collect(self, timeout_s: float) -> None:
+        assert self.parent.stdout is not None
+        ready, _, _ = select.select([self.parent.stdout], [], [], timeout_s)
+        if ready:
+            for line in self.parent.stdout.readline().splitlines():
+                pid, code = line.split()
+                self.ended[int(pid)] = int(code)
+
+    def close(self) -> None:
+        assert self.parent.stdin is not None and self.parent.stdout is not None
+        self.parent.stdin.close()
+        self.parent.wait(PATIENCE_S)
+        self.parent.stdout.close()
+
+
+class Fork(NamedTuple):
+    """One process of merge-worker."""
+
+    forks: Forks
+    pid: int
+    place: Path
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def running(self) -> bool:
+        self.forks.collect(0.0)
+        return self.pid not in self.forks.ended
+
+    def wait(self) -> Ended:
+        deadline = time.monotonic() + PATIENCE_S
+        while self.pid not in self.forks.ended:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"{self.place}: {self.place.with_suffix('.err').read_text()}")
+            self.forks.collect(0.1)
+        code = os.waitstatus_to_exitcode(self.forks.ended[self.pid])
+        texts = (self.place.with_suffix(end).read_text() for end in (".out", ".err"))
+        return Ended(code, *texts)
+
+
+def child(order: dict[str, Any]) -> None:
+    from worker.cli import main
+
+    for number, end in ((1, ".out"), (2, ".err")):
+        fd = os.open(order["place"] + end, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(fd, number)
+    os.environ.update(order["env"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = main(order["words"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def serve() -> None:
+    import centred
+
+    import worker.cli
+    import worker.stream
+
+    assert worker.cli and worker.stream
+    centred.register()
+    while True:
+        ready, _, _ = select.select([sys.stdin], [], [], 0.01)
+        if ready:
+            line = sys.stdin.readline()
+            if not line:
+                return
+            order = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                child(order)
+            Path(order["place"]).with_suffix(".pid").write_text(str(pid))
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                print(pid, status, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

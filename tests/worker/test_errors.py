@@ -1,0 +1,50 @@
+"""Exit codes are a contract with schedulers; texts must be safe for a terminal."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker import errors
+from worker.errors import first_names, nearest, printable
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.UsageError, 2),
+        (errors.InputError, 3),
+        (errors.OutputError, 4),
+        (errors.ResultError, 5),
+        (errors.Stopped, 75),
+    ],
+)
+def test_exit_codes_of_the_contract(kind: type[errors.WorkerError], code: int) -> None:
+    assert kind.exit_code == code
+    assert issubclass(kind, errors.WorkerError)
+
+
+def test_nearest_name_forgives_case_and_dashes() -> None:
+    assert nearest("Dare-Ties", ["ties", "dare_ties"]) == " (did you mean 'dare_ties'?)"
+    assert nearest("linaer", ["linear", "slerp"]) == " (did you mean 'linear'?)"
+    assert nearest("xyz", ["linear", "slerp"]) == ""
+
+
+def test_first_names_never_flood() -> None:
+    assert first_names("ab") == "a, b"
+    assert first_names("abc") == "a, b, c"
+    assert first_names("abcdefg") == "a, b, c and 4 more"
+    assert first_names([]) == ""
+
+
+def test_control_characters_are_shown_not_sent() -> None:
+    assert printable("a\x1b[31mb") == "a\\x1b[31mb"
+    assert printable("a\nb\tc\x07") == "a\\nb\\tc\\x07"
+    assert printable("\u202eevil") == "\\u202eevil", "turns the writing direction around"
+    assert printable("größe 模型") == "größe 模型"
+
+
+@given(st.text(st.characters(codec=None)))
+def test_printable_is_printable_and_stays_so(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert printable(shown) == shown
