@@ -1,8 +1,8 @@
 """The worker as bytes: its sources → a zip with the same bytes everywhere → gzip → base64.
 
-Members are stored, not deflated, so that the zip does not depend on a zlib, and bare of docstrings,
-which the node does not read. SHA-256 of the zip is the name of this build. gzip and base64 are only
-the way it travels.
+Members are stored, not deflated, so that the zip does not depend on a zlib, and bare of docstrings
+and comments, which the node does not read. SHA-256 of the zip is the name of this build. gzip and
+base64 are only the way it travels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import ast
 import base64
 import hashlib
 import io
+import re
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ import worker
 from .errors import UsageError
 
 BUDGET_BYTES = 96 * 1024
-"""Encoded. One argument of a program holds 128 KiB on Linux, and a script stands around it."""
+"""Encoded, so that a job stays a text that people read and mail."""
+CHUNK_BYTES = 96 * 1024
+"""One argument of a program holds 128 KiB on Linux."""
 LINE_COLUMNS = 76
 
 
@@ -37,7 +41,7 @@ class Payload:
     def wrapped(self) -> str:
         return "\n".join(self.chunks(LINE_COLUMNS))
 
-    def chunks(self, limit: int = BUDGET_BYTES) -> list[str]:
+    def chunks(self, limit: int = CHUNK_BYTES) -> list[str]:
         return [self.encoded[i : i + limit] for i in range(0, len(self.encoded), limit)]
 
 
@@ -48,8 +52,8 @@ def build(package: Path | None = None, budget: int = BUDGET_BYTES) -> Payload:
     encoded = base64.b64encode(gzipper.compress(archive) + gzipper.flush()).decode()
     if len(encoded) > budget:
         raise UsageError(
-            f"the worker is {len(encoded)} bytes encoded, more than the {budget} that fit into "
-            f"one argument of a program; this build of merge-launch cannot be shipped"
+            f"the worker is {len(encoded)} bytes encoded, more than the {budget} that a job may "
+            f"carry; this build of merge-launch cannot be shipped"
         )
     return Payload(archive, hashlib.sha256(archive).hexdigest(), encoded, worker.__version__)
 
@@ -69,15 +73,19 @@ def pack(package: Path) -> bytes:
             info.create_system = 3
             info.external_attr = 0o100644 << 16
             text = members[name].read_text(encoding="utf-8")
-            # Those of the methods are what `merge-worker methods` prints.
-            bare = text if "/methods/" in name else without_docstrings(text)
-            archive.writestr(info, bare.encode())
+            # Docstrings of methods are what `merge-worker methods` prints.
+            is_method = re.search(r"/methods/[^_][^/]*$", name)
+            archive.writestr(info, (text if is_method else without_words(text)).encode())
     return target.getvalue()
 
 
-def without_docstrings(text: str) -> str:
-    """Empty lines for docstrings: saves a fifth of the size, and tracebacks name the same lines."""
+def without_words(text: str) -> str:
+    """Empty lines for docstrings and comments: a fifth less, and tracebacks name the same lines."""
     lines = text.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT and not lines[row - 1][:column].strip():
+            lines[row - 1] = ""
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue

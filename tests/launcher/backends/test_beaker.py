@@ -57,6 +57,7 @@ def test_golden(make_job, render_job, golden) -> None:
     job = make_job(*words, env=("HF_HOME=/weka/other/it's 😀",), then="ls", setup=("nvidia-smi",))
     text = render_job("beaker", job, **full())
     golden("beaker.yaml", text)
+    assert "\n        set -euo pipefail\n" in text, "the script is there to be read"
     assert beaker_spec.faults(yaml.safe_load(text)) == []
     assert BEAKER.obstacles(job, BEAKER.resources(**full())) == []
 

@@ -1,0 +1,69 @@
+"""What is looked at before a submission, with the options that the worker will have."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher import preflight
+from launcher.settings import MergeOptions, WorkerOptions
+from launcher.source import read_source
+from worker.cli import parse_size
+from worker.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "text", ["4GiB", "5GB", "512M", "1.5g", "800", "2KiB", "3TB", "10B", "7kb"]
+)
+def test_sizes_are_those_of_the_worker(text: str) -> None:
+    assert preflight.size_bytes(text) == parse_size(text)
+
+
+def merge_of(*models: object, folder: Path):
+    words = ["out", *map(str, models)]
+    return read_source(words, MergeOptions(), None, str(folder))
+
+
+def test_the_plan_has_the_workers_options(models, work: Path) -> None:
+    options = WorkerOptions(
+        dtype="float16", shard_size="1KB", memory="1GiB", threads=1, seed=5, strict=True
+    )
+    plan = preflight.plan_of(merge_of(*models, folder=work), options)
+    given = plan.options
+    assert (given.dtype, given.shard_bytes, given.memory_bytes) == ("float16", 1000, 1024**3)
+    assert (given.threads, given.seed, given.strict) == (1, 5, True)
+    assert given.relative_to == work
+
+
+def test_missing_tensors_as_the_worker_would_treat_them(models, work: Path) -> None:
+    from checkpoints import write_checkpoint
+    from torch import zeros
+
+    partial = write_checkpoint(work / "partial", {"norm": zeros(3)}, config={})
+    merge = merge_of(models[0], partial, folder=work)
+    with pytest.raises(InputError):
+        preflight.plan_of(merge, WorkerOptions())
+    assert preflight.plan_of(merge, WorkerOptions(missing="copy"))
+
+
+def test_what_is_not_here_is_said_once_for_each_kind(models, work: Path) -> None:
+    merge = merge_of(models[0], "/gone/a", "/gone/b", "org/name", folder=work)
+    notes = preflight.look(merge, WorkerOptions(), everything=False)
+    assert notes == [
+        "not on this machine, so nobody looked into it yet: /gone/a, /gone/b",
+        "on the hub, so nobody looked into it yet: org/name",
+    ]
+
+
+def test_on_this_machine_absence_is_an_error(models, work: Path) -> None:
+    with pytest.raises(InputError):
+        preflight.look(merge_of(models[0], "/gone", folder=work), WorkerOptions(), everything=True)
+
+
+def test_relative_paths_of_a_recipe_start_here(models, work: Path, monkeypatch) -> None:
+    recipe = work / "r.yml"
+    recipe.write_text(
+        "merge_method: linear\nmodels: [{model: m1}, {model: ./m2}]\nparameters: {weight: 1}\n"
+    )
+    merge = read_source([str(recipe)], MergeOptions(), None, str(work))
+    monkeypatch.chdir("/")
+    assert preflight.look(merge, WorkerOptions(), everything=False) == []
