@@ -1,0 +1,194 @@
+"""Exact order statistics: every value, every tie, against a plain sort with indices."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from driver import Meter, blocks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from worker.cut import Cut, grid
+from worker.methods import _bracket, _order
+from worker.methods._define import Block, Final, Reduce
+from worker.methods._order import Threshold, order_statistics
+
+
+class Done(Final):
+    def __init__(self, found: list[list[Threshold]]) -> None:
+        self.found = found
+
+    def merge(self, block: Block, out: Tensor) -> None:
+        raise NotImplementedError
+
+
+def magnitudes(block: Block, series: int) -> Tensor:
+    source = block.tensors[series]
+    taken = block.scratch.take("values", source.numel(), "float32").view(source.shape)
+    return taken.copy_(source).abs_()
+
+
+def search(
+    series: Sequence[Tensor], ranks: Sequence[Sequence[int]], block: int, whole: bool = False
+) -> tuple[list[list[Tensor]], int]:
+    """For every series and rank a mask of the upper side; and the number of passes."""
+    flat = [values.reshape(-1) for values in series]
+    places = grid((flat[0].numel(),), Cut.ELEMENT, block)
+    scratch = Meter()
+    current, passes = order_statistics(magnitudes, flat[0].numel(), ranks, Done, whole), 0
+    with torch.inference_mode():
+        while isinstance(current, Reduce):
+            current = current.finish([current.look(b) for b in blocks(places, flat, scratch)])
+            passes += 1
+        assert isinstance(current, Done)
+        return [
+            [upper_side(threshold, places, flat, scratch) for threshold in found]
+            for found in current.found
+        ], passes
+
+
+def upper_side(threshold: Threshold, places: object, flat: list[Tensor], scratch: Meter) -> Tensor:
+    masks = []
+    for block in blocks(places, flat, scratch):  # type: ignore[arg-type]
+        edge = threshold.ties(block)
+        values = magnitudes(block, threshold.series)
+        above = ~(values <= threshold.value)
+        above[:edge] |= values[:edge] == threshold.value
+        assert torch.equal(~(values[:edge] <= threshold.below), above[:edge])
+        masks.append(above)
+    return torch.cat(masks)
+
+
+def expected(values: Tensor, rank: int) -> Tensor:
+    """By definition: sorted by (value, falling index), the elements from `rank` on."""
+    size = values.numel()
+    keys = [(abs(v) if v == v else math.inf, -i) for i, v in enumerate(values.float().tolist())]
+    order = sorted(range(size), key=lambda i: keys[i])
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[order[rank:]] = True
+    return mask
+
+
+def sorted_mask(values: Tensor, rank: int) -> Tensor:
+    """The same as `expected`, for large tensors: a stable sort of falling magnitudes."""
+    order = torch.sort(values.float().abs(), descending=True, stable=True).indices
+    mask = torch.zeros(values.numel(), dtype=torch.bool)
+    mask[order[: values.numel() - rank]] = True
+    return mask
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, 0.5, -0.5, 1.0, -2.0, 1e-42]), min_size=1, max_size=40),
+    place=st.floats(0, 1, exclude_max=True),
+    block=st.integers(1, 41),
+)
+def test_small_tensors_with_ties(values: list[float], place: float, block: int) -> None:
+    tensor = torch.tensor(values)
+    rank = int(place * len(values))
+    (masks,), _ = search([tensor], [[rank]], block)
+    assert torch.equal(masks[0], expected(tensor, rank))
+
+
+def large(kind: str, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randn(size, generator=generator) * 1e-3
+    if kind == "bfloat16 delta":
+        base = torch.randn(size, generator=generator).mul_(0.02).bfloat16()
+        return (base.float() + values).bfloat16().float() - base.float()
+    if kind == "few values":
+        return torch.randint(-2, 3, (size,), generator=generator).float()
+    if kind == "all equal":
+        return torch.full((size,), 0.25)
+    if kind == "mostly zero":
+        return values * (torch.rand(size, generator=generator) < 1e-3)
+    if kind == "sorted":
+        return values.sort().values
+    if kind == "missed by the sample":
+        values[:: _order.STRIDE] = 0.0
+        return values
+    if kind == "one block holds the rank":
+        values[: size // 2] *= 1e-3
+        values[size // 2 : size // 2 + 40_000] = 0.5 + values[:40_000].abs() * 1e-3
+        return values
+    return values
+
+
+KINDS = (
+    "continuous", "bfloat16 delta", "few values", "all equal", "mostly zero", "sorted",
+    "missed by the sample", "one block holds the rank",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_tensors(kind: str) -> None:
+    size = 300_001
+    values = large(kind, size)
+    ranks = [0, 1, size // 10, size // 2, size - 40_000, size - 1000, size - 1]
+    (masks,), _ = search([values], [ranks], 1 << 16)
+    for rank, mask in zip(ranks, masks, strict=True):
+        assert torch.equal(mask, sorted_mask(values, rank)), rank
+        assert int(mask.sum()) == size - rank
+
+
+@pytest.mark.parametrize("kind", ["continuous", "bfloat16 delta"])
+def test_two_passes_as_a_rule(kind: str) -> None:
+    series = [large(kind, 300_001).roll(shift) for shift in range(10)]
+    passes = [search([one], [[210_000]], 1 << 17)[1] for one in series]
+    assert sorted(passes)[len(passes) // 2] <= _order.READS
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    block=st.sampled_from([1000, 4096, 65_536, 131_072, 10**6]),
+    place=st.floats(0, 1, exclude_max=True),
+    whole=st.booleans(),
+)
+def test_any_cut_gives_the_same(block: int, place: float, whole: bool) -> None:
+    series = [large("bfloat16 delta", 150_000), large("continuous", 150_000)]
+    rank = int(place * 150_000)
+    masks, _ = search(series, [[rank], []], block, whole)
+    assert masks[1] == []
+    assert torch.equal(masks[0][0], sorted_mask(series[0], rank))
+    masks, _ = search(series, [[], [rank, rank // 2]], block, whole)
+    assert torch.equal(masks[1][1], sorted_mask(series[1], rank // 2))
+
+
+@pytest.mark.parametrize("size", [50, 200_000])
+def test_nan_counts_as_the_largest(size: int) -> None:
+    values = torch.linspace(0, 1, size)
+    values[5] = math.nan
+    values[7] = math.inf
+    for rank in (0, size // 2, size - 2):
+        (masks,), _ = search([values], [[rank]], 1 << 16)
+        assert bool(masks[0][5]) and int(masks[0].sum()) == size - rank
+    values[: size - 1] = math.nan
+    (masks,), _ = search([values], [[size // 2]], 1 << 16)
+    assert bool(masks[0][:-1].all())
+
+
+def test_candidates_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bracket that holds far more than the sample told is not kept."""
+    kept = []
+    plain = _bracket.add_up
+
+    def watched(parts: Sequence[_bracket.Counts]) -> _bracket.Counts:
+        found = plain(parts)
+        kept.append(0 if found.kept is None else found.kept.numel())
+        return found
+
+    monkeypatch.setattr(_order, "add_up", watched)
+    size = 1 << 20
+    values = large("missed by the sample", size)
+    (masks,), _ = search([values], [[size // 2]], 1 << 17)
+    assert torch.equal(masks[0], sorted_mask(values, size // 2))
+    assert sum(kept) < size // 20
+
+
+def test_without_numpy_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = large("bfloat16 delta", 100_000)
+    (with_numpy,), _ = search([values], [[70_000]], 1 << 16)
+    monkeypatch.setitem(__import__("sys").modules, "numpy", None)
+    (without,), _ = search([values], [[70_000]], 1 << 16)
+    assert torch.equal(with_numpy[0], without[0])

@@ -1,0 +1,183 @@
+"""Exact order statistics of a streamed tensor: no sort of the whole, bounded memory, ties by index.
+
+Elements are ordered by value and, where values are equal, by falling index: the upper side of a
+rank takes the equal elements that come first. Small tensors are sorted. Of large ones a strided
+sample brackets the value; one pass counts what lies below and keeps what lies inside; the value is
+picked from that. A value that holds many elements (deltas of bfloat16 are full of those) is its own
+bracket and needs counts only. A bracket that misses costs another pass, never exactness.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from ._bracket import SORTED, Counts, Found, Search, add_up, ascending, count, next_below, pick
+from ._define import Block, Final, Reduce
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values = Callable[[Block, int], "Tensor"]
+"""`values(block, series)`: one number per element, in scratch; NaN counts as the largest."""
+
+PART = 1 << 16
+"""Elements of which half a dozen buffers stay in a core's own cache."""
+
+DEVICE_PART = 1 << 22
+
+STRIDE = 17
+"""Odd, so that a sample does not follow the rows of a matrix."""
+
+SAMPLES = 1 << 20
+
+READS = 2
+"""Passes that a search takes as a rule; a bracket that misses takes more."""
+
+
+def parts(block: Block) -> Iterator[Block]:
+    """A block in flat parts that stay in the cache together with their scratch."""
+    flat = [values.reshape(-1) for values in block.tensors]
+    size = PART if flat[0].device.type == "cpu" else DEVICE_PART
+    for start in range(0, flat[0].numel(), size):
+        here = [values[start : start + size] for values in flat]
+        yield Block(here, block.start + start, block.scratch)
+
+
+@dataclass
+class Threshold:
+    """The element of one rank. Larger ones, and the first of the equal ones, are its upper side."""
+
+    value: float
+    below: float  # the number next below it: `> below` means `>= value`
+    block: int  # start of the block in which the equal elements of the upper side end
+    left: int  # how many of that block's
+    values: Values
+    series: int
+
+    def ties(self, block: Block) -> int:
+        """How many leading elements of the block are on the upper side if equal to the value."""
+        n = block.tensors[0].numel()
+        if block.start != self.block or not self.left:
+            return n if block.start < self.block else 0
+        equal = (self.values(block, self.series).reshape(-1) == self.value).nonzero()
+        return int(equal[self.left]) if self.left < len(equal) else n
+
+
+Then = Callable[[list[list[Threshold]]], "Reduce | Final"]
+
+
+def order_statistics(
+    values: Values, count: int, ranks: Sequence[Sequence[int]], then: Then, whole: bool = False
+) -> Reduce | Final:
+    """Passes that find, for each series, the elements of ascending ranks in [0, count).
+
+    `then` gets one threshold per series and rank and gives what follows. `whole` says that the
+    values of a block must be computed together, not element by element. Scratch: two numbers per
+    element beside what `values` takes.
+    """
+    if not any(ranks):
+        return then([[] for _ in ranks])
+    stride = 1 if count <= SORTED else max(STRIDE, count // SAMPLES | 1)
+    return _Sample(values, count, ranks, then, whole, stride)
+
+
+@dataclass
+class _Sample(Reduce):
+    """Every `stride`-th value; all of a small tensor, which settles it."""
+
+    values: Values
+    count: int
+    ranks: Sequence[Sequence[int]]
+    then: Then
+    whole: bool
+    stride: int
+
+    def look(self, block: Block) -> tuple[int, dict[int, Tensor]]:
+        step = slice(-block.start % self.stride, None, self.stride)
+        if not self.whole:
+            here = [values.reshape(-1)[step] for values in block.tensors]
+            block, step = Block(here, block.start, block.scratch), slice(None)
+        return block.start, {
+            # Scratch does not survive the block.
+            series: self.values(block, series).reshape(-1)[step].clone().cpu()
+            for series, ranks in enumerate(self.ranks)
+            if ranks
+        }
+
+    def finish(self, partials: Sequence[tuple[int, dict[int, Tensor]]]) -> Reduce | Final:
+        import torch
+
+        searches: list[list[Search]] = []
+        for series, ranks in enumerate(self.ranks):
+            searches.append([])
+            if not ranks:
+                continue
+            blocks = [found[series] for _, found in partials]
+            dtype = str(blocks[0].dtype).removeprefix("torch.")
+            sample = ascending(torch.cat(blocks)).nan_to_num(math.inf, math.inf, -math.inf)
+            for rank in ranks:
+                search = Search(rank, self.count, sample, dtype)
+                if self.stride == 1:
+                    search.found = pick(blocks, rank)
+                searches[-1].append(search)
+        return self.proceed(searches, [start for start, _ in partials])
+
+    def proceed(self, searches: list[list[Search]], starts: list[int]) -> Reduce | Final:
+        """Another pass while a value is missing."""
+        if any(search.found is None for found in searches for search in found):
+            return _Count(self, searches)
+        return self.then(
+            [
+                [
+                    self._threshold(series, search.found, search.dtype, starts)
+                    for search in found
+                    if search.found is not None
+                ]
+                for series, found in enumerate(searches)
+            ]
+        )
+
+    def _threshold(self, series: int, found: Found, dtype: str, starts: list[int]) -> Threshold:
+        before = [0, *accumulate(found.equal)]
+        number = bisect_right(before, found.upper) - 1
+        start = starts[number] if number < len(starts) else self.count
+        below = next_below(found.value, dtype)
+        left = found.upper - before[number]
+        return Threshold(found.value, below, start, left, self.values, series)
+
+
+@dataclass
+class _Count(Reduce):
+    """Counts elements below and inside the bracket of every rank that is still sought."""
+
+    root: _Sample
+    searches: list[list[Search]]
+
+    def __post_init__(self) -> None:
+        self.active = [
+            (series, search)
+            for series, found in enumerate(self.searches)
+            for search in found
+            if search.found is None
+        ]
+
+    def look(self, block: Block) -> tuple[int, list[Counts]]:
+        counts: list[list[Counts]] = [[] for _ in self.active]
+        for part in (block,) if self.root.whole else parts(block):
+            done, values = -1, None
+            for number, (series, search) in enumerate(self.active):
+                if series != done or values is None:
+                    done, values = series, self.root.values(part, series).reshape(-1)
+                flags = part.scratch.take("order", 2 * values.numel(), search.dtype)
+                counts[number].append(count(values, search, flags))
+        return block.start, [add_up(found) for found in counts]
+
+    def finish(self, partials: Sequence[tuple[int, list[Counts]]]) -> Reduce | Final:
+        for number, (_, search) in enumerate(self.active):
+            search.learn([found[number] for _, found in partials])
+        return self.root.proceed(self.searches, [start for start, _ in partials])
