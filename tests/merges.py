@@ -11,8 +11,12 @@ from checkpoints import write_checkpoint
 from torch import Tensor
 
 from worker.cli import main
+from worker.cut import Grid
+from worker.dtypes import BY_NAME
+from worker.header import TensorInfo
 from worker.plan import Plan, PlanOptions, make_plan
 from worker.recipe import direct_recipe, parse
+from worker.step import Step
 
 
 def run(*words: object) -> int:
@@ -94,6 +98,19 @@ def sparse_file(path: Path, tensors: Mapping[str, tuple[Sequence[int], str, int]
     raw_file(path, header)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size + offset)
+
+
+def step(count: int, block: int, dtypes: tuple[str, ...], reads: int = 1, scratch: int = 0) -> Step:
+    """A step of a plan by itself: a vector, copied or merged from files that are not there."""
+    sources = tuple(
+        TensorInfo("x", BY_NAME[d], (count,), "f", 8, count * BY_NAME[d].bytes) for d in dtypes
+    )
+    fields: dict[str, Any] = {
+        "name": f"t{count}", "dtype": sources[0].dtype, "shape": (count,), "sources": sources,
+        "task": None, "method": None, "grid": Grid(count, block, None), "reads": reads,
+        "scratch": scratch, "shard": 0, "offset": 8,
+    }  # fmt: skip
+    return Step(**fields)
 
 
 def manifest(out: Path) -> dict[str, Any]:

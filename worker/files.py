@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import threading
 
 from .errors import InputError
@@ -10,11 +12,14 @@ from .errors import InputError
 LARGEST_READ = 1 << 30
 """Linux moves at most 2 GiB - 4 KiB in one call."""
 
+MANY_FILES = 1 << 16
+
 
 class Files:
     """Open descriptors by path, shared by all threads (positioned reads have no state)."""
 
     def __init__(self) -> None:
+        _allow_many()
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -56,3 +61,12 @@ class Files:
             for fd in self._open.values():
                 os.close(fd)
             self._open.clear()
+
+
+def _allow_many() -> None:
+    """Shards of many large models are more files than the usual soft limit of 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

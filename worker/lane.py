@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,16 @@ class Pool:
             self._slots[slot] = held
             self._views.clear()
         return held[:count]
+
+    def held_with(self, needs: Mapping[str, int]) -> int:
+        """Bytes held once the slots have grown to `needs`."""
+        grown = {slot: held.numel() for slot, held in self._slots.items()}
+        for slot, count in needs.items():
+            grown[slot] = max(count, grown.get(slot, 0))
+        return sum(grown.values())
+
+    def clear(self) -> None:
+        self._slots.clear()
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
         """`count` elements of the slot's memory (the Scratch of methods)."""
@@ -82,6 +92,16 @@ class Lane:
             return torch.xpu.stream(torch.xpu.Stream(self.device))  # type: ignore[no-untyped-call]
         return nullcontext()
 
+    def make_room(self, step: Step, piece: Piece, limit: int) -> None:
+        """Let buffers go if those of other tensors and of this piece together exceed `limit`."""
+        start, stop = step.grid.span(piece.first, piece.blocks)
+        needs = {f"in{n}": (stop - start) * s.dtype.bytes for n, s in enumerate(step.sources)}
+        needs["out"] = (stop - start) * step.dtype.bytes
+        scratch = min(step.grid.block, step.grid.count) * step.scratch
+        if self.host.held_with(needs) + max(scratch, self.scratch.held_with({})) > limit:
+            for pool in (self.host, self.on_device, self.scratch):
+                pool.clear()
+
     def read(self, step: Step, piece: Piece, source: int) -> Tensor:
         """The bytes of one source for a piece, on the host."""
         info = step.sources[source]
@@ -98,7 +118,7 @@ class Lane:
         for number, info in enumerate(step.sources):
             buffer = self.read(step, piece, number)
             if self.staged:
-                there = self.on_device.bytes(f"dev{number}", buffer.numel())
+                there = self.on_device.bytes(f"in{number}", buffer.numel())
                 there.copy_(buffer, non_blocking=True)
             pool, slot = (self.on_device, "dev") if self.staged else (self.host, "in")
             loaded.append(pool.take(f"{slot}{number}", stop - start, info.dtype.torch_name))
