@@ -146,6 +146,7 @@ class Engine:
     def _do(self, lane: Lane, item: _Open, piece: Piece) -> None:
         """One piece of the current pass; all passes in memory if the piece is the whole tensor."""
         work, current, partials = item.work, item.current, None
+        lane.make_room(work.step, piece, self.plan.memory.bound // self.plan.memory.lanes)
         if current is None:
             self._copy(lane, work, piece)
         else:
