@@ -80,7 +80,9 @@ class Span:
             found = method.call(task, gram if self.vectors else gram.tolist())
         except (ValueError, ZeroDivisionError) as error:
             raise ResultError(f"tensor '{task.name}': {error}") from None
-        return WeightedSum(self._of_sources([float(c) for c in found], task), task.work)
+        # What has no length adds nothing, whatever a division by its length makes of it.
+        c = [float(c) if length else 0.0 for c, length in zip(found, gram.diagonal(), strict=True)]
+        return WeightedSum(self._of_sources(c, task), task.work)
 
     def _vectors(self, values: Mapping[str, Any]) -> Vectors:
         return self.vectors(values) if self.vectors else Vectors.WHOLE
@@ -103,6 +105,9 @@ class Span:
 
 SPAN = Span()
 
+LARGE = 16.0
+"""Sum of coefficients at which float32 is no longer sure to round as well as 16 bits can."""
+
 
 def check_sources(method: Method, task: Task) -> None:
     """Refuse a task whose sources are not those that the method merges. ValueError."""
@@ -121,7 +126,8 @@ class WeightedSum(Final):
 
     Where the coefficients are in the ratio of small whole numbers (equal weights, 2:1:1, 0.3:0.7),
     the sum is taken with those and scaled once: products of such numbers with 8 or 11 bits of
-    mantissa are exact in float32, so terms that cancel leave no rounding noise behind.
+    mantissa are exact in float32, so terms that cancel leave no rounding noise behind. Large
+    coefficients, with which terms are bound to cancel, are summed in float64.
     """
 
     coefficients: Sequence[float]
@@ -129,6 +135,8 @@ class WeightedSum(Final):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if math.fsum(abs(c) for c in self.coefficients) > LARGE:
+            self.work = "float64"
         self.coefficients, self.scale = whole_ratio(self.coefficients)
         self.used = [i for i, c in enumerate(self.coefficients) if c != 0.0]
 

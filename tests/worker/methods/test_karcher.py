@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+from cases import Case, cases, close, size_of, within_half_an_ulp
+from driver import merge
+from hypothesis import assume, given
+from torch import Tensor
+
+from worker.methods import karcher
+
+
+def t(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def reference(models: list[Tensor], max_iter: int = 10, tol: float = 1e-5) -> Tensor:
+    """The iteration on the sphere itself; a unit opposite to the mean gives no direction."""
+    lengths = [float(x.norm()) for x in models]
+    units = [x / n for x, n in zip(models, lengths, strict=True) if n > tol]
+    if not units:
+        return torch.zeros_like(models[0])
+    a = 1 / len(units)
+    mean = torch.stack(units).mean(0)
+    assume(not 1e-9 < float(mean.norm()) < 1e-3)
+    mean = units[0] if mean.norm() < tol else mean / mean.norm()
+    for _ in range(max_iter):
+        step = torch.zeros_like(mean)
+        for unit in units:
+            c = float((mean * unit).sum().clamp(-1, 1))
+            angle = math.acos(c)
+            assume(not 0.99 * karcher.OPPOSITE < math.pi - angle < 0.01)
+            if tol <= angle < math.pi - karcher.OPPOSITE:
+                step += a * angle / math.sin(angle) * (unit - c * mean)
+        size = float(step.norm())
+        if size < tol:
+            break
+        mean = math.cos(size) * mean + math.sin(size) / size * step
+        mean = mean / mean.norm()
+    return mean * sum(lengths) / len(lengths)
+
+
+@pytest.mark.parametrize(
+    ("models", "want"),
+    [
+        ([t(1, 0, 0), t(0, 1, 0), t(0, 0, 2)], [0.769800] * 3),
+        ([t(1, 0, 0), t(0, 1, 0), t(1, 1, 0)], [0.804738, 0.804738, 0]),
+        ([t(2, 0), t(0, 0)], [1, 0]),
+        ([t(1, 0), t(-1, 0)], [1, 0]),
+        ([t(1e-6, 0), t(0, 1e-6)], [0, 0]),
+    ],
+)
+def test_by_hand(models: list[Tensor], want: list[float]) -> None:
+    assert merge("karcher", models).tolist() == pytest.approx(want, abs=1e-6)
+
+
+@given(cases(1, 4))
+def test_formula(case: Case) -> None:
+    got = merge("karcher", case.models, block=64)
+    # A step more or less, where one is as short as the tolerance.
+    assert close(got, reference(case.models), size_of(case) * math.sqrt(got.numel() + 1), 1e-5)
+
+
+@given(cases(2, 3, ["random", "near", "same"]))
+def test_bfloat16_is_rounded_once(case: Case) -> None:
+    case = case.to(torch.bfloat16)
+    want = reference(case.double().models)
+    got = merge("karcher", case.models)
+    assert within_half_an_ulp(got, want, size_of(case) * 300)
+
+
+def test_it_is_the_mean_of_squared_angles() -> None:
+    models = list(torch.randn(4, 50, dtype=torch.float64) + 0.5)
+    mean = merge("karcher", models, max_iter=200, tol=1e-9)
+
+    def cost(at: Tensor) -> float:
+        return sum(float(torch.cosine_similarity(at, x, 0).acos()) ** 2 for x in models)
+
+    least = cost(mean)
+    for _ in range(20):
+        assert cost(mean + 0.01 * torch.randn(50, dtype=torch.float64)) > least
+
+
+def test_no_steps_give_the_mean_direction() -> None:
+    got = merge("karcher", [t(1, 0), t(0, 3)], max_iter=0)
+    assert got.tolist() == pytest.approx([2 * 0.5**0.5, 2 * 0.5**0.5])
