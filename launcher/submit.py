@@ -30,7 +30,8 @@ def run_here(backend: Here[Any], text: str) -> int:
     path = Path(name)
     try:
         replace_text(path, text)
-        return foreground(backend.run_argv(name))
+        program, *words = backend.run_argv(name)
+        return foreground([find(program), *words])
     finally:
         path.unlink(missing_ok=True)
 

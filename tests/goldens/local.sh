@@ -16,26 +16,27 @@ fail() {
     exit 3
 }
 
-unpacked=$(mktemp -d)
+merge_folder=$(mktemp -d)
+readonly merge_folder
 finish() {
     local code=$?
-    rm -rf -- "$unpacked"
+    rm -rf -- "$merge_folder"
 }
 trap finish EXIT
 
-base64 -d <<'MERGE_WORKER_PYZ' | gzip -d > "$unpacked/merge-worker.pyz" || fail 'the worker in this job is damaged; submit it again'
+base64 -d <<'MERGE_WORKER_PYZ' | gzip -d > "$merge_folder/merge-worker.pyz" || fail 'the worker in this job is damaged; submit it again'
 PAYLOAD
 MERGE_WORKER_PYZ
 
 # The recipe as it was given.
-base64 -d <<'MERGE_RECIPE_YML' > "$unpacked/recipe.yml" || fail 'the recipe in this job is damaged; submit it again'
+base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || fail 'the recipe in this job is damaged; submit it again'
 ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
 ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
 CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvaXQncyIsCiAgICJwYXJh
 bWV0ZXJzIjogewogICAgIndlaWdodCI6IDEuMAogICB9CiAgfQogXQp9Cg==
 MERGE_RECIPE_YML
 
-(cd -- "$unpacked" && sha256sum -c > /dev/null 2>&1) <<'MERGE_SHA_256' || fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
+(cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) <<'MERGE_SHA_256' || fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
 0000000000000000000000000000000000000000000000000000000000000000  merge-worker.pyz
 7fa50a955a6be0778b338f4d45b64d1077bd81f26294389921f85ac39d95b571  recipe.yml
 MERGE_SHA_256
@@ -50,7 +51,11 @@ set -u
 
 # Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
 # the worker can stop in good order, and wait for its end.
-python3 "$unpacked/merge-worker.pyz" merge "$unpacked/recipe.yml" '/home/me/work/my out' --relative-to /home/me/work --device=cuda --memory=4GiB &
+python3 "$merge_folder/merge-worker.pyz" merge \
+    "$merge_folder/recipe.yml" '/home/me/work/my out' \
+    --device=cuda \
+    --memory=4GiB \
+    --relative-to /home/me/work &
 worker=$!
 stopped=
 trap 'asked=1 stopped=1; kill -TERM "$worker" 2> /dev/null || :' TERM INT HUP

@@ -24,28 +24,29 @@ fail() {
     exit 3
 }
 
-unpacked=$(mktemp -d)
+merge_folder=$(mktemp -d)
+readonly merge_folder
 finish() {
     local code=$?
-    rm -rf -- "$unpacked"
+    rm -rf -- "$merge_folder"
     printf '%s\n' "$code" > /home/me/work/out.job/"${PBS_JOBID:-job}".exit || :
 }
 trap finish EXIT
 rm -f -- /home/me/work/out.job/"${PBS_JOBID:-job}".exit
 
-base64 -d <<'MERGE_WORKER_PYZ' | gzip -d > "$unpacked/merge-worker.pyz" || fail 'the worker in this job is damaged; submit it again'
+base64 -d <<'MERGE_WORKER_PYZ' | gzip -d > "$merge_folder/merge-worker.pyz" || fail 'the worker in this job is damaged; submit it again'
 PAYLOAD
 MERGE_WORKER_PYZ
 
 # The recipe as it was given.
-base64 -d <<'MERGE_RECIPE_YML' > "$unpacked/recipe.yml" || fail 'the recipe in this job is damaged; submit it again'
+base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || fail 'the recipe in this job is damaged; submit it again'
 ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
 ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
 CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvbTIiLAogICAicGFyYW1l
 dGVycyI6IHsKICAgICJ3ZWlnaHQiOiAxLjAKICAgfQogIH0KIF0KfQo=
 MERGE_RECIPE_YML
 
-(cd -- "$unpacked" && sha256sum -c > /dev/null 2>&1) <<'MERGE_SHA_256' || fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
+(cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) <<'MERGE_SHA_256' || fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
 0000000000000000000000000000000000000000000000000000000000000000  merge-worker.pyz
 e27bf5157d6290f2126013a4c22ce8d5b235c9a7dc1320500439915aaeacb672  recipe.yml
 MERGE_SHA_256
@@ -54,7 +55,9 @@ cd -- /home/me/work || fail 'this node does not see the folder that the job was 
 
 # Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
 # the worker can stop in good order, and wait for its end.
-python3 "$unpacked/merge-worker.pyz" merge "$unpacked/recipe.yml" /home/me/work/out --relative-to /home/me/work &
+python3 "$merge_folder/merge-worker.pyz" merge \
+    "$merge_folder/recipe.yml" /home/me/work/out \
+    --relative-to /home/me/work &
 worker=$!
 stopped=
 trap 'asked=1 stopped=1; kill -TERM "$worker" 2> /dev/null || :' TERM INT HUP
