@@ -13,10 +13,16 @@ from torch import Tensor
 from worker.cli import main
 from worker.cut import Grid
 from worker.dtypes import BY_NAME
+from worker.finish import finish
 from worker.header import TensorInfo
 from worker.plan import Plan, PlanOptions, make_plan
+from worker.progress import Progress
+from worker.ranks import Rank, share
 from worker.recipe import direct_recipe, parse
 from worker.step import Step
+from worker.store import Store
+from worker.stream import Engine
+from worker.target import State, Target
 
 
 def run(*words: object) -> int:
@@ -111,6 +117,41 @@ def step(count: int, block: int, dtypes: tuple[str, ...], reads: int = 1, scratc
         "scratch": scratch, "shard": 0, "offset": 8,
     }  # fmt: skip
     return Step(**fields)
+
+
+def stream_into(
+    out: Path, plan: Plan, *, staged: bool = False, stop_after: int | None = None
+) -> Engine:
+    """Do what is left of a plan, without a command around it; ends early after so many pieces."""
+    store = Store(out, plan)
+    store.prepare()
+    store.read_journals()
+    store.open()
+    engine = Engine(plan, store, Progress("off", 1, ""), [torch.device("cpu")], staged=staged)
+    write, written = store.write, 0
+
+    def counted(*words: Any) -> None:
+        nonlocal written
+        write(*words)
+        written += 1
+        if written == stop_after:
+            engine.stop.set("enough")
+
+    store.write = counted  # type: ignore[method-assign]
+    try:
+        store.drop_damaged(2)
+        engine.run(share(plan.steps, Rank(), store.done()))
+    finally:
+        store.close()
+    return engine
+
+
+def finish_into(out: Path, plan: Plan) -> None:
+    """Give what was streamed its final names."""
+    store = Store(out, plan)
+    store.read_journals()
+    assert store.complete()
+    finish(store, Target(State.FRESH), {}, False)
 
 
 def manifest(out: Path) -> dict[str, Any]:

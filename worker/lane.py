@@ -52,6 +52,7 @@ class Pool:
 
     def clear(self) -> None:
         self._slots.clear()
+        self._views.clear()
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
         """`count` elements of the slot's memory (the Scratch of methods)."""
@@ -120,8 +121,9 @@ class Lane:
             if self.staged:
                 there = self.on_device.bytes(f"in{number}", buffer.numel())
                 there.copy_(buffer, non_blocking=True)
-            pool, slot = (self.on_device, "dev") if self.staged else (self.host, "in")
-            loaded.append(pool.take(f"{slot}{number}", stop - start, info.dtype.torch_name))
+            # Host and device have the same slots, so that one account of them fits both.
+            values = self.on_device.take(f"in{number}", stop - start, info.dtype.torch_name)
+            loaded.append(values)
         return loaded
 
     def blocks(

@@ -1,0 +1,129 @@
+"""A lane's buffers are reused and counted; what it merges is checked for NaN and Inf exactly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write_checkpoint
+from merges import one_tensor_models, plan_of
+
+from worker.cut import Piece
+from worker.files import Files
+from worker.lane import Lane, Pool, host_view
+from worker.methods._define import Block, Final
+from worker.step import Step
+
+CPU = torch.device("cpu")
+
+
+class Copy(Final):
+    """The first source."""
+
+    def merge(self, block: Block, out: torch.Tensor) -> None:
+        out.copy_(block.tensors[0])
+
+
+def test_buffers_grow_and_are_reused() -> None:
+    pool = Pool(CPU)
+    first = pool.take("a", 10, "float32")
+    assert first.dtype is torch.float32 and first.shape == (10,)
+    assert pool.take("a", 5, "bfloat16").data_ptr() == first.data_ptr()
+    assert pool.take("a", 20, "float32").numel() == 20
+    assert pool.take("b", 3, "float64").data_ptr() != pool.take("a", 3, "float64").data_ptr()
+    assert pool.held_with({}) == 80 + 24
+    assert pool.held_with({"a": 100, "c": 1}) == 100 + 24 + 1
+    pool.clear()
+    assert pool.held_with({}) == 0
+
+
+def test_host_views_are_the_memory_itself() -> None:
+    buffer = torch.zeros(5, dtype=torch.uint8)
+    view = host_view(buffer)
+    view[1:3] = b"\x07\x08"
+    assert buffer.tolist() == [0, 7, 8, 0, 0]
+    assert len(host_view(torch.zeros(0, dtype=torch.uint8))) == 0
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Step:
+    models = one_tensor_models(tmp_path, 600_000)
+    steps = plan_of(models).steps
+    return next(one for one in steps if one.name == "big")
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_load_reads_the_piece_of_every_source(big: Step, staged: bool) -> None:
+    lane = Lane(CPU, Files(), staged)
+    loaded = lane.load(big, Piece(1, 2))
+    for info, values in zip(big.sources, loaded, strict=True):
+        raw = Path(info.file).read_bytes()
+        first, last = (info.offset + n * 2 * big.grid.block for n in (1, 3))
+        assert bytes(values.view(torch.uint8).tolist()) == raw[first:last]
+    assert (lane.on_device is lane.host) == (not staged)
+
+
+def test_staging_changes_nothing(big: Step) -> None:
+    results = []
+    for staged in (False, True):
+        lane = Lane(CPU, Files(), staged)
+        piece = Piece(2, big.grid.blocks - 2)  # the last block is short
+        raw, bad = lane.merge(big, piece, lane.load(big, piece), Piece(3, 2), Copy())
+        assert bad == 0
+        results.append(raw.clone())
+    assert torch.equal(*results)
+    raw = Path(big.sources[0].file).read_bytes()
+    first = big.sources[0].offset + 3 * 2 * big.grid.block
+    assert bytes(results[0].tolist()) == raw[first : big.sources[0].offset + big.grid.count * 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "bad"),
+    [
+        ([1.0, float("nan"), 2.0], 1),
+        ([float("inf"), 1.0, float("-inf")], 2),
+        ([float("inf"), float("nan"), float("nan")], 3),
+        ([3e38, 3e38, 3e38], 0),  # the sum overflows, the values do not
+        ([-3e38, 3e38, 0.0], 0),
+    ],
+)
+def test_counts_what_is_not_finite(tmp_path: Path, values: list[float], bad: int) -> None:
+    write_checkpoint(tmp_path / "m", {"x": torch.tensor(values)})
+    (one,) = plan_of([tmp_path / "m"]).steps
+    lane = Lane(CPU, Files())
+    _, found = lane.merge(one, Piece(0, 1), lane.load(one, Piece(0, 1)), Piece(0, 1), Copy())
+    assert found == bad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_large_finite_values_of_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
+    write_checkpoint(tmp_path / "m", {"x": largest})
+    (one,) = plan_of([tmp_path / "m"]).steps
+    lane = Lane(CPU, Files())
+    loaded = lane.load(one, Piece(0, 1))
+    assert lane.merge(one, Piece(0, 1), loaded, Piece(0, 1), Copy())[1] == 0
+
+
+def test_rows_where_rows_count(tmp_path: Path, centred_method: None) -> None:
+    recipe = "merge_method: centred\nparameters: {cut: row}\nmodels:\n- model: m\n"
+    write_checkpoint(tmp_path / "m", {"x": torch.arange(24.0).reshape(4, 3, 2)})
+    from worker.plan import PlanOptions, make_plan
+    from worker.recipe import parse
+
+    (one,) = make_plan(parse(recipe), PlanOptions(relative_to=tmp_path, block=12)).steps
+    lane = Lane(CPU, Files())
+    loaded = lane.load(one, Piece(0, 2))
+    blocks = list(lane.blocks(one, Piece(0, 2), loaded, 0, 2))
+    assert [(b.start, b.tensors[0].shape) for b in blocks] == [(0, (2, 6)), (12, (2, 6))]
+    assert blocks[1].tensors[0][0, 0] == 12.0
+
+
+def test_make_room_keeps_what_fits_and_lets_go_of_what_does_not(big: Step) -> None:
+    lane = Lane(CPU, Files())
+    piece = Piece(0, 1)
+    lane.load(big, piece)
+    held = lane.host.held_with({})
+    lane.make_room(big, piece, 1 << 30)
+    assert lane.host.held_with({}) == held
+    lane.make_room(big, piece, held - 1)
+    assert lane.host.held_with({}) == 0
