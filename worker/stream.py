@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .cut import Piece, pieces
-from .errors import ResultError, Stopped
+from .errors import ResultError, Stopped, printable
 from .files import Files
 from .lane import Lane, host_view
 from .methods._define import Final, Reduce
@@ -217,6 +217,7 @@ class Engine:
                 culprits.append(f"{info.file} has {count} NaN or Inf there")
         reason = "; ".join(culprits) or "the inputs are finite: the values overflow or cancel"
         raise ResultError(
-            f"tensor '{step.name}': {bad} values of the result are NaN or Inf\n  {reason}\n"
+            f"tensor '{printable(step.name)}': {bad} values of the result are NaN or Inf\n"
+            f"  {reason}\n"
             f"  --allow-nonfinite writes them all the same"
         )
