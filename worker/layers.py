@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
+_INPUT = re.compile(
+    r"wte|wpe|emb|emb_ln|shared|project_in|rotary.*|vision.*|visual.*|image.*|audio.*|speech.*"
+    r"|multi_modal.*|mm_.*|.*projector|.*connector|patch.*|merger|perceiver.*|resampler.*"
+)
+_OUTPUT = ("embed_out", "embedding_norm", "vocab_projector")
 
 
 class Layer(NamedTuple):
@@ -14,6 +19,14 @@ class Layer(NamedTuple):
 
     stack: str
     number: int
+    rest: str
+
+
+class Pick(NamedTuple):
+    """A layer that was taken into the result: of which model (by number), which one."""
+
+    model: int
+    layer: int
 
 
 def layer_of(name: str) -> Layer | None:
@@ -25,7 +38,7 @@ def layer_of(name: str) -> Layer | None:
     found = _NUMBER.search(name)
     if found is None:
         return None
-    return Layer(name[: found.start(1)], int(found.group(1)))
+    return Layer(name[: found.start(1)], int(found.group(1)), name[found.end(1) :])
 
 
 def depths(names: Iterable[str]) -> dict[str, int]:
@@ -38,10 +51,25 @@ def depths(names: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def depth_fraction(name: str, stacks: dict[str, int]) -> float:
-    """The gradient position t = k/(L-1) of a tensor; 0 outside layers, 1 in a stack of one."""
+def fraction(number: int, depth: int) -> float:
+    """The gradient position t = k/(L-1) of layer k of L; 1 where there is only one."""
+    return min(1.0, number / (depth - 1)) if depth > 1 else 1.0
+
+
+def depth_fraction(name: str, stacks: Mapping[str, int]) -> float:
+    """The gradient position of a tensor in its stack; 0 outside layers, as in mergekit."""
     layer = layer_of(name)
-    if layer is None:
-        return 0.0
-    depth = stacks[layer.stack]
-    return layer.number / (depth - 1) if depth > 1 else 1.0
+    return 0.0 if layer is None else fraction(layer.number, stacks[layer.stack])
+
+
+def is_input(name: str) -> bool:
+    """Whether a tensor outside the sliced layers stands before them: embeddings and their norms,
+    positions, vision and audio towers, projectors.
+
+    Everything else stands after them: final norms, heads, further prediction heads. The words of
+    the name decide; `embed_out` is a head, and `embedding_norm` is what LFM2 calls its final norm.
+    """
+    words = name.split(".")
+    if any(word in _OUTPUT for word in words):
+        return False
+    return any("embed" in word.lower() or _INPUT.fullmatch(word) for word in words)

@@ -1,27 +1,31 @@
-"""Which tensors of the models belong together: by name and shape, wherever their shards are.
+"""Which tensors of the sources belong together: by name and shape, wherever their shards are.
 
-The output has the names of the base (or first) model. Every difference between the models has a
+The output has the names of the base (or first) source. Every difference between the sources has a
 rule here and is either an error with the names, or a note that ends up in the manifest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
+from .assemble import Group
 from .checkpoint import Checkpoint, is_quantised
 from .dtypes import Kind
 from .errors import InputError, first_names
 from .header import TensorInfo
+from .heads import implied_head, is_head, ties_head
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One output tensor: its name, and what it is made of, one entry per model that has it."""
+    """One output tensor: its name, what it is made of, and the group that it belongs to."""
 
     name: str
-    sources: tuple[tuple[int, TensorInfo], ...]  # (number of the model, its tensor)
-    merged: bool  # else copied from the first source
+    first: TensorInfo  # of the source whose names count
+    sources: tuple[tuple[int, TensorInfo], ...]  # (number of the source, its tensor)
+    merged: bool  # else copied from the first
+    group: Group
 
 
 @dataclass(frozen=True)
@@ -42,102 +46,131 @@ class Rules:
     surplus: str = "error"  # or "drop"
 
 
-def match_by_name(models: Sequence[Checkpoint], labels: Sequence[str], rules: Rules) -> Matches:
-    """Match `models` to the first of them; `labels` name them in messages.
+def match(
+    groups: Iterable[Group], models: Sequence[Checkpoint], labels: Sequence[str], rules: Rules
+) -> Matches:
+    """Match the sources of every group; `labels` name the models in messages.
 
     InputError lists every name or shape that does not fit, with counts and the first names.
     """
-    first = models[0]
     faults = [f"{labels[i]}: {why}" for i, m in enumerate(models) if (why := is_quantised(m))]
     if faults:
         hint = "dequantise first: load with transformers, model.dequantize(), save_pretrained(…)"
         raise InputError("\n".join([*faults, f"  {hint}"]))
-    notes: list[str] = []
-    missing, surplus = _lone_names(models, labels, rules, notes)
-    tensors: list[Match] = []
-    shapes: list[str] = []
-    mixed: list[str] = []
-    for shard in first.shards:
-        for info in shard.tensors:
-            peers = [
-                (i, m.tensors[info.name]) for i, m in enumerate(models) if info.name in m.tensors
-            ]
-            wrong = [(i, p) for i, p in peers if p.shape != info.shape]
-            if wrong:
-                number, peer = wrong[0]
-                shapes.append(
-                    f"{info.name} is {list(info.shape)} in {labels[0]} "
-                    f"but {list(peer.shape)} in {labels[number]}"
+    matcher = _Matcher(models, labels, rules)
+    for group in groups:
+        matcher.add(group)
+    return matcher.result()
+
+
+Pair = tuple[str, str]  # labels of a source and of the source that it is compared to
+
+
+@dataclass
+class _Matcher:
+    """Collects matches and faults over all groups."""
+
+    models: Sequence[Checkpoint]
+    labels: Sequence[str]
+    rules: Rules
+    tensors: list[Match] = field(default_factory=list)
+    lost: dict[Pair, list[TensorInfo]] = field(default_factory=dict)
+    more: dict[Pair, list[TensorInfo]] = field(default_factory=dict)
+    shapes: list[str] = field(default_factory=list)
+    mixed: list[str] = field(default_factory=list)
+
+    def add(self, group: Group) -> None:
+        part = group.part
+        names = group.tensors[part.reference]
+        label = self.labels[part.models[part.reference]]
+        for number, tensors in enumerate(group.tensors):
+            if number == part.reference:
+                continue
+            pair = (self.labels[part.models[number]], label)
+            more = [info for name, info in tensors.items() if name not in names]
+            self.more.setdefault(pair, []).extend(more)
+        for name, first in names.items():
+            self._tensor(group, name, first, label)
+
+    def _tensor(self, group: Group, name: str, first: TensorInfo, label: str) -> None:
+        part = group.part
+        peers: list[tuple[int, TensorInfo]] = []
+        for number, tensors in enumerate(group.tensors):
+            model = self.models[part.models[number]]
+            info = tensors.get(name) or implied_head(name, first.shape, model.tensors, model.config)
+            if info is None:
+                pair = (self.labels[part.models[number]], label)
+                self.lost.setdefault(pair, []).append(first)
+                continue
+            if info.shape != first.shape:
+                self.shapes.append(
+                    f"{name} is {list(first.shape)} in {label} but {list(info.shape)} "
+                    f"in {self.labels[part.models[number]]}"
                 )
-            kinds = {peer.dtype.kind for _, peer in peers}
-            if len(kinds) > 1:
-                mixed.append(info.name)
-            whole = len(peers) == len(models) and kinds == {Kind.FLOAT}
-            tensors.append(Match(info.name, tuple(peers), whole))
-    if shapes:
-        faults.append(f"{len(shapes)} tensors differ in shape:\n  " + "\n  ".join(shapes[:3]))
-        if len(shapes) > 3:
-            faults[-1] += f"\n  and {len(shapes) - 3} more"
-    if mixed:
-        faults.append(f"{len(mixed)} tensors are floating in one model only: {first_names(mixed)}")
-    if faults:
-        raise InputError("\n".join([*faults, "  these models are not of one family"]))
-    notes += _dtype_note(tensors, labels)
-    return Matches(tuple(tensors), missing, surplus, tuple(notes))
+            peers.append((number, info))
+        kinds = {peer.dtype.kind for _, peer in peers}
+        if len(kinds) > 1:
+            self.mixed.append(name)
+        whole = len(peers) == len(group.tensors) and kinds == {Kind.FLOAT}
+        self.tensors.append(Match(name, first, tuple(peers), whole, group))
 
+    def result(self) -> Matches:
+        faults = list(self._lone_names())
+        if faults:
+            hint = "--missing copy takes missing tensors from the base, --surplus drop omits extra"
+            raise InputError("\n".join([*faults, f"  {hint} ones"]))
+        if self.shapes:
+            shown = "\n  ".join(self.shapes[:3])
+            faults.append(f"{len(self.shapes)} tensors differ in shape:\n  {shown}")
+            if len(self.shapes) > 3:
+                faults[-1] += f"\n  and {len(self.shapes) - 3} more"
+        if self.mixed:
+            names = first_names(self.mixed)
+            faults.append(f"{len(self.mixed)} tensors are floating in one model only: {names}")
+        if faults:
+            raise InputError("\n".join([*faults, "  these models are not of one family"]))
+        missing = _names(self.lost)
+        surplus = _names(self.more)
+        notes = list(self._notes(missing, surplus))
+        return Matches(tuple(self.tensors), missing, surplus, tuple(notes))
 
-def _lone_names(
-    models: Sequence[Checkpoint], labels: Sequence[str], rules: Rules, notes: list[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names that not every model has. Errors where leaving them alone would be wrong."""
-    first = models[0]
-    missing: dict[str, None] = {}
-    surplus: dict[str, None] = {}
-    faults: list[str] = []
-    for label, model in zip(labels[1:], models[1:], strict=True):
-        lost = [name for name in first.tensors if name not in model.tensors]
-        more = [name for name in model.tensors if name not in first.tensors]
-        heavy = [n for n in lost if first.tensors[n].dtype.kind is Kind.FLOAT]
-        extra = [
-            n
-            for n in more
-            if model.tensors[n].dtype.kind is Kind.FLOAT and not _is_tied_head(n, first)
-        ]
-        if heavy and rules.missing == "error":
-            faults.append(
-                f"{label}: {len(heavy)} of the {len(first.tensors)} tensors of {labels[0]} are "
-                f"missing: {first_names(heavy)}"
+    def _lone_names(self) -> Iterable[str]:
+        """Faults: names that not every source has, where leaving them alone would be wrong."""
+        for (label, first), infos in self.lost.items():
+            heavy = [info.name for info in infos if info.dtype.kind is Kind.FLOAT]
+            if heavy and self.rules.missing == "error":
+                yield f"{label}: {len(heavy)} tensors of {first} are missing: {first_names(heavy)}"
+        for (label, first), infos in self.more.items():
+            tied = ties_head(self.models[self.labels.index(first)].config)
+            # A stored head that the first model ties to its embedding: nothing is lost with it.
+            extra = [
+                info.name
+                for info in infos
+                if info.dtype.kind is Kind.FLOAT and not (tied and is_head(info.name))
+            ]
+            if extra and self.rules.surplus == "error":
+                yield f"{label}: {len(extra)} tensors that {first} has not: {first_names(extra)}"
+
+    def _notes(self, missing: Sequence[str], surplus: Sequence[str]) -> Iterable[str]:
+        if missing:
+            yield (
+                f"{len(missing)} tensors that not every model has are copied: "
+                f"{first_names(missing)}"
             )
-        if extra and rules.surplus == "error":
-            faults.append(
-                f"{label}: {len(extra)} tensors that {labels[0]} has not: {first_names(extra)}"
+        if surplus:
+            yield (
+                f"{len(surplus)} tensors that the first model has not are left out: "
+                f"{first_names(surplus)}"
             )
-        missing |= dict.fromkeys(lost)
-        surplus |= dict.fromkeys(more)
-    if faults:
-        hint = "--missing copy takes missing tensors from the base, --surplus drop omits extra ones"
-        raise InputError("\n".join([*faults, f"  {hint}"]))
-    if missing:
-        notes.append(f"{len(missing)} tensors copied from {labels[0]}: {first_names(missing)}")
-    if surplus:
-        notes.append(f"{len(surplus)} tensors not in {labels[0]} left out: {first_names(surplus)}")
-    return tuple(missing), tuple(surplus)
+        # One line when models store the same tensors with different precision.
+        mixed = [m for m in self.tensors if m.merged and len({i.dtype for _, i in m.sources}) > 1]
+        if mixed:
+            models = mixed[0].group.part.models
+            found = ", ".join(
+                f"{self.labels[models[i]]} {info.dtype.torch_name}" for i, info in mixed[0].sources
+            )
+            yield f"{len(mixed)} tensors are stored with different dtypes ({found})"
 
 
-def _is_tied_head(name: str, first: Checkpoint) -> bool:
-    """A stored output head that the first model ties to its embedding: nothing is lost with it."""
-    config = first.config
-    text = config.get("text_config")
-    tied = config.get(
-        "tie_word_embeddings", isinstance(text, dict) and text.get("tie_word_embeddings")
-    )
-    return bool(tied) and name.rsplit(".", 2)[-2:] == ["lm_head", "weight"]
-
-
-def _dtype_note(tensors: Sequence[Match], labels: Sequence[str]) -> list[str]:
-    """One line when models store the same tensors with different precision."""
-    mixed = [m for m in tensors if m.merged and len({info.dtype for _, info in m.sources}) > 1]
-    if not mixed:
-        return []
-    found = ", ".join(f"{labels[i]} {info.dtype.torch_name}" for i, info in mixed[0].sources)
-    return [f"{len(mixed)} tensors are stored with different dtypes ({found}); merged in float32"]
+def _names(found: dict[Pair, list[TensorInfo]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(info.name for infos in found.values() for info in infos))

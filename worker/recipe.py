@@ -31,11 +31,16 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class Source:
-    """One model of a slice; `layers` is half-open, None for all of them."""
+    """One model of a slice; `layers` is half-open, None for all of them.
+
+    `implied` is the base that nobody listed: where whole models are merged, it takes part.
+    """
 
     model: ModelRef
     layers: tuple[int, int] | None
     parameters: Parameters
+    place: str = field(default="", compare=False)
+    implied: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,13 @@ class Slice:
     sources: tuple[Source, ...]
     base: ModelRef | None
     parameters: Parameters
+    place: str = field(default="", compare=False)
+
+    @property
+    def length(self) -> int | None:
+        """How many output layers it makes; None where whole models are merged."""
+        layers = self.sources[0].layers
+        return layers[1] - layers[0] if layers else None
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,12 @@ class Module:
     name: str
     slices: tuple[Slice, ...]
     parameters: Parameters
+    place: str = field(default="", compare=False)
+
+    @property
+    def sliced(self) -> bool:
+        """Whether layers are picked; else whole models are merged."""
+        return any(part.length is not None for part in self.slices)
 
 
 @dataclass(frozen=True)
@@ -72,11 +90,6 @@ class Recipe:
     chat_template: str | None = None
     name: str | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
-
-    @property
-    def sliced(self) -> bool:
-        """Whether layers are picked; else whole models are merged."""
-        return any(s.layers is not None for m in self.modules for p in m.slices for s in p.sources)
 
     def model_refs(self) -> tuple[ModelRef, ...]:
         """Every model of the recipe once: the base first, then in order of appearance."""

@@ -8,8 +8,10 @@ from dataclasses import replace
 from . import methods
 from .dtypes import FLOATS
 from .errors import UsageError, nearest, printable
+from .methods import Method
 from .recipe import ModelRef, Module, Recipe, Slice, Source, find_method, parse_model
-from .settings import Parameters, parse_setting
+from .recipe_rules import broken_rules, plays_base
+from .settings import Given, Parameters, Setting, convert, parse_setting, scalars
 from .yaml_text import Document, Path, read_documents
 
 _TOP = ["merge_method", "models", "slices", "modules", "base_model", "parameters"]
@@ -32,6 +34,8 @@ class _Reader:
         self.document = document
         self.faults: list[str] = []
         self.warnings: list[str] = []
+        self.method: Method | None = None
+        self.base: Source | None = None
 
     def fault(self, path: Path, text: str) -> None:
         self.faults.append(f"{self.document.place(path)}: {text}")
@@ -41,14 +45,18 @@ class _Reader:
         for path in self.document.duplicates:
             self.fault(path, "stands twice; the first would be lost")
         self.unknown(top, (), _TOP)
-        method = self.method_name(top)
+        self.method = self.find_method(top)
+        place = self.document.place(("base_model",))
+        if top.get("base_model"):
+            base = self.model(top["base_model"], ("base_model",))
+            self.base = Source(base, None, {}, place, implied=True)
         recipe = Recipe(
             text=text,
             where=self.document.where,
-            method=method,
+            method=self.method.name if self.method else "?",
             modules=tuple(self.modules(top)),
-            base=self.model(top["base_model"], ("base_model",)) if top.get("base_model") else None,
-            parameters=self.parameters(top, ()),
+            base=self.base.model if self.base else None,
+            parameters=self.parameters(top, (), "shared"),
             dtype=self.dtype(top, "dtype"),
             out_dtype=self.dtype(top, "out_dtype"),
             tokenizer=top.get("tokenizer", top.get("tokenizer_source")),
@@ -57,20 +65,23 @@ class _Reader:
         )
         if "tokenizer" in top and "tokenizer_source" in top:
             self.fault(("tokenizer_source",), "stands beside 'tokenizer'; keep one of the two")
+        # The rules count models, so they wait until every model is understood.
+        if self.method and not self.faults:
+            self.faults += broken_rules(recipe, self.method)
         if self.faults:
             raise UsageError("\n".join(self.faults))
         return replace(recipe, warnings=tuple(self.warnings))
 
-    def method_name(self, top: Mapping[str, object]) -> str:
+    def find_method(self, top: Mapping[str, object]) -> Method | None:
         if not isinstance(top.get("merge_method"), str):
             self.fault(("merge_method",), f"missing; one of {', '.join(methods.names())}")
-            return "linear"
+            return None
         name = str(top["merge_method"])
         try:
-            return find_method(name, self.document.place(("merge_method",))).name
+            return find_method(name, self.document.place(("merge_method",)))
         except UsageError as error:
             self.faults.append(str(error))
-            return "linear"
+            return None
 
     def modules(self, top: Mapping[str, object]) -> Iterator[Module]:
         given = [key for key in ("models", "slices", "modules") if top.get(key)]
@@ -83,47 +94,73 @@ class _Reader:
                 path: Path = ("modules", name)
                 inner = self.mapping(body, path, "a module")
                 self.unknown(inner, path, ["models", "slices", "parameters"])
-                yield Module(name, tuple(self.slices(inner, path)), self.parameters(inner, path))
+                yield self.module(str(name), inner, path)
         else:
             yield Module("default", tuple(self.slices(top, ())), {})
 
+    def module(self, name: str, body: Mapping[str, object], path: Path) -> Module:
+        if bool(body.get("models")) == bool(body.get("slices")):
+            self.fault(path, "a module has either 'models' or 'slices'")
+            return Module(name, (), {})
+        slices = tuple(self.slices(body, path))
+        parameters = self.parameters(body, path, "shared")
+        return Module(name, slices, parameters, self.document.place(path))
+
     def slices(self, body: Mapping[str, object], path: Path) -> Iterator[Slice]:
         if body.get("models"):
-            models = self.sequence(body["models"], (*path, "models"))
-            sources = [self.source(m, (*path, "models", i), False) for i, m in enumerate(models)]
-            yield Slice(tuple(s for s in sources if s), None, {})
+            here = (*path, "models")
+            models = self.sequence(body["models"], here)
+            found = [self.source(m, (*here, i)) for i, m in enumerate(models)]
+            sources = [s for s in found if s]
+            if self.base and all(source.model != self.base.model for source in sources):
+                sources.append(self.base)
+            yield Slice(tuple(sources), None, {}, self.document.place(here))
             return
         for number, item in enumerate(self.sequence(body.get("slices"), (*path, "slices"))):
-            here: Path = (*path, "slices", number)
-            inner = self.mapping(item, here, "a slice")
-            self.unknown(inner, here, ["sources", "base_model", "parameters", "residual_weight"])
-            listed = self.sequence(inner.get("sources"), (*here, "sources"))
-            found = [self.source(s, (*here, "sources", i), True) for i, s in enumerate(listed)]
-            base = inner.get("base_model")
-            yield Slice(
-                tuple(s for s in found if s),
-                self.model(base, (*here, "base_model")) if base else None,
-                self.parameters(inner, here),
-            )
+            yield self.slice(item, (*path, "slices", number))
 
-    def source(self, item: object, path: Path, ranged: bool) -> Source | None:
-        if isinstance(item, str) and not ranged:
-            item = {"model": item}
+    def slice(self, item: object, path: Path) -> Slice:
+        body = self.mapping(item, path, "a slice")
+        self.unknown(body, path, ["sources", "base_model", "parameters", "residual_weight"])
+        given = body.get("base_model")
+        base = self.model(given, (*path, "base_model")) if given else None
+        listed = self.sequence(body.get("sources"), (*path, "sources"))
+        found = [self.sliced_source(s, (*path, "sources", i), base) for i, s in enumerate(listed)]
+        if "residual_weight" in body:
+            place = self.document.place((*path, "residual_weight"))
+            self.warnings.append(f"{place}: nothing reads this key, in mergekit neither")
+        return Slice(
+            tuple(s for s in found if s),
+            base,
+            self.parameters(body, path, "shared"),
+            self.document.place(path),
+        )
+
+    def source(self, item: object, path: Path) -> Source | None:
+        """An entry of `models`: all of one model."""
+        body = self.mapping({"model": item} if isinstance(item, str) else item, path, "a source")
+        if "layer_range" in body:
+            place = self.document.place((*path, "layer_range"))
+            self.warnings.append(f"{place}: not read here; layers are picked under 'slices'")
+        return self.any_source(body, path, self.base.model if self.base else None)
+
+    def sliced_source(self, item: object, path: Path, base: ModelRef | None) -> Source | None:
+        """An entry of `sources`: some layers of one model."""
         body = self.mapping(item, path, "a source")
+        layers = self.layer_range(body.get("layer_range"), (*path, "layer_range"))
+        source = self.any_source(body, path, base or (self.base.model if self.base else None))
+        return replace(source, layers=layers) if source else None
+
+    def any_source(
+        self, body: Mapping[str, object], path: Path, base: ModelRef | None
+    ) -> Source | None:
         self.unknown(body, path, ["model", "parameters", "layer_range"])
         if "model" not in body:
             self.fault(path, "no 'model' in it")
             return None
-        layers = None
-        if ranged:
-            layers = self.layer_range(body.get("layer_range"), (*path, "layer_range"))
-        elif "layer_range" in body:
-            self.warnings.append(
-                f"{self.document.place((*path, 'layer_range'))}: not read here; "
-                f"layers are picked under 'slices'"
-            )
         model = self.model(body["model"], (*path, "model"))
-        return Source(model, layers, self.parameters(body, path))
+        parameters = self.parameters(body, path, "base" if model == base else "model")
+        return Source(model, None, parameters, self.document.place(path))
 
     def layer_range(self, value: object, path: Path) -> tuple[int, int] | None:
         if isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value):
@@ -160,17 +197,39 @@ class _Reader:
         ref = parse_model(value)
         return ref.path, ref.revision
 
-    def parameters(self, body: Mapping[str, object], path: Path) -> Parameters:
+    def parameters(self, body: Mapping[str, object], path: Path, owner: str) -> Parameters:
+        """Settings by name; `owner` is "shared", or the "model" or "base" that they are of."""
         given = body.get("parameters")
         if given is None:
             return {}
         found = {}
         for name, value in self.mapping(given, (*path, "parameters"), "'parameters'").items():
+            here = (*path, "parameters", name)
             try:
-                found[name] = parse_setting(value)
+                setting = parse_setting(value)
+                found[name] = Given(setting, self.document.place(here))
+                self.check_parameter(name, setting, here, owner)
             except ValueError as error:
-                self.fault((*path, "parameters", name), str(error))
+                self.fault(here, str(error))
         return found
+
+    def check_parameter(self, name: str, setting: Setting, path: Path, owner: str) -> None:
+        """Warn of what nothing reads. ValueError for a value that is not of its type."""
+        if self.method is None:
+            return
+        known = {parameter.name: parameter for parameter in self.method.parameters}
+        why = ""
+        if name not in known:
+            why = f"{self.method.name} does not read it{nearest(name, known)}"
+        elif owner != "shared" and not known[name].per_model:
+            why = "one value for all models, which nothing reads under a model; move it up"
+        elif owner == "base" and plays_base(self.method):
+            why = f"the base of {self.method.name} has none"
+        if why:
+            self.warnings.append(f"{self.document.place(path)}: {why}")
+            return
+        for value in scalars(setting):
+            convert(value, known[name].type)
 
     def text(self, top: Mapping[str, object], key: str) -> str | None:
         value = top.get(key)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import methods
+from .assemble import Part
 from .cut import CPU_BLOCK, grid
 from .dtypes import DType, Kind, from_torch_name
-from .errors import UsageError
+from .errors import UsageError, first_names
 from .header import TensorInfo
-from .layers import depth_fraction, depths
 from .layout import Output
 from .match import Match, Matches, Rules
 from .methods._define import Base, Cut, Method, Parameter, Task
-from .recipe import Recipe, Slice, Source
-from .settings import Parameters, Scalar, convert, look_up
+from .recipe import Recipe
+from .recipe_rules import plays_base
+from .settings import Scalar, convert, look_up
 from .step import Step
 
 
@@ -50,83 +52,110 @@ class Draft:
         reads = family.reads(self.method, task.values) if task else 1
         scratch = family.scratch_bytes(self.method, len(self.sources)) if task else 0
         return Step(
-            out.name, out.dtype, out.shape, self.sources, task,
+            out.name, out.dtype, out.shape, self.sources, task, self.method if task else None,
             grid(out.shape, cut, block), reads, scratch, shard, offset,
         )  # fmt: skip
+
+
+class _NoValueError(ValueError):
+    """A parameter that must be given is not."""
 
 
 class Resolver:
     """Gives every matched tensor the values that the recipe's scopes hold for it."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        part: Slice,
-        method: Method,
-        sources: tuple[Source, ...],
-        options: PlanOptions,
-    ) -> None:
+    def __init__(self, recipe: Recipe, method: Method, options: PlanOptions) -> None:
         self.recipe = recipe
         self.method = method
-        self.sources = sources
         self.options = options
-        self.shared: tuple[Parameters, ...] = (part.parameters, recipe.parameters)
-        # A base that plays its own part is exempt from values per model.
-        base = recipe.base if method.base is not Base.IGNORED else None
-        self.base = next((i for i, s in enumerate(sources) if s.model == base), None)
 
     def drafts(self, matches: Matches) -> Iterator[Draft]:
         """All output tensors in order. UsageError names a value that is missing or wrong."""
-        stacks = depths(match.name for match in matches.tensors)
-        faults: dict[str, None] = {}
+        faults: dict[str, list[str]] = {}
         for match in matches.tensors:
             try:
-                yield self._draft(match, depth_fraction(match.name, stacks))
+                yield self._draft(match)
             except (ValueError, ZeroDivisionError) as error:
-                faults.setdefault(f"{self.recipe.where}: {error}")
+                text = str(error)
+                own = text.startswith(f"{self.recipe.where}:")
+                faults.setdefault(text if own else f"{self.recipe.where}: {text}", []).append(
+                    match.name
+                )
         if faults:
-            raise UsageError("\n".join(faults))
+            raise UsageError("\n".join(f"{t}\n  for {first_names(n)}" for t, n in faults.items()))
 
-    def _draft(self, match: Match, t: float) -> Draft:
-        first = match.sources[0][1]
-        if not match.merged:
-            infos = tuple(info for _, info in match.sources)
-            return Draft(Output(match.name, first.dtype, first.shape), infos, None, self.method)
-        base = [pair for pair in match.sources if pair[0] == self.base]
-        models = [pair for pair in match.sources if pair[0] != self.base]
-        infos = tuple(info for _, info in (*models, *base))
-        dtype = self._out_dtype(first)
-        values: dict[str, Any] = {
-            parameter.name: (
-                tuple(self._value(parameter, match.name, t, self.sources[i]) for i, _ in models)
-                if parameter.per_model
-                else self._value(parameter, match.name, t, None)
-            )
-            for parameter in self.method.parameters
-        }
-        wide = dtype.bits > 16
-        task = Task(
-            match.name, first.shape, dtype, len(models), bool(base), values, self.options.seed,
-            "float64" if wide else "float32",
-        )  # fmt: skip
-        self.method.family.check(self.method, task)
-        return Draft(Output(match.name, dtype, first.shape), infos, task, self.method)
-
-    def _value(self, parameter: Parameter, name: str, t: float, source: Source | None) -> Scalar:
-        scopes = (source.parameters, *self.shared) if source else self.shared
-        value = look_up(scopes, parameter.name, name, t)
-        where = f" of {source.model}" if source else ""
-        if value is None and parameter.required:
-            raise ValueError(
-                f"parameter '{parameter.name}'{where} has no value for tensor '{name}'; "
-                f"{self.method.name} needs one"
-            )
-        if value is None:
-            value = parameter.default  # type: ignore[assignment]
+    def _draft(self, match: Match) -> Draft:
+        part = match.group.part
+        lone = part.sliced and len(part.sources) == 1
+        if not match.merged or match.group.copied or (lone and not self._takes_one(part)):
+            return self._copy(match)
+        number = part.base if plays_base(self.method) else None
+        base = [pair for pair in match.sources if pair[0] == number]
+        models = [pair for pair in match.sources if pair[0] != number]
         try:
+            values: dict[str, Any] = {
+                parameter.name: (
+                    tuple(self._value(parameter, match, pair) for pair in models)
+                    if parameter.per_model
+                    else self._value(parameter, match, None)
+                )
+                for parameter in self.method.parameters
+            }
+        except _NoValueError:
+            if lone:
+                return self._copy(match)
+            raise
+        dtype = self._out_dtype(match.first)
+        infos = tuple(info for _, info in (*models, *base))
+        task = self._task(match, dtype, len(models), bool(base), values)
+        self.method.family.check(self.method, task)
+        return Draft(Output(match.name, dtype, match.first.shape), infos, task, self.method)
+
+    def _takes_one(self, part: Part) -> bool:
+        """Whether the method makes something of a single source, which then is no base."""
+        alone = part.base is not None and plays_base(self.method)
+        return self.method.base is not Base.REQUIRED and self.method.least_models <= 1 and not alone
+
+    def _copy(self, match: Match) -> Draft:
+        """The first source's tensor as it is, but for the dtype."""
+        first, dtype = match.first, match.first.dtype
+        if dtype.kind is Kind.FLOAT and self._out_dtype(first) != dtype:
+            dtype, converter = self._out_dtype(first), methods.get("linear")
+            values = {"weight": (1.0,), "normalize": False}
+            task = self._task(match, dtype, 1, False, values)
+            return Draft(Output(match.name, dtype, first.shape), (first,), task, converter)
+        # The others are compared with it: what differs is reported.
+        rest = tuple(info for _, info in match.sources if info is not first)
+        return Draft(Output(match.name, dtype, first.shape), (first, *rest), None, self.method)
+
+    def _task(
+        self, match: Match, dtype: DType, models: int, has_base: bool, values: Mapping[str, Any]
+    ) -> Task:
+        work = "float64" if dtype.bits > 16 else "float32"
+        seed = self.options.seed
+        return Task(match.name, match.first.shape, dtype, models, has_base, values, seed, work)
+
+    def _value(
+        self, parameter: Parameter, match: Match, pair: tuple[int, TensorInfo] | None
+    ) -> Scalar:
+        """The value for a tensor. Values of a model see the name that the tensor has there."""
+        part = match.group.part
+        source = part.sources[pair[0]] if pair else None
+        scopes = (source.parameters, *part.shared) if source else part.shared
+        name = pair[1].name if pair else match.name
+        found = look_up(scopes, parameter.name, name, match.group.position(match.name))
+        of = f" of {source.model}" if source else ""
+        if found is None and parameter.required:
+            place = source.place if source else self.recipe.where
+            raise _NoValueError(
+                f"{place}: {self.method.name} needs a value of '{parameter.name}'{of}"
+            )
+        try:
+            value = parameter.default if found is None else found.value
             return convert(value, parameter.type)  # type: ignore[arg-type]
         except ValueError as error:
-            raise ValueError(f"parameter '{parameter.name}'{where}: {error}") from None
+            place = found.place if found else parameter.name
+            raise ValueError(f"{place}: {error}") from None
 
     def _out_dtype(self, first: TensorInfo) -> DType:
         asked = self.options.dtype or self.recipe.out_dtype or self.recipe.dtype or "same"

@@ -6,8 +6,9 @@ substring of the tensor's name, and the innermost scope with an answer wins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Scalar = float | int | bool | str
 
@@ -24,7 +25,16 @@ class Conditional:
 
 
 Setting = Scalar | tuple[Scalar, ...] | tuple[Conditional, ...]
-Parameters = Mapping[str, Setting]
+
+
+class Given(NamedTuple):
+    """A setting and the place in the recipe where it stands."""
+
+    setting: Setting
+    place: str
+
+
+Parameters = Mapping[str, Given]
 
 
 def parse_setting(value: object) -> Setting:
@@ -53,14 +63,34 @@ def evaluate(setting: Setting, name: str, t: float) -> Scalar | None:
     return None
 
 
-def look_up(scopes: Iterable[Parameters], parameter: str, name: str, t: float) -> Scalar | None:
+class Found(NamedTuple):
+    """The value of a parameter for one tensor, and where it was given."""
+
+    value: Scalar
+    place: str
+
+
+def look_up(scopes: Iterable[Parameters], parameter: str, name: str, t: float) -> Found | None:
     """The first answer of the scopes, innermost first."""
     for scope in scopes:
-        if parameter in scope:
-            value = evaluate(scope[parameter], name, t)
+        given = scope.get(parameter)
+        if given is not None:
+            value = evaluate(given.setting, name, t)
             if value is not None:
-                return value
+                return Found(value, given.place)
     return None
+
+
+def scalars(setting: Setting) -> Iterator[Scalar]:
+    """Every plain value that a setting holds."""
+    if not isinstance(setting, tuple):
+        yield setting
+        return
+    for item in setting:
+        if isinstance(item, Conditional):
+            yield from scalars(item.value)
+        else:
+            yield item
 
 
 def convert(value: Scalar, kind: type) -> Scalar:

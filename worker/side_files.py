@@ -74,9 +74,9 @@ def copy_side_files(plan: Plan, into: Path) -> list[str]:
 
 def merged_config(plan: Plan) -> dict[str, Any] | None:
     """The base's config with what the recipe changes, or None if that is nothing."""
-    config = dict(plan.models[0].config)
+    config = dict(plan.config)
     asked = plan.options.dtype or plan.recipe.out_dtype or plan.recipe.dtype or "same"
-    before = dict(config)
+    before = plan.models[0].config
     if asked != "same":
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
         config |= dict.fromkeys(keys, asked.removeprefix("torch."))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .cut import Grid
 from .dtypes import DType
 from .header import TensorInfo
-from .methods._define import Task
+from .methods._define import Method, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Step:
     shape: tuple[int, ...]
     sources: tuple[TensorInfo, ...]
     task: Task | None
+    method: Method | None  # who does the task; not always the recipe's: copies may be converted
     grid: Grid
     reads: int
     scratch: int  # bytes per element of the block at work

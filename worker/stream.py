@@ -130,7 +130,8 @@ class Engine:
                 self._condition.wait()
 
     def _begin(self, work: Work) -> _Open:
-        current = self.plan.method.begin(work.step.task) if work.step.task else None
+        step = work.step
+        current = step.method.begin(step.task) if step.method and step.task else None
         item = _Open(work, current, deque())
         self._hand_out(item)
         return item

@@ -1,0 +1,234 @@
+"""Config fields that speak of single layers, and how each follows layers that were restacked.
+
+A field is known by its name, never by the architecture. A handler gets the old values by layer
+and gives new fields, or raises Inexpressible, which becomes an error that names the field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .layers import Pick
+
+Section = Mapping[str, Any]
+
+
+class Inexpressible(Exception):
+    """No value of the field describes the new layers; the text says why."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The sections of all models, the layers taken, and the old depth by model."""
+
+    sections: Mapping[int, Section]
+    picks: Sequence[Pick]
+    depths: Mapping[int, int]
+
+    @property
+    def first(self) -> Section:
+        return self.sections[0]
+
+    def each(self, of: Callable[[Section, int], Any]) -> list[Any]:
+        """`of(section, layer)` for every new layer, asked of the model that it came from."""
+        return [of(self.sections[pick.model], pick.layer) for pick in self.picks]
+
+
+def per_layer(view: View, key: str) -> dict[str, Any]:
+    """A list or string with an entry per layer."""
+    for model in {pick.model for pick in view.picks}:
+        value = view.sections[model].get(key)
+        if not isinstance(value, list | str) or len(value) != view.depths[model]:
+            raise Inexpressible("the models describe their layers in different ways")
+    values = view.each(lambda section, layer: section[key][layer])
+    return {key: "".join(values) if isinstance(view.first[key], str) else values}
+
+
+def index_list(view: View, key: str) -> dict[str, Any]:
+    """A list of the layers that are of some kind; counted from 1 where one is beyond the last."""
+    if key == "mlp_only_layers" and view.first.get("decoder_sparse_step"):
+        return {}  # sparse_step does both
+    one = int(any(view.depths[m] in _indices(s) for m, s in view.sections.items()))
+    flags = view.each(lambda section, layer: layer + one in (section.get(key) or ()))
+    return {key: [number + one for number, flag in enumerate(flags) if flag]}
+
+
+def _indices(section: Section) -> set[int]:
+    """Every layer number that the index lists of a section name."""
+    lists = [v for k, v in section.items() if INDEX_LIST.fullmatch(k) and isinstance(v, list)]
+    return {number for listed in lists for number in listed if type(number) is int}
+
+
+def cycle(view: View, key: str) -> dict[str, Any]:
+    """A pattern that repeats until the layers are used up: written out."""
+    return {key: view.each(lambda section, layer: section[key][layer % len(section[key])])}
+
+
+def attention_types(view: View, key: str) -> dict[str, Any]:
+    """GPT-Neo: [[[kinds], times] …]: written out as one run."""
+
+    def kind(section: Section, layer: int) -> Any:
+        return [k for kinds, times in section[key] for _ in range(times) for k in kinds][layer]
+
+    return {key: [[view.each(kind), 1]]}
+
+
+def leading(view: View, key: str) -> dict[str, Any]:
+    """The number of layers at the start that are of some kind."""
+    flags = view.each(lambda section, layer: layer < (section.get(key) or 0))
+    count = sum(flags)
+    if not all(flags[:count]):
+        raise Inexpressible(f"it counts layers at the start, which now are {where(flags)}")
+    if count == len(flags) and view.first[key] > view.depths[0]:
+        count = view.first[key]
+    return {key: count}
+
+
+def window_start(view: View, key: str) -> dict[str, Any]:
+    """`max_window_layers`, which means something only with sliding windows on."""
+    if not view.first.get("use_sliding_window"):
+        whole = view.first[key] == view.depths[0]
+        return {key: len(view.picks)} if whole else {}
+    return leading(view, key)
+
+
+def period(view: View, key: str) -> dict[str, Any]:
+    """`x_period` with `x_offset`: the layers with number % period == offset."""
+    offset = key.replace("period", "offset")
+    flags = view.each(lambda s, layer: layer % s[key] == s.get(offset, 0))
+    size = len(flags)
+    if not any(flags):
+        return {key: size + 1, offset: size}
+    for length in (view.first[key], *range(1, size + 1)):
+        for start in range(length):
+            if flags == [number % length == start for number in range(size)]:
+                return {key: length, offset: start}
+    raise Inexpressible(f"no period has the layers {where(flags)}")
+
+
+def every(list_key: str, words: Sequence[Any]) -> Callable[[View, str], dict[str, Any]]:
+    """The last of every n layers: kept where it still fits, else written out as `list_key`."""
+
+    def handler(view: View, key: str) -> dict[str, Any]:
+        flags = view.each(lambda section, layer: (layer + 1) % section[key] == 0)
+        length = view.first[key]
+        fits = flags == [(number + 1) % length == 0 for number in range(len(flags))]
+        if fits or view.first.get(list_key):
+            return {}
+        if words:
+            return {list_key: [words[0] if flag else words[1] for flag in flags]}
+        return {list_key: [number for number, flag in enumerate(flags) if flag]}
+
+    return handler
+
+
+def sparse_step(view: View, key: str) -> dict[str, Any]:
+    """Qwen MoE: sparse are the last of every n layers, but those of `mlp_only_layers`."""
+
+    def dense(section: Section, layer: int) -> bool:
+        listed = section.get("mlp_only_layers") or ()
+        return layer in listed or (layer + 1) % (section.get(key) or 1) != 0
+
+    flags = view.each(dense)
+    return {key: 1, "mlp_only_layers": [number for number, flag in enumerate(flags) if flag]}
+
+
+def keep_phase(view: View, key: str) -> dict[str, Any]:
+    """A period whose convention we need not know, as long as no layer changes its place in it."""
+    lengths = {view.sections[pick.model].get(key) for pick in view.picks}
+    length = view.first[key]
+    if lengths == {length} and all(
+        (pick.layer - number) % max(1, length) == 0 for number, pick in enumerate(view.picks)
+    ):
+        return {}
+    raise Inexpressible(f"layers moved to another place in its period of {length}")
+
+
+def moe_range(view: View, key: str) -> dict[str, Any]:
+    """ERNIE: layers from `moe_layer_start_index` to `moe_layer_end_index` inclusive."""
+
+    def sparse(section: Section, layer: int) -> bool:
+        last = section.get("moe_layer_end_index", -1)
+        return section[key] <= layer and (last in (-1, None) or layer <= last)
+
+    if any((s.get("moe_layer_interval") or 1) != 1 for s in view.sections.values()):
+        return keep_phase(view, "moe_layer_interval")
+    flags = view.each(sparse)
+    numbers = [number for number, flag in enumerate(flags) if flag]
+    if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):
+        raise Inexpressible(f"it is one run of layers, which now are {where(flags)}")
+    first, last = (numbers[0], numbers[-1]) if numbers else (len(flags), len(flags))
+    return {key: first, "moe_layer_end_index": last}
+
+
+def refuse(view: View, key: str) -> dict[str, Any]:
+    raise Inexpressible("layers share weights or states with other layers")
+
+
+def where(flags: Sequence[bool]) -> str:
+    """`0-2, 5`: the numbers of the layers that are meant."""
+    numbers = [number for number, flag in enumerate(flags) if flag]
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs) or "none"
+
+
+HANDLERS: dict[str, Callable[[View, str], dict[str, Any]]] = {
+    "first_k_dense_replace": leading,
+    "num_dense_layers": leading,
+    "max_window_layers": window_start,
+    "attn_layer_period": period,
+    "expert_layer_period": period,
+    "full_attention_interval": every("layer_types", ("full_attention", "linear_attention")),
+    "sliding_window_pattern": every("layer_types", ("full_attention", "sliding_attention")),
+    "interleave_moe_layer_step": every("moe_layers", ()),
+    "no_rope_layer_interval": every("no_rope_layers", (0, 1)),
+    "decoder_sparse_step": sparse_step,
+    "moe_layer_freq": keep_phase,
+    "moe_layer_start_index": moe_range,
+    "global_attn_every_n_layers": keep_phase,
+    "cross_layer_interval": keep_phase,
+    "layer_group_size": keep_phase,
+    "block_types": cycle,
+    "attention_types": attention_types,
+    "num_mem_blocks": refuse,
+    "num_kv_shared_layers": refuse,
+}
+"""How a field of that name follows the layers. Lists with an entry per layer need no name."""
+
+OVERRULED_BY = {
+    "full_attention_interval": ("layer_types",),
+    "sliding_window_pattern": ("layer_types",),
+    "global_attn_every_n_layers": ("layer_types",),
+    "max_window_layers": ("layer_types",),
+    "attn_layer_period": ("layers_block_type", "layer_types"),
+    "interleave_moe_layer_step": ("moe_layers",),
+    "no_rope_layer_interval": ("no_rope_layers",),
+    "first_k_dense_replace": ("mlp_layer_types",),
+    "num_dense_layers": ("mlp_layer_types",),
+    "moe_layer_freq": ("mlp_layer_types",),
+}
+"""Lists that say the same as the field, layer by layer; where they are there, they count."""
+
+INDEX_LIST = re.compile(
+    r".*(layer|attn|attention|block)s?_(indices|indexes|idxs?|ids|indics)|.*attn_idxs"
+    r"|mlp_only_layers|moe_layers|cross_attention_layers|full_attn_layers|kda_layers"
+    r"|deepstack_visual_indexes|global_attention_blocks|kv_source_layers|global_attn_layers"
+)
+"""Names of lists of layer numbers."""
+
+NOT_PER_LAYER = re.compile(
+    r"architectures|.*_token_ids?|.*_token_index|time_step_.*|.*_names|id2label|.*_size"
+    r"|keys_to_ignore.*|mtp_.*|.*mean|.*std|.*_section|suppress_tokens|begin_suppress_tokens"
+)
+"""Lists that may happen to be as long as the model is deep."""
+
+SUSPECT = re.compile(r".*(layer|block|attn|expert|moe).*(every|interval|period|freq|step|offset).*")
+"""Numbers that may speak of single layers, though nothing is known of them."""
