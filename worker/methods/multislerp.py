@@ -28,8 +28,9 @@ def multislerp(
 
     Traps: for two models this is `slerp` only with equal weights: (2,0) and (0,4) weighted 1:3
     give (1.107, 3.320), slerp at t = 0.75 gives (0.765, 3.696). Directions that cancel
-    (‖μ‖ < `eps`) give the weighted sum of two models, and are an error for more. Weights that add
-    up to 0 with `normalize_weights` are an error, where mergekit writes NaN. One model is copied.
+    (‖μ‖ < `eps`) give the weighted sum of two models, and are an error for more, unless no model
+    differs from the base: mergekit fails there, this gives the base. Weights that add up to 0 with
+    `normalize_weights` are an error, where mergekit writes NaN. One model is copied.
     """
     if len(weight) == 1:
         return [1.0]
@@ -41,7 +42,7 @@ def multislerp(
     a = [x / (length + eps) for x, length in zip(w, lengths, strict=True)]
     mean = math.sqrt(max(0.0, _form(a, gram)))
     if mean < eps:
-        if len(w) == 2:
+        if len(w) == 2 or not any(lengths):
             return w
         raise ValueError("multislerp: the directions of the models cancel, none is their mean")
     size = math.fsum(x * length for x, length in zip(w, lengths, strict=True))
