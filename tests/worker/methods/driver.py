@@ -88,6 +88,23 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
     return out.view(task.shape)
 
 
+def values_of(method: Method, models: int) -> dict[str, object]:
+    """Parameters with which no method does nothing: half of the elements, unequal weights."""
+    given: dict[str, object] = {}
+    for parameter in method.parameters:
+        if parameter.name == "density":
+            given["density"] = 0.5
+        elif parameter.required and parameter.per_model:
+            given[parameter.name] = [0.4, 0.7, 0.2][:models]
+        elif parameter.required:
+            given[parameter.name] = parameter.type(1) if parameter.type is int else 0.4
+    return given
+
+
+def models_of(method: Method) -> int:
+    return max(1, method.least_models, min(3, method.most_models or 3))
+
+
 class Meter(Pool):
     """Scratch that fills what it hands out with NaN and counts what it holds."""
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from driver import merge
+from driver import merge, models_of, values_of
 from torch import Tensor
 
 from worker import methods
@@ -17,23 +17,6 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def values_of(method: Method, models: int) -> dict[str, object]:
-    """Parameters with which no method does nothing: half of the elements, unequal weights."""
-    given: dict[str, object] = {}
-    for parameter in method.parameters:
-        if parameter.name == "density":
-            given["density"] = 0.5
-        elif parameter.required and parameter.per_model:
-            given[parameter.name] = [0.4, 0.7, 0.2][:models]
-        elif parameter.required:
-            given[parameter.name] = parameter.type(1) if parameter.type is int else 0.4
-    return given
-
-
-def models_of(method: Method) -> int:
-    return max(1, method.least_models, min(3, method.most_models or 3))
 
 
 def sources_of(
