@@ -72,8 +72,9 @@ def test_no_argument_is_near_the_limit(launch) -> None:
 def test_several_chunks_run_as_one(launch, models, bare_bash, work: Path) -> None:
     """As with a worker that has outgrown one argument."""
     (task,) = rendered(launch, "out", *models, "--python", sys.executable)["tasks"]
-    script, name, chunk = task["arguments"]
-    pieces = [chunk[i : i + 7001] for i in range(0, len(chunk), 7001)]
+    script, name, *chunks = task["arguments"]
+    whole = "".join(chunks)
+    pieces = [whole[i : i + 7001] for i in range(0, len(whole), 7001)]
     done = bare_bash(*task["command"][1:], script, name, *pieces)
     assert done.code == 0, done.err
     assert (work / "out" / "merge_manifest.json").exists()
