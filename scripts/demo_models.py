@@ -116,7 +116,10 @@ def make(folders: Sequence[Path]) -> None:
     started = time.monotonic()
     tokenizer = make_tokenizer()
     base = make_model(len(tokenizer))
-    print(f"   training a base on all three tasks, {BASE_STEPS} steps ...", flush=True)
+    print(
+        f"   training a base on all three tasks, {BASE_STEPS} steps (about a minute in all) ...",
+        flush=True,
+    )
     train(base, tokenizer, list(TASKS.values()), BASE_STEPS, rate=4e-3)
     if folders[0] in missing:
         save(base, tokenizer, missing.pop(0))
@@ -164,6 +167,8 @@ def show(merged: Path, parents: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
+    # As fast as more for models of this size, and kind to a busy machine.
+    torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     command, *words = sys.argv[1:]
