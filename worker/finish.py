@@ -57,30 +57,38 @@ def finish(store: Store, target: Target, run: dict[str, Any], sha256: bool) -> d
 
 def commit(store: Store, target: Target) -> None:
     """Rename everything; the manifest makes it a model. Repeatable from any point."""
-    out, folder = store.out, store.folder
-    staged = folder / FILES
+    out = store.out
+    last = store.folder / FILES / NAME
     with output_errors(out):
-        value = json.loads((staged / NAME).read_text())
-        _remove_old(out, target, keep={o["file"].split("/")[0] for o in value["outputs"]})
-        for entry in value["outputs"]:
-            name = entry["file"]
-            shard = folder / f"{name}.partial"
-            source = shard if shard.exists() else staged / name
-            if source.exists():
-                (out / name).parent.mkdir(parents=True, exist_ok=True)
-                source.replace(out / name)
+        if last.exists():
+            names = [entry["file"] for entry in json.loads(last.read_text())["outputs"]]
+            _remove_old(store, target, {name.split("/")[0] for name in names})
+            for name in names:
+                source = _source(store, name)
+                if source is not None:
+                    (out / name).parent.mkdir(parents=True, exist_ok=True)
+                    source.replace(out / name)
+            _sync(out)
+            last.replace(out / NAME)
         _sync(out)
-        write_file(out / NAME, (staged / NAME).read_bytes(), durable=True)
-        _sync(out)
-        shutil.rmtree(folder)
+    store.remove()
 
 
-def _remove_old(out: Path, target: Target, keep: set[str]) -> None:
-    """Files of the merge that this one replaces; its manifest first, so that it ends unfinished."""
-    (out / NAME).unlink(missing_ok=True)
+def _source(store: Store, name: str) -> Path | None:
+    """Where a file waits for its final name; None if it has it already."""
+    places = (store.folder / f"{name}.partial", store.folder / FILES / name)
+    return next((place for place in places if place.exists()), None)
+
+
+def _remove_old(store: Store, target: Target, names: set[str]) -> None:
+    """Files of the merge that this one replaces; its manifest first, so that it ends unfinished.
+
+    All of them, also those of the same name: old and new files together are no model.
+    """
+    (store.out / NAME).unlink(missing_ok=True)
     for name in target.replaces:
-        path = out / name
-        if name in keep:
+        path = store.out / name
+        if name in names and (path.is_dir() or _source(store, name) is None):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import printable
+from .errors import OutputError, printable
 from .files import Files
 from .finish import commit, finish
 from .flush import Flusher
-from .lock import Busy, Lock
+from .lock import Lock, refuse_others
 from .manifest import read_manifest
 from .plan import Plan
 from .progress import GIB, Progress, duration
@@ -20,7 +20,7 @@ from .ranks import Rank, share
 from .readahead import ReadAhead
 from .report import size
 from .stopping import Stop, by_clock, by_signal
-from .store import Store
+from .store import Store, output_errors
 from .target import State, survey
 
 
@@ -60,43 +60,71 @@ def run_merge(plan: Plan, out: Path, options: RunOptions, rank: Rank, clock: Clo
     if target.state is State.FINISHED:
         return f"{out}: this merge is already there; nothing to do"
     store = Store(out, plan)
-    if target.state is State.COMMIT:
-        with Lock(store.folder / "lock-finish"):
-            commit(store, target)
-        return f"{out}: finished what an earlier run had merged"
-    if target.state is State.FRESH and store.folder.exists() and rank.number == 0:
-        store.discard()
-    store.prepare()
-    with Lock(store.folder / f"lock-{rank.number}-of-{rank.world}"):
-        differing, moved = _stream(store, options, rank, clock)
-        store.read_journals()
-        if not store.complete():
-            return f"{out}: share {rank.number + 1} of {rank.world} is done; others still work"
-        try:
-            with Lock(store.folder / "lock-finish"):
-                if read_manifest(out) is None or options.overwrite:
-                    run = {
-                        "nonfinite": sum(e.nonfinite for e in store.entries.values()),
-                        "differing_copies": differing,
-                        "timings": clock.timings(),
-                        "gib_per_s": round(moved / GIB / max(1e-9, clock.stream_s), 3),
-                    }
-                    finish(store, target, run, options.sha256)
-        except Busy:
-            return f"{out}: share {rank.number + 1} of {rank.world} is done; another rank finishes"
+    share_of = f"{out}: share {rank.number + 1} of {rank.world} is done"
+    try:
+        if target.state is State.COMMIT:
+            with _lock(store, "finish"):
+                commit(store, target)
+            return f"{out}: finished what an earlier run had merged"
+        with output_errors(out):
+            store.folder.mkdir(parents=True, exist_ok=True)
+        with _lock(store, f"{rank.number}-of-{rank.world}"):
+            if rank.world > 1 and not options.overwrite and _key_in(out) == plan.key:
+                store.remove()  # a rank with nothing to do, which began after the others' end
+                return f"{out}: this merge is already there; nothing to do"
+            refuse_others(store.folder, plan.key)
+            # Ranks begin one after the other, and none may discard what another has begun.
+            store.prepare(resume=options.resume or rank.world > 1)
+            differing, moved = _stream(store, options, rank, clock)
+            store.read_journals()
+            if not store.complete():
+                return f"{share_of}; others still work"
+            with _lock(store, "finish"):
+                run = {
+                    "nonfinite": store.nonfinite(),
+                    "differing_copies": differing,
+                    "timings": clock.timings(),
+                    "gib_per_s": round(moved / GIB / max(1e-9, clock.stream_s), 3),
+                }
+                finish(store, target, run, options.sha256)
+    except OutputError:
+        # Whoever is last of all ranks finishes, and the folder of the others goes away with it.
+        if rank.world > 1 and (_finishing(store) or _finished(store)):
+            return f"{share_of}; another rank finishes"
+        raise
     return _summary(plan, out, clock, moved, differing)
+
+
+def _lock(store: Store, name: str) -> Lock:
+    return Lock(store.folder / f"lock-{name}", store.plan.key)
+
+
+def _finishing(store: Store) -> bool:
+    """Whether another rank holds the lock of the end."""
+    return (store.folder / "lock-finish").exists()
+
+
+def _finished(store: Store) -> bool:
+    """Whether another rank has given everything its final name."""
+    return _key_in(store.out) == store.plan.key and not store.folder.exists()
+
+
+def _key_in(out: Path) -> object:
+    return (read_manifest(out) or {}).get("key")
 
 
 def _stream(store: Store, options: RunOptions, rank: Rank, clock: Clock) -> tuple[list[str], int]:
     """Do this rank's share; returns the names of differing copies, and the bytes moved."""
     plan, stop, files = store.plan, Stop(), Files()
-    progress = Progress(options.progress, plan.output_bytes, printable(store.out.name))
+    progress = Progress(options.progress, plan.output_bytes, printable(store.out.resolve().name))
     try:
         store.read_journals()
         store.open()
         with by_signal(stop), by_clock(stop, options.deadline_s, clock.began), progress:
             if store.entries:
                 lost = store.drop_damaged(plan.memory.lanes)
+                if not options.allow_nonfinite:
+                    store.forget_nonfinite()
                 _say_resumed(store, progress, lost)
             work = share(plan.steps, rank, store.done())
             with ReadAhead(files, work) as ahead:

@@ -59,10 +59,12 @@ class Store:
         self._journal = -1
         self._lock = threading.Lock()
 
-    def prepare(self) -> None:
-        """Make the folder, unless it holds this very merge already. OutputError."""
+    def prepare(self, resume: bool = True) -> None:
+        """Take the folder for this merge; what another one left in it goes away. OutputError."""
         with output_errors(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if read_key(self.folder) != self.plan.key or not resume:
+                self._clear(resume)
             write_file(self.folder / "key.json", json.dumps({"key": self.plan.key}))
 
     def open(self) -> None:
@@ -75,7 +77,7 @@ class Store:
                 if os.fstat(fd).st_size != shard.size:
                     os.ftruncate(fd, shard.size)
                 os.pwrite(fd, shard.header, 0)
-            name = f"journal-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
+            name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self.folder / name, flags, 0o666)
 
@@ -98,7 +100,7 @@ class Store:
     def read_journals(self) -> None:
         """Take over what the journals of all processes, living and dead, say is done."""
         with output_errors(self.out):
-            for path in sorted(self.folder.glob("journal-*")):
+            for path in sorted(self.folder.glob(f"{self._journals}-*")):
                 for line in path.read_bytes().splitlines():
                     entry = parse_line(line)
                     if entry is not None and self._fits(entry):
@@ -138,10 +140,27 @@ class Store:
                 os.close(fd)
         self.descriptors, self._journal = [], -1
 
-    def discard(self) -> None:
-        """Remove the unfinished output."""
+    def remove(self) -> None:
+        """Take the folder away, under another name first: other ranks may look into it now."""
+        trash = self.folder.with_name(f"{self.folder.name}-{os.urandom(4).hex()}")
         with output_errors(self.out):
-            shutil.rmtree(self.folder, ignore_errors=False)
+            self.folder.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    @property
+    def _journals(self) -> str:
+        """How journals begin; other ranks may be here before what an older merge left is gone."""
+        return f"journal-{self.plan.key[:16]}"
+
+    def _clear(self, resume: bool) -> None:
+        """Remove all but locks and what ranks of this merge may have made by now."""
+        ours = {f"{shard.name}.partial" for shard in self.plan.layout.shards}
+        for path in self.folder.iterdir():
+            kept = path.name in ours or (resume and path.name.startswith(self._journals))
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif not kept and not path.name.startswith((".", "lock-", "claim-")):
+                path.unlink(missing_ok=True)
 
     def by_step(self) -> dict[int, list[Entry]]:
         """The journal in order of place, without what two processes did twice."""
@@ -151,6 +170,16 @@ class Store:
             if not kept or entry.piece.first >= kept[-1].piece.first + kept[-1].piece.blocks:
                 kept.append(entry)
         return grouped
+
+    def forget_nonfinite(self) -> None:
+        """What an earlier run was allowed to merge with NaN or Inf is to be done again."""
+        for place, entry in list(self.entries.items()):
+            if entry.nonfinite and self.plan.steps[entry.step].task is not None:
+                del self.entries[place]
+
+    def nonfinite(self) -> int:
+        """NaN and Inf of everything that is done."""
+        return sum(entry.nonfinite for entries in self.by_step().values() for entry in entries)
 
     def _fits(self, entry: Entry) -> bool:
         if not 0 <= entry.step < len(self.plan.steps):
@@ -192,16 +221,30 @@ class output_errors:
             ) from None
 
 
+def read_key(folder: Path) -> str | None:
+    """The key of the merge in a partial folder, "" if it cannot be read, None if there is none."""
+    try:
+        return str(json.loads((folder / "key.json").read_text())["key"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "" if folder.is_dir() and any(folder.glob("*.partial")) else None
+
+
 def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Write a whole file so that a reader sees the old one or the new one, never a part.
 
     `durable` waits for the storage, which costs tens of milliseconds.
     """
-    raw = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    # File names need not be UTF-8: their odd bytes are written as JSON escapes them.
+    raw = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    # Not by process id: containers on two hosts often have the same.
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import OutputError, first_names
 from .manifest import NAME, read_manifest
 from .plan import Plan
-from .store import PARTIAL, output_errors
+from .store import PARTIAL, output_errors, read_key
 
 COMMITTING = "committing.json"
 """In the partial folder: the shards are whole, files are being moved to their final names."""
@@ -38,6 +38,11 @@ class Target:
 
 def survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     """Decide, without changing anything. OutputError if OUT holds what we must not touch."""
+    with output_errors(out):
+        return _survey(plan, out, overwrite=overwrite, resume=resume)
+
+
+def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     _outside_inputs(plan, out)
     if not out.exists():
         _space(plan, out, 0)
@@ -45,11 +50,13 @@ def survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     if not out.is_dir():
         raise OutputError(f"{out}: is a file; give a folder for the merged model")
     partial = out / PARTIAL
-    if (partial / COMMITTING).is_file() and _key(partial) == plan.key:
-        replaces = json.loads((partial / COMMITTING).read_text())["replaces"]
-        return Target(State.COMMIT, tuple(replaces))
+    key = read_key(partial)
+    replaces = _committing(partial)
+    if replaces is not None and key == plan.key:
+        return Target(State.COMMIT, replaces)
     finished = read_manifest(out)
     if finished is not None and finished.get("key") == plan.key and not overwrite:
+        _unchanged(out, finished)
         return Target(State.FINISHED)
     if finished is not None and not overwrite:
         raise OutputError(
@@ -57,13 +64,13 @@ def survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
             f"or --overwrite to replace it"
         )
     ours = _files_of(finished) if finished is not None else ()
-    foreign = sorted(p.name for p in out.iterdir() if p.name != PARTIAL and p.name not in ours)
+    names = sorted(path.name for path in out.iterdir())
+    foreign = [name for name in names if not name.startswith(PARTIAL) and name not in ours]
     if foreign:
         raise OutputError(
             f"{out}: not empty, and not of a merge of ours: {first_names(foreign)}\n"
             f"  choose another folder, or move these files away"
         )
-    key = _key(partial)
     if key is not None and key != plan.key and not overwrite and resume:
         raise OutputError(
             f"{out}: holds an unfinished merge of another recipe, other options or changed inputs\n"
@@ -76,29 +83,43 @@ def survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
 
 def _files_of(finished: dict[str, object]) -> tuple[str, ...]:
     """Top-level names that a finished merge of ours wrote."""
+    names = [str(entry.get("file", "")).split("/")[0] for entry in _outputs(finished)]
+    # A manifest may come from elsewhere; nothing outside OUT may ever be removed for it.
+    return (*dict.fromkeys(name for name in names if name not in ("", ".", "..")), NAME)
+
+
+def _outputs(finished: dict[str, object]) -> list[dict[str, object]]:
     outputs = finished.get("outputs")
-    names = [str(o.get("file", "")) for o in outputs if isinstance(o, dict)] if isinstance(
-        outputs, list
-    ) else []  # fmt: skip
-    return (*dict.fromkeys(name.split("/")[0] for name in names if name), NAME)
+    return [o for o in outputs if isinstance(o, dict)] if isinstance(outputs, list) else []
 
 
-def _key(partial: Path) -> str | None:
+def _unchanged(out: Path, finished: dict[str, object]) -> None:
+    for entry in _outputs(finished):
+        path = out / str(entry.get("file"))
+        if not path.is_file() or path.stat().st_size != entry.get("bytes"):
+            raise OutputError(
+                f"{path}: missing or changed since this merge was finished\n"
+                f"  --overwrite makes all of it again"
+            )
+
+
+def _committing(partial: Path) -> tuple[str, ...] | None:
+    """What a merge that was stopped while it moved its files replaces; None if there is none."""
     try:
-        value = json.loads((partial / "key.json").read_text())
-        return str(value["key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        # A folder without a readable key was never written to.
-        return "" if partial.is_dir() and any(partial.glob("*.partial")) else None
+        return tuple(json.loads((partial / COMMITTING).read_text())["replaces"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _outside_inputs(plan: Plan, out: Path) -> None:
     real = out.resolve()
     for label, model in zip(plan.labels, plan.models, strict=True):
-        folder = (model.folder or model.path.parent).resolve()
-        if real == folder or folder in real.parents:
-            where = "is" if real == folder else "is inside"
-            raise OutputError(f"{out}: {where} the input {label}; inputs are never changed")
+        place = model.path.resolve()
+        if real == place or place in real.parents or real in place.parents:
+            how = "is" if real == place else "is inside" if place in real.parents else "contains"
+            raise OutputError(
+                f"{out}: {how} the input {label}; inputs are never changed, choose another folder"
+            )
 
 
 def _space(plan: Plan, out: Path, allocated: int) -> None:
