@@ -25,6 +25,8 @@ from .recipe import direct_recipe, parse
 from .report import as_json, describe
 from .resolve import PlanOptions
 from .run import Clock, RunOptions, run_merge
+from .schedules import FORMS as SCHEDULES
+from .schedules import weights as schedule_weights
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
 
@@ -79,9 +81,17 @@ def _merge(arguments: argparse.Namespace, clock: Clock) -> int:
 
 def _average(arguments: argparse.Namespace, clock: Clock) -> int:
     weights = arguments.weights and [_number(word) for word in arguments.weights.split(",")]
+    models = arguments.model
+    if arguments.schedule:
+        if weights:
+            raise UsageError("--schedule and --weights exclude each other; keep one")
+        models = [word for word in models if word != arguments.base_model]
+        chosen = schedule_weights(arguments.schedule, len(models))
+        models = [word for word, weight in zip(models, chosen, strict=True) if weight]
+        weights = [weight for weight in chosen if weight]
     parameters = {} if arguments.normalize else {"normalize": False}
     text = direct_recipe(
-        arguments.model,
+        models,
         method=arguments.method,
         weights=weights,
         base_model=arguments.base_model,
@@ -218,6 +228,11 @@ def _parser() -> argparse.ArgumentParser:
     average.add_argument("out", metavar="OUT")
     average.add_argument("model", metavar="MODEL", nargs="+")
     average.add_argument("--weights", metavar="2,1,1", help="one per model; default: equal")
+    average.add_argument(
+        "--schedule",
+        metavar=SCHEDULES,
+        help="weights of checkpoints, given from old to new",
+    )
     average.add_argument("--method", default="linear")
     average.add_argument("--base-model", metavar="MODEL")
     average.add_argument("--no-normalize", dest="normalize", action="store_false")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .methods._define import Cut
+from .methods._define import Cut, matrix_shape
 
 CPU_BLOCK = 1 << 17
 """Elements that stay in a core's cache while a block is computed (measured: 2^17 to 2^19)."""
@@ -42,6 +42,12 @@ def grid(shape: tuple[int, ...], cut: Cut, block: int) -> Grid:
         count *= extent
     if cut is Cut.ELEMENT or count == 0:
         return Grid(count, block, None)
+    if cut is Cut.MATRIX:
+        matrix = matrix_shape(shape)
+        if matrix is None:
+            return Grid(count, block, None)
+        size = matrix[0] * matrix[1]
+        return Grid(count, size, size)
     # A vector is one row.
     row = count // shape[0] if len(shape) > 1 else count
     if cut is Cut.TENSOR:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import methods
 from .methods._define import Base, Method, Parameter
+from .schedules import FORMS
 
 
 def method_list() -> str:
@@ -29,7 +30,18 @@ def method_page(method: Method) -> str:
     lines += [method.doc, "", f"models: {count}; {base}"]
     if method.parameters:
         lines += ["parameters:", *(f"  {_parameter(p)}" for p in method.parameters)]
+    if method.modifiers:
+        lines += ["of every such method:", *(f"  {_MODIFIERS[p.name]}" for p in method.modifiers)]
     return "\n".join([*lines, f"reference: {method.reference}"])
+
+
+_MODIFIERS = {
+    "lines_alpha": "lines_alpha, lines_beta (float, together): LiNeS, the result's difference from "
+    "the base times",
+    "lines_beta": "  alpha + beta * (l-1)/(L-1) in layer l of L, times alpha outside of layers "
+    "(arXiv:2410.17146)",
+    "schedule": f"schedule (str, in place of weights; models from old to new): {FORMS}",
+}
 
 
 def _parameter(parameter: Parameter) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from . import methods
 from .assemble import Assembly, assemble
 from .checkpoint import Checkpoint, open_checkpoint
+from .effort import notes as effort_notes
 from .errors import InputError, UsageError
 from .layer_config import restacked_config
 from .layout import Layout, lay_out
@@ -74,8 +75,9 @@ def make_plan(recipe: Recipe, options: PlanOptions | None = None) -> Plan:
         draft.step(shard, offset, options.block)
         for draft, (shard, offset) in zip(drafts, layout.places, strict=True)
     )
-    memory = budget(steps, options.memory_bytes, options.threads or usable_cpus())
-    warnings += [*assembly.notes, *matches.notes, *notes]
+    threads = options.threads or usable_cpus()
+    memory = budget(steps, options.memory_bytes, threads)
+    warnings += [*assembly.notes, *matches.notes, *notes, *effort_notes(steps, memory, threads)]
     key = _key(recipe, options, models, steps, config)
     return Plan(
         recipe, options, method, models, labels, matches, steps, layout, memory,
@@ -173,5 +175,6 @@ def _key(
     for step in steps:
         values: Mapping[str, Any] = step.task.values if step.task else {}
         sources = [(files[info.file], info.offset) for info in step.sources]
-        add([step.name, step.dtype.name, step.shape, step.shard, step.offset, values, sources])
+        place = [step.name, step.dtype.name, step.shape, step.shard, step.offset]
+        add([*place, values, step.task.scale if step.task else 1.0, sources])
     return digest.hexdigest()

@@ -20,6 +20,10 @@ _VARIABLES = (
 )
 
 
+FLOPS_PER_BYTE = 50
+"""What a core computes in matrix methods while a byte is moved."""
+
+
 @dataclass(frozen=True)
 class Rank:
     """`number` of `world` processes that share one merge and nothing but the file system."""
@@ -69,9 +73,10 @@ def share(steps: Sequence[Step], rank: Rank, done: Mapping[int, Sequence[Piece]]
 
 
 def cost(step: Step) -> int:
-    """Bytes moved for a step: a fair measure while storage is the limit."""
+    """Bytes moved for a step, a fair measure while storage is the limit, and bytes that could be
+    moved in the time of long computations."""
     moved = sum(info.nbytes for info in step.sources) * step.reads
-    return moved + step.grid.count * step.dtype.bytes
+    return moved + step.grid.count * step.dtype.bytes + step.flops // FLOPS_PER_BYTE
 
 
 def _without(run: Piece, done: Sequence[Piece]) -> list[Piece]:

@@ -217,7 +217,7 @@ class _Reader:
         """Warn of what nothing reads. ValueError for a value that is not of its type."""
         if self.method is None:
             return
-        known = {parameter.name: parameter for parameter in self.method.parameters}
+        known = {p.name: p for p in (*self.method.parameters, *self.method.modifiers)}
         why = ""
         if name not in known:
             why = f"{self.method.name} does not read it{nearest(name, known)}"

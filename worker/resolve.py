@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,24 @@ from .cut import CPU_BLOCK, grid
 from .dtypes import DType, Kind, from_torch_name
 from .errors import UsageError, first_names
 from .header import TensorInfo
+from .layers import depths, fraction, layer_of
 from .layout import Output
 from .match import Match, Matches, Rules
-from .methods._define import Base, Cut, Method, Parameter, Task
+from .methods._define import (
+    LINES,
+    SCALED_SCRATCH,
+    SCHEDULE,
+    Base,
+    Cut,
+    Heavy,
+    Method,
+    Parameter,
+    Task,
+)
 from .recipe import Recipe
 from .recipe_rules import plays_base
-from .settings import Scalar, convert, look_up
+from .schedules import weights
+from .settings import Found, Scalar, convert, look_up
 from .step import Step
 
 
@@ -51,9 +63,14 @@ class Draft:
         cut = family.cut(self.method, task.values) if task else Cut.ELEMENT
         reads = family.reads(self.method, task.values) if task else 1
         scratch = family.scratch_bytes(self.method, len(self.sources)) if task else 0
+        flops = 0
+        if task and isinstance(family, Heavy):
+            flops, scratch = family.effort(self.method, task)
+        if task and task.scale != 1.0:
+            scratch += SCALED_SCRATCH
         return Step(
             out.name, out.dtype, out.shape, self.sources, task, self.method if task else None,
-            grid(out.shape, cut, block), reads, scratch, shard, offset,
+            grid(out.shape, cut, block), reads, scratch, shard, offset, flops,
         )  # fmt: skip
 
 
@@ -68,10 +85,12 @@ class Resolver:
         self.recipe = recipe
         self.method = method
         self.options = options
+        self.restacked: Mapping[str, int] = {}  # how deep the stacks of sliced layers become
 
     def drafts(self, matches: Matches) -> Iterator[Draft]:
         """All output tensors in order. UsageError names a value that is missing or wrong."""
         faults: dict[str, list[str]] = {}
+        self.restacked = depths(m.name for m in matches.tensors if m.group.stacks is None)
         for match in matches.tensors:
             try:
                 yield self._draft(match)
@@ -93,14 +112,7 @@ class Resolver:
         base = [pair for pair in match.sources if pair[0] == number]
         models = [pair for pair in match.sources if pair[0] != number]
         try:
-            values: dict[str, Any] = {
-                parameter.name: (
-                    tuple(self._value(parameter, match, pair) for pair in models)
-                    if parameter.per_model
-                    else self._value(parameter, match, None)
-                )
-                for parameter in self.method.parameters
-            }
+            values = self._values(match, models)
         except _NoValueError:
             if lone:
                 return self._copy(match)
@@ -108,6 +120,7 @@ class Resolver:
         dtype = self._out_dtype(match.first)
         infos = tuple(info for _, info in (*models, *base))
         task = self._task(match, dtype, len(models), bool(base), values)
+        task = replace(task, scale=self._scale(match))
         self.method.family.check(self.method, task)
         return Draft(Output(match.name, dtype, match.first.shape), infos, task, self.method)
 
@@ -135,27 +148,78 @@ class Resolver:
         seed = self.options.seed
         return Task(match.name, match.first.shape, dtype, models, has_base, values, seed, work)
 
+    def _values(self, match: Match, models: Sequence[tuple[int, TensorInfo]]) -> dict[str, Any]:
+        """Every parameter of the method; a schedule speaks for the weights."""
+        schedule = self._modifier(SCHEDULE, match)
+        scheduled: tuple[float, ...] | None = None
+        if schedule is not None:
+            try:
+                scheduled = weights(str(schedule), len(models))
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+        values: dict[str, Any] = {}
+        for parameter in self.method.parameters:
+            if not parameter.per_model:
+                values[parameter.name] = self._value(parameter, match, None)
+            elif parameter.name == "weight" and scheduled:
+                for pair in models:
+                    if found := self._find(parameter, match, pair):
+                        raise ValueError(f"{found.place}: a weight beside a schedule; keep one")
+                values[parameter.name] = scheduled
+            else:
+                values[parameter.name] = tuple(
+                    self._value(parameter, match, pair) for pair in models
+                )
+        return values
+
+    def _scale(self, match: Match) -> float:
+        """LiNeS: alpha at the first layer of a stack and outside of layers, to alpha + beta."""
+        given = [self._modifier(parameter, match) for parameter in LINES]
+        if given == [None, None]:
+            return 1.0
+        if None in given:
+            raise ValueError("lines_alpha and lines_beta go together; give both")
+        alpha, beta = (float(value or 0) for value in given)
+        if match.group.stacks is not None:
+            return alpha + beta * match.group.position(match.name)
+        layer = layer_of(match.name)
+        return (
+            alpha + beta * fraction(layer.number, self.restacked[layer.stack]) if layer else alpha
+        )
+
+    def _modifier(self, parameter: Parameter, match: Match) -> Scalar | None:
+        found = self._find(parameter, match, None) if parameter in self.method.modifiers else None
+        return self._converted(parameter, found) if found else None
+
+    def _find(
+        self, parameter: Parameter, match: Match, pair: tuple[int, TensorInfo] | None
+    ) -> Found | None:
+        """What the recipe says. Values of a model see the name that the tensor has there."""
+        part = match.group.part
+        scopes = (part.sources[pair[0]].parameters, *part.shared) if pair else part.shared
+        name = pair[1].name if pair else match.name
+        return look_up(scopes, parameter.name, name, match.group.position(match.name))
+
     def _value(
         self, parameter: Parameter, match: Match, pair: tuple[int, TensorInfo] | None
     ) -> Scalar:
-        """The value for a tensor. Values of a model see the name that the tensor has there."""
-        part = match.group.part
-        source = part.sources[pair[0]] if pair else None
-        scopes = (source.parameters, *part.shared) if source else part.shared
-        name = pair[1].name if pair else match.name
-        found = look_up(scopes, parameter.name, name, match.group.position(match.name))
-        of = f" of {source.model}" if source else ""
+        """The value for a tensor; the default where the recipe is silent."""
+        found = self._find(parameter, match, pair)
         if found is None and parameter.required:
+            source = match.group.part.sources[pair[0]] if pair else None
+            of = f" of {source.model}" if source else ""
             place = source.place if source else self.recipe.where
             raise _NoValueError(
                 f"{place}: {self.method.name} needs a value of '{parameter.name}'{of}"
             )
+        default = Found(parameter.default, parameter.name)  # type: ignore[arg-type]
+        return self._converted(parameter, found or default)
+
+    def _converted(self, parameter: Parameter, found: Found) -> Scalar:
         try:
-            value = parameter.default if found is None else found.value
-            return convert(value, parameter.type)  # type: ignore[arg-type]
+            return convert(found.value, parameter.type)
         except ValueError as error:
-            place = found.place if found else parameter.name
-            raise ValueError(f"{place}: {error}") from None
+            raise ValueError(f"{found.place}: {error}") from None
 
     def _out_dtype(self, first: TensorInfo) -> DType:
         asked = self.options.dtype or self.recipe.out_dtype or self.recipe.dtype or "same"

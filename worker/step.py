@@ -25,3 +25,4 @@ class Step:
     scratch: int  # bytes per element of the block at work
     shard: int
     offset: int
+    flops: int = 0  # beyond what reading hides

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,21 @@ class Cut(Enum):
 
     ELEMENT = "element"
     ROW = "row"  # a row: all elements with one index on the first axis
+    MATRIX = "matrix"  # see matrix_shape; a tensor that holds none is cut by element
     TENSOR = "tensor"
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Rows and columns of the matrices that a tensor holds; None if it holds none.
+
+    A matrix is a tensor of two axes, or each entry on the first of three axes, as experts are
+    stacked. Three axes of which one of the last two is shorter than 8 are a convolution's.
+    """
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    if len(shape) == 3 and min(shape[1:]) >= 8:
+        return shape[1], shape[2]
+    return None
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class Task:
     values: Mapping[str, Any]
     seed: int
     work: str = "float32"
+    scale: float = 1.0  # of the result's difference from the base (LiNeS)
 
 
 class Scratch(Protocol):
@@ -112,6 +127,20 @@ class Final(ABC):
         """Write the merged block to `out`, rounding once to its dtype."""
 
 
+class Effort(NamedTuple):
+    """What a tensor takes where mathematics, not reading, takes the time."""
+
+    flops: int  # of the whole tensor
+    scratch: int  # bytes per element of a block, in place of the family's
+
+
+@runtime_checkable
+class Heavy(Protocol):
+    """A family with methods that compute for much longer than they read."""
+
+    def effort(self, method: Method, task: Task) -> Effort: ...
+
+
 class Family(Protocol):
     """What the methods of one shape share: how they may be cut, their passes, their memory."""
 
@@ -149,14 +178,32 @@ class Method:
     def doc(self) -> str:
         return inspect.getdoc(self.function) or ""
 
+    @property
+    def modifiers(self) -> tuple[Parameter, ...]:
+        """Parameters that work on any method of its kind; they are no values of a task."""
+        lines = LINES if self.base is Base.REQUIRED else ()
+        weights = any(p.name == "weight" and p.per_model for p in self.parameters)
+        return (*lines, SCHEDULE) if weights else lines
+
     def begin(self, task: Task) -> Reduce | Final:
-        return self.family.begin(self, task)
+        """The first pass over a tensor."""
+        first = self.family.begin(self, task)
+        if task.scale == 1.0:
+            return first
+        from ._lines import scaled
+
+        return scaled(first, task)
 
     def call(self, task: Task, *arguments: Any) -> Any:
         """The method's function with what its family hands it and the task's values."""
         values = {_python_name(name): value for name, value in task.values.items()}
         return self.function(*arguments, **values)
 
+
+LINES = (Parameter("lines_alpha", float, False), Parameter("lines_beta", float, False))
+SCALED_SCRATCH = 16
+"""Bytes per element of a block that LINES take: result and base, at most float64."""
+SCHEDULE = Parameter("schedule", str, False)
 
 _TYPES: dict[str, tuple[type, bool]] = {
     "float": (float, False),
