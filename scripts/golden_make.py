@@ -1,0 +1,91 @@
+"""Runs mergekit on the recipes of tests/goldens_mergekit; `scripts/golden` calls this."""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from checkpoints import read_tensors
+from golden_models import make_models
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+from safetensors.torch import save_file
+
+GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens_mergekit"
+SEEDS = 24
+LARGEST = 2_000_000
+
+
+def recipes(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for recipe in yaml.safe_load_all((GOLDENS / name).read_text(encoding="utf-8")):
+        yield recipe.pop("golden"), recipe
+
+
+def placed(value: Any, models: Path) -> Any:
+    """The recipe with the paths of models where they are here."""
+    if isinstance(value, dict):
+        found = {key: placed(item, models) for key, item in value.items()}
+        for key in ("model", "base_model"):
+            if key in found:
+                found[key] = str(models / found[key])
+        return found
+    return [placed(item, models) for item in value] if isinstance(value, list) else value
+
+
+def merged(recipe: dict[str, Any], models: Path, out: Path, seed: int) -> dict[str, torch.Tensor]:
+    shutil.rmtree(out, ignore_errors=True)
+    options = MergeOptions(
+        copy_tokenizer=False, write_model_card=False, random_seed=seed, quiet=True
+    )
+    run_merge(MergeConfiguration.model_validate(placed(recipe, models)), str(out), options)
+    return read_tensors(out)
+
+
+def statistics(recipe: dict[str, Any], models: Path, out: Path) -> dict[str, Any]:
+    """What a random method does on the average: per tensor over many seeds."""
+    base = read_tensors(models / recipe["base_model"])
+    sums: dict[str, list[float]] = {}
+    for seed in range(SEEDS):
+        for name, tensor in merged(recipe, models, out, seed).items():
+            delta = tensor.double() - base[name].double()
+            found = [
+                float((delta != 0).double().mean()),
+                float(delta.abs().sum()),
+                float(delta.norm()),
+            ]
+            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * 3), found, strict=True)]
+    return {name: [value / SEEDS for value in values] for name, values in sums.items()}
+
+
+def main(wanted: list[str]) -> None:
+    folder = Path(tempfile.mkdtemp())
+    make_models(folder)
+    for name, recipe in recipes("recipes.yml"):
+        if not wanted or name in wanted:
+            tensors = merged(recipe, folder, folder / "out", 1)
+            save_file(dict(sorted(tensors.items())), GOLDENS / f"{name}.safetensors")
+            print(name, len(tensors))
+    path = GOLDENS / "statistics.json"
+    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, recipe in recipes("random.yml"):
+        if not wanted or name in wanted:
+            held[name] = statistics(recipe, folder, folder / "out")
+            print(name)
+    rounded = {
+        n: {k: [float(f"{x:.7g}") for x in v] for k, v in s.items()} for n, s in held.items()
+    }
+    path.write_text(json.dumps(rounded, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+    size = sum(file.stat().st_size for file in GOLDENS.iterdir())
+    shutil.rmtree(folder)
+    if size > LARGEST:
+        sys.exit(f"{size} bytes in {GOLDENS}, more than {LARGEST}; leave recipes or tensors out")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
