@@ -31,18 +31,6 @@ class Vectors(Enum):
     COLUMNS = "columns"  # each run of elements along the first axis
 
 
-def fill(into: Tensor, block: Block, part: slice, centre: Tensor | None) -> Tensor:
-    """The models of `block`, or their deltas where there is a `centre`: into [..., model, n]."""
-    shape = into[..., 0, :].shape
-    vectors = into.shape[-2]
-    for number in range(vectors):
-        into[..., number, :].copy_(block.tensors[number].view(-1)[part].view(shape))
-    if centre is not None:
-        centre = centre.view(shape).copy_(block.tensors[-1].view(-1)[part].view(shape))
-        into.sub_(centre.unsqueeze(-2))
-    return into
-
-
 @dataclass
 class WholeGram(Reduce):
     """The Gram matrix of `vectors` tensors, less the last source if `deltas`; then the rest."""
@@ -52,34 +40,42 @@ class WholeGram(Reduce):
     dtype: str
     then: Callable[[Tensor], Final]
 
-    def look(self, block: Block) -> Tensor:
+    def look(self, block: Block) -> list[list[Tensor]]:
+        """Products by run and group of rows. Adding them up waits: a block bears few calls."""
         count = block.tensors[0].numel()
         whole = count - count % RUN
-        parts = [(slice(0, whole), RUN), (slice(whole, count), count - whole)]
-        grams = [self._gram(block, part, run) for part, run in parts if part.stop > part.start]
-        return sum(grams[1:], grams[0])
+        parts = [(0, whole, RUN), (whole, count - whole, count - whole)]
+        return [self._products(block, *part) for part in parts if part[1]]
 
-    def _gram(self, block: Block, part: slice, run: int) -> Tensor:
+    def _products(self, block: Block, start: int, count: int, run: int) -> list[Tensor]:
         import torch
 
-        count, k = part.stop - part.start, self.vectors
-        flat = block.scratch.take("vectors", count * k, self.dtype)
-        centre = block.scratch.take("centre", count, self.dtype) if self.deltas else None
-        x = fill(flat.view(count // run, k, run), block, part, centre)
-        gram = torch.zeros(k, k, dtype=torch.float64)
+        k, runs = self.vectors, count // run
+        x = block.scratch.take("vectors", count * k, self.dtype).view(runs, k, run)
+        sources = [values.narrow(0, start, count).view(runs, run) for values in block.tensors]
+        for into, values in zip(x.unbind(1), sources, strict=False):
+            into.copy_(values)
+        if self.deltas:
+            base = block.scratch.take("base", count, self.dtype).view(runs, 1, run)
+            base.squeeze(1).copy_(sources[-1])
+            x.sub_(base)
+        return [torch.bmm(x[:, rows], x.mT).cpu() for rows in self._groups()]
+
+    def _groups(self) -> list[slice]:
         # MKL takes eight times as long for four or more rows of float64 as for two at a time.
-        step = 2 if self.dtype == "float64" else k
-        for i in range(0, k, step):
-            products = torch.bmm(x[:, i : i + step], x[:, i:].mT)
-            gram[i : i + step, i:] = products.cpu().sum(0, dtype=torch.float64)
-        return gram
+        step = 2 if self.dtype == "float64" else self.vectors
+        return [slice(i, i + step) for i in range(0, self.vectors, step)]
 
-    def finish(self, partials: Sequence[Tensor]) -> Final:
+    def finish(self, partials: Sequence[list[list[Tensor]]]) -> Final:
         import torch
 
-        gram = torch.zeros(self.vectors, self.vectors, dtype=torch.float64)
-        if partials:
-            gram += torch.stack(list(partials)).sum(0)
+        products = [part for partial in partials for part in partial]
+        if not products:
+            return self.then(torch.zeros(self.vectors, self.vectors, dtype=torch.float64))
+        rows = [
+            torch.cat(group).sum(0, dtype=torch.float64) for group in zip(*products, strict=True)
+        ]
+        gram = torch.cat(rows)
         return self.then(gram.triu() + gram.triu(1).mT)
 
 
@@ -107,14 +103,16 @@ class _PerVector:
 
     def matrices(self, block: Block) -> tuple[Tensor, Tensor]:
         """The models or deltas [model, rows, length]; scratch of one matrix (the base, if any)."""
-        count = block.tensors[0].numel()
+        shape = (block.tensors[0].numel() // self.length, self.length)
+        count = shape[0] * shape[1]
         x = block.scratch.take("vectors", count * self.vectors, "float64")
-        spare = block.scratch.take("centre", count, "float64")
-        # fill() wants the model as the last axis but one.
-        x = x.view(self.vectors, count)
-        fill(x, block, slice(0, count), spare if self.deltas else None)
-        shape = (count // self.length, self.length)
-        return x.view(self.vectors, *shape), spare.view(shape)
+        x = x.view(self.vectors, *shape)
+        spare = block.scratch.take("base", count, "float64").view(shape)
+        for into, values in zip(x, block.tensors, strict=False):
+            into.copy_(values.view(shape))
+        if self.deltas:
+            x.sub_(spare.copy_(block.tensors[-1].view(shape)))
+        return x, spare
 
 
 @dataclass
