@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SORTED = 1 << 14
 """Up to this many elements are simply sorted."""
 
-GROUP = 64
+GROUP = 32
 """Candidates are gathered from groups of so many elements that hold one."""
 
 
@@ -50,7 +50,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.inside = self.count
-        self.limit = max(SORTED, self.count // 50)  # candidates to keep in memory
+        self.limit = max(SORTED, self.count // 128)  # candidates to keep in memory
         self.bracket, self.forced = self._guess()
 
     def _guess(self) -> tuple[tuple[float, float], bool]:
@@ -67,10 +67,27 @@ class Search:
         first, last = math.floor(at - margin), math.ceil(at + margin)
         low = float(self.sample[first]) if first >= 0 else self.low
         high = float(self.sample[last]) if last < count else self.high
-        held = int((self.sample <= high).sum() - (self.sample < low).sum())
-        if self.points_only or held * self.inside > self.limit * count:
-            low = high = float(self.sample[min(count - 1, math.floor(at))])
+        point = float(self.sample[min(count - 1, math.floor(at))])
+        scale = self.inside / count
+        # Counting one value is cheaper than keeping many; not if the value were a poor guess.
+        likely = self._sampled(point, point) * scale > max(self.limit // 8, margin * scale / 2)
+        if self.points_only or likely or self._sampled(low, high) * scale > self.limit:
+            low = high = point
         return (low, high), False
+
+    def _sampled(self, low: float, high: float) -> int:
+        first, last = self._span(low, high)
+        return last - first
+
+    def _span(self, low: float, high: float) -> tuple[int, int]:
+        """Where the values in [low, high] lie in the sample."""
+        import torch
+
+        ends = [
+            torch.searchsorted(self.sample, end, side=side)
+            for end, side in ((low, "left"), (high, "right"))
+        ]
+        return int(ends[0]), int(ends[1])
 
     def learn(self, blocks: Sequence[Counts]) -> None:
         """Take the counts of a pass: the value is found, or its interval is smaller now."""
@@ -98,7 +115,8 @@ class Search:
 
     def _narrow(self, low: float, high: float, before: int, inside: int) -> None:
         self.low, self.high, self.before, self.inside = low, high, before, inside
-        self.sample = self.sample[(self.sample >= low) & (self.sample <= high)]
+        first, last = self._span(low, high)
+        self.sample = self.sample[first:last]
         self.bracket, self.forced = self._guess()
 
 

@@ -1,0 +1,231 @@
+"""Which elements of a delta are kept: by magnitude, by chance, or by chance that grows with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ._define import Block, Cut, Task
+from ._order import Threshold
+from ._random import Stream, above
+from ._rank import ranked_mask
+from ._select import base_of, delta_of, elements
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Apply = Callable[[Block, "Tensor"], None]
+"""`apply(part, delta)` sets what is not kept of a part's flat delta (or its magnitude) to zero."""
+
+
+class Mask(ABC):
+    """A selection with all statistics that it needs."""
+
+    @abstractmethod
+    def on(self, block: Block) -> Apply:
+        """What to do with the parts of a block."""
+
+
+class Sparsifier(ABC):
+    """A selection as the recipe asks for it. KEEP_ALL and KEEP_NONE are the trivial ones."""
+
+    cut: Cut = Cut.ELEMENT
+
+    def ranks(self, count: int) -> list[int]:
+        """Ranks by magnitude, ascending, whose thresholds `mask` needs."""
+        return []
+
+    @abstractmethod
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask: ...
+
+
+class _Everything(Sparsifier, Mask):
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask:
+        return self
+
+    def on(self, block: Block) -> Apply:
+        return lambda part, delta: None
+
+
+class _Nothing(_Everything):
+    def on(self, block: Block) -> Apply:
+        def clear(part: Block, delta: Tensor) -> None:
+            delta.zero_()
+
+        return clear
+
+
+KEEP_ALL: Sparsifier = _Everything()
+KEEP_NONE: Sparsifier = _Nothing()
+
+
+def largest(density: float) -> Sparsifier:
+    """The int(density · n) largest magnitudes, at least one."""
+    if density >= 1:
+        return KEEP_ALL
+    return Trim(density) if density > 0 else KEEP_NONE
+
+
+def inner(density: float, gamma: float) -> Sparsifier:
+    """int(density · n) magnitudes below the int(gamma · n) largest; fewer of those if they must."""
+    if not gamma >= 0:
+        raise ValueError(f"gamma is {gamma:g}; it is the share of outliers to drop, 0 or more")
+    if density >= 1:
+        return KEEP_ALL
+    return Trim(density, gamma) if density > 0 else KEEP_NONE
+
+
+def chance(density: float) -> Sparsifier:
+    """Each element with the probability `density`."""
+    if density >= 1:
+        return KEEP_ALL
+    return Chance(density) if density > 0 else KEEP_NONE
+
+
+def ranked_chance(density: float, epsilon: float) -> Sparsifier:
+    """Each element with a probability from density − epsilon to density + epsilon, by rank."""
+    if density >= 1:
+        return KEEP_ALL
+    if density <= 0:
+        return KEEP_NONE
+    if not (density - epsilon > 0 and density + epsilon < 1):
+        raise ValueError(
+            f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): "
+            f"epsilon must be smaller than {min(density, 1 - density):g}"
+        )
+    return RankedChance(density, epsilon)
+
+
+def magnitudes(work: str, models: Sequence[int]) -> Callable[[Block, int], Tensor]:
+    """`values` for order statistics of |δ|; a series is a place in `models`."""
+
+    def values(block: Block, series: int) -> Tensor:
+        return delta_of(block, models[series], base_of(block, work), "y0").abs_()
+
+    return values
+
+
+@dataclass(frozen=True)
+class Trim(Sparsifier):
+    """A span of magnitudes; `gamma` is None where the largest are kept."""
+
+    density: float
+    gamma: float | None = None
+
+    def span(self, count: int) -> tuple[int, int]:
+        """Ranks [first, stop) to keep."""
+        keep = int(self.density * count)
+        if self.gamma is None:
+            return count - max(1, keep), count
+        first = max(0, count - keep - int(self.gamma * count))
+        return first, first + keep
+
+    def ranks(self, count: int) -> list[int]:
+        first, stop = self.span(count)
+        if first == stop:
+            return []
+        return [rank for rank in (first, stop) if 0 < rank < count]
+
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask:
+        count = elements(task)
+        first, stop = self.span(count)
+        if first == stop:
+            return _Nothing()
+        found = iter(thresholds)
+        lower = next(found) if first > 0 else None
+        return _TrimMask(lower, next(found) if stop < count else None)
+
+
+@dataclass(frozen=True)
+class _TrimMask(Mask):
+    lower: Threshold | None
+    upper: Threshold | None
+
+    def on(self, block: Block) -> Apply:
+        lower, upper = self.lower, self.upper
+        lower_edge = block.start + lower.ties(block) if lower else 0
+        upper_edge = block.start + upper.ties(block) if upper else 0
+
+        def trim(part: Block, delta: Tensor) -> None:
+            if lower:
+                shrink(delta, lower, lower_edge - part.start, delta)
+            if upper:
+                dtype = str(delta.dtype).removeprefix("torch.")
+                top = part.scratch.take("mask", delta.numel(), dtype)
+                shrink(delta, upper, upper_edge - part.start, top)
+                delta.sub_(top)
+
+        return trim
+
+
+def shrink(values: Tensor, threshold: Threshold, lead: int, out: Tensor) -> None:
+    """Keep the upper side: of the `lead` first elements those equal to the threshold as well."""
+    import torch
+
+    count = values.numel()
+    lead = min(max(lead, 0), count)
+    # Not a comparison and a product: one pass instead of two, and NaN stays visible.
+    larger = torch.ops.aten.hardshrink.out
+    if lead:
+        larger(values[:lead], threshold.below, out=out[:lead])
+    if lead < count:
+        larger(values[lead:], threshold.value, out=out[lead:])
+
+
+@dataclass(frozen=True)
+class Chance(Sparsifier):
+    density: float
+
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask:
+        return _ChanceMask(Stream.of(task.seed, task.name, model), above(self.density))
+
+
+@dataclass(frozen=True)
+class _ChanceMask(Mask):
+    stream: Stream
+    bound: float
+
+    def on(self, block: Block) -> Apply:
+        return self.draw
+
+    def draw(self, part: Block, delta: Tensor) -> None:
+        import torch
+
+        count = delta.numel()
+        numbers = self.stream.fill(part, part.scratch.take("uniform", count, "float32"))
+        if delta.dtype != numbers.dtype:
+            numbers = part.scratch.take("mask", count, "float64").copy_(numbers)
+        # delta where numbers > bound, else zero: one pass.
+        torch.ops.aten.threshold_backward.grad_input(delta, numbers, self.bound, grad_input=delta)
+
+
+@dataclass(frozen=True)
+class RankedChance(Sparsifier):
+    density: float
+    epsilon: float
+    cut: Cut = Cut.ROW
+
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask:
+        return _RankedMask(task, model, self.density, self.epsilon)
+
+
+@dataclass(frozen=True)
+class _RankedMask(Mask):
+    task: Task
+    model: int
+    density: float
+    epsilon: float
+
+    def on(self, block: Block) -> Apply:
+        keep = ranked_mask(block, self.task, self.model, self.density, self.epsilon)
+
+        def draw(part: Block, delta: Tensor) -> None:
+            first = part.start - block.start
+            here = keep[first : first + delta.numel()]
+            dtype = str(delta.dtype).removeprefix("torch.")
+            # As numbers: the product with bool is five times slower.
+            delta.mul_(part.scratch.take("mask", delta.numel(), dtype).copy_(here))
+
+        return draw
