@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from . import __version__
@@ -21,7 +22,8 @@ def public_name(ref: ModelRef) -> str:
 def model_card(plan: Plan, title: str) -> str:
     """README.md: front matter that the hub reads, then what was merged, then the recipe."""
     refs = plan.recipe.model_refs()
-    hub = [ref.path for ref in refs if is_hub_id(ref.path)]
+    start = plan.options.relative_to
+    hub = [r.path for r in refs if is_hub_id(r.path) and not (start / r.path).exists()]
     lines = ["---"]
     if hub:
         lines += ["base_model:", *(f"- {json.dumps(name)}" for name in dict.fromkeys(hub))]
@@ -53,5 +55,7 @@ def public_recipe(plan: Plan) -> str:
     for ref in sorted(plan.recipe.model_refs(), key=lambda ref: -len(ref.path)):
         name = public_name(ref)
         if name != ref.path:
-            text = text.replace(ref.path, name)
+            # Whole words only: a model may be called `.` or `/a`.
+            word = rf"(?<![\w./~-]){re.escape(ref.path)}(?![\w./-])"
+            text = re.sub(word, name.replace("\\", r"\\"), text)
     return text

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import methods
 from .assemble import Assembly, assemble
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, exists, open_checkpoint
 from .effort import notes as effort_notes
 from .errors import InputError, UsageError
 from .layer_config import restacked_config
@@ -124,10 +124,13 @@ def _labels(numbers: Mapping[ModelRef, int]) -> Iterator[str]:
 
 def locate(ref: ModelRef, relative_to: Path) -> Path:
     """The folder or file of a model. InputError if it is none."""
-    path = relative_to / Path(ref.path).expanduser()
+    try:
+        path = relative_to / Path(ref.path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{ref}: no such user; give the folder from / on") from None
     if ref.lora:
         raise InputError(f"{ref}: adapters cannot be merged yet; merge it into its base first")
-    if ref.revision or not path.exists():
+    if ref.revision or not exists(path):
         raise InputError(
             f"{ref}: no such folder ({path}); models of the hub cannot be fetched yet, "
             f"download it and give the folder"
@@ -173,8 +176,10 @@ def _key(
             files[shard.path] = len(files)
             add([real, shard.size, real.stat().st_mtime_ns, shard.header_sha256])
     for step in steps:
-        values: Mapping[str, Any] = step.task.values if step.task else {}
+        task, values = step.task, dict[str, Any](step.task.values if step.task else {})
         sources = [(files[info.file], info.offset) for info in step.sources]
         place = [step.name, step.dtype.name, step.shape, step.shard, step.offset]
-        add([*place, values, step.task.scale if step.task else 1.0, sources])
+        # The same sources with or without one of them as the base are two merges.
+        role = [step.method and step.method.name, task and [task.scale, task.models, task.has_base]]
+        add([*place, values, role, sources])
     return digest.hexdigest()

@@ -116,7 +116,8 @@ def _key_in(out: Path) -> object:
 def _stream(store: Store, options: RunOptions, rank: Rank, clock: Clock) -> tuple[list[str], int]:
     """Do this rank's share; returns the names of differing copies, and the bytes moved."""
     plan, stop, files = store.plan, Stop(), Files()
-    progress = Progress(options.progress, plan.output_bytes, printable(store.out.resolve().name))
+    total = sum(step.grid.count * step.dtype.bytes for step in plan.steps)
+    progress = Progress(options.progress, total, printable(store.out.resolve().name))
     try:
         store.read_journals()
         store.open()

@@ -37,13 +37,14 @@ def side_files(folder: Path) -> Iterator[str]:
             continue
         for name in sorted(names):
             path = Path(here) / name
-            if not _wanted(path, name):
+            # Below it, a config is of a part (pooling, an adapter of speech), and belongs to it.
+            if (name in _NOT_FILES and Path(here) == folder) or not _wanted(path, name):
                 continue
             yield path.relative_to(folder).as_posix()
 
 
 def _wanted(path: Path, name: str) -> bool:
-    if name in _NOT_FILES or name.endswith(_WEIGHTS) or name.startswith("training_args"):
+    if name.endswith(_WEIGHTS) or name.startswith("training_args"):
         return False
     # Links are followed: the hub's cache consists of them. FIFOs and devices are not opened.
     return path.is_file() and path.stat().st_size <= LARGEST

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .cut import Piece, pieces
+from .dtypes import Kind
 from .errors import ResultError, Stopped, printable
 from .files import Files
 from .lane import Lane, host_view
@@ -202,7 +203,10 @@ class Engine:
             other = host_view(lane.read(step, piece, number))
             if other != first and step.name not in self.differing:
                 self.differing.append(step.name)
-        self.store.write(work.number, step, piece, first, 0)
+        values = lane.host.take("in0", len(first) // step.dtype.bytes, step.dtype.torch_name)
+        floats = step.dtype.kind is Kind.FLOAT
+        bad = values.numel() - int(torch.isfinite(values).sum()) if floats else 0
+        self.store.write(work.number, step, piece, first, bad)
         self.progress.read(len(first) * len(step.sources))
         self.progress.wrote(len(first))
 

@@ -21,18 +21,34 @@ def verify(out: Path) -> str:
     value = read_manifest(out)
     if value is None:
         raise InputError(f"{out}: no {NAME}; this is no finished merge")
-    outputs = [entry for entry in value.get("outputs", []) if isinstance(entry, dict)]
+    outputs: list[dict[str, Any]] = value.get("outputs") or []
+    expected = value.get("nonfinite", 0)
+    if not _well_formed(outputs) or not isinstance(expected, int):
+        raise InputError(f"{out / NAME}: damaged; it does not list what the merge wrote")
     faults = [fault for entry in outputs if (fault := _file_fault(out, entry))]
     if faults:
         raise InputError("\n".join(faults))
     nonfinite = _nonfinite(out)
-    expected = int(value.get("nonfinite", 0))
     if sum(nonfinite.values()) != expected:
         names = "; ".join(f"{printable(n)}: {count}" for n, count in list(nonfinite.items())[:3])
         raise InputError(f"{out}: {sum(nonfinite.values())} values are NaN or Inf ({names})")
     total = sum(int(entry["bytes"]) for entry in outputs)
     note = f"{expected} values are NaN or Inf" if expected else "no NaN or Inf"
     return f"{out}: {len(outputs)} files, {size(total)}, as the manifest says; {note}"
+
+
+def _well_formed(outputs: object) -> bool:
+    return (
+        isinstance(outputs, list)
+        and bool(outputs)
+        and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("file"), str)
+            and ".." not in Path(entry["file"]).parts
+            and isinstance(entry.get("bytes"), int)
+            for entry in outputs
+        )
+    )
 
 
 def _file_fault(out: Path, entry: dict[str, Any]) -> str | None:

@@ -1,0 +1,106 @@
+"""`verify` finds what the manifest and the files do not agree on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write_checkpoint
+from merges import average, manifest, run
+
+
+@pytest.fixture
+def out(tmp_path: Path, models: list[Path]) -> Path:
+    (models[0] / "tokenizer.json").write_text("{}")
+    assert average(tmp_path / "out", models, "--shard-size", "6KB") == 0
+    return tmp_path / "out"
+
+
+def refused(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert run("verify", out) == 3
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+def test_all_is_well(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run("verify", out) == 0
+    assert "as the manifest says; no NaN or Inf" in capsys.readouterr().out
+
+
+def test_one_flipped_bit_in_any_shard(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = sorted(out.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    for shard in shards:
+        raw = shard.read_bytes()
+        shard.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        assert f"{shard}: checksum" in refused(out, capsys)
+        shard.write_bytes(raw)
+    assert run("verify", out) == 0
+
+
+def test_sha256(tmp_path: Path, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert average(tmp_path / "out", models, "--sha256") == 0
+    assert run("verify", tmp_path / "out") == 0
+    value = manifest(tmp_path / "out")
+    value["outputs"][0]["sha256"] = "0" * 64
+    (tmp_path / "out" / "merge_manifest.json").write_text(json.dumps(value))
+    assert "SHA-256 differs" in refused(tmp_path / "out", capsys)
+
+
+def test_missing_short_and_long_files(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "tokenizer.json").unlink()
+    first = next(iter(sorted(out.glob("model-*.safetensors"))))
+    first.write_bytes(first.read_bytes() + b"x")
+    text = refused(out, capsys)
+    assert "tokenizer.json: missing" in text and f"{first}: " in text, "all faults at once"
+    assert "the manifest says" in text
+
+
+def test_no_merge(tmp_path: Path, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no merge_manifest.json" in refused(models[0], capsys)
+    assert "no merge_manifest.json" in refused(tmp_path / "gone", capsys)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "{}", '{"outputs": 3}', '{"outputs": [3]}', '{"outputs": [{}]}'),
+        '{"outputs": [{"file": "config.json"}]}',
+        '{"outputs": [{"file": "config.json", "bytes": "x"}]}',
+        '{"outputs": [{"file": 3, "bytes": 3}]}',
+        '{"outputs": [{"file": "../m0/config.json", "bytes": 48}]}',
+    ],
+)
+def test_damaged_manifests(out: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    (out / "merge_manifest.json").write_text(text)
+    assert str(out) in refused(out, capsys)
+
+
+def test_values_that_are_not_finite(
+    tmp_path: Path, models: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = torch.tensor([1.0, float("nan"), float("inf")])
+    write_checkpoint(tmp_path / "bad", {"x": bad, "y": torch.ones(2)})
+    out = tmp_path / "nan"
+    assert average(out, [tmp_path / "bad"], "--allow-nonfinite") == 0
+    assert manifest(out)["nonfinite"] == 2
+    capsys.readouterr()
+    assert run("verify", out) == 0
+    assert "2 values are NaN or Inf" in capsys.readouterr().out
+    value = manifest(out)
+    value["nonfinite"] = 0
+    (out / "merge_manifest.json").write_text(json.dumps(value))
+    assert "2 values are NaN or Inf (x: 2)" in refused(out, capsys)
+
+
+def test_copied_tensors_with_nan_are_counted_too(tmp_path: Path) -> None:
+    nan = torch.tensor([float("nan"), float("-inf"), 1.0])
+    write_checkpoint(tmp_path / "a", {"x": torch.ones(2), "only.a": nan})
+    write_checkpoint(tmp_path / "b", {"x": torch.ones(2)})
+    words = ("--missing", "copy", "--allow-nonfinite")
+    assert average(tmp_path / "out", [tmp_path / "a", tmp_path / "b"], *words) == 0
+    assert manifest(tmp_path / "out")["nonfinite"] == 2
+    assert run("verify", tmp_path / "out") == 0
