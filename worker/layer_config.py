@@ -15,13 +15,13 @@ from .layer_count import Count, counts
 from .layer_fields import (
     HANDLERS,
     INDEX_LIST,
-    NOT_PER_LAYER,
     OVERRULED_BY,
     SUSPECT,
     Inexpressible,
     View,
     index_list,
     per_layer,
+    says_each_layer,
 )
 from .layers import Pick
 
@@ -57,7 +57,8 @@ def restacked_config(
     section = _section(config, path)
     notes = _follow(section, view, ".".join(path))
     for count in found:
-        section[count.path[-1]] = len(picks)
+        if not count.listed:
+            section[count.path[-1]] = len(picks)
     return config, notes
 
 
@@ -92,11 +93,11 @@ def _handler(key: str, value: Any, view: View) -> Any:
             return per_layer
         if isinstance(value, int | list):
             return HANDLERS[key]
-    if isinstance(value, list) and value and not NOT_PER_LAYER.fullmatch(key):
+    if isinstance(value, list) and value:
         numbers = all(type(n) is int for n in value)
         if INDEX_LIST.fullmatch(key) and numbers and len(set(value)) == len(value):
             return index_list
-        if len(value) == view.depths[0]:
+        if len(value) == view.depths[0] and says_each_layer(key, len(value)):
             return per_layer
     if isinstance(value, str) and "pattern" in key and len(value) == view.depths[0]:
         return per_layer

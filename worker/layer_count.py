@@ -9,15 +9,17 @@ FIELDS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers"),
     *("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers", "depth"),
 )
+LISTS = ("layers_block_type", "layer_types", "hybrid_override_pattern", "block_configs")
 _TEXT = ("text_config", "llm_config", "language_config", "text_model", "thinker_config", "text")
 
 
 class Count(NamedTuple):
-    """One field with a number of layers: the keys that lead to it, and its value."""
+    """One field that tells the number of layers: the keys that lead to it, and the number."""
 
     path: tuple[str, ...]
     value: int
     main: bool  # of the language model, as far as sections tell
+    listed: bool = False  # the field is a list with an entry per layer
 
 
 def counts(config: Mapping[str, Any]) -> list[Count]:
@@ -44,4 +46,9 @@ def _counts(section: Mapping[str, Any], path: tuple[str, ...]) -> list[Count]:
             found.append(Count((*path, key), value, False))
         elif isinstance(value, dict) and len(path) < 3:
             found += _counts(value, (*path, key))
+    if not any(count.path[:-1] == path for count in found):
+        for key in LISTS:
+            value = section.get(key)
+            if isinstance(value, list | str) and value:
+                found.append(Count((*path, key), len(value), False, listed=True))
     return found

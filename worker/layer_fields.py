@@ -165,6 +165,9 @@ def moe_range(view: View, key: str) -> dict[str, Any]:
 
 
 def refuse(view: View, key: str) -> dict[str, Any]:
+    """Layers that use what other layers hold: they stay in their places or cannot be taken."""
+    if [pick.layer for pick in view.picks] == list(range(view.depths[0])):
+        return {}
     raise Inexpressible("layers share weights or states with other layers")
 
 
@@ -225,10 +228,19 @@ INDEX_LIST = re.compile(
 """Names of lists of layer numbers."""
 
 NOT_PER_LAYER = re.compile(
-    r"architectures|.*_token_ids?|.*_token_index|time_step_.*|.*_names|id2label|.*_size"
+    r"architectures|.*_token_ids?|.*_token_index|time_step_.*|.*_names|id2label|.*_multipliers"
     r"|keys_to_ignore.*|mtp_.*|.*mean|.*std|.*_section|suppress_tokens|begin_suppress_tokens"
 )
-"""Lists that may happen to be as long as the model is deep."""
+PER_LAYER = re.compile(r".*(layer|block|pattern|types|ffn_multipliers).*")
+CHANCE = 8
+"""A longer list than this is as long as the model is deep for no other reason than its layers."""
+
+
+def says_each_layer(key: str, count: int) -> bool:
+    """Whether a list with as many entries as there are layers has one for each of them."""
+    named = PER_LAYER.fullmatch(key) is not None
+    return named or (count > CHANCE and NOT_PER_LAYER.fullmatch(key) is None)
+
 
 SUSPECT = re.compile(r".*(layer|block|attn|expert|moe).*(every|interval|period|freq|step|offset).*")
 """Numbers that may speak of single layers, though nothing is known of them."""
