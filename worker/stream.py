@@ -46,36 +46,28 @@ class _Open:
     results: dict[int, list[Any]] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Engine:
-    """Runs the work of one process. `stop` is set from outside to end early, resumable."""
+    """Runs the work of one process. `stop` is set from outside to end early, resumable.
 
-    def __init__(
-        self,
-        plan: Plan,
-        store: Store,
-        progress: Progress,
-        devices: Sequence[torch.device],
-        *,
-        files: Files | None = None,
-        ahead: ReadAhead | None = None,
-        stop: Stop | None = None,
-        staged: bool | None = None,
-    ) -> None:
-        self.plan = plan
-        self.store = store
-        self.progress = progress
-        self.devices = devices
-        self.allow_nonfinite = False
-        self.staged = staged
-        self.stop = stop or Stop()
-        self.nonfinite = 0
-        self.differing: list[str] = []
-        self._files = files or Files()
-        self._ahead = ahead
-        self._condition = threading.Condition()
-        self._open: list[_Open] = []
-        self._error: BaseException | None = None
-        self._pending: Iterator[Work] = iter(())
+    `staged` lets lanes treat the CPU like an accelerator, for tests.
+    """
+
+    plan: Plan
+    store: Store
+    progress: Progress
+    devices: Sequence[torch.device]
+    files: Files = field(default_factory=Files)
+    ahead: ReadAhead | None = None
+    stop: Stop = field(default_factory=Stop)
+    staged: bool | None = None
+    allow_nonfinite: bool = False
+    nonfinite: int = 0
+    differing: list[str] = field(default_factory=list)
+    _condition: threading.Condition = field(default_factory=threading.Condition)
+    _open: list[_Open] = field(default_factory=list)
+    _error: BaseException | None = None
+    _pending: Iterator[Work] = field(default_factory=lambda: iter(()))
 
     def run(self, work: Sequence[Work]) -> None:
         """Do all of `work`. Stopped if asked to; the first error of any lane otherwise."""
@@ -98,7 +90,7 @@ class Engine:
             )
 
     def _lane(self, device: torch.device) -> None:
-        lane = Lane(device, self._files, self.staged)
+        lane = Lane(device, self.files, self.staged)
         try:
             with lane.stream(), torch.inference_mode():
                 while (task := self._next()) is not None:
@@ -121,8 +113,8 @@ class Engine:
                 if len(self._open) < OPEN_STEPS + self.plan.memory.lanes:
                     following = next(self._pending, None)
                     if following is not None:
-                        if self._ahead is not None:
-                            self._ahead.reached(following.number)
+                        if self.ahead is not None:
+                            self.ahead.reached(following.number)
                         self._open.append(self._begin(following))
                         continue
                 if not self._open:
