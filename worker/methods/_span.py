@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ResultError
@@ -124,7 +125,7 @@ def check_sources(method: Method, task: Task) -> None:
 class WeightedSum(Final):
     """out = scale · Σ c_i x_i, with one rounding at the end.
 
-    Where the coefficients are in the ratio of small whole numbers (equal weights, 2:1:1, 0.3:0.7),
+    Where the coefficients are in the ratio of whole numbers up to 1024 (equal weights, 0.37:0.63),
     the sum is taken with those and scaled once: products of such numbers with 8 or 11 bits of
     mantissa are exact in float32, so terms that cancel leave no rounding noise behind. Large
     coefficients, with which terms are bound to cancel, are summed in float64.
@@ -167,18 +168,17 @@ class WeightedSum(Final):
 
 
 def whole_ratio(
-    coefficients: Sequence[float], largest: int = 256, denominators: int = 16
+    coefficients: Sequence[float], largest: int = 1024
 ) -> tuple[tuple[float, ...], float]:
     """`(whole numbers, scale)` with c_i = scale · n_i to double precision, else `(c, 1.0)`."""
-    nonzero = [abs(c) for c in coefficients if c != 0.0]
-    if not nonzero or not all(math.isfinite(c) for c in nonzero):
-        return tuple(coefficients), 1.0
-    smallest = min(nonzero)
-    for denominator in range(1, denominators + 1):
-        scaled = [c / smallest * denominator for c in coefficients]
-        if max(abs(s) for s in scaled) > largest:
-            break
-        if all(abs(s - round(s)) <= 1e-12 * max(1.0, abs(s)) for s in scaled):
-            whole = tuple(float(round(s)) for s in scaled)
-            return whole, sum(abs(c) for c in coefficients) / sum(abs(w) for w in whole)
-    return tuple(coefficients), 1.0
+    as_given = tuple(coefficients), 1.0
+    top = max((abs(c) for c in coefficients), default=0.0)
+    if top == 0.0 or not all(math.isfinite(c) for c in coefficients):
+        return as_given
+    ratios = [Fraction(c / top).limit_denominator(largest) for c in coefficients]
+    common = math.lcm(*(ratio.denominator for ratio in ratios))
+    near = all(abs(r - c / top) <= 1e-13 for r, c in zip(ratios, coefficients, strict=True))
+    if not near or common > largest:
+        return as_given
+    whole = tuple(float(ratio * common) for ratio in ratios)
+    return whole, math.fsum(map(abs, coefficients)) / math.fsum(map(abs, whole))

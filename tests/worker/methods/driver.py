@@ -1,6 +1,7 @@
 """Runs a merge method on tensors as the engine would, block by block, without files or threads."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,22 +33,20 @@ def merge(
     method = methods.get(name)
     if base is not None and method.base is Base.IGNORED:
         models, base = [*models, base], None
-    sources = [*models, *([] if base is None else [base])]
-    first = sources[-1] if base is not None else sources[0]
-    task = make_task(method, first, dtype, len(models), base is not None, tensor, seed, values)
-    return run(method, task, sources, block)
+    task = make_task(method, models, base, values, dtype)
+    task = replace(task, name=tensor, seed=seed)
+    return run(method, task, [*models, *([] if base is None else [base])], block)
 
 
 def make_task(
     method: Method,
-    first: Tensor,
-    dtype: torch.dtype | None,
-    models: int,
-    has_base: bool,
-    tensor: str,
-    seed: int,
+    models: Sequence[Tensor],
+    base: Tensor | None,
     values: dict[str, object],
+    dtype: torch.dtype | None = None,
 ) -> Task:
+    """What the engine tells a method of the tensor `t`; takes out of `values` what it reads."""
+    first = models[0] if base is None else base
     out = from_torch_name(str(dtype or first.dtype))
     resolved: dict[str, object] = {}
     for parameter in method.parameters:
@@ -55,12 +54,13 @@ def make_task(
         value = values.pop(key, parameter.default)
         assert value is not None, f"{method.name} needs {parameter.name}"
         if parameter.per_model:
-            value = tuple(value) if isinstance(value, list | tuple) else (value,) * models
-            assert len(value) == models, f"one {parameter.name} per model"
+            value = tuple(value) if isinstance(value, list | tuple) else (value,) * len(models)
+            assert len(value) == len(models), f"one {parameter.name} per model"
         resolved[parameter.name] = value
     assert not values, f"{method.name} has no parameters {list(values)}"
     work = "float64" if out.bits > 16 else "float32"
-    return Task(tensor, tuple(first.shape), out, models, has_base, resolved, seed, work)
+    shape = tuple(first.shape)
+    return Task("t", shape, out, len(models), base is not None, resolved, 0, work)
 
 
 def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Tensor:

@@ -1,10 +1,15 @@
 import pytest
 import torch
 from cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
-from driver import merge
+from driver import blocks, make_task, merge
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from worker import methods
+from worker.cut import grid
+from worker.lane import Pool
+from worker.methods._define import Block, Cut, Final, Reduce
 
 A = torch.tensor([[1.0, 0], [0, 2]], dtype=torch.float64)
 B = torch.tensor([[1.0, 0], [2, 0]], dtype=torch.float64)
@@ -101,34 +106,19 @@ def test_opposite_vectors_are_interpolated_linearly(
 
 
 def test_columns_do_not_depend_on_the_order_in_which_blocks_are_seen() -> None:
-    from driver import blocks, make_task
-
-    from worker import methods
-    from worker.cut import Cut, grid
-    from worker.lane import Pool
-    from worker.methods._define import Reduce
-
     method = methods.get("nuslerp")
     x, y = torch.randn(2, 40, 6)
     values = {"weight": [1, 2], "nuslerp_flatten": False, "nuslerp_row_wise": True}
-    task = make_task(method, x, None, 2, False, "t", 0, values)
-    places = grid(task.shape, Cut.ROW, 12)
+    task = make_task(method, [x, y], None, values)
+    scratch, flat = Pool(torch.device("cpu")), [x.view(-1), y.view(-1)]
+    seen = list(blocks(grid(task.shape, Cut.ROW, 12), flat, scratch))
     results = []
-    for order in (list(range(places.blocks)), list(reversed(range(places.blocks)))):
-        seen = list(blocks(places, [x.view(-1), y.view(-1)], Pool(torch.device("cpu"))))
+    for order in (seen, seen[::-1], seen[7:] + seen[:7]):
         current = method.begin(task)
         assert isinstance(current, Reduce)
-        final = current.finish([current.look(seen[i]) for i in order])
-        out = torch.empty_like(x)
-        final.merge(
-            next(
-                blocks(
-                    grid(task.shape, Cut.ROW, 240),
-                    [x.view(-1), y.view(-1)],
-                    Pool(torch.device("cpu")),
-                )
-            ),
-            out,
-        )
-        results.append(out)
+        final = current.finish([current.look(block) for block in order])
+        assert isinstance(final, Final)
+        results.append(torch.empty_like(x))
+        final.merge(Block([x, y], 0, scratch), results[-1])
     assert results[0].equal(results[1])
+    assert results[0].equal(results[2])
