@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from . import __version__, methods
 from .errors import InputError, Stopped, UsageError, WorkerError, printable
@@ -27,6 +28,7 @@ from .resolve import PlanOptions
 from .run import Clock, RunOptions, run_merge
 from .schedules import FORMS as SCHEDULES
 from .schedules import weights as schedule_weights
+from .units import at_least_one, device_word, parse_duration, parse_number, parse_size
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
 
@@ -43,13 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of interface.md."""
     clock = Clock(time.monotonic())
     _take_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may not fit the locale
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_args(_weights_apart(sys.argv[1:] if argv is None else argv))
         code: int = arguments.command(arguments, clock)
         return code
     except WorkerError as error:
-        print(f"merge-worker: {error}", file=sys.stderr)
+        _tell(f"merge-worker: {error}", sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("merge-worker: interrupted; run the same command to continue", file=sys.stderr)
         return 75
@@ -60,6 +68,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"merge-worker {__version__}: {BUG}", file=sys.stderr)
         return 1
+
+
+def _tell(text: str, stream: TextIO) -> None:
+    """Print what may hold names from files, without what a terminal would obey."""
+    print("\n".join(printable(line) for line in text.split("\n")), file=stream)
+
+
+def _weights_apart(argv: Sequence[str]) -> list[str]:
+    """`--weights -1,2` as one word, since argparse takes the second for an option."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "--weights" and re.match(r"-[\d.]", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _take_signals() -> None:
@@ -80,7 +104,7 @@ def _merge(arguments: argparse.Namespace, clock: Clock) -> int:
 
 
 def _average(arguments: argparse.Namespace, clock: Clock) -> int:
-    weights = arguments.weights and [_number(word) for word in arguments.weights.split(",")]
+    weights = arguments.weights and [parse_number(word) for word in arguments.weights.split(",")]
     models = arguments.model
     if arguments.schedule:
         if weights:
@@ -104,7 +128,7 @@ def _average(arguments: argparse.Namespace, clock: Clock) -> int:
 def _run(plan: Plan, arguments: argparse.Namespace, clock: Clock) -> int:
     need_torch()
     for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        _tell(f"warning: {warning}", sys.stderr)
     options = RunOptions(
         device=arguments.device,
         overwrite=arguments.overwrite,
@@ -114,14 +138,14 @@ def _run(plan: Plan, arguments: argparse.Namespace, clock: Clock) -> int:
         allow_nonfinite=arguments.allow_nonfinite,
         deadline_s=parse_duration(arguments.deadline) if arguments.deadline else None,
     )
-    print(run_merge(plan, Path(arguments.out), options, from_environment(), clock))
+    _tell(run_merge(plan, Path(arguments.out), options, from_environment(), clock), sys.stdout)
     return 0
 
 
 def _check(arguments: argparse.Namespace, clock: Clock) -> int:
     path = Path(arguments.recipe)
     plan = _plan(read_recipe(path), str(path), arguments)
-    print(json.dumps(as_json(plan), indent=1) if arguments.json else describe(plan))
+    _tell(json.dumps(as_json(plan), indent=1) if arguments.json else describe(plan), sys.stdout)
     return 0
 
 
@@ -129,7 +153,7 @@ def _verify(arguments: argparse.Namespace, clock: Clock) -> int:
     need_torch()
     from .verify import verify
 
-    print(verify(Path(arguments.out)))
+    _tell(verify(Path(arguments.out)), sys.stdout)
     return 0
 
 
@@ -182,42 +206,15 @@ def _plan(text: str, where: str, arguments: argparse.Namespace) -> Plan:
     return make_plan(parse(text, where), options)
 
 
-def parse_size(word: str) -> int:
-    """Bytes of `4GiB`, `5GB`, `512M` or plain digits. UsageError otherwise."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", word.strip(), re.IGNORECASE)
-    if found is None:
-        raise UsageError(f"'{printable(word)}' is not a size; write 5GB, 512MiB or bytes")
-    power = " KMGT".index(found[2].upper() or " ")
-    value = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
-    if value <= 0:
-        raise UsageError(f"'{printable(word)}' is not a size above zero")
-    return value
+class _Parser(argparse.ArgumentParser):
+    """Also of the commands. What is short for one option today may be short for two tomorrow."""
 
-
-def parse_duration(word: str) -> float:
-    """Seconds of `12:00:00`, `30:00`, `90s`, `30m`, `2h` or plain seconds. UsageError otherwise."""
-    parts = word.split(":")
-    if all(part.isdigit() for part in parts) and len(parts) <= 3:
-        return float(sum(int(part) * 60**i for i, part in enumerate(reversed(parts))))
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", word)
-    if found is None:
-        raise UsageError(f"'{printable(word)}' is not a duration; write 12:00:00, 90s, 30m or 2h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
-def _number(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        raise UsageError(f"--weights: '{printable(word)}' is not a number; write 2,1,1") from None
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**{**named, "allow_abbrev": False})
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="merge-worker",
-        description="Merge checkpoints of any architecture.",
-        allow_abbrev=False,
-    )
+    parser = _Parser(prog="merge-worker", description="Merge checkpoints of any architecture.")
     parser.add_argument("--version", action="version", version=f"merge-worker {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     merge = commands.add_parser("merge", help="merge what a recipe says")
@@ -264,7 +261,7 @@ def _add_plan_options(command: argparse.ArgumentParser) -> None:
     )
     add("--shard-size", default="5GB", metavar="5GB")
     add("--memory", metavar="4GiB", help="bound on buffers, on host and on each device")
-    add("--threads", type=int, metavar="N")
+    add("--threads", type=at_least_one, metavar="N")
     add("--seed", type=int, default=0)
     add("--strict", action="store_true", help="warnings about the recipe are errors")
     add("--missing", choices=("error", "copy"), default="error", help="tensors not in every model")
@@ -274,7 +271,7 @@ def _add_plan_options(command: argparse.ArgumentParser) -> None:
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|xpu|mps")
+    add("--device", type=device_word, default="auto", metavar="auto|cpu|cuda|cuda:N|xpu|mps")
     add("--overwrite", action="store_true", help="replace another merge of ours in OUT")
     add("--no-resume", action="store_true", help="discard an unfinished merge in OUT")
     add("--sha256", action="store_true", help="SHA-256 of the outputs in the manifest")

@@ -20,7 +20,7 @@ def devices(word: str) -> list[torch.device]:
     if word == "cpu":
         return [torch.device("cpu")]
     kind, _, number = word.partition(":")
-    if kind not in _KINDS or (number and not number.isdigit()):
+    if kind not in _KINDS or (number and not number.isdecimal()):
         raise UsageError(f"--device {word}: one of auto, cpu, cuda, cuda:N, xpu, mps")
     found = _visible(kind)
     if number:

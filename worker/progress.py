@@ -97,9 +97,11 @@ class Progress:
         else:
             columns = shutil.get_terminal_size((80, 24)).columns
             tail = f" {self.percent:5.1f} %  {rates}  {left}"
-            width = max(8, columns - len(self.title) - len(tail) - 3)
+            title = self.title[: max(0, columns - len(tail) - 12)]
+            width = max(8, columns - len(title) - len(tail) - 3)
+            # A line longer than the terminal would not be overwritten by the next.
             bar = _bar(self.percent / 100, width)
-            self.stream.write(f"\r\x1b[K{self.title} {bar}{tail}"[: columns + 20])
+            self.stream.write(f"\r\x1b[K{title} {bar}{tail[: max(0, columns - width - 2)]}")
         self.stream.flush()
 
 

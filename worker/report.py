@@ -53,7 +53,7 @@ def describe(plan: Plan) -> str:
     """The same for people, a few aligned lines."""
     facts = as_json(plan)
     tensors = facts["tensors"]
-    stacks = ", ".join(f"{stack}* {depth}" for stack, depth in facts["layers"].items())
+    stacks = ", ".join(f"{printable(stack)}* {depth}" for stack, depth in facts["layers"].items())
     forced = facts["memory"]["forced_by"]
     rows = [
         ("method", plan.method.name + (" (experimental)" if plan.method.experimental else "")),

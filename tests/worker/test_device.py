@@ -1,0 +1,50 @@
+"""Words for devices, without any accelerator at hand."""
+
+import pytest
+import torch
+
+from worker import device
+from worker.device import devices
+from worker.errors import UsageError
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, **found: int) -> None:
+    def visible(kind: str) -> list[torch.device]:
+        return [torch.device(kind, index) for index in range(found.get(kind, 0))]
+
+    monkeypatch.setattr(device, "_visible", visible)
+
+
+def test_auto_is_every_accelerator_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen(monkeypatch)
+    assert devices("auto") == [torch.device("cpu")]
+    seen(monkeypatch, cuda=2, mps=1)
+    assert devices("auto") == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    seen(monkeypatch, mps=1)
+    assert devices("auto") == [torch.device("mps", 0)]
+
+
+def test_named_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen(monkeypatch, cuda=3)
+    assert devices("cpu") == [torch.device("cpu")]
+    assert len(devices("cuda")) == 3
+    assert devices("cuda:2") == [torch.device("cuda", 2)]
+
+
+@pytest.mark.parametrize("word", ["cuda:7", "xpu", "mps"])
+def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    seen(monkeypatch, cuda=1)
+    with pytest.raises(UsageError, match="sees no such device"):
+        devices(word)
+
+
+@pytest.mark.parametrize("word", ["", "gpu", "cuda:x", "cuda:-1", "CPU", "cpu:1", "cuda:²"])
+def test_words_that_are_none(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    seen(monkeypatch, cuda=1)
+    with pytest.raises(UsageError, match="one of auto, cpu, cuda"):
+        devices(word)
+
+
+def test_this_machine() -> None:
+    assert devices("auto")
+    assert devices("cpu") == [torch.device("cpu")]

@@ -1,0 +1,74 @@
+"""The plan in words and as JSON, from headers alone."""
+
+import json
+from pathlib import Path
+
+import torch
+from checkpoints import write_checkpoint
+from merges import plan_of, some_models
+
+from worker.report import as_json, describe, size
+
+
+def test_facts(models: list[Path]) -> None:
+    plan = plan_of(models, threads=2)
+    facts = json.loads(json.dumps(as_json(plan)))
+    assert facts["method"] == "linear"
+    assert facts["models"] == [str(model) for model in models]
+    assert facts["tensors"] == {"merged": 6, "copied": 2, "missing": 0, "surplus": 0}
+    assert facts["parameters"] == 64 * 48 + 2 * 48 * 33 + 48 + 1
+    assert facts["layers"] == {"layers.": 2}
+    assert facts["bytes_out"] == plan.layout.shards[0].size
+    assert facts["bytes_in"] == 3 * (2 * facts["parameters"] + 9 * 8 + 3)
+    assert facts["shards"] == ["model.safetensors"]
+    assert facts["dtypes"] == ["bfloat16", "bool", "int64"]
+    assert facts["memory"]["bound_bytes"] == plan.memory.bound
+    assert facts["key"] == plan.key
+
+
+def test_for_people(models: list[Path]) -> None:
+    text = describe(plan_of(models))
+    assert "6 merged, 2 copied, 0 missing, 0 surplus" in text
+    assert f"first      {models[0]}" in text and f"model      {models[1]}" in text
+    assert "layers.* 2" in text
+    assert "in 1 file(s), bfloat16, bool, int64" in text
+
+
+def test_warnings_and_escapes(tmp_path: Path) -> None:
+    evil = "\x1b[2J.0.weight"
+    for name, dtype in (("a", torch.float32), ("b", torch.bfloat16)):
+        write_checkpoint(tmp_path / name, {evil: torch.ones(3).to(dtype)})
+    text = describe(plan_of([tmp_path / "a", tmp_path / "b"]))
+    assert "warning: 1 tensors are stored with different dtypes" in text
+    assert "\x1b" not in text and "\\x1b[2J.* 1" in text
+
+
+def test_the_key_is_of_everything_that_the_bytes_depend_on(tmp_path: Path) -> None:
+    models = some_models(tmp_path)
+    key = plan_of(models).key
+    assert plan_of(models, threads=7, memory_bytes=1 << 22).key == key
+    others = [
+        plan_of(models[:2]),
+        plan_of(models[::-1]),
+        plan_of(models, dtype="float32"),
+        plan_of(models, seed=1),
+        plan_of(models, shard_bytes=5000),
+        plan_of(models, block=1 << 10),
+    ]
+    keys = [other.key for other in others]
+    assert len({key, *keys}) == len(keys) + 1
+
+
+def test_sizes_in_words() -> None:
+    words = [size(n) for n in (0, 1023, 1024, 5 << 20, 3 << 30, 1 << 41)]
+    assert words == ["0 bytes", "1023 bytes", "1.00 KiB", "5.00 MiB", "3.00 GiB", "2.00 TiB"]
+
+
+def test_layers_of_no_names(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m", {"x": torch.ones(1)})
+    assert "none found in the names" in describe(plan_of([tmp_path / "m"]))
+
+
+def test_shards_are_listed(models: list[Path]) -> None:
+    facts = as_json(plan_of(models, shard_bytes=5000))
+    assert facts["shards"] == [f"model-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)]

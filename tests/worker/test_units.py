@@ -1,0 +1,72 @@
+"""Sizes and durations as people and schedulers write them."""
+
+import argparse
+
+import pytest
+
+from worker.errors import UsageError
+from worker.units import at_least_one, device_word, parse_duration, parse_number, parse_size
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("1", 1),
+        ("5GB", 5_000_000_000),
+        ("5 GB", 5_000_000_000),
+        ("4GiB", 4 << 30),
+        ("512M", 512_000_000),
+        ("512MiB", 512 << 20),
+        ("1.5k", 1500),
+        ("2TiB", 2 << 40),
+        (" 7b ", 7),
+    ],
+)
+def test_sizes(word: str, value: int) -> None:
+    assert parse_size(word) == value
+
+
+@pytest.mark.parametrize(
+    "word", ["", "0", "0GB", "-1", "GB", "5XB", "5GBB", "0.1", "x", "²", "1e9", "9" * 400 + "GB"]
+)
+def test_what_is_no_size(word: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        parse_size(word)
+
+
+@pytest.mark.parametrize(
+    ("word", "seconds"),
+    [
+        *(("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 172_800)),
+        *(("10:30", 630), ("12:00:00", 43_200), ("0", 0)),
+    ],
+)
+def test_durations(word: str, seconds: float) -> None:
+    assert parse_duration(word) == seconds
+
+
+@pytest.mark.parametrize("word", ["", "x", "1:2:3:4", "-5", "5w", ":", "1::2", "²", "9" * 400])
+def test_what_is_no_duration(word: str) -> None:
+    with pytest.raises(UsageError, match="is not a duration"):
+        parse_duration(word)
+
+
+def test_weights() -> None:
+    assert [parse_number(word) for word in ["2", "-1", "0.5", "1e-3"]] == [2.0, -1.0, 0.5, 0.001]
+    with pytest.raises(UsageError, match="--weights: 'x' is not a number"):
+        parse_number("x")
+
+
+def test_devices() -> None:
+    for word in ("auto", "cpu", "cuda", "cuda:0", "cuda:12", "xpu:1", "mps"):
+        assert device_word(word) == word
+    for word in ("", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:²", "CUDA"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            device_word(word)
+
+
+def test_counts() -> None:
+    assert at_least_one("12") == 12
+    for word in ("0", "-1", "1.5", "", "²"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            at_least_one(word)
