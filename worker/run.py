@@ -135,7 +135,7 @@ def _stream(store: Store, options: RunOptions, rank: Rank, clock: Clock) -> tupl
 
                 found = devices(options.device)
                 loaded = time.monotonic()
-                engine = Engine(plan, store, progress, found, files=files, ahead=ahead, stop=stop)
+                engine = Engine(plan, store, progress, found, files, ahead, stop)
                 engine.allow_nonfinite = options.allow_nonfinite
                 with Flusher(store.descriptors):
                     engine.run(work)
@@ -153,7 +153,7 @@ def _say_resumed(store: Store, progress: Progress, lost: int) -> None:
         start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
         progress.done_before += (stop - start) * step.dtype.bytes
     damaged = f", {lost} damaged pieces are done again" if lost else ""
-    line = f"{store.out}: continuing at {progress.percent:.0f} %{damaged}"
+    line = f"{printable(str(store.out))}: continuing at {progress.percent:.0f} %{damaged}"
     if progress.mode == "json":
         progress.event("resumed", percent=progress.percent, damaged=lost)
     elif progress.mode != "off":
