@@ -25,7 +25,7 @@ def slerp(gram: list[list[float]], *, t: float) -> list[float]:
     other tensor, not half of it. A source that stands alone in its slice is copied.
 
     Snippets often interpolate each row, the last dimension, by its own angle: that is `nuslerp`
-    with `nuslerp_flatten: false` and the weights 1-t (base) and t.
+    with `nuslerp_flatten: false`, no `base_model`, and the weights 1-t (first) and t (second).
     """
     lengths = [math.sqrt(gram[i][i]) for i in (0, 1)]
     other, base = (length if length > 1e-8 else 1.0 for length in lengths)
