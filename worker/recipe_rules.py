@@ -93,6 +93,6 @@ def _count(part: Slice, base: ModelRef | None, method: Method) -> Iterator[str]:
     if any(source.implied for source in part.sources) and not plays_base(method):
         hint = f"; base_model '{base}' is one of them, since {method.name} knows no base"
     yield (
-        f"{part.place}: {method.name} merges {allowed} models"
+        f"{part.place}: {method.name} merges {allowed} model{'s' * (allowed != '1')}"
         f"{' beside the base' if plays_base(method) else ''}; found {count}{hint}"
     )

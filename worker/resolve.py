@@ -211,6 +211,7 @@ class Resolver:
             place = source.place if source else self.recipe.where
             raise _NoValueError(
                 f"{place}: {self.method.name} needs a value of '{parameter.name}'{of}"
+                + (", which joins the models as the base" if source and source.implied else "")
             )
         default = Found(parameter.default, parameter.name)  # type: ignore[arg-type]
         return self._converted(parameter, found or default)
