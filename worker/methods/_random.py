@@ -10,6 +10,7 @@ Two operations per element instead of the six of a full hash, whose upper 24 bit
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -62,7 +63,9 @@ class Stream:
 
 def above(probability: float) -> float:
     """A number of `Stream.fill` is larger than this with the probability, to 2^-24."""
-    return 2.0**31 * (1.0 - 2.0 * probability)
+    # Of float32, so that comparisons in float32 and in float64 agree.
+    (bound,) = struct.unpack("<f", struct.pack("<f", 2.0**31 * (1.0 - 2.0 * probability)))
+    return float(bound)
 
 
 def _mix(x: int) -> int:

@@ -86,6 +86,8 @@ def chance(density: float) -> Sparsifier:
 
 def ranked_chance(density: float, epsilon: float) -> Sparsifier:
     """Each element with a probability from density − epsilon to density + epsilon, by rank."""
+    if not epsilon >= 0:
+        raise ValueError(f"epsilon is {epsilon:g}; it is a spread of probabilities, 0 or more")
     if density >= 1:
         return KEEP_ALL
     if density <= 0:
@@ -95,7 +97,7 @@ def ranked_chance(density: float, epsilon: float) -> Sparsifier:
             f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): "
             f"epsilon must be smaller than {min(density, 1 - density):g}"
         )
-    return RankedChance(density, epsilon)
+    return RankedChance(density, epsilon) if epsilon > 0 else Chance(density)
 
 
 def magnitudes(work: str, models: Sequence[int]) -> Callable[[Block, int], Tensor]:

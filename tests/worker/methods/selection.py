@@ -1,0 +1,144 @@
+"""Formulas of the methods that select and vote, element by element in float64 and plain Python."""
+
+import math
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+DENSITIES = [0.0, 1e-9, 0.2, 0.29, 0.5, 0.77, 1.0, 1.5]
+
+
+def delta(x: Tensor, base: Tensor) -> Tensor:
+    """The difference in the precision that methods work in, then float64."""
+    work = torch.float64 if base.dtype in (torch.float32, torch.float64) else torch.float32
+    return (x.to(work) - base.to(work)).double()
+
+
+def order(values: Tensor) -> list[int]:
+    """Indices by falling magnitude, the first of equal ones first."""
+    flat = values.reshape(-1).abs().tolist()
+    return sorted(range(len(flat)), key=lambda i: (-flat[i], i))
+
+
+def keep(values: Tensor, indices: Sequence[int]) -> Tensor:
+    kept = torch.zeros_like(values).reshape(-1)
+    for i in indices:
+        kept[i] = values.reshape(-1)[i]
+    return kept.reshape(values.shape)
+
+
+def largest(values: Tensor, density: float) -> Tensor:
+    if density >= 1:
+        return values
+    if density <= 0:
+        return torch.zeros_like(values)
+    return keep(values, order(values)[: max(1, int(density * values.numel()))])
+
+
+def inner(values: Tensor, density: float, gamma: float) -> Tensor:
+    if density >= 1:
+        return values
+    n = values.numel()
+    count = int(density * n)
+    first = min(int(gamma * n), n - count)
+    return keep(values, order(values)[first : first + count])
+
+
+def rescaled(values: Tensor, kept: Tensor) -> Tensor:
+    whole, part = float(values.abs().sum()), float(kept.abs().sum())
+    return kept if whole < 1e-7 or part < 1e-7 else kept * (whole / part)
+
+
+def vote(
+    kept: Sequence[Tensor], weights: Sequence[float], how: str | None, normalize: bool
+) -> Tensor:
+    """num (/ den) of the reference, element by element."""
+    columns = [k.reshape(-1).tolist() for k in kept]
+    result = []
+    for values in zip(*columns, strict=True):
+        terms = [w * v for w, v in zip(weights, values, strict=True)]
+        if how is None:
+            total = sum(weights)
+            divisor = 1.0 if abs(total) < 1e-8 else total
+            result.append(sum(terms) / (divisor if normalize else 1.0))
+            continue
+        ballot = sum(terms) if how == "sum" else sum((t > 0) - (t < 0) for t in terms)
+        # Terms that cancel but for rounding are tied.
+        sign = 1 if ballot >= -1e-13 * sum(map(abs, terms)) else -1
+        agreeing = [i for i, t in enumerate(terms) if t * sign > 0]
+        divisor = sum(weights[i] for i in agreeing)
+        divisor = 1.0 if abs(divisor) < 1e-12 else divisor
+        result.append(sum(terms[i] for i in agreeing) / (divisor if normalize else 1.0))
+    return torch.tensor(result, dtype=torch.float64).reshape(kept[0].shape)
+
+
+def draws(seed: int, tensor: str, model: int, count: int) -> Tensor:
+    """The numbers in [-2^31, 2^31] of a model's elements, by definition, one by one."""
+    mask, word = (1 << 64) - 1, (1 << 32) - 1
+    digest = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=8).digest()
+    key = int.from_bytes(digest, "little")
+    found = []
+    for index in range(count):
+        run, place = divmod(index, 1 << 16)
+        x = (key + run * 0x9E3779B97F4A7C15) & mask
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & mask
+        x ^= x >> 31
+        y = place + 1
+        y = ((y ^ y >> 16) * 0x21F0AAAD) & word
+        y = ((y ^ y >> 15) * 0x735A2D97) & word
+        y ^= y >> 15
+        number = ((y ^ x & word) * (x >> 32 | 1)) & word
+        found.append(number - (1 << 32) if number >> 31 else number)
+    return torch.tensor(found, dtype=torch.int64).float()
+
+
+def kept_by_chance(values: Tensor, density: float, seed: int, tensor: str, model: int) -> Tensor:
+    """Every element with the probability `density`."""
+    if density >= 1:
+        return values
+    bound = float(torch.tensor(2.0**31 * (1 - 2 * density)).float())
+    numbers = draws(seed, tensor, model, values.numel()).view(values.shape)
+    return torch.where(numbers > bound, values, torch.zeros_like(values))
+
+
+def rows_of(shape: tuple[int, ...], index: int) -> int:
+    """The row of an element: along axis 1, or the only one; along K in [C, 1, K]."""
+    if len(shape) < 2:
+        return 0
+    inner = list(shape[1:])
+    while len(inner) > 1 and inner[0] == 1:
+        inner.pop(0)
+    first, rest = divmod(index, math.prod(inner))
+    return first * math.prod(inner[1:]) + rest % math.prod(inner[1:])
+
+
+def kept_by_rank(values: Tensor, chances: tuple[float, float], seed: int, model: int) -> Tensor:
+    """Ranks by counting, in plain Python; equal ones count as the first or the last of them."""
+    density, epsilon = chances
+    if density >= 1 or density <= 0:
+        return values if density >= 1 else torch.zeros_like(values)
+    sizes = values.reshape(-1).abs().tolist()
+    numbers = draws(seed, "t", model, len(sizes)).tolist()
+    rows: dict[int, list[int]] = {}
+    for i in range(len(sizes)):
+        rows.setdefault(rows_of(tuple(values.shape), i), []).append(i)
+    kept = torch.zeros_like(values).reshape(-1)
+    for row in rows.values():
+        for i in row:
+            u = (2.0**31 - numbers[i]) / 2.0**32
+            if len(row) == 1:
+                keep = numbers[i] > float(torch.tensor(2.0**31 * (1 - 2 * density)).float())
+            elif epsilon == 0:
+                keep = u < density
+            else:
+                t = (u - density + epsilon) * (len(row) - 1) / (2 * epsilon)
+                less = sum(sizes[j] < sizes[i] for j in row)
+                upto = sum(sizes[j] <= sizes[i] for j in row)
+                rank = upto - 1 if t - math.floor(t) >= 0.5 else less
+                keep = t < rank
+            if keep:
+                kept[i] = values.reshape(-1)[i]
+    return kept.reshape(values.shape)

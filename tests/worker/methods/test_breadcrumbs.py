@@ -1,0 +1,106 @@
+import pytest
+import torch
+from cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
+from driver import merge
+from hypothesis import given
+from hypothesis import strategies as st
+from selection import DENSITIES, delta, inner, rescaled, vote
+from torch import Tensor
+
+
+def t(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+TEN = torch.arange(1, 11, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("density", "gamma", "kept"),
+    [(0.5, 0.2, range(4, 9)), (0.9, 0.3, range(1, 10)), (0.5, 0.01, range(6, 11))],
+)
+def test_by_hand(density: float, gamma: float, kept: range) -> None:
+    got = merge("breadcrumbs", [TEN], TEN * 0, weight=1, density=density, gamma=gamma)
+    assert [x for x in got.tolist() if x] == list(kept)
+
+
+def test_no_outliers_to_drop_of_few_elements() -> None:
+    """int(gamma · n) = 0 dropped everything in old releases of mergekit."""
+    got = merge("breadcrumbs", [TEN], TEN * 0, weight=1, density=0.5)
+    assert got.tolist() == [0] * 5 + [6, 7, 8, 9, 10]
+
+
+def test_ranks_by_hand() -> None:
+    x = torch.arange(100, dtype=torch.float64)
+    got = merge("breadcrumbs", [x], x * 0, weight=1, density=0.5, gamma=0.1)
+    assert got.nonzero().view(-1).tolist() == list(range(40, 90))
+
+
+def test_negative_gamma_is_refused() -> None:
+    with pytest.raises(ValueError, match="gamma"):
+        merge("breadcrumbs", [TEN], TEN * 0, weight=1, density=0.5, gamma=-0.1)
+
+
+def test_sum_by_hand() -> None:
+    models = [t(4, -3, 2, 1), t(-1, 2, -3, 4)]
+    assert merge("breadcrumbs", models, t(0, 0, 0, 0), weight=[1, 2]).tolist() == [2, 1, -4, 9]
+    got = merge("breadcrumbs", models, t(0, 0, 0, 0), weight=[1, 2], normalize=True)
+    assert got.tolist() == pytest.approx([2 / 3, 1 / 3, -4 / 3, 3])
+
+
+@given(
+    cases(0, 3),
+    weight_lists(3),
+    st.lists(st.sampled_from(DENSITIES), min_size=3, max_size=3),
+    st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.3, 0.9]), min_size=3, max_size=3),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([3, 64, 10**6]),
+    st.sampled_from([torch.float64, torch.bfloat16]),
+)
+def test_formula(
+    case: Case,
+    weights: list[float],
+    density: list[float],
+    gamma: list[float],
+    normalize: bool,
+    rescale: bool,
+    block: int,
+    dtype: torch.dtype,
+) -> None:
+    case, count = case.to(dtype), len(case.models)
+    if dtype == torch.bfloat16:
+        weights = [abs(w) + 0.5 for w in weights]
+    got = merge(
+        "breadcrumbs",
+        *case,
+        block=block,
+        weight=weights[:count],
+        density=density[:count],
+        gamma=gamma[:count],
+        normalize=normalize,
+        rescale=rescale,
+    )
+    deltas = [delta(x, case.base) for x in case.models]
+    kept = [inner(d, p, g) for d, p, g in zip(deltas, density[:count], gamma[:count], strict=True)]
+    if rescale:
+        kept = [rescaled(d, k) for d, k in zip(deltas, kept, strict=True)]
+    want = case.base.double() + vote(kept, weights[:count], None, normalize) if kept else got
+    if dtype == torch.float64:
+        # A factor of rescaling and weights that nearly cancel enlarge errors of rounding.
+        assert close(got, want, 1e4 * size_of(case))
+    else:
+        largest = float(want.abs().max()) if want.numel() else 0.0
+        assert within_half_an_ulp(got, want.double(), 30 * size_of(case) + largest)
+
+
+def test_exactly_k_of_many_equal_magnitudes() -> None:
+    noise = torch.Generator().manual_seed(3)
+    x = torch.randint(-3, 4, (150_001,), generator=noise).bfloat16()
+    got = merge("breadcrumbs", [x], x * 0, weight=1, density=0.4, gamma=0.2, block=40_000)
+    n, k, top = x.numel(), int(0.4 * x.numel()), int(0.2 * x.numel())
+    ranked = torch.sort(x.abs().float(), descending=True, stable=True).indices
+    want = torch.zeros_like(x)
+    want[ranked[top : top + k]] = x[ranked[top : top + k]]
+    assert n - top - k > 0
+    assert got.equal(want)

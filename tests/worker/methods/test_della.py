@@ -1,0 +1,134 @@
+import sys
+
+import pytest
+import torch
+from cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
+from driver import merge
+from hypothesis import given
+from hypothesis import strategies as st
+from selection import delta, kept_by_rank, rescaled, vote
+from torch import Tensor
+
+CHANCES = [(0.5, 0.15), (0.3, 0.2), (0.7, 0.1), (0.5, 0.4), (0.4, 0.0), (1.0, 0.15), (0.0, 0.15)]
+
+
+@given(
+    cases(0, 3),
+    weight_lists(3),
+    st.lists(st.sampled_from(CHANCES), min_size=3, max_size=3),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 3),
+    st.sampled_from([3, 64, 10**6]),
+    st.sampled_from([torch.float64, torch.bfloat16]),
+)
+def test_formula(
+    case: Case,
+    weights: list[float],
+    chances: list[tuple[float, float]],
+    normalize: bool,
+    rescale: bool,
+    seed: int,
+    block: int,
+    dtype: torch.dtype,
+) -> None:
+    case, count = case.to(dtype), len(case.models)
+    if dtype == torch.bfloat16:
+        weights = [abs(w) + 0.5 for w in weights]
+    got = merge(
+        "della",
+        *case,
+        block=block,
+        seed=seed,
+        weight=weights[:count],
+        density=[d for d, _ in chances[:count]],
+        epsilon=[e for _, e in chances[:count]],
+        normalize=normalize,
+        rescale=rescale,
+    )
+    deltas = [delta(x, case.base) for x in case.models]
+    kept = [
+        kept_by_rank(d, p, seed, m)
+        for m, (d, p) in enumerate(zip(deltas, chances[:count], strict=True))
+    ]
+    if rescale:
+        kept = [rescaled(d, k) for d, k in zip(deltas, kept, strict=True)]
+    want = case.base.double() + vote(kept, weights[:count], "sum", normalize) if kept else got
+    if dtype == torch.float64:
+        assert close(got, want, 1e4 * size_of(case))
+    else:
+        largest = float(want.abs().max()) if want.numel() else 0.0
+        assert within_half_an_ulp(got, want.double(), 100 * size_of(case) + largest)
+
+
+def share(x: Tensor, **more: object) -> Tensor:
+    """How often each element is kept, over 200 seeds."""
+    total = torch.zeros(x.shape, dtype=torch.float64)
+    for seed in range(200):
+        got = merge("della", [x], torch.zeros_like(x), weight=1, seed=seed, **more)  # type: ignore[arg-type]  # options
+        total += got.ne(0)
+    return total / 200
+
+
+def test_probability_grows_with_rank() -> None:
+    noise = torch.Generator().manual_seed(0)
+    x = torch.stack([(torch.randperm(50, generator=noise) + 1).float() for _ in range(64)])
+    by_rank = share(x, density=0.5, epsilon=0.3).gather(1, x.argsort(1)).mean(0)
+    want = torch.linspace(0.2, 0.8, 50, dtype=torch.float64)
+    assert float((by_rank - want).abs().max()) < 5 * (0.25 / (200 * 64)) ** 0.5
+
+
+def test_equal_magnitudes_share_their_ranks() -> None:
+    """Four ones and four twos: the probabilities of ranks 1.5 and 5.5 of 0 to 7."""
+    x = torch.tensor([[1.0, -2.0, 2.0, 1.0, -1.0, 2.0, 1.0, -2.0]]).repeat(200, 1)
+    found = share(x, density=0.5, epsilon=0.3).mean(0)
+    want = 0.2 + 0.6 * torch.where(x[0].abs() == 1, 1.5 / 7, 5.5 / 7).double()
+    assert float((found - want).abs().max()) < 5 * (0.25 / 40_000) ** 0.5
+    # Nothing but equal ones: the density itself.
+    found = share(torch.full((50, 40), 3.0), density=0.4, epsilon=0.3)
+    assert float(found.mean()) == pytest.approx(0.4, abs=5 * (0.24 / 400_000) ** 0.5)
+
+
+@pytest.mark.parametrize("shape", [(3000, 1, 4), (3000, 1), (3000, 1, 1), (1,), ()])
+def test_rows_of_convolutions_and_of_one(shape: tuple[int, ...]) -> None:
+    """mergekit divides zero by zero here."""
+    noise = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=noise) + 1
+    got = merge("della", [x], torch.zeros_like(x), weight=1, density=0.6, epsilon=0.3)
+    assert bool(got.isfinite().all())
+    if x.numel() > 1:
+        assert float(got.ne(0).double().mean()) == pytest.approx(0.6, abs=0.05)
+    if shape == (3000, 1, 4):
+        by_rank = got.ne(0).double().view(-1, 4).gather(1, x.view(-1, 4).argsort(1)).mean(0)
+        assert by_rank.tolist() == pytest.approx([0.3, 0.5, 0.7, 0.9], abs=0.05)
+
+
+def test_probabilities_outside_0_and_1_are_refused() -> None:
+    x = torch.ones(4, 4)
+    for density in (0.1, 0.15, 0.85, 0.99):
+        with pytest.raises(ValueError, match="epsilon must be smaller than"):
+            merge("della", [x], x, weight=1, density=density)
+    merge("della", [x], x, weight=1, density=1)
+
+
+def test_same_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = torch.Generator().manual_seed(1)
+    base = (torch.randn(64, 700, generator=noise) * 0.02).bfloat16()
+    model = (base.float() + torch.randn(64, 700, generator=noise) * 1e-3).bfloat16()
+    values = {"weight": 1, "density": 0.5, "epsilon": 0.2}
+    fast = merge("della", [model], base, **values)  # type: ignore[arg-type]  # values
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert merge("della", [model], base, **values).equal(fast)  # type: ignore[arg-type]  # values
+
+
+def test_blocks_change_no_bit() -> None:
+    noise = torch.Generator().manual_seed(4)
+    base = (torch.randn(300, 640, generator=noise) * 0.02).bfloat16()
+    models = [
+        (base.float() + torch.randn(300, 640, generator=noise) * 1e-3).bfloat16() for _ in range(2)
+    ]
+    for rescale in (False, True):
+        values = {"weight": [0.6, 0.4], "density": 0.5, "rescale": rescale}
+        whole = merge("della", models, base, **values)  # type: ignore[arg-type]  # values
+        for block in (640, 10_000):
+            assert merge("della", models, base, block=block, **values).equal(whole)  # type: ignore[arg-type]  # values
