@@ -1,0 +1,77 @@
+"""README says what is true: its method table is that of the code, its example of a method works."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from worker import methods
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_methods_is_that_of_the_code() -> None:
+    listed = re.findall(r"^\| `(\w+)`\*? \|", README, re.MULTILINE)
+    assert tuple(listed) == methods.names()
+
+
+def test_experimental_methods_are_marked() -> None:
+    marked = set(re.findall(r"^\| `(\w+)`\* \|", README, re.MULTILINE))
+    assert marked == {name for name in methods.names() if methods.get(name).experimental}
+
+
+@pytest.fixture
+def example() -> str:
+    found = re.search(r"### Adding a method.*?```python\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_example_of_a_method_works_when_its_file_is_added(example: str, tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "worker", tmp_path / "worker", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (tmp_path / "worker" / "methods" / "weighted_sum.py").write_text(example, encoding="utf-8")
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        tensors = {"x": torch.full((3,), value)}
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "recipe.yml").write_text(
+        "merge_method: weighted_sum\nparameters: {scale: 2}\nmodels:\n"
+        "- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: 3}}\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "worker", "merge", "recipe.yml", "out", "--progress", "off"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load_file(tmp_path / "out" / "model.safetensors")["x"].tolist() == [14.0] * 3
+
+
+def test_the_recipe_in_it_is_understood(tmp_path: Path) -> None:
+    from worker.recipe import parse
+
+    found = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    assert parse(found[1]).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^(?:merge-launch|scripts)[^\n#]*", README, re.MULTILINE)
+)
+def test_commands_name_what_exists(line: str) -> None:
+    word = line.split()[0]
+    if word.startswith("scripts/"):
+        assert (ROOT / word).exists()
+    else:
+        help_text = subprocess.run(
+            [sys.executable, "-m", "launcher", line.split()[1], "--help"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        for flag in re.findall(r"--[a-z-]+", line):
+            assert flag in help_text
