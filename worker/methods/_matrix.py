@@ -35,7 +35,7 @@ class Rule(ABC):
         """Floating-point operations of one matrix."""
 
     @abstractmethod
-    def numbers(self, long: int, short: int) -> int:
+    def numbers(self, models: int, long: int, short: int) -> int:
         """Numbers in working precision that are held at once, beside one spectrum."""
 
 
@@ -57,7 +57,7 @@ class Matrix:
             return Effort(0, self.scratch_bytes(method, task.models + task.has_base))
         rule: Rule = method.call(task)
         long, short = max(sides), min(sides)
-        held = rule.numbers(long, short) * (8 if task.work == "float64" else 4)
+        held = rule.numbers(task.models, long, short) * (8 if task.work == "float64" else 4)
         # A Gram matrix, its eigenvectors and the solver's workspace, in float64.
         held += 8 * 6 * short * short + 8 * 3 * max(PANEL, short)
         matrices = math.prod(task.shape) // (long * short)
@@ -90,15 +90,15 @@ class _PerMatrix(Final):
     def merge(self, block: Block, out: Tensor) -> None:
         import torch
 
-        *models, base = (values.view(self.sides) for values in block.tensors)
+        sources = [values.view(self.sides) for values in block.tensors]
         merged = out.view(self.sides)
-        if not all(bool(torch.isfinite(x).all()) for x in (*models, base)):
+        if not all(bool(part.isfinite().all()) for x in sources for part in some_rows(x)):
             # Eigensolvers refuse them; the engine then names the file that has them.
             merged.fill_(math.nan)
             return
-        turned = self.sides[0] < self.sides[1]
-        if turned:
-            models, base, merged = [x.mT for x in models], base.mT, merged.mT
+        if self.sides[0] < self.sides[1]:
+            sources, merged = [x.mT for x in sources], merged.mT
+        *models, base = sources
         delta = self.rule.delta(Deltas(models, base, getattr(torch, self.task.work)))
         merged.copy_(delta.mul_(self.rule.alpha).add_(base))
 

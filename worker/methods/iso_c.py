@@ -55,5 +55,5 @@ class _IsoC(Rule):
     def flops(self, models: int, long: int, short: int) -> int:
         return 2 * models * long * short + 4 * long * short**2 + 11 * short**3
 
-    def numbers(self, long: int, short: int) -> int:
+    def numbers(self, models: int, long: int, short: int) -> int:
         return 3 * long * short + short * short

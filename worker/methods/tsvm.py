@@ -75,5 +75,5 @@ class _TSVM(Rule):
         polars = 4 * (long + short) * kept**2 + 22 * kept**3
         return spectra + polars + 2 * long * short * kept
 
-    def numbers(self, long: int, short: int) -> int:
-        return 3 * long * short + 3 * short * short
+    def numbers(self, models: int, long: int, short: int) -> int:
+        return 3 * long * short + long * (short // models) + 3 * short * short

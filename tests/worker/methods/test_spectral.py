@@ -14,12 +14,14 @@ def with_singular_values(rows: int, values: list[float], seed: int = 0) -> Tenso
     columns = len(values)
     left = torch.linalg.qr(torch.randn(rows, columns, generator=noise).double())[0]
     right = torch.linalg.qr(torch.randn(columns, columns, generator=noise).double())[0]
-    return left @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ right
+    made: Tensor = left @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ right
+    return made
 
 
 def by_svd(matrix: Tensor) -> Tensor:
     u, _, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return u @ v
+    made: Tensor = u @ v
+    return made
 
 
 sizes = st.lists(st.floats(1e-2, 1e3), min_size=1, max_size=12)
