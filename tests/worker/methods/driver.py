@@ -11,7 +11,7 @@ from worker.cut import CPU_BLOCK, Grid, grid
 from worker.dtypes import from_torch_name
 from worker.lane import Pool
 from worker.methods import Method
-from worker.methods._define import Base, Block, Reduce, Task
+from worker.methods._define import SCALED_SCRATCH, Base, Block, Reduce, Task
 
 
 def merge(
@@ -81,9 +81,9 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
             current.merge(item, here.view(item.tensors[0].shape))
     if places.blocks:
         assert passes <= method.family.reads(method, task.values), "more passes than declared"
-        allowed = method.family.scratch_bytes(method, len(sources)) * min(
-            places.block, places.count
-        )
+        per_element = method.family.scratch_bytes(method, len(sources))
+        per_element += SCALED_SCRATCH if task.scale != 1.0 else 0
+        allowed = per_element * min(places.block, places.count)
         assert scratch.total <= allowed + 4096, f"scratch: {scratch.total} of {allowed} bytes"
     return out.view(task.shape)
 
