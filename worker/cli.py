@@ -26,8 +26,7 @@ from .recipe import direct_recipe, parse
 from .report import as_json, describe
 from .resolve import PlanOptions
 from .run import Clock, RunOptions, run_merge
-from .schedules import FORMS as SCHEDULES
-from .schedules import weights as schedule_weights
+from .schedules import FORMS, weighted
 from .units import at_least_one, device_word, parse_duration, parse_number, parse_size
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
@@ -109,10 +108,7 @@ def _average(arguments: argparse.Namespace, clock: Clock) -> int:
     if arguments.schedule:
         if weights:
             raise UsageError("--schedule and --weights exclude each other; keep one")
-        models = [word for word in models if word != arguments.base_model]
-        chosen = schedule_weights(arguments.schedule, len(models))
-        models = [word for word, weight in zip(models, chosen, strict=True) if weight]
-        weights = [weight for weight in chosen if weight]
+        models, weights = weighted(arguments.schedule, models, arguments.base_model)
     parameters = {} if arguments.normalize else {"normalize": False}
     text = direct_recipe(
         models,
@@ -227,8 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     average.add_argument("--weights", metavar="2,1,1", help="one per model; default: equal")
     average.add_argument(
         "--schedule",
-        metavar=SCHEDULES,
-        help="weights of checkpoints, given from old to new",
+        metavar="NAME",
+        help=f"weights of checkpoints, given from old to new: {FORMS}",
     )
     average.add_argument("--method", default="linear")
     average.add_argument("--base-model", metavar="MODEL")

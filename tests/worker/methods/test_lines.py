@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import cases
+from cases import Case, cases
 from checkpoints import read_tensors, write_checkpoint
 from driver import make_task, merge, run
 from hypothesis import given
@@ -150,8 +150,8 @@ def test_every_method_with_a_base(name: str) -> None:
 
 
 @given(cases(1, 3), st.sampled_from([0.0, 0.3, 1.0, -0.5, 2.0]))
-def test_it_is_lambda_where_there_is_one(case: object, scale: float) -> None:
-    models, base = case  # type: ignore[misc]
+def test_it_is_lambda_where_there_is_one(case: Case, scale: float) -> None:
+    models, base = case
     method = methods.get("task_arithmetic")
     task = make_task(method, models, base, {"weight": 0.7})
     got = run(method, replace(task, scale=scale), [*models, base], 1 << 17)
