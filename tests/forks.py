@@ -95,8 +95,9 @@ class Fork(NamedTuple):
                 raise TimeoutError(f"{self.place}: {self.place.with_suffix('.err').read_text()}")
             self.forks.collect(0.1)
         code = os.waitstatus_to_exitcode(self.forks.ended[self.pid])
-        texts = (self.place.with_suffix(end).read_text() for end in (".out", ".err"))
-        return Ended(code, *texts)
+        # Killed at once, it may not even have opened them.
+        places = [self.place.with_suffix(end) for end in (".out", ".err")]
+        return Ended(code, *(place.read_text() if place.exists() else "" for place in places))
 
 
 def child(order: dict[str, Any]) -> None:

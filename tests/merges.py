@@ -119,15 +119,13 @@ def step(count: int, block: int, dtypes: tuple[str, ...], reads: int = 1, scratc
     return Step(**fields)
 
 
-def stream_into(
-    out: Path, plan: Plan, *, staged: bool = False, stop_after: int | None = None
-) -> Engine:
+def stream_into(out: Path, plan: Plan, *, stop_after: int | None = None, **options: Any) -> Engine:
     """Do what is left of a plan, without a command around it; ends early after so many pieces."""
     store = Store(out, plan)
     store.prepare()
     store.read_journals()
     store.open()
-    engine = Engine(plan, store, Progress("off", 1, ""), [torch.device("cpu")], staged=staged)
+    engine = Engine(plan, store, Progress("off", 1, ""), [torch.device("cpu")], **options)
     write, written = store.write, 0
 
     def counted(*words: Any) -> None:

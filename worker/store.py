@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from .step import Step
 
 PARTIAL = ".merge-partial"
 VERIFY_BYTES = 8 << 20
+SETTLED_S = 60.0
+"""After this long, what was written on one host can be read on all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,11 @@ class Entry:
     def line(self) -> bytes:
         text = f"{self.step} {self.piece.first} {self.piece.blocks} {self.crc} {self.nonfinite}"
         return f"{text} {zlib.crc32(text.encode())}\n".encode()
+
+
+def _claim(journal: str, entry: Entry) -> str:
+    """How a line of a journal is named where it is taken back."""
+    return f"{journal} {entry.step} {entry.piece.first} {entry.piece.blocks}"
 
 
 def parse_line(line: bytes) -> Entry | None:
@@ -55,6 +63,7 @@ class Store:
         self.folder = out / PARTIAL
         self.plan = plan
         self.entries: dict[tuple[int, int], Entry] = {}
+        self._journal_of: dict[Entry, str] = {}
         self.descriptors: list[int] = []
         self._journal = -1
         self._lock = threading.Lock()
@@ -100,11 +109,16 @@ class Store:
     def read_journals(self) -> None:
         """Take over what the journals of all processes, living and dead, say is done."""
         with output_errors(self.out):
+            lost: set[str] = set()
+            for path in self.folder.glob(f"{self._journals}.lost-*"):
+                lost |= set(path.read_text(errors="replace").splitlines())
             for path in sorted(self.folder.glob(f"{self._journals}-*")):
                 for line in path.read_bytes().splitlines():
                     entry = parse_line(line)
-                    if entry is not None and self._fits(entry):
-                        self.entries[entry.step, entry.piece.first] = entry
+                    if entry is None or not self._fits(entry) or _claim(path.name, entry) in lost:
+                        continue
+                    self.entries[entry.step, entry.piece.first] = entry
+                    self._journal_of[entry] = path.name
 
     def done(self) -> dict[int, list[Piece]]:
         """Finished pieces by step; none of them overlap."""
@@ -126,7 +140,23 @@ class Store:
         lost = [entry for entry, there in zip(entries, good, strict=True) if not there]
         for entry in lost:
             del self.entries[entry.step, entry.piece.first]
+        if lost:
+            self._note_lost(lost)
         return len(lost)
+
+    def _note_lost(self, lost: Sequence[Entry]) -> None:
+        """Tell other ranks, who may be waiting for nothing else than what that journal claims.
+
+        Not of fresh journals: what a living rank has just written may not be seen here yet.
+        """
+        with output_errors(self.out):
+            note = self.folder / f"{self._journals}.lost-{os.urandom(8).hex()}"
+            note.touch()
+            before = note.stat().st_mtime - SETTLED_S
+            names = {self._journal_of[entry] for entry in lost}
+            old = {n for n in names if (self.folder / n).stat().st_mtime < before}
+            claims = [_claim(self._journal_of[e], e) for e in lost if self._journal_of[e] in old]
+            write_file(note, "".join(f"{claim}\n" for claim in claims))
 
     def sync(self) -> None:
         """Force everything written here to the storage. OutputError."""

@@ -1,0 +1,137 @@
+"""Killed at any moment, the same command goes on, and the end is byte for byte the same."""
+
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from forks import Fork, Forks
+from merges import average, digest, one_tensor_models
+
+from worker.store import PARTIAL
+
+SLOW = ("--threads", "1", "--memory", "2MiB", "--shard-size", "6MB", "--progress", "off")
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> list[Path]:
+    """Models that a process at its slowest needs some tenths of a second for."""
+    return one_tensor_models(tmp_path, 10_000_000, count=3)
+
+
+def command(out: Path, models: list[Path], method: str = "linear") -> list[object]:
+    return ["average", out, *models, "--method", method, *SLOW]
+
+
+def begun(out: Path, fork: Fork) -> None:
+    """Wait until the first piece is in the journal."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and fork.running():
+        if any(path.stat().st_size for path in (out / PARTIAL).glob("journal-*")):
+            return
+        time.sleep(0.002)
+
+
+def check_unfinished(out: Path) -> None:
+    """Until the manifest is there, nothing looks like a model."""
+    if out.exists() and not (out / "merge_manifest.json").exists():
+        names = {path.name for path in out.iterdir()}
+        assert not ({"config.json", "model.safetensors.index.json"} <= names)
+
+
+def kill_until_done(
+    forks: Forks, words: list[object], out: Path, numbers: list[int], seed: int
+) -> int:
+    """Start, kill after a random while, start again; returns how many were killed."""
+    chance = random.Random(seed)
+    killed = 0
+    while True:
+        fork = forks.start(*words)
+        if killed < 12:
+            if chance.random() < 0.7:
+                begun(out, fork)
+            time.sleep(chance.random() * 0.25)
+            fork.kill(chance.choice(numbers))
+        ended = fork.wait()
+        assert "Traceback" not in ended.err
+        assert ended.code in (0, 75, -signal.SIGKILL), ended
+        if ended.code == 0:
+            return killed
+        check_unfinished(out)
+        killed += 1
+
+
+@pytest.mark.parametrize("method", ["linear", "centred"])
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGKILL]])
+@pytest.mark.usefixtures("centred_method")
+def test_killed_at_random_moments(
+    tmp_path: Path, big: list[Path], forks: Forks, method: str, numbers: list[int]
+) -> None:
+    out = tmp_path / "out"
+    kill_until_done(forks, command(out, big, method), out, numbers, seed=len(method))
+    assert average(tmp_path / "whole", big, "--method", method, "--shard-size", "6MB") == 0
+    assert digest(out) == digest(tmp_path / "whole")
+    assert not list(out.glob(".merge-partial*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_polite_signal(
+    tmp_path: Path, big: list[Path], forks: Forks, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    fork = forks.start(*command(out, big))
+    begun(out, fork)
+    began = time.monotonic()
+    fork.kill(number)
+    ended = fork.wait()
+    assert time.monotonic() - began < 5
+    assert ended.code == 75, ended
+    assert re.fullmatch(
+        rf"merge-worker: stopped by {number.name} at \d+ %; nothing is lost, "
+        r"run the same command again to continue\n",
+        ended.err,
+    )
+    assert not list((out / PARTIAL).glob("lock-*"))
+    again = forks.start(*command(out, big)[:-1], "plain").wait()
+    assert again.code == 0 and "continuing at" in again.err
+
+
+def test_a_signal_at_any_time(tmp_path: Path, big: list[Path], forks: Forks) -> None:
+    """Also while it plans, and while it finishes."""
+    for turn in range(8):
+        out = tmp_path / f"out{turn}"
+        fork = forks.start(*command(out, big))
+        time.sleep(0.02 * turn**2)
+        fork.kill(signal.SIGTERM)
+        ended = fork.wait()
+        # In the first milliseconds Python itself has not begun to listen.
+        assert ended.code in (0, 75) or (turn == 0 and ended.code == -signal.SIGTERM), ended
+        assert ended.code != 75 or ended.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_killed_ranks(tmp_path: Path, big: list[Path], forks: Forks) -> None:
+    out = tmp_path / "out"
+    chance = random.Random(5)
+    for _ in range(10):
+        ranks = [
+            forks.start(*command(out, big), env={"RANK": str(n), "WORLD_SIZE": "3"})
+            for n in range(3)
+        ]
+        time.sleep(chance.random() * 0.4)
+        for fork in chance.sample(ranks, chance.randrange(1, 4)):
+            fork.kill()
+        assert all(fork.wait().code in (0, -signal.SIGKILL) for fork in ranks)
+        check_unfinished(out)
+    ended = [
+        fork.wait()
+        for fork in [
+            forks.start(*command(out, big), env={"RANK": str(n), "WORLD_SIZE": "3"})
+            for n in range(3)
+        ]
+    ]
+    assert [one.code for one in ended] == [0, 0, 0], ended
+    assert average(tmp_path / "whole", big, "--shard-size", "6MB") == 0
+    assert digest(out) == digest(tmp_path / "whole")
