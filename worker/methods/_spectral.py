@@ -42,12 +42,17 @@ def spectrum(matrix: Tensor) -> Spectrum:
     return Spectrum(squares[:count].sqrt_(), vectors.flip(1)[:, :count])
 
 
+def products_first(matrix: Tensor) -> bool:
+    """Whether products are so much faster than eigensolvers, where the matrix is."""
+    return matrix.device.type != "cpu"
+
+
 def polar(matrix: Tensor) -> Tensor:
     """The orthogonal polar factor U V^T of U S V^T, without the directions in which S is 0.
 
     The matrix has no more columns than rows. (An SVD would fill those directions at random.)
     """
-    if matrix.device.type != "cpu":
+    if products_first(matrix):
         found = newton_schulz(matrix)
         if found is not None:
             return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ._define import Base, merge_method
 from ._matrix import MATRIX, Deltas, Rule, concentrated, significant
-from ._spectral import newton_schulz, polar_of, spectrum
+from ._spectral import newton_schulz, polar_of, products_first, spectrum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class _IsoC(Rule):
 
     def delta(self, deltas: Deltas) -> Tensor:
         total, short = deltas.sum(), deltas.short
-        factor = newton_schulz(total) if total.device.type != "cpu" else None
+        factor = newton_schulz(total) if products_first(total) else None
         if factor is not None:
             length = float(total.flatten().dot(factor.flatten()))
             if not concentrated(length, float(total.norm()) ** 2, short):
