@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from . import quick_torch
 from .errors import UsageError
+
+quick_torch.restore()
 
 _KINDS = ("cuda", "xpu", "mps")
 
