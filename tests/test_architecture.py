@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKER_STAGES = {
     "words and tables": "errors dtypes crc layers layer_count layer_fields layer_config modules "
     "progress settings schedules flush stopping units",
-    "what is asked for": "methods describe yaml_text recipe recipe_rules recipe_reader",
+    "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_reader",
     "what is on disk": "files header checkpoint layout",
-    "plan": "cut step stacks heads assemble match memory effort resolve plan report",
+    "plan": "cut step planned stacks heads assemble match memory effort resolve plan report",
     "stream": "readahead ranks lane store stream",
     "write": "card manifest side_files target finish lock verify",
     "command": "device run cli __main__",

@@ -25,7 +25,10 @@ MAX_ELEMENTS = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One stored tensor: `count` elements of `dtype`, row-major, at `offset` of `file`."""
+    """One stored tensor: `count` elements of `dtype`, row-major, at `offset` of `file`.
+
+    `said` is the dtype that it stands for, where a stage stores it wider for the next one.
+    """
 
     name: str
     dtype: DType
@@ -33,6 +36,7 @@ class TensorInfo:
     file: str
     offset: int
     nbytes: int
+    said: DType | None = None
 
     @property
     def count(self) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from .layout import Layout, lay_out
 from .match import Matches, match
 from .memory import Memory, budget
 from .methods import Method
+from .planned import Planned, planned
 from .recipe import ModelRef, Recipe
 from .resolve import PlanOptions, Resolver
 from .step import Step
 
-__all__ = ["Plan", "PlanOptions", "locate", "make_plan", "usable_cpus"]
+__all__ = ["Plan", "PlanOptions", "final_config", "locate", "make_plan", "usable_cpus"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Plan:
     warnings: tuple[str, ...]
     config: Mapping[str, Any]  # of the first model, following the layers taken
     key: str  # digest of all that the result depends on
+    stages: tuple[Plan, ...] = ()  # to be done before, each into its `folder`
+    folder: Path | None = None  # where the result goes if it is a stage
 
     @property
     def input_bytes(self) -> int:
@@ -56,15 +59,45 @@ class Plan:
 def make_plan(recipe: Recipe, options: PlanOptions | None = None) -> Plan:
     """Plan a merge. UsageError for faults of the recipe, InputError for faults of the inputs."""
     options = options or PlanOptions()
+    if options.strict and recipe.warnings:
+        raise UsageError("\n".join([*recipe.warnings, "  --strict makes these errors"]))
+    stages: list[Plan] = []
+    results: dict[str, Planned] = {}
+    for number, stage in enumerate(recipe.stages):
+        plan, results[str(stage.name)] = _stage(stage, number, options, results)
+        stages.append(plan)
+    final = _plan(recipe, options, results)
+    if not stages:
+        return final
+    size = sum(plan.output_bytes for plan in stages) / 1e9
+    note = f"{len(stages)} intermediate results take {size:.1f} GB in {options.stages} meanwhile"
+    return replace(final, stages=tuple(stages), warnings=(*final.warnings, note))
+
+
+def _stage(
+    recipe: Recipe, number: int, options: PlanOptions, results: Mapping[str, Planned]
+) -> tuple[Plan, Planned]:
+    """A document whose result others use: kept in float32, so that nothing is rounded twice."""
+    recipe = replace(recipe, warnings=())
+    said = _plan(recipe, replace(options, dtype=None), results)
+    widest = "float64" if any(step.dtype.bits > 32 for step in said.steps) else "float32"
+    plan = _plan(recipe, replace(options, dtype=widest), results)
+    # The key in the name: what an earlier recipe left there is another folder.
+    folder = options.stages / f"{number}-{plan.key[:16]}"
+    plan = replace(plan, folder=folder, warnings=())
+    result = planned(folder, plan.layout, plan.steps, {s.name: s.dtype for s in said.steps})
+    return plan, replace(result, key=plan.key, settings=final_config(said))
+
+
+def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) -> Plan:
+    """The plan of one document; `results` are those of other documents by name."""
     method = methods.get(recipe.method)
     warnings = list(recipe.warnings)
-    if options.strict and warnings:
-        raise UsageError("\n".join([*warnings, "  --strict makes these errors"]))
     if recipe.tokenizer not in (None, "base"):
         raise UsageError(
             f"{recipe.where}: only 'tokenizer_source: base' can be merged yet; drop 'tokenizer'"
         )
-    numbers, models = _open_all(recipe.model_refs(), options.relative_to)
+    numbers, models = _open_all(recipe.own_refs(), options.relative_to, results)
     labels = tuple(_labels(numbers))
     assembly = assemble(recipe, models, numbers)
     matches = match(assembly.groups, models, labels, options.rules)
@@ -91,7 +124,7 @@ def usable_cpus() -> int:
 
 
 def _open_all(
-    refs: Sequence[ModelRef], relative_to: Path
+    refs: Sequence[ModelRef], relative_to: Path, results: Mapping[str, Planned]
 ) -> tuple[dict[ModelRef, int], tuple[Checkpoint, ...]]:
     """Every folder once, and its number by reference; all that cannot be opened are named."""
     faults: list[str] = []
@@ -100,10 +133,11 @@ def _open_all(
     models: list[Checkpoint] = []
     for ref in refs:
         try:
-            path = locate(ref, relative_to)
+            result = results.get(ref.path) if not (ref.revision or ref.lora) else None
+            path = result.path if result else locate(ref, relative_to)
             place = path.resolve()
             if place not in by_place:
-                models.append(open_checkpoint(path))
+                models.append(result or open_checkpoint(path))
                 by_place[place] = len(models) - 1
             numbers[ref] = by_place[place]
         except InputError as error:
@@ -155,6 +189,19 @@ def _config(
     return configs[0], notes
 
 
+def final_config(plan: Plan) -> dict[str, Any]:
+    """The config of the result: the first model's with what layers, dtype and recipe change."""
+    config = dict(plan.config)
+    asked = plan.options.dtype or plan.recipe.out_dtype or plan.recipe.dtype or "same"
+    if asked != "same":
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+        config |= dict.fromkeys(keys, asked.removeprefix("torch."))
+    architecture = plan.recipe.base.architecture if plan.recipe.base else None
+    if architecture:
+        config["architectures"] = [architecture]
+    return config
+
+
 def _key(
     recipe: Recipe,
     options: PlanOptions,
@@ -172,8 +219,11 @@ def _key(
     files: dict[str, int] = {}
     for model in models:
         for shard in model.shards:
-            real = Path(shard.path).resolve()
             files[shard.path] = len(files)
+            if isinstance(model, Planned):
+                add([model.key, shard.header_sha256])
+                continue
+            real = Path(shard.path).resolve()
             add([real, shard.size, real.stat().st_mtime_ns, shard.header_sha256])
     for step in steps:
         task, values = step.task, dict[str, Any](step.task.values if step.task else {})

@@ -76,7 +76,11 @@ class Module:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. `text` is the recipe as given."""
+    """A checked recipe. `text` is the recipe as given.
+
+    `stages` are the other documents of the text, whose results this one uses by their names as
+    models; each stands after those that it uses.
+    """
 
     text: str
     where: str
@@ -90,9 +94,16 @@ class Recipe:
     chat_template: str | None = None
     name: str | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    stages: tuple[Recipe, ...] = ()
 
     def model_refs(self) -> tuple[ModelRef, ...]:
-        """Every model of the recipe once: the base first, then in order of appearance."""
+        """Every model that must be there, once; those of stages too, but not their results."""
+        names = {stage.name for stage in self.stages}
+        refs = [ref for recipe in (*self.stages, self) for ref in recipe.own_refs()]
+        return tuple(dict.fromkeys(ref for ref in refs if ref.path not in names))
+
+    def own_refs(self) -> tuple[ModelRef, ...]:
+        """Every model of this document once: the base first, then in order of appearance."""
         found = [self.base] if self.base else []
         for module in self.modules:
             for part in module.slices:

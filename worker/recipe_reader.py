@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from . import methods
+from .documents import arrange
 from .dtypes import FLOATS
 from .errors import UsageError, nearest, printable
 from .methods import Method
@@ -19,12 +20,22 @@ _TOP += ["dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template",
 
 
 def read_recipe(text: str, where: str) -> Recipe:
-    """The recipe of a text with one document. UsageError lists every fault."""
+    """The recipe of a text; of several documents the last one, with its stages.
+
+    UsageError lists every fault of all documents.
+    """
     documents = read_documents(text, where)
-    if len(documents) != 1:
-        found = "empty" if not documents else f"{len(documents)} documents"
-        raise UsageError(f"{where}: {found}; a recipe is one YAML document")
-    return _Reader(documents[0]).recipe(text)
+    if not documents:
+        raise UsageError(f"{where}: empty; a recipe is one YAML document, or several with names")
+    recipes, faults = [], []
+    for document in documents:
+        try:
+            recipes.append(_Reader(document).recipe(text))
+        except UsageError as error:
+            faults.append(str(error))
+    if faults:
+        raise UsageError("\n".join(faults))
+    return arrange(recipes)
 
 
 class _Reader:

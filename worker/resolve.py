@@ -47,6 +47,13 @@ class PlanOptions:
     strict: bool = False
     rules: Rules = field(default_factory=Rules)
     block: int = CPU_BLOCK
+    stages: Path = Path(".merge-stages")  # where results of other documents are kept meanwhile
+
+
+def stage_folder(out: str | None) -> Path:
+    """Where intermediate results of a merge into `out` are kept: beside it, hidden."""
+    place = Path(out or "merge")
+    return place.parent / f".{place.name or 'merge'}.stages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +232,6 @@ class Resolver:
     def _out_dtype(self, first: TensorInfo) -> DType:
         asked = self.options.dtype or self.recipe.out_dtype or self.recipe.dtype or "same"
         if asked == "same":
-            return first.dtype
+            return first.said or first.dtype
         dtype = from_torch_name(asked)
         return dtype if dtype.kind is Kind.FLOAT else first.dtype

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError, printable
+from .errors import OutputError, Stopped, printable
 from .files import Files
 from .finish import commit, finish
 from .flush import Flusher
@@ -21,7 +24,10 @@ from .readahead import ReadAhead
 from .report import size
 from .stopping import Stop, by_clock, by_signal
 from .store import Store, output_errors
-from .target import State, survey
+from .target import State, Target, survey
+
+WAIT_S = 0.5
+"""Between looks at whether the other ranks have finished a stage."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,16 @@ def run_merge(plan: Plan, out: Path, options: RunOptions, rank: Rank, clock: Clo
     target = survey(plan, out, overwrite=options.overwrite, resume=options.resume)
     if target.state is State.FINISHED:
         return f"{out}: this merge is already there; nothing to do"
+    if plan.stages and target.state is not State.COMMIT:
+        _stages(plan, options, rank, clock)
+    text = _merge(plan, out, target, (options, rank, clock))
+    if plan.stages and _key_in(out) == plan.key:
+        _remove_stages(plan)
+    return text
+
+
+def _merge(plan: Plan, out: Path, target: Target, how: tuple[RunOptions, Rank, Clock]) -> str:
+    options, rank, clock = how
     store = Store(out, plan)
     share_of = f"{out}: share {rank.number + 1} of {rank.world} is done"
     try:
@@ -93,6 +109,30 @@ def run_merge(plan: Plan, out: Path, options: RunOptions, rank: Rank, clock: Clo
             return f"{share_of}; another rank finishes"
         raise
     return _summary(plan, out, clock, moved, differing)
+
+
+def _remove_stages(plan: Plan) -> None:
+    """Intermediate results, those of earlier versions of the recipe too."""
+    place = plan.options.stages
+    if place.is_dir():
+        for folder in place.iterdir():
+            if re.fullmatch(r"\d+-[0-9a-f]{16}", folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # somebody else's files
+            place.rmdir()
+
+
+def _stages(plan: Plan, options: RunOptions, rank: Rank, clock: Clock) -> None:
+    """Merge what the plan needs first. Ranks wait for each other between stages."""
+    for stage in plan.stages:
+        assert stage.folder is not None
+        run_merge(stage, stage.folder, replace(options, overwrite=False), rank, Clock(clock.began))
+        while _key_in(stage.folder) != stage.key:
+            if options.deadline_s and time.monotonic() - clock.began > options.deadline_s:
+                raise Stopped(
+                    f"{stage.folder}: stopped at the deadline; run the same command again"
+                )
+            time.sleep(WAIT_S)
 
 
 def _lock(store: Store, name: str) -> Lock:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .dtypes import DType
-from .plan import Plan
-from .recipe import ModelRef
+from .plan import Plan, final_config
+from .planned import Planned
 from .store import write_file
 
 _WEIGHTS = (
@@ -75,17 +75,9 @@ def copy_side_files(plan: Plan, into: Path) -> list[str]:
 
 def merged_config(plan: Plan) -> dict[str, Any] | None:
     """The base's config with what the recipe changes, or None if that is nothing."""
-    config = dict(plan.config)
-    asked = plan.options.dtype or plan.recipe.out_dtype or plan.recipe.dtype or "same"
-    before = plan.models[0].config
-    if asked != "same":
-        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-        config |= dict.fromkeys(keys, asked.removeprefix("torch."))
-    base: ModelRef | None = plan.recipe.base
-    architecture = base.architecture if base else None
-    if architecture:
-        config["architectures"] = [architecture]
-    return config if config != before else None
+    config = final_config(plan)
+    first = plan.models[0]
+    return config if isinstance(first, Planned) or config != first.config else None
 
 
 def stored_dtypes(plan: Plan) -> dict[str, int]:

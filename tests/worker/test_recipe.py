@@ -154,7 +154,7 @@ parameters: {weight: 1}
             "r.yml:4: tokenizer_source: stands beside 'tokenizer'",
         ),
         ("- 1", "r.yml:1: a recipe is a mapping of names to values, not [1]"),
-        ("", "r.yml: empty; a recipe is one YAML document"),
+        ("", "r.yml: empty; a recipe is one YAML document, or several"),
     ],
 )
 def test_faults(text: str, expected: str) -> None:

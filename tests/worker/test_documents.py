@@ -1,0 +1,183 @@
+"""Several documents in one recipe, whose results feed each other."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import read_tensors, write_checkpoint
+from merges import run
+
+from worker.errors import UsageError
+from worker.recipe import Recipe, parse
+
+CHAIN = """
+name: first
+merge_method: linear
+models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 2}}]
+---
+merge_method: task_arithmetic
+base_model: first
+models: [second, c]
+parameters: {weight: 0.5}
+---
+name: second
+merge_method: slerp
+base_model: c
+models: [first]
+parameters: {t: [{filter: first, value: 0.9}, {value: 0.3}]}
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for name in "abc":
+        tensors = {
+            "layers.0.first.w": torch.randn(33, 40, generator=generator).bfloat16(),
+            "layers.1.w": torch.randn(33, 40, generator=generator).bfloat16(),
+            "ids": torch.arange(5),
+        }
+        config = {"model_type": "none", "torch_dtype": "bfloat16"}
+        write_checkpoint(tmp_path / name, tensors, config=config)
+    return tmp_path
+
+
+def merge(models: Path, text: str, *options: object, out: str = "out") -> int:
+    recipe = models / "recipe.yml"
+    recipe.write_text(text, encoding="utf-8")
+    words = ["--relative-to", models, "--progress", "off", "--threads", 1]
+    return run("merge", recipe, models / out, *words, *options)
+
+
+def faults(text: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(text, "r.yml")
+    return str(caught.value)
+
+
+def document(name: str | None, *models: str) -> str:
+    named = f"name: {name}\n" if name else ""
+    return (
+        f"{named}merge_method: linear\nmodels: [{', '.join(models)}]\nparameters: {{weight: 1}}\n"
+    )
+
+
+def several(*documents: str) -> str:
+    return "---\n".join(documents)
+
+
+def test_order_and_models() -> None:
+    recipe = parse(CHAIN)
+    assert recipe.name is None and recipe.method == "task_arithmetic"
+    assert [stage.name for stage in recipe.stages] == ["first", "second"]
+    assert [str(ref) for ref in recipe.model_refs()] == ["a", "b", "c"]
+
+
+def reference(models: Path) -> dict[str, torch.Tensor]:
+    a, b, c = (read_tensors(models / name) for name in "abc")
+    found = {}
+    for name in ("layers.0.first.w", "layers.1.w"):
+        x, y, z = (tensors[name].double() for tensors in (a, b, c))
+        first = (x + 2 * y) / 3
+        t = 0.9 if "first" in name else 0.3
+        cosine = (z * first).sum() / z.norm() / first.norm()
+        angle = torch.acos(cosine)
+        second = (torch.sin((1 - t) * angle) * z + torch.sin(t * angle) * first) / torch.sin(angle)
+        found[name] = first + 0.5 * (second - first) + 0.5 * (z - first)
+    return found
+
+
+def test_the_result(models: Path) -> None:
+    assert merge(models, CHAIN) == 0
+    out = read_tensors(models / "out")
+    for name, exact in reference(models).items():
+        # As the inputs are, and rounded once: half a unit in the last place of bfloat16.
+        assert out[name].dtype == torch.bfloat16
+        assert float(((out[name].double() - exact) / exact).abs().max()) <= 2**-8, name
+    assert out["ids"].tolist() == [0, 1, 2, 3, 4]
+    assert json.loads((models / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert list(models.glob(".*")) == []
+
+
+def test_what_a_stage_says_of_its_dtype_holds_for_those_after_it(models: Path) -> None:
+    text = CHAIN.replace("merge_method: linear", "merge_method: linear\nout_dtype: float16")
+    assert merge(models, text) == 0
+    # The first model of the last document is `first`.
+    assert read_tensors(models / "out")["layers.1.w"].dtype == torch.float16
+    assert json.loads((models / "out" / "config.json").read_text())["torch_dtype"] == "float16"
+    assert merge(models, text, "--dtype", "float32", out="wide") == 0
+    assert read_tensors(models / "wide")["layers.1.w"].dtype == torch.float32
+
+
+def test_it_is_known_when_it_is_there(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert merge(models, CHAIN) == 0
+    assert merge(models, CHAIN) == 0
+    assert "already there" in capsys.readouterr().out
+    # A change of a stage is another merge.
+    assert merge(models, CHAIN.replace("weight: 2", "weight: 3")) == 4
+
+
+def test_only_models_are_references(models: Path) -> None:
+    # mergekit would put a path into the filter, and into the name of the method.
+    text = several(document("linear", "a", "b"), document(None, "linear", "c"))
+    assert merge(models, text) == 0
+    (stage,) = parse(CHAIN.split("---")[0] + "---\n" + document(None, "first", "c")).stages
+    assert stage.name == "first"
+
+
+def chain_of(*names: str) -> Recipe:
+    return parse(several(*(document(name, model) for name, model in pairwise(names))))
+
+
+def test_the_document_that_no_other_uses_makes_the_result() -> None:
+    recipe = chain_of("x", "y", "z", "model")
+    assert recipe.name == "x"
+    assert [stage.name for stage in recipe.stages] == ["z", "y"]
+
+
+def test_documents_that_nothing_uses_are_told() -> None:
+    recipe = parse(several(document("x", "a"), document(None, "b")), "r.yml")
+    assert recipe.warnings == ("r.yml: nothing uses the document 'x'; it is not merged",)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            several(document("x", "y"), document("y", "x"), document(None, "x")),
+            "r.yml: documents need each other: x → y → x",
+        ),
+        (
+            several(document("x", "x"), document(None, "x")),
+            "r.yml: documents need each other: x → x",
+        ),
+        (
+            several(document(None, "a"), document(None, "b")),
+            "r.yml: 2 documents have no name; only the one that makes the result may have none",
+        ),
+        (
+            several(document("x", "a"), document("x", "b"), document(None, "x")),
+            "r.yml: 2 documents have the name 'x'",
+        ),
+        (
+            several(document("x", "a"), document("y", "b")),
+            "r.yml: which document makes the result? Leave its name away (not used by another: "
+            "x, y)",
+        ),
+    ],
+)
+def test_documents_that_do_not_fit(text: str, expected: str) -> None:
+    assert faults(text) == expected
+
+
+def test_faults_of_all_documents_at_once() -> None:
+    text = several(document("x", "a").replace("linear", "lineer"), document(None, "x", "x"))
+    found = faults(text).splitlines()
+    assert found[0].startswith("r.yml:2: merge_method: unknown method 'lineer'")
+    assert found[-1].startswith("r.yml:7: models[1]: model 'x' is listed twice")
+
+
+def test_a_result_has_no_revision(models: Path) -> None:
+    assert merge(models, several(document("x", "a"), document(None, "x@1", "b"))) == 3
