@@ -153,9 +153,8 @@ def _check_index(folder: Path, tensors: dict[str, TensorInfo]) -> None:
     if not index.is_file():
         return
     weight_map = _weight_map(index)
-    lost = [
-        n for n, f in weight_map.items() if n not in tensors or tensors[n].file != str(folder / f)
-    ]
+    paths = {file: str(folder / file) for file in set(weight_map.values())}
+    lost = [n for n, f in weight_map.items() if n not in tensors or tensors[n].file != paths[f]]
     if lost:
         raise InputError(
             f"{index}: {len(lost)} tensors are not in the shard it names: {first_names(lost)}\n"
