@@ -69,9 +69,10 @@ def make_plan(recipe: Recipe, options: PlanOptions | None = None) -> Plan:
     final = _plan(recipe, options, results)
     if not stages:
         return final
+    told = [line for plan in stages for line in plan.warnings]
     size = sum(plan.output_bytes for plan in stages) / 1e9
-    note = f"{len(stages)} intermediate results take {size:.1f} GB in {options.stages} meanwhile"
-    return replace(final, stages=tuple(stages), warnings=(*final.warnings, note))
+    told += [f"{len(stages)} intermediate results take {size:.2f} GB beside the result meanwhile"]
+    return replace(final, stages=tuple(stages), warnings=(*final.warnings, *told))
 
 
 def _stage(
@@ -84,7 +85,7 @@ def _stage(
     plan = _plan(recipe, replace(options, dtype=widest), results)
     # The key in the name: what an earlier recipe left there is another folder.
     folder = options.stages / f"{number}-{plan.key[:16]}"
-    plan = replace(plan, folder=folder, warnings=())
+    plan = replace(plan, folder=folder)
     result = planned(folder, plan.layout, plan.steps, {s.name: s.dtype for s in said.steps})
     return plan, replace(result, key=plan.key, settings=final_config(said))
 

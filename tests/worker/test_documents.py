@@ -1,6 +1,10 @@
 """Several documents in one recipe, whose results feed each other."""
 
 import json
+import os
+import struct
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +14,12 @@ from checkpoints import read_tensors, write_checkpoint
 from merges import run
 
 from worker.errors import UsageError
+from worker.plan import PlanOptions, make_plan
+from worker.ranks import Rank
 from worker.recipe import Recipe, parse
+from worker.run import Clock, RunOptions, run_merge
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 CHAIN = """
 name: first
@@ -109,6 +118,50 @@ def test_what_a_stage_says_of_its_dtype_holds_for_those_after_it(models: Path) -
     assert json.loads((models / "out" / "config.json").read_text())["torch_dtype"] == "float16"
     assert merge(models, text, "--dtype", "float32", out="wide") == 0
     assert read_tensors(models / "wide")["layers.1.w"].dtype == torch.float32
+
+
+def test_ranks_wait_for_each_other(models: Path) -> None:
+    assert merge(models, CHAIN, out="alone") == 0
+    ranks = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "worker",
+                "merge",
+                "recipe.yml",
+                "together",
+                "--progress",
+                "off",
+            ],
+            cwd=models,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "RANK": rank, "WORLD_SIZE": "2"},
+        )
+        for rank in "01"
+    ]
+    assert [rank.wait(100) for rank in ranks] == [0, 0]
+    alone, together = read_tensors(models / "alone"), read_tensors(models / "together")
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
+    assert list(models.glob(".*")) == []
+
+
+def test_stages_that_were_left_are_gone_on_with(models: Path) -> None:
+    recipe = models / "recipe.yml"
+    recipe.write_text(CHAIN)
+    options = PlanOptions(relative_to=models, stages=models / ".out.stages")
+    first = make_plan(parse(CHAIN), options).stages[0]
+    assert first.folder is not None
+    clock = Clock(0.0)
+    run_merge(first, first.folder, RunOptions(progress="off"), Rank(), clock)
+    # A mark by which its result is known again.
+    with (first.folder / "model.safetensors").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(struct.pack("f", 1000.0))
+    (models / ".out.stages" / "7-0123456789abcdef").mkdir()  # of an earlier recipe
+    assert merge(models, CHAIN) == 0
+    marked = [name for name, t in read_tensors(models / "out").items() if t.max() > 100]
+    assert len(marked) == 1
+    assert list(models.glob(".*")) == []
 
 
 def test_it_is_known_when_it_is_there(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
