@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from . import __version__, methods
+from . import __version__, methods, quick_torch
 from .errors import InputError, Stopped, UsageError, WorkerError, printable
 from .match import Rules
 from .plan import Plan, make_plan
 from .ranks import from_environment
 from .recipe import direct_recipe, parse
 from .report import as_json, describe
-from .resolve import PlanOptions
+from .resolve import PlanOptions, stage_folder
 from .run import Clock, RunOptions, run_merge
 from .schedules import FORMS, weighted
 from .units import at_least_one, device_word, parse_duration, parse_number, parse_size
@@ -34,6 +34,7 @@ BUG = "this is a bug in merge-worker; please report it with the lines above and 
 
 def entry() -> NoReturn:
     """The command `merge-worker`: `main`, without the 0.4 s that torch takes to be torn down."""
+    quick_torch.prepare()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -198,6 +199,7 @@ def _plan(text: str, where: str, arguments: argparse.Namespace) -> Plan:
         seed=arguments.seed,
         strict=arguments.strict,
         rules=Rules(arguments.missing, arguments.surplus),
+        stages=stage_folder(getattr(arguments, "out", None)),
     )
     return make_plan(parse(text, where), options)
 
