@@ -27,6 +27,15 @@ class MergeOptions:
             form="numbers with commas between, such as 2,1,1",
         ),
     )
+    schedule: str | None = option(
+        None,
+        Shape(
+            "direct merge of checkpoints from the oldest to the newest: weights by a schedule",
+            metavar="uniform|minus-sqrt|ema:BETA|last-k:N",
+            pattern=r"[a-z-]+(:[0-9.]+)?",
+            form="a schedule such as minus-sqrt, ema:0.9 or last-k:4",
+        ),
+    )
     base_model: str | None = option(
         None, Shape("direct merge: the base of methods that need one", metavar="MODEL")
     )

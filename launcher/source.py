@@ -91,6 +91,7 @@ def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:
     direct = {
         "--method": options.method,
         "--weights": options.weights,
+        "--schedule": options.schedule,
         "--base-model": options.base_model,
     }
     for flag, value in direct.items():
@@ -122,14 +123,20 @@ def _direct_recipe(
     models: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
 ) -> bytes:
     from worker.recipe import direct_recipe
+    from worker.schedules import weighted
 
     weights = None if options.weights is None else [float(w) for w in options.weights.split(",")]
-    base = options.base_model
+    base = None if options.base_model is None else _located(options.base_model, folder)
+    located = [_located(word, folder) for word in models]
+    if options.schedule is not None:
+        if weights is not None:
+            raise UsageError("--schedule gives the weights; drop --weights")
+        located, weights = weighted(options.schedule, located, base)
     return direct_recipe(
-        [_located(word, folder) for word in models],
+        located,
         method=options.method or "linear",
         weights=weights,
-        base_model=None if base is None else _located(base, folder),
+        base_model=base,
         dtype=dtype,
     ).encode()
 

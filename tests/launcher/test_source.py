@@ -66,6 +66,17 @@ def test_with_out_all_words_are_models() -> None:
     assert (merge.out, models_of(merge)) == ("/w/there", ["/w/m1", "/w/m2"])
 
 
+def test_a_schedule_weighs_checkpoints_from_the_oldest_to_the_newest() -> None:
+    merge = read("out", "m1", "m2", "m3", schedule="last-k:2")
+    found = json.loads(merge.text)["models"]
+    assert [Path(entry["model"]).name for entry in found] == ["m2", "m3"]
+    assert [entry["parameters"]["weight"] for entry in found] == [0.5, 0.5]
+    with pytest.raises(UsageError, match="drop --weights"):
+        read("out", "m1", "m2", schedule="ema", weights="1,2")
+    with pytest.raises(WorkerUsageError, match="no schedule 'emu' \\(did you mean 'ema'"):
+        read("out", "m1", "m2", schedule="emu")
+
+
 def test_method_weights_base_and_dtype() -> None:
     merge = read("out", "m1", "m2", weights="2,1e0", dtype="float16")
     found = json.loads(merge.text)
