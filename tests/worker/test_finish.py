@@ -136,7 +136,7 @@ def test_replacing_another_merge_stopped_at_any_rename(
     old = some_models(tmp_path / "old", 2, config={"old": True})
     assert average(tmp_path / "whole", sharded, *SHARDS) == 0
     whole = digest(tmp_path / "whole")
-    for stops in range(0, 60, 3):
+    for stops in range(0, 60, 5):
         out = tmp_path / f"out{stops}"
         assert average(out, old) == 0
         before = digest(out)

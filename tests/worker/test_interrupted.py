@@ -3,6 +3,8 @@
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from merges import average, digest, one_tensor_models
 
 from worker.store import PARTIAL
 
+ROOT = Path(__file__).resolve().parents[2]
 SLOW = ("--threads", "1", "--memory", "2MiB", "--shard-size", "6MB", "--progress", "off")
 
 
@@ -42,14 +45,14 @@ def check_unfinished(out: Path) -> None:
 
 
 def kill_until_done(
-    forks: Forks, words: list[object], out: Path, numbers: list[int], seed: int
-) -> int:
-    """Start, kill after a random while, start again; returns how many were killed."""
-    chance = random.Random(seed)
+    forks: Forks, words: list[object], out: Path, numbers: list[int], most: int = 5
+) -> None:
+    """Start, kill after a random while, start again; let it end after so many times."""
+    chance = random.Random(most)
     killed = 0
     while True:
         fork = forks.start(*words)
-        if killed < 12:
+        if killed < most:
             if chance.random() < 0.7:
                 begun(out, fork)
             time.sleep(chance.random() * 0.25)
@@ -58,7 +61,7 @@ def kill_until_done(
         assert "Traceback" not in ended.err
         assert ended.code in (0, 75, -signal.SIGKILL), ended
         if ended.code == 0:
-            return killed
+            return
         check_unfinished(out)
         killed += 1
 
@@ -70,7 +73,7 @@ def test_killed_at_random_moments(
     tmp_path: Path, big: list[Path], forks: Forks, method: str, numbers: list[int]
 ) -> None:
     out = tmp_path / "out"
-    kill_until_done(forks, command(out, big, method), out, numbers, seed=len(method))
+    kill_until_done(forks, command(out, big, method), out, numbers)
     assert average(tmp_path / "whole", big, "--method", method, "--shard-size", "6MB") == 0
     assert digest(out) == digest(tmp_path / "whole")
     assert not list(out.glob(".merge-partial*"))
@@ -109,6 +112,30 @@ def test_a_signal_at_any_time(tmp_path: Path, big: list[Path], forks: Forks) -> 
         # In the first milliseconds Python itself has not begun to listen.
         assert ended.code in (0, 75) or (turn == 0 and ended.code == -signal.SIGTERM), ended
         assert ended.code != 75 or ended.err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", range(5))
+def test_killed_many_times(tmp_path: Path, big: list[Path], forks: Forks, turn: int) -> None:
+    out = tmp_path / "out"
+    kill_until_done(forks, command(out, big), out, [signal.SIGKILL, signal.SIGTERM], 12 + turn)
+    assert average(tmp_path / "whole", big, "--shard-size", "6MB") == 0
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.6, 1.2, 2.5])
+def test_a_real_process(tmp_path: Path, big: list[Path], after_s: float) -> None:
+    """Also while torch loads, which takes seconds."""
+    words = [sys.executable, "-m", "worker", *map(str, command(tmp_path / "out", big))]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(after_s)
+        process.terminate()
+        began = time.monotonic()
+        _, text = process.communicate()
+    assert time.monotonic() - began < 5
+    assert process.returncode in (0, 75), text
+    assert process.returncode == 0 or ("stopped by SIGTERM" in text and text.count("\n") == 1)
 
 
 @pytest.mark.slow
