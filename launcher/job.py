@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from worker.errors import printable
 
 from .errors import refuse
-from .payload import LINE_COLUMNS, Payload
+from .payload import Payload, base64_lines
 from .settings import JobOptions, WorkerOptions
 from .source import Merge, safe_name
 
@@ -63,9 +62,7 @@ class Job:
         return str(Path(self.folder) / f"{self.name}.log")
 
     def recipe_base64(self) -> str:
-        encoded = base64.b64encode(self.merge.text).decode()
-        starts = range(0, len(encoded), LINE_COLUMNS)
-        return "\n".join(encoded[i : i + LINE_COLUMNS] for i in starts)
+        return base64_lines(self.merge.text)
 
     def recipe_digest(self) -> str:
         return hashlib.sha256(self.merge.text).hexdigest()

@@ -8,10 +8,17 @@ from .schedules import FORMS
 
 
 def method_list() -> str:
-    """One line per method: name, first line of its formula."""
+    """One line per method: name, first line of its formula.
+
+    In a job's archive, which holds no docstrings, the names of its parameters instead.
+    """
     found = [methods.get(name) for name in methods.names()]
     width = max(len(method.name) for method in found) + 2
-    return "\n".join(f"{m.name:<{width}}{m.doc.splitlines()[0]}" for m in found)
+    return "\n".join(f"{method.name:<{width}}{_summary(method)}".rstrip() for method in found)
+
+
+def _summary(method: Method) -> str:
+    return method.doc.partition("\n")[0] or ", ".join(p.name for p in method.parameters)
 
 
 def method_page(method: Method) -> str:
@@ -27,7 +34,8 @@ def method_page(method: Method) -> str:
         Base.REQUIRED: "base_model required",
     }[method.base]
     lines = [method.name + (" (experimental)" if method.experimental else ""), ""]
-    lines += [method.doc, "", f"models: {count}; {base}"]
+    lines += [method.doc, ""] if method.doc else []
+    lines += [f"models: {count}; {base}"]
     if method.parameters:
         lines += ["parameters:", *(f"  {_parameter(p)}" for p in method.parameters)]
     if method.modifiers:

@@ -2,16 +2,16 @@
 # linear of m1, it's. Made by merge-launch 0.0.0.
 #
 # What runs here is the worker of merge-launch, Python sources in one zip archive. It is carried along,
-# gzipped and as base64 text, further down, so the node needs nothing of ours installed:
-# bash, coreutils, gzip, and Python 3.10 or newer with torch, safetensors and pyyaml.
+# packed by bzip2 and as base64 text, further down, so the node needs nothing of ours installed:
+# bash, coreutils, and Python 3.10 or newer with torch, safetensors and pyyaml, which unpacks it too.
 # SHA-256 of the archive, checked before it runs:
-#   0000000000000000000000000000000000000000000000000000000000000000
+#   0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3
 # To unpack it by hand:
-#   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | gzip -d > merge-worker.pyz
+#   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | bzip2 -d > merge-worker.pyz
 
 set -euo pipefail
 
-fail() {
+merge_fail() {
     printf 'merge-launch: %s\n' "$1" >&2
     exit 3
 }
@@ -24,30 +24,46 @@ finish() {
 }
 trap finish EXIT
 
-base64 -d <<'MERGE_WORKER_PYZ' | gzip -d > "$merge_folder/merge-worker.pyz" || fail 'the worker in this job is damaged; submit it again'
-PAYLOAD
+base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_fail 'the worker in this job is damaged; submit it again'
+cGFja2VkIGFyY2hpdmU=
 MERGE_WORKER_PYZ
 
 # The recipe as it was given.
-base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || fail 'the recipe in this job is damaged; submit it again'
+base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_fail 'the recipe in this job is damaged; submit it again'
 ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
 ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
 CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvaXQncyIsCiAgICJwYXJh
 bWV0ZXJzIjogewogICAgIndlaWdodCI6IDEuMAogICB9CiAgfQogXQp9Cg==
 MERGE_RECIPE_YML
 
-(cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) <<'MERGE_SHA_256' || fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
-0000000000000000000000000000000000000000000000000000000000000000  merge-worker.pyz
+# Before anything else runs: what was carried along is what was sent.
+merge_check() {
+    (cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) || merge_fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
+}
+merge_check <<'MERGE_SHA_256'
+ce0bd6e2cfc6bfe849dd751744c81b77c6966e9dc4100b646ec8891a99470470  merge-worker.pyz.bz2
 7fa50a955a6be0778b338f4d45b64d1077bd81f26294389921f85ac39d95b571  recipe.yml
 MERGE_SHA_256
 
-cd -- /home/me/work || fail 'this node does not see the folder that the job was submitted from'
+cd -- /home/me/work || merge_fail 'this node does not see the folder that the job was submitted from'
 export HF_HOME='/scratch/it'"'"'s'
 # Modules and environments trip over unset variables of their own.
 set +u
 module load python
 source env/bin/activate
 set -u
+
+# By the Python that will run it, which --setup may have brought; isolated, since a bz2.py that lies
+# about here is not what is meant.
+python3 -I -c 'import bz2, sys
+if sys.version_info < (3, 10):
+    sys.exit("this is Python " + sys.version)
+with open(sys.argv[1], "rb") as packed, open(sys.argv[2], "wb") as archive:
+    archive.write(bz2.decompress(packed.read()))
+' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_fail 'python3 cannot unpack the worker (the reason is above): it takes Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
+merge_check <<'MERGE_SHA_256'
+0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz
+MERGE_SHA_256
 
 # Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
 # the worker can stop in good order, and wait for its end.

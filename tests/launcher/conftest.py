@@ -1,20 +1,22 @@
 """Models of a few bytes, jobs made of values, goldens, and schedulers that are not there."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from checkpoints import write_checkpoint
 from typer.testing import CliRunner
 
-from launcher import backends, cli, render
+from launcher import backends, cli, payload, render
 from launcher.job import Job
 from launcher.payload import Payload
 from launcher.settings import JobOptions, MergeOptions, WorkerOptions
@@ -24,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests/fakes"
 GOLDENS = ROOT / "tests/goldens"
 # So that goldens do not change with the worker.
-STAND_IN = Payload(b"", "0" * 64, "PAYLOAD", "0.0.0")
+STAND_IN = Payload(b"archive", b"packed archive", "0.0.0")
 
 
 class Outcome(NamedTuple):
@@ -35,6 +37,14 @@ class Outcome(NamedTuple):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="accept the texts of today")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_payload() -> Iterator[None]:
+    """Built once: the sources do not change while the tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(payload, "build", functools.cache(payload.build))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +159,39 @@ def render_job() -> Callable[..., str]:
         return render.render(backend, job, backend.resources(**resources))
 
     return text
+
+
+@pytest.fixture
+def job_argv(launch: Callable[..., Outcome], tmp_path: Path) -> Callable[..., list[str]]:
+    """What a node runs of the job of a backend, less the `bash` at the front."""
+
+    def argv(backend: str, *words: object) -> list[str]:
+        text = launch("render", backend, "--python", sys.executable, *words).out
+        if backend == "beaker":
+            task = yaml.safe_load(text)["tasks"][0]
+            assert task["command"][0] == "bash"
+            return [*task["command"][1:], *task["arguments"]]
+        (tmp_path / "job").write_text(text)
+        return [str(tmp_path / "job")]
+
+    return argv
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[..., Path]:
+    """A program that stands in for Python: what it does to unpack, and in place of the worker."""
+
+    def make(unpacking: str = 'exec "$real" "$@"', running: str = ":") -> Path:
+        program = tmp_path / "bin" / "their-python"
+        program.parent.mkdir()
+        program.write_text(
+            f"#!/bin/bash\nreal={sys.executable}\n"
+            f'if [ "$1" = -I ]; then\n{unpacking}\nexit\nfi\n{running}\n'
+        )
+        program.chmod(0o755)
+        return program
+
+    return make
 
 
 @pytest.fixture

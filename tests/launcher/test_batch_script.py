@@ -55,10 +55,10 @@ def test_one_failure_does_not_stop_the_others(batch, fakes, work: Path) -> None:
 
 
 def test_options_are_handed_on(batch, work: Path) -> None:
-    done = batch("pbs", "--dry-run", "--queue", "my queue")
-    assert done.returncode == 1
-    assert "--queue 'my queue' must be" in done.stderr
-    assert batch("pbs", "--dry-run").stdout.count("#!/bin/bash\n") == 4
+    done = batch("pbs", "--dry-run", "--then", "echo 'a b'")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("#!/bin/bash\n") == 4
+    assert done.stdout.count("""eval 'echo '"'"'a b'"'"''\n""") == 4
     assert not (work / "merged").exists()
 
 

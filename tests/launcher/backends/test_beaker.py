@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,22 +61,11 @@ def test_the_least(make_job, render_job) -> None:
 
 def test_no_argument_is_near_the_limit(launch) -> None:
     (task,) = rendered(launch, *WORDS)["tasks"]
-    script, name, *chunks = task["arguments"]
+    script, name, encoded = task["arguments"]
     assert name == "merge-launch"
-    assert "".join(chunks) == payload.build().encoded
-    assert all(len(chunk) <= 96 * 1024 for chunk in chunks)
+    assert encoded == payload.build().encoded
+    assert len(encoded) <= 96 * 1024
     assert len(script) < 30_000
-
-
-def test_several_chunks_run_as_one(launch, models, bare_bash, work: Path) -> None:
-    """As with a worker that has outgrown one argument."""
-    (task,) = rendered(launch, "out", *models, "--python", sys.executable)["tasks"]
-    script, name, *chunks = task["arguments"]
-    whole = "".join(chunks)
-    pieces = [whole[i : i + 7001] for i in range(0, len(whole), 7001)]
-    done = bare_bash(*task["command"][1:], script, name, *pieces)
-    assert done.code == 0, done.err
-    assert (work / "out" / "merge_manifest.json").exists()
 
 
 def test_a_secret_is_named_never_shown(launch, monkeypatch) -> None:
