@@ -158,7 +158,7 @@ class Lane:
             bad = int(out.numel() - torch.isfinite(out).sum())
         raw = pool.bytes("out", out.nbytes)
         if self.staged:
-            raw = self.host.bytes("back", out.nbytes).copy_(raw)
+            raw = self.host.bytes("out", out.nbytes).copy_(raw)
         return raw, bad
 
 

@@ -8,10 +8,10 @@ import torch
 from checkpoints import write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
-from merges import average, one_tensor_models, plan_of, run, step
+from merges import average, one_tensor_models, plan_of, run, step, stream_into
 
 from worker import stream
-from worker.lane import Lane
+from worker.lane import Lane, Pool
 from worker.memory import DEFAULT_BYTES, budget, bytes_per_element
 from worker.step import Step
 
@@ -113,6 +113,22 @@ def test_tensors_of_other_proportions_do_not_add_up(tmp_path: Path, lanes: list[
     assert average(tmp_path / "out", models, *words) == 0
     bound = plan_of(models, "centred", memory_bytes=24 * MIB, threads=1).memory.bound
     assert sum(taken_by(lane) for lane in lanes) <= bound
+
+
+@pytest.mark.usefixtures("centred_method")
+def test_staged_lanes_hold_the_bound_on_both_sides_and_keep_their_buffers(
+    tmp_path: Path, lanes: list[Lane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[Pool] = []
+    monkeypatch.setattr(Pool, "clear", cleared.append)
+    models = one_tensor_models(tmp_path, 4_000_000, count=3)
+    plan = plan_of(models, "centred", memory_bytes=12 * MIB, threads=1)
+    stream_into(tmp_path / "out", plan, staged=True)
+    most = plan.memory.bound // plan.memory.lanes
+    for lane in lanes:
+        assert 0 < lane.host.held_with({}) <= most
+        assert lane.on_device.held_with({}) + lane.scratch.held_with({}) <= most
+    assert cleared == [], "pinning memory again for every piece would cost more than the merge"
 
 
 @pytest.mark.usefixtures("centred_method")
