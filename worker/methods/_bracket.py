@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,6 +17,14 @@ SORTED = 1 << 14
 
 GROUP = 32
 """Candidates are gathered from groups of so many elements that hold one."""
+
+
+@lru_cache(maxsize=4096)
+def scalar(value: float, dtype: str) -> Tensor:
+    """A number as a tensor without axes: torch converts a plain one at every call, for 3 µs."""
+    import torch
+
+    return torch.tensor(value, dtype=getattr(torch, dtype))
 
 
 class Counts(NamedTuple):
@@ -132,15 +141,27 @@ def pick(blocks: Sequence[Tensor], rank: int) -> Found:
     return Found(value, upper, [int((block == value).sum()) for block in blocks])
 
 
-def ascending(values: Tensor) -> Tensor:
-    """A copy sorted along the last axis; numpy is several times faster, but may be absent."""
+@cache
+def has_numpy() -> bool:
+    """Whether torch can share memory with numpy, which sorts several times faster."""
     import torch
 
     try:
-        import numpy
-    except ImportError:
-        return torch.sort(values).values
-    return torch.from_numpy(numpy.sort(values.numpy()))
+        torch.zeros(1).numpy()
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+def ascending(values: Tensor) -> Tensor:
+    """A copy on the host, sorted along the last axis; NaN is last."""
+    import torch
+
+    if has_numpy():
+        values = values.to("cpu", copy=True)
+        values.numpy().sort(axis=-1)
+        return values
+    return torch.sort(values.cpu()).values
 
 
 def count(values: Tensor, search: Search, flags: Tensor) -> Counts:
@@ -150,8 +171,8 @@ def count(values: Tensor, search: Search, flags: Tensor) -> Counts:
     low, high = search.bracket
     n = values.numel()
     # Flags as numbers: three times faster than bool, and exact in sums up to 2^24.
-    less = torch.lt(values, low, out=flags[:n])
-    upto = torch.le(values, high, out=flags[n : 2 * n])
+    less = torch.lt(values, scalar(low, search.dtype), out=flags[:n])
+    upto = torch.le(values, scalar(high, search.dtype), out=flags[n:])
     if low == high:
         below = int(less.sum())
         return Counts(below, int(upto.sum()) - below, None)

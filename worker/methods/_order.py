@@ -31,18 +31,24 @@ PART = 1 << 16
 DEVICE_PART = 1 << 22
 
 STRIDE = 17
-"""Odd, so that a sample does not follow the rows of a matrix."""
+"""At least; odd, so that a sample does not follow the rows of a matrix."""
 
-SAMPLES = 1 << 20
+SAMPLES = 1 << 18
 
 READS = 2
 """Passes that a search takes as a rule; a bracket that misses takes more."""
 
 
 def parts(block: Block) -> Iterator[Block]:
-    """A block in flat parts that stay in the cache together with their scratch."""
+    """A block in flat parts that stay in the cache together with their scratch.
+
+    A block of rows has parts of whole rows.
+    """
     flat = [values.reshape(-1) for values in block.tensors]
     size = PART if flat[0].device.type == "cpu" else DEVICE_PART
+    if block.tensors[0].ndim == 2:
+        rows, row = block.tensors[0].shape
+        size = row * -(-rows // max(1, -(-rows * row // size)))
     for start in range(0, flat[0].numel(), size):
         here = [values[start : start + size] for values in flat]
         yield Block(here, block.start + start, block.scratch)

@@ -42,7 +42,7 @@ def active_deltas(part: Block, base: Tensor, models: int, epsilon: float) -> lis
 
     deltas = [delta_of(part, m, base, f"y{m}") for m in range(models)]
     for delta in deltas:
-        torch.ops.aten.hardshrink.out(delta, epsilon, out=delta)
+        torch.hardshrink(delta, epsilon, out=delta)
     return deltas
 
 

@@ -8,17 +8,16 @@ first of them, half the last, which makes the probability that of the rank in th
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ._define import Block, Task
+from ._bracket import has_numpy, scalar
+from ._define import Block
 from ._random import Stream, above
-from ._select import base_of, delta_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ROWS = 1 << 15
-"""Elements of as many whole rows as stay in a core's own cache with eight buffers of scratch."""
 
 
 def row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -36,49 +35,86 @@ def row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return inner[0], behind
 
 
-def ranked_mask(block: Block, task: Task, model: int, density: float, epsilon: float) -> Tensor:
-    """Of every element of a block of whole rows whether it is kept; flat, in scratch."""
-    import torch
+REMEMBERED = 1 << 25
+"""Elements of the largest tensor whose draws are kept between passes, a bit for each."""
 
-    rows, row = block.tensors[0].shape
-    keep = block.scratch.take(f"keep{model}", rows * row, "bool")
-    stream = Stream.of(task.seed, task.name, model)
-    step = max(1, ROWS // row) if keep.device.type == "cpu" else rows
-    for first in range(0, rows, step):
-        here = [values[first : first + step] for values in block.tensors]
-        part = Block(here, block.start + first * row, block.scratch)
-        # y{model} is filled again by the pass that asks for the mask.
-        size = delta_of(part, model, base_of(part, task.work), f"y{model}").abs_()
-        draw = stream.fill(part, block.scratch.take("uniform", size.numel(), "float32"))
-        out = keep[first * row : first * row + size.numel()]
-        shape = row_shape(task.shape)
-        if shape[0] == 1:
-            torch.gt(draw, above(density), out=out)
+
+@dataclass
+class RankedMask:
+    """Draws for the rows of one model's delta. `again` says that every part is asked for twice."""
+
+    stream: Stream
+    shape: tuple[int, ...]
+    density: float
+    epsilon: float
+    again: bool
+    _kept: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def draw(self, part: Block, delta: Tensor) -> None:
+        """Set what is not kept of a part of whole rows to zero."""
+        import torch
+
+        count = delta.numel()
+        known = self._kept.get(part.start)
+        # Eight flags are packed at a time.
+        flags = part.scratch.take("flags", -(-count // 8) * 8, "bool")
+        if known is None:
+            self._decide(part, delta, flags[:count])
+            if self.again and delta.device.type == "cpu" and math.prod(self.shape) <= REMEMBERED:
+                flags[count:] = False
+                self._kept[part.start] = packed(flags)
         else:
-            _draw_rows(part, size, draw, out, shape, (density, epsilon))
-    return keep
+            unpack(known, flags)
+        work = str(delta.dtype).removeprefix("torch.")
+        keep = part.scratch.take("mask", count, work)
+        # As bytes, then as numbers: products with bool are five times slower.
+        delta.mul_(keep.copy_(flags[:count].view(torch.uint8)))
 
+    def _decide(self, part: Block, delta: Tensor, out: Tensor) -> None:
+        import torch
 
-def _draw_rows(
-    part: Block,
-    size: Tensor,
-    draw: Tensor,
-    out: Tensor,
-    shape: tuple[int, int],
-    chances: tuple[float, float],
-) -> None:
-    import torch
+        count, scratch = delta.numel(), part.scratch
+        work = str(delta.dtype).removeprefix("torch.")
+        draw = self.stream.fill(part, scratch.take("uniform", count, "float32"))
+        length, behind = row_shape(self.shape)
+        if length == 1:
+            torch.gt(draw, above(self.density), out=out)
+            return
+        # For numbers that are not negative the order of the bits is the order of the values.
+        keys = torch.abs(delta, out=scratch.take("mask", count, work))
+        keys = keys.view(torch.int32 if work == "float32" else torch.int64)
+        keys, draw = _rows(keys, length, behind), _rows(draw, length, behind)
+        bounds = self._bounds(part, keys, draw)
+        if behind == 1:
+            torch.ge(keys, bounds, out=out.view(-1, length))
+        else:
+            kept = torch.ge(keys, bounds).view(-1, behind, length)
+            out.view(-1, length, behind).copy_(kept.transpose(1, 2))
 
-    length, behind = shape
-    # For numbers that are not negative the order of the bits is the order of the values.
-    keys = size.view(torch.int32 if size.dtype == torch.float32 else torch.int64)
-    keys, draw = _rows(keys, length, behind), _rows(draw, length, behind)
-    bounds = _bounds(part, keys, draw, *chances)
-    if behind == 1:
-        torch.ge(keys, bounds, out=out.view(-1, length))
-    else:
-        kept = torch.ge(keys, bounds).view(-1, behind, length)
-        out.view(-1, length, behind).copy_(kept.transpose(1, 2))
+    def _bounds(self, part: Block, keys: Tensor, draw: Tensor) -> Tensor:
+        """The smallest key with which each element would be kept, given its own draw."""
+        import torch
+
+        rows, length = keys.shape
+        scratch = part.scratch
+        dtype = str(keys.dtype).removeprefix("torch.")
+        ladder = scratch.take("ladder", rows * (length + 1), dtype).view(rows, length + 1)
+        ladder[:, 0] = -1
+        _sort_rows(keys, ladder[:, 1:])
+        # 2t + 3 with u = (2^31 − draw)/2^32: its half is the place in the ladder, its last bit
+        # tells whether the first or the last of equal magnitudes counts.
+        steps = (length - 1) / self.epsilon
+        least = torch.tensor((0.5 - self.density + self.epsilon) * steps + 3.0, device=draw.device)
+        torch.add(least, draw, alpha=-steps * 2.0**-32, out=draw).clamp_(1, 2 * length + 1)
+        place = scratch.take("words", draw.numel(), "int32").view(rows, length).copy_(draw)
+        odd = scratch.take("odd", draw.numel(), "int32").view(rows, length)
+        torch.bitwise_and(place, scalar(1, "int32"), out=odd)
+        place.bitwise_right_shift_(scalar(1, "int32"))
+        first = torch.arange(rows, dtype=torch.int32, device=place.device) * (length + 1)
+        place.add_(first[:, None])
+        bounds = scratch.take("bounds", draw.numel(), dtype)
+        torch.index_select(ladder.view(-1), 0, place.view(-1), out=bounds)
+        return bounds.view(rows, length).add_(odd)
 
 
 def _rows(values: Tensor, length: int, behind: int) -> Tensor:
@@ -87,42 +123,33 @@ def _rows(values: Tensor, length: int, behind: int) -> Tensor:
     return values.view(-1, length, behind).transpose(1, 2).reshape(-1, length)
 
 
-def _bounds(block: Block, keys: Tensor, draw: Tensor, density: float, epsilon: float) -> Tensor:
-    """The smallest key with which each element would be kept, given its own draw."""
-    import torch
-
-    rows, length = keys.shape
-    scratch = block.scratch
-    dtype = str(keys.dtype).removeprefix("torch.")
-    ladder = scratch.take("ladder", rows * (length + 1), dtype).view(rows, length + 1)
-    ladder[:, 0] = -1
-    _sort_rows(keys, ladder[:, 1:])
-    # 2t + 3 with u = (2^31 − draw)/2^32: its half is the place in the ladder, its last bit tells
-    # whether the first or the last of equal magnitudes counts.
-    steps = (length - 1) / epsilon
-    draw.mul_(-steps * 2.0**-32).add_((0.5 - density + epsilon) * steps + 3.0)
-    draw.clamp_(1, 2 * length + 1)
-    place = scratch.take("words", draw.numel(), "int32").view(rows, length).copy_(draw)
-    odd = scratch.take("odd", draw.numel(), "int32").view(rows, length)
-    torch.bitwise_and(place, 1, out=odd)
-    place.bitwise_right_shift_(1)
-    first = torch.arange(rows, dtype=torch.int32, device=place.device) * (length + 1)
-    place.add_(first[:, None])
-    bounds = scratch.take("bounds", draw.numel(), dtype)
-    torch.index_select(ladder.view(-1), 0, place.view(-1), out=bounds)
-    return bounds.view(rows, length).add_(odd)
-
-
 def _sort_rows(keys: Tensor, out: Tensor) -> None:
-    """Both ways give the same; numpy is twenty times faster but may be absent."""
     import torch
 
-    if keys.device.type == "cpu":
-        try:
-            import numpy  # noqa: F401
-        except ImportError:
-            pass
-        else:
-            out.copy_(keys).numpy().sort(axis=1)
-            return
-    out.copy_(torch.sort(keys, dim=1).values)
+    if keys.device.type == "cpu" and has_numpy():
+        out.copy_(keys).numpy().sort(axis=1)
+    else:
+        out.copy_(torch.sort(keys, dim=1).values)
+
+
+def packed(flags: Tensor) -> Tensor:
+    """Eight flags to a byte; their number is a multiple of eight."""
+    import torch
+
+    # The product brings the lowest bits of eight bytes together in the highest byte.
+    words = flags.view(torch.int64) * 0x0102040810204080
+    return words.bitwise_right_shift_(56).to(torch.uint8)
+
+
+def unpack(bits: Tensor, flags: Tensor) -> None:
+    """The reverse of `packed`."""
+    import torch
+
+    # Every byte of a word shows its own bit, which then moves to the lowest place.
+    words = flags.view(torch.int64).copy_(bits)
+    words.mul_(0x0101010101010101).bitwise_and_(_signed_word(0x8040201008040201))
+    words.add_(0x00406070787C7E7F).bitwise_right_shift_(7).bitwise_and_(0x0101010101010101)
+
+
+def _signed_word(word: int) -> int:
+    return word - (1 << 64)

@@ -82,24 +82,32 @@ class Unchanged(Final):
 
 def base_of(block: Block, work: str) -> Tensor:
     """The base of a block, flat, in scratch."""
-    source = block.tensors[-1]
-    taken = block.scratch.take("base", source.numel(), work)
-    taken.view(source.shape).copy_(source)
-    return taken
+    return converted(block, -1, "base", work)
 
 
 def delta_of(block: Block, model: int, base: Tensor, slot: str) -> Tensor:
     """x_m − b of a block, flat, in the scratch of `slot`."""
-    source = block.tensors[model]
-    taken = block.scratch.take(slot, source.numel(), str(base.dtype).removeprefix("torch."))
-    taken.view(source.shape).copy_(source)
-    return taken.sub_(base)
+    return converted(block, model, slot, str(base.dtype).removeprefix("torch.")).sub_(base)
 
 
-def run_sums(values: Tensor) -> list[float]:
+def converted(block: Block, source: int, slot: str, dtype: str) -> Tensor:
+    """The values of one source, flat, in the scratch of `slot`."""
+    values = block.tensors[source]
+    taken = block.scratch.take(slot, values.numel(), dtype)
+    (taken if values.ndim == 1 else taken.view(values.shape)).copy_(values)
+    return taken
+
+
+def run_sums(values: Tensor) -> list[Tensor]:
     """Sums of flat values over runs of 4096: exact enough in float32, to be added in float64."""
     whole = values.numel() // 4096 * 4096
-    sums: list[float] = values[:whole].view(-1, 4096).sum(1).tolist()
-    if whole < values.numel():
-        sums.append(float(values[whole:].sum()))
-    return sums
+    sums = [values[:whole].view(-1, 4096).sum(1)] if whole else []
+    return [*sums, values[whole:].sum()[None]] if whole < values.numel() else sums
+
+
+def numbers(sums: list[Tensor]) -> list[float]:
+    """All sums of a block."""
+    import torch
+
+    found: list[float] = torch.cat(sums).tolist()
+    return found

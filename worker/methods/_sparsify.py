@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ._define import Block, Cut, Task
 from ._order import Threshold
 from ._random import Stream, above
-from ._rank import ranked_mask
+from ._rank import RankedMask
 from ._select import base_of, delta_of, elements
 
 if TYPE_CHECKING:
@@ -38,11 +38,12 @@ class Sparsifier(ABC):
         return []
 
     @abstractmethod
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask: ...
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
+        """`again` says that the mask is asked for in two passes."""
 
 
 class _Everything(Sparsifier, Mask):
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask:
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
         return self
 
     def on(self, block: Block) -> Apply:
@@ -130,7 +131,7 @@ class Trim(Sparsifier):
             return []
         return [rank for rank in (first, stop) if 0 < rank < count]
 
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask:
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
         count = elements(task)
         first, stop = self.span(count)
         if first == stop:
@@ -169,18 +170,20 @@ def shrink(values: Tensor, threshold: Threshold, lead: int, out: Tensor) -> None
     count = values.numel()
     lead = min(max(lead, 0), count)
     # Not a comparison and a product: one pass instead of two, and NaN stays visible.
-    larger = torch.ops.aten.hardshrink.out
-    if lead:
-        larger(values[:lead], threshold.below, out=out[:lead])
-    if lead < count:
-        larger(values[lead:], threshold.value, out=out[lead:])
+    if lead == count:
+        torch.hardshrink(values, threshold.below, out=out)
+    elif not lead:
+        torch.hardshrink(values, threshold.value, out=out)
+    else:
+        torch.hardshrink(values[:lead], threshold.below, out=out[:lead])
+        torch.hardshrink(values[lead:], threshold.value, out=out[lead:])
 
 
 @dataclass(frozen=True)
 class Chance(Sparsifier):
     density: float
 
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask:
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
         return _ChanceMask(Stream.of(task.seed, task.name, model), above(self.density))
 
 
@@ -209,25 +212,11 @@ class RankedChance(Sparsifier):
     epsilon: float
     cut: Cut = Cut.ROW
 
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold]) -> Mask:
-        return _RankedMask(task, model, self.density, self.epsilon)
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
+        stream = Stream.of(task.seed, task.name, model)
+        return _RankedMask(stream, task.shape, self.density, self.epsilon, again)
 
 
-@dataclass(frozen=True)
-class _RankedMask(Mask):
-    task: Task
-    model: int
-    density: float
-    epsilon: float
-
+class _RankedMask(RankedMask, Mask):
     def on(self, block: Block) -> Apply:
-        keep = ranked_mask(block, self.task, self.model, self.density, self.epsilon)
-
-        def draw(part: Block, delta: Tensor) -> None:
-            first = part.start - block.start
-            here = keep[first : first + delta.numel()]
-            dtype = str(delta.dtype).removeprefix("torch.")
-            # As numbers: the product with bool is five times slower.
-            delta.mul_(part.scratch.take("mask", delta.numel(), dtype).copy_(here))
-
-        return draw
+        return self.draw

@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from ._bracket import scalar
 from ._define import Block, Cut, Final, Reduce, Task
 from ._order import READS, Threshold, order_statistics, parts
-from ._select import Rule, Unchanged, base_of, delta_of, elements, run_sums
+from ._select import Rule, Unchanged, base_of, delta_of, elements, numbers, run_sums
 from ._sparsify import KEEP_ALL, KEEP_NONE, Mask, Sparsifier, Trim, magnitudes
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ class Vote(Rule):
 
         def masked(thresholds: list[list[Threshold]]) -> Reduce | Final:
             found = zip(used, thresholds, strict=True)
-            masks = {m: self.keep[m].mask(task, m, found_m) for m, found_m in found}
-            rescaled = {m: masks[m] for m in self._rescaled() if m in masks}
+            again = self._rescaled()
+            masks = {m: self.keep[m].mask(task, m, limits, m in again) for m, limits in found}
+            rescaled = {m: masks[m] for m in again if m in masks}
             if rescaled:
                 return Norms(rescaled, task.work, lambda factors: self.final(task, masks, factors))
             return self.final(task, masks, {})
@@ -90,16 +92,17 @@ class Norms(Reduce):
     then: Callable[[dict[int, float]], Final]
 
     def look(self, block: Block) -> dict[int, tuple[list[float], list[float]]]:
-        sums: dict[int, tuple[list[float], list[float]]] = {m: ([], []) for m in self.masks}
         apply = {m: mask.on(block) for m, mask in self.masks.items()}
+        whole: dict[int, list[Tensor]] = {m: [] for m in apply}
+        kept: dict[int, list[Tensor]] = {m: [] for m in apply}
         for part in parts(block):
             base = base_of(part, self.work)
-            for m, (all_of_it, kept) in sums.items():
+            for m, draw in apply.items():
                 size = delta_of(part, m, base, "y0").abs_()
-                all_of_it += run_sums(size)
-                apply[m](part, size)
-                kept += run_sums(size)
-        return sums
+                whole[m] += run_sums(size)
+                draw(part, size)
+                kept[m] += run_sums(size)
+        return {m: (numbers(whole[m]), numbers(kept[m])) for m in apply}
 
     def finish(
         self, partials: Sequence[dict[int, tuple[list[float], list[float]]]]
@@ -137,7 +140,7 @@ class Combine(Final):
             for m, factor in self.factors.items():
                 y = delta_of(part, m, base, f"y{m}")
                 apply[m](part, y)
-                kept.append(y if factor == 1.0 else y.mul_(factor))
+                kept.append(y if factor == 1.0 else y.mul_(scalar(factor, self.work)))
             base.add_(self.combine(part, base, kept), alpha=self.rule.scale)
             first = part.start - block.start
             flat[first : first + base.numel()].copy_(base)
@@ -241,4 +244,5 @@ def bits(values: Tensor) -> Tensor:
 def _sign_bits(values: Tensor) -> Tensor:
     """The sign bit of each value, in place; zero otherwise."""
     word = bits(values)
-    return word.bitwise_and_(-(1 << 31) if word.element_size() == 4 else -(1 << 63))
+    narrow = word.element_size() == 4
+    return word.bitwise_and_(scalar(-(1 << 31), "int32") if narrow else scalar(-(1 << 63), "int64"))

@@ -76,7 +76,7 @@ def largest_of_each(size: Tensor, n: int) -> Tensor:
     if width <= n:
         return mask
     # NaN sorts last, so it is never "not above" and stays.
-    bound = (ascending(size.cpu()).to(size.device))[:, width - n : width - n + 1]
+    bound = ascending(size).to(size.device)[:, width - n : width - n + 1]
     above = (~(size <= bound)).to(size.dtype)
     equal = (size == bound).to(size.dtype)
     room = n - above.sum(1, keepdim=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ._define import Base, Block, Final, Reduce, Task, merge_method
 from ._order import READS, Threshold, order_statistics, parts
-from ._select import SELECT, Rule, Unchanged, base_of, delta_of, elements, run_sums
+from ._select import SELECT, Rule, Unchanged, base_of, delta_of, elements, numbers, run_sums
 from ._sparsify import shrink
 from ._vote import Shares, elect
 
@@ -110,13 +110,13 @@ class Energy(Reduce):
     threshold: Threshold | None
 
     def look(self, block: Block) -> list[list[float]]:
-        sums: list[list[float]] = [[] for _ in range(self.task.models)]
+        sums: list[list[Tensor]] = [[] for _ in range(self.task.models)]
         edge = self.threshold.ties(block) if self.threshold else 0
         for part in parts(block):
             _, deltas = selected_deltas(block, part, self.task, self.threshold, edge)
             for m, delta in enumerate(deltas):
                 sums[m] += run_sums(delta.mul_(delta))
-        return sums
+        return [numbers(found) for found in sums]
 
     def finish(self, partials: Sequence[list[list[float]]]) -> Final:
         models = self.task.models

@@ -81,7 +81,7 @@ def draws(seed: int, tensor: str, model: int, count: int) -> Tensor:
     key = int.from_bytes(digest, "little")
     found = []
     for index in range(count):
-        run, place = divmod(index, 1 << 16)
+        run, place = divmod(index, 1 << 15)
         x = (key + run * 0x9E3779B97F4A7C15) & mask
         x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & mask
         x = ((x ^ x >> 27) * 0x94D049BB133111EB) & mask

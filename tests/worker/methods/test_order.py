@@ -123,9 +123,9 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_large_tensors(kind: str) -> None:
-    size = 300_001
+    size = 120_001
     values = large(kind, size)
-    ranks = [0, 1, size // 10, size // 2, size - 40_000, size - 1000, size - 1]
+    ranks = [0, 1, size // 10, size // 2, size - 14_000, size - 1000, size - 1]
     (masks,), _ = search([values], [ranks], 1 << 16)
     for rank, mask in zip(ranks, masks, strict=True):
         assert torch.equal(mask, sorted_mask(values, rank)), rank
@@ -134,12 +134,12 @@ def test_large_tensors(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["continuous", "bfloat16 delta"])
 def test_two_passes_as_a_rule(kind: str) -> None:
-    series = [large(kind, 300_001).roll(shift) for shift in range(10)]
-    passes = [search([one], [[210_000]], 1 << 17)[1] for one in series]
+    series = [large(kind, 200_001).roll(shift) for shift in range(8)]
+    passes = [search([one], [[140_000]], 1 << 17)[1] for one in series]
     assert sorted(passes)[len(passes) // 2] <= _order.READS
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     block=st.sampled_from([1000, 4096, 65_536, 131_072, 10**6]),
     place=st.floats(0, 1, exclude_max=True),
@@ -189,6 +189,6 @@ def test_candidates_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_numpy_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = large("bfloat16 delta", 100_000)
     (with_numpy,), _ = search([values], [[70_000]], 1 << 16)
-    monkeypatch.setitem(__import__("sys").modules, "numpy", None)
+    monkeypatch.setattr(_bracket, "has_numpy", lambda: False)
     (without,), _ = search([values], [[70_000]], 1 << 16)
     assert torch.equal(with_numpy[0], without[0])
