@@ -143,3 +143,10 @@ def test_rescaling_of_large_half_precision_tensors() -> None:
     x = torch.full((100_000,), 2.0, dtype=torch.float16)
     got = merge("ties", [x], torch.zeros_like(x), weight=1, density=0.5, rescale=True)
     assert sorted(set(got.tolist())) == [0.0, 4.0]
+
+
+def test_norms_below_1e_7_are_not_restored() -> None:
+    got = merge("ties", [t(1e-9, 3e-9)], t(0, 0), weight=1, density=0.5, rescale=True)
+    assert got.tolist() == [0, 3e-9]
+    got = merge("ties", [t(1e-7, 3e-7)], t(0, 0), weight=1, density=0.5, rescale=True)
+    assert got.tolist() == pytest.approx([0, 4e-7])
