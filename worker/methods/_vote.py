@@ -124,12 +124,19 @@ class Combine(Final):
         self.work = work
         self.masks = masks
         self.divide = [rule.weight[m] for m in factors] if rule.normalize else None
-        if rule.consensus and self.divide and min(self.divide) > 0:
-            # Only their ratio counts: 1 for equal ones saves a product each.
-            unit = self.divide[0]
-            self.divide = [weight / unit for weight in self.divide]
-            factors = {m: factor / unit for m, factor in factors.items()}
-        self.factors = factors
+        # In units of the first factor, which saves a product; not where a divisor may be replaced.
+        self.unit = 1.0
+        if not self.divide or min(self.divide) > 0:
+            self.unit = abs(next(iter(factors.values())))
+        self.factors = {m: factor / self.unit for m, factor in factors.items()}
+        if self.divide and rule.consensus and min(self.divide) > 0:
+            own = self.divide[0]
+            self.divide = [weight / own for weight in self.divide]
+            self.unit /= own
+        if rule.normalize and not rule.consensus:
+            total = math.fsum(rule.weight)
+            self.unit /= total if abs(total) >= 1e-8 else 1.0
+        self.scale = rule.scale * self.unit
 
     def merge(self, block: Block, out: Tensor) -> None:
         apply = {m: mask.on(block) for m, mask in self.masks.items()}
@@ -137,27 +144,25 @@ class Combine(Final):
         for part in parts(block):
             base = base_of(part, self.work)
             kept = []
-            for m, factor in self.factors.items():
-                y = delta_of(part, m, base, f"y{m}")
-                apply[m](part, y)
-                kept.append(y if factor == 1.0 else y.mul_(scalar(factor, self.work)))
-            base.add_(self.combine(part, base, kept), alpha=self.rule.scale)
+            for m in self.factors:
+                kept.append(delta_of(part, m, base, f"y{m}"))
+                apply[m](part, kept[-1])
+            base.add_(self.combine(part, base, kept), alpha=self.scale)
             first = part.start - block.start
             flat[first : first + base.numel()].copy_(base)
 
     def combine(self, part: Block, base: Tensor, kept: list[Tensor]) -> Tensor:
-        """num (/ den) of one part; the y_m in `kept` may be overwritten."""
-        how = self.rule.consensus
-        if how is not None:
-            total, divisor = elect(part, kept, how, Shares(None, self.divide))
-            return total if divisor is None else _divide(part, total, divisor, self.divide or ())
-        total = kept[0]
-        for y in kept[1:]:
-            total.add_(y)
-        weights = sum(self.rule.weight)
-        if self.rule.normalize and abs(weights) >= 1e-8:
-            total.mul_(1.0 / weights)
-        return total
+        """num (/ den) of one part in units of `unit`; the s_m in `kept` are overwritten."""
+        how, factors = self.rule.consensus, list(self.factors.values())
+        if how is None:
+            for number, y in enumerate(kept):
+                gather(kept[0], y, number, factors)
+            return kept[0]
+        for y, factor in zip(kept, factors, strict=True):
+            if factor != 1.0:
+                y.mul_(scalar(factor, self.work))
+        total, divisor = elect(part, kept, how, Shares(None, self.divide))
+        return total if divisor is None else _divide(part, total, divisor, self.divide or ())
 
 
 class Shares(NamedTuple):
@@ -185,19 +190,19 @@ def elect(
         agreeing = torch.clamp_min(y, 0, out=term if number else total)
         if divisor is not None and shares.divisor:
             signs = torch.sign(agreeing, out=y if number else divisor)
-            _gather(divisor, signs, number, shares.divisor)
-        _gather(total, agreeing, number, shares.total)
+            gather(divisor, signs, number, shares.divisor)
+        gather(total, agreeing, number, shares.total)
     bits(total).bitwise_xor_(sign)
     return total, divisor
 
 
-def _gather(total: Tensor, term: Tensor, number: int, factors: Sequence[float] | None) -> None:
+def gather(total: Tensor, term: Tensor, number: int, factors: Sequence[float] | None) -> None:
     """total += factor · term; the first term is the total itself."""
     factor = factors[number] if factors else 1.0
     if number:
         total.add_(term, alpha=factor)
     elif factor != 1.0:
-        total.mul_(factor)
+        total.mul_(scalar(factor, str(total.dtype).removeprefix("torch.")))
 
 
 def _divide(part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float]) -> Tensor:

@@ -33,9 +33,10 @@ class AgreedCombine(Combine):
     def __init__(self, rule: AgreedVote, task: Task, masks: dict[int, Mask]) -> None:
         super().__init__(rule, task.work, masks, {m: rule.weight[m] for m in masks})
         self.agreed = rule
+        self.scale = rule.scale
 
     def combine(self, part: Block, base: Tensor, kept: list[Tensor]) -> Tensor:
-        merged = super().combine(part, base, kept)
+        merged = super().combine(part, base, kept).mul_(self.unit)
         deltas = []
         for m, weight in enumerate(self.agreed.weight):
             delta = delta_of(part, m, base, f"y{m}")
