@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Values = Callable[[Block, int], "Tensor"]
 """`values(block, series)`: one number per element, in scratch; NaN counts as the largest."""
 
-PART = 1 << 16
-"""Elements of which half a dozen buffers stay in a core's own cache."""
+PART = 1 << 17
+"""Elements to work on at a time: fewer fit the caches better, but lanes then queue for calls."""
 
 DEVICE_PART = 1 << 22
 
