@@ -47,7 +47,7 @@ def budget(steps: Sequence[Step], memory_bytes: int | None, threads: int) -> Mem
         need = _lane_bytes(step, 1)
         if need > least:
             least, largest = need, step.name
-    wanted = threads + max(2, threads // 4)
+    wanted = threads + max(1, threads // 4)
     lanes = max(1, min(wanted, total // max(1, least)))
     lane_bytes = max(total // lanes, least)
     taken = max((_lane_bytes(s, _piece_blocks(s, lane_bytes)) for s in steps), default=0)

@@ -50,7 +50,7 @@ def test_the_bound_holds_unless_a_block_forces_more(
 
 def test_more_lanes_than_threads_but_fewer_when_blocks_are_large() -> None:
     small = [step(1 << 20, 1 << 17, ("BF16", "BF16"))]
-    assert budget(small, None, 4).lanes == 6
+    assert budget(small, None, 4).lanes == 5
     assert budget(small, None, 4).bound <= DEFAULT_BYTES
     large = [step(1 << 22, 1 << 22, ("F32", "F32"))]  # 48 MiB a block
     assert budget(large, 100 * MIB, 4).lanes == 2
