@@ -184,9 +184,15 @@ def count(values: Tensor, search: Search, flags: Tensor) -> Counts:
     if inside > n // 4 and not search.forced:
         return Counts(below, inside, None)
     hit = (groups_upto > groups_less).nonzero().view(-1)
-    near = values[:whole].view(-1, GROUP).index_select(0, hit)
-    near = torch.cat([near.view(-1), values[whole:]])
-    return Counts(below, inside, near[(near >= low) & (near <= high)].cpu())
+    # The flags have done their duty: a buffer of its own would cost more than the copy.
+    near = flags[: hit.numel() * GROUP].view(-1, GROUP)
+    torch.index_select(values[:whole].view(-1, GROUP), 0, hit, out=near)
+    kept = [_inside(near.view(-1), low, high), _inside(values[whole:], low, high)]
+    return Counts(below, inside, torch.cat(kept).cpu())
+
+
+def _inside(values: Tensor, low: float, high: float) -> Tensor:
+    return values[(values >= low) & (values <= high)]
 
 
 def add_up(parts: Sequence[Counts]) -> Counts:
