@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 NonFinite = Callable[["Step", Piece, list["Tensor"], "Tensor"], None]
 
 
+MANY_VIEWS = 1000
+
+
 class Pool:
     """Buffers by slot, on one device; each grows to the largest request and is then reused."""
 
@@ -28,7 +32,10 @@ class Pool:
         self.device = device
         self.pinned = pinned
         self._slots: dict[str, Tensor] = {}
+        # Views are kept, since making them anew for every piece costs as much as its maths.
         self._views: dict[tuple[str, int, str], Tensor] = {}
+        self._runs: dict[tuple[str, int, str, int, int | None], tuple[Tensor, ...]] = {}
+        self._memory: dict[tuple[str, int], memoryview] = {}
 
     def bytes(self, slot: str, count: int) -> Tensor:
         """`count` bytes of the slot's memory."""
@@ -36,11 +43,11 @@ class Pool:
         if held is None or held.numel() < count:
             # Let go first, or the peak would be old and new together.
             self._slots.pop(slot, None)
+            self._forget_views()
             held = None
             options = {"pin_memory": True} if self.pinned else {"device": self.device}
             held = torch.empty(count, dtype=torch.uint8, **options)
             self._slots[slot] = held
-            self._views.clear()
         return held[:count]
 
     def held_with(self, needs: Mapping[str, int]) -> int:
@@ -52,11 +59,32 @@ class Pool:
 
     def clear(self) -> None:
         self._slots.clear()
+        self._forget_views()
+
+    def _forget_views(self) -> None:
         self._views.clear()
+        self._runs.clear()
+        self._memory.clear()
+
+    def memory(self, slot: str, count: int) -> memoryview:
+        """The first `count` bytes of a slot on the host, for reads and writes."""
+        view = self._memory.get((slot, count))
+        if view is None:
+            view = self._memory[slot, count] = host_view(self.bytes(slot, count))
+        return view
+
+    def runs(self, slot: str, count: int, dtype: str, grid: Grid) -> tuple[Tensor, ...]:
+        """`count` elements of a slot as the blocks of a grid."""
+        key = (slot, count, dtype, grid.block, grid.row)
+        found = self._runs.get(key)
+        if found is None:
+            if len(self._runs) >= MANY_VIEWS:
+                self._forget_views()
+            found = self._runs[key] = _split(self.take(slot, count, dtype), grid)
+        return found
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
         """`count` elements of the slot's memory (the Scratch of methods)."""
-        # Views are kept, since making one costs as much as the maths on a small block.
         view = self._views.get((slot, count, dtype))
         if view is None:
             kind: torch.dtype = getattr(torch, dtype)
@@ -84,6 +112,7 @@ class Lane:
         self.host = Pool(torch.device("cpu"), pinned=device.type in ("cuda", "xpu"))
         self.on_device = Pool(device) if self.staged else self.host
         self.scratch = Pool(device)
+        self._room_for: tuple[Step, int, int] | None = None
 
     def stream(self) -> AbstractContextManager[Any]:
         """The device's own queue of this lane, so that copies and kernels of lanes overlap."""
@@ -95,6 +124,10 @@ class Lane:
 
     def make_room(self, step: Step, piece: Piece, limit: int) -> None:
         """Let buffers go if those of other tensors and of this piece together exceed `limit`."""
+        asked = (step, piece.blocks, limit)
+        if self._room_for is not None and self._room_for[0] is step and self._room_for == asked:
+            return
+        self._room_for = asked
         start, stop = step.grid.span(piece.first, piece.blocks)
         needs = {f"in{n}": (stop - start) * s.dtype.bytes for n, s in enumerate(step.sources)}
         needs["out"] = (stop - start) * step.dtype.bytes
@@ -108,9 +141,9 @@ class Lane:
         info = step.sources[source]
         start, stop = step.grid.span(piece.first, piece.blocks)
         size = info.dtype.bytes
-        buffer = self.host.bytes(f"in{source}", (stop - start) * size)
-        self.files.read(info.file, info.offset + start * size, host_view(buffer))
-        return buffer
+        slot, count = f"in{source}", (stop - start) * size
+        self.files.read(info.file, info.offset + start * size, self.host.memory(slot, count))
+        return self.host.bytes(slot, count)
 
     def load(self, step: Step, piece: Piece) -> list[Tensor]:
         """Every source's elements of a piece in their stored dtypes, 1-D, on the device."""
@@ -127,12 +160,20 @@ class Lane:
         return loaded
 
     def blocks(
-        self, step: Step, piece: Piece, loaded: list[Tensor], first: int, count: int
+        self, step: Step, piece: Piece, loaded: list[Tensor], first: int, blocks: int
     ) -> Iterator[Block]:
-        """Blocks [first, first + count) of the loaded piece, with rows where rows count."""
+        """Blocks [first, first + blocks) of the loaded piece, with rows where rows count."""
         grid = step.grid
-        begin, (start, stop) = piece.first * grid.block, grid.span(first, count)
-        parts = [_split(values[start - begin : stop - begin], grid) for values in loaded]
+        begin, (start, stop) = piece.first * grid.block, grid.span(first, blocks)
+        parts = []
+        for source, values in enumerate(loaded):
+            slot, count, dtype = f"in{source}", values.numel(), step.sources[source].dtype
+            if stop - start == count and values is self.on_device.take(
+                slot, count, dtype.torch_name
+            ):
+                parts.append(self.on_device.runs(slot, count, dtype.torch_name, grid))
+            else:
+                parts.append(_split(values[start - begin : stop - begin], grid))
         for number, views in enumerate(zip(*parts, strict=True), first):
             yield Block(list(views), number * grid.block, self.scratch)
 
@@ -149,12 +190,13 @@ class Lane:
         pool = self.on_device
         out = pool.take("out", stop - start, step.dtype.torch_name)
         blocks = self.blocks(step, piece, loaded, part.first, part.blocks)
-        for block, here in zip(blocks, _split(out, step.grid), strict=True):
+        parts = pool.runs("out", stop - start, step.dtype.torch_name, step.grid)
+        for block, here in zip(blocks, parts, strict=True):
             final.merge(block, here)
         # A sum is finite only if all of its terms are: one cheap look at the whole piece.
         total = out.sum(dtype=torch.float32 if out.dtype == torch.float16 else None)
         bad = 0
-        if not bool(torch.isfinite(total)):
+        if not math.isfinite(total.item()):
             bad = int(out.numel() - torch.isfinite(out).sum())
         raw = pool.bytes("out", out.nbytes)
         if self.staged:
