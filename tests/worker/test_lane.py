@@ -67,7 +67,9 @@ def test_staging_changes_nothing(big: Step) -> None:
     for staged in (False, True):
         lane = Lane(CPU, Files(), staged)
         piece = Piece(2, big.grid.blocks - 2)  # the last block is short
-        raw, bad = lane.merge(big, piece, lane.load(big, piece), Piece(3, big.grid.blocks - 3), Copy())
+        raw, bad = lane.merge(
+            big, piece, lane.load(big, piece), Piece(3, big.grid.blocks - 3), Copy()
+        )
         assert bad == 0
         results.append(raw.clone())
     assert torch.equal(*results)
