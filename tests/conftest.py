@@ -1,6 +1,11 @@
 """Options of the whole suite. Checkpoints for tests are made by `checkpoints.py` beside this."""
 
 import pytest
+from hypothesis import settings
+
+# Hypothesis' 200 ms for an example measure the machine, not the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
