@@ -14,9 +14,6 @@ from .methods._define import Cut, matrix_shape
 CPU_BLOCK = 1 << 17
 """Elements that stay in a core's cache while a block is computed (measured: 2^17)."""
 
-DEVICE_BLOCK = 1 << 23
-"""Elements per kernel launch that keep an accelerator busy."""
-
 
 @dataclass(frozen=True, slots=True)
 class Grid:

@@ -62,7 +62,6 @@ class Engine:
     stop: Stop = field(default_factory=Stop)
     staged: bool | None = None
     allow_nonfinite: bool = False
-    nonfinite: int = 0
     differing: list[str] = field(default_factory=list)
     _condition: threading.Condition = field(default_factory=threading.Condition)
     _open: list[_Open] = field(default_factory=list)
@@ -203,8 +202,6 @@ class Engine:
         self.progress.wrote(len(first))
 
     def _report_nonfinite(self, step: Step, loaded: Sequence[Tensor], bad: int) -> None:
-        with self._condition:
-            self.nonfinite += bad
         if self.allow_nonfinite:
             return
         culprits = []
