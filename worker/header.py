@@ -137,12 +137,12 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
 
     try:
         header = json.loads(raw, object_pairs_hook=unique)
+        if not isinstance(header, dict):
+            raise InputError(f"{path}: damaged header: not a JSON object")
         "".join(header).encode()  # JSON can escape halves of characters, no file can hold them
     except (ValueError, RecursionError) as error:
         reason = str(error) if str(error) == "a name stands twice" else "not valid JSON"
         raise InputError(f"{path}: damaged header: {reason}") from None
-    if not isinstance(header, dict):
-        raise InputError(f"{path}: damaged header: not a JSON object")
     header.pop("__metadata__", None)
     return header
 

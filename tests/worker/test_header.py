@@ -202,6 +202,12 @@ def test_random_bytes(tmp_path: Path, raw: bytes) -> None:
     assert shard is None or shard.size == len(raw)
 
 
+@pytest.mark.parametrize("raw", [b"0", b"null", b"true", b"[1]", b'"x"'])
+def test_a_header_that_is_no_object_is_told_so(tmp_path: Path, raw: bytes) -> None:
+    with pytest.raises(InputError, match="not a JSON object"):
+        read_shard(raw_file(tmp_path / "x", raw, b"", length=len(raw)))
+
+
 @fuzzing
 @given(st.binary(max_size=60), st.integers(0, 70))
 def test_random_headers(tmp_path: Path, raw: bytes, length: int) -> None:
