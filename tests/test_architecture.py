@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # for its modules.
 WORKER_STAGES = {
     "words and tables": "errors dtypes crc layers layer_count layer_fields layer_config modules "
-    "progress settings schedules flush stopping units quick_torch",
+    "progress settings schedules flush stopping units quick_torch commands",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_reader",
-    "what is on disk": "files header checkpoint layout",
+    "what is on disk": "files header origin checkpoint layout",
     "plan": "cut step planned stacks heads assemble match memory effort resolve plan report",
     "stream": "readahead ranks lane store stream",
     "write": "card manifest side_files target finish lock verify",

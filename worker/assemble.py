@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 from .checkpoint import Checkpoint
 from .errors import UsageError, first_names
-from .header import TensorInfo
 from .layers import Pick, depth_fraction, depths, fraction, is_input
 from .modules import tensors_of
+from .origin import Origin
 from .recipe import ModelRef, Module, Recipe, Slice, Source
 from .settings import Parameters
 from .stacks import Stack, find_stack, gradient_depths
 
-Named = dict[str, TensorInfo]
+Named = dict[str, Origin]
 
 
 @dataclass(frozen=True)

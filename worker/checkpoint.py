@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from .dtypes import Kind
 from .errors import InputError, first_names, printable
 from .header import Shard, TensorInfo, read_shard
+from .origin import Origin
 
 INDEX = "model.safetensors.index.json"
 
@@ -23,7 +24,7 @@ class Checkpoint:
 
     path: Path
     shards: tuple[Shard, ...]
-    tensors: dict[str, TensorInfo] = field(repr=False)
+    tensors: dict[str, Origin] = field(repr=False)
 
     @property
     def folder(self) -> Path | None:
@@ -93,7 +94,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: no tensors in its safetensors files")
     if path.is_dir():
         _check_index(path, tensors)
-    return Checkpoint(path, shards, tensors)
+    return Checkpoint(path, shards, dict(tensors))
 
 
 def _shard_files(folder: Path) -> Iterator[Path]:
@@ -147,7 +148,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(folder: Path, tensors: dict[str, TensorInfo]) -> None:
+def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
     """Every tensor that the index promises must be in the shard that it names."""
     index = folder / INDEX
     if not index.is_file():

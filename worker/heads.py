@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .header import TensorInfo
+from .origin import Origin
 
 _EMBEDDINGS = (
     *("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "shared"),
@@ -26,8 +26,8 @@ def is_head(name: str) -> bool:
 
 
 def implied_head(
-    name: str, shape: tuple[int, ...], tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
-) -> TensorInfo | None:
+    name: str, shape: tuple[int, ...], tensors: Mapping[str, Origin], config: Mapping[str, Any]
+) -> Origin | None:
     """The embedding that stands for the head `name` in a model that ties the two."""
     if not is_head(name) or not ties_head(config):
         return None

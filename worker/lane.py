@@ -13,6 +13,7 @@ import torch
 from .cut import Grid, Piece
 from .files import Files
 from .methods._define import Block, Final, Reduce
+from .origin import Derived, Origin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,33 +128,38 @@ class Lane:
             return
         self._room_for = asked
         start, stop = step.grid.span(piece.first, piece.blocks)
-        needs = {f"in{n}": (stop - start) * s.dtype.bytes for n, s in enumerate(step.sources)}
-        needs["out"] = (stop - start) * step.dtype.bytes
+        needs = {"out": (stop - start) * step.dtype.bytes}
+        for number, source in enumerate(step.sources):
+            needs[f"in{number}"] = (stop - start) * source.dtype.bytes
+            if isinstance(source, Derived):
+                extra = source.room()
+                needs[f"in{number}."] = (stop - start) * extra.per_element + extra.fixed
         scratch = min(step.grid.block, step.grid.count) * step.scratch
         if self.host.held_with(needs) + max(scratch, self.scratch.held_with({})) > limit:
             for pool in (self.host, self.on_device, self.scratch):
                 pool.clear()
 
-    def read(self, step: Step, piece: Piece, source: int) -> Tensor:
-        """The bytes of one source for a piece, on the host."""
-        info = step.sources[source]
-        start, stop = step.grid.span(piece.first, piece.blocks)
-        size = info.dtype.bytes
-        slot, count = f"in{source}", (stop - start) * size
-        self.files.read(info.file, info.offset + start * size, self.host.memory(slot, count))
-        return self.host.bytes(slot, count)
+    def read(self, source: Origin, start: int, stop: int, slot: str) -> Tensor:
+        """Elements [start, stop) of a source in its dtype, 1-D, on the host."""
+        size, out = source.dtype.bytes, self.host.take(slot, stop - start, source.dtype.torch_name)
+        if isinstance(source, Derived):
+            source.fill(self, start, stop, out, f"{slot}.")
+        else:
+            memory = self.host.memory(slot, (stop - start) * size)
+            self.files.read(source.file, source.offset + start * size, memory)
+        return out
 
     def load(self, step: Step, piece: Piece) -> list[Tensor]:
         """Every source's elements of a piece in their stored dtypes, 1-D, on the device."""
         start, stop = step.grid.span(piece.first, piece.blocks)
         loaded = []
-        for number, info in enumerate(step.sources):
-            buffer = self.read(step, piece, number)
-            if self.staged:
-                there = self.on_device.bytes(f"in{number}", buffer.numel())
-                there.copy_(buffer, non_blocking=True)
+        for number, source in enumerate(step.sources):
             # Host and device have the same slots, so that one account of them fits both.
-            values = self.on_device.take(f"in{number}", stop - start, info.dtype.torch_name)
+            slot = f"in{number}"
+            values = self.read(source, start, stop, slot)
+            if self.staged:
+                there = self.on_device.take(slot, stop - start, source.dtype.torch_name)
+                values = there.copy_(values, non_blocking=True)
             loaded.append(values)
         return loaded
 

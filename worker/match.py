@@ -13,8 +13,8 @@ from .assemble import Group
 from .checkpoint import Checkpoint, is_quantised
 from .dtypes import Kind
 from .errors import InputError, first_names
-from .header import TensorInfo
 from .heads import implied_head, is_head, ties_head
+from .origin import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Match:
     """One output tensor: its name, what it is made of, and the group that it belongs to."""
 
     name: str
-    first: TensorInfo  # of the source whose names count
-    sources: tuple[tuple[int, TensorInfo], ...]  # (number of the source, its tensor)
+    first: Origin  # of the source whose names count
+    sources: tuple[tuple[int, Origin], ...]  # (number of the source, its tensor)
     merged: bool  # else copied from the first
     group: Group
 
@@ -74,8 +74,8 @@ class _Matcher:
     labels: Sequence[str]
     rules: Rules
     tensors: list[Match] = field(default_factory=list)
-    lost: dict[Pair, list[TensorInfo]] = field(default_factory=dict)
-    more: dict[Pair, list[TensorInfo]] = field(default_factory=dict)
+    lost: dict[Pair, list[Origin]] = field(default_factory=dict)
+    more: dict[Pair, list[Origin]] = field(default_factory=dict)
     shapes: list[str] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
 
@@ -92,9 +92,9 @@ class _Matcher:
         for name, first in names.items():
             self._tensor(group, name, first, label)
 
-    def _tensor(self, group: Group, name: str, first: TensorInfo, label: str) -> None:
+    def _tensor(self, group: Group, name: str, first: Origin, label: str) -> None:
         part = group.part
-        peers: list[tuple[int, TensorInfo]] = []
+        peers: list[tuple[int, Origin]] = []
         for number, tensors in enumerate(group.tensors):
             model = self.models[part.models[number]]
             info = tensors.get(name) or implied_head(name, first.shape, model.tensors, model.config)
@@ -172,5 +172,5 @@ class _Matcher:
             yield f"{len(mixed)} tensors are stored with different dtypes ({found})"
 
 
-def _names(found: dict[Pair, list[TensorInfo]]) -> tuple[str, ...]:
+def _names(found: dict[Pair, list[Origin]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(info.name for infos in found.values() for info in infos))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .origin import add, room
+
 if TYPE_CHECKING:
     from .step import Step
 
@@ -36,7 +38,7 @@ class Memory:
 
 def bytes_per_element(step: Step) -> int:
     """Buffer bytes of one element: every source and the result."""
-    return sum(info.dtype.bytes for info in step.sources) + step.dtype.bytes
+    return add(*(room(source) for source in step.sources)).per_element + step.dtype.bytes
 
 
 def budget(steps: Sequence[Step], memory_bytes: int | None, threads: int) -> Memory:
@@ -59,11 +61,17 @@ def _lane_bytes(step: Step, blocks: int) -> int:
     """What a lane takes for a piece of that many blocks, scratch included."""
     block = min(step.grid.block, step.grid.count)
     elements = min(blocks * block, step.grid.count)
-    return elements * bytes_per_element(step) + block * step.scratch
+    return elements * bytes_per_element(step) + _fixed(step)
+
+
+def _fixed(step: Step) -> int:
+    """Bytes that do not depend on how many blocks are taken at a time."""
+    block = max(1, min(step.grid.block, step.grid.count))
+    return block * step.scratch + add(*(room(source) for source in step.sources)).fixed
 
 
 def _piece_blocks(step: Step, lane_bytes: int) -> int:
     block = max(1, min(step.grid.block, step.grid.count))
     most = max(1, PIECE_ELEMENTS // block) if step.reads == 1 else max(1, step.grid.blocks)
-    room = (lane_bytes - block * step.scratch) // (block * bytes_per_element(step))
-    return max(1, min(most, room))
+    fitting = (lane_bytes - _fixed(step)) // (block * bytes_per_element(step))
+    return max(1, min(most, fitting))

@@ -20,6 +20,7 @@ from .layout import Layout, lay_out
 from .match import Matches, match
 from .memory import Memory, budget
 from .methods import Method
+from .origin import Derived, Origin, moved
 from .planned import Planned, planned
 from .recipe import ModelRef, Recipe
 from .resolve import PlanOptions, Resolver
@@ -49,7 +50,7 @@ class Plan:
 
     @property
     def input_bytes(self) -> int:
-        return sum(info.nbytes for step in self.steps for info in step.sources)
+        return sum(moved(source) for step in self.steps for source in step.sources)
 
     @property
     def output_bytes(self) -> int:
@@ -228,9 +229,17 @@ def _key(
             add([real, shard.size, real.stat().st_mtime_ns, shard.header_sha256])
     for step in steps:
         task, values = step.task, dict[str, Any](step.task.values if step.task else {})
-        sources = [(files[info.file], info.offset) for info in step.sources]
+        sources = [_origin(source, files) for source in step.sources]
         place = [step.name, step.dtype.name, step.shape, step.shard, step.offset]
         # The same sources with or without one of them as the base are two merges.
         role = [step.method and step.method.name, task and [task.scale, task.models, task.has_base]]
         add([*place, values, role, sources])
     return digest.hexdigest()
+
+
+def _origin(source: Origin, files: Mapping[str, int]) -> list[object]:
+    """Where the values of a source come from, for the key."""
+    if isinstance(source, Derived):
+        parts = [_origin(part, files) for part in source.parts]
+        return [type(source).__name__, source.token(), parts]
+    return [files[source.file], source.offset]

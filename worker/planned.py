@@ -47,4 +47,4 @@ def planned(
         )
         for shard in layout.shards
     )
-    return Planned(folder, shards, infos)
+    return Planned(folder, shards, dict(infos))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .cut import Piece
 from .errors import UsageError
+from .origin import moved
 from .readahead import Work
 from .step import Step
 
@@ -75,8 +76,8 @@ def share(steps: Sequence[Step], rank: Rank, done: Mapping[int, Sequence[Piece]]
 def cost(step: Step) -> int:
     """Bytes moved for a step, a fair measure while storage is the limit, and bytes that could be
     moved in the time of long computations."""
-    moved = sum(info.nbytes for info in step.sources) * step.reads
-    return moved + step.grid.count * step.dtype.bytes + step.flops // FLOPS_PER_BYTE
+    read = sum(moved(source) for source in step.sources) * step.reads
+    return read + step.grid.count * step.dtype.bytes + step.flops // FLOPS_PER_BYTE
 
 
 def _without(run: Piece, done: Sequence[Piece]) -> list[Piece]:

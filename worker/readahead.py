@@ -10,6 +10,7 @@ from itertools import accumulate
 from .cut import Piece
 from .errors import InputError
 from .files import Files
+from .origin import moved, stored
 from .step import Step
 
 WINDOW = 1 << 30
@@ -31,7 +32,7 @@ class ReadAhead:
     def __init__(self, files: Files, work: Sequence[Work]) -> None:
         self._files = files
         self._work = work
-        sizes = (sum(info.nbytes for info in item.step.sources) for item in work)
+        sizes = (sum(moved(source) for source in item.step.sources) for item in work)
         self._before = list(accumulate(sizes, initial=0))
         self._index = {item.number: i for i, item in enumerate(work)}
         self._reached = 0
@@ -62,7 +63,7 @@ class ReadAhead:
                     self._moved.wait()
                 if self._stopped:
                     return
-            for info in item.step.sources:
+            for info in (info for source in item.step.sources for info in stored(source)):
                 try:
                     self._files.will_need(info.file, info.offset, min(info.nbytes, WINDOW))
                 except (InputError, OSError):

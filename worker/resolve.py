@@ -12,7 +12,6 @@ from .assemble import Part
 from .cut import CPU_BLOCK, grid
 from .dtypes import DType, Kind, from_torch_name
 from .errors import UsageError, first_names
-from .header import TensorInfo
 from .layers import depths, fraction, layer_of
 from .layout import Output
 from .match import Match, Matches, Rules
@@ -27,6 +26,7 @@ from .methods._define import (
     Parameter,
     Task,
 )
+from .origin import Origin
 from .recipe import Recipe
 from .recipe_rules import plays_base
 from .schedules import weights
@@ -61,7 +61,7 @@ class Draft:
     """A step before its place in the output is known."""
 
     output: Output
-    sources: tuple[TensorInfo, ...]
+    sources: tuple[Origin, ...]
     task: Task | None
     method: Method
 
@@ -155,7 +155,7 @@ class Resolver:
         seed = self.options.seed
         return Task(match.name, match.first.shape, dtype, models, has_base, values, seed, work)
 
-    def _values(self, match: Match, models: Sequence[tuple[int, TensorInfo]]) -> dict[str, Any]:
+    def _values(self, match: Match, models: Sequence[tuple[int, Origin]]) -> dict[str, Any]:
         """Every parameter of the method; a schedule speaks for the weights."""
         schedule = self._modifier(SCHEDULE, match)
         scheduled: tuple[float, ...] | None = None
@@ -199,7 +199,7 @@ class Resolver:
         return self._converted(parameter, found) if found else None
 
     def _find(
-        self, parameter: Parameter, match: Match, pair: tuple[int, TensorInfo] | None
+        self, parameter: Parameter, match: Match, pair: tuple[int, Origin] | None
     ) -> Found | None:
         """What the recipe says. Values of a model see the name that the tensor has there."""
         part = match.group.part
@@ -207,9 +207,7 @@ class Resolver:
         name = pair[1].name if pair else match.name
         return look_up(scopes, parameter.name, name, match.group.position(match.name))
 
-    def _value(
-        self, parameter: Parameter, match: Match, pair: tuple[int, TensorInfo] | None
-    ) -> Scalar:
+    def _value(self, parameter: Parameter, match: Match, pair: tuple[int, Origin] | None) -> Scalar:
         """The value for a tensor; the default where the recipe is silent."""
         found = self._find(parameter, match, pair)
         if found is None and parameter.required:
@@ -229,7 +227,7 @@ class Resolver:
         except ValueError as error:
             raise ValueError(f"{found.place}: {error}") from None
 
-    def _out_dtype(self, first: TensorInfo) -> DType:
+    def _out_dtype(self, first: Origin) -> DType:
         asked = self.options.dtype or self.recipe.out_dtype or self.recipe.dtype or "same"
         if asked == "same":
             return first.said or first.dtype

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import UsageError
-from .header import TensorInfo
 from .layer_count import counts, extra_layers
 from .layers import depths, layer_of
+from .origin import Origin
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Stack:
 
     prefix: str
     depth: int
-    layers: dict[int, dict[str, TensorInfo]]
-    beyond: dict[int, dict[str, TensorInfo]]
-    loose: dict[str, TensorInfo]
+    layers: dict[int, dict[str, Origin]]
+    beyond: dict[int, dict[str, Origin]]
+    loose: dict[str, Origin]
 
 
-def find_stack(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Stack:
+def find_stack(tensors: Mapping[str, Origin], config: Mapping[str, Any]) -> Stack:
     """The only stack among the tensors, or the one as deep as the language model of the config.
 
     UsageError (without the model's name) where several could be meant.
@@ -36,8 +36,8 @@ def find_stack(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
         raise UsageError(" has no layers in its tensor names; it cannot be sliced")
     prefix = _choose(found, config)
     depth = found[prefix] - _beyond(found[prefix], config)
-    layers: dict[int, dict[str, TensorInfo]] = {}
-    loose: dict[str, TensorInfo] = {}
+    layers: dict[int, dict[str, Origin]] = {}
+    loose: dict[str, Origin] = {}
     for name, info in tensors.items():
         layer = layer_of(name)
         if layer is None or layer.stack != prefix:

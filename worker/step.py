@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from .cut import Grid
 from .dtypes import DType
-from .header import TensorInfo
 from .methods._define import Method, Task
+from .origin import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Step:
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    sources: tuple[TensorInfo, ...]
+    sources: tuple[Origin, ...]
     task: Task | None
     method: Method | None  # who does the task; not always the recipe's: copies may be converted
     grid: Grid

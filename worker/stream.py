@@ -21,6 +21,7 @@ from .errors import ResultError, Stopped, printable
 from .files import Files
 from .lane import Lane, host_view
 from .methods._define import Final, Reduce
+from .origin import stored
 from .plan import Plan
 from .progress import Progress
 from .readahead import ReadAhead, Work
@@ -189,12 +190,14 @@ class Engine:
     def _copy(self, lane: Lane, work: Work, piece: Piece) -> None:
         """Bytes as they are; sources that differ are noted, since only the first is kept."""
         step = work.step
-        first = host_view(lane.read(step, piece, 0))
-        for number in range(1, len(step.sources)):
-            other = host_view(lane.read(step, piece, number))
+        start, stop = step.grid.span(piece.first, piece.blocks)
+        values = lane.read(step.sources[0], start, stop, "in0")
+        first = lane.host.memory("in0", values.nbytes)
+        for number, source in enumerate(step.sources[1:], 1):
+            slot = f"in{number}"
+            other = lane.host.memory(slot, lane.read(source, start, stop, slot).nbytes)
             if other != first and step.name not in self.differing:
                 self.differing.append(step.name)
-        values = lane.host.take("in0", len(first) // step.dtype.bytes, step.dtype.torch_name)
         floats = step.dtype.kind is Kind.FLOAT
         bad = values.numel() - int(torch.isfinite(values).sum()) if floats else 0
         self.store.write(work.number, step, piece, first, bad)
@@ -205,10 +208,11 @@ class Engine:
         if self.allow_nonfinite:
             return
         culprits = []
-        for info, values in zip(step.sources, loaded, strict=True):
+        for source, values in zip(step.sources, loaded, strict=True):
             count = int(values.numel() - torch.isfinite(values).sum())
             if count:
-                culprits.append(f"{info.file} has {count} NaN or Inf there")
+                file = next(stored(source)).file
+                culprits.append(f"{file} has {count} NaN or Inf there")
         reason = "; ".join(culprits) or "the inputs are finite: the values overflow or cancel"
         raise ResultError(
             f"tensor '{printable(step.name)}': {bad} values of the result are NaN or Inf\n"

@@ -74,7 +74,7 @@ def _nonfinite(out: Path) -> dict[str, int]:
     import torch
 
     found: dict[str, int] = {}
-    for info in open_checkpoint(out).tensors.values():
+    for info in (info for shard in open_checkpoint(out).shards for info in shard.tensors):
         if info.dtype.kind is not Kind.FLOAT:
             continue
         kind = getattr(torch, info.dtype.torch_name)
