@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from . import __version__, methods, quick_torch
+from . import __version__, quick_torch
+from .commands import LATE, load
 from .errors import InputError, Stopped, UsageError, WorkerError, printable
 from .match import Rules
 from .plan import Plan, make_plan
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may not fit the locale
     try:
-        arguments = _parser().parse_args(_weights_apart(sys.argv[1:] if argv is None else argv))
+        words = _weights_apart(sys.argv[1:] if argv is None else argv)
+        arguments = _parser(words).parse_args(words)
         code: int = arguments.command(arguments, clock)
         return code
     except WorkerError as error:
@@ -154,19 +156,8 @@ def _verify(arguments: argparse.Namespace, clock: Clock) -> int:
     return 0
 
 
-def _methods(arguments: argparse.Namespace, clock: Clock) -> int:
-    from .describe import method_list, method_page
-
-    if arguments.name is None:
-        print(method_list())
-    else:
-        try:
-            print(method_page(methods.get(arguments.name)))
-        except KeyError:
-            from .errors import nearest
-
-            hint = nearest(arguments.name, methods.names())
-            raise UsageError(f"no method '{printable(arguments.name)}'{hint}") from None
+def _late(arguments: argparse.Namespace, clock: Clock) -> int:
+    _tell(load(arguments.late).command(arguments), sys.stdout)
     return 0
 
 
@@ -211,7 +202,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{**named, "allow_abbrev": False})
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="merge-worker", description="Merge checkpoints of any architecture.")
     parser.add_argument("--version", action="version", version=f"merge-worker {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -243,9 +234,11 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="re-read an output and compare it to its manifest")
     verify.add_argument("out", metavar="OUT")
     verify.set_defaults(command=_verify)
-    listing = commands.add_parser("methods", help="the merge methods and their parameters")
-    listing.add_argument("name", metavar="NAME", nargs="?")
-    listing.set_defaults(command=_methods)
+    for name, (_, line) in LATE.items():
+        late = commands.add_parser(name, help=line)
+        late.set_defaults(command=_late, late=name)
+        if argv[:1] == [name]:
+            load(name).options(late)
     return parser
 
 

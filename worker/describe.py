@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+
 from . import methods
+from .errors import UsageError, nearest, printable
 from .methods._define import Base, Method, Parameter
 from .schedules import FORMS
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?")
+
+
+def command(arguments: argparse.Namespace) -> str:
+    """The list, or the page of one. UsageError with the nearest name."""
+    if arguments.name is None:
+        return method_list()
+    try:
+        return method_page(methods.get(arguments.name))
+    except KeyError:
+        hint = nearest(arguments.name, methods.names())
+        raise UsageError(f"no method '{printable(arguments.name)}'{hint}") from None
 
 
 def method_list() -> str:

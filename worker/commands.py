@@ -1,0 +1,28 @@
+"""Commands that merge nothing, by name: the module of each is imported only when it is asked for.
+
+So a job's worker, which carries what `merge` imports, does without them. Such a module has
+`options(parser)`, and `command(arguments)`, which answers with the text to print.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+from .errors import UsageError
+
+LATE = {
+    "methods": ("describe", "the merge methods and their parameters"),
+}
+
+
+def load(name: str) -> ModuleType:
+    """The module of a command. UsageError in a job's worker, which does not carry it."""
+    module = f"{__package__}.{LATE[name][0]}"
+    if find_spec(module) is None:
+        raise UsageError(
+            f"{name}: the worker of a job carries only what its merge needs; use an installed "
+            f"merge-worker, or the file that 'merge-launch payload -o merge-worker.pyz' writes"
+        )
+    return import_module(module)
