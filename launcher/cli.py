@@ -51,7 +51,8 @@ class Request:
         from . import payload, render
 
         python = self.options.python or self.backend.python()
-        job = Job(self.merge, self.options, self.worker, payload.build(), python)
+        carried = payload.build(methods=payload.methods_of(self.merge.text))
+        job = Job(self.merge, self.options, self.worker, carried, python)
         refuse(self.backend.faults(job, self.resources))
         return job, render.render(self.backend, job, self.resources)
 

@@ -1,7 +1,8 @@
 """The worker as bytes: its sources → a zip with the same bytes everywhere → bz2 → base64.
 
-Members are stored, not deflated, so that the zip does not depend on a zlib, and bare of docstrings
-and comments, which the node does not read. SHA-256 of the zip is the name of this build.
+The whole worker for `merge-launch payload`; for a job only what its merge can come to run
+(`carried`), bare of what the node does not read (`squeeze`). Members are stored, not deflated, so
+that the zip does not depend on a zlib. SHA-256 of the zip is the name of this build.
 
 bz2 and base64 are only the way it travels. Of the same zip, as base64, gzip made 112 KB, xz 94 and
 bz2 89. The Python that runs the worker unpacks it: bz2 is in the standard library, so the node
@@ -10,26 +11,20 @@ needs no program for it.
 
 from __future__ import annotations
 
-import ast
 import base64
 import bz2
 import hashlib
 import io
-import re
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import worker
 
-from .errors import UsageError
+from . import carried
+from .squeeze import without_words
 
-BUDGET_BYTES = 96 * 1024
-"""Encoded. One argument of a program holds 128 KiB on Linux, and in a container it is one."""
 LINE_COLUMNS = 76
-COMMENT = r"^\s*#.*|  #[^\"']*$"
-"""A string that held the sign would end in a quote further on."""
 
 
 @dataclass(frozen=True)
@@ -62,79 +57,51 @@ def base64_lines(data: bytes) -> str:
     return "\n".join(encoded[i : i + LINE_COLUMNS] for i in starts)
 
 
-def build(package: Path | None = None, budget: int = BUDGET_BYTES) -> Payload:
-    """The payload of the worker that is installed here, or of another folder of sources."""
-    archive = pack(package or Path(worker.__file__).parent)
-    made = Payload(archive, bz2.compress(archive, 9), worker.__version__)
-    if len(made.encoded) > budget:
-        raise UsageError(
-            f"the worker is {len(made.encoded)} bytes encoded, more than the {budget} that a job "
-            f"may carry; this build of merge-launch cannot be shipped"
-        )
-    return made
+def build(package: Path | None = None, methods: frozenset[str] | None = None) -> Payload:
+    """The worker that is installed here, or that of another folder, whole or for some methods."""
+    archive = pack(package or Path(worker.__file__).parent, methods)
+    return Payload(archive, bz2.compress(archive, 9), worker.__version__)
 
 
-def pack(package: Path) -> bytes:
+def methods_of(recipe: bytes) -> frozenset[str]:
+    """The methods that a recipe names, at any depth of any of its documents."""
+    import yaml
+
+    found: set[str] = set()
+    waiting = list(yaml.safe_load_all(recipe.decode("utf-8-sig")))
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in seen and isinstance(value, dict | list):
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+            if isinstance(value, dict) and isinstance(value.get("merge_method"), str):
+                found.add(value["merge_method"].lower())
+    return frozenset(found)
+
+
+def sources_digest(package: Path) -> str:
+    """SHA-256 over all sources: the same for every job of one worker, whatever it carries."""
+    digest = hashlib.sha256()
+    for name, path in carried.everything(package).items():
+        text = path.read_text(encoding="utf-8").encode()
+        digest.update(f"{name} {len(text)}\n".encode() + text)
+    return digest.hexdigest()
+
+
+def pack(package: Path, methods: frozenset[str] | None = None) -> bytes:
     """The *.py files of a package as a zip that `python FILE` runs."""
-    members = {
-        f"worker/{path.relative_to(package).as_posix()}": path
-        for path in package.rglob("*.py")
-        if not {"__pycache__", "tests"} & set(path.relative_to(package).parts)
-    }
-    members["__main__.py"] = package / "__main__.py"
+    found = carried.everything(package) if methods is None else carried.needed(package, methods)
+    members = {f"worker/{name}": path for name, path in found.items()}
+    members["__main__.py"] = package / carried.ENTRY
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(members):
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             info.create_system = 3
             info.external_attr = 0o100644 << 16
-            text = members[name].read_text(encoding="utf-8")
-            archive.writestr(info, without_words(text).encode())
+            text = without_words(members[name].read_text(encoding="utf-8"))
+            if name == "worker/__init__.py":
+                text += f'__sources__ = "{sources_digest(package)}"\n'
+            archive.writestr(info, text.encode())
     return target.getvalue()
-
-
-def without_words(text: str) -> str:
-    """Empty lines for docstrings and comments: tracebacks still name the lines of the sources."""
-    lines = text.split("\n")
-    tree = ast.parse(text)
-    for suite in _suites(tree):
-        _empty_strings(suite, lines)
-    within_text: set[int] = set()
-    # Most sources hold no such text by now, and a walk over all of them takes half a second.
-    if any(mark in "\n".join(lines) for mark in ('"""', "'''", "\\\n")):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno != node.lineno:
-                within_text.update(range(node.lineno - 1, node.end_lineno or 0))
-    return "\n".join(
-        line if number in within_text else re.sub(COMMENT, "", line)
-        for number, line in enumerate(lines)
-    )
-
-
-def _suites(node: ast.AST) -> Iterator[list[ast.stmt]]:
-    """Every run of statements of one indentation."""
-    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
-        suite: list[ast.AST] = getattr(node, name, [])
-        statements = [each for each in suite if isinstance(each, ast.stmt)]
-        if statements:
-            yield statements
-        for each in suite:
-            yield from _suites(each)
-
-
-def _empty_strings(suite: list[ast.stmt], lines: list[str]) -> None:
-    """Docstrings, and the strings that stand below constants and fields."""
-    strings = [
-        node
-        for node in suite
-        if isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    ]
-    # A suite that is nothing but a string needs it.
-    for node in strings if len(strings) < len(suite) else []:
-        start, end = node.lineno - 1, node.end_lineno or node.lineno
-        before = lines[start].encode()[: node.col_offset]
-        after = lines[end - 1].encode()[node.end_col_offset :]
-        if not (before + after).strip():
-            lines[start:end] = [""] * (end - start)

@@ -16,11 +16,15 @@ from .plan import Plan
 NAME = "merge_manifest.json"
 
 
-def worker_digest() -> str | None:
-    """SHA-256 of the zip this worker runs from, which the launcher prints; None from a checkout."""
-    archive = getattr(sys.modules.get(__package__ or "worker"), "__loader__", None)
-    path = getattr(archive, "archive", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+def worker_facts() -> dict[str, str | None]:
+    """`sha256` of the zip this worker runs from, which holds what its job needed, and `sources` of
+    the whole worker, the same for all jobs of a release; both as the launcher prints them, and None
+    from a checkout."""
+    package = sys.modules[__package__ or "worker"]
+    path = getattr(getattr(package, "__loader__", None), "archive", None)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+    sources = getattr(package, "__sources__", None)
+    return {"version": __version__, "sha256": digest, "sources": sources}
 
 
 def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
     return {
         "format": 1,
         "key": plan.key,
-        "worker": {"version": __version__, "sha256": worker_digest()},
+        "worker": worker_facts(),
         "recipe": {
             "method": recipe.method,
             "text": public_recipe(plan),

@@ -1,6 +1,5 @@
 """The payload: the same bytes everywhere, small, runnable, and bare of what it need not hold."""
 
-import ast
 import base64
 import bz2
 import hashlib
@@ -16,7 +15,6 @@ import pytest
 
 import worker
 from launcher import payload
-from launcher.errors import UsageError
 from worker import methods
 
 SOURCES = Path(worker.__file__).parent
@@ -91,66 +89,41 @@ def test_encoded_is_the_archive_and_the_digest_is_of_it() -> None:
     assert max(map(len, made.wrapped().splitlines())) == 76
 
 
-def test_the_budget_is_kept() -> None:
-    # 4 KiB less than what is refused: a worker that grows is to be noticed before it cannot ship.
-    assert len(payload.build().encoded) < 92 * 1024
-    assert payload.BUDGET_BYTES == 96 * 1024
+def test_the_same_recipe_gives_the_same_payload() -> None:
+    recipe = b"merge_method: TIES\nmodels: []\n"
+    first = payload.build(methods=payload.methods_of(recipe))
+    again = payload.build(methods=payload.methods_of(recipe + b"# and a comment\n"))
+    assert (first.archive, first.packed) == (again.archive, again.packed)
+    assert first.digest != payload.build().digest
 
 
-def test_a_worker_beyond_the_budget_is_refused_with_its_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "methods"),
+    [
+        ('{"merge_method": "linear", "models": []}', {"linear"}),
+        ("merge_method: Dare_TIES", {"dare_ties"}),
+        ("name: a\nmerge_method: ties\n---\nmerge_method: slerp\n", {"ties", "slerp"}),
+        (
+            "a: &a {merge_method: sce}\nmodels: [{use: *a}, {x: [{merge_method: cabs}]}]",
+            {"sce", "cabs"},
+        ),
+        ("\ufeffmerge_method: ties # merge_method: slerp\n", {"ties"}),
+        ("merge_method: 3", set()),
+    ],
+)
+def test_the_methods_that_a_recipe_names(recipe: str, methods: set[str]) -> None:
+    assert payload.methods_of(recipe.encode()) == methods
+
+
+def test_every_payload_says_of_which_worker_it_is_a_part(tmp_path: Path) -> None:
     folder = copied(tmp_path / "worker")
-    size = len(payload.build(folder).encoded)
-    with pytest.raises(UsageError, match=f"{size} bytes encoded, more than the 1000"):
-        payload.build(folder, budget=1000)
-
-
-def code_of(text: str) -> str:
-    """The syntax tree with line numbers, less the strings that are statements."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and len(body) > 1:
-            body[:] = [each for each in body if not is_string(each)]
-    return ast.dump(tree, include_attributes=True)
-
-
-def is_string(node: ast.AST) -> bool:
-    value = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
-
-
-@pytest.mark.parametrize("path", sorted(SOURCES.rglob("*.py")), ids=lambda path: path.stem)
-def test_without_words_the_code_stays_where_it_was(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert code_of(payload.without_words(text)) == code_of(text)
-
-
-def test_words_go_and_lines_stay() -> None:
-    text = 'x = 1  # one\n# it\'s 2\ny = f"""  # 3\n# {x}\n"""\ny = """\n  # 4\n"""\n  # 5\n'
-    bare = 'x = 1\n\ny = f"""  # 3\n# {x}\n"""\ny = """\n  # 4\n"""\n\n'
-    assert payload.without_words(text) == bare
-
-
-def test_a_sign_within_a_string_is_no_comment() -> None:
-    text = "x = 'a  # b', \"  # c\"\n"
-    assert payload.without_words(text) == text
-    assert payload.without_words(text.replace("\n", "  # d\n")) == text
-
-
-def test_docstrings_that_are_a_body_or_share_a_line_stay() -> None:
-    text = 'class A(Exception):\n    """Why."""\n\n\ndef f(): "short"; return 1\n"a"; b = "c"\n'
-    assert payload.without_words(text) == text
-
-
-def test_strings_below_names_go_too() -> None:
-    text = 'x = 1\n"""Of x,\n# in two lines."""\n\nif x:\n    y = 2\nelse:\n    y = 3\n    "3."\n'
-    bare = "x = 1\n\n\n\nif x:\n    y = 2\nelse:\n    y = 3\n\n"
-    assert payload.without_words(text) == bare
-
-
-def test_a_string_that_is_continued_is_no_comment() -> None:
-    text = 'x = "a\\\n# b"\n'
-    assert payload.without_words(text) == text
+    digests = set()
+    for part in (None, frozenset({"ties"})):
+        archive = zipfile.ZipFile(io.BytesIO(payload.build(folder, part).archive))
+        digests.add(archive.read("worker/__init__.py").decode().splitlines()[-1])
+    assert digests == {f'__sources__ = "{payload.sources_digest(SOURCES)}"'}
+    (folder / "methods" / "slerp.py").write_text("changed = 1\n")
+    assert payload.sources_digest(folder) != payload.sources_digest(SOURCES)
 
 
 def test_the_archive_runs_where_a_foreign_worker_lies_about(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from merges import average, manifest, run
 
 from worker import __version__
 from worker.errors import InputError
-from worker.manifest import read_manifest, worker_digest
+from worker.manifest import read_manifest, worker_facts
 
 
 def test_everything_that_the_contract_lists(tmp_path: Path, models: list[Path]) -> None:
@@ -88,4 +88,4 @@ def test_damaged_manifests(tmp_path: Path) -> None:
 
 
 def test_no_digest_of_a_checkout() -> None:
-    assert worker_digest() is None
+    assert worker_facts() == {"version": __version__, "sha256": None, "sources": None}
