@@ -127,7 +127,8 @@ def test_the_worker_takes_what_we_hand_on() -> None:
         strict=True,
     )
     assert all(getattr(given, each.name) for each in options_of(WorkerOptions)), "set each of them"
-    found = vars(_parser().parse_args(["merge", "recipe.yml", "out", *given.argv()]))
+    words = ["merge", "recipe.yml", "out", *given.argv()]
+    found = vars(_parser(words).parse_args(words))
     for each in options_of(WorkerOptions):
         assert found[each.name] == getattr(given, each.name), each.flag
 
