@@ -80,7 +80,7 @@ def read_source(
     else:
         models, out = _direct(words, options)
         text, where = _direct_recipe(models, options, dtype, folder), "the command"
-    recipe = parse(_decoded(text, where), where)
+    recipe = parse(decoded(text, where), where)
     name = out or default_name(recipe.method, [ref.path for ref in recipe.model_refs()])
     return Merge(text, recipe, absolute(name, folder), folder)
 
@@ -142,10 +142,12 @@ def _direct_recipe(
 
 
 def _located(word: str, folder: str) -> str:
-    return word if _on_hub(word) else absolute(word, folder)
+    """Of BASE+ADAPTER both parts; a folder with the sign in its name has to be in a recipe."""
+    parts = word.split("+")
+    return "+".join(part if _on_hub(part) else absolute(part, folder) for part in parts)
 
 
-def _decoded(text: bytes, where: str) -> str:
+def decoded(text: bytes, where: str) -> str:
     try:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError:

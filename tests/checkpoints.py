@@ -109,6 +109,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "mixtral": {"num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_hidden_layers": 2, **EXPERTS},
+    "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4},
     "t5": {
         "d_model": 32,
         "d_ff": 64,

@@ -14,9 +14,14 @@ from .recipe import ModelRef
 
 def public_name(ref: ModelRef) -> str:
     """A name without any path of this machine: the hub id, or the last part of the folder."""
-    if is_hub_id(ref.path) and not Path(ref.path).is_absolute():
-        return str(ref)
-    return Path(ref.path).name or Path(ref.path).resolve().name
+    name = _public(ref.path, ref.revision)
+    return f"{name}+{_public(ref.lora, ref.lora_revision)}" if ref.lora else name
+
+
+def _public(path: str, revision: str | None) -> str:
+    if is_hub_id(path) and not Path(path).is_absolute():
+        return f"{path}@{revision}" if revision else path
+    return Path(path).name or Path(path).resolve().name
 
 
 def model_card(plan: Plan, title: str) -> str:
@@ -52,10 +57,11 @@ def model_card(plan: Plan, title: str) -> str:
 def public_recipe(plan: Plan) -> str:
     """The recipe's text with folders of this machine shortened to their last part."""
     text = plan.recipe.text
-    for ref in sorted(plan.recipe.model_refs(), key=lambda ref: -len(ref.path)):
-        name = public_name(ref)
-        if name != ref.path:
+    paths = {path for ref in plan.recipe.model_refs() for path in (ref.path, ref.lora) if path}
+    for path in sorted(paths, key=lambda path: (-len(path), path)):
+        name = _public(path, None)
+        if name != path:
             # Whole words only: a model may be called `.` or `/a`.
-            word = rf"(?<![\w./~-]){re.escape(ref.path)}(?![\w./-])"
+            word = rf"(?<![\w./~-]){re.escape(path)}(?![\w./-])"
             text = re.sub(word, name.replace("\\", r"\\"), text)
     return text

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from . import methods
+from .adapted import open_adapted
+from .align import aligned
 from .assemble import Assembly, assemble
 from .checkpoint import Checkpoint, exists, open_checkpoint
 from .effort import notes as effort_notes
@@ -101,6 +103,7 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
         )
     numbers, models = _open_all(recipe.own_refs(), options.relative_to, results)
     labels = tuple(_labels(numbers))
+    models, realigned = aligned(models, labels, recipe.key_map)
     assembly = assemble(recipe, models, numbers)
     matches = match(assembly.groups, models, labels, options.rules)
     drafts = list(Resolver(recipe, method, options).drafts(matches))
@@ -112,7 +115,7 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
     )
     threads = options.threads or usable_cpus()
     memory = budget(steps, options.memory_bytes, threads)
-    warnings += [*assembly.notes, *matches.notes, *notes, *effort_notes(steps, memory, threads)]
+    warnings += [*realigned, *assembly.notes, *matches.notes, *notes, *effort_notes(steps, memory, threads)]
     key = _key(recipe, options, models, steps, config)
     return Plan(
         recipe, options, method, models, labels, matches, steps, layout, memory,
@@ -131,15 +134,17 @@ def _open_all(
     """Every folder once, and its number by reference; all that cannot be opened are named."""
     faults: list[str] = []
     numbers: dict[ModelRef, int] = {}
-    by_place: dict[Path, int] = {}
+    by_place: dict[tuple[Path, ...], int] = {}
     models: list[Checkpoint] = []
     for ref in refs:
         try:
             result = results.get(ref.path) if not (ref.revision or ref.lora) else None
             path = result.path if result else locate(ref, relative_to)
-            place = path.resolve()
+            lora = ref.lora and locate(ModelRef(ref.lora, ref.lora_revision), relative_to)
+            place = (path.resolve(), *([lora.resolve()] if lora else []))
             if place not in by_place:
-                models.append(result or open_checkpoint(path))
+                adapted = open_adapted(path, lora) if lora else None
+                models.append(result or adapted or open_checkpoint(path))
                 by_place[place] = len(models) - 1
             numbers[ref] = by_place[place]
         except InputError as error:
@@ -164,8 +169,6 @@ def locate(ref: ModelRef, relative_to: Path) -> Path:
         path = relative_to / Path(ref.path).expanduser()
     except RuntimeError:
         raise InputError(f"{ref}: no such user; give the folder from / on") from None
-    if ref.lora:
-        raise InputError(f"{ref}: adapters cannot be merged yet; merge it into its base first")
     if ref.revision or not exists(path):
         raise InputError(
             f"{ref}: no such folder ({path}); models of the hub cannot be fetched yet, "
