@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,9 @@ class Slurm(Scheduler[SlurmResources]):
     help = "Submit to Slurm."
     resources = SlurmResources
     suffix = "sbatch"
+    dependencies = True
+    sources = ("squeue",)
+    unknown_words = "Invalid job id"
 
     def faults(self, job: Job, resources: SlurmResources) -> list[str]:
         return log_faults(job) + node_faults("--nodes", resources.nodes)
@@ -118,25 +122,26 @@ class Slurm(Scheduler[SlurmResources]):
             ]
         }
 
-    def submit_argv(self, path: str) -> list[str]:
-        return ["sbatch", "--parsable", path]
+    def submit_argv(self, path: str, after: str | None = None) -> list[str]:
+        return ["sbatch", "--parsable", *([f"--dependency=afterok:{after}"] if after else []), path]
 
     def parse_submit(self, text: str) -> str | None:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         found = re.fullmatch(r"(\d+)(;\S+)?", lines[-1]) if lines else None
         return found[1] if found else None
 
-    def status_argv(self, job_id: str, dialect: str) -> list[str]:
-        return ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%i|%T|%r"]
+    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
+        jobs = ",".join(ids)
+        return [source, "--noheader", "--states=all", f"--jobs={jobs}", "--format=%i|%T|%r"]
 
-    def parse_status(self, text: str, job_id: str) -> Status | None:
+    def parse_status(self, source: str, text: str) -> dict[str, Status]:
+        found = {}
         for line in text.splitlines():
-            found, _, rest = line.strip().partition("|")
-            if found == job_id:
-                code, _, reason = rest.partition("|")
-                plain = reason if reason not in ("", "None") else ""
-                return Status(_state(code), f"{code}: {plain}" if plain else code)
-        return None
+            job_id, _, rest = line.strip().partition("|")
+            code, _, reason = rest.partition("|")
+            plain = reason if reason not in ("", "None") else ""
+            found[job_id] = Status(_state(code), f"{code}: {plain}" if plain else code)
+        return found
 
     def cancel_argv(self, job_id: str) -> list[str]:
         return ["scancel", job_id]

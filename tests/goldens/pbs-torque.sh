@@ -55,7 +55,7 @@ ce0bd6e2cfc6bfe849dd751744c81b77c6966e9dc4100b646ec8891a99470470  merge-worker.p
 e27bf5157d6290f2126013a4c22ce8d5b235c9a7dc1320500439915aaeacb672  recipe.yml
 MERGE_SHA_256
 
-cd -- /home/me/work || merge_fail 'this node does not see the folder that the job was submitted from'
+cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
 
 # By the Python that will run it, which --setup may have brought; isolated, since a bz2.py that lies
 # about here is not what is meant.
@@ -76,14 +76,14 @@ python3 "$merge_folder/merge-worker.pyz" merge \
     --relative-to /home/me/work &
 worker=$!
 stopped=
-trap 'asked=1 stopped=1; kill -TERM "$worker" 2> /dev/null || :' TERM INT HUP
+trap 'asked=1 stopped=1; kill -TERM "$worker" 2> /dev/null || :' TERM INT HUP USR1
 while :; do
     asked=
     code=0
     wait "$worker" || code=$?
     [ -n "$asked" ] || break
 done
-trap - TERM INT HUP
+trap - TERM INT HUP USR1
 # A worker that the signal caught before its first byte left nothing to clean up.
 if [ -n "$stopped" ] && [ "$code" -gt 128 ]; then code=75; fi
 [ "$code" -eq 0 ] || exit "$code"
