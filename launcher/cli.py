@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -12,15 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.errors import printable
-
 from . import __version__, backends, profile
-from .backends import Backend, Here, Scheduler, Service, Submitted
-from .commands import Command, guarded, say, with_options
+from .backends import Backend, Here, Scheduler, Service
+from .commands import guarded, say, with_options
 from .errors import OutputError, refuse
+from .following import COMMANDS
 from .job import Job
 from .profile import Layer
-from .records import Record
 from .settings import CheckOptions, JobOptions, MergeOptions, WorkerOptions
 from .source import Merge, current_folder, read_source
 
@@ -47,87 +44,50 @@ class Request:
         self.merge: Merge = read_source(source, merge_options, self.worker.dtype, folder)
         self.backend = backend
 
-    def job(self) -> tuple[Job, str]:
+    def parts(self) -> list[tuple[Job, str]]:
+        """The jobs of the merge, each with its text: one, or another for `--then`."""
         from . import payload, render
 
         python = self.options.python or self.backend.python()
         carried = payload.build(methods=payload.methods_of(self.merge.text))
-        job = Job(self.merge, self.options, self.worker, carried, python)
-        refuse(self.backend.faults(job, self.resources))
-        return job, render.render(self.backend, job, self.resources)
+        whole = Job(self.merge, self.options, self.worker, carried, python)
+        jobs = whole.apart() if self.backend.dependencies else (whole,)
+        refuse(self.backend.faults(jobs[0], self.resources))
+        return [(job, render.render(self.backend, job, self.resources)) for job in jobs]
 
 
 def show(request: Request) -> int:
     """The job's text on stdout and nothing else; nothing is written or contacted."""
-    job, text = request.job()
+    parts = request.parts()
     for warning in [
         *request.merge.recipe.warnings,
-        *request.backend.obstacles(job, request.resources),
+        *request.backend.obstacles(parts[0][0], request.resources),
     ]:
         say(f"warning: {warning}")
-    sys.stdout.write(text)
+    for _, text in parts:
+        sys.stdout.write(text)
     return 0
 
 
 def launch(request: Request) -> int:
-    from . import preflight, submit
+    from . import following, preflight, submit
 
-    backend = request.backend
-    job, text = request.job()
-    refuse(backend.obstacles(job, request.resources))
-    refuse(follow_faults(request))
+    backend, resources = request.backend, request.resources
+    parts = request.parts()
+    job, text = parts[0]
+    refuse(backend.obstacles(job, resources))
     here = isinstance(backend, Here)
     for warning in preflight.look(request.merge, request.worker, everything=here):
         say(f"warning: {warning}")
-    if isinstance(backend, Here):
+    if isinstance(backend, Here) and not backend.detached(resources):
         return submit.run_here(backend, text)
     if isinstance(backend, Service):
-        tell(backend.submit(job, request.resources, text), job.merge.out)
-        return 0
-    if not isinstance(backend, Scheduler):
+        fresh = [submit.submit_to_service(backend, job, text, resources)]
+    elif isinstance(backend, Scheduler):
+        fresh = submit.submit(backend, parts, resources)
+    else:
         raise TypeError(f"nothing knows how to run a {type(backend).__name__}")
-    record = submit.submit(backend, job, request.resources, text)
-    tell(submit.to_know(record), job.merge.out)
-    keep(record)
-    return followed(record) if request.options.follow else 0
-
-
-def follow_faults(request: Request) -> list[str]:
-    if request.options.follow and isinstance(request.backend, Service):
-        return [f"--follow: not for {request.backend.name}; submit, then use the command it prints"]
-    return []
-
-
-def tell(job: Submitted, out: str) -> None:
-    print(f"job     {job.job_id}")
-    print(f"out     {printable(out)}")
-    print(f"log     {printable(job.log)}")
-    print(f"follow  {shlex.join(job.follow)}")
-    print(f"cancel  {shlex.join(job.cancel)}", flush=True)
-
-
-def keep(record: Record) -> None:
-    """A job that is on its way is not undone by a full home folder."""
-    from . import records
-
-    try:
-        records.keep(record)
-    except OSError as error:
-        say(
-            f"warning: cannot note the job in {records.folder()} ({error.strerror}): 'logs', "
-            f"'status' and 'cancel' will not know it"
-        )
-
-
-def followed(record: Record) -> int:
-    from . import submit
-
-    try:
-        code = submit.follow(record, sys.stdout, submit.status)
-    except KeyboardInterrupt:
-        say(f"the job goes on; to cancel it: {shlex.join(submit.to_know(record).cancel)}")
-        return 0
-    return 0 if code is None else code
+    return following.told(fresh, request.options.follow)
 
 
 def check(source: list[str], given: dict[str, Any]) -> int:
@@ -166,40 +126,6 @@ def payload_command(
     return 0
 
 
-def status_command(job: str) -> int:
-    """Say what has become of a job that was submitted from here."""
-    from . import records, submit
-
-    record = records.find(job)
-    found = submit.status(record)
-    print(f"{record.job_id}  {found.state.value}  ({printable(found.detail)})  {record.out}")
-    return 0
-
-
-def logs_command(
-    job: str,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="until the job ends")] = False,
-) -> int:
-    """Print the log of a job that was submitted from here."""
-    from . import records, submit
-
-    record = records.find(job)
-    if follow:
-        followed(record)
-    elif not submit.copy(Path(record.log), sys.stdout):
-        say(f"{record.log}: nothing there yet")
-    return 0
-
-
-def cancel_command(job: str) -> int:
-    """Cancel a job that was submitted from here."""
-    from . import records, submit
-
-    submit.cancel(records.find(job))
-    print(f"{job}  asked to end; what is merged so far stays, and the same command goes on from it")
-    return 0
-
-
 def version(asked: bool) -> None:
     if asked:
         print(f"merge-launch {__version__}")
@@ -233,13 +159,7 @@ def build() -> typer.Typer:
         guarded(with_options(check, groups))
     )
     app.add_typer(shown, name="render")
-    others: dict[str, Command] = {
-        "payload": payload_command,
-        "status": status_command,
-        "logs": logs_command,
-        "cancel": cancel_command,
-    }
-    for name, command in others.items():
+    for name, command in {"payload": payload_command, **COMMANDS}.items():
         app.command(name)(guarded(command))
     return app
 

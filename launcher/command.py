@@ -49,7 +49,9 @@ def answer(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"{argv[0]} did not answer within {timeout_s:.0f} s") from None
+        silent = ClusterError(f"{argv[0]} did not answer within {timeout_s:.0f} s")
+        silent.unanswered = True
+        raise silent from None
     except OSError as error:
         raise ClusterError(f"{program}: {error.strerror}") from None
     output, errors = (text.decode(errors="replace") for text in (done.stdout, done.stderr))

@@ -27,9 +27,10 @@ class OutputError(LauncherError):
 
 
 class ClusterError(LauncherError):
-    """The cluster refused or cannot be reached."""
+    """The cluster refused or cannot be reached. `unanswered`: nobody knows which."""
 
     exit_code = 6
+    unanswered = False
 
 
 def refuse(faults: Sequence[str]) -> None:

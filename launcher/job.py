@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import hashlib
 import re
 from dataclasses import dataclass
@@ -17,6 +19,15 @@ from .source import Merge, safe_name
 # What PBS, Torque and Slurm all take; Torque stops at 15 characters, and qstat shows no more.
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
 SHORT_NAME = 15
+THEN = "-then"
+
+
+class Part(enum.Enum):
+    """What of a merge one job does: `--then` is a job of its own where the scheduler has such."""
+
+    ALL = "all"
+    MERGE = "merge"
+    THEN = "then"
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Job:
     worker: WorkerOptions
     payload: Payload
     python: str
+    part: Part = Part.ALL
 
     def __post_init__(self) -> None:
         faults = []
@@ -48,8 +60,25 @@ class Job:
 
     @property
     def name(self) -> str:
-        short = safe_name(Path(self.merge.out).name)[:SHORT_NAME]
-        return self.options.name or short.rstrip("-.")
+        short = safe_name(Path(self.merge.out).name)[:SHORT_NAME].rstrip("-.")
+        name = self.options.name or short
+        return name if self.part is not Part.THEN else name[: SHORT_NAME - len(THEN)] + THEN
+
+    def apart(self) -> tuple[Job, ...]:
+        """The merge and, as a job that waits for it, what `--then` asks for."""
+        if self.options.then is None:
+            return (self,)
+        parts = (Part.MERGE, Part.THEN)
+        return tuple(dataclasses.replace(self, part=part) for part in parts)
+
+    @property
+    def merges(self) -> bool:
+        return self.part is not Part.THEN
+
+    @property
+    def then(self) -> str | None:
+        """What this very job runs in OUT."""
+        return self.options.then if self.part is not Part.MERGE else None
 
     @property
     def folder(self) -> str:
@@ -60,6 +89,11 @@ class Job:
     @property
     def log(self) -> str:
         return str(Path(self.folder) / f"{self.name}.log")
+
+    @property
+    def notify_file(self) -> str:
+        """Holds the address, which may be a secret: the job's text does not."""
+        return str(Path(self.folder) / f"{self.name}.notify")
 
     def recipe_base64(self) -> str:
         return base64_lines(self.merge.text)

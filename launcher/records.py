@@ -1,29 +1,44 @@
 """What was submitted from here: one small file for each job in the user's state folder.
 
-Never the only truth: the scheduler and the exit code that the job leaves are asked first.
+Never the only truth: the scheduler and the exit code that the job leaves are asked first, and
+OUT.job/ holds a copy of the record. Files are replaced whole, so several processes may write.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import Any
+from urllib.parse import quote
 
 from worker.errors import nearest, printable
 
+from .backends import JobState, Status
 from .command import replace_text
 from .errors import UsageError
 
 
 @dataclass(frozen=True)
 class Record:
+    """A job as it was submitted, and the last that was heard of it. Times are Unix seconds."""
+
     job_id: str
     backend: str
     dialect: str
     out: str
     log: str
+    name: str = ""
+    script: str = ""
+    host: str = ""
+    submitted_s: float = 0.0
+    after: str = ""
+    ticket: Mapping[str, str] = field(default_factory=dict)
+    state: str = JobState.UNKNOWN.name
+    detail: str = ""
 
     @property
     def exit_file(self) -> Path:
@@ -36,6 +51,18 @@ class Record:
         except (OSError, ValueError):
             return None
 
+    @property
+    def last(self) -> Status:
+        known = self.state in JobState.__members__
+        return Status(JobState[self.state] if known else JobState.UNKNOWN, self.detail)
+
+    def heard(self, status: Status) -> Record:
+        return dataclasses.replace(self, state=status.state.name, detail=status.detail)
+
+
+def this_host() -> str:
+    return socket.gethostname()
+
 
 def folder() -> Path:
     import platformdirs
@@ -43,23 +70,84 @@ def folder() -> Path:
     return Path(platformdirs.user_state_dir("merge-launch")) / "jobs"
 
 
-def _file(job_id: str) -> Path:
-    return folder() / f"{quote(job_id, safe='[]')}.json"
+def file_of(record: Record, suffix: str = ".json") -> Path:
+    """With another suffix: what else is kept of a job that leaves nothing in OUT.job/."""
+    return folder() / f"{record.backend}.{quote(record.job_id, safe='[]')}{suffix}"
 
 
 def keep(record: Record) -> None:
     """OSError when the state folder cannot be written."""
     folder().mkdir(parents=True, exist_ok=True)
-    replace_text(_file(record.job_id), json.dumps(dataclasses.asdict(record)) + "\n")
+    replace_text(file_of(record), text_of(record))
 
 
-def find(job_id: str) -> Record:
-    try:
-        return Record(**json.loads(_file(job_id).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        known = [unquote(path.stem) for path in folder().glob("*.json")]
-        raise UsageError(
-            f"{printable(job_id)}: no such job was submitted from here{nearest(job_id, known)}"
-        ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{_file(job_id)}: not a readable record of a job ({error})") from None
+def keep_beside(record: Record) -> None:
+    """In OUT.job/, where OUT finds it on another machine; not of jobs that leave nothing there."""
+    if Path(record.log).parent.is_dir() and Path(record.log).is_absolute():
+        replace_text(record.exit_file.with_suffix(".json"), text_of(record))
+
+
+def text_of(record: Record) -> str:
+    return json.dumps(dataclasses.asdict(record), indent=1) + "\n"
+
+
+def load() -> tuple[list[Record], list[str]]:
+    """All records, newest first, and a line on each that cannot be read."""
+    return _read(folder().glob("*.json"))
+
+
+def _read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
+    found: list[Record] = []
+    faults: list[str] = []
+    for path in paths:
+        try:
+            found.append(_record(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError) as error:
+            faults.append(f"{path}: not a readable record of a job ({error})")
+    return sorted(found, key=lambda record: (-record.submitted_s, record.job_id)), faults
+
+
+def _record(values: Any) -> Record:
+    """Keys of later versions are left alone."""
+    if not isinstance(values, dict):
+        raise ValueError("no mapping")
+    known = {each.name for each in dataclasses.fields(Record)}
+    return Record(**{key: value for key, value in values.items() if key in known})
+
+
+def find(word: str) -> Record:
+    """By id, name, OUT or a beginning of one id alone; of several with a name or OUT the newest."""
+    held, faults = load()
+    out = str(Path.cwd() / Path(word).expanduser())
+    for found in (
+        [each for each in held if each.job_id == word],
+        [each for each in held if each.name == word or each.out.rstrip("/") == out.rstrip("/")],
+    ):
+        if found:
+            return _merge_first(found)
+    begins = [each for each in held if each.job_id.startswith(word)] if word else []
+    if len(begins) == 1:
+        return begins[0]
+    if begins:
+        some = ", ".join(each.job_id for each in begins[:4])
+        raise UsageError(f"{printable(word)}: {len(begins)} jobs begin so ({some}); say more of it")
+    beside, _ = _read(Path(f"{out.rstrip('/')}.job").glob("*.json"))
+    if beside:
+        return _merge_first(beside)
+    known = [name for each in held for name in (each.job_id, each.name) if name]
+    more = f"\n  {faults[0]}" if faults else ""
+    raise UsageError(
+        f"{printable(word)}: no such job was submitted from here{nearest(word, known)}{more}"
+    )
+
+
+def _merge_first(found: list[Record]) -> Record:
+    """OUT names the merge rather than what waits for it."""
+    return next((each for each in found if not each.after), found[0])
+
+
+def waiting_for(record: Record) -> list[Record]:
+    """The jobs that start after this one."""
+    held, _ = load()
+    same = [each for each in held if each.backend == record.backend]
+    return [each for each in same if each.after == record.job_id]

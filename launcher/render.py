@@ -78,4 +78,4 @@ def render(backend: Backend[Any], job: Job, resources: object) -> str:
     """The exact text that is submitted."""
     template = environment().get_template(backend.template)
     context = backend.context(job, resources)
-    return template.render(job=job, **context)
+    return template.render(job=job, run=backend.run(resources), **context)

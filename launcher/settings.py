@@ -66,6 +66,15 @@ class JobOptions:
     then: str | None = option(
         None, Shape("a command to run in OUT after a successful merge", metavar="COMMAND")
     )
+    notify: str | None = option(
+        None,
+        Shape(
+            "tell this address (Slack's webhooks and the like) when the job has ended",
+            metavar="URL",
+            pattern=r"https?://[\x21-\x7e]+",
+            form="an address that begins with https://",
+        ),
+    )
     dry_run: bool = option(False, Shape("print the job and do nothing else"))
     follow: bool = option(False, Shape("show the log until the job ends", "-f"))
 

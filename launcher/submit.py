@@ -1,26 +1,24 @@
-"""Acting on a job: run it here, hand it to a scheduler or to Beaker, ask about it, cancel it."""
+"""Handing jobs over: run one here, submit it to a scheduler or a service, submit it again."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from worker.errors import printable
 
-from . import backends
-from .backends import Here, JobState, Scheduler, Status, Submitted
-from .backends._base import state_of_exit
+from . import backends, records
+from .backends import Here, Scheduler, Service
 from .command import CommandFailed, answer, find, foreground, replace_text
-from .errors import ClusterError, OutputError
+from .errors import ClusterError, LauncherError, OutputError
 from .job import Job
 from .records import Record
-
-POLL_S = 1.0
-ASK_EVERY_S = 60.0
 
 
 def run_here(backend: Here[Any], text: str) -> int:
@@ -36,94 +34,131 @@ def run_here(backend: Here[Any], text: str) -> int:
         path.unlink(missing_ok=True)
 
 
-def submit(backend: Scheduler[Any], job: Job, resources: Any, text: str) -> Record:
-    """Write the job's text beside OUT and submit it. ClusterError in the scheduler's own words."""
-    script = Path(job.folder) / f"{job.name}.{backend.suffix}"
-    argv = backend.submit_argv(str(script))
-    find(argv[0])
+def submit(
+    backend: Scheduler[Any], parts: Sequence[tuple[Job, str]], resources: Any
+) -> list[Record]:
+    """Write the texts of a merge beside OUT and submit each to wait for the one before.
+
+    All are submitted or none. ClusterError in the scheduler's own words.
+    """
+    done: list[Record] = []
+    for job, text in parts:
+        record = Record(
+            job_id="",
+            backend=backend.name,
+            dialect=backend.dialect(resources),
+            out=job.merge.out,
+            log=job.log,
+            name=job.name,
+            script=str(Path(job.folder) / f"{job.name}.{backend.suffix}"),
+            after=done[-1].job_id if done else "",
+        )
+        notify = job.options.notify
+        try:
+            with _written(Path(record.script), text, {job.notify_file: notify} if notify else {}):
+                done.append(hand_over(backend, record))
+        except LauncherError:
+            for before in done:
+                with contextlib.suppress(LauncherError):
+                    answer(backend.cancel_argv(before.job_id))
+            raise
+    return done
+
+
+@contextlib.contextmanager
+def _written(script: Path, text: str, secrets: Mapping[str, str]) -> Any:
+    """The files of a job; taken back if the scheduler refuses it."""
+    before = script.read_bytes() if script.is_file() else None
+    made = not script.parent.exists()
+    files = [script, *(Path(name) for name in secrets)]
     try:
         # The schedulers do not make the log's folder: without it the job is lost or held.
         script.parent.mkdir(parents=True, exist_ok=True)
         replace_text(script, text)
+        for name, value in secrets.items():
+            Path(name).touch(mode=0o600)
+            Path(name).chmod(0o600)
+            Path(name).write_text(value + "\n")
     except OSError as error:
         raise OutputError(f"{script}: {error.strerror}; choose another OUT") from None
-    reply = answer(argv)
+    try:
+        yield
+    except Refused:
+        with contextlib.suppress(OSError):
+            for file in files:
+                file.unlink(missing_ok=True)
+            if before is not None:
+                script.write_bytes(before)
+            if made:
+                script.parent.rmdir()
+        raise
+
+
+class Refused(ClusterError):
+    """The scheduler took nothing."""
+
+
+def hand_over(backend: Scheduler[Any], record: Record) -> Record:
+    """Submit the script of a record; the record with its id. ClusterError; Refused."""
+    argv = backend.submit_argv(record.script, record.after or None)
+    try:
+        find(argv[0])
+        reply = answer(argv)
+    except CommandFailed as error:
+        raise Refused(str(error)) from None
+    except ClusterError as error:
+        if error.unanswered:
+            raise ClusterError(f"{error}; the job may have been taken all the same") from None
+        raise Refused(str(error)) from None
     job_id = backend.parse_submit(reply)
     if job_id is None:
         said = printable(reply.strip())[:200] or "nothing"
-        raise ClusterError(f"{argv[0]} gave no job id; it said: {said}")
-    return Record(job_id, backend.name, backend.dialect(resources), job.merge.out, job.log)
+        raise Refused(f"{argv[0]} gave no job id; it said: {said}")
+    return _named(record, job_id)
 
 
-def to_know(record: Record) -> Submitted:
-    ours = "merge-launch"
-    return Submitted(
-        record.job_id,
-        record.log,
-        follow=[ours, "logs", "-f", record.job_id],
-        cancel=[ours, "cancel", record.job_id],
+def _named(record: Record, job_id: str) -> Record:
+    return dataclasses.replace(
+        record, job_id=job_id, host=records.this_host(), submitted_s=time.time()
     )
 
 
-def scheduler(name: str) -> Scheduler[Any]:
-    found = backends.get(name)
-    if not isinstance(found, Scheduler):
-        raise ClusterError(f"{name}: jobs there are followed with its own tools")
-    return found
+def submit_to_service(backend: Service[Any], job: Job, text: str, resources: Any) -> Record:
+    record = Record("", backend.name, "", job.merge.out, "", job.name)
+    return hand_to_service(backend, record, text, backend.ticket(job, resources))
 
 
-def status(record: Record) -> Status:
-    """In the scheduler's words while it knows the job, else by the exit code that the job left."""
-    backend = scheduler(record.backend)
+def hand_to_service(
+    backend: Service[Any], record: Record, text: str, ticket: Mapping[str, str]
+) -> Record:
+    """Submit a text; the record with its id. The text is kept, for `again`."""
+    given = backend.submit(text, ticket)
+    made = _named(dataclasses.replace(record, log=given.log, ticket=dict(ticket)), given.job_id)
+    path = records.file_of(made, ".txt")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, text)
+        made = dataclasses.replace(made, script=str(path))
+    return made
+
+
+def again(record: Record) -> list[Record]:
+    """Submit the very text of a job once more, and of the jobs that waited for it."""
+    backend = backends.get(record.backend)
     try:
-        reply = answer(backend.status_argv(record.job_id, record.dialect))
-        failure = None
-    except CommandFailed as error:
-        # The found ones are printed even where the status is that of the last unknown one.
-        reply, failure = error.output, error
-    said = backend.parse_status(reply, record.job_id)
-    code = record.exit_code()
-    if said is not None and not (said.state.over and code is not None):
-        return said
-    if code is not None:
-        return Status(state_of_exit(code), f"exit code {code}")
-    if failure is not None:
-        raise failure
-    return Status(
-        JobState.UNKNOWN, f"{backend.name} does not know the job, and it left no exit code"
-    )
-
-
-def cancel(record: Record) -> None:
-    answer(scheduler(record.backend).cancel_argv(record.job_id))
-
-
-def follow(
-    record: Record, target: TextIO, ask: Callable[[Record], Status], poll_s: float = POLL_S
-) -> int | None:
-    """Copy the log as it grows, until the job is over. Its exit code, None if it left none."""
-    log = Path(record.log)
-    position = 0
-    asked = time.monotonic()
-    while True:
-        over = record.exit_code() is not None
-        if not over and time.monotonic() - asked > ASK_EVERY_S:
-            asked = time.monotonic()
-            over = ask(record).state.over
-        position = copy(log, target, position)
-        if over:
-            return record.exit_code()
-        time.sleep(poll_s)
-
-
-def copy(log: Path, target: TextIO, position: int = 0) -> int:
-    """What the log holds from a position on; the position after it."""
-    try:
-        with log.open("rb") as file:
-            file.seek(position)
-            text = file.read()
-    except FileNotFoundError:
-        return position
-    target.write(text.decode(errors="replace"))
-    target.flush()
-    return position + len(text)
+        text = Path(record.script).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise OutputError(
+            f"{record.script or record.job_id}: {error.strerror}; submit the merge anew"
+        ) from None
+    fresh = dataclasses.replace(record, after="").heard(backends.Status(backends.JobState.UNKNOWN))
+    if isinstance(backend, Service):
+        return [hand_to_service(backend, fresh, text, record.ticket)]
+    if not isinstance(backend, Scheduler):
+        raise TypeError(f"nothing knows how to submit to a {type(backend).__name__}")
+    Path(record.script).parent.mkdir(parents=True, exist_ok=True)
+    done = [hand_over(backend, fresh)]
+    for later in records.waiting_for(record):
+        after = dataclasses.replace(later, after=done[0].job_id)
+        done.append(hand_over(backend, after))
+    return done

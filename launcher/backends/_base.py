@@ -1,10 +1,12 @@
-"""What a backend answers: text, argument lists, states. Acting on them is for `submit`."""
+"""What a backend answers: text, argument lists, states, reasons. Acting on them is for `submit` and
+`follow`, save for a `Service`, whose client library acts by itself."""
 
 from __future__ import annotations
 
 import enum
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
@@ -30,15 +32,42 @@ class JobState(enum.Enum):
 
 @dataclass(frozen=True)
 class Status:
-    """What a scheduler says about a job; `detail` is in its own words."""
+    """What a scheduler says about a job: `detail` in its own words, in one line; `reasons` are
+    sentences for `why`, of what it said in the same answer."""
 
     state: JobState
     detail: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 def state_of_exit(code: int) -> JobState:
     """By the exit codes that merge-worker promises."""
     return {0: JobState.DONE, 75: JobState.STOPPED}.get(code, JobState.FAILED)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a job starts its worker; `_worker.sh.j2` reads it.
+
+    `launcher`: shell words in front of `bash SCRIPT` that start it once on each of several nodes.
+    `signal`: what asks that launcher to stop the workers in good order.
+    `identity`: a shell line of that script that sets RANK and WORLD_SIZE where the launcher sets
+    nothing that `worker.ranks` knows.
+    """
+
+    walltime_s: int | None = None
+    ranks: int = 1
+    launcher: str = ""
+    signal: str = "TERM"
+    identity: str = ""
+
+    @property
+    def deadline_s(self) -> int | None:
+        """From the job's start: a twentieth of the walltime is left to write what is in flight."""
+        if self.walltime_s is None:
+            return None
+        margin = min(max(self.walltime_s // 20, 60), 600, self.walltime_s // 2)
+        return self.walltime_s - margin
 
 
 @dataclass(frozen=True)
@@ -55,11 +84,16 @@ class Backend(ABC, Generic[R]):
     name: ClassVar[str]
     template: ClassVar[str]
     help: ClassVar[str]
+    dependencies: ClassVar[bool] = False
+    """Whether one job can wait for another's success; else `--then` runs in the same job."""
     resources: type[R]
 
     @abstractmethod
     def context(self, job: Job, resources: R) -> dict[str, object]:
-        """What the template needs beside the job."""
+        """What the template needs beside `job` and `run`."""
+
+    def run(self, resources: R) -> Run:
+        return Run()
 
     def faults(self, job: Job, resources: R) -> list[str]:
         """Why no job text can be made."""
@@ -74,55 +108,94 @@ class Backend(ABC, Generic[R]):
         return "python3"
 
 
-class Here(Backend[R]):
-    """A backend that is this machine."""
-
-    @abstractmethod
-    def run_argv(self, path: str) -> list[str]: ...
-
-
 @dataclass(frozen=True)
 class Submitted:
-    """What a user needs to know of a job that is on its way."""
+    """`log` is a file, or an address for people."""
 
     job_id: str
     log: str
-    follow: list[str]
-    cancel: list[str]
 
 
 class Service(Backend[R]):
-    """A backend behind a client library."""
+    """A backend behind a client library. Every call raises ClusterError in the service's words."""
+
+    def ticket(self, job: Job, resources: R) -> dict[str, str]:
+        """What `submit` needs beside the text, kept with the record so that `retry` has it."""
+        return {}
 
     @abstractmethod
-    def submit(self, job: Job, resources: R, text: str) -> Submitted: ...
+    def submit(self, text: str, ticket: Mapping[str, str]) -> Submitted: ...
+
+    @abstractmethod
+    def statuses(self, ids: Sequence[str]) -> dict[str, Status]:
+        """In one call where the service can; jobs that it does not know are left out."""
+
+    @abstractmethod
+    def log_lines(self, job_id: str, follow: bool) -> Iterator[str]:
+        """The log of all runs of the job, line by line; with `follow` until the job is over."""
+
+    @abstractmethod
+    def why(self, job_id: str) -> tuple[str, ...]:
+        """Sentences: why it waits, the last events, what it said at its end."""
+
+    @abstractmethod
+    def cancel(self, job_id: str) -> None: ...
 
 
 class Scheduler(Backend[R]):
-    """A backend with a command to submit, one to ask and one to cancel."""
+    """A backend with a command to submit, some to ask and one to cancel."""
 
     suffix: ClassVar[str]
+    sources: ClassVar[tuple[str, ...]] = ()
+    """Programs that know of jobs; a later one is asked for those that the earlier left out."""
+    gone: ClassVar[tuple[int, ...]] = ()
+    """Exit statuses of `cancel_argv` that say that the job was over already."""
+    unknown_words: ClassVar[str] = "(?!)"
+    """A pattern of errors of a source that are answers: it does not know (all of) the jobs."""
+    absent: ClassVar[Status] = Status(JobState.UNKNOWN)
+    """Of a job that no source speaks of and that left no exit code."""
 
     def dialect(self, resources: R) -> str:
         """What `status_argv` has to know of the way the job was submitted."""
         return ""
 
     @abstractmethod
-    def submit_argv(self, path: str) -> list[str]: ...
+    def submit_argv(self, path: str, after: str | None = None) -> list[str]:
+        """`after`: a job whose success the new one waits for; asked of backends with
+        `dependencies` only."""
 
     @abstractmethod
     def parse_submit(self, text: str) -> str | None:
         """The job id, or None when the answer holds none."""
 
     @abstractmethod
-    def status_argv(self, job_id: str, dialect: str) -> list[str]: ...
+    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
+        """One call for many jobs of one dialect."""
 
     @abstractmethod
-    def parse_status(self, text: str, job_id: str) -> Status | None:
-        """None when the answer does not speak of the job."""
+    def parse_status(self, source: str, text: str) -> dict[str, Status]:
+        """By job id as `parse_submit` gave it; jobs that the answer does not speak of are left out.
+        The text is also that of a call that failed: found jobs are printed all the same."""
+
+    def why_argv(self, job_id: str, dialect: str) -> list[str] | None:
+        """One more question for `why`, where the reasons of `parse_status` are not all."""
+        return None
+
+    def parse_why(self, text: str) -> tuple[str, ...]:
+        return ()
 
     @abstractmethod
     def cancel_argv(self, job_id: str) -> list[str]: ...
+
+
+class Here(Scheduler[R]):
+    """A backend that is this machine: in the foreground, or detached with states and logs."""
+
+    @abstractmethod
+    def detached(self, resources: R) -> bool: ...
+
+    @abstractmethod
+    def run_argv(self, path: str) -> list[str]: ...
 
 
 # What may stand in a directive: it is not shell, and each scheduler gives other signs a meaning.
@@ -137,6 +210,16 @@ def log_faults(job: Job) -> list[str]:
         f"the log beside OUT would be '{printable(job.log)}', which no scheduler takes; "
         f"choose an OUT in a folder named with letters, digits and ._/@+=~- only"
     ]
+
+
+def seconds(text: str | None) -> int | None:
+    """HH:MM:SS, MM:SS or seconds, as PBS and `--deadline` have them."""
+    if text is None:
+        return None
+    total = 0
+    for part in text.split(":"):
+        total = 60 * total + int(part)
+    return total
 
 
 def node_faults(flag: str, count: int) -> list[str]:

@@ -7,6 +7,7 @@ class, so `submit` asks the server with a deadline first and catches whatever co
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,13 +15,14 @@ from launcher.errors import ClusterError, UsageError
 from launcher.options import Shape, option
 from worker.errors import printable
 
-from ._base import Resources, Service, Submitted, node_faults
+from ._base import Resources, Service, Status, Submitted, node_faults
 from ._beaker_spec import DURATION, PRIORITIES, faults
 
 if TYPE_CHECKING:
     from launcher.job import Job
 
 PREFLIGHT_S = 10.0
+FOLLOWED = "beaker: jobs there are followed with its own tools"
 RESULTS = "/results"
 NO_IMAGE = "author/image-to-be-chosen"
 WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -187,7 +189,11 @@ class Beaker(Service[BeakerResources]):
             raise UsageError("\n".join(f"beaker spec: {fault}" for fault in found))
         return dict(spec)
 
-    def submit(self, job: Job, resources: BeakerResources, text: str) -> Submitted:
+    def ticket(self, job: Job, resources: BeakerResources) -> dict[str, str]:
+        wanted = {"name": job.options.name, "workspace": resources.workspace}
+        return {key: value for key, value in wanted.items() if value is not None}
+
+    def submit(self, text: str, ticket: Mapping[str, str]) -> Submitted:
         spec = self.spec(text)
         try:
             import beaker
@@ -201,8 +207,8 @@ class Beaker(Service[BeakerResources]):
                 _preflight(client)
                 workload = client.experiment.create(
                     spec=_taken_over(beaker, spec),
-                    name=job.options.name,
-                    workspace=resources.workspace,
+                    name=ticket.get("name"),
+                    workspace=ticket.get("workspace"),
                 )
                 job_id = workload.experiment.id
                 url = client.workload.url(workload)
@@ -210,8 +216,19 @@ class Beaker(Service[BeakerResources]):
             raise
         except Exception as error:  # beaker-py, grpc and requests share no base class.
             raise ClusterError(f"beaker: {_in_words(error)}") from None
-        # Both work on any experiment.
-        return Submitted(job_id, url, ["gantry", "follow", job_id], ["gantry", "stop", job_id])
+        return Submitted(job_id, url)
+
+    def statuses(self, ids: Sequence[str]) -> dict[str, Status]:
+        raise ClusterError(FOLLOWED)
+
+    def log_lines(self, job_id: str, follow: bool) -> Iterator[str]:
+        raise ClusterError(FOLLOWED)
+
+    def why(self, job_id: str) -> tuple[str, ...]:
+        raise ClusterError(FOLLOWED)
+
+    def cancel(self, job_id: str) -> None:
+        raise ClusterError(FOLLOWED)
 
 
 def _preflight(client: Any) -> None:

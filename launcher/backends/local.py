@@ -1,21 +1,58 @@
-"""This machine: bash runs the very job text that the other backends carry, in this terminal."""
+"""This machine: bash runs the very job text that the other backends carry, in this terminal, or
+detached from it, as a job with a state, a log and a record like any other."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._base import Here, Resources
+from launcher.options import Shape, option
+
+from ._base import Here, JobState, Resources, Status
 
 if TYPE_CHECKING:
     from launcher.job import Job
+
+# The job's number is that of its process, and the job's id stands among the words of the process:
+# a later process of the same number is not taken for it.
+START = """
+log=$2 script=$1
+{ [ ! -e "$log" ] || [ -w "$log" ]; } || exit 4
+export MERGE_LAUNCH_JOB
+for starter in setsid ''; do
+    if [ -z "$starter" ] || command -v setsid > /dev/null; then break; fi
+done
+trap '' HUP
+$starter bash -c 'MERGE_LAUNCH_JOB=local-$(date +%y%m%d%H%M%S)-$$
+export MERGE_LAUNCH_JOB
+printf "%s\\n" "$MERGE_LAUNCH_JOB"
+exec bash "$1" "$MERGE_LAUNCH_JOB" >> "$2" 2>&1 < /dev/null' bash "$script" "$log" &
+"""
+ASK = """
+for id; do
+    pid=${id##*-}
+    words=$(ps -o args= -p "$pid" 2> /dev/null || tr '\\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null)
+    case $words in *" $id"*) printf '%s %s\\n' "$id" running ;; esac
+done
+"""
+ID = r"local-\d{12}-\d+"
+GONE = 3
+STOP = """
+pid=${1##*-}
+words=$(ps -o args= -p "$pid" 2> /dev/null || tr '\\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null)
+case $words in *" $1"*) kill -TERM -- "-$pid" 2> /dev/null || kill -TERM "$pid" ;; *) exit 3 ;; esac
+"""
 
 
 @dataclass(frozen=True)
 class LocalResources(Resources):
     """The machine is what it is."""
+
+    detach: bool = option(False, Shape("go on in the background, as a job with a log"))
 
 
 class Local(Here[LocalResources]):
@@ -23,12 +60,40 @@ class Local(Here[LocalResources]):
     template = "local.sh.j2"
     help = "Merge here and now."
     resources = LocalResources
+    suffix = "sh"
+    sources = ("bash",)
+    gone = (GONE,)
+    absent = Status(
+        JobState.STOPPED, "it ended without a word: killed, or the machine was restarted"
+    )
 
     def context(self, job: Job, resources: LocalResources) -> dict[str, object]:
-        return {}
+        return {"detached": resources.detach}
+
+    def detached(self, resources: LocalResources) -> bool:
+        return resources.detach
 
     def run_argv(self, path: str) -> list[str]:
         return ["bash", path]
+
+    def submit_argv(self, path: str, after: str | None = None) -> list[str]:
+        return ["bash", "-c", START, "bash", path, f"{path.removesuffix('.sh')}.log"]
+
+    def parse_submit(self, text: str) -> str | None:
+        found = re.fullmatch(ID, text.strip())
+        return found[0] if found else None
+
+    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
+        return [source, "-c", ASK, "bash", *ids]
+
+    def parse_status(self, source: str, text: str) -> dict[str, Status]:
+        return {
+            line.partition(" ")[0]: Status(JobState.RUNNING, "its process is there")
+            for line in text.splitlines()
+        }
+
+    def cancel_argv(self, job_id: str) -> list[str]:
+        return ["bash", "-c", STOP, "bash", job_id]
 
     def python(self) -> str:
         """Our own interpreter if it can merge: an environment need not be activated to be used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,10 @@ class Pbs(Scheduler[PbsResources]):
     help = "Submit to PBS (OpenPBS, PBS Pro, Torque)."
     resources = PbsResources
     suffix = "pbs"
+    dependencies = True
+    sources = ("qstat",)
+    gone = (35,)
+    unknown_words = "(?i)unknown job|has finished|not configured to maintain"
 
     def dialect(self, resources: PbsResources) -> str:
         return resources.dialect
@@ -110,8 +115,8 @@ class Pbs(Scheduler[PbsResources]):
             ]
         }
 
-    def submit_argv(self, path: str) -> list[str]:
-        return ["qsub", path]
+    def submit_argv(self, path: str, after: str | None = None) -> list[str]:
+        return ["qsub", *(["-W", f"depend=afterok:{after}"] if after else []), path]
 
     def parse_submit(self, text: str) -> str | None:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -119,28 +124,33 @@ class Pbs(Scheduler[PbsResources]):
             return None
         return lines[-1]
 
-    def status_argv(self, job_id: str, dialect: str) -> list[str]:
+    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
         # -x asks for finished jobs as well; in Torque it asks for XML.
         history = [] if dialect == "torque" else ["-x"]
-        return ["qstat", *history, "-f", job_id]
+        return [source, *history, "-f", *ids]
 
-    def parse_status(self, text: str, job_id: str) -> Status | None:
+    def parse_status(self, source: str, text: str) -> dict[str, Status]:
         # Long values go on in lines that begin with a tab.
         joined = text.replace("\n\t", "")
-        fields = dict(re.findall(r"^ +(\w+) = (.*)$", joined, re.MULTILINE))
-        code = fields.get("job_state")
-        if code is None:
-            return None
-        comment = fields.get("comment", "")
-        ended = fields.get("Exit_status", fields.get("exit_status"))
-        if code in "FCX":
-            return _ended(ended, comment)
-        states = dict.fromkeys("QHWTM", JobState.QUEUED) | dict.fromkeys("RESUB", JobState.RUNNING)
-        detail = f"{code}: {comment}" if comment else code
-        return Status(states.get(code, JobState.UNKNOWN), detail)
+        records = re.split(r"^Job Id: *(\S+)\s*$", joined, flags=re.MULTILINE)[1:]
+        return {
+            job_id: _status(dict(re.findall(r"^ +([\w.]+) = (.*)$", fields, re.MULTILINE)))
+            for job_id, fields in zip(records[::2], records[1::2], strict=True)
+        }
 
     def cancel_argv(self, job_id: str) -> list[str]:
         return ["qdel", job_id]
+
+
+def _status(fields: dict[str, str]) -> Status:
+    code = fields.get("job_state", "?")
+    comment = fields.get("comment", "")
+    ended = fields.get("Exit_status", fields.get("exit_status"))
+    if code in "FCX":
+        return _ended(ended, comment)
+    states = dict.fromkeys("QHWTM", JobState.QUEUED) | dict.fromkeys("RESUB", JobState.RUNNING)
+    detail = f"{code}: {comment}" if comment else code
+    return Status(states.get(code, JobState.UNKNOWN), detail)
 
 
 def _openpbs(resources: PbsResources) -> list[str]:

@@ -215,7 +215,7 @@ def test_a_bug_keeps_its_traceback_and_says_how_to_report(monkeypatch, capsys) -
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(launcher.cli.Request, "job", broken)
+    monkeypatch.setattr(launcher.cli.Request, "parts", broken)
     monkeypatch.setattr(sys, "argv", ["merge-launch", "render", "local", "out", "m1", "m2"])
     with pytest.raises(SystemExit) as end:
         launcher.cli.main()

@@ -164,20 +164,23 @@ def record(state: str, *more: str) -> str:
     ],
 )
 def test_states(text: str, state: str, detail: str) -> None:
-    found = PBS.parse_status(text, "12.s")
+    found = PBS.parse_status("qstat", text)["12.s"]
     assert found.state is JobState[state]
     assert detail in found.detail
 
 
 def test_an_answer_without_the_job() -> None:
     # What `qstat -x` prints where the server keeps no history.
-    assert PBS.parse_status("", "12.s") is None
+    assert PBS.parse_status("qstat", "") == {}
 
 
 def test_commands() -> None:
     assert PBS.submit_argv("/w/out.job/out.pbs") == ["qsub", "/w/out.job/out.pbs"]
-    assert PBS.status_argv("1.s", "openpbs") == ["qstat", "-x", "-f", "1.s"]
-    assert PBS.status_argv("1.s", "torque") == ["qstat", "-f", "1.s"]
+    two = ["1.s", "2.s"]
+    assert PBS.status_argv("qstat", two, "openpbs") == ["qstat", "-x", "-f", "1.s", "2.s"]
+    assert PBS.status_argv("qstat", two, "torque") == ["qstat", "-f", "1.s", "2.s"]
+    after = ["qsub", "-W", "depend=afterok:1.s", "/w/then.pbs"]
+    assert PBS.submit_argv("/w/then.pbs", "1.s") == after
     assert PBS.cancel_argv("1.s") == ["qdel", "1.s"]
 
 

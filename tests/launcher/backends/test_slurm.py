@@ -98,12 +98,12 @@ def test_ids(text: str, job_id: str | None) -> None:
     ],
 )
 def test_states(text: str, state: str, detail: str) -> None:
-    found = SLURM.parse_status(text, "34")
+    found = SLURM.parse_status("squeue", text)["34"]
     assert (found.state, found.detail) == (JobState[state], detail)
 
 
 def test_an_answer_without_the_job() -> None:
-    assert SLURM.parse_status("340|RUNNING|None\n", "34") is None
+    assert list(SLURM.parse_status("squeue", "340|RUNNING|None\n")) == ["340"]
 
 
 def test_the_text_is_bash(make_job, render_job) -> None:
