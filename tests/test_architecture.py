@@ -17,7 +17,7 @@ WORKER_STAGES = {
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_reader",
     "what is on disk": "files header origin checkpoint adapter low_rank layout",
     "plan": "cut step planned stacks heads adapted assemble match memory effort resolve plan report",
-    "stream": "readahead ranks lane store stream",
+    "stream": "readahead ranks lane outfile store stream",
     "write": "card manifest side_files target finish lock verify",
     "command": "device run cli __main__",
 }

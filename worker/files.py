@@ -25,6 +25,9 @@ class Files:
 
     def descriptor(self, path: str) -> int:
         """The open descriptor of `path`. InputError if it cannot be opened any more."""
+        fd = self._open.get(path)
+        if fd is not None:
+            return fd
         with self._lock:
             fd = self._open.get(path)
             if fd is None:
@@ -38,8 +41,8 @@ class Files:
     def read(self, path: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`. InputError if the file ends early or cannot be read."""
         fd = self.descriptor(path)
-        done = 0
-        while done < len(buffer):
+        done, total = 0, len(buffer)
+        while done < total:
             try:
                 got = os.preadv(fd, [buffer[done : done + LARGEST_READ]], offset + done)
             except OSError as error:

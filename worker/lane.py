@@ -6,12 +6,14 @@ import ctypes
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .cut import Grid, Piece
 from .files import Files
+from .layout import PAGE
 from .methods._define import Block, Final, Reduce
 from .origin import Derived, Origin
 
@@ -25,16 +27,20 @@ MANY_VIEWS = 1000
 
 
 class Pool:
-    """Buffers by slot, on one device; each grows to the largest request and is then reused."""
+    """Buffers by slot, on one device; each grows to the largest request and is then reused.
 
-    def __init__(self, device: torch.device, pinned: bool = False) -> None:
+    `aligned` is what their addresses are multiples of.
+    """
+
+    def __init__(self, device: torch.device, pinned: bool = False, aligned: int = 1) -> None:
         self.device = device
         self.pinned = pinned
+        self.aligned = aligned
         self._slots: dict[str, Tensor] = {}
         # Views are kept, since making them anew for every piece costs as much as its maths.
-        self._views: dict[tuple[str, int, str], Tensor] = {}
-        self._runs: dict[tuple[str, int, str, int, int | None], tuple[Tensor, ...]] = {}
-        self._memory: dict[tuple[str, int], memoryview] = {}
+        self._views: dict[tuple[str, int, str, int], Tensor] = {}
+        self._runs: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
+        self._memory: dict[tuple[str, int, int], memoryview] = {}
 
     def bytes(self, slot: str, count: int) -> Tensor:
         """`count` bytes of the slot's memory."""
@@ -45,8 +51,8 @@ class Pool:
             self._forget_views()
             held = None
             options = {"pin_memory": True} if self.pinned else {"device": self.device}
-            held = torch.empty(count, dtype=torch.uint8, **options)
-            self._slots[slot] = held
+            raw = torch.empty(count + self.aligned - 1, dtype=torch.uint8, **options)
+            held = self._slots[slot] = raw[-raw.data_ptr() % self.aligned :][:count]
         return held[:count]
 
     def held_with(self, needs: Mapping[str, int]) -> int:
@@ -54,7 +60,7 @@ class Pool:
         grown = {slot: held.numel() for slot, held in self._slots.items()}
         for slot, count in needs.items():
             grown[slot] = max(count, grown.get(slot, 0))
-        return sum(grown.values())
+        return sum(grown.values()) + (self.aligned - 1) * len(grown)
 
     def clear(self) -> None:
         self._slots.clear()
@@ -65,30 +71,31 @@ class Pool:
         self._runs.clear()
         self._memory.clear()
 
-    def memory(self, slot: str, count: int) -> memoryview:
-        """The first `count` bytes of a slot on the host, for reads and writes."""
-        view = self._memory.get((slot, count))
+    def memory(self, slot: str, count: int, shift: int = 0) -> memoryview:
+        """`count` bytes of a slot on the host from byte `shift` on, for reads and writes."""
+        view = self._memory.get((slot, count, shift))
         if view is None:
-            view = self._memory[slot, count] = host_view(self.bytes(slot, count))
+            view = host_view(self.bytes(slot, shift + count)[shift:])
+            self._memory[slot, count, shift] = view
         return view
 
-    def runs(self, slot: str, count: int, dtype: str, grid: Grid) -> tuple[Tensor, ...]:
-        """`count` elements of a slot as the blocks of a grid."""
-        key = (slot, count, dtype, grid.block, grid.row)
+    def runs(self, values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+        """Elements of a slot as the blocks of a grid."""
+        key = (values.data_ptr(), values.numel(), values.dtype, grid.block, grid.row)
         found = self._runs.get(key)
         if found is None:
             if len(self._runs) >= MANY_VIEWS:
                 self._forget_views()
-            found = self._runs[key] = _split(self.take(slot, count, dtype), grid)
+            found = self._runs[key] = split(values, grid)
         return found
 
-    def take(self, slot: str, count: int, dtype: str) -> Tensor:
-        """`count` elements of the slot's memory (the Scratch of methods)."""
-        view = self._views.get((slot, count, dtype))
+    def take(self, slot: str, count: int, dtype: str, shift: int = 0) -> Tensor:
+        """`count` elements of the slot's memory (the Scratch of methods) from byte `shift` on."""
+        view = self._views.get((slot, count, dtype, shift))
         if view is None:
             kind: torch.dtype = getattr(torch, dtype)
-            view = self.bytes(slot, count * kind.itemsize).view(kind)
-            self._views[slot, count, dtype] = view
+            view = self.bytes(slot, shift + count * kind.itemsize)[shift:].view(kind)
+            self._views[slot, count, dtype, shift] = view
         return view
 
 
@@ -110,6 +117,8 @@ class Lane:
         self.staged = device.type != "cpu" if staged is None else staged
         self.host = Pool(torch.device("cpu"), pinned=device.type in ("cuda", "xpu"))
         self.on_device = Pool(device) if self.staged else self.host
+        # What is written, as far beyond a page in memory as in the file.
+        self.landing = Pool(self.host.device, self.host.pinned, PAGE)
         self.scratch = Pool(device)
         self._room_for: tuple[Step, int, int] | None = None
 
@@ -128,28 +137,32 @@ class Lane:
             return
         self._room_for = asked
         start, stop = step.grid.span(piece.first, piece.blocks)
-        needs = {"out": (stop - start) * step.dtype.bytes}
+        needs: dict[str, int] = {}
         for number, source in enumerate(step.sources):
             needs[f"in{number}"] = (stop - start) * source.dtype.bytes
             if isinstance(source, Derived):
                 extra = source.room()
                 needs[f"in{number}."] = (stop - start) * extra.per_element + extra.fixed
         scratch = min(step.grid.block, step.grid.count) * step.scratch
-        if self.host.held_with(needs) + max(scratch, self.scratch.held_with({})) > limit:
-            for pool in (self.host, self.on_device, self.scratch):
+        landing = self.landing.held_with({"out": (stop - start) * step.dtype.bytes + PAGE})
+        held = self.host.held_with(needs) + landing
+        if held + max(scratch, self.scratch.held_with({})) > limit:
+            for pool in (self.host, self.on_device, self.landing, self.scratch):
                 pool.clear()
 
     def read(self, source: Origin, start: int, stop: int, slot: str) -> Tensor:
         """Elements [start, stop) of a source in its dtype, 1-D, on the host."""
-        size, out = source.dtype.bytes, self.host.take(slot, stop - start, source.dtype.torch_name)
+        dtype = source.dtype
+        out = self.host.take(slot, stop - start, dtype.torch_name)
         if isinstance(source, Derived):
             source.fill(self, start, stop, out, f"{slot}.")
         else:
+            size = dtype.bytes
             memory = self.host.memory(slot, (stop - start) * size)
             self.files.read(source.file, source.offset + start * size, memory)
         return out
 
-    def load(self, step: Step, piece: Piece) -> list[Tensor]:
+    def load(self, step: Step, piece: Piece) -> Loaded:
         """Every source's elements of a piece in their stored dtypes, 1-D, on the device."""
         start, stop = step.grid.span(piece.first, piece.blocks)
         loaded = []
@@ -161,54 +174,75 @@ class Lane:
                 there = self.on_device.take(slot, stop - start, source.dtype.torch_name)
                 values = there.copy_(values, non_blocking=True)
             loaded.append(values)
-        return loaded
+        return Loaded(piece, loaded)
 
-    def blocks(
-        self, step: Step, piece: Piece, loaded: list[Tensor], first: int, blocks: int
-    ) -> Iterator[Block]:
-        """Blocks [first, first + blocks) of the loaded piece, with rows where rows count."""
+    def blocks(self, step: Step, part: Piece, loaded: Loaded | None) -> Iterator[Block]:
+        """The blocks of a part of a tensor, as whole rows where rows count.
+
+        What is not loaded is read block by block: it is in the processor's cache then.
+        """
         grid = step.grid
-        begin, (start, stop) = piece.first * grid.block, grid.span(first, blocks)
-        parts = []
-        for source, values in enumerate(loaded):
-            slot, count, dtype = f"in{source}", values.numel(), step.sources[source].dtype
-            if stop - start == count and values is self.on_device.take(
-                slot, count, dtype.torch_name
-            ):
-                parts.append(self.on_device.runs(slot, count, dtype.torch_name, grid))
-            else:
-                parts.append(_split(values[start - begin : stop - begin], grid))
-        for number, views in enumerate(zip(*parts, strict=True), first):
+        if loaded is None:
+            yield from self._read_blocks(step, part)
+            return
+        begin, (start, stop) = loaded.piece.first * grid.block, grid.span(part.first, part.blocks)
+        if part == loaded.piece:
+            parts = [self.on_device.runs(values, grid) for values in loaded.sources]
+        else:
+            parts = [split(values[start - begin : stop - begin], grid) for values in loaded.sources]
+        for number, views in enumerate(zip(*parts, strict=True), part.first):
             yield Block(list(views), number * grid.block, self.scratch)
 
-    def look(self, step: Step, piece: Piece, loaded: list[Tensor], reduce: Reduce) -> list[Any]:
-        """One statistic per block of the piece."""
-        blocks = self.blocks(step, piece, loaded, piece.first, piece.blocks)
-        return [reduce.look(block) for block in blocks]
+    def _read_blocks(self, step: Step, part: Piece) -> Iterator[Block]:
+        """Each block into the same buffers; few steps of the interpreter, since blocks are many."""
+        grid, count = step.grid, -1
+        views: list[Tensor] = []
+        slots = [(source, f"in{number}") for number, source in enumerate(step.sources)]
+        for number in range(part.first, part.first + part.blocks):
+            start, stop = grid.span(number, 1)
+            read = [self.read(source, start, stop, slot) for source, slot in slots]
+            if stop - start != count:
+                count, views = stop - start, [self.host.runs(values, grid)[0] for values in read]
+            yield Block(views, start, self.scratch)
+
+    def look(self, step: Step, part: Piece, loaded: Loaded | None, reduce: Reduce) -> list[Any]:
+        """One statistic per block."""
+        return [reduce.look(block) for block in self.blocks(step, part, loaded)]
 
     def merge(
-        self, step: Step, piece: Piece, loaded: list[Tensor], part: Piece, final: Final
-    ) -> tuple[Tensor, int]:
-        """Merged bytes of `part` (blocks of `piece`) on the host; how many are not finite."""
+        self, step: Step, part: Piece, loaded: Loaded | None, final: Final
+    ) -> tuple[memoryview, int]:
+        """Merged bytes of some blocks on the host; how many values are not finite."""
         start, stop = step.grid.span(part.first, part.blocks)
-        pool = self.on_device
-        out = pool.take("out", stop - start, step.dtype.torch_name)
-        blocks = self.blocks(step, piece, loaded, part.first, part.blocks)
-        parts = pool.runs("out", stop - start, step.dtype.torch_name, step.grid)
-        for block, here in zip(blocks, parts, strict=True):
+        count, dtype = stop - start, step.dtype.torch_name
+        pool, shift = self.on_device if self.staged else self.landing, step.place(part) % PAGE
+        out = pool.take("out", count, dtype, shift)
+        parts = pool.runs(out, step.grid)
+        for block, here in zip(self.blocks(step, part, loaded), parts, strict=True):
             final.merge(block, here)
         # A sum is finite only if all of its terms are: one cheap look at the whole piece.
         total = out.sum(dtype=torch.float32 if out.dtype == torch.float16 else None)
         bad = 0
         if not math.isfinite(total.item()):
             bad = int(out.numel() - torch.isfinite(out).sum())
-        raw = pool.bytes("out", out.nbytes)
         if self.staged:
-            raw = self.host.bytes("out", out.nbytes).copy_(raw)
-        return raw, bad
+            self.landing.take("out", count, dtype, shift).copy_(out)
+        return self.landing.memory("out", out.nbytes, shift), bad
 
 
-def _split(values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class Loaded:
+    """A piece of every source, on the device."""
+
+    piece: Piece
+    sources: list[Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for values in self.sources)
+
+
+def split(values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     """Views of the blocks of a run, 1-D or as whole rows."""
     size = grid.block
     if grid.row is not None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from .dtypes import DType
 
-HEADER_ALIGNMENT = 8
+PAGE = 4096
+"""A page: tensors of whole pages then begin at one, and can be written without the page cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,5 +102,5 @@ def _header(outputs: Sequence[Output]) -> tuple[bytes, list[int]]:
         offsets.append(position)
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    text += b" " * (-len(text) % PAGE)
     return len(text).to_bytes(8, "little") + text, offsets

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .layout import PAGE
 from .origin import add, room
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _lane_bytes(step: Step, blocks: int) -> int:
 def _fixed(step: Step) -> int:
     """Bytes that do not depend on how many blocks are taken at a time."""
     block = max(1, min(step.grid.block, step.grid.count))
-    return block * step.scratch + add(*(room(source) for source in step.sources)).fixed
+    return 2 * PAGE + block * step.scratch + add(*(room(source) for source in step.sources)).fixed
 
 
 def _piece_blocks(step: Step, lane_bytes: int) -> int:

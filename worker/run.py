@@ -177,7 +177,7 @@ def _stream(store: Store, options: RunOptions, rank: Rank, clock: Clock) -> tupl
                 loaded = time.monotonic()
                 engine = Engine(plan, store, progress, found, files, ahead, stop)
                 engine.allow_nonfinite = options.allow_nonfinite
-                with Flusher(store.descriptors):
+                with Flusher([file.fd for file in store.files]):
                     engine.run(work)
                 clock.stream_s = time.monotonic() - loaded
             store.sync()

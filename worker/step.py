@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .cut import Grid
+from .cut import Grid, Piece
 from .dtypes import DType
 from .methods._define import Method, Task
 from .origin import Origin
@@ -26,3 +26,7 @@ class Step:
     shard: int
     offset: int
     flops: int = 0  # beyond what reading hides
+
+    def place(self, piece: Piece) -> int:
+        """Where the bytes of a piece begin in the shard."""
+        return self.offset + piece.first * self.grid.block * self.dtype.bytes

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .cut import Piece
 from .errors import OutputError, WorkerError
+from .outfile import OutFile
 from .plan import Plan
 from .step import Step
 
@@ -64,7 +65,7 @@ class Store:
         self.plan = plan
         self.entries: dict[tuple[int, int], Entry] = {}
         self._journal_of: dict[Entry, str] = {}
-        self.descriptors: list[int] = []
+        self.files: list[OutFile] = []
         self._journal = -1
         self._lock = threading.Lock()
 
@@ -80,12 +81,9 @@ class Store:
         """Open all shards at their final size and a journal of this process. OutputError."""
         with output_errors(self.out):
             for shard in self.plan.layout.shards:
-                path = self.folder / f"{shard.name}.partial"
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                self.descriptors.append(fd)
-                if os.fstat(fd).st_size != shard.size:
-                    os.ftruncate(fd, shard.size)
-                os.pwrite(fd, shard.header, 0)
+                file = OutFile(self.folder / f"{shard.name}.partial", shard.size)
+                self.files.append(file)
+                os.pwrite(file.fd, shard.header, 0)
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self.folder / name, flags, 0o666)
@@ -94,13 +92,8 @@ class Store:
         self, number: int, step: Step, piece: Piece, data: memoryview, nonfinite: int
     ) -> None:
         """Put a piece at its place, then note it in the journal. OutputError."""
-        start, _ = step.grid.span(piece.first, piece.blocks)
-        position = step.offset + start * step.dtype.bytes
         with output_errors(self.out):
-            done = 0
-            while done < len(data):
-                fd = self.descriptors[step.shard]
-                done += os.pwrite(fd, data[done : done + (1 << 30)], position + done)
+            self.files[step.shard].write(data, step.place(piece))
             entry = Entry(number, piece, zlib.crc32(data), nonfinite)
             with self._lock:
                 os.write(self._journal, entry.line())
@@ -161,14 +154,15 @@ class Store:
     def sync(self) -> None:
         """Force everything written here to the storage. OutputError."""
         with output_errors(self.out):
-            for fd in (*self.descriptors, self._journal):
+            for fd in (*(file.fd for file in self.files), self._journal):
                 os.fsync(fd)
 
     def close(self) -> None:
-        for fd in (*self.descriptors, self._journal):
-            if fd >= 0:
-                os.close(fd)
-        self.descriptors, self._journal = [], -1
+        for file in self.files:
+            file.close()
+        if self._journal >= 0:
+            os.close(self._journal)
+        self.files, self._journal = [], -1
 
     def remove(self) -> None:
         """Take the folder away, under another name first: other ranks may look into it now."""
@@ -223,9 +217,7 @@ class Store:
         position, end = (step.offset + n * step.dtype.bytes for n in (start, stop))
         crc = 0
         while position < end:
-            data = os.pread(
-                self.descriptors[step.shard], min(VERIFY_BYTES, end - position), position
-            )
+            data = os.pread(self.files[step.shard].fd, min(VERIFY_BYTES, end - position), position)
             if not data:
                 return False
             crc = zlib.crc32(data, crc)

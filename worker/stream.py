@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,7 +19,7 @@ from .cut import Piece, pieces
 from .dtypes import Kind
 from .errors import ResultError, Stopped, printable
 from .files import Files
-from .lane import Lane, host_view
+from .lane import Lane, Loaded
 from .methods._define import Final, Reduce
 from .origin import stored
 from .plan import Plan
@@ -28,9 +28,6 @@ from .readahead import ReadAhead, Work
 from .step import Step
 from .stopping import Stop
 from .store import Store
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 OPEN_STEPS = 4
 """Tensors in several passes at a time: one pass waits for its last piece while the next begins."""
@@ -144,27 +141,28 @@ class Engine:
         if current is None:
             self._copy(lane, work, piece)
         else:
-            loaded = lane.load(work.step, piece)
-            self.progress.read(sum(values.nbytes for values in loaded))
-            if isinstance(current, Reduce) and piece.blocks < work.step.grid.blocks:
+            # Only what is looked at more than once is kept, or what a device computes.
+            whole = isinstance(current, Reduce) and piece.blocks == work.step.grid.blocks
+            loaded = lane.load(work.step, piece) if whole or lane.staged else None
+            if isinstance(current, Reduce) and not whole:
                 partials = lane.look(work.step, piece, loaded, current)
-            elif isinstance(current, Reduce):
+            else:
                 while isinstance(current, Reduce):
                     current = current.finish(lane.look(work.step, piece, loaded, current))
-                for part in work.todo:
-                    self._merge(lane, work, piece, loaded, part, current)
-            else:
-                self._merge(lane, work, piece, loaded, piece, current)
+                for part in work.todo if whole else (piece,):
+                    self._merge(lane, work, part, loaded, current)
+            start, stop = work.step.grid.span(piece.first, piece.blocks)
+            self.progress.read((stop - start) * sum(s.dtype.bytes for s in work.step.sources))
         self._done(item, piece, partials)
 
     def _merge(
-        self, lane: Lane, work: Work, piece: Piece, loaded: list[Tensor], part: Piece, final: Final
+        self, lane: Lane, work: Work, part: Piece, loaded: Loaded | None, final: Final
     ) -> None:
-        raw, bad = lane.merge(work.step, piece, loaded, part, final)
-        if bad:
-            self._report_nonfinite(work.step, loaded, bad)
-        self.store.write(work.number, work.step, part, host_view(raw), bad)
-        self.progress.wrote(raw.numel())
+        raw, bad = lane.merge(work.step, part, loaded, final)
+        if bad and not self.allow_nonfinite:
+            self._report_nonfinite(work.step, loaded or lane.load(work.step, part), bad)
+        self.store.write(work.number, work.step, part, raw, bad)
+        self.progress.wrote(len(raw))
 
     def _done(self, item: _Open, piece: Piece, partials: list[Any] | None) -> None:
         with self._condition:
@@ -204,11 +202,9 @@ class Engine:
         self.progress.read(len(first) * len(step.sources))
         self.progress.wrote(len(first))
 
-    def _report_nonfinite(self, step: Step, loaded: Sequence[Tensor], bad: int) -> None:
-        if self.allow_nonfinite:
-            return
+    def _report_nonfinite(self, step: Step, loaded: Loaded, bad: int) -> NoReturn:
         culprits = []
-        for source, values in zip(step.sources, loaded, strict=True):
+        for source, values in zip(step.sources, loaded.sources, strict=True):
             count = int(values.numel() - torch.isfinite(values).sum())
             if count:
                 file = next(stored(source)).file

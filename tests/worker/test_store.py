@@ -89,8 +89,8 @@ def test_damaged_bytes_are_done_again(tmp_path: Path, out: Path, plan: Plan) -> 
     entry = next(iter(store.entries.values()))
     step = plan.steps[entry.step]
     place = step.offset + step.grid.span(entry.piece.first, 1)[0] * step.dtype.bytes
-    raw = os.pread(store.descriptors[0], 1, place)
-    os.pwrite(store.descriptors[0], bytes([raw[0] ^ 1]), place)
+    raw = os.pread(store.files[0].fd, 1, place)
+    os.pwrite(store.files[0].fd, bytes([raw[0] ^ 1]), place)
     before = len(store.entries)
     assert store.drop_damaged(2) == 1 and len(store.entries) == before - 1
     store.close()

@@ -1,0 +1,108 @@
+"""Bytes arrive at their places, past the page cache or through it, whatever their alignment."""
+
+import errno
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker import outfile
+from worker.layout import PAGE
+from worker.outfile import LEAST_DIRECT, OutFile
+
+SIZE = 4 * LEAST_DIRECT + 123
+
+
+def landing(data: bytes, position: int) -> memoryview:
+    """`data` in memory as far beyond a page as `position`."""
+    buffer = mmap.mmap(-1, len(data) + PAGE)
+    place = position % PAGE
+    buffer[place : place + len(data)] = data
+    return memoryview(buffer)[place : place + len(data)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outfile") / "file"
+
+
+@given(st.integers(0, SIZE), st.integers(0, SIZE), st.integers(0, 7), st.booleans())
+def test_any_piece_at_any_place(path: Path, first: int, last: int, off: int, direct: bool) -> None:
+    first, last = sorted((first, last))
+    path.unlink(missing_ok=True)
+    file = OutFile(path, SIZE)
+    if not direct:
+        file._direct = -1
+    data = bytes((position * 7 + 1) % 251 for position in range(first, last))
+    # A wrong alignment must cost time only.
+    file.write(landing(data, first + off), first)
+    file.write(landing(b"end", SIZE - 3), SIZE - 3)
+    file.close()
+    expected = bytearray(SIZE)
+    expected[first:last] = data
+    expected[SIZE - 3 :] = b"end"
+    assert path.read_bytes() == bytes(expected)
+
+
+def test_what_is_there_stays_unless_the_size_is_another(tmp_path: Path) -> None:
+    OutFile(tmp_path / "a", 10).write(landing(b"0123456789", 0), 0)
+    OutFile(tmp_path / "a", 10).close()
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+    OutFile(tmp_path / "a", 4).close()
+    assert (tmp_path / "a").read_bytes() == b"0123"
+
+
+def test_a_refusal_of_the_file_system_leads_through_the_page_cache(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.unlink(missing_ok=True)
+    file = OutFile(path, SIZE)
+    file._direct = direct = os.dup(file.fd)
+    write = os.pwrite
+
+    def refuse(fd: int, data: bytes, position: int) -> int:
+        if fd == direct:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(fd, data, position)
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    data = bytes(range(256)) * (LEAST_DIRECT // 128)
+    file.write(landing(data, 8), 8)
+    file.close()
+    os.close(direct)
+    assert path.read_bytes()[8 : 8 + len(data)] == data
+
+
+def test_other_faults_are_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = OutFile(path, SIZE)
+
+    def full(fd: int, data: bytes, position: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"):
+        file.write(landing(bytes(LEAST_DIRECT * 2), 0), 0)
+    file.close()
+
+
+def test_only_measured_file_systems_are_written_directly(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outfile, "_file_system", lambda fd: "lustre")
+    file = OutFile(path, SIZE)
+    assert file._direct == -1
+    file.close()
+
+
+def test_the_type_of_a_file_system() -> None:
+    reading, writing = os.pipe()  # on no mounted file system
+    assert outfile._file_system(reading) == ""
+    os.close(reading)
+    os.close(writing)
+    if Path("/proc/self/mountinfo").exists() and Path("/dev/shm").is_mount():
+        held = os.open("/dev/shm", os.O_RDONLY)
+        assert outfile._file_system(held) == "tmpfs"
+        os.close(held)

@@ -1,0 +1,81 @@
+"""A file of the result: opened once, at its final size, written at fixed positions from any thread.
+
+Whole pages go past the page cache where that was measured to be faster: on local file systems it
+halves the processor time of a merge, leaves the sync at the end nothing to do, and other programs
+their cached pages. What remains at the edges of a piece takes the usual way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from ctypes import addressof, c_char
+from pathlib import Path
+
+from .layout import PAGE
+
+MEASURED = frozenset({"ext2", "ext3", "ext4", "xfs"})
+LARGEST_WRITE = 1 << 30
+LEAST_DIRECT = 16 * PAGE
+
+
+class OutFile:
+    """`size` bytes at `path`, those that are there already included. OSError."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if os.fstat(self.fd).st_size != size:
+            os.ftruncate(self.fd, size)
+        self._direct = _open_direct(path) if _file_system(self.fd) in MEASURED else -1
+
+    def write(self, data: memoryview, position: int) -> None:
+        """Put `data` at `position`; fastest where its address is as far beyond a page as that."""
+        head = -position % PAGE
+        whole = (len(data) - head) // PAGE * PAGE
+        if self._direct >= 0 and whole >= LEAST_DIRECT and (_address(data) + head) % PAGE == 0:
+            try:
+                _write(self._direct, data[head : head + whole], position + head)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._direct = -1  # the file system wants larger pages than ours
+                whole = 0
+            if whole:
+                _write(self.fd, data[:head], position)
+                data, position = data[head + whole :], position + head + whole
+        _write(self.fd, data, position)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        if self._direct >= 0:
+            os.close(self._direct)
+
+
+def _write(fd: int, data: memoryview, position: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done : done + LARGEST_WRITE], position + done)
+
+
+def _address(data: memoryview) -> int:
+    return addressof(c_char.from_buffer(data)) if not data.readonly and len(data) else 1
+
+
+def _open_direct(path: Path) -> int:
+    """A second descriptor that bypasses the page cache; -1 where the system has none."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except (AttributeError, OSError):
+        return -1
+
+
+def _file_system(fd: int) -> str:
+    """The type of the file system that an open file is on; empty if the system does not tell."""
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    found = [line for line in lines if line.split()[2] == number]
+    return found[-1].rpartition(" - ")[2].split()[0] if found else ""
