@@ -13,10 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # for its modules.
 WORKER_STAGES = {
     "words and tables": "errors dtypes crc layers layer_count layer_fields layer_config modules "
-    "progress settings schedules flush stopping units quick_torch commands",
-    "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_reader",
-    "what is on disk": "files header origin checkpoint adapter low_rank layout",
-    "plan": "cut step planned stacks heads adapted assemble match memory effort resolve plan report",
+    "progress settings schedules flush stopping units quick_torch commands forms "
+    "families",
+    "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_names "
+    "recipe_reader",
+    "what is on disk": "files header origin views regroup checkpoint adapter low_rank layout",
+    "plan": "cut step planned stacks heads adapted relayout assemble match memory effort resolve "
+    "plan report",
     "stream": "readahead ranks lane outfile store stream",
     "write": "card manifest side_files target finish lock verify",
     "command": "device run cli __main__",

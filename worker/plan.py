@@ -12,7 +12,6 @@ from typing import Any
 
 from . import methods
 from .adapted import open_adapted
-from .align import aligned
 from .assemble import Assembly, assemble
 from .checkpoint import Checkpoint, exists, open_checkpoint
 from .effort import notes as effort_notes
@@ -25,6 +24,7 @@ from .methods import Method
 from .origin import Derived, Origin, moved
 from .planned import Planned, planned
 from .recipe import ModelRef, Recipe
+from .relayout import relaid
 from .resolve import PlanOptions, Resolver
 from .step import Step
 
@@ -103,7 +103,7 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
         )
     numbers, models = _open_all(recipe.own_refs(), options.relative_to, results)
     labels = tuple(_labels(numbers))
-    models, realigned = aligned(models, labels, recipe.key_map)
+    models, relaid_notes = relaid(models, labels, recipe.key_map)
     assembly = assemble(recipe, models, numbers)
     matches = match(assembly.groups, models, labels, options.rules)
     drafts = list(Resolver(recipe, method, options).drafts(matches))
@@ -115,7 +115,8 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
     )
     threads = options.threads or usable_cpus()
     memory = budget(steps, options.memory_bytes, threads)
-    warnings += [*realigned, *assembly.notes, *matches.notes, *notes, *effort_notes(steps, memory, threads)]
+    warnings += [*relaid_notes, *assembly.notes, *matches.notes, *notes]
+    warnings += effort_notes(steps, memory, threads)
     key = _key(recipe, options, models, steps, config)
     return Plan(
         recipe, options, method, models, labels, matches, steps, layout, memory,

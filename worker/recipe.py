@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from . import methods
 from .errors import UsageError, nearest, printable
+from .forms import Rule
 from .methods import Method
 from .settings import Parameters
 
@@ -75,6 +76,15 @@ class Module:
 
 
 @dataclass(frozen=True)
+class KeyRule:
+    """A rule of `key_map`: how tensors of other models (or of one) become those of the first."""
+
+    rule: Rule
+    model: str | None
+    place: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A checked recipe. `text` is the recipe as given.
 
@@ -95,6 +105,7 @@ class Recipe:
     name: str | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
     stages: tuple[Recipe, ...] = ()
+    key_map: tuple[KeyRule, ...] = ()
 
     def model_refs(self) -> tuple[ModelRef, ...]:
         """Every model that must be there, once; those of stages too, but not their results."""

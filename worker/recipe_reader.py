@@ -11,12 +11,13 @@ from .dtypes import FLOATS
 from .errors import UsageError, nearest, printable
 from .methods import Method
 from .recipe import ModelRef, Module, Recipe, Slice, Source, find_method, parse_model
+from .recipe_names import read_key_map
 from .recipe_rules import broken_rules, plays_base
 from .settings import Given, Parameters, Setting, convert, parse_setting, scalars
 from .yaml_text import Document, Path, read_documents
 
 _TOP = ["merge_method", "models", "slices", "modules", "base_model", "parameters"]
-_TOP += ["dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "name"]
+_TOP += ["dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "name", "key_map"]
 
 
 def read_recipe(text: str, where: str) -> Recipe:
@@ -73,6 +74,7 @@ class _Reader:
             tokenizer=top.get("tokenizer", top.get("tokenizer_source")),
             chat_template=self.text(top, "chat_template"),
             name=self.text(top, "name"),
+            key_map=tuple(read_key_map(self, top)),
         )
         if "tokenizer" in top and "tokenizer_source" in top:
             self.fault(("tokenizer_source",), "stands beside 'tokenizer'; keep one of the two")

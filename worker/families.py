@@ -1,0 +1,163 @@
+"""Layouts that are known: names of the same tensors as converters and releases write them.
+
+Facts about files, found from their names and shapes; no model code is asked. A row that holds in
+one kind of layer only says which tensor stands beside, since names change their meaning.
+"""
+
+from __future__ import annotations
+
+from .forms import ANY, Form, Rule
+
+
+def _apart(*names: str, beside: str = "") -> Form:
+    return Form(tuple(ANY + name for name in names), beside=beside)
+
+
+def _in_one(name: str, *, woven: bool = False, turned: bool = False, beside: str = "") -> Form:
+    return Form((ANY + name,), int(turned), woven, turned, beside)
+
+
+def _renamed(*names: str, beside: str = "") -> Rule:
+    return Rule(tuple(_apart(name, beside=beside) for name in names))
+
+
+def _experts(place: str, *words: str) -> Form:
+    return _apart(*(f"{place}.experts.{{e}}.{word}.weight" for word in words))
+
+
+OLMO_HYBRID = (
+    # The names of norms say where they stand; one name means different norms in the two kinds.
+    _renamed("input_layernorm.{_w}", "attention_layer_norm.{_w}", beside="linear_attn."),
+    _renamed("post_attention_layernorm.{_w}", "feedforward_layer_norm.{_w}", beside="linear_attn."),
+    _renamed("post_attention_layernorm.{_w}", "feedforward_layer_norm.{_w}", beside="self_attn."),
+    _renamed("linear_attn.o_proj.{_w}", "linear_attn.out_proj.{_w}"),
+    _renamed("linear_attn.o_norm.{_w}", "linear_attn.norm.{_w}"),
+)
+
+CONVOLUTIONS = tuple(
+    Rule(
+        (_apart(*(f"{place}.{n}_conv1d.{{_w}}" for n in "qkv")), _in_one(f"{place}.conv1d.{{_w}}"))
+    )
+    for place in ("linear_attn", "self_attn")
+)
+
+# Stored as [expert, in, out]: gate and up in turns (gpt-oss, with biases), side by side (Llama 4).
+_GPT_OSS = "mlp.experts.gate_up_proj_bias"
+_LLAMA4 = "feed_forward.shared_expert."
+STACKED_OTHERWISE = (
+    Rule(
+        (
+            _experts("mlp", "gate_proj", "up_proj"),
+            _in_one("mlp.experts.gate_up_proj", woven=True, turned=True, beside=_GPT_OSS),
+        )
+    ),
+    Rule(
+        (
+            _experts("mlp", "down_proj"),
+            _in_one("mlp.experts.down_proj", turned=True, beside=_GPT_OSS),
+        )
+    ),
+    Rule(
+        (
+            _apart("mlp.experts.{e}.gate_proj.bias", "mlp.experts.{e}.up_proj.bias"),
+            _in_one("mlp.experts.gate_up_proj_bias", woven=True),
+        )
+    ),
+    _renamed("mlp.experts.{e}.down_proj.bias", "mlp.experts.down_proj_bias"),
+    Rule(
+        (
+            _experts("feed_forward", "gate_proj", "up_proj"),
+            _in_one("feed_forward.experts.gate_up_proj", turned=True, beside=_LLAMA4),
+        )
+    ),
+    Rule(
+        (
+            _experts("feed_forward", "down_proj"),
+            _in_one("feed_forward.experts.down_proj", turned=True, beside=_LLAMA4),
+        )
+    ),
+)
+
+EXPERTS = (
+    Rule(
+        (
+            _experts("mlp", "gate_proj", "up_proj"),
+            _experts("block_sparse_moe", "w1", "w3"),
+            _in_one("mlp.experts.gate_up_proj"),
+            _in_one("block_sparse_moe.experts.gate_up_proj"),
+            _in_one("block_sparse_moe.input_linear.weight"),
+        )
+    ),
+    Rule(
+        (
+            _experts("mlp", "down_proj"),
+            _experts("block_sparse_moe", "w2"),
+            _apart("mlp.experts.down_proj"),
+            _apart("block_sparse_moe.experts.down_proj"),
+            _apart("block_sparse_moe.output_linear.weight"),
+        )
+    ),
+    Rule(
+        (
+            _experts("feed_forward", "gate_proj", "up_proj"),
+            _experts("feed_forward", "w1", "w3"),
+            _in_one("feed_forward.experts.gate_up_proj"),
+        )
+    ),
+    Rule(
+        (
+            _experts("feed_forward", "down_proj"),
+            _experts("feed_forward", "w2"),
+            _apart("feed_forward.experts.down_proj"),
+        )
+    ),
+    *(
+        _renamed(f"mixer.experts.{{e}}.{word}.weight", f"mixer.experts.{word}")
+        for word in ("up_proj", "down_proj")
+    ),
+    _renamed("block_sparse_moe.gate.weight", "mlp.gate.weight", "mlp.router.weight"),
+    _renamed("block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"),
+)
+
+PROJECTIONS = (
+    Rule(
+        (
+            _apart(*(f"self_attn.{n}_proj.{{_w}}" for n in "qkv")),
+            _in_one("self_attn.qkv_proj.{_w}"),
+            _in_one("self_attn.Wqkv.{_w}"),
+            _in_one("self_attn.W_pack.{_w}"),
+        )
+    ),
+    Rule(
+        (
+            _apart("{x}.gate_proj.{_w}", "{x}.up_proj.{_w}"),
+            _in_one("{x}.gate_up_proj.{_w}"),
+        )
+    ),
+)
+
+KIMI_LINEAR = (
+    *(
+        _renamed(f"self_attn.{word}", f"self_attn.forget_gate.{word}")
+        for word in ("A_log", "dt_bias", "f_a_proj.weight", "f_b_proj.weight")
+    ),
+    _renamed("block_sparse_moe.{x}", "mlp.{x}"),
+)
+
+RULES = (
+    *(*OLMO_HYBRID, *CONVOLUTIONS, *STACKED_OTHERWISE),
+    *(*EXPERTS, *PROJECTIONS, *KIMI_LINEAR),
+)
+"""In this order; tensors that one rule has taken are gone for the next."""
+
+PREFIXES = (
+    *(("model.language_model.", "model."), ("language_model.model.", "model.")),
+    *(("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head.")),
+    *(("model.language_model.", "language_model."), ("model.text_model.", "model.")),
+    *(("backbone.", "model."), ("transformer.", ""), ("model.", ""), ("module.", "")),
+    *(("_orig_mod.", ""), ("thinker.model.", "model."), ("thinker.lm_head.", "lm_head.")),
+    *((f"{word}.", f"model.{word}.") for word in (
+        "visual", "vision_tower", "vision_model", "multi_modal_projector", "audio_tower", "mtp",
+    )),
+)  # fmt: skip
+"""Beginnings of names that mean the same, either way round."""

@@ -1,0 +1,158 @@
+"""Forms that one and the same tensors have on disk: which names, apart or in one, which way round.
+
+A rule lists forms of a group of tensors. Names are templates: `{e}` is a number that a form either
+has in its names or stacks along a first axis, everything else in braces is carried over.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+_KNOWN = {"_": r"(?:.+\.)?", "_w": "weight|bias"}
+ANY = "{_}"
+"""What stands before a name of the tables: nothing, or words that end in a dot."""
+
+
+class Form(NamedTuple):
+    """The tensors of a group by name: as many names as tensors, or one that holds all of them.
+
+    Those in one lie along `axis` one after the other, or in turns if `woven`; `transposed` ones
+    have rows and columns exchanged, and `axis` counts after that. A form with `beside` holds where
+    there is a tensor whose name goes on like this.
+    """
+
+    names: tuple[str, ...]
+    axis: int = 0
+    woven: bool = False
+    transposed: bool = False
+    beside: str = ""
+
+    @property
+    def shown(self) -> str:
+        return ", ".join(name.removeprefix(ANY) for name in self.names)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Forms of one group; `stacked` is the wildcard that numbers the tensors of a stack."""
+
+    forms: tuple[Form, ...]
+    stacked: str = "e"
+    size: int = field(init=False)  # tensors of the group
+    stacks: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", max(len(form.names) for form in self.forms))
+        held = f"{{{self.stacked}}}"
+        object.__setattr__(self, "stacks", any(held in n for f in self.forms for n in f.names))
+
+
+Key = tuple[tuple[str, str], ...]
+"""The values of the wildcards that are carried over."""
+
+Members = dict[tuple[int, int], str]
+"""Names by place in the form and number in the stack (0 where none is in the name)."""
+
+
+def find(rule: Rule, names: Sequence[str]) -> dict[Key, dict[Form, Members]]:
+    """What there is of each form among sorted names, by key."""
+    found: dict[Key, dict[Form, Members]] = {}
+    for form in rule.forms:
+        for place, template in enumerate(form.names):
+            literal, pattern = _compiled(template, rule.stacked)
+            for name in names:
+                if literal not in name or not (hit := pattern.fullmatch(name)):
+                    continue
+                values = hit.groupdict()
+                if form.beside and not _begins(names, values["_"] + form.beside):
+                    continue
+                number = int(values.pop(rule.stacked, 0))
+                key = tuple(sorted(values.items()))
+                found.setdefault(key, {}).setdefault(form, {})[place, number] = name
+    return found
+
+
+def _begins(names: Sequence[str], beginning: str) -> bool:
+    place = bisect_left(names, beginning)
+    return place < len(names) and names[place].startswith(beginning)
+
+
+def missing(rule: Rule, form: Form, members: Members, key: Key) -> list[str]:
+    """Names that belong to the form beside those that are there."""
+    numbers = range(max(number for _, number in members) + 1)
+    return [
+        name_of(form.names[place], key, rule, number)
+        for place in range(len(form.names))
+        for number in numbers
+        if (place, number) not in members
+    ]
+
+
+def name_of(template: str, key: Key, rule: Rule, number: int = 0) -> str:
+    """The name that a template stands for."""
+    values = {**dict(key), rule.stacked: str(number)}
+    return re.sub(r"\{(\w+)\}", lambda hit: values[hit.group(1)], template)
+
+
+def wildcards(template: str) -> list[str]:
+    """Names in braces. ValueError for one that is none."""
+    found = re.findall(r"\{(.*?)\}", template)
+    for name in found:
+        if not name.isidentifier() or name.startswith("_"):
+            raise ValueError(f"'{{{name}}}' is no wildcard; give it a name, like {{x}}")
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _compiled(template: str, stacked: str) -> tuple[str, re.Pattern[str]]:
+    """The longest literal of a template, for a quick look, and the whole as a pattern."""
+    words = re.split(r"\{(\w+)\}", template)
+    pattern, seen = "", set[str]()
+    for number, word in enumerate(words):
+        if number % 2 == 0:
+            pattern += re.escape(word)
+        elif word in seen:
+            pattern += f"(?P={word})"
+        else:
+            seen.add(word)
+            inner = r"\d+" if word == stacked else _KNOWN.get(word, ".+")
+            pattern += f"(?P<{word}>{inner})"
+    return max(words[::2], key=len), re.compile(pattern)
+
+
+def general(key: Key) -> Key:
+    """The key without its numbers: what layers of one kind have in common."""
+    return tuple((name, re.sub(r"(?<![^.])\d+(?![^.])", "*", value)) for name, value in key)
+
+
+def one_way(rule: Mapping[str, object]) -> Rule:
+    """The rule of a recipe: `from` and `to`, names or lists of names. ValueError."""
+    names = {}
+    for side in ("from", "to"):
+        given = rule.get(side)
+        listed = given if isinstance(given, list) else [given]
+        if not listed or not all(isinstance(n, str) and n for n in listed):
+            raise ValueError(f"'{side}' is a tensor name with wildcards like {{x}}, or a list")
+        names[side] = tuple(str(name) for name in listed)
+    if len(names["from"]) > 1 and len(names["to"]) > 1:
+        raise ValueError("several names on both sides; write one rule for each")
+    sets = {side: {frozenset(wildcards(n)) for n in names[side]} for side in names}
+    if any(len(found) > 1 for found in sets.values()):
+        raise ValueError("names of one side have different wildcards")
+    extra = sets["from"].pop() ^ sets["to"].pop()
+    if len(extra) > 1:
+        listed_names = ", ".join(f"{{{name}}}" for name in sorted(extra))
+        raise ValueError(f"{listed_names} stand on one side only; one may, which is stacked")
+    axis = rule.get("axis", 0)
+    if type(axis) is not int or axis < 0:
+        raise ValueError(f"axis {axis!r} is not 0 or a larger whole number")
+    turned = rule.get("transpose", False)
+    if not isinstance(turned, bool):
+        raise ValueError(f"transpose {turned!r} is neither true nor false")
+    forms = (Form(names["from"], axis, transposed=turned), Form(names["to"], axis))
+    return Rule(forms, stacked=next(iter(extra), ""))
