@@ -139,7 +139,8 @@ def make_model(model_type: str, seed: int = 0, **config: Any) -> Any:
     """A bfloat16 model of that type with random weights, as transformers initialises it."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    settings = AutoConfig.for_model(model_type, **{**TINY, **ARCHITECTURES.get(model_type, {}), **config})
+    known = ARCHITECTURES.get(model_type, {})
+    settings = AutoConfig.for_model(model_type, **{**TINY, **known, **config})
     torch.manual_seed(seed)
     auto = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
     return auto.from_config(settings, dtype=torch.bfloat16)
