@@ -13,16 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # for its modules.
 WORKER_STAGES = {
     "words and tables": "errors dtypes crc layers layer_count layer_fields layer_config modules "
-    "progress settings schedules flush stopping units quick_torch commands forms "
-    "families",
+    "components progress settings schedules flush stopping units quick_torch commands forms families",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_names "
-    "recipe_reader",
-    "what is on disk": "files header origin views regroup checkpoint adapter low_rank layout",
-    "plan": "cut step planned stacks heads adapted relayout assemble match memory effort resolve "
+    "recipe_tokenizer recipe_reader",
+    "what is on disk": "files header origin views regroup checkpoint token_files token_ids chat_template vocabulary rows adapter low_rank layout",
+    "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble match memory effort resolve "
     "plan report",
     "stream": "readahead ranks lane outfile store stream",
     "write": "card manifest side_files target finish lock verify",
     "command": "device run cli __main__",
+    "looks": "comparison compare",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()
 METHODS_MAY_IMPORT = {"errors", "dtypes"}
@@ -34,10 +34,15 @@ TORCH_FREE = set(WORKER_FLOW[: WORKER_FLOW.index("report") + 1])
 
 WORKER_ROOTS = {"torch", "safetensors", "yaml"}
 # Only inside functions, so that a node without them can merge.
-WORKER_LATE_ROOTS = {"numpy", "tokenizers", "transformers", "huggingface_hub"}
+WORKER_LATE_ROOTS = {"matplotlib", "numpy", "tokenizers", "transformers", "huggingface_hub"}
 LAUNCHER_ROOTS = {"typer", "jinja2", "yaml", "rich", "platformdirs", "tomli"}
 # Imports that one module alone may make.
-LAUNCHER_ONLY_IN = {"beaker": "launcher/backends/beaker.py", "subprocess": "launcher/command.py"}
+LAUNCHER_ONLY_IN = {
+    "beaker": "launcher/backends/_beaker_client.py",
+    "grpc": "launcher/backends/_beaker_client.py",
+    "requests": "launcher/backends/_beaker_client.py",
+    "subprocess": "launcher/command.py",
+}
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40

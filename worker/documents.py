@@ -64,7 +64,7 @@ def _last(recipes: Sequence[Recipe], named: Mapping[str | None, Recipe]) -> Reci
 
 def _uses(recipe: Recipe, named: Mapping[str | None, Recipe]) -> list[str]:
     """Names of the documents whose results a recipe takes as models."""
-    return [ref.path for ref in recipe.own_refs() if ref.path in named]
+    return [ref.path for ref in recipe.all_refs() if ref.path in named]
 
 
 def _visit(

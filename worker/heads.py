@@ -1,39 +1,119 @@
-"""Output heads that share the embedding: stored in one model, implied in another. No torch."""
+"""Tensors with a row for every token: embeddings, and heads that may share them. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .checkpoint import Checkpoint
 from .origin import Origin
+from .token_ids import said_rows
 
 _EMBEDDINGS = (
     *("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "shared"),
-    *("embeddings", "embedding"),
+    *("embeddings", "embedding", "token_embedding", "emb", "embed", "embed_tokens_per_layer"),
+)
+_HEADS = (
+    *("lm_head", "embed_out", "output_layer", "output", "vocab_projector", "head"),
+    *("decoder", "predictions", "lm_head_bias", "unembed"),
 )
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:
     """Whether the config says that the head is the embedding."""
+    return bool(_said(config))
+
+
+def _said(config: Mapping[str, Any]) -> object:
     text = config.get("text_config")
-    inner = isinstance(text, dict) and text.get("tie_word_embeddings")
-    return bool(config.get("tie_word_embeddings", inner))
+    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    return config.get("tie_word_embeddings", inner)
+
+
+def tied(model: Checkpoint) -> bool:
+    """Whether the head is the embedding: as the config says; if it is silent, if none is stored."""
+    return _tied(model.config, model.tensors)
+
+
+def _tied(config: Mapping[str, Any], tensors: Mapping[str, Origin]) -> bool:
+    said = _said(config)
+    return bool(said) if said is not None else bool(config) and not any(map(is_head, tensors))
 
 
 def is_head(name: str) -> bool:
     return name.rsplit(".", 2)[-2:] == ["lm_head", "weight"]
 
 
+def _word(name: str) -> str:
+    """What a tensor is of: `lm_head` for `lm_head.weight`."""
+    parts = name.rsplit(".", 2)
+    return parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "bias") else ""
+
+
 def implied_head(
     name: str, shape: tuple[int, ...], tensors: Mapping[str, Origin], config: Mapping[str, Any]
 ) -> Origin | None:
     """The embedding that stands for the head `name` in a model that ties the two."""
-    if not is_head(name) or not ties_head(config):
+    if not is_head(name) or not _tied(config, tensors):
         return None
-    for info in tensors.values():
-        parts = info.name.rsplit(".", 2)
-        embeds = len(parts) > 1 and parts[-1] == "weight" and parts[-2] in _EMBEDDINGS
-        if embeds and info.shape == shape:
-            return replace(info, name=name)
-    return None
+    embedding = _embedding(tensors, shape)
+    return replace(embedding, name=name) if embedding and embedding.shape == shape else None
+
+
+def _embedding(tensors: Mapping[str, Origin], shape: tuple[int, ...]) -> Origin | None:
+    """The embedding that a head of this shape could be; rows may differ between models."""
+    found = (i for i in tensors.values() if _word(i.name) in _EMBEDDINGS)
+    return next((info for info in found if info.shape[1:] == shape[1:]), None)
+
+
+def rows_of(model: Checkpoint) -> int | None:
+    """Rows of the embedding of tokens; None if no tensor looks like it."""
+    found = [
+        info.shape[0]
+        for info in model.tensors.values()
+        if len(info.shape) == 2 and _word(info.name) in _EMBEDDINGS
+    ]
+    said = said_rows(model.config)
+    return said if said in found else found[0] if found else None
+
+
+def vocabulary_names(model: Checkpoint) -> list[str]:
+    """Tensors with a row for every token: embeddings, heads, and their biases."""
+    rows = rows_of(model)
+    words = (*_EMBEDDINGS, *_HEADS)
+    return [
+        name
+        for name, info in model.tensors.items()
+        if rows is not None and info.shape[:1] == (rows,) and _word(name) in words
+    ]
+
+
+def settle_heads(
+    models: Sequence[Checkpoint], labels: Sequence[str]
+) -> tuple[tuple[Checkpoint, ...], list[str]]:
+    """All models with heads, or none, as the first one's config has it; and what is to be told.
+
+    A tied model gains no copy of its embedding; a head that is needed and not stored is there.
+    """
+    first, notes, settled = models[0], [], []
+    for model, label in zip(models, labels, strict=True):
+        tensors = dict(model.tensors)
+        if tied(first):
+            for name in filter(is_head, model.tensors):
+                # Where nothing looks like the embedding, the head is not one that may go.
+                if _embedding(model.tensors, tensors[name].shape) is None:
+                    continue
+                del tensors[name]
+                if not tied(model):
+                    notes.append(
+                        f"{label}: its {name} is left out, since {labels[0]}, whose config counts, "
+                        f"has its embedding for a head"
+                    )
+        elif tied(model):
+            for name in filter(is_head, first.tensors):
+                embedding = _embedding(model.tensors, first.tensors[name].shape)
+                if embedding is not None:
+                    tensors.setdefault(name, replace(embedding, name=name))
+        settled.append(replace(model, tensors=tensors) if tensors != model.tensors else model)
+    return tuple(settled), notes

@@ -13,7 +13,6 @@ from .assemble import Group
 from .checkpoint import Checkpoint, is_quantised
 from .dtypes import Kind
 from .errors import InputError, first_names
-from .heads import implied_head, is_head, ties_head
 from .origin import Origin
 
 
@@ -96,8 +95,7 @@ class _Matcher:
         part = group.part
         peers: list[tuple[int, Origin]] = []
         for number, tensors in enumerate(group.tensors):
-            model = self.models[part.models[number]]
-            info = tensors.get(name) or implied_head(name, first.shape, model.tensors, model.config)
+            info = tensors.get(name)
             if info is None:
                 pair = (self.labels[part.models[number]], label)
                 self.lost.setdefault(pair, []).append(first)
@@ -141,13 +139,7 @@ class _Matcher:
             if heavy and self.rules.missing == "error":
                 yield f"{label}: {len(heavy)} tensors of {first} are missing: {first_names(heavy)}"
         for (label, first), infos in self.more.items():
-            tied = ties_head(self.models[self.labels.index(first)].config)
-            # A stored head that the first model ties to its embedding: nothing is lost with it.
-            extra = [
-                info.name
-                for info in infos
-                if info.dtype.kind is Kind.FLOAT and not (tied and is_head(info.name))
-            ]
+            extra = [info.name for info in infos if info.dtype.kind is Kind.FLOAT]
             if extra and self.rules.surplus == "error":
                 yield f"{label}: {len(extra)} tensors that {first} has not: {first_names(extra)}"
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .assemble import Assembly, assemble
 from .checkpoint import Checkpoint, exists, open_checkpoint
 from .effort import notes as effort_notes
 from .errors import InputError, UsageError
+from .fit import Inputs, Text, fit
 from .layer_config import restacked_config
 from .layout import Layout, lay_out
 from .match import Matches, match
@@ -27,6 +29,7 @@ from .recipe import ModelRef, Recipe
 from .relayout import relaid
 from .resolve import PlanOptions, Resolver
 from .step import Step
+from .token_files import Beside
 
 __all__ = ["Plan", "PlanOptions", "final_config", "locate", "make_plan", "usable_cpus"]
 
@@ -45,7 +48,8 @@ class Plan:
     layout: Layout
     memory: Memory
     warnings: tuple[str, ...]
-    config: Mapping[str, Any]  # of the first model, following the layers taken
+    config: Mapping[str, Any]  # of the first model, following the layers and tokens taken
+    text: Text  # tokenizer, template, and what they change
     key: str  # digest of all that the result depends on
     stages: tuple[Plan, ...] = ()  # to be done before, each into its `folder`
     folder: Path | None = None  # where the result goes if it is a stage
@@ -90,24 +94,23 @@ def _stage(
     folder = options.stages / f"{number}-{plan.key[:16]}"
     plan = replace(plan, folder=folder)
     result = planned(folder, plan.layout, plan.steps, {s.name: s.dtype for s in said.steps})
-    return plan, replace(result, key=plan.key, settings=final_config(said))
+    return plan, replace(result, key=plan.key, settings=final_config(said), beside=said.text.beside)
 
 
 def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) -> Plan:
     """The plan of one document; `results` are those of other documents by name."""
     method = methods.get(recipe.method)
     warnings = list(recipe.warnings)
-    if recipe.tokenizer not in (None, "base"):
-        raise UsageError(
-            f"{recipe.where}: only 'tokenizer_source: base' can be merged yet; drop 'tokenizer'"
-        )
     numbers, models = _open_all(recipe.own_refs(), options.relative_to, results)
     labels = tuple(_labels(numbers))
     models, relaid_notes = relaid(models, labels, recipe.key_map)
+    find = partial(_beside, relative_to=options.relative_to, results=results)
+    models, text = fit(recipe, Inputs(models, labels, numbers, options.relative_to, find))
     assembly = assemble(recipe, models, numbers)
     matches = match(assembly.groups, models, labels, options.rules)
     drafts = list(Resolver(recipe, method, options).drafts(matches))
     config, notes = _config(recipe, models, assembly)
+    config = text.config(config)
     layout = lay_out([draft.output for draft in drafts], options.shard_bytes)
     steps = tuple(
         draft.step(shard, offset, options.block)
@@ -115,12 +118,12 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
     )
     threads = options.threads or usable_cpus()
     memory = budget(steps, options.memory_bytes, threads)
-    warnings += [*relaid_notes, *assembly.notes, *matches.notes, *notes]
+    warnings += [*relaid_notes, *text.notes, *assembly.notes, *matches.notes, *notes]
     warnings += effort_notes(steps, memory, threads)
-    key = _key(recipe, options, models, steps, config)
+    key = _key(recipe, options, models, steps, [config, text.digest])
     return Plan(
         recipe, options, method, models, labels, matches, steps, layout, memory,
-        tuple(warnings), config, key,
+        tuple(warnings), config, text, key,
     )  # fmt: skip
 
 
@@ -162,6 +165,12 @@ def _labels(numbers: Mapping[ModelRef, int]) -> Iterator[str]:
         if number not in seen:
             seen.add(number)
             yield str(ref)
+
+
+def _beside(ref: ModelRef, relative_to: Path, results: Mapping[str, Planned]) -> Beside:
+    """The files of a model that only its tokenizer is taken from."""
+    found = results.get(ref.path)
+    return found.beside if found else Beside(locate(ref, relative_to))
 
 
 def locate(ref: ModelRef, relative_to: Path) -> Path:
@@ -213,7 +222,7 @@ def _key(
     options: PlanOptions,
     models: tuple[Checkpoint, ...],
     steps: tuple[Step, ...],
-    config: Mapping[str, Any],
+    config: object,
 ) -> str:
     """Digest of recipe values, inputs, layout and seed: what the bytes of the result depend on."""
     digest = hashlib.sha256()

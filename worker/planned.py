@@ -14,6 +14,7 @@ from .dtypes import DType
 from .header import Shard, TensorInfo
 from .layout import Layout
 from .step import Step
+from .token_files import Beside
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,16 @@ class Planned(Checkpoint):
 
     key: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    beside: Beside = field(default_factory=lambda: Beside(None), repr=False)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         return dict(self.settings)
+
+
+def beside_of(model: Checkpoint) -> Beside:
+    """The files beside a model's weights."""
+    return model.beside if isinstance(model, Planned) else Beside(model.folder)
 
 
 def planned(

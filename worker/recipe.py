@@ -76,6 +76,36 @@ class Module:
 
 
 @dataclass(frozen=True)
+class TokenRule:
+    """The row of a token in models that lack it (in all of them, if `force`).
+
+    `model` is whose row it is: that of the same token, of another one, or of an id; without a
+    model it is zeros if `zero`, else what the rules for other tokens say.
+    """
+
+    model: ModelRef | None = None
+    token: str | int | None = None
+    zero: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizerChoice:
+    """`tokenizer` of a recipe: `source` is "union", "base" or the model whose tokenizer it is."""
+
+    source: str | ModelRef = "union"
+    tokens: Mapping[str, TokenRule] = field(default_factory=dict)
+    multiple: int = 0  # rows are rounded up to a multiple of it
+    place: str = field(default="", compare=False)
+
+    @property
+    def refs(self) -> tuple[ModelRef, ...]:
+        """Models that it speaks of."""
+        found = [self.source] if isinstance(self.source, ModelRef) else []
+        return (*found, *(rule.model for rule in self.tokens.values() if rule.model))
+
+
+@dataclass(frozen=True)
 class KeyRule:
     """A rule of `key_map`: how tensors of other models (or of one) become those of the first."""
 
@@ -100,7 +130,7 @@ class Recipe:
     parameters: Parameters
     dtype: str | None = None
     out_dtype: str | None = None
-    tokenizer: object = None
+    tokenizer: TokenizerChoice | None = None
     chat_template: str | None = None
     name: str | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
@@ -110,8 +140,14 @@ class Recipe:
     def model_refs(self) -> tuple[ModelRef, ...]:
         """Every model that must be there, once; those of stages too, but not their results."""
         names = {stage.name for stage in self.stages}
-        refs = [ref for recipe in (*self.stages, self) for ref in recipe.own_refs()]
+        refs = [ref for recipe in (*self.stages, self) for ref in recipe.all_refs()]
         return tuple(dict.fromkeys(ref for ref in refs if ref.path not in names))
+
+    def all_refs(self) -> tuple[ModelRef, ...]:
+        """Those of `own_refs`, and the model whose tokenizer alone is taken."""
+        source = self.tokenizer.source if self.tokenizer else None
+        more = [source] if isinstance(source, ModelRef) else []
+        return tuple(dict.fromkeys((*self.own_refs(), *more)))
 
     def own_refs(self) -> tuple[ModelRef, ...]:
         """Every model of this document once: the base first, then in order of appearance."""

@@ -13,6 +13,7 @@ from .methods import Method
 from .recipe import ModelRef, Module, Recipe, Slice, Source, find_method, parse_model
 from .recipe_names import read_key_map
 from .recipe_rules import broken_rules, plays_base
+from .recipe_tokenizer import read_choice
 from .settings import Given, Parameters, Setting, convert, parse_setting, scalars
 from .yaml_text import Document, Path, read_documents
 
@@ -71,13 +72,11 @@ class _Reader:
             parameters=self.parameters(top, (), "shared"),
             dtype=self.dtype(top, "dtype"),
             out_dtype=self.dtype(top, "out_dtype"),
-            tokenizer=top.get("tokenizer", top.get("tokenizer_source")),
+            tokenizer=read_choice(self, top),
             chat_template=self.text(top, "chat_template"),
             name=self.text(top, "name"),
             key_map=tuple(read_key_map(self, top)),
         )
-        if "tokenizer" in top and "tokenizer_source" in top:
-            self.fault(("tokenizer_source",), "stands beside 'tokenizer'; keep one of the two")
         # The rules count models, so they wait until every model is understood.
         if self.method and not self.faults:
             self.faults += broken_rules(recipe, self.method)

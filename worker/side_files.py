@@ -13,6 +13,7 @@ from .dtypes import DType
 from .plan import Plan, final_config
 from .planned import Planned
 from .store import write_file
+from .token_files import of_tokenizer
 
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack"),
@@ -52,14 +53,19 @@ def _wanted(path: Path, name: str) -> bool:
 
 def copy_side_files(plan: Plan, into: Path) -> list[str]:
     """Copy the base's side files and write `config.json` below `into`; returns all names."""
-    folder = plan.models[0].folder
+    folder, text = plan.models[0].folder, plan.text
     if folder is None:
         return []
-    names = list(side_files(folder))
-    for name in names:
+    taken = {n: folder for n in side_files(folder) if not (text.foreign and of_tokenizer(n))}
+    if text.foreign and text.beside.folder:
+        taken |= {n: text.beside.folder for n in side_files(text.beside.folder) if of_tokenizer(n)}
+    for name, place in taken.items():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, target)
+        shutil.copyfile(place / name, target)
+    for name, content in text.beside.made.items():
+        write_file(into / name, content)
+    names = list(dict.fromkeys([*taken, *text.beside.made]))
     config = folder / "config.json"
     if config.is_file():
         changed = merged_config(plan)

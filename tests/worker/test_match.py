@@ -112,9 +112,12 @@ def test_quantised_models(tmp_path: Path) -> None:
 def test_a_stored_head_beside_tied_ones_is_left_out(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(), config=TIED)
     write_checkpoint(tmp_path / "b", tensors() | HEAD, config={"text_config": TIED})
+    write_checkpoint(tmp_path / "c", tensors() | HEAD, config={"tie_word_embeddings": False})
     found = plan(tmp_path, "a", "b")
     assert "lm_head.weight" not in {step.name for step in found.steps}
-    assert found.matches.surplus == ("lm_head.weight",)
+    assert found.warnings == ()
+    (warning,) = plan(tmp_path, "a", "c").warnings
+    assert warning.startswith("c: its lm_head.weight is left out, since a, whose config counts")
 
 
 def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
