@@ -13,6 +13,7 @@ from types import ModuleType
 from .errors import UsageError
 
 LATE = {
+    "compare": ("compare", "how models differ, layer by layer, and what to merge them with"),
     "methods": ("describe", "the merge methods and their parameters"),
 }
 

@@ -1,0 +1,121 @@
+"""Heat maps as inline SVG, and their colours. Nothing but text is made here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from .grid import COLOURS, Grid, limits, log_ticks
+from .metrics import Metric, shown
+
+CELL = 22
+STOPS = {
+    "viridis": "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
+    "cividis": "00224e 123570 3b496c 575d6d 707173 8a8678 a59c74 c3b369 e1cc55 fee838",
+    "RdBu": "67001f b2182b d6604d f4a582 fddbc7 f7f7f7 d1e5f0 92c5de 4393c3 2166ac 053061",
+}
+
+
+def colour(scale: str, fraction: float) -> str:
+    """`#rrggbb` at a fraction of a colour map, between its stops; `_r` is the map reversed."""
+    stops = STOPS[scale.removesuffix("_r")].split()
+    if scale.endswith("_r"):
+        stops.reverse()
+    place = min(1.0, max(0.0, fraction)) * (len(stops) - 1)
+    low = min(int(place), len(stops) - 2)
+    ends = [[int(stop[i : i + 2], 16) for i in (0, 2, 4)] for stop in stops[low : low + 2]]
+    mixed = [round(a + (b - a) * (place - low)) for a, b in zip(*ends, strict=True)]
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
+
+def fraction(value: float, low: float, high: float, log: bool) -> float:
+    """Where a value lies between the ends of a scale."""
+    if math.isinf(value):
+        return 1.0
+    if log:
+        return math.log(max(value, low) / low) / math.log(high / low)
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def group(grid: Grid, metrics: Sequence[Metric]) -> str:
+    """The panels of one group beside their colour bar."""
+    values = [grid.values(metric) for metric in metrics]
+    ends = limits(metrics[0], [v for panel in values for row in panel for v in row])
+    parts = [
+        _panel(grid, metric, panel, ends, number == 0)
+        for number, (metric, panel) in enumerate(zip(metrics, values, strict=True))
+    ]
+    return "".join([*parts, _bar(metrics[0], ends)])
+
+
+def _panel(
+    grid: Grid,
+    metric: Metric,
+    panel: list[list[float]],
+    ends: tuple[float, float, bool],
+    labelled: bool,
+) -> str:
+    tall = 16 if len(grid.places) <= 40 else 11
+    left = 8 + 6 * max(len(name) for name in grid.labels()) if labelled else 2
+    wide, high = CELL * len(grid.components), tall * len(grid.places)
+    found = []
+    for y, (row, place) in enumerate(zip(panel, grid.labels(), strict=True)):
+        for x, (value, part) in enumerate(zip(row, grid.components, strict=True)):
+            box = f'x="{left + x * CELL}" y="{18 + y * tall}" width="{CELL}" height="{tall}"'
+            if math.isnan(value):
+                found.append(f'<rect class="none" {box}/>')
+                continue
+            fill = colour(COLOURS[metric.scale], fraction(value, *ends))
+            told = f"{place} {part}: {shown(value, metric.percent)}"
+            found.append(f'<rect {box} fill="{fill}"><title>{escape(told)}</title></rect>')
+        if labelled:
+            found.append(
+                f'<text x="{left - 4}" y="{15 + (y + 1) * tall - tall / 2 + 6.5:g}" '
+                f'text-anchor="end">{escape(place)}</text>'
+            )
+    found.append(f'<rect class="frame" x="{left}" y="18" width="{wide}" height="{high}"/>')
+    for x, part in enumerate(grid.components):
+        at = f"{left + x * CELL + CELL / 2 + 3.5:g} {24 + high}"
+        found.append(
+            f'<text transform="translate({at}) rotate(-90)" text-anchor="end">{escape(part)}</text>'
+        )
+    title = escape(metric.of if len(metric.of) < 30 else metric.of[:28] + "…")
+    found.append(f'<text x="{left}" y="12">{title}</text>')
+    size = f'width="{max(left + wide, left + 6 * len(title)) + 4}" height="{high + 120}"'
+    label = escape(f"{metric.title}: {_spoken(grid, panel, metric)}")
+    return f'<svg role="img" aria-label="{label}" {size}>{"".join(found)}</svg>'
+
+
+def _spoken(grid: Grid, panel: list[list[float]], metric: Metric) -> str:
+    """The span of a panel in words, for those who do not see it."""
+    cells = [
+        (value, f"{place} {part}")
+        for row, place in zip(panel, grid.labels(), strict=True)
+        for value, part in zip(row, grid.components, strict=True)
+        if not math.isnan(value)
+    ]
+    if not cells:
+        return "no values"
+    low, high = min(cells), max(cells)
+    least, most = shown(low[0], metric.percent), shown(high[0], metric.percent)
+    return f"from {least} in {low[1]} to {most} in {high[1]}; all values are in the table below"
+
+
+def _bar(metric: Metric, ends: tuple[float, float, bool]) -> str:
+    low, high, log = ends
+    steps = 32
+    tall = 96 / steps
+    found = [
+        f'<rect x="2" y="{18 + 96 - (n + 1) * tall:g}" width="10" height="{tall + 0.5:g}" '
+        f'fill="{colour(COLOURS[metric.scale], n / (steps - 1))}"/>'
+        for n in range(steps)
+    ]
+    ticks = [t for t in log_ticks(low, high) if low <= t <= high] if log else []
+    if len(ticks) < 2:
+        ticks = [low, (low * high) ** 0.5 if log else (low + high) / 2, high]
+    for tick in ticks:
+        y = 18 + 96 * (1 - fraction(tick, low, high, log)) + 3.5
+        told = f"{100 * tick:.3g}%" if metric.percent else f"{tick:.3g}"
+        found.append(f'<text x="16" y="{y:g}">{told}</text>')
+    return f'<svg aria-hidden="true" width="60" height="130">{"".join(found)}</svg>'
