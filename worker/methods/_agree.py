@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ._define import Block
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def keep_agreed(
-    part: Block, merged: Tensor, deltas: list[Tensor], mask_lambda: float, least: int
+    part: Block, merged: Tensor, deltas: Sequence[Tensor], mask_lambda: float, least: int
 ) -> Tensor:
     """`merged`, zero where fewer than `least` models have |τ_m| > mask_lambda · |merged − τ_m|.
 

@@ -72,7 +72,7 @@ class Divergence(Reduce):
             quartiles = [threshold.value for threshold in found[0]]
             return Choose(importance, self.method.call(self.task, *quartiles))
 
-        return order_statistics(importance, count, [ranks], then, whole=True)
+        return order_statistics(importance.series, count, [ranks], then, whole=True)
 
 
 @dataclass
@@ -82,7 +82,10 @@ class Importance:
     task: Task
     divergence: Tensor  # one per row of the tensor
 
-    def __call__(self, block: Block, series: int = 0) -> Tensor:
+    def series(self, block: Block) -> list[Tensor]:
+        return [self(block).view(-1)]
+
+    def __call__(self, block: Block) -> Tensor:
         other, base = (converted(block, i, self.task.work) for i in (0, 1))
         return other.sub_(base).abs_().view(-1, self._length).mul_(self.rows(block))
 

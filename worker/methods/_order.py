@@ -13,27 +13,34 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import TYPE_CHECKING
 
-from ._bracket import SORTED, Counts, Found, Search, add_up, ascending, count, next_below, pick
+from ._bracket import SORTED, Counts, Found, Search, add_up, ascending, held, next_below, pick
 from ._define import Block, Final, Reduce
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Values = Callable[[Block, int], "Tensor"]
-"""`values(block, series)`: one number per element, in scratch; NaN counts as the largest."""
+Values = Callable[[Block], Sequence["Tensor"]]
+"""`values(block)`: flat numbers of every series, in scratch; NaN counts as the largest."""
 
 PART = 1 << 17
-"""Elements to work on at a time: fewer fit the caches better, but lanes then queue for calls."""
+"""Elements of all models to work on at a time, which stay in a core's own cache."""
+
+LEAST_PART = 1 << 13
+"""Fewer, and the time goes into calls, for which lanes queue."""
 
 DEVICE_PART = 1 << 22
 
 STRIDE = 17
 """At least; odd, so that a sample does not follow the rows of a matrix."""
 
-SAMPLES = 1 << 18
+SAMPLES = 1 << 16
+"""Also the square of what a bracket holds of it: fewer samples, more candidates."""
+
+MANY_SAMPLES = 1 << 18
+"""Of tensors so large that candidates would take too much memory."""
 
 READS = 2
 """Passes that a search takes as a rule; a bracket that misses takes more."""
@@ -44,14 +51,38 @@ def parts(block: Block) -> Iterator[Block]:
 
     A block of rows has parts of whole rows.
     """
-    flat = [values.reshape(-1) for values in block.tensors]
-    size = PART if flat[0].device.type == "cpu" else DEVICE_PART
-    if block.tensors[0].ndim == 2:
-        rows, row = block.tensors[0].shape
+    size = _part_size(block)
+    split = zip(*(_split(values, size) for values in block.tensors), strict=True)
+    for start, here in zip(count(block.start, size), split):
+        yield Block(list(here), start, block.scratch)
+
+
+def parts_into(block: Block, out: Tensor) -> Iterator[tuple[Block, Tensor]]:
+    """The parts of a block, each with its place in the result."""
+    return zip(parts(block), _split(out, _part_size(block)), strict=True)
+
+
+def _part_size(block: Block) -> int:
+    first, sources = block.tensors[0], len(block.tensors)
+    size = DEVICE_PART
+    if first.device.type == "cpu":
+        size = PART if sources < 3 else max(LEAST_PART, PART >> (sources - 2).bit_length())
+    if first.ndim == 2:
+        rows, row = first.shape
         size = row * -(-rows // max(1, -(-rows * row // size)))
-    for start in range(0, flat[0].numel(), size):
-        here = [values[start : start + size] for values in flat]
-        yield Block(here, block.start + start, block.scratch)
+    return size
+
+
+def _split(values: Tensor, size: int) -> Sequence[Tensor]:
+    """Flat parts. Lanes keep the views of their buffers, which so keep those of their parts."""
+    if values.numel() <= size:
+        return [values if values.ndim == 1 else values.reshape(-1)]
+    found: tuple[int, Sequence[Tensor]] | None = getattr(values, "parts", None)
+    if found is None or found[0] != size:
+        split: Sequence[Tensor] = values.reshape(-1).split(size)  # type: ignore[no-untyped-call]
+        found = size, split
+        values.parts = found  # type: ignore[attr-defined]
+    return found[1]
 
 
 @dataclass
@@ -70,7 +101,7 @@ class Threshold:
         n = block.tensors[0].numel()
         if block.start != self.block or not self.left:
             return n if block.start < self.block else 0
-        equal = (self.values(block, self.series).reshape(-1) == self.value).nonzero()
+        equal = (self.values(block)[self.series] == self.value).nonzero()
         return int(equal[self.left]) if self.left < len(equal) else n
 
 
@@ -78,18 +109,19 @@ Then = Callable[[list[list[Threshold]]], "Reduce | Final"]
 
 
 def order_statistics(
-    values: Values, count: int, ranks: Sequence[Sequence[int]], then: Then, whole: bool = False
+    values: Values, size: int, ranks: Sequence[Sequence[int]], then: Then, whole: bool = False
 ) -> Reduce | Final:
-    """Passes that find, for each series, the elements of ascending ranks in [0, count).
+    """Passes that find, for each series, the elements of ascending ranks in [0, size).
 
     `then` gets one threshold per series and rank and gives what follows. `whole` says that the
-    values of a block must be computed together, not element by element. Scratch: two numbers per
+    values of a block must be computed together, not element by element. Scratch: two bytes per
     element beside what `values` takes.
     """
     if not any(ranks):
         return then([[] for _ in ranks])
-    stride = 1 if count <= SORTED else max(STRIDE, count // SAMPLES | 1)
-    return _Sample(values, count, ranks, then, whole, stride)
+    samples = SAMPLES if size < 1 << 26 else MANY_SAMPLES
+    stride = 1 if size <= SORTED else max(STRIDE, size // samples | 1)
+    return _Sample(values, size, ranks, then, whole, stride)
 
 
 @dataclass
@@ -103,19 +135,15 @@ class _Sample(Reduce):
     whole: bool
     stride: int
 
-    def look(self, block: Block) -> tuple[int, dict[int, Tensor]]:
+    def look(self, block: Block) -> tuple[int, list[Tensor]]:
         step = slice(-block.start % self.stride, None, self.stride)
         if not self.whole:
             here = [values.reshape(-1)[step] for values in block.tensors]
             block, step = Block(here, block.start, block.scratch), slice(None)
-        return block.start, {
-            # Scratch does not survive the block.
-            series: self.values(block, series).reshape(-1)[step].clone().cpu()
-            for series, ranks in enumerate(self.ranks)
-            if ranks
-        }
+        # Scratch does not survive the block.
+        return block.start, [values[step].clone().cpu() for values in self.values(block)]
 
-    def finish(self, partials: Sequence[tuple[int, dict[int, Tensor]]]) -> Reduce | Final:
+    def finish(self, partials: Sequence[tuple[int, list[Tensor]]]) -> Reduce | Final:
         import torch
 
         searches: list[list[Search]] = []
@@ -129,7 +157,7 @@ class _Sample(Reduce):
             for rank in ranks:
                 search = Search(rank, self.count, sample, dtype)
                 if self.stride == 1:
-                    search.found = pick(blocks, rank)
+                    search.found = pick([Counts(0, len(b), b) for b in blocks], rank)
                 searches[-1].append(search)
         return self.proceed(searches, [start for start, _ in partials])
 
@@ -175,12 +203,9 @@ class _Count(Reduce):
     def look(self, block: Block) -> tuple[int, list[Counts]]:
         counts: list[list[Counts]] = [[] for _ in self.active]
         for part in (block,) if self.root.whole else parts(block):
-            done, values = -1, None
+            values = self.root.values(part)
             for number, (series, search) in enumerate(self.active):
-                if series != done or values is None:
-                    done, values = series, self.root.values(part, series).reshape(-1)
-                flags = part.scratch.take("order", 2 * values.numel(), search.dtype)
-                counts[number].append(count(values, search, flags))
+                counts[number].append(held(values[series], search, part.scratch))
         return block.start, [add_up(found) for found in counts]
 
     def finish(self, partials: Sequence[tuple[int, list[Counts]]]) -> Reduce | Final:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ._define import Block, Final, Reduce, Task
-from ._order import parts
-from ._select import Rule, Unchanged, base_of, delta_of, elements
+from ._order import parts, parts_into
+from ._select import Rule, Unchanged, base_of, deltas_of, elements
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,17 +36,16 @@ class Overlap(Rule):
         return Census(self, task) if self.r else Reinforce(self, task, [1.0] * task.models)
 
 
-def active_deltas(part: Block, base: Tensor, models: int, epsilon: float) -> list[Tensor]:
+def active_deltas(part: Block, base: Tensor, models: int, epsilon: float) -> tuple[Tensor, ...]:
     """Deltas, zero where |δ| ≤ epsilon."""
     import torch
 
-    deltas = [delta_of(part, m, base, f"y{m}") for m in range(models)]
-    for delta in deltas:
-        torch.hardshrink(delta, epsilon, out=delta)
-    return deltas
+    deltas = deltas_of(part, base, range(models))
+    torch.hardshrink(deltas.all, epsilon, out=deltas.all)
+    return deltas.each
 
 
-def actives(part: Block, deltas: list[Tensor]) -> Tensor:
+def actives(part: Block, deltas: Sequence[Tensor]) -> Tensor:
     """How many models changed each element."""
     import torch
 
@@ -101,8 +100,7 @@ class Reinforce(Final):
     def merge(self, block: Block, out: Tensor) -> None:
         import torch
 
-        flat = out.view(-1)
-        for part in parts(block):
+        for part, here in parts_into(block, out):
             base = base_of(part, self.task.work)
             deltas = active_deltas(part, base, self.task.models, self.rule.epsilon)
             count = actives(part, deltas)
@@ -115,5 +113,4 @@ class Reinforce(Final):
             for delta, factor in zip(deltas, self.factors, strict=True):
                 if factor != 1.0:
                     total.add_(delta.mul_(alone), alpha=factor - 1)
-            first = part.start - block.start
-            flat[first : first + base.numel()].copy_(base.add_(total))
+            here.copy_(base.add_(total))

@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ._bracket import has_numpy, scalar
+from ._bracket import bits, dtype_name, has_numpy, scalar
 from ._define import Block
-from ._random import Stream, above
+from ._random import Stream, least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,69 +50,73 @@ class RankedMask:
     again: bool
     _kept: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
-    def draw(self, part: Block, delta: Tensor) -> None:
+    def draw(self, part: Block, delta: Tensor, bits: Tensor) -> None:
         """Set what is not kept of a part of whole rows to zero."""
         import torch
 
-        count = delta.numel()
+        count, scratch = delta.numel(), part.scratch
         known = self._kept.get(part.start)
-        # Eight flags are packed at a time.
-        flags = part.scratch.take("flags", -(-count // 8) * 8, "bool")
         if known is None:
-            self._decide(part, delta, flags[:count])
-            if self.again and delta.device.type == "cpu" and math.prod(self.shape) <= REMEMBERED:
-                flags[count:] = False
+            flags = scratch.take("flags", count, "bool")
+            self._decide(part, delta, flags)
+            if self.again and self._remembers(delta):
                 self._kept[part.start] = packed(flags)
         else:
-            unpack(known, flags)
-        work = str(delta.dtype).removeprefix("torch.")
-        keep = part.scratch.take("mask", count, work)
-        # As bytes, then as numbers: products with bool are five times slower.
-        delta.mul_(keep.copy_(flags[:count].view(torch.uint8)))
+            flags = unpacked(known, count)
+        # A product with 0 or 1 as whole numbers: products with bool are ten times slower.
+        keep = scratch.take("words", count, "int32").copy_(flags.view(torch.uint8))
+        bits.mul_(keep)
+
+    def _remembers(self, delta: Tensor) -> bool:
+        few = math.prod(self.shape) <= REMEMBERED
+        return few and delta.device.type == "cpu" and has_numpy()
 
     def _decide(self, part: Block, delta: Tensor, out: Tensor) -> None:
         import torch
 
-        count, scratch = delta.numel(), part.scratch
-        work = str(delta.dtype).removeprefix("torch.")
-        draw = self.stream.fill(part, scratch.take("uniform", count, "float32"))
         length, behind = row_shape(self.shape)
+        words = self.stream.words(part)
         if length == 1:
-            torch.gt(draw, above(self.density), out=out)
+            torch.ge(words, least(self.density), out=out)
             return
         # For numbers that are not negative the order of the bits is the order of the values.
-        keys = torch.abs(delta, out=scratch.take("mask", count, work))
-        keys = keys.view(torch.int32 if work == "float32" else torch.int64)
-        keys, draw = _rows(keys, length, behind), _rows(draw, length, behind)
-        bounds = self._bounds(part, keys, draw)
-        if behind == 1:
-            torch.ge(keys, bounds, out=out.view(-1, length))
-        else:
+        work = dtype_name(delta)
+        keys = torch.abs(delta, out=part.scratch.take("mask", delta.numel(), work))
+        keys, words = _rows(bits(keys), length, behind), _rows(words, length, behind)
+        bounds = self._bounds(part, keys, words)
+        if behind > 1:
             kept = torch.ge(keys, bounds).view(-1, behind, length)
             out.view(-1, length, behind).copy_(kept.transpose(1, 2))
+        elif keys.device.type == "cpu" and has_numpy():
+            import numpy
 
-    def _bounds(self, part: Block, keys: Tensor, draw: Tensor) -> Tensor:
-        """The smallest key with which each element would be kept, given its own draw."""
+            numpy.greater_equal(keys.numpy(), bounds.numpy(), out=out.view(-1, length).numpy())
+        else:
+            torch.ge(keys, bounds, out=out.view(-1, length))
+
+    def _bounds(self, part: Block, keys: Tensor, words: Tensor) -> Tensor:
+        """The smallest key with which each element would be kept, given its own word."""
         import torch
 
         rows, length = keys.shape
         scratch = part.scratch
-        dtype = str(keys.dtype).removeprefix("torch.")
+        dtype = dtype_name(keys)
         ladder = scratch.take("ladder", rows * (length + 1), dtype).view(rows, length + 1)
         ladder[:, 0] = -1
         _sort_rows(keys, ladder[:, 1:])
-        # 2t + 3 with u = (2^31 − draw)/2^32: its half is the place in the ladder, its last bit
+        # 2t + 3 with u = (2^31 − word)/2^32: its half is the place in the ladder, its last bit
         # tells whether the first or the last of equal magnitudes counts.
         steps = (length - 1) / self.epsilon
-        least = torch.tensor((0.5 - self.density + self.epsilon) * steps + 3.0, device=draw.device)
-        torch.add(least, draw, alpha=-steps * 2.0**-32, out=draw).clamp_(1, 2 * length + 1)
-        place = scratch.take("words", draw.numel(), "int32").view(rows, length).copy_(draw)
-        odd = scratch.take("odd", draw.numel(), "int32").view(rows, length)
+        lowest = torch.tensor((0.5 - self.density + self.epsilon) * steps + 3.0).to(words.device)
+        draw = scratch.take("uniform", words.numel(), "float32").view(rows, length).copy_(words)
+        torch.add(lowest, draw, alpha=-steps * 2.0**-32, out=draw).clamp_(1, 2 * length + 1)
+        place = words.copy_(draw)
+        odd = scratch.take("odd", words.numel(), "int32").view(rows, length)
         torch.bitwise_and(place, scalar(1, "int32"), out=odd)
         place.bitwise_right_shift_(scalar(1, "int32"))
         first = torch.arange(rows, dtype=torch.int32, device=place.device) * (length + 1)
         place.add_(first[:, None])
-        bounds = scratch.take("bounds", draw.numel(), dtype)
+        bounds = scratch.take("bounds", words.numel(), dtype)
         torch.index_select(ladder.view(-1), 0, place.view(-1), out=bounds)
         return bounds.view(rows, length).add_(odd)
 
@@ -120,7 +124,7 @@ class RankedMask:
 def _rows(values: Tensor, length: int, behind: int) -> Tensor:
     if behind == 1:
         return values.view(-1, length)
-    return values.view(-1, length, behind).transpose(1, 2).reshape(-1, length)
+    return values.view(-1, length, behind).transpose(1, 2).reshape(-1, length).contiguous()
 
 
 def _sort_rows(keys: Tensor, out: Tensor) -> None:
@@ -133,23 +137,16 @@ def _sort_rows(keys: Tensor, out: Tensor) -> None:
 
 
 def packed(flags: Tensor) -> Tensor:
-    """Eight flags to a byte; their number is a multiple of eight."""
+    """Eight flags to a byte."""
+    import numpy
     import torch
 
-    # The product brings the lowest bits of eight bytes together in the highest byte.
-    words = flags.view(torch.int64) * 0x0102040810204080
-    return words.bitwise_right_shift_(56).to(torch.uint8)
+    return torch.from_numpy(numpy.packbits(flags.numpy()))
 
 
-def unpack(bits: Tensor, flags: Tensor) -> None:
+def unpacked(packed: Tensor, count: int) -> Tensor:
     """The reverse of `packed`."""
+    import numpy
     import torch
 
-    # Every byte of a word shows its own bit, which then moves to the lowest place.
-    words = flags.view(torch.int64).copy_(bits)
-    words.mul_(0x0101010101010101).bitwise_and_(_signed_word(0x8040201008040201))
-    words.add_(0x00406070787C7E7F).bitwise_right_shift_(7).bitwise_and_(0x0101010101010101)
-
-
-def _signed_word(word: int) -> int:
-    return word - (1 << 64)
+    return torch.from_numpy(numpy.unpackbits(packed.numpy(), count=count)).view(torch.bool)

@@ -7,9 +7,10 @@ many are in `_vote` and `_sparsify`; others stand in the file of their method.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._bracket import bits, dtype_name
 from ._define import Block, Cut, Final, Method, Reduce, Task
 
 if TYPE_CHECKING:
@@ -85,29 +86,62 @@ def base_of(block: Block, work: str) -> Tensor:
     return converted(block, -1, "base", work)
 
 
-def delta_of(block: Block, model: int, base: Tensor, slot: str) -> Tensor:
-    """x_m − b of a block, flat, in the scratch of `slot`."""
-    return converted(block, model, slot, str(base.dtype).removeprefix("torch.")).sub_(base)
+RUN = 4096
+
+
+class Deltas(NamedTuple):
+    """x_m − b of some models, in scratch: all [model, element], each, and both as whole numbers.
+
+    `runs` has [model, run, element] where the elements are runs of 4096.
+    """
+
+    all: Tensor
+    each: tuple[Tensor, ...]
+    all_bits: Tensor
+    bits: tuple[Tensor, ...]
+    runs: Tensor | None
+
+
+def deltas_of(block: Block, base: Tensor, models: Sequence[int]) -> Deltas:
+    count = base.numel()
+    flat = block.scratch.take("deltas", len(models) * count, dtype_name(base))
+    # Views cost as much as operations: they are kept with the memory that they show.
+    found: Deltas | None = getattr(flat, "deltas", None)
+    if found is None or found.all.shape != (len(models), count):
+        shown = flat.view(-1, count)
+        runs = shown.view(len(shown), -1, RUN) if count % RUN == 0 else None
+        found = Deltas(shown, shown.unbind(), bits(shown), bits(shown).unbind(), runs)
+        flat.deltas = found  # type: ignore[attr-defined]
+    for delta, model in zip(found.each, models, strict=True):
+        _copied(block.tensors[model], delta)
+    found.all.sub_(base)
+    return found
 
 
 def converted(block: Block, source: int, slot: str, dtype: str) -> Tensor:
     """The values of one source, flat, in the scratch of `slot`."""
     values = block.tensors[source]
-    taken = block.scratch.take(slot, values.numel(), dtype)
-    (taken if values.ndim == 1 else taken.view(values.shape)).copy_(values)
-    return taken
+    return _copied(values, block.scratch.take(slot, values.numel(), dtype))
 
 
-def run_sums(values: Tensor) -> list[Tensor]:
-    """Sums of flat values over runs of 4096: exact enough in float32, to be added in float64."""
-    whole = values.numel() // 4096 * 4096
-    sums = [values[:whole].view(-1, 4096).sum(1)] if whole else []
-    return [*sums, values[whole:].sum()[None]] if whole < values.numel() else sums
+def _copied(values: Tensor, into: Tensor) -> Tensor:
+    (into if values.ndim == 1 else into.view(values.shape)).copy_(values)
+    return into
 
 
-def numbers(sums: list[Tensor]) -> list[float]:
-    """All sums of a block."""
+def run_sums(deltas: Deltas) -> list[Tensor]:
+    """Sums for every model over runs of RUN: exact enough in float32, to be added in float64."""
+    if deltas.runs is not None:
+        return [deltas.runs.sum(2)]
+    rows, count = deltas.all.shape
+    whole = count // RUN * RUN
+    sums = [deltas.all[:, :whole].reshape(rows, -1, RUN).sum(2)] if whole else []
+    return [*sums, deltas.all[:, whole:].sum(1, keepdim=True)]
+
+
+def numbers(sums: list[Tensor]) -> list[list[float]]:
+    """All sums of a block, by row."""
     import torch
 
-    found: list[float] = torch.cat(sums).tolist()
+    found: list[list[float]] = torch.cat(sums, 1).tolist()
     return found

@@ -7,17 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ._bracket import dtype_name, scalar
 from ._define import Block, Cut, Task
-from ._order import Threshold
-from ._random import Stream, above
+from ._order import Threshold, Values
+from ._random import Stream, least
 from ._rank import RankedMask
-from ._select import base_of, delta_of, elements
+from ._select import base_of, deltas_of, elements
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Apply = Callable[[Block, "Tensor"], None]
-"""`apply(part, delta)` sets what is not kept of a part's flat delta (or its magnitude) to zero."""
+Apply = Callable[[Block, "Tensor", "Tensor"], None]
+"""`apply(part, delta, bits)` sets what is not kept of a part's flat delta (or its magnitude) to
+zero; `bits` is the same memory as whole numbers."""
 
 
 class Mask(ABC):
@@ -47,12 +49,12 @@ class _Everything(Sparsifier, Mask):
         return self
 
     def on(self, block: Block) -> Apply:
-        return lambda part, delta: None
+        return lambda part, delta, bits: None
 
 
 class _Nothing(_Everything):
     def on(self, block: Block) -> Apply:
-        def clear(part: Block, delta: Tensor) -> None:
+        def clear(part: Block, delta: Tensor, bits: Tensor) -> None:
             delta.zero_()
 
         return clear
@@ -101,11 +103,13 @@ def ranked_chance(density: float, epsilon: float) -> Sparsifier:
     return RankedChance(density, epsilon) if epsilon > 0 else Chance(density)
 
 
-def magnitudes(work: str, models: Sequence[int]) -> Callable[[Block, int], Tensor]:
+def magnitudes(work: str, models: Sequence[int]) -> Values:
     """`values` for order statistics of |δ|; a series is a place in `models`."""
 
-    def values(block: Block, series: int) -> Tensor:
-        return delta_of(block, models[series], base_of(block, work), "y0").abs_()
+    def values(block: Block) -> Sequence[Tensor]:
+        deltas = deltas_of(block, base_of(block, work), models)
+        deltas.all.abs_()
+        return deltas.each
 
     return values
 
@@ -151,12 +155,11 @@ class _TrimMask(Mask):
         lower_edge = block.start + lower.ties(block) if lower else 0
         upper_edge = block.start + upper.ties(block) if upper else 0
 
-        def trim(part: Block, delta: Tensor) -> None:
+        def trim(part: Block, delta: Tensor, bits: Tensor) -> None:
             if lower:
                 shrink(delta, lower, lower_edge - part.start, delta)
             if upper:
-                dtype = str(delta.dtype).removeprefix("torch.")
-                top = part.scratch.take("mask", delta.numel(), dtype)
+                top = part.scratch.take("mask", delta.numel(), dtype_name(delta))
                 shrink(delta, upper, upper_edge - part.start, top)
                 delta.sub_(top)
 
@@ -184,26 +187,24 @@ class Chance(Sparsifier):
     density: float
 
     def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
-        return _ChanceMask(Stream.of(task.seed, task.name, model), above(self.density))
+        return _ChanceMask(Stream.of(task.seed, task.name, model), least(self.density))
 
 
 @dataclass(frozen=True)
 class _ChanceMask(Mask):
     stream: Stream
-    bound: float
+    bound: int
 
     def on(self, block: Block) -> Apply:
         return self.draw
 
-    def draw(self, part: Block, delta: Tensor) -> None:
+    def draw(self, part: Block, delta: Tensor, bits: Tensor) -> None:
         import torch
 
-        count = delta.numel()
-        numbers = self.stream.fill(part, part.scratch.take("uniform", count, "float32"))
-        if delta.dtype != numbers.dtype:
-            numbers = part.scratch.take("mask", count, "float64").copy_(numbers)
-        # delta where numbers > bound, else zero: one pass.
-        torch.ops.aten.threshold_backward.grad_input(delta, numbers, self.bound, grad_input=delta)
+        words = self.stream.words(part)
+        torch.ge(words, scalar(self.bound, "int32"), out=words)
+        # A product with 0 or 1 as whole numbers: products with bool are ten times slower.
+        bits.mul_(words)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._bracket import scalar
+from ._bracket import dtype_name, scalar
 from ._define import Block, Cut, Final, Reduce, Task
-from ._order import READS, Threshold, order_statistics, parts
-from ._select import Rule, Unchanged, base_of, delta_of, elements, numbers, run_sums
+from ._order import READS, Threshold, order_statistics, parts, parts_into
+from ._select import (
+    Deltas,
+    Rule,
+    Unchanged,
+    base_of,
+    deltas_of,
+    elements,
+    numbers,
+    run_sums,
+)
 from ._sparsify import KEEP_ALL, KEEP_NONE, Mask, Sparsifier, Trim, magnitudes
 
 if TYPE_CHECKING:
@@ -60,17 +69,22 @@ class Vote(Rule):
         if not used or not count:
             return Unchanged()
 
-        def masked(thresholds: list[list[Threshold]]) -> Reduce | Final:
-            found = zip(used, thresholds, strict=True)
+        def masked(limits: dict[int, list[Threshold]]) -> Reduce | Final:
             again = self._rescaled()
-            masks = {m: self.keep[m].mask(task, m, limits, m in again) for m, limits in found}
+            masks = {m: self.keep[m].mask(task, m, limits.get(m, ()), m in again) for m in used}
             rescaled = {m: masks[m] for m in again if m in masks}
             if rescaled:
                 return Norms(rescaled, task.work, lambda factors: self.final(task, masks, factors))
             return self.final(task, masks, {})
 
-        ranks = [self.keep[m].ranks(count) for m in used]
-        return order_statistics(magnitudes(task.work, used), count, ranks, masked)
+        ranks = {m: self.keep[m].ranks(count) for m in used}
+        sought = [m for m in used if ranks[m]]
+
+        def then(found: list[list[Threshold]]) -> Reduce | Final:
+            return masked(dict(zip(sought, found, strict=True)))
+
+        values = magnitudes(task.work, sought)
+        return order_statistics(values, count, [ranks[m] for m in sought], then)
 
     def _rescaled(self) -> list[int]:
         if not self.rescale:
@@ -91,25 +105,26 @@ class Norms(Reduce):
     work: str
     then: Callable[[dict[int, float]], Final]
 
-    def look(self, block: Block) -> dict[int, tuple[list[float], list[float]]]:
-        apply = {m: mask.on(block) for m, mask in self.masks.items()}
-        whole: dict[int, list[Tensor]] = {m: [] for m in apply}
-        kept: dict[int, list[Tensor]] = {m: [] for m in apply}
+    def look(self, block: Block) -> tuple[list[list[float]], list[list[float]]]:
+        models = list(self.masks)
+        apply = [mask.on(block) for mask in self.masks.values()]
+        whole: list[Tensor] = []
+        kept: list[Tensor] = []
         for part in parts(block):
-            base = base_of(part, self.work)
-            for m, draw in apply.items():
-                size = delta_of(part, m, base, "y0").abs_()
-                whole[m] += run_sums(size)
-                draw(part, size)
-                kept[m] += run_sums(size)
-        return {m: (numbers(whole[m]), numbers(kept[m])) for m in apply}
+            sizes = deltas_of(part, base_of(part, self.work), models)
+            sizes.all.abs_()
+            whole += run_sums(sizes)
+            for draw, size, bits in zip(apply, sizes.each, sizes.bits, strict=True):
+                draw(part, size, bits)
+            kept += run_sums(sizes)
+        return numbers(whole), numbers(kept)
 
     def finish(
-        self, partials: Sequence[dict[int, tuple[list[float], list[float]]]]
+        self, partials: Sequence[tuple[list[list[float]], list[list[float]]]]
     ) -> Reduce | Final:
         factors = {}
-        for m in self.masks:
-            whole, kept = (math.fsum(x for p in partials for x in p[m][i]) for i in (0, 1))
+        for number, m in enumerate(self.masks):
+            whole, kept = (math.fsum(x for p in partials for x in p[i][number]) for i in (0, 1))
             factors[m] = 1.0 if whole < 1e-7 or kept < 1e-7 else whole / kept
         return self.then(factors)
 
@@ -139,26 +154,21 @@ class Combine(Final):
         self.scale = rule.scale * self.unit
 
     def merge(self, block: Block, out: Tensor) -> None:
-        apply = {m: mask.on(block) for m, mask in self.masks.items()}
-        flat = out.view(-1)
-        for part in parts(block):
+        models = list(self.factors)
+        apply = [self.masks[m].on(block) for m in models]
+        for part, here in parts_into(block, out):
             base = base_of(part, self.work)
-            kept = []
-            for m in self.factors:
-                kept.append(delta_of(part, m, base, f"y{m}"))
-                apply[m](part, kept[-1])
-            base.add_(self.combine(part, base, kept), alpha=self.scale)
-            first = part.start - block.start
-            flat[first : first + base.numel()].copy_(base)
+            kept = deltas_of(part, base, models)
+            for select, delta, bits in zip(apply, kept.each, kept.bits, strict=True):
+                select(part, delta, bits)
+            here.copy_(base.add_(self.combine(part, base, kept), alpha=self.scale))
 
-    def combine(self, part: Block, base: Tensor, kept: list[Tensor]) -> Tensor:
+    def combine(self, part: Block, base: Tensor, kept: Deltas) -> Tensor:
         """num (/ den) of one part in units of `unit`; the s_m in `kept` are overwritten."""
         how, factors = self.rule.consensus, list(self.factors.values())
         if how is None:
-            for number, y in enumerate(kept):
-                gather(kept[0], y, number, factors)
-            return kept[0]
-        for y, factor in zip(kept, factors, strict=True):
+            return gather(kept.each[0], kept.each, factors)
+        for y, factor in zip(kept.each, factors, strict=True):
             if factor != 1.0:
                 y.mul_(scalar(factor, self.work))
         total, divisor = elect(part, kept, how, Shares(None, self.divide))
@@ -172,37 +182,46 @@ class Shares(NamedTuple):
     divisor: Sequence[float] | None
 
 
-def elect(
-    part: Block, kept: list[Tensor], how: str, shares: Shares
-) -> tuple[Tensor, Tensor | None]:
-    """The sum of those y_m whose sign is elected, and that of their shares in the divisor."""
+def elect(part: Block, kept: Deltas, how: str, shares: Shares) -> tuple[Tensor, Tensor | None]:
+    """The sum of those y_m whose sign is elected, and that of their shares in the divisor.
+
+    `kept` is overwritten.
+    """
     import torch
 
-    count, work = kept[0].numel(), str(kept[0].dtype).removeprefix("torch.")
-    scratch = part.scratch
-    term = scratch.take("mask", count, work)
-    sign = _sign_bits(_ballot(scratch.take("sign", count, work), term, kept, how))
-    total = scratch.take("total", count, work)
-    divisor = scratch.take("divisor", count, work) if shares.divisor else None
-    for number, y in enumerate(kept):
-        # Turned by the elected sign, agreeing terms are positive and the others are not.
-        bits(y).bitwise_xor_(sign)
-        agreeing = torch.clamp_min(y, 0, out=term if number else total)
-        if divisor is not None and shares.divisor:
-            signs = torch.sign(agreeing, out=y if number else divisor)
-            gather(divisor, signs, number, shares.divisor)
-        gather(total, agreeing, number, shares.total)
-    bits(total).bitwise_xor_(sign)
-    return total, divisor
+    count, work = kept.all.shape[1], dtype_name(kept.all)
+    whole = "int32" if work == "float32" else "int64"
+    _ballot(part, kept, how)
+    sign = part.scratch.take("sign", count, whole).bitwise_and_(_sign_bit(whole))
+    # Turned by the elected sign, agreeing terms are positive and the others are not.
+    kept.all_bits.bitwise_xor_(sign)
+    kept.all.relu_()
+    if shares.divisor is None:
+        total = gather(kept.each[0], kept.each, shares.total)
+        kept.bits[0].bitwise_xor_(sign)
+        return total, None
+    total = gather(part.scratch.take("total", count, work), kept.each, shares.total)
+    part.scratch.take("total", count, whole).bitwise_xor_(sign)
+    torch.sign(kept.all, out=kept.all)
+    return total, gather(kept.each[0], kept.each, shares.divisor)
 
 
-def gather(total: Tensor, term: Tensor, number: int, factors: Sequence[float] | None) -> None:
-    """total += factor · term; the first term is the total itself."""
-    factor = factors[number] if factors else 1.0
-    if number:
-        total.add_(term, alpha=factor)
-    elif factor != 1.0:
-        total.mul_(scalar(factor, str(total.dtype).removeprefix("torch.")))
+def gather(out: Tensor, terms: tuple[Tensor, ...], factors: Sequence[float] | None) -> Tensor:
+    """Σ factor · term; `out` may be the first term."""
+    import torch
+
+    shares = list(factors or [1.0] * len(terms))
+    rest = list(zip(terms, shares, strict=True))[1:]
+    if shares[0] != 1.0:
+        torch.mul(terms[0], scalar(shares[0], dtype_name(out)), out=out)
+    elif rest:
+        term, factor = rest.pop(0)
+        torch.add(terms[0], term, alpha=factor, out=out)
+    elif out is not terms[0]:
+        out.copy_(terms[0])
+    for term, factor in rest:
+        out.add_(term, alpha=factor)
+    return out
 
 
 def _divide(part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float]) -> Tensor:
@@ -215,39 +234,26 @@ def _divide(part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float
         divisor.clamp_min_(least / 2)
     else:
         # Weights that cancel do so up to rounding.
-        work = str(total.dtype).removeprefix("torch.")
-        term = part.scratch.take("mask", total.numel(), work)
+        term = part.scratch.take("mask", total.numel(), dtype_name(total))
         torch.lt(torch.abs(divisor, out=term), 1e-6 * least, out=term)
         divisor.add_(term)
     return total.div_(divisor)
 
 
-def _ballot(out: Tensor, term: Tensor, kept: list[Tensor], how: str) -> Tensor:
-    """Σ y_m or Σ sign(y_m); never −0 unless all of them are zero."""
+def _ballot(part: Block, kept: Deltas, how: str) -> None:
+    """Σ y_m or Σ sign(y_m) in scratch "sign"; never −0 unless all of them are zero."""
     import torch
 
-    if how == "count":
-        torch.sign(kept[0], out=out)
-        for y in kept[1:]:
-            out.add_(torch.sign(y, out=term))
-    elif len(kept) == 1:
-        out.copy_(kept[0])
-    else:
-        torch.add(kept[0], kept[1], out=out)
-        for y in kept[2:]:
-            out.add_(y)
-    return out
+    count, work = kept.all.shape[1], dtype_name(kept.all)
+    out = part.scratch.take("sign", count, work)
+    if how == "sum":
+        gather(out, kept.each, None)
+        return
+    term = part.scratch.take("mask", count, work)
+    torch.sign(kept.each[0], out=out)
+    for y in kept.each[1:]:
+        out.add_(torch.sign(y, out=term))
 
 
-def bits(values: Tensor) -> Tensor:
-    """The same memory as whole numbers."""
-    import torch
-
-    return values.view(torch.int32 if values.dtype == torch.float32 else torch.int64)
-
-
-def _sign_bits(values: Tensor) -> Tensor:
-    """The sign bit of each value, in place; zero otherwise."""
-    word = bits(values)
-    narrow = word.element_size() == 4
-    return word.bitwise_and_(scalar(-(1 << 31), "int32") if narrow else scalar(-(1 << 63), "int64"))
+def _sign_bit(whole: str) -> Tensor:
+    return scalar(-(1 << 31) if whole == "int32" else -(1 << 63), whole)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._bracket import ascending
 from ._define import Base, Block, Cut, Final, Task, merge_method
-from ._select import SELECT, Rule, Unchanged, base_of, delta_of, elements
+from ._select import SELECT, Rule, Unchanged, base_of, deltas_of, elements
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class Take(Final):
             total = block.scratch.take("total", base.numel(), self.work).zero_()
             free = block.scratch.take("free", base.numel(), self.work).fill_(1)
             for model, weight in enumerate(self.rule.weight):
-                delta = delta_of(part, model, base, "y0").mul_(free)
+                delta = deltas_of(part, base, [model]).each[0].mul_(free)
                 size = delta.abs().view(-1, width)
                 mask = largest_of_each(size, self.rule.n).view(-1)
                 total.add_(delta.mul_(mask), alpha=weight)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ._agree import keep_agreed
 from ._define import Base, Block, Final, Task, merge_method
-from ._order import parts
-from ._select import DENSITY, SELECT, Rule, Unchanged, base_of, delta_of, elements
+from ._order import parts_into
+from ._select import DENSITY, SELECT, Rule, Unchanged, base_of, deltas_of, elements
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,18 +34,16 @@ class Sum(Final):
     task: Task
 
     def merge(self, block: Block, out: Tensor) -> None:
-        flat = out.view(-1)
-        for part in parts(block):
+        for part, here in parts_into(block, out):
             base = base_of(part, self.task.work)
             total = part.scratch.take("total", base.numel(), self.task.work).zero_()
-            deltas = []
-            for m, weight in enumerate(self.rule.weight):
-                delta = delta_of(part, m, base, f"y{m}")
-                deltas.append(delta if weight == 1.0 else delta.mul_(weight))
+            deltas = deltas_of(part, base, range(self.task.models)).each
+            for delta, weight in zip(deltas, self.rule.weight, strict=True):
+                if weight != 1.0:
+                    delta.mul_(weight)
                 total.add_(delta)
             keep_agreed(part, total, deltas, self.rule.mask_lambda, self.rule.least)
-            first = part.start - block.start
-            flat[first : first + base.numel()].copy_(base.add_(total, alpha=self.rule.scale))
+            here.copy_(base.add_(total, alpha=self.rule.scale))
 
 
 @merge_method(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._agree import keep_agreed
 from ._define import Base, Block, Final, Task, merge_method
-from ._select import SELECT, delta_of
+from ._select import SELECT, Deltas, deltas_of
 from ._sparsify import Mask, largest
 from ._vote import Combine, Vote
 
@@ -35,12 +35,15 @@ class AgreedCombine(Combine):
         self.agreed = rule
         self.scale = rule.scale
 
-    def combine(self, part: Block, base: Tensor, kept: list[Tensor]) -> Tensor:
-        merged = super().combine(part, base, kept).mul_(self.unit)
-        deltas = []
-        for m, weight in enumerate(self.agreed.weight):
-            delta = delta_of(part, m, base, f"y{m}")
-            deltas.append(delta if self.agreed.normalize else delta.mul_(weight))
+    def combine(self, part: Block, base: Tensor, kept: Deltas) -> Tensor:
+        import torch
+
+        merged = part.scratch.take("total", base.numel(), self.work)
+        torch.mul(super().combine(part, base, kept), self.unit, out=merged)
+        deltas = deltas_of(part, base, range(len(self.agreed.weight))).each
+        if not self.agreed.normalize:
+            for delta, weight in zip(deltas, self.agreed.weight, strict=True):
+                delta.mul_(weight)
         return keep_agreed(part, merged, deltas, self.agreed.mask_lambda, self.agreed.least)
 
 

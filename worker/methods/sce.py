@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ._define import Base, Block, Final, Reduce, Task, merge_method
-from ._order import READS, Threshold, order_statistics, parts
-from ._select import SELECT, Rule, Unchanged, base_of, delta_of, elements, numbers, run_sums
+from ._order import READS, Threshold, order_statistics, parts, parts_into
+from ._select import (
+    SELECT,
+    Deltas,
+    Rule,
+    Unchanged,
+    base_of,
+    deltas_of,
+    elements,
+    numbers,
+    run_sums,
+)
 from ._sparsify import shrink
 from ._vote import Shares, elect
 
@@ -76,28 +86,26 @@ class Differing(Reduce):
         def then(found: list[list[Threshold]]) -> Reduce | Final:
             return Energy(self.rule, self.task, found[0][0])
 
-        def values(block: Block, series: int) -> Tensor:
-            return variance(block, self.task)
+        def values(block: Block) -> list[Tensor]:
+            return [variance(block, self.task)]
 
         return order_statistics(values, count, [[count - selected]], then)
 
 
 def selected_deltas(
     block: Block, part: Block, task: Task, threshold: Threshold | None, edge: int
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, Deltas]:
     """Base and deltas of a part, those zero whose variance is not selected."""
-    import torch
 
     mask = None
     if threshold is not None:
         spread = variance(part, task)
         shrink(spread, threshold, block.start + edge - part.start, spread)
-        mask = part.scratch.take("mask", spread.numel(), task.work).copy_(torch.sign(spread))
+        mask = part.scratch.take("mask", spread.numel(), task.work).copy_(spread.sign_())
     base = base_of(part, task.work)
-    deltas = [delta_of(part, m, base, f"y{m}") for m in range(task.models)]
+    deltas = deltas_of(part, base, range(task.models))
     if mask is not None:
-        for delta in deltas:
-            delta.mul_(mask)
+        deltas.all.mul_(mask)
     return base, deltas
 
 
@@ -110,13 +118,13 @@ class Energy(Reduce):
     threshold: Threshold | None
 
     def look(self, block: Block) -> list[list[float]]:
-        sums: list[list[Tensor]] = [[] for _ in range(self.task.models)]
+        sums: list[Tensor] = []
         edge = self.threshold.ties(block) if self.threshold else 0
         for part in parts(block):
             _, deltas = selected_deltas(block, part, self.task, self.threshold, edge)
-            for m, delta in enumerate(deltas):
-                sums[m] += run_sums(delta.mul_(delta))
-        return [numbers(found) for found in sums]
+            deltas.all.mul_(deltas.all)
+            sums += run_sums(deltas)
+        return numbers(sums)
 
     def finish(self, partials: Sequence[list[list[float]]]) -> Final:
         models = self.task.models
@@ -136,14 +144,12 @@ class Fuse(Final):
 
     def merge(self, block: Block, out: Tensor) -> None:
         edge = self.threshold.ties(block) if self.threshold else 0
-        flat = out.view(-1)
-        for part in parts(block):
+        for part, here in parts_into(block, out):
             base, deltas = selected_deltas(block, part, self.task, self.threshold, edge)
             total, divisor = elect(part, deltas, "sum", Shares(self.shares, self.shares))
             if divisor is not None:
                 total.div_(divisor.clamp_min_(1e-6))
-            first = part.start - block.start
-            flat[first : first + base.numel()].copy_(base.add_(total))
+            here.copy_(base.add_(total))
 
 
 @merge_method(

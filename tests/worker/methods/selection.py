@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from hashlib import blake2b
+from hashlib import blake2b, shake_128
 
 import torch
 from torch import Tensor
@@ -75,33 +75,30 @@ def vote(
 
 
 def draws(seed: int, tensor: str, model: int, count: int) -> Tensor:
-    """The numbers in [-2^31, 2^31] of a model's elements, by definition, one by one."""
-    mask, word = (1 << 64) - 1, (1 << 32) - 1
-    digest = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=8).digest()
-    key = int.from_bytes(digest, "little")
+    """The words of a model's elements, by definition, one by one: int64."""
+    key = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=16).digest()
+    places = shake_128(b"places").digest(4 << 13)
     found = []
     for index in range(count):
-        run, place = divmod(index, 1 << 15)
-        x = (key + run * 0x9E3779B97F4A7C15) & mask
-        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & mask
-        x ^= x >> 31
-        y = place + 1
-        y = ((y ^ y >> 16) * 0x21F0AAAD) & word
-        y = ((y ^ y >> 15) * 0x735A2D97) & word
-        y ^= y >> 15
-        number = ((y ^ x & word) * (x >> 32 | 1)) & word
-        found.append(number - (1 << 32) if number >> 31 else number)
-    return torch.tensor(found, dtype=torch.int64).float()
+        run, place = divmod(index, 1 << 13)
+        group, number = divmod(run, 1 << 10)
+        runs = shake_128(key + group.to_bytes(8, "little")).digest(4 << 10)
+        word = (_odd(places, place) * _odd(runs, number)) % (1 << 32)
+        found.append(word - (1 << 32) if word >> 31 else word)
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def _odd(words: bytes, number: int) -> int:
+    return int.from_bytes(words[4 * number : 4 * number + 4], "little") | 1
 
 
 def kept_by_chance(values: Tensor, density: float, seed: int, tensor: str, model: int) -> Tensor:
     """Every element with the probability `density`."""
     if density >= 1:
         return values
-    bound = float(torch.tensor(2.0**31 * (1 - 2 * density)).float())
-    numbers = draws(seed, tensor, model, values.numel()).view(values.shape)
-    return torch.where(numbers > bound, values, torch.zeros_like(values))
+    words = draws(seed, tensor, model, values.numel()).view(values.shape)
+    keep = (2**31 - words).double() / 2**32 <= density
+    return torch.where(keep, values, torch.zeros_like(values))
 
 
 def rows_of(shape: tuple[int, ...], index: int) -> int:
@@ -121,18 +118,16 @@ def kept_by_rank(values: Tensor, chances: tuple[float, float], seed: int, model:
     if density >= 1 or density <= 0:
         return values if density >= 1 else torch.zeros_like(values)
     sizes = values.reshape(-1).abs().tolist()
-    numbers = draws(seed, "t", model, len(sizes)).tolist()
+    words = draws(seed, "t", model, len(sizes)).tolist()
     rows: dict[int, list[int]] = {}
     for i in range(len(sizes)):
         rows.setdefault(rows_of(tuple(values.shape), i), []).append(i)
     kept = torch.zeros_like(values).reshape(-1)
     for row in rows.values():
         for i in row:
-            u = (2.0**31 - numbers[i]) / 2.0**32
-            if len(row) == 1:
-                keep = numbers[i] > float(torch.tensor(2.0**31 * (1 - 2 * density)).float())
-            elif epsilon == 0:
-                keep = u < density
+            u = (2.0**31 - words[i]) / 2.0**32
+            if len(row) == 1 or epsilon == 0:
+                keep = u <= density
             else:
                 t = (u - density + epsilon) * (len(row) - 1) / (2 * epsilon)
                 less = sum(sizes[j] < sizes[i] for j in row)

@@ -24,10 +24,12 @@ class Done(Final):
         raise NotImplementedError
 
 
-def magnitudes(block: Block, series: int) -> Tensor:
-    source = block.tensors[series]
-    taken = block.scratch.take("values", source.numel(), "float32").view(source.shape)
-    return taken.copy_(source).abs_()
+def magnitudes(block: Block) -> Sequence[Tensor]:
+    count = block.tensors[0].numel()
+    taken = block.scratch.take("values", len(block.tensors) * count, "float32").view(-1, count)
+    for values, source in zip(taken, block.tensors, strict=True):
+        values.copy_(source)
+    return taken.abs_().unbind()
 
 
 def search(
@@ -53,7 +55,7 @@ def upper_side(threshold: Threshold, places: object, flat: list[Tensor], scratch
     masks = []
     for block in blocks(places, flat, scratch):  # type: ignore[arg-type]
         edge = threshold.ties(block)
-        values = magnitudes(block, threshold.series)
+        values = magnitudes(block)[threshold.series]
         above = ~(values <= threshold.value)
         above[:edge] |= values[:edge] == threshold.value
         assert torch.equal(~(values[:edge] <= threshold.below), above[:edge])

@@ -9,20 +9,28 @@ from selection import draws
 from torch import Tensor
 
 from worker.methods._define import Block
-from worker.methods._random import RUN, Stream, above
+from worker.methods._random import GROUP, RUN, Stream, least
 
 SIZE = 1 << 19
 
 
 def numbers(model: int, start: int = 0, count: int = SIZE, tensor: str = "t") -> Tensor:
-    block = Block([torch.empty(0)], start, Meter())
-    return Stream.of(0, tensor, model).fill(block, torch.empty(count))
+    block = Block([torch.empty(count)], start, Meter())
+    return Stream.of(0, tensor, model).words(block).long()
 
 
 def test_definition() -> None:
     assert numbers(3, 0, 500).equal(draws(0, "t", 3, 500))
     late = draws(0, "t", 1, RUN + 300)[RUN - 200 :]
     assert numbers(1, RUN - 200, 500).equal(late)
+    assert numbers(1, 0, RUN + 300)[RUN - 200 :].equal(late)
+
+
+def test_groups_of_runs() -> None:
+    border = GROUP * RUN
+    near = numbers(1, border - 3 * RUN - 7, 6 * RUN)
+    assert near[: 3 * RUN + 7].equal(numbers(1, border - 3 * RUN - 7, 3 * RUN + 7))
+    assert near[3 * RUN + 7 :].equal(numbers(1, border, 3 * RUN - 7))
 
 
 @pytest.mark.parametrize("step", [1000, RUN, 100_000])
@@ -42,7 +50,7 @@ def test_beyond_32_bits_of_index() -> None:
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.53, 0.9, 0.01, 0.001])
 def test_share_and_independence(density: float) -> None:
     """Shares per model, per run, per 64 neighbours, per column; models and lags uncorrelated."""
-    masks = torch.stack([numbers(m) > above(density) for m in range(6)]).double()
+    masks = torch.stack([numbers(m) >= least(density) for m in range(6)]).double()
     spread = density * (1 - density)
     normed = (masks - density) / math.sqrt(spread)
     assert float(normed.mean(1).abs().max()) * math.sqrt(SIZE) < 4.5
@@ -71,6 +79,6 @@ def test_every_name_model_and_seed_has_its_own() -> None:
 
 
 def test_bounds_of_probability() -> None:
-    assert above(0.0) >= float(torch.tensor(2**31 - 1).float())
-    assert above(1.0) == -(2.0**31)
-    assert above(0.3) == float(torch.tensor(above(0.3)).float())
+    assert least(0.0) == least(1e-12) == 2**31 - 1
+    assert least(1.0) == least(1 - 1e-12) == -(2**31)
+    assert least(0.25) == 2**30
