@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import vocabularies
 import yaml
 from checkpoints import read_tensors
 from golden_models import make_models
@@ -16,10 +17,12 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens_mergekit"
 SEEDS = 24
 LARGEST = 2_000_000
+WORDS = {"source": ("union", "base")}
 
 
 def recipes(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -31,8 +34,8 @@ def placed(value: Any, models: Path) -> Any:
     """The recipe with the paths of models where they are here."""
     if isinstance(value, dict):
         found = {key: placed(item, models) for key, item in value.items()}
-        for key in ("model", "base_model"):
-            if key in found:
+        for key in ("model", "base_model", "source"):
+            if isinstance(found.get(key), str) and found[key] not in WORDS.get(key, ()):
                 found[key] = str(models / found[key])
         return found
     return [placed(item, models) for item in value] if isinstance(value, list) else value
@@ -45,6 +48,17 @@ def merged(recipe: dict[str, Any], models: Path, out: Path, seed: int) -> dict[s
     )
     run_merge(MergeConfiguration.model_validate(placed(recipe, models)), str(out), options)
     return read_tensors(out)
+
+
+def with_tokens(recipe: dict[str, Any], models: Path, out: Path, file: Path) -> None:
+    """The vocabulary tensors of a merge, with the tokens of their rows."""
+    found = merged(recipe, models, out, 1)
+    words = ("embed_tokens", "lm_head")
+    tensors = {name: t for name, t in sorted(found.items()) if any(w in name for w in words)}
+    ids = Tokenizer.from_file(str(out / "tokenizer.json")).get_vocab()
+    rows = json.loads((out / "config.json").read_text())["vocab_size"]
+    tokens = json.dumps({"rows": rows, "ids": ids}, ensure_ascii=False)
+    save_file(tensors, file, metadata={"tokens": tokens})
 
 
 def statistics(recipe: dict[str, Any], models: Path, out: Path) -> dict[str, Any]:
@@ -71,6 +85,12 @@ def main(wanted: list[str]) -> None:
             tensors = merged(recipe, folder, folder / "out", 1)
             save_file(dict(sorted(tensors.items())), GOLDENS / f"{name}.safetensors")
             print(name, len(tensors))
+    vocabularies.make_models(folder / "with tokens")
+    for name, recipe in recipes("tokenizers.yml"):
+        if not wanted or name in wanted:
+            place = folder / "with tokens"
+            with_tokens(recipe, place, folder / "out", GOLDENS / f"{name}.safetensors")
+            print(name)
     path = GOLDENS / "statistics.json"
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, recipe in recipes("random.yml"):

@@ -33,10 +33,11 @@ def of_tokenizer(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids by token. `added` are the flags of tokens outside the model of the tokenizer."""
+    """Ids by token: `regular` ones, and `added` ones with their flags; a token may be both."""
 
     ids: Mapping[str, int]
     added: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    regular: int = 0
 
     @property
     def size(self) -> int:
@@ -111,7 +112,7 @@ def _joined(plain: Mapping[str, int], added: list[tuple[str, int, Any]]) -> Voca
         if token not in flags:
             ids[token] = int(number)
             flags[token] = {key: bool(given.get(key)) for key in FLAGS}
-    return Vocabulary(ids, flags)
+    return Vocabulary(ids, flags, len(plain))
 
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -207,7 +208,8 @@ def _asked(beside: Beside) -> Vocabulary:
             token.content: {key: bool(getattr(token, key)) for key in FLAGS}
             for token in tokenizer.added_tokens_decoder.values()
         }
-        return Vocabulary(dict(tokenizer.get_vocab()), flags)
+        ids = dict(tokenizer.get_vocab())
+        return Vocabulary(ids, flags, max(ids.values()) + 1)
     except Exception as error:
         reason = printable(str(error).strip().split("\n")[0])[:200]
         raise InputError(

@@ -30,7 +30,7 @@ class Tokens:
     def vocabulary(self, start: Vocabulary) -> Vocabulary:
         """All of it, made from `start`."""
         kept = {token: flags for token, flags in start.added.items() if token in self.ids}
-        return Vocabulary(self.ids, {**kept, **self.appended})
+        return Vocabulary(self.ids, {**kept, **self.appended}, start.regular)
 
 
 Named = tuple[str, Vocabulary, int]
@@ -42,7 +42,8 @@ def stripped(found: Vocabulary, rows: int) -> Vocabulary:
     if found.size <= rows:
         return found
     ids = {token: number for token, number in found.ids.items() if number < rows}
-    return Vocabulary(ids, {t: flags for t, flags in found.added.items() if t in ids})
+    added = {token: flags for token, flags in found.added.items() if token in ids}
+    return Vocabulary(ids, added, min(found.regular, rows))
 
 
 def joined(start: Vocabulary, models: Sequence[Named], extra: Iterable[str]) -> Tokens:
@@ -83,9 +84,8 @@ def joined(start: Vocabulary, models: Sequence[Named], extra: Iterable[str]) -> 
 def _numbered(start: Vocabulary, appended: Iterable[str]) -> dict[str, int]:
     """Ids as the tokenizers library gives them when it reads the files again."""
     ids = dict(start.ids)
-    regular = sum(token not in start.added for token in start.ids)
     following = max((ids[token] + 1 for token in start.added), default=0)
-    following = max(following, regular)
+    following = max(following, start.regular)
     for token in appended:
         if token not in ids:
             ids[token] = following
