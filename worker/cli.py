@@ -189,7 +189,10 @@ def _plan(text: str, where: str, arguments: argparse.Namespace) -> Plan:
         threads=arguments.threads,
         seed=arguments.seed,
         strict=arguments.strict,
-        rules=Rules(arguments.missing, arguments.surplus),
+        rules=Rules(
+            *(arguments.missing, arguments.surplus),
+            *(tuple(arguments.include), tuple(arguments.exclude)),
+        ),
         stages=stage_folder(getattr(arguments, "out", None)),
     )
     return make_plan(parse(text, where), options)
@@ -257,6 +260,9 @@ def _add_plan_options(command: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="warnings about the recipe are errors")
     add("--missing", choices=("error", "copy"), default="error", help="tensors not in every model")
     add("--surplus", choices=("error", "drop"), default="error", help="tensors the base has not")
+    for option, what in (("--include", "only these are merged"), ("--exclude", "these are not")):
+        more = f"{what}: words of tensor names, or patterns with *; the rest is the base's"
+        add(option, action="append", default=[], metavar="PATTERN", help=more)
     add("--relative-to", default=".", metavar="DIR", help="where relative model paths start")
 
 

@@ -132,6 +132,9 @@ def general(key: Key) -> Key:
 
 def one_way(rule: Mapping[str, object]) -> Rule:
     """The rule of a recipe: `from` and `to`, names or lists of names. ValueError."""
+    known = ("from", "to", "axis", "transpose", "model")
+    if unknown := [key for key in rule if key not in known]:
+        raise ValueError(f"'{unknown[0]}' is unknown in a rule; it has {', '.join(known)}")
     names = {}
     for side in ("from", "to"):
         given = rule.get(side)

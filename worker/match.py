@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from .assemble import Group
 from .checkpoint import Checkpoint, is_quantised
 from .dtypes import Kind
-from .errors import InputError, first_names
+from .errors import InputError, UsageError, first_names
 from .origin import Origin
+from .subtree import chosen, idle
+from .suggest import suggested
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Rules:
 
     missing: str = "error"  # or "copy": take the tensor of the base as it is
     surplus: str = "error"  # or "drop"
+    include: tuple[str, ...] = ()  # patterns of what is merged; the rest is the base's
+    exclude: tuple[str, ...] = ()
+
+    def merges(self, name: str) -> bool:
+        return chosen(name, self.include, self.exclude)
 
 
 def match(
@@ -77,6 +84,7 @@ class _Matcher:
     more: dict[Pair, list[Origin]] = field(default_factory=dict)
     shapes: list[str] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
 
     def add(self, group: Group) -> None:
         part = group.part
@@ -86,10 +94,19 @@ class _Matcher:
             if number == part.reference:
                 continue
             pair = (self.labels[part.models[number]], label)
-            more = [info for name, info in tensors.items() if name not in names]
+            more = [
+                info
+                for name, info in tensors.items()
+                if name not in names and self.rules.merges(name)
+            ]
             self.more.setdefault(pair, []).extend(more)
         for name, first in names.items():
-            self._tensor(group, name, first, label)
+            if self.rules.merges(name):
+                self._tensor(group, name, first, label)
+            else:
+                self.apart.append(name)
+                alone = ((part.reference, first),)
+                self.tensors.append(Match(name, first, alone, False, group))
 
     def _tensor(self, group: Group, name: str, first: Origin, label: str) -> None:
         part = group.part
@@ -113,10 +130,13 @@ class _Matcher:
         self.tensors.append(Match(name, first, tuple(peers), whole, group))
 
     def result(self) -> Matches:
+        patterns = (*self.rules.include, *self.rules.exclude)
+        if wrong := idle(patterns, [match.name for match in self.tensors]):
+            raise UsageError("\n".join(f"include, exclude: {text}" for text in wrong))
         faults = list(self._lone_names())
         if faults:
             hint = "--missing copy takes missing tensors from the base, --surplus drop omits extra"
-            raise InputError("\n".join([*faults, f"  {hint} ones"]))
+            raise InputError("\n".join([*faults, f"  {hint} ones", *self._rules_to_add()]))
         if self.shapes:
             shown = "\n  ".join(self.shapes[:3])
             faults.append(f"{len(self.shapes)} tensors differ in shape:\n  {shown}")
@@ -143,7 +163,18 @@ class _Matcher:
             if extra and self.rules.surplus == "error":
                 yield f"{label}: {len(extra)} tensors that {first} has not: {first_names(extra)}"
 
+    def _rules_to_add(self) -> Iterable[str]:
+        """What would make the names match, where that is clear."""
+        for pair, infos in self.lost.items():
+            if lines := suggested(infos, self.more.get(pair, [])):
+                yield f"  or, if these are the same tensors, add to the recipe:\n{lines}"
+
     def _notes(self, missing: Sequence[str], surplus: Sequence[str]) -> Iterable[str]:
+        if self.apart:
+            yield (
+                f"{len(self.apart)} tensors that are not to be merged are copied: "
+                f"{first_names(self.apart)}"
+            )
         if missing:
             yield (
                 f"{len(missing)} tensors that not every model has are copied: "

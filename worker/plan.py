@@ -20,7 +20,7 @@ from .errors import InputError, UsageError
 from .fit import Inputs, Text, fit
 from .layer_config import restacked_config
 from .layout import Layout, lay_out
-from .match import Matches, match
+from .match import Matches, Rules, match
 from .memory import Memory, budget
 from .methods import Method
 from .origin import Derived, Origin, moved
@@ -107,7 +107,7 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
     find = partial(_beside, relative_to=options.relative_to, results=results)
     models, text = fit(recipe, Inputs(models, labels, numbers, options.relative_to, find))
     assembly = assemble(recipe, models, numbers)
-    matches = match(assembly.groups, models, labels, options.rules)
+    matches = match(assembly.groups, models, labels, _rules(recipe, options))
     drafts = list(Resolver(recipe, method, options).drafts(matches))
     config, notes = _config(recipe, models, assembly)
     config = text.config(config)
@@ -125,6 +125,13 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
         recipe, options, method, models, labels, matches, steps, layout, memory,
         tuple(warnings), config, text, key,
     )  # fmt: skip
+
+
+def _rules(recipe: Recipe, options: PlanOptions) -> Rules:
+    """Those of the command, and which tensors the recipe says are merged."""
+    rules = options.rules
+    include, exclude = (*recipe.include, *rules.include), (*recipe.exclude, *rules.exclude)
+    return replace(rules, include=include, exclude=exclude)
 
 
 def usable_cpus() -> int:

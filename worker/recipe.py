@@ -136,6 +136,8 @@ class Recipe:
     warnings: tuple[str, ...] = field(default=(), compare=False)
     stages: tuple[Recipe, ...] = ()
     key_map: tuple[KeyRule, ...] = ()
+    include: tuple[str, ...] = ()  # patterns of the tensors that are merged; all if there are none
+    exclude: tuple[str, ...] = ()
 
     def model_refs(self) -> tuple[ModelRef, ...]:
         """Every model that must be there, once; those of stages too, but not their results."""

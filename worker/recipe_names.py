@@ -1,8 +1,8 @@
-"""What a recipe says of tensor names: rules between layouts."""
+"""What a recipe says of tensor names: rules between layouts, and which of them are merged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from .forms import one_way
@@ -21,8 +21,6 @@ class Reader(Protocol):
 
     def sequence(self, value: object, path: Path) -> list[object]: ...
 
-    def unknown(self, body: Mapping[str, object], path: Path, allowed: Sequence[str]) -> None: ...
-
     def model(self, value: object, path: Path) -> ModelRef: ...
 
 
@@ -32,10 +30,19 @@ def read_key_map(reader: Reader, top: Mapping[str, object]) -> Iterator[KeyRule]
     for number, item in enumerate(reader.sequence(given, ("key_map",)) if given else ()):
         path: Path = ("key_map", number)
         body = reader.mapping(item, path, "a rule")
-        reader.unknown(body, path, ["from", "to", "axis", "transpose", "model"])
         model = reader.model(body["model"], (*path, "model")) if body.get("model") else None
         place = reader.document.place(path)
         try:
             yield KeyRule(one_way(body), str(model) if model else None, place)
         except ValueError as error:
             reader.fault(path, str(error))
+
+
+def read_patterns(reader: Reader, top: Mapping[str, object], key: str) -> tuple[str, ...]:
+    """`include` or `exclude`: one pattern or a list."""
+    given = top.get(key)
+    found = [given] if isinstance(given, str) else reader.sequence(given, (key,)) if given else []
+    for item in found:
+        if not isinstance(item, str) or not item.strip("."):
+            reader.fault((key,), f"{item!r} is no tensor name or pattern, like *.mlp.*")
+    return tuple(str(item) for item in found)

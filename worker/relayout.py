@@ -116,8 +116,8 @@ class _Model:
             if wanted.keys() == forms.keys():
                 self.recut(rule, key, forms, wanted)
                 continue
-            self.none_twice(forms, self.labels[1])
-            self.none_twice(wanted, self.labels[0])
+            self.none_twice(forms, "there are")
+            self.none_twice(wanted, f"{self.labels[0]} has")
             goal, form = next(iter(wanted)), next(iter(forms))
             if lost := missing(rule, form, forms[form], key):
                 raise ValueError(
@@ -143,12 +143,11 @@ class _Model:
         """Whether no rule has taken the tensors yet."""
         return all(name in self.names for name in members.values())
 
-    def none_twice(self, forms: Held, label: str) -> None:
+    def none_twice(self, forms: Held, begin: str) -> None:
         if len(forms) > 1:
             one, two = [_some(members) for members in forms.values()][:2]
             raise ValueError(
-                f"{label} has both {one} and {two}, two forms of the same; "
-                f"leave one of them out, or say with 'key_map:' in a recipe which one is meant"
+                f"{begin} both {one} and {two}, two forms of the same; remove one of them"
             )
 
     def shapes(self, rule: Rule, members: Members) -> Shapes | None:
