@@ -40,19 +40,23 @@ def guarded(command: Command) -> Callable[..., NoReturn]:
     return run
 
 
+SOURCES = inspect.Parameter(
+    "source",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    annotation=Annotated[list[str], typer.Argument(help=SOURCE, metavar="SOURCE")],
+)
+
+
 def with_options(
-    command: Callable[[list[str], dict[str, Any]], int], groups: tuple[type, ...]
+    command: Callable[[Any, dict[str, Any]], int],
+    groups: tuple[type, ...],
+    words: inspect.Parameter = SOURCES,
 ) -> Command:
-    """`command(source, given)` with SOURCE words and the options of the groups."""
+    """`command(source, given)` with SOURCE words, or others, and the options of the groups."""
 
-    def run(source: list[str], **given: Any) -> int:
-        return command(source, given)
+    def run(**given: Any) -> int:
+        return command(given.pop(words.name), given)
 
-    words = inspect.Parameter(
-        "source",
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        annotation=Annotated[list[str], typer.Argument(help=SOURCE, metavar="SOURCE")],
-    )
     which = inspect.Parameter(
         "profile",
         inspect.Parameter.KEYWORD_ONLY,

@@ -1,0 +1,71 @@
+"""Job arrays: one submission of many jobs that differ by a number, from 0."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+
+class Arrays(ABC):
+    """What a scheduler needs to be told of an array, and how it names the members."""
+
+    number: ClassVar[str]
+    """The variable of the job that holds the member's number."""
+    fewest: ClassVar[int] = 1
+
+    @abstractmethod
+    def options(self, count: int, at_once: int | None) -> list[str]:
+        """Words for the submitting command, which win over the directives of the script."""
+
+    @abstractmethod
+    def output(self, folder: str) -> list[str]:
+        """Words that put what the scheduler itself says of members into a folder."""
+
+    @abstractmethod
+    def member(self, array_id: str, number: int) -> str:
+        """The job id of a member."""
+
+    def limit_argv(self) -> list[str] | None:
+        """Asks how many members the site allows."""
+        return None
+
+    def parse_limit(self, text: str) -> int | None:
+        return None
+
+
+class SlurmArrays(Arrays):
+    number = "SLURM_ARRAY_TASK_ID"
+
+    def options(self, count: int, at_once: int | None) -> list[str]:
+        return [f"--array=0-{count - 1}" + (f"%{at_once}" if at_once else "")]
+
+    def output(self, folder: str) -> list[str]:
+        return [f"--output={folder}/%A_%a.out"]
+
+    def member(self, array_id: str, number: int) -> str:
+        return f"{array_id}_{number}"
+
+    def limit_argv(self) -> list[str] | None:
+        return ["scontrol", "show", "config"]
+
+    def parse_limit(self, text: str) -> int | None:
+        """The greatest number must be below MaxArraySize, so that many members fit."""
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+        return int(found[1]) if found else None
+
+
+class PbsArrays(Arrays):
+    """OpenPBS and PBS Pro; `qsub -J 1` is no array there."""
+
+    number = "PBS_ARRAY_INDEX"
+    fewest = 2
+
+    def options(self, count: int, at_once: int | None) -> list[str]:
+        return ["-J", f"0-{count - 1}" + (f"%{at_once}" if at_once else "")]
+
+    def output(self, folder: str) -> list[str]:
+        return ["-o", f"{folder}/^array_index^.out"]
+
+    def member(self, array_id: str, number: int) -> str:
+        return array_id.replace("[]", f"[{number}]", 1)

@@ -1,0 +1,231 @@
+"""`merge-launch sweep SWEEP.yml BACKEND` and `… results`: many merges from one recipe."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from worker.errors import OutputError as Taken
+from worker.errors import WorkerError
+
+from . import backends
+from .backends import Backend, Here
+from .commands import guarded, say, with_options
+from .errors import ClusterError, LauncherError, UsageError, refuse
+from .options import Shape, option
+from .settings import JobOptions, WorkerOptions
+from .source import current_folder
+from .sweep import Member, Sweep, gathered, read_sweep
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How the members are made."""
+
+    out: str | None = option(
+        None, Shape("the folder that gets a folder for each member", "-o", "DIR")
+    )
+    array: bool = option(False, Shape("job arrays, as large as the site allows"))
+    array_size: int | None = option(
+        None, Shape("with --array: members of one array at most", metavar="N", minimum=1)
+    )
+    at_once: int | None = option(
+        None, Shape("with --array: members that run at once", metavar="N", minimum=1)
+    )
+    one_pass: bool = option(
+        False, Shape("one job that reads the inputs once and writes every member")
+    )
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """How results are shown."""
+
+    out: str | None = option(None, Shape("the folder of the members, if it was given", "-o", "DIR"))
+    sort: str | None = option(None, Shape("by this column", metavar="COLUMN"))
+    descending: bool = option(False, Shape("the greatest first"))
+    column: tuple[str, ...] = option((), Shape("show this result (repeatable)", metavar="NAME"))
+    csv: bool = option(False, Shape("all columns, for spreadsheets"))
+    json: bool = option(False, Shape("all columns, for programs"))
+
+
+def add(app: typer.Typer, new: Any) -> None:
+    """Register the command; `new` makes a typer application of the house's kind."""
+    sweep = new(help="Make many merges from one recipe: SWEEP.yml varies values at any path of it.")
+
+    def chosen(
+        context: typer.Context,
+        sweep: Annotated[str, typer.Argument(metavar="SWEEP.yml", help="recipe, grid and list")],
+    ) -> None:
+        context.obj = sweep
+
+    sweep.callback()(chosen)
+    for name in backends.names():
+        _add_backend(sweep, backends.get(name))
+    words = inspect.Parameter(
+        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    sweep.command("results", help="A table of the members: state, values, what --then printed.")(
+        guarded(with_options(results, (ResultOptions,), words))
+    )
+    app.add_typer(sweep, name="sweep")
+
+
+def _add_backend(sweep: typer.Typer, backend: Backend[Any]) -> None:
+    def run(context: typer.Context, given: dict[str, Any]) -> int:
+        return launch(context.obj, backend, given)
+
+    words = inspect.Parameter(
+        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    groups = (SweepOptions, backend.resources, JobOptions, WorkerOptions)
+    sweep.command(backend.name, help=backend.help)(guarded(with_options(run, groups, words)))
+
+
+def launch(word: str, backend: Backend[Any], given: dict[str, Any]) -> int:
+    from . import profile, sweep_state
+    from .cli import layers
+    from .sweep_jobs import Order
+
+    groups = [SweepOptions, JobOptions, WorkerOptions, backend.resources]
+    found: list[Any] = profile.resolve(groups, layers(given, backend.name))
+    how, options, worker, resources = found
+    refuse(list(_faults(how, options, backend, resources)))
+    sweep = read_sweep(word, how.out, current_folder(os.environ))
+    for warning in sweep.warnings:
+        say(f"warning: {warning}")
+    order = Order(sweep, backend, options, worker, resources)
+    states, failures = sweep_state.look(sweep)
+    for failure in failures:
+        say(f"warning: {failure}")
+    todo = [
+        each
+        for each in sweep.members
+        if not states[each.name].on_its_way and (worker.overwrite or not sweep_state.merged(each))
+    ]
+    if options.dry_run:
+        _table(sweep, states, todo)
+        return 0
+    for warning in look(order, todo):
+        say(f"warning: {warning}")
+    return _submit(order, how, todo)
+
+
+def _faults(
+    how: SweepOptions, options: JobOptions, backend: Backend[Any], resources: Any
+) -> Iterator[str]:
+    if how.array and how.one_pass:
+        yield "--array and --one-pass: choose one"
+    if options.name is not None:
+        yield "--name: the members of a sweep have names of their own; see 'name' in SWEEP.yml"
+    if options.follow:
+        yield "--follow: for one job; see `merge-launch sweep SWEEP.yml results`"
+    if not how.array and (how.array_size or how.at_once):
+        yield "--array-size and --at-once are for --array"
+    if how.array and getattr(backend, "arrays", None) is None:
+        yield f"--array: {backend.name} has no arrays"
+    if isinstance(backend, Here) and backend.detached(resources) and not how.one_pass:
+        yield "--detach: here the members run one after the other; leave it out, or use --one-pass"
+
+
+def _table(sweep: Sweep, states: Any, todo: Sequence[Member]) -> None:
+    from . import table
+
+    rows: list[dict[str, object]] = []
+    for each in sweep.members:
+        word = states[each.name].word if each not in todo else "to submit"
+        values = {label: each.values.get(label, "-") for label in sweep.labels}
+        rows.append({"member": each.name, **values, "now": word, "out": each.merge.out})
+    table.show(rows, ["member", *sweep.labels, "now", "out"], as_json=False)
+    say(f"{len(todo)} of {len(sweep.members)} to submit; nothing was")
+
+
+def look(order: Any, members: Sequence[Member]) -> list[str]:
+    """Plan every member where its models are here. All faults of all members at once; warnings."""
+    from . import preflight
+    from .sweep_state import other_merge
+
+    where, count = order.sweep.where, len(members)
+    faults: list[tuple[str, str]] = []
+    warnings: list[tuple[str, str]] = []
+    kinds: list[type[LauncherError] | type[WorkerError]] = []
+    here = isinstance(order.backend, Here)
+    for each in members:
+        for fault in order.faults(each):
+            faults.append((each.name, fault))
+            kinds.append(UsageError)
+        if other_merge(each) and not order.worker.overwrite:
+            fault = f"{each.merge.out} holds another merge; --overwrite replaces it"
+            faults.append((each.name, fault))
+            kinds.append(Taken)
+        try:
+            told = preflight.look(each.merge, order.worker, everything=here)
+            warnings += [(each.name, line) for line in told]
+        except WorkerError as error:
+            faults += [(each.name, line) for line in str(error).splitlines()]
+            kinds.append(type(error))
+    if faults:
+        raise kinds[0]("\n  ".join(gathered(where, count, faults)))
+    known = set(order.sweep.warnings)
+    return [line for line in gathered(where, count, warnings) if line not in known]
+
+
+def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
+    from . import following, sweep_jobs
+
+    already = len(order.sweep.members) - len(todo)
+    if already:
+        say(f"{already} of {len(order.sweep.members)} are done or on their way; see `results`")
+    if not todo:
+        return 0
+    if how.one_pass:
+        started = sweep_jobs.in_one_pass(order, todo)
+    elif how.array:
+        started = sweep_jobs.arrays(order, todo, how.array_size, how.at_once)
+    else:
+        started = sweep_jobs.each(order, todo)
+    count, failure = 0, None
+    try:
+        for member, fresh in started:
+            count += 1
+            following.keep(fresh)
+            ids = " then ".join(record.job_id for record in fresh) or "ended"
+            print(f"{ids}  {member.name}", flush=True)
+    except (LauncherError, WorkerError) as error:
+        failure = error
+    ours = f"merge-launch sweep {order.sweep.where}"
+    if failure is not None:
+        say(f"{count} of {len(todo)} submitted; the same command submits the rest. {failure}")
+        return failure.exit_code
+    print(f"out     {order.sweep.out}")
+    print(f"table   {ours} results")
+    return 0
+
+
+def results(context: typer.Context, given: dict[str, Any]) -> int:
+    from . import profile, sweep_results, sweep_state, table
+
+    given.pop("profile", None)
+    (how,) = profile.resolve([ResultOptions], [profile.flags(given)])
+    sweep = read_sweep(context.obj, how.out, current_folder(os.environ))
+    states, failures = sweep_state.look(sweep)
+    rows, named = sweep_results.rows(sweep, states)
+    rows = sweep_results.in_order(rows, how.sort, how.descending)
+    if how.csv:
+        sweep_results.write_csv(rows, sys.stdout)
+    elif how.json:
+        table.show(rows, [], as_json=True)
+    else:
+        columns, more = sweep_results.columns(sweep, rows, named, how.column)
+        table.show([sweep_results.for_people(row) for row in rows], columns, as_json=False)
+        if more:
+            say(more)
+    for failure in failures:
+        say(f"{failure}; states are as they were last seen")
+    return ClusterError.exit_code if failures else 0

@@ -1,0 +1,193 @@
+"""Members of a sweep → jobs: one each, arrays of them, or one job that makes them in one pass."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import payload, render, submit
+from .backends import Backend, Here, Scheduler, Service
+from .backends._arrays import Arrays
+from .command import answer
+from .errors import ClusterError, LauncherError, UsageError
+from .job import Job
+from .payload import Payload
+from .records import Record
+from .settings import JobOptions, WorkerOptions
+from .source import safe_name
+from .sweep import Member, Sweep
+
+ARRAY_LIMIT = 1000
+"""Members of an array where the scheduler does not tell; the built-in limit of most."""
+MOST = 1_000_000
+
+Parts = list[tuple[Job, str]]
+Started = tuple[Member, list[Record]]
+
+
+class Ended(LauncherError):
+    """A member that ran here and failed; the others still run."""
+
+    def __init__(self, code: int, out: str) -> None:
+        super().__init__(f"{out}: ended with code {code}; its words are above and in its log")
+        self.exit_code = code
+
+
+@dataclass(frozen=True)
+class Order:
+    """How every member is to run."""
+
+    sweep: Sweep
+    backend: Backend[Any]
+    options: JobOptions
+    worker: WorkerOptions
+    resources: Any
+    _payloads: dict[frozenset[str], Payload] = field(default_factory=dict)
+
+    def job(self, *members: Member) -> Job:
+        """One job; of several members in one pass."""
+        texts = [member.merge.text for member in members]
+        methods = frozenset().union(*(payload.methods_of(text) for text in texts))
+        if methods not in self._payloads:
+            self._payloads[methods] = payload.build(methods=methods)
+        python = self.options.python or self.backend.python()
+        first, *rest = (member.merge for member in members)
+        made = Job(first, self.options, self.worker, self._payloads[methods], python)
+        return dataclasses.replace(made, also=tuple(rest)) if rest else made
+
+    def parts(self, *members: Member) -> Parts:
+        whole = self.job(*members)
+        jobs = whole.apart() if self.backend.dependencies else (whole,)
+        return [(job, render.render(self.backend, job, self.resources)) for job in jobs]
+
+    def faults(self, *members: Member) -> list[str]:
+        try:
+            job = self.job(*members)
+        except LauncherError as error:
+            return str(error).splitlines()
+        found = self.backend.faults(job, self.resources)
+        return [*found, *self.backend.obstacles(job, self.resources)]
+
+
+def each(order: Order, members: Sequence[Member]) -> Iterator[Started]:
+    """One job for each member. LauncherError ends it; what was told before is on its way."""
+    failures: list[Ended] = []
+    for member in members:
+        try:
+            yield member, _start(order, order.parts(member))
+        except Ended as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def in_one_pass(order: Order, members: Sequence[Member]) -> Iterator[Started]:
+    """One job that reads the inputs once; every member has its record."""
+    done = _start(order, order.parts(*members))
+    for member in members:
+        yield member, [dataclasses.replace(record, out=member.merge.out) for record in done]
+
+
+def _start(order: Order, parts: Parts) -> list[Record]:
+    backend = order.backend
+    job, text = parts[0]
+    if isinstance(backend, Service):
+        return [submit.submit_to_service(backend, job, text, order.resources)]
+    if isinstance(backend, Here) and not backend.detached(order.resources):
+        code = submit.run_here_logged(backend, job, text)
+        if code != 0:
+            raise Ended(code, job.merge.out)
+        return []
+    if not isinstance(backend, Scheduler):
+        raise TypeError(f"nothing knows how to run a {type(backend).__name__}")
+    return submit.submit(backend, parts, order.resources)
+
+
+def arrays(
+    order: Order, members: Sequence[Member], size: int | None, at_once: int | None
+) -> Iterator[Started]:
+    """Arrays of as many members as the site allows; each member's `--then` waits for it alone."""
+    form = _form(order.backend)
+    most = max(form.fewest, min(size or MOST, _limit(form)))
+    for number, start in enumerate(range(0, len(members), most)):
+        chunk = members[start : start + most]
+        if len(chunk) < form.fewest:
+            yield from each(order, chunk)
+        else:
+            yield from _array(order, chunk, at_once, number)
+
+
+def _form(backend: Backend[Any]) -> Arrays:
+    if not isinstance(backend, Scheduler) or backend.arrays is None:
+        raise UsageError(f"{backend.name} has no arrays; leave --array out")
+    return backend.arrays
+
+
+def _limit(form: Arrays) -> int:
+    argv = form.limit_argv()
+    with contextlib.suppress(ClusterError):
+        return (argv and form.parse_limit(answer(argv))) or ARRAY_LIMIT
+    return ARRAY_LIMIT
+
+
+def _array(
+    order: Order, members: Sequence[Member], at_once: int | None, number: int
+) -> Iterator[Started]:
+    backend: Any = order.backend
+    form = _form(backend)
+    parts = [order.parts(member) for member in members]
+    plain = [[submit.unsent(backend, job, order.resources) for job, _ in own] for own in parts]
+    out = Path(order.sweep.out)
+    folder = out.with_name(f"{safe_name(out.name)}.job")
+    script = folder / f"{safe_name(order.sweep.stem)}-{number}.{backend.suffix}"
+    text = array_text(parts[0][0][1], [own[0] for own in plain], form.number)
+    words = [*form.options(len(members), at_once), *form.output(str(folder))]
+    with contextlib.ExitStack() as files:
+        for own, unsent in zip(parts, plain, strict=True):
+            for (job, job_text), record in zip(own, unsent, strict=True):
+                files.enter_context(submit.written(record, job, job_text))
+        files.enter_context(submit.written_text(script, text))
+        whole = dataclasses.replace(plain[0][0], script=str(script))
+        array_id = submit.hand_over(backend, whole, words).job_id
+    failures: list[LauncherError] = []
+    for position, (member, unsent) in enumerate(zip(members, plain, strict=True)):
+        record = submit.named(unsent[0], form.member(array_id, position))
+        yield member, [record, *_waiting(backend, record, unsent[1:], failures)]
+    if failures:
+        raise failures[0]
+
+
+def _waiting(
+    backend: Any, first: Record, later: Sequence[Record], failures: list[LauncherError]
+) -> Iterator[Record]:
+    """The array is on its way by now: what cannot follow it is told at the end."""
+    for one in later:
+        try:
+            yield submit.hand_over(backend, dataclasses.replace(one, after=first.job_id))
+        except LauncherError as error:
+            failures.append(error)
+
+
+def array_text(first: str, members: Sequence[Record], number: str) -> str:
+    """Directives of the first member's job, then the lines that run each member's own text."""
+    lines = first.splitlines()
+    above = next(at for at, line in enumerate(lines) if not line.startswith("#") or at > 200)
+    directives = [line for line in lines[:above] if line.startswith(("#!", "#SBATCH ", "#PBS "))]
+    scripts = "\n".join(each.script for each in members)
+    return "\n".join(directives) + ARRAY.format(number=number, count=len(members), scripts=scripts)
+
+
+ARRAY = """
+# An array of {count} merges, made by merge-launch. Each runs the text of its own job, in which is all:
+# the worker, the recipe, the options. Any of them may also be submitted alone.
+set -euo pipefail
+member=$(sed -n "$((${number} + 1))p" <<'MERGE_MEMBERS'
+{scripts}
+MERGE_MEMBERS
+)
+exec bash "$member" >> "${{member%.*}}.log" 2>&1
+"""
