@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # for its modules.
 WORKER_STAGES = {
     "words and tables": "errors dtypes crc layers layer_count layer_fields layer_config modules "
-    "components progress settings schedules flush stopping units quick_torch commands forms families "
-    "subtree",
+    "components progress settings schedules flush stopping units quick_torch commands "
+    "forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_names "
     "recipe_tokenizer recipe_reader",
     "what is on disk": "files header origin views regroup checkpoint token_files token_ids "
     "chat_template vocabulary rows adapter low_rank layout",
-    "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble suggest "
-    "match memory effort resolve plan report",
+    "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble "
+    "suggest match memory effort resolve plan report",
     "stream": "readahead ranks lane outfile store stream",
     "write": "card manifest side_files target finish lock verify",
     "command": "device run cli __main__",
