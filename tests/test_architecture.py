@@ -24,7 +24,7 @@ WORKER_STAGES = {
     "stream": "readahead ranks lane outfile store stream",
     "write": "card manifest side_files target finish lock verify",
     "command": "device run cli __main__",
-    "looks": "comparison compare",
+    "looks": "comparison compare finished",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()
 METHODS_MAY_IMPORT = {"errors", "dtypes"}

@@ -14,6 +14,7 @@ from .errors import UsageError
 
 LATE = {
     "compare": ("compare", "how models differ, layer by layer, and what to merge them with"),
+    "report": ("finished", "how far a finished merge is from each of its inputs, layer by layer"),
     "methods": ("describe", "the merge methods and their parameters"),
 }
 

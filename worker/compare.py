@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import UsageError
 from .units import at_least_one
@@ -13,7 +13,14 @@ from .units import at_least_one
 if TYPE_CHECKING:
     from .comparison.advice import Advice
     from .comparison.facts import Comparison
+    from .comparison.metrics import Metric
     from .comparison.models import Models
+
+
+class Columns(Protocol):
+    """What makes the columns for some models: one for each of at most `few` of them."""
+
+    def __call__(self, models: Models, few: int = ...) -> list[Metric]: ...
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +43,7 @@ def output_options(parser: argparse.ArgumentParser) -> None:
 def command(arguments: argparse.Namespace) -> str:
     """The table, or JSON; the picture is written beside. WorkerError of any kind."""
     from .comparison.advice import advise
+    from .comparison.metrics import metrics
     from .comparison.models import open_models
 
     if len(arguments.model) < 2 and not arguments.base:
@@ -44,7 +52,7 @@ def command(arguments: argparse.Namespace) -> str:
     models = open_models(arguments.model, arguments.base)
     comparison = measure(models, arguments)
     words = [*([arguments.base] if arguments.base else []), *arguments.model]
-    return answer(comparison, advise(comparison, words), arguments)
+    return answer(comparison, advise(comparison, words), metrics, arguments)
 
 
 def check_plot(plot: str | None) -> None:
@@ -68,18 +76,19 @@ def measure(models: Models, arguments: argparse.Namespace) -> Comparison:
     return compare(models, stream(models, threads, arguments.progress))
 
 
-def answer(comparison: Comparison, advice: Advice, arguments: argparse.Namespace) -> str:
+def answer(
+    comparison: Comparison, advice: Advice, columns: Columns, arguments: argparse.Namespace
+) -> str:
     """What to print; the picture is written to its file."""
-    from .comparison.metrics import metrics
     from .comparison.table import as_json, heading, table
 
     if arguments.plot:
         from .comparison.draw import drawer
 
-        drawer(arguments.plot)(comparison, metrics(comparison.models), advice, arguments.plot)
+        drawer(arguments.plot)(comparison, columns(comparison.models), advice, arguments.plot)
     if arguments.json:
         return json.dumps({**as_json(comparison), "advice": _advice_json(advice)}, indent=1)
-    chosen = metrics(comparison.models, 2)
+    chosen = columns(comparison.models, 2)
     parts = [heading(comparison), table(comparison, chosen, arguments.tensors)]
     parts += [_told(advice)]
     if arguments.plot:

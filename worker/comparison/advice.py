@@ -40,6 +40,7 @@ class Advice:
     warnings: tuple[str, ...]
     findings: tuple[str, ...]
     recipe: str | None
+    question: str = "Can they be merged?"
 
 
 def advise(comparison: Comparison, paths: Sequence[str]) -> Advice:

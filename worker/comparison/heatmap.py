@@ -82,7 +82,7 @@ def _panel(
         )
     title = escape(metric.of if len(metric.of) < 30 else metric.of[:28] + "…")
     found.append(f'<text x="{left}" y="12">{title}</text>')
-    size = f'width="{max(left + wide, left + 6 * len(title)) + 4}" height="{high + 120}"'
+    size = f'width="{max(left + wide, left + 6 * len(title)) + 4}" height="{high + 140}"'
     label = escape(f"{metric.title}: {_spoken(grid, panel, metric)}")
     return f'<svg role="img" aria-label="{label}" {size}>{"".join(found)}</svg>'
 

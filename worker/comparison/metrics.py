@@ -14,10 +14,6 @@ FEW = 3
 """Models, and pairs of them, that a picture shows one by one."""
 
 
-Places = list[tuple[str, tuple[int, int]]]
-Figure = Callable[[Facts, int, int], float]
-
-
 class Scale(Enum):
     """How the values of a figure lie on a colour scale."""
 
@@ -25,6 +21,11 @@ class Scale(Enum):
     SHARE = "share"  # 0 to 1
     SIGNED = "signed"  # -1 to 1, 0 is neutral
     CHANCE = "chance"  # 0 to 1, a half is what chance gives
+
+
+Places = list[tuple[str, tuple[int, int]]]
+Figure = Callable[[Facts, int, int], float]
+Wanted = tuple[str, Places, Scale, Figure, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ GROUPS = {
     "conflicts": "opposite signs, of the elements that both changed (or that both have)",
     "unchanged": "elements equal to those of the base",
     "equal": "elements that two models have in common",
+    "from": "distance of the result from an input, over their mean length (that of the base)",
+    "equal to": "elements of the result that are those of an input",
     "rank": "effective rank of the largest matrix's change (its estimate)",
 }
 
@@ -83,21 +86,39 @@ def metrics(models: Models, few: int = FEW) -> list[Metric]:
     pairs = [(f"{models.labels[i]}, {models.labels[j]}", (i, j)) for i, j in models.pairs]
     moves = each if base else pairs
     signs = Scale.CHANCE if base else Scale.SHARE
-    wanted: list[tuple[str, Places, Scale, Figure, tuple[str, ...]]] = [
+    wanted: list[Wanted] = [
         ("moved" if base else "apart", moves, Scale.MAGNITUDE, _relative, ("least", "most")),
         ("cosine", pairs, Scale.SIGNED, lambda f, i, j: f.cosine[i][j], ("least", "mean")),
         ("conflicts", pairs, signs, lambda f, i, j: f.conflict[i][j], ("mean",)),
         ("unchanged" if base else "equal", moves, Scale.SHARE, _equal, ("least", "most")),
         ("rank", moves, Scale.MAGNITUDE, _rank, ("least", "most")),
     ]
+    return _columns(wanted, few)
+
+
+def merged_metrics(models: Models, few: int = FEW + 1) -> list[Metric]:
+    """The columns for inputs of a merge and, last of the models, its result."""
+    out = len(models.labels) - 1
+    inputs = [(models.labels[i], (i, out)) for i in range(out)]
+    own = [pair for pair in inputs if pair[1][0] in models.own]
+    wanted: list[Wanted] = [
+        ("from", inputs, Scale.MAGNITUDE, _relative, ("least", "most")),
+        ("cosine", own, Scale.SIGNED, lambda f, i, j: f.cosine[i][j], ("least", "most")),
+        ("equal to", inputs, Scale.SHARE, _equal, ("least", "most")),
+    ]
+    return _columns(wanted, few)
+
+
+def _columns(wanted: list[Wanted], few: int) -> list[Metric]:
     found: list[Metric] = []
     for name, of, scale, figure, spans in wanted:
         if len(of) > few:
             places = [place for _, place in of]
             made = [(span, _span(figure, places, span)) for span in spans]
         else:
-            alone = len(of) == 1 and of is pairs
-            made = [("" if alone else label, _of(figure, place)) for label, place in of]
+            # One pair alone needs no names.
+            plain = len(of) == 1 and "," in of[0][0]
+            made = [("" if plain else label, _of(figure, place)) for label, place in of]
         found += [Metric(name, label, scale, value, name in _PERCENT) for label, value in made]
     return found
 
@@ -114,7 +135,7 @@ def _rank(facts: Facts, i: int, j: int) -> float:
     return facts.ranks.get((i, j), math.nan)
 
 
-_PERCENT = {"moved", "apart", "conflicts", "unchanged", "equal"}
+_PERCENT = {"moved", "apart", "conflicts", "unchanged", "equal", "from", "equal to"}
 
 
 def _of(value: Figure, place: tuple[int, int]) -> Callable[[Facts], float]:

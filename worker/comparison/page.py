@@ -46,7 +46,7 @@ def _advice(advice: Advice) -> str:
         f'<p class="warning"><strong>Warning:</strong> {_safe(line)}</p>'
         for line in advice.warnings
     ]
-    parts += ["<h2>Can they be merged?</h2><ul>"]
+    parts.append(f"<h2>{_safe(advice.question)}</h2><ul>")
     parts += [f"<li>{_safe(line)}</li>" for line in advice.findings] + ["</ul>"]
     if advice.recipe:
         lines = "\n".join(map(_safe, advice.recipe.split("\n")))
