@@ -147,8 +147,13 @@ def why_command(job: JobWord, as_json: AsJson = False) -> int:
 
     record = records.find(job)
     status = ask.status(record)
-    more, log = ask.reasons(record), logs.lines(record)
-    found = why.explain(record.job_id, status, record.exit_code(), more, log)
+    more, code = ask.reasons(record), why.code_in(status, record.exit_code())
+    backend = backends.get(record.backend)
+    if isinstance(backend, Service):
+        log = backend.log_lines(record.job_id, follow=False)
+    else:
+        log = logs.lines(record)
+    found = why.explain(record.job_id, status, code, more, log)
     if as_json:
         print(json.dumps({**row(record, status), "why": found}, indent=1))
         return 0

@@ -25,6 +25,8 @@ from . import carried
 from .squeeze import without_words
 
 LINE_COLUMNS = 76
+CHUNK_BYTES = 96 * 1024
+"""Of base64. One argument of a program holds 128 KiB on Linux."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ def base64_lines(data: bytes) -> str:
     encoded = base64.b64encode(data).decode()
     starts = range(0, len(encoded), LINE_COLUMNS)
     return "\n".join(encoded[i : i + LINE_COLUMNS] for i in starts)
+
+
+def base64_chunks(data: bytes) -> list[str]:
+    """As texts that make the whole when they are joined, each an argument of a program."""
+    encoded = base64.b64encode(data).decode()
+    return [encoded[i : i + CHUNK_BYTES] for i in range(0, len(encoded), CHUNK_BYTES)] or [""]
 
 
 def build(package: Path | None = None, methods: frozenset[str] | None = None) -> Payload:

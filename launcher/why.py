@@ -36,6 +36,12 @@ STATES = {
 }
 
 
+def code_in(status: Status, left: int | None) -> int | None:
+    """The exit code that a job left, else what a scheduler says of it."""
+    said = re.search(r"exit code (\d+)$", status.detail) if left is None else None
+    return int(said[1]) if said else left
+
+
 def explain(
     job_id: str, status: Status, code: int | None, more: Sequence[str], log: Iterable[str]
 ) -> list[str]:

@@ -14,14 +14,21 @@ from worker.errors import nearest, printable
 
 ARGUMENT_BYTES = 131_071
 """Longest argument of a program on Linux (MAX_ARG_STRLEN less the final NUL)."""
+ARGUMENTS_BYTES = 1_500_000
+"""Of all of them; Linux takes a quarter of the stack, 2 MiB as a rule, with the environment."""
 PRIORITIES = ("low", "normal", "high", "urgent", "immediate")
-DURATION = r"\d+|(\d+(\.\d+)?[hms])+"
+DURATION = r"(\d+(\.\d+)?[hms])+"
+"""With its unit: a bare number is one of nanoseconds to beaker-py."""
+SIZE = r"\d+(\.\d+)?([KMGT]i?B)"
 
 TEXT, NAME, COUNT, FLAG, LENGTH, PATH = "text", "name", "count", "flag", "duration", "path"
+NUMBER, BYTES = "number", "size"
 SPEC: dict[str, Any] = {
     "version": ("v2",),
     "description": TEXT,
     "budget": NAME,
+    "groups": [NAME],
+    "retry": {"allowedTaskRetries": COUNT},
     "tasks": [
         {
             "name": NAME,
@@ -30,14 +37,26 @@ SPEC: dict[str, Any] = {
             "arguments": [TEXT],
             "envVars": [{"name": NAME, "value": TEXT, "secret": NAME}],
             "datasets": [
-                {"mountPath": PATH, "source": {"beaker": NAME, "weka": NAME, "hostPath": PATH}}
+                {
+                    "mountPath": PATH,
+                    "subPath": NAME,
+                    "source": {"beaker": NAME, "weka": NAME, "hostPath": PATH},
+                }
             ],
             "result": {"path": PATH},
-            "resources": {"gpuCount": COUNT},
+            "resources": {
+                "cpuCount": NUMBER,
+                "gpuCount": COUNT,
+                "memory": BYTES,
+                "sharedMemory": BYTES,
+            },
             "constraints": {"cluster": [NAME]},
             "context": {"priority": PRIORITIES, "minRuntime": LENGTH, "autoResume": FLAG},
             "timeout": LENGTH,
             "hostNetworking": FLAG,
+            "replicas": COUNT,
+            "propagateFailure": FLAG,
+            "propagatePreemption": FLAG,
         }
     ],
 }
@@ -89,12 +108,14 @@ def _fits(value: object, form: str | tuple[str, ...]) -> bool:
         return isinstance(value, bool)
     if form == COUNT:
         return type(value) is int and value >= 0
+    if form == NUMBER:
+        return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
     if not isinstance(value, str):
         return False
     if isinstance(form, tuple):
         return value in form
-    if form == LENGTH:
-        return re.fullmatch(DURATION, value) is not None
+    if form in (LENGTH, BYTES):
+        return re.fullmatch(DURATION if form == LENGTH else SIZE, value) is not None
     if form == PATH:
         return value.startswith("/") and "\0" not in value
     return form == TEXT or bool(value)
@@ -118,6 +139,9 @@ def _task_faults(task: Mapping[str, Any], path: str) -> Iterator[str]:
         size = len(text.encode(errors="surrogateescape"))
         if size > ARGUMENT_BYTES:
             yield f"{path}.arguments[{number}]: {size} bytes, at most {ARGUMENT_BYTES} fit"
+    whole = sum(len(text.encode(errors="surrogateescape")) for text in task.get("arguments", []))
+    if whole > ARGUMENTS_BYTES:
+        yield f"{path}.arguments: {whole} bytes, at most {ARGUMENTS_BYTES} fit; shorten the recipe"
 
 
 def _overlaps(mounts: list[str], path: str) -> Iterator[str]:

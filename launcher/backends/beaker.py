@@ -1,144 +1,29 @@
 """Beaker: an experiment spec whose one task is an argument list that holds the whole merge.
 
-beaker-py is imported only to submit. Its calls hang on a wrong address and its errors share no base
-class, so `submit` asks the server with a deadline first and catches whatever comes.
+What is sent is checked here key by key, since neither beaker-py nor, as far as anybody can see, the
+server does. Acting on the server is `_beaker_client`'s.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ClusterError, UsageError
-from launcher.options import Shape, option
+from launcher.payload import base64_chunks
 from worker.errors import printable
 
-from ._base import Resources, Service, Status, Submitted, node_faults
-from ._beaker_spec import DURATION, PRIORITIES, faults
+from ._base import Run, Service, Status, Submitted
+from ._beaker_options import BeakerResources, covered, duration_s, mounts
+from ._beaker_spec import faults
 
 if TYPE_CHECKING:
     from launcher.job import Job
 
-PREFLIGHT_S = 10.0
-FOLLOWED = "beaker: jobs there are followed with its own tools"
 RESULTS = "/results"
 NO_IMAGE = "author/image-to-be-chosen"
-WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-
-
-@dataclass(frozen=True)
-class BeakerResources(Resources):
-    gpus: int = option(0, Shape("GPUs", metavar="N"))
-    cluster: tuple[str, ...] = option(
-        (),
-        Shape(
-            "where it may run (repeatable)",
-            metavar="ORG/NAME",
-            pattern=f"{WORD}(/{WORD})?",
-            form="such as ai2/jupiter",
-        ),
-    )
-    workspace: str | None = option(
-        None,
-        Shape(
-            "workspace, else that of your Beaker config",
-            metavar="ORG/NAME",
-            pattern=f"{WORD}(/{WORD})?",
-            form="such as ai2/merging",
-        ),
-    )
-    budget: str | None = option(
-        None,
-        Shape(
-            "budget, else the workspace's own",
-            metavar="ORG/NAME",
-            pattern=f"{WORD}(/{WORD})?",
-            form="such as ai2/research",
-        ),
-    )
-    priority: str = option(
-        "normal",
-        Shape(", ".join(PRIORITIES), pattern="|".join(PRIORITIES), form=" or ".join(PRIORITIES)),
-    )
-    image: str | None = option(
-        None,
-        Shape(
-            "an image with python, torch, safetensors and pyyaml; docker://TAG for Docker's",
-            metavar="AUTHOR/NAME",
-            pattern=r"(docker://)?[A-Za-z0-9][A-Za-z0-9_.:/@-]*",
-            form="AUTHOR/NAME or docker://TAG",
-        ),
-    )
-    weka: tuple[str, ...] = option(
-        (),
-        Shape(
-            "mount a Weka bucket, at /weka/BUCKET if nothing else is said (repeatable)",
-            metavar="BUCKET[:/PATH]",
-            pattern=rf"{WORD}(:/[^:]*)?",
-            form="BUCKET or BUCKET:/PATH",
-            adds_up=True,
-        ),
-    )
-    mount: tuple[str, ...] = option(
-        (),
-        Shape(
-            "mount a dataset (name or id) or a host's folder (repeatable)",
-            metavar="SOURCE:/PATH",
-            pattern=r"[^:]+:/[^:]*",
-            form="DATASET:/PATH or /HOST/PATH:/PATH",
-            adds_up=True,
-        ),
-    )
-    secret: tuple[str, ...] = option(
-        (),
-        Shape(
-            "set a variable from a secret of the workspace (repeatable)",
-            metavar="VAR=SECRET",
-            pattern=r"[A-Za-z_][A-Za-z0-9_]*=.+",
-            form="VARIABLE=SECRET",
-            adds_up=True,
-        ),
-    )
-    timeout: str | None = option(
-        None, Shape("time limit", metavar="24h", pattern=DURATION, form="such as 30m or 4h")
-    )
-    min_runtime: str | None = option(
-        None,
-        Shape(
-            "time that cannot be preempted",
-            metavar="1h",
-            pattern=DURATION,
-            form="such as 30m or 4h",
-        ),
-    )
-    replicas: int = option(1, Shape("replicas", metavar="N", minimum=1))
-
-
-class Mount(NamedTuple):
-    kind: str
-    source: str
-    path: str
-
-
-def mounts(resources: BeakerResources) -> list[Mount]:
-    found = []
-    for word in resources.weka:
-        bucket, _, path = word.partition(":")
-        found.append(Mount("weka", bucket, path or f"/weka/{bucket}"))
-    for word in resources.mount:
-        source, _, path = word.partition(":")
-        found.append(Mount("hostPath" if source.startswith("/") else "beaker", source, path))
-    return found
-
-
-def _covered(path: str, by: list[str]) -> bool:
-    plain = posixpath.normpath(path)
-    return any(
-        plain == root or plain.startswith(root.rstrip("/") + "/")
-        for root in (posixpath.normpath(each) for each in by)
-    )
+LONGEST_DESCRIPTION = 500
 
 
 class Beaker(Service[BeakerResources]):
@@ -147,8 +32,13 @@ class Beaker(Service[BeakerResources]):
     help = "Submit to Beaker."
     resources = BeakerResources
 
+    def run(self, resources: BeakerResources) -> Run:
+        return Run(walltime_s=duration_s(resources.timeout))
+
     def faults(self, job: Job, resources: BeakerResources) -> list[str]:
-        return node_faults("--replicas", resources.replicas)
+        if resources.replicas > 1 and job.then is not None:
+            return ["--then: not with --replicas, of which none sees the end of the others"]
+        return []
 
     def obstacles(self, job: Job, resources: BeakerResources) -> list[str]:
         found = []
@@ -157,8 +47,10 @@ class Beaker(Service[BeakerResources]):
                 "no image: add --image AUTHOR/NAME, one with python, torch, safetensors and pyyaml"
             )
         paths = [mount.path for mount in mounts(resources)]
-        lost = [path for path in job.merge.local_models() if not _covered(path, paths)]
-        if not _covered(job.merge.out, [*paths, RESULTS]):
+        lost = [path for path in job.merge.local_models() if not covered(path, paths)]
+        # Each replica has results of its own.
+        own = [RESULTS] if resources.replicas == 1 else []
+        if not covered(job.merge.out, [*paths, *own]):
             lost.append(job.merge.out)
         if lost:
             found.append(
@@ -171,9 +63,15 @@ class Beaker(Service[BeakerResources]):
     def context(self, job: Job, resources: BeakerResources) -> dict[str, object]:
         image = resources.image or NO_IMAGE
         docker = image.startswith("docker://")
+        about = resources.description or f"{job.merge.title()} into {job.merge.out}"
+        cpus = None if resources.cpus is None else float(resources.cpus)
         return {
             "resources": resources,
+            "description": about[:LONGEST_DESCRIPTION],
             "image": {"docker" if docker else "beaker": image.removeprefix("docker://")},
+            "cpus": int(cpus) if cpus is not None and cpus.is_integer() else cpus,
+            "recipe": base64_chunks(job.merge.text),
+            "worker_chunks": base64_chunks(job.payload.packed),
             "mounts": mounts(resources),
             "secrets": dict(pair.split("=", 1) for pair in resources.secret),
             "results": RESULTS,
@@ -190,101 +88,51 @@ class Beaker(Service[BeakerResources]):
         return dict(spec)
 
     def ticket(self, job: Job, resources: BeakerResources) -> dict[str, str]:
-        wanted = {"name": job.options.name, "workspace": resources.workspace}
+        wanted = {"stem": job.name, "name": job.options.name, "workspace": resources.workspace}
         return {key: value for key, value in wanted.items() if value is not None}
 
     def submit(self, text: str, ticket: Mapping[str, str]) -> Submitted:
         spec = self.spec(text)
-        try:
-            import beaker
-        except ImportError:
-            raise ClusterError(
-                "beaker-py is not installed here; pip install 'merge-launch[beaker]', "
-                "or add --dry-run to see the job"
-            ) from None
-        try:
-            with beaker.Beaker.from_env(check_for_upgrades=False) as client:
-                _preflight(client)
-                workload = client.experiment.create(
-                    spec=_taken_over(beaker, spec),
-                    name=ticket.get("name"),
-                    workspace=ticket.get("workspace"),
-                )
-                job_id = workload.experiment.id
-                url = client.workload.url(workload)
-        except ClusterError:
-            raise
-        except Exception as error:  # beaker-py, grpc and requests share no base class.
-            raise ClusterError(f"beaker: {_in_words(error)}") from None
-        return Submitted(job_id, url)
+        from ._beaker_client import connected, submitted
+
+        with connected() as client:
+            job_id = submitted(client, spec, ticket)
+            return Submitted(job_id, client.url(job_id))
 
     def statuses(self, ids: Sequence[str]) -> dict[str, Status]:
-        raise ClusterError(FOLLOWED)
+        from ._beaker_client import connected
+        from ._beaker_words import verdict
+
+        with connected() as client:
+            found = client.workloads(ids)
+            runs = client.runs(list(found.values()))
+        return {
+            each: verdict(workload.status, jobs)
+            for (each, workload), jobs in zip(found.items(), runs, strict=True)
+        }
 
     def log_lines(self, job_id: str, follow: bool) -> Iterator[str]:
-        raise ClusterError(FOLLOWED)
+        from ._beaker_log import lines
+
+        return lines(job_id, follow)
 
     def why(self, job_id: str) -> tuple[str, ...]:
-        raise ClusterError(FOLLOWED)
+        """What happened to its last run, the newest last."""
+        from ._beaker_client import connected
+        from ._beaker_words import events, last_run
+
+        with connected() as client:
+            found = client.workloads([job_id])
+            job = last_run(client.runs(list(found.values()))[0]) if found else None
+            return () if job is None else events(client.events(job.id))
 
     def cancel(self, job_id: str) -> None:
-        raise ClusterError(FOLLOWED)
+        from ._beaker_client import connected
 
-
-def _preflight(client: Any) -> None:
-    """Is the server there, and is the token right? beaker-py itself would try for ever."""
-    from beaker import beaker_pb2
-
-    client.service.GetUser(
-        beaker_pb2.GetUserRequest(),
-        timeout=PREFLIGHT_S,
-        metadata=[("authorization", f"bearer {client.config.user_token}")],
-    )
-
-
-def _taken_over(beaker: Any, spec: dict[str, Any]) -> Any:
-    """The spec as beaker-py's own class, with nothing lost on the way."""
-    made = beaker.BeakerExperimentSpec.from_json(spec)
-    for task in made.tasks:
-        for mount in task.datasets or []:
-            # from_json leaves this one a plain mapping, which to_json does not spell back.
-            if isinstance(mount.source, dict) and "host_path" in mount.source:
-                mount.source = beaker.BeakerDataSource(**mount.source)
-    _refuse_losses(spec, made.to_json())
-    return made
-
-
-def _refuse_losses(ours: Any, theirs: Any, path: str = "spec") -> None:
-    """beaker-py must have taken over every leaf; only durations change, into nanoseconds."""
-    if isinstance(ours, dict):
-        for key, value in ours.items():
-            if not isinstance(theirs, dict) or key not in theirs:
-                raise ClusterError(f"beaker-py lost {path}.{key}; is its version 2.6 or newer?")
-            if key not in ("timeout", "minRuntime"):
-                _refuse_losses(value, theirs[key], f"{path}.{key}")
-    elif isinstance(ours, list):
-        for number, value in enumerate(ours):
-            inner = theirs[number] if isinstance(theirs, list) and number < len(theirs) else None
-            _refuse_losses(value, inner, f"{path}[{number}]")
-    elif ours != theirs:
-        raise ClusterError(f"beaker-py changed {path}; is its version 2.6 or newer?")
-
-
-def _in_words(error: Exception) -> str:
-    code = getattr(error, "code", None)
-    if callable(code):
-        status = str(getattr(code(), "name", code()))
-        known = {
-            "UNAVAILABLE": "the server cannot be reached; are you on line, is the address right?",
-            "DEADLINE_EXCEEDED": f"the server did not answer within {PREFLIGHT_S:.0f} s",
-            "UNAUTHENTICATED": "the server refused the token; check BEAKER_TOKEN or your config",
-            "PERMISSION_DENIED": "the token may not do this",
-        }
-        return known.get(status, f"{status}: {getattr(error, 'details', str)()}")
-    kind = type(error).__name__
-    if kind in ("AttributeError", "TypeError"):
-        return f"the config file ($BEAKER_CONFIG or ~/.beaker/config.yml) is not valid ({error})"
-    return f"{kind}: {printable(str(error)) or 'no reason given'}"
+        with connected() as client:
+            if job_id not in client.workloads([job_id]):
+                raise ClusterError(f"beaker: there is no job {printable(job_id)}")
+            client.ask("CancelWorkloads", workload_ids=[job_id])
 
 
 BACKEND = Beaker()

@@ -1,9 +1,11 @@
-"""A Beaker on loopback for the real client: TLS gRPC and plain HTTP, just enough to submit.
+"""A Beaker on loopback for the real client: TLS gRPC and plain HTTP, from submission to the end.
 
     python beaker_server.py FOLDER
 
 writes FOLDER/config.yml and FOLDER/cert.pem, prints "ready", and adds each request to
-FOLDER/requests. Strict where the client is not: the token, the types, taken names.
+FOLDER/requests. Experiments stand in FOLDER/state.json, which tests change to let them proceed.
+FOLDER/mishap names what befalls the next POST. Strict where the client is not: the token, types,
+names that are taken. Calls that are not here answer UNIMPLEMENTED.
 """
 
 import json
@@ -21,17 +23,56 @@ from beaker import beaker_pb2_grpc
 
 TOKEN = "right-token"
 FOLDER = Path(sys.argv[1])
-TAKEN = "taken"
+LOCK = threading.Lock()
+QUEUED = 2
 
 
-def note(name: str, **more: Any) -> None:
-    with (FOLDER / "requests").open("a") as file:
-        file.write(json.dumps({"request": name, **more}) + "\n")
+def note(request: str, **more: Any) -> None:
+    with LOCK, (FOLDER / "requests").open("a") as file:
+        file.write(json.dumps({"request": request, **more}) + "\n")
+
+
+def experiments() -> dict[str, Any]:
+    with LOCK:
+        path = FOLDER / "state.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
+def create(name: str) -> str:
+    """The new id, or that of who has the name, after a '!'."""
+    held = experiments()
+    for job_id, each in held.items():
+        if each["name"] == name:
+            return f"!{job_id}"
+    job_id = f"01ABC{len(held)}"
+    held[job_id] = {"name": name, "status": QUEUED, "jobs": []}
+    with LOCK:
+        (FOLDER / "state.json").write_text(json.dumps(held))
+    return job_id
+
+
+def job_of(job_id: str, number: int, each: dict[str, Any]) -> pb2.Job:
+    """`each`: lines, and any of exit_code, canceled_code, message, rank, size, finalized."""
+    status = pb2.JobStatus(message=each.get("message", ""))
+    status.failed_scheduling_message = each.get("waiting", "")
+    status.created.FromSeconds(1_000_000 + number)
+    status.started.FromSeconds(1_000_001 + number)
+    if "exit_code" in each:
+        status.exit_code = each["exit_code"]
+    if "canceled_code" in each:
+        status.canceled_code = each["canceled_code"]
+        status.canceled.FromSeconds(1_000_009)
+    if each.get("finalized", "exit_code" in each or "canceled_code" in each):
+        status.finalized.FromSeconds(1_000_010 + number)
+    made = pb2.Job(id=f"{job_id}-j{number}", task_id=f"{job_id}-t", status=status)
+    group = made.system_details.replica_group_details
+    group.size, group.rank = each.get("size", 0), each.get("rank", 0)
+    return made
 
 
 class Service(beaker_pb2_grpc.BeakerServicer):
-    def _enter(self, name: str, context: grpc.ServicerContext) -> None:
-        note(name)
+    def _enter(self, call: str, context: grpc.ServicerContext, **more: Any) -> None:
+        note(call, **more)
         if dict(context.invocation_metadata()).get("authorization") != f"bearer {TOKEN}":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such token")
 
@@ -45,14 +86,59 @@ class Service(beaker_pb2_grpc.BeakerServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, "no such workspace")
         return pb2.ResolveWorkspaceNameResponse(workspace_id="w1")
 
-    def GetWorkspace(self, request, context):
-        self._enter("GetWorkspace", context)
-        return pb2.GetWorkspaceResponse(workspace=pb2.Workspace(id="w1", name="ai2/merging"))
+    def ResolveOrganizationName(self, request, context):
+        self._enter("ResolveOrganizationName", context)
+        return pb2.ResolveOrganizationNameResponse(organization_id="o1")
+
+    def ResolveWorkloadName(self, request, context):
+        self._enter("ResolveWorkloadName", context, name=request.workload_name)
+        for job_id, each in experiments().items():
+            if (request.author_name, request.workload_name) == ("ada", each["name"]):
+                return pb2.ResolveWorkloadNameResponse(workload_id=job_id)
+        context.abort(grpc.StatusCode.NOT_FOUND, "no such workload")
 
     def GetWorkload(self, request, context):
-        self._enter("GetWorkload", context)
-        experiment = pb2.Experiment(id="01ABC", name="soup")
-        return pb2.GetWorkloadResponse(workload=pb2.Workload(experiment=experiment))
+        self._enter("GetWorkload", context, id=request.workload_id)
+        found = experiments().get(request.workload_id)
+        if found is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such workload")
+        task = pb2.Task(id=f"{request.workload_id}-t")
+        made = pb2.Experiment(id=request.workload_id, name=found["name"], tasks=[task])
+        workload = pb2.Workload(experiment=made, status=found["status"])
+        return pb2.GetWorkloadResponse(workload=workload)
+
+    def ListJobs(self, request, context):
+        self._enter("ListJobs", context)
+        job_id = request.options.task_id.removesuffix("-t")
+        jobs = experiments()[job_id]["jobs"]
+        made = [job_of(job_id, number, each) for number, each in enumerate(jobs)]
+        return pb2.ListJobsResponse(jobs=made[::-1][: request.options.page_size])
+
+    def StreamJobLogs(self, request, context):
+        self._enter("StreamJobLogs", context, job=request.job_id)
+        job_id, _, number = request.job_id.rpartition("-j")
+        job = experiments()[job_id]["jobs"][int(number)]
+        for position, line in enumerate(job["lines"]):
+            made = pb2.JobLog(message=line.encode())
+            made.timestamp.FromNanoseconds(10**18 + position)
+            if made.timestamp.ToNanoseconds() >= request.since.ToNanoseconds():
+                yield made
+            if job.get("cut") == position and not request.HasField("since"):
+                context.abort(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2")
+
+    def ListSummarizedJobEvents(self, request, context):
+        self._enter("ListSummarizedJobEvents", context)
+        job_id, _, number = request.options.job_id.rpartition("-j")
+        made = []
+        for at, (status, text) in enumerate(experiments()[job_id]["jobs"][int(number)]["events"]):
+            event = pb2.SummarizedJobEvent(status=status, latest_message=text, occurrences=at + 1)
+            event.latest_occurrence.FromSeconds(1_700_000_000 - at)
+            made.append(event)
+        return pb2.ListSummarizedJobEventsResponse(summarized_job_events=made)
+
+    def CancelWorkloads(self, request, context):
+        self._enter("CancelWorkloads", context, ids=list(request.workload_ids))
+        return pb2.CancelWorkloadsResponse(workload_ids=request.workload_ids)
 
 
 class Web(BaseHTTPRequestHandler):
@@ -60,15 +146,32 @@ class Web(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        note("POST", path=self.path, spec=body)
+        agent = self.headers["User-Agent"]
+        note("POST", path=self.path, spec=body, agent=agent)
+        mishap = FOLDER / "mishap"
+        what = mishap.read_text() if mishap.exists() else ""
+        if not what.startswith("always "):
+            mishap.unlink(missing_ok=True)
+        what = what.removeprefix("always ")
+        name = self.path.partition("name=")[2]
         if self.headers["Authorization"] != f"Bearer {TOKEN}":
             self._answer(401, {"message": "no such token"})
-        elif f"name={TAKEN}" in self.path:
-            self._answer(409, {"message": "name is already in use"})
+        elif what == "request lost":
+            self.close_connection = True
+        elif what == "server error":
+            self._answer(502, {"message": "bad gateway"})
+        elif what == "quota":
+            self._answer(403, {"message": "budget ai2/research is used up"})
         elif body["tasks"][0]["image"].get("beaker") == "ada/nothing":
             self._answer(400, {"message": "image ada/nothing does not exist"})
         else:
-            self._answer(200, {"id": "01ABC"})
+            job_id = create(name)
+            if what == "answer lost":
+                self.close_connection = True
+            elif job_id.startswith("!"):
+                self._answer(409, {"message": "name is already in use"})
+            else:
+                self._answer(200, {"id": job_id})
 
     def _answer(self, status: int, value: dict[str, str]) -> None:
         data = json.dumps(value).encode()

@@ -79,7 +79,7 @@ def test_unpacking_by_hand_as_the_job_says(job_argv, models, bare_bash, tmp_path
 
 def test_unpacking_by_hand_as_the_spec_says(job_argv, models, bare_bash, tmp_path: Path) -> None:
     argv = job_argv("beaker", "out", *models)
-    (line,) = [each for each in argv[-3].splitlines() if "bzip2 -d" in each]
+    (line,) = [each for each in argv[-5].splitlines() if "bzip2 -d" in each]
     command = line.partition("to: ")[2]
     done = bare_bash("-c", f'printf %s "$1" | {command}', "bash", argv[-1], cwd=tmp_path)
     assert done.code == 0, done.err

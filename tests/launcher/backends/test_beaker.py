@@ -1,5 +1,6 @@
 """Beaker: the rendered spec, and what is refused before anything is sent."""
 
+import base64
 import copy
 import sys
 from typing import Any
@@ -61,8 +62,9 @@ def test_the_least(make_job, render_job) -> None:
 
 def test_no_argument_is_near_the_limit(launch) -> None:
     (task,) = rendered(launch, *WORDS)["tasks"]
-    script, name, encoded = task["arguments"]
-    assert name == "merge-launch"
+    script, name, count, recipe, encoded = task["arguments"]
+    assert (name, count) == ("merge-launch", "1")
+    assert b"merge_method" in base64.b64decode(recipe)
     assert encoded == payload.build(methods=frozenset({"linear"})).encoded
     assert len(encoded) <= 96 * 1024
     assert len(script) < 30_000
@@ -133,7 +135,11 @@ def test_without_an_image_nothing_is_submitted(launch) -> None:
         ("--mount", "/only/one"),
         ("--secret", "HF_TOKEN"),
         ("--env", "1A=b"),
-        ("--replicas", "2"),
+        ("--replicas", "0"),
+        ("--timeout", "3600"),
+        ("--mem", "64"),
+        ("--cpus", "many"),
+        ("--retries", "-1"),
         ("--gpus", "-1"),
         ("--image", "a b"),
     ],
@@ -229,7 +235,46 @@ def test_without_beaker_py(launch, monkeypatch) -> None:
     assert launch("beaker", *WORDS, "--dry-run").code == 0
 
 
-def test_follow_is_refused_before_anything_is_sent(launch) -> None:
-    done = launch("beaker", *WORDS, "--follow")
-    assert done.code == 2
-    assert "--follow" in done.err
+def test_replicas_share_one_merge(launch) -> None:
+    (task,) = rendered(launch, *WORDS, "--replicas", "3")["tasks"]
+    shared = {"replicas": 3, "propagateFailure": True, "propagatePreemption": True}
+    assert shared.items() <= task.items()
+    refused = launch("beaker", *WORDS, "--replicas", "3", "--then", "ls", "--dry-run")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--then" in refused.err
+
+
+def test_results_of_replicas_are_not_shared(make_job) -> None:
+    job = make_job("/results/out", "org/a", "org/b")
+    alone = BEAKER.resources(image="a/b")
+    assert BEAKER.obstacles(job, alone) == []
+    (said,) = BEAKER.obstacles(job, BEAKER.resources(image="a/b", replicas=2))
+    assert "no mount covers /results/out" in said
+
+
+def test_the_merge_stops_in_good_order_before_its_time_limit(launch) -> None:
+    (task,) = rendered(launch, *WORDS, "--timeout", "1h30m")["tasks"]
+    assert "merge_deadline=$((5130 > SECONDS" in task["arguments"][0]
+    (task,) = rendered(launch, *WORDS)["tasks"]
+    assert "--deadline" not in task["arguments"][0]
+
+
+def test_what_else_is_asked_for(launch) -> None:
+    words = ["--description", "a soup: of 2", "--group", "ada/soups", "--retries", "3"]
+    words += ["--no-auto-resume", "--cpus", "8", "--mem", "64GiB", "--shared-memory", "1GiB"]
+    spec = rendered(launch, *WORDS, *words)
+    assert (spec["description"], spec["groups"]) == ("a soup: of 2", ["ada/soups"])
+    assert spec["retry"] == {"allowedTaskRetries": 3}
+    (task,) = spec["tasks"]
+    assert task["context"]["autoResume"] is False
+    resources = {"cpuCount": 8, "gpuCount": 0, "memory": "64GiB", "sharedMemory": "1GiB"}
+    assert task["resources"] == resources
+
+
+def test_nothing_of_the_environment_travels(launch, monkeypatch) -> None:
+    secrets = {"BEAKER_TOKEN": "bk_secret", "HF_TOKEN": "hf_secret", "WANDB_API_KEY": "wb_secret"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    text = launch("render", "beaker", *WORDS).out
+    assert not [word for word in (*secrets, *secrets.values()) if word in text]
+    assert "{{" not in text, "the Go client would take it for a template of its own"
