@@ -1,4 +1,4 @@
-"""A folder or file of safetensors → every tensor by name. Headers only, no torch."""
+"""A folder of safetensors, or of what torch.save wrote → every tensor. Headers only, no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 
 from .dtypes import Kind
 from .errors import InputError, first_names, printable
-from .header import Shard, TensorInfo, read_shard
+from .header import Shard, read_shard
 from .origin import Origin
+from .pickled import SUFFIXES, read_pickled
 
 INDEX = "model.safetensors.index.json"
 
@@ -75,32 +76,48 @@ def read_json(path: Path) -> Any:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read all headers below `path`, a model folder or one `.safetensors` file. InputError."""
+    """Read all headers below `path`, a model folder or one file. InputError."""
     if not exists(path):
         raise InputError(f"{path}: no such folder; is the model path right?")
     files = list(_shard_files(path)) if path.is_dir() else [path]
-    shards = tuple(read_shard(file) for file in files)
-    tensors: dict[str, TensorInfo] = {}
-    for shard in shards:
-        for info in shard.tensors:
-            if info.name in tensors:
-                other = Path(tensors[info.name].file).name
+    shards, tensors, places = [], dict[str, Origin](), dict[str, str]()
+    for file in files:
+        shard, found = _read(file)
+        shards.append(shard)
+        for name in found:
+            if name in tensors:
                 raise InputError(
-                    f"{path}: tensor '{printable(info.name)}' is in both {other} and "
-                    f"{Path(info.file).name}; remove the file that does not belong to the model"
+                    f"{path}: tensor '{printable(name)}' is in both {Path(places[name]).name} and "
+                    f"{file.name}; remove the file that does not belong to the model"
                 )
-            tensors[info.name] = info
+            places[name] = str(file)
+        tensors |= found
     if not tensors:
         raise InputError(f"{path}: no tensors in its safetensors files")
     if path.is_dir():
-        _check_index(path, tensors)
-    return Checkpoint(path, shards, dict(tensors))
+        _check_index(path, places)
+    return Checkpoint(path, tuple(shards), tensors)
+
+
+def _read(file: Path) -> tuple[Shard, dict[str, Origin]]:
+    if file.suffix in SUFFIXES:
+        return read_pickled(file)
+    shard = read_shard(file)
+    return shard, {info.name: info for info in shard.tensors}
+
+
+def _index(folder: Path) -> Path | None:
+    """The index that counts: that of pickles only where there are no safetensors."""
+    if (folder / INDEX).is_file():
+        return folder / INDEX
+    pickles = folder / "pytorch_model.bin.index.json"
+    return pickles if pickles.is_file() and not any(folder.glob("*.safetensors")) else None
 
 
 def _shard_files(folder: Path) -> Iterator[Path]:
     """The weight files: those of the index, else model.safetensors, else all but duplicates."""
-    index = folder / INDEX
-    if index.is_file():
+    index = _index(folder)
+    if index is not None:
         names = sorted(set(_weight_map(index).values()))
         for name in names:
             parts = Path(name).parts
@@ -117,6 +134,9 @@ def _shard_files(folder: Path) -> Iterator[Path]:
         for file in folder.glob("*.safetensors")
         if not file.name.startswith(("consolidated", "adapter_"))
     )
+    if not found and (folder / "pytorch_model.bin").exists():
+        yield folder / "pytorch_model.bin"
+        return
     if not found:
         raise InputError(_nothing_found(folder))
     _none_missing(folder, {file.name for file in found})
@@ -148,14 +168,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
+def _check_index(folder: Path, places: Mapping[str, str]) -> None:
     """Every tensor that the index promises must be in the shard that it names."""
-    index = folder / INDEX
-    if not index.is_file():
+    index = _index(folder)
+    if index is None:
         return
     weight_map = _weight_map(index)
     paths = {file: str(folder / file) for file in set(weight_map.values())}
-    lost = [n for n, f in weight_map.items() if n not in tensors or tensors[n].file != paths[f]]
+    lost = [n for n, f in weight_map.items() if places.get(n) != paths[f]]
     if lost:
         raise InputError(
             f"{index}: {len(lost)} tensors are not in the shard it names: {first_names(lost)}\n"

@@ -55,13 +55,13 @@ class Shard:
 
 def read_shard(path: Path) -> Shard:
     """Header of one file, checked so that every byte range of it can be trusted."""
-    fd = _open_regular(path)
+    fd = open_regular(path)
     try:
         size = os.fstat(fd).st_size
         head = _read_exactly(fd, 8, 0, path)
         length = int.from_bytes(head, "little")
         if length > MAX_HEADER_BYTES or length + 8 > size:
-            raise InputError(f"{path}: {_what_it_is(head, size)}")
+            raise InputError(f"{path}: {what_it_is(head, size)}")
         raw = _read_exactly(fd, length, 8, path)
     finally:
         os.close(fd)
@@ -86,7 +86,7 @@ def read_shard(path: Path) -> Shard:
     return Shard(str(path), size, hashlib.sha256(raw).hexdigest(), tuple(infos))
 
 
-def _open_regular(path: Path) -> int:
+def open_regular(path: Path) -> int:
     """An open descriptor; never blocks on a FIFO, never reads a device."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -115,7 +115,7 @@ def _read_exactly(fd: int, count: int, offset: int, path: Path) -> bytes:
     return b"".join(parts)
 
 
-def _what_it_is(head: bytes, size: int) -> str:
+def what_it_is(head: bytes, size: int) -> str:
     """A guess at what a file that is no safetensors file is, from its first bytes."""
     if head.startswith(b"version "):
         return "a Git LFS pointer, not the weights; run: git lfs pull"
