@@ -20,11 +20,11 @@ WORKER_STAGES = {
     "what is on disk": "files header origin views regroup opcodes pickled checkpoint token_files "
     "token_ids chat_template vocabulary rows adapter low_rank layout",
     "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble "
-    "suggest match memory effort resolve plan report",
-    "stream": "readahead ranks lane outfile store stream",
-    "write": "card manifest side_files target finish lock verify",
+    "suggest match memory effort resolve plan probe report",
+    "stream": "readahead ranks lane hashes outfile store stream",
+    "write": "card manifest again published spoken side_files target finish lock verify",
     "command": "device run cli __main__",
-    "looks": "comparison compare finished",
+    "looks": "check comparison compare finished",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()
 METHODS_MAY_IMPORT = {"errors", "dtypes"}

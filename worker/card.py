@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from . import __version__
-from .checkpoint import is_hub_id
+from .checkpoint import Checkpoint, is_hub_id
+from .heads import is_vocabulary
 from .plan import Plan
 from .recipe import ModelRef
+
+_SNAPSHOT = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
+_LICENCE = ("license", "license_name", "license_link")
 
 
 def public_name(ref: ModelRef) -> str:
@@ -21,30 +27,41 @@ def public_name(ref: ModelRef) -> str:
 def _public(path: str, revision: str | None) -> str:
     if is_hub_id(path) and not Path(path).is_absolute():
         return f"{path}@{revision}" if revision else path
+    found = snapshot(Path(path))
+    if found:
+        return "@".join(found)
     return Path(path).name or Path(path).resolve().name
+
+
+def snapshot(path: Path) -> tuple[str, str] | None:
+    """Hub id and commit of a folder in a cache of the hub."""
+    found = _SNAPSHOT.fullmatch(path.absolute().as_posix())
+    return (f"{found[1]}/{found[2]}", found[3]) if found else None
 
 
 def model_card(plan: Plan, title: str) -> str:
     """README.md: front matter that the hub reads, then what was merged, then the recipe."""
-    refs = plan.recipe.model_refs()
-    start = plan.options.relative_to
-    hub = [r.path for r in refs if is_hub_id(r.path) and not (start / r.path).exists()]
+    refs, recipe = plan.recipe.model_refs(), plan.recipe
     lines = ["---"]
+    hub = list(dict.fromkeys(_hub_ids(plan)))
     if hub:
-        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in dict.fromkeys(hub))]
+        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub)]
         lines += ["base_model_relation: merge"]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in _licence(plan).items()]
     lines += ["library_name: transformers", "tags:", "- merge", "- merge-launch", "---", ""]
-    merged = sum(step.task is not None for step in plan.steps)
     lines += [
         f"# {title}",
         "",
         f"A merge of {len(refs)} models by "
         f"[{plan.method.name}]({plan.method.reference}), made with merge-launch {__version__}.",
         "",
-        *(f"- {public_name(ref)}{' (base)' if ref == plan.recipe.base else ''}" for ref in refs),
+        *(f"- {public_name(ref)}{' (base)' if ref == recipe.base else ''}" for ref in refs),
         "",
-        f"{merged} tensors merged, {len(plan.steps) - merged} copied. "
-        f"Everything else about this merge is in `merge_manifest.json`.",
+        "| | tensors |",
+        "|---|---|",
+        *(f"| {what} | {count} |" for what, count in _table(plan)),
+        "",
+        "Everything else about this merge is in `merge_manifest.json`, which merges again.",
         "",
         "```yaml",
         public_recipe(plan).rstrip(),
@@ -54,14 +71,72 @@ def model_card(plan: Plan, title: str) -> str:
     return "\n".join(lines)
 
 
+def _hub_ids(plan: Plan) -> Iterator[str]:
+    """Models and adapters that the hub knows."""
+    start = plan.options.relative_to
+    for ref in plan.recipe.model_refs():
+        for path in (ref.path, ref.lora):
+            found = snapshot(start / Path(path).expanduser()) if path else None
+            if found:
+                yield found[0]
+            elif path and is_hub_id(path) and not (start / path).exists():
+                yield path
+
+
+def _table(plan: Plan) -> Iterator[tuple[str, str]]:
+    merged = sum(step.task is not None for step in plan.steps)
+    yield "merged", str(merged)
+    yield "copied", str(len(plan.steps) - merged)
+    rows = plan.text.rows
+    if rows and rows[0] != rows[1]:
+        count = sum(step.shape[:1] == rows[1:] and is_vocabulary(step.name) for step in plan.steps)
+        yield f"of them resized, {rows[0]} to {rows[1]} rows", str(count)
+    for what, left in (("not in every model", plan.matches.missing),
+                       ("not in the first model, left out", plan.matches.surplus)):  # fmt: skip
+        if left:
+            yield what, str(len(left))
+
+
+def _licence(plan: Plan) -> dict[str, Any]:
+    """The licence, if all models have the same."""
+    found = [_front_matter(model) for model in plan.models]
+    said = [{key: front[key] for key in _LICENCE if key in front} for front in found]
+    return said[0] if "license" in said[0] and all(one == said[0] for one in said) else {}
+
+
+def _front_matter(model: Checkpoint) -> dict[str, Any]:
+    """What a model's card tells the hub, if it can be read."""
+    import yaml
+
+    try:
+        text = (model.path / "README.md").read_text(encoding="utf-8")
+        value = yaml.safe_load(text.split("---\n", 2)[1]) if text.startswith("---\n") else None
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def public_recipe(plan: Plan) -> str:
     """The recipe's text with folders of this machine shortened to their last part."""
-    text = plan.recipe.text
-    paths = {path for ref in plan.recipe.model_refs() for path in (ref.path, ref.lora) if path}
-    for path in sorted(paths, key=lambda path: (-len(path), path)):
-        name = _public(path, None)
-        if name != path:
-            # Whole words only: a model may be called `.` or `/a`.
-            word = rf"(?<![\w./~-]){re.escape(path)}(?![\w./-])"
-            text = re.sub(word, name.replace("\\", r"\\"), text)
+    return public_text(plan, plan.recipe.text)
+
+
+def public_text(plan: Plan, text: str) -> str:
+    """Words about a plan without paths of this machine."""
+    recipe = plan.recipe
+    paths = {path for ref in recipe.model_refs() for path in (ref.path, ref.lora) if path}
+    names = {path: _public(path, None) for path in paths}
+    for path, name in names.items():
+        if list(names.values()).count(name) > 1 and name != path:
+            names[path] = f"./{Path(path).absolute().parent.name}/{name}"
+    asked = recipe.chat_template or ""
+    for path in (recipe.where, asked if "{" not in asked else "", str(plan.options.stages)):
+        if "/" in path:
+            names[path] = Path(path).name
+    for path in sorted(names, key=lambda path: (-len(path), path)):
+        if names[path] != path:
+            # Whole words only: a model may be called `.` or `/a`. A sentence may end with one.
+            end = r"[\w/-]|\.\w" if path.strip(".") else r"[\w./-]"
+            word = rf"(?<![\w./~-]){re.escape(path)}(?!{end})"
+            text = re.sub(word, names[path].replace("\\", r"\\"), text)
     return text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
-import json
 import os
 import re
 import signal
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from . import __version__, quick_torch
+from .again import plan_again, said_again
 from .commands import LATE, load
 from .errors import InputError, Stopped, UsageError, WorkerError, printable
 from .match import Rules
 from .plan import Plan, make_plan
 from .ranks import from_environment
 from .recipe import direct_recipe, parse
-from .report import as_json, describe
 from .resolve import PlanOptions, stage_folder
 from .run import Clock, RunOptions, run_merge
 from .schedules import FORMS, weighted
@@ -100,9 +99,17 @@ def _take_signals() -> None:
 
 
 def _merge(arguments: argparse.Namespace, clock: Clock) -> int:
+    return _run(recipe_plan(arguments), arguments, clock)
+
+
+def recipe_plan(arguments: argparse.Namespace) -> Plan:
+    """The plan of a recipe, or of the manifest of a merge that is to be done again."""
     path = Path(arguments.recipe)
-    plan = _plan(read_recipe(path), str(path), arguments)
-    return _run(plan, arguments, clock)
+    text = read_recipe(path)
+    manifest = said_again(path, text)
+    if manifest is not None:
+        return plan_again(path, manifest, _options(arguments))
+    return make_plan(parse(text, str(path)), _options(arguments))
 
 
 def _average(arguments: argparse.Namespace, clock: Clock) -> int:
@@ -121,7 +128,7 @@ def _average(arguments: argparse.Namespace, clock: Clock) -> int:
         dtype=arguments.dtype,
         parameters=parameters,
     )
-    return _run(_plan(text, "average", arguments), arguments, clock)
+    return _run(make_plan(parse(text, "average"), _options(arguments)), arguments, clock)
 
 
 def _run(plan: Plan, arguments: argparse.Namespace, clock: Clock) -> int:
@@ -138,13 +145,6 @@ def _run(plan: Plan, arguments: argparse.Namespace, clock: Clock) -> int:
         deadline_s=parse_duration(arguments.deadline) if arguments.deadline else None,
     )
     _tell(run_merge(plan, Path(arguments.out), options, from_environment(), clock), sys.stdout)
-    return 0
-
-
-def _check(arguments: argparse.Namespace, clock: Clock) -> int:
-    path = Path(arguments.recipe)
-    plan = _plan(read_recipe(path), str(path), arguments)
-    _tell(json.dumps(as_json(plan), indent=1) if arguments.json else describe(plan), sys.stdout)
     return 0
 
 
@@ -180,8 +180,8 @@ def read_recipe(path: Path) -> str:
         raise InputError(f"{path}: {error.strerror}; give the path of a recipe") from None
 
 
-def _plan(text: str, where: str, arguments: argparse.Namespace) -> Plan:
-    options = PlanOptions(
+def _options(arguments: argparse.Namespace) -> PlanOptions:
+    return PlanOptions(
         relative_to=Path(arguments.relative_to),
         dtype=arguments.dtype,
         shard_bytes=parse_size(arguments.shard_size),
@@ -195,7 +195,6 @@ def _plan(text: str, where: str, arguments: argparse.Namespace) -> Plan:
         ),
         stages=stage_folder(getattr(arguments, "out", None)),
     )
-    return make_plan(parse(text, where), options)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -226,13 +225,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     average.add_argument("--base-model", metavar="MODEL")
     average.add_argument("--no-normalize", dest="normalize", action="store_false")
     average.set_defaults(command=_average)
-    check = commands.add_parser("check", help="plan from headers; nothing is written")
-    check.add_argument("recipe", metavar="RECIPE.yml")
-    check.add_argument("--json", action="store_true")
-    check.set_defaults(command=_check)
-    for command in (merge, average, check):
-        _add_plan_options(command)
     for command in (merge, average):
+        add_plan_options(command)
         _add_run_options(command)
     verify = commands.add_parser("verify", help="re-read an output and compare it to its manifest")
     verify.add_argument("out", metavar="OUT")
@@ -245,7 +239,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_plan_options(command: argparse.ArgumentParser) -> None:
+def add_plan_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     choices = ("same", "bfloat16", "float16", "float32", "float64")
     add(

@@ -16,6 +16,7 @@ from typing import Any
 
 from .card import model_card
 from .crc import combine
+from .hashes import Hashes
 from .layout import index_json
 from .manifest import NAME, manifest
 from .side_files import copy_side_files
@@ -112,9 +113,12 @@ def _outputs(store: Store, sha256: bool) -> list[dict[str, Any]]:
         crc = combine([header, *((crc, length) for _, crc, length in sorted(pieces))])
         found.append({"file": shard.name, "bytes": shard.size, "crc32": f"{crc:08x}"})
     if sha256:
-        paths = [store.folder / f"{shard.name}.partial" for shard in plan.layout.shards]
+        hashes = store.hashes or Hashes([shard.header for shard in plan.layout.shards])
+        sizes = [shard.size for shard in plan.layout.shards]
+        paths = [str(store.folder / f"{shard.name}.partial") for shard in plan.layout.shards]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            for facts, digest in zip(found, pool.map(file_sha256, paths), strict=True):
+            digests = pool.map(hashes.finish, range(len(sizes)), paths, sizes)
+            for facts, digest in zip(found, digests, strict=True):
                 facts["sha256"] = digest
     return found
 

@@ -41,6 +41,7 @@ class Text:
     ids: Mapping[int, int | None] = field(default_factory=dict)
     donor: Mapping[str, Any] = field(default_factory=dict)  # config of a foreign tokenizer's model
     notes: tuple[str, ...] = ()
+    before: Beside | None = None  # files of the tokenizer that was extended
 
     def with_made(self, made: Mapping[str, bytes]) -> Text:
         return replace(self, beside=replace(self.beside, made={**self.beside.made, **made}))
@@ -116,6 +117,7 @@ def _fitted(
         {number: tokens.ids.get(token) for token, number in withrow[0].ids.items()},
         donor.json("config.json") if donor else {},
         (*notes, *tokens.notes),
+        beside,
     )
     text = text.with_made(edited(beside, start, tokens))
     if donor is not None:

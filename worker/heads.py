@@ -81,12 +81,16 @@ def rows_of(model: Checkpoint) -> int | None:
 def vocabulary_names(model: Checkpoint) -> list[str]:
     """Tensors with a row for every token: embeddings, heads, and their biases."""
     rows = rows_of(model)
-    words = (*_EMBEDDINGS, *_HEADS)
     return [
         name
         for name, info in model.tensors.items()
-        if rows is not None and info.shape[:1] == (rows,) and _word(name) in words
+        if rows is not None and info.shape[:1] == (rows,) and is_vocabulary(name)
     ]
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor of that name has a row for every token, if it has as many rows."""
+    return _word(name) in (*_EMBEDDINGS, *_HEADS)
 
 
 def settle_heads(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .card import public_name, public_recipe
+from .card import public_name, public_recipe, public_text, snapshot
 from .checkpoint import Checkpoint, read_json
-from .plan import Plan
+from .plan import Plan, PlanOptions
 
 NAME = "merge_manifest.json"
+IRRELEVANT = ("relative_to", "memory_bytes", "threads", "strict", "stages")
+"""Options of a plan that its result does not depend on."""
 
 
 def worker_facts() -> dict[str, str | None]:
@@ -31,8 +34,9 @@ def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
     """One input, recognisable without its path: sizes and digests of the headers."""
     return {
         "model": label,
+        **({"hub": found[0], "commit": found[1]} if (found := snapshot(model.path)) else {}),
         "bytes": sum(shard.size for shard in model.shards),
-        "tensors": len(model.tensors),
+        "tensors": sum(len(shard.tensors) for shard in model.shards),
         "shards": [
             {"file": Path(s.path).name, "bytes": s.size, "header_sha256": s.header_sha256}
             for s in model.shards
@@ -58,6 +62,8 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         },
         "dtype": plan.options.dtype or recipe.out_dtype or recipe.dtype or "same",
         "seed": plan.options.seed,
+        "options": result_options(plan.options),
+        "vocabulary": _vocabulary(plan),
         "inputs": [
             input_facts(order.get(label, label), model)
             for label, model in zip(plan.labels, plan.models, strict=True)
@@ -69,9 +75,24 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
             "missing": len(plan.matches.missing),
             "surplus": len(plan.matches.surplus),
         },
-        "notes": list(plan.warnings),
+        "notes": [public_text(plan, warning) for warning in plan.warnings],
         **run,
     }
+
+
+def result_options(options: PlanOptions) -> dict[str, Any]:
+    """The options that a result depends on; `again.py` takes them from here."""
+    given = asdict(options)
+    return {key: given[key] for key in given if key not in IRRELEVANT}
+
+
+def _vocabulary(plan: Plan) -> dict[str, Any] | None:
+    """What became of the tokens, where the recipe had a say in it."""
+    text = plan.text
+    if text.rows is None:
+        return None
+    files = sorted(text.beside.made)
+    return {"rows": list(text.rows), "appended": list(text.appended), "changed_files": files}
 
 
 def _values(plan: Plan) -> list[dict[str, Any]]:

@@ -15,16 +15,18 @@ from .errors import OutputError, Stopped, printable
 from .files import Files
 from .finish import commit, finish
 from .flush import Flusher
+from .hashes import Hashes
 from .lock import Lock, refuse_others
 from .manifest import read_manifest
 from .plan import Plan
 from .progress import GIB, Progress, duration
 from .ranks import Rank, share
 from .readahead import ReadAhead
-from .report import size
+from .spoken import spoken
 from .stopping import Stop, by_clock, by_signal
 from .store import Store, output_errors
 from .target import State, Target, survey
+from .units import size
 
 WAIT_S = 0.5
 """Between looks at whether the other ranks have finished a stage."""
@@ -67,6 +69,10 @@ def run_merge(plan: Plan, out: Path, options: RunOptions, rank: Rank, clock: Clo
         return f"{out}: this merge is already there; nothing to do"
     if plan.stages and target.state is not State.COMMIT:
         _stages(plan, options, rank, clock)
+    if target.state is not State.COMMIT and rank.number == 0:
+        warning = spoken(plan.text)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
     text = _merge(plan, out, target, (options, rank, clock))
     if plan.stages and _key_in(out) == plan.key:
         _remove_stages(plan)
@@ -76,6 +82,9 @@ def run_merge(plan: Plan, out: Path, options: RunOptions, rank: Rank, clock: Clo
 def _merge(plan: Plan, out: Path, target: Target, how: tuple[RunOptions, Rank, Clock]) -> str:
     options, rank, clock = how
     store = Store(out, plan)
+    if options.sha256 and rank.world == 1:
+        headers = [shard.header for shard in plan.layout.shards]
+        store.hashes = Hashes(headers, plan.memory.bound // 4)
     share_of = f"{out}: share {rank.number + 1} of {rank.world} is done"
     try:
         if target.state is State.COMMIT:

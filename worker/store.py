@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .cut import Piece
 from .errors import OutputError, WorkerError
+from .hashes import Hashes
 from .outfile import OutFile
 from .plan import Plan
 from .step import Step
@@ -66,6 +67,7 @@ class Store:
         self.entries: dict[tuple[int, int], Entry] = {}
         self._journal_of: dict[Entry, str] = {}
         self.files: list[OutFile] = []
+        self.hashes: Hashes | None = None
         self._journal = -1
         self._lock = threading.Lock()
 
@@ -93,7 +95,10 @@ class Store:
     ) -> None:
         """Put a piece at its place, then note it in the journal. OutputError."""
         with output_errors(self.out):
-            self.files[step.shard].write(data, step.place(piece))
+            file, position = self.files[step.shard], step.place(piece)
+            file.write(data, position)
+            if self.hashes is not None:
+                self.hashes.wrote(step.shard, file.fd, position, data)
             entry = Entry(number, piece, zlib.crc32(data), nonfinite)
             with self._lock:
                 os.write(self._journal, entry.line())

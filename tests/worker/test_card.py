@@ -26,7 +26,7 @@ def test_what_it_says(tmp_path: Path, models: list[Path]) -> None:
     assert "# my-merge\n" in text
     assert "[linear](https://arxiv.org/abs/2203.05482)" in text
     assert "- m0\n- m1\n- m2\n" in text
-    assert "5 tensors merged" in text or "6 tensors merged" in text
+    assert "| merged | 6 |\n| copied | 2 |\n" in text
     assert str(tmp_path) not in text, "no folder of this machine"
 
 
