@@ -92,6 +92,7 @@ def launch(request: Request) -> int:
 
 def check(source: list[str], given: dict[str, Any]) -> int:
     from worker import report
+    from worker.probe import probe
 
     from . import preflight
 
@@ -103,7 +104,8 @@ def check(source: list[str], given: dict[str, Any]) -> int:
     plan = preflight.plan_of(merge, worker_options)
     for warning in plan.warnings:
         say(f"warning: {warning}")
-    print(json.dumps(report.as_json(plan), indent=1) if printing.json else report.describe(plan))
+    told = (plan, probe(plan))
+    print(json.dumps(report.as_json(*told), indent=1) if printing.json else report.describe(*told))
     return 0
 
 

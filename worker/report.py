@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from .components import COMPONENTS, component_of
 from .dtypes import Kind
 from .errors import printable
 from .layers import depths
 from .plan import Plan
-
-GIB = 1 << 30
-
-
-def size(count: int) -> str:
-    """Bytes as people write them: `2.05 GiB`, `640 KiB`."""
-    for unit, factor in (("TiB", GIB << 10), ("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count} bytes"
+from .probe import Speed
+from .progress import duration
+from .units import size
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan's facts for programs; bytes are bytes."""
+def as_json(plan: Plan, speed: Speed | None = None) -> dict[str, Any]:
+    """The plan's facts for programs; bytes are bytes. Stages are plans of their own."""
     merged = [step for step in plan.steps if step.task is not None]
+    groups = _groups(plan)
     return {
         "method": plan.method.name,
         "models": list(plan.labels),
@@ -33,7 +28,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "missing": len(plan.matches.missing),
             "surplus": len(plan.matches.surplus),
         },
-        "parameters": sum(s.grid.count for s in plan.steps if s.dtype.kind is Kind.FLOAT),
+        "parameters": sum(groups.values()),
+        "parameters_by_component": groups,
         "layers": depths(step.name for step in plan.steps),
         "bytes_in": plan.input_bytes,
         "bytes_out": plan.output_bytes,
@@ -44,32 +40,100 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "bound_bytes": plan.memory.bound,
             "forced_by": plan.memory.forced_by,
         },
+        "storage": _storage(plan, speed),
         "warnings": list(plan.warnings),
         "key": plan.key,
+        "stages": [{"name": stage.recipe.name, **as_json(stage)} for stage in plan.stages],
     }
 
 
-def describe(plan: Plan) -> str:
+def _groups(plan: Plan) -> dict[str, int]:
+    """Floating parameters of the result by component, in their order."""
+    found = dict.fromkeys(COMPONENTS, 0)
+    for step in plan.steps:
+        if step.dtype.kind is Kind.FLOAT:
+            found[component_of(step.name)] += step.grid.count
+    return {component: count for component, count in found.items() if count}
+
+
+def _moved(plan: Plan) -> int:
+    """Bytes through the storage: every pass that a tensor does not stay in memory for, and out."""
+    total = 0
+    for each in (*plan.stages, plan):
+        for step in each.steps:
+            again = each.memory.piece_blocks(step) < step.grid.blocks
+            passes = step.reads if again else 1
+            total += passes * sum(source.nbytes for source in step.sources)
+        total += each.output_bytes
+    return total
+
+
+def _storage(plan: Plan, speed: Speed | None) -> dict[str, Any] | None:
+    """What the probe found, and the seconds that reading and writing take at that speed."""
+    if speed is None:
+        return None
+    return {
+        "probed_bytes": speed.read,
+        "bytes_per_s": round(speed.bytes_per_s),
+        "cached": speed.cached,
+        "estimated_s": round(_moved(plan) / speed.bytes_per_s, 1),
+    }
+
+
+def describe(plan: Plan, speed: Speed | None = None) -> str:
     """The same for people, a few aligned lines."""
-    facts = as_json(plan)
-    tensors = facts["tensors"]
+    facts = as_json(plan, speed)
+    tensors, models = facts["tensors"], plan.labels
     stacks = ", ".join(f"{printable(stack)}* {depth}" for stack, depth in facts["layers"].items())
     forced = facts["memory"]["forced_by"]
     rows = [
+        *_stages(plan),
         ("method", plan.method.name + (" (experimental)" if plan.method.experimental else "")),
-        *(("model" if i else "first", printable(name)) for i, name in enumerate(plan.labels)),
+        *(("model" if i else "first", printable(name)) for i, name in enumerate(models)),
         (
             "tensors",
             f"{tensors['merged']} merged, {tensors['copied']} copied, "
             f"{tensors['missing']} missing, {tensors['surplus']} surplus",
         ),
         ("parameters", f"{facts['parameters']:,}"),
+        *_shares(facts["parameters_by_component"]),
         ("layers", stacks or "none found in the names"),
         ("reads", size(plan.input_bytes)),
         ("writes", f"{size(plan.output_bytes)} in {len(facts['shards'])} file(s), "
                    f"{', '.join(facts['dtypes'])}"),
         ("memory", f"at most {size(plan.memory.bound)} of buffers in {plan.memory.lanes} lanes"
                    + (f" (needed by {printable(forced)})" if forced else "")),
+        *_time(facts["storage"]),
     ]  # fmt: skip
-    text = "\n".join(f"{name:<11}{value}" for name, value in rows)
+    text = "\n".join(f"{name:<11}{value}".rstrip() for name, value in rows)
     return "\n".join([text, *(f"warning: {warning}" for warning in plan.warnings)])
+
+
+def _stages(plan: Plan) -> list[tuple[str, str]]:
+    return [
+        ("stage", f"{printable(str(each.recipe.name))}: {each.method.name} of "
+                  f"{', '.join(map(printable, each.labels))}; {size(each.output_bytes)}")
+        for each in plan.stages
+    ]  # fmt: skip
+
+
+def _shares(groups: dict[str, int]) -> list[tuple[str, str]]:
+    """Parameters of each component; nothing where there is one only."""
+    total, width = sum(groups.values()), max((len(f"{n:,}") for n in groups.values()), default=0)
+    if len(groups) < 2:
+        return []
+    return [
+        ("", f"{count:>{width},}  {100 * count / total:5.1f} %  {component}")
+        for component, count in groups.items()
+    ]
+
+
+def _time(storage: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if storage is None:
+        return []
+    rate, seconds = storage["bytes_per_s"], storage["estimated_s"]
+    source = "from the page cache; cold storage takes longer" if storage["cached"] else "measured"
+    return [
+        ("time", f"about {duration(max(1.0, seconds))} of reading and writing, at {size(rate)}/s "
+                 f"({source} on {size(storage['probed_bytes'])} of the inputs)")
+    ]  # fmt: skip

@@ -52,3 +52,11 @@ def device_word(word: str) -> str:
         choices = "auto, cpu, cuda, cuda:N, xpu, mps"
         raise argparse.ArgumentTypeError(f"'{printable(word)}' is none of {choices}")
     return word
+
+
+def size(count: int) -> str:
+    """Bytes as people write them: `2.05 GiB`, `640 KiB`."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count >= 1024**power:
+            return f"{count / 1024**power:.2f} {unit}"
+    return f"{count} bytes"

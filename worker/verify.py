@@ -11,7 +11,7 @@ from .dtypes import Kind
 from .errors import InputError, printable
 from .finish import file_sha256
 from .manifest import NAME, read_manifest
-from .report import size
+from .units import size
 
 CHUNK = 8 << 20
 

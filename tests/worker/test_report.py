@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoints import read_tensors, save_fine_tunes, write_checkpoint
 from merges import plan_of, some_models
 
+from worker.plan import PlanOptions, make_plan
+from worker.recipe import parse
 from worker.report import as_json, describe, size
 
 
@@ -24,6 +27,38 @@ def test_facts(models: list[Path]) -> None:
     assert facts["dtypes"] == ["bfloat16", "bool", "int64"]
     assert facts["memory"]["bound_bytes"] == plan.memory.bound
     assert facts["key"] == plan.key
+    assert facts["storage"] is None and facts["stages"] == []
+
+
+def test_parameters_by_component(tmp_path: Path) -> None:
+    folder = save_fine_tunes(tmp_path, "olmo_hybrid", count=1)[0]
+    plan = plan_of([folder])
+    groups = as_json(plan)["parameters_by_component"]
+    parts = ["embeddings", "attention", "linear attention/SSM", "MLP", "norms"]
+    assert list(groups) == parts
+    assert sum(groups.values()) == as_json(plan)["parameters"]
+    stored = read_tensors(folder)
+    assert groups["MLP"] == sum(t.numel() for name, t in stored.items() if ".mlp." in name)
+    lines = describe(plan).splitlines()
+    shares = [line for line in lines if line.endswith(tuple(f"%  {part}" for part in parts))]
+    assert len(shares) == 5
+    assert sum(float(line.split()[1]) for line in shares) == pytest.approx(100, abs=0.3)
+
+
+def test_stages_are_plans_of_their_own(models: list[Path]) -> None:
+    text = (
+        f"name: mean\nmerge_method: linear\nmodels: ['{models[0]}', '{models[1]}']\n"
+        f"parameters: {{weight: 1}}\n---\nmerge_method: slerp\nbase_model: mean\n"
+        f"models: ['{models[2]}']\nparameters: {{t: 0.5}}\n"
+    )
+    plan = make_plan(parse(text), PlanOptions())
+    facts = json.loads(json.dumps(as_json(plan)))
+    (stage,) = facts["stages"]
+    assert (stage["name"], stage["method"]) == ("mean", "linear")
+    assert stage["models"] == [str(model) for model in models[:2]]
+    assert stage["bytes_out"] == plan.stages[0].output_bytes
+    first = describe(plan).splitlines()[0]
+    assert first.startswith(f"stage      mean: linear of {models[0]}, {models[1]}; ")
 
 
 def test_for_people(models: list[Path]) -> None:
