@@ -10,6 +10,8 @@ from launcher import backends, payload
 
 RECIPE = "# as given\nmerge_method: linear\nmodels: [{model: m1}, {model: m2}]\n"
 LINEAR = payload.build(methods=frozenset({"linear"}))
+WORKER = 7
+"""Where the worker begins in what a container runs: after the options, the script and the recipe."""
 START = base64.b64encode(b"BZh91AY&SY").decode()[:12]
 """Of every bz2 of level 9."""
 
@@ -29,7 +31,7 @@ def test_a_flipped_bit_stops_it_before_anything_runs(
 ) -> None:
     argv = job_argv(backend, "out", *models, "--setup", "touch it-ran")
     if backend == "beaker":
-        argv[-1] = flip(argv[-1])
+        argv[WORKER] = flip(argv[WORKER])
     else:
         script = Path(argv[0])
         script.write_text(flip(script.read_text()))
@@ -79,9 +81,10 @@ def test_unpacking_by_hand_as_the_job_says(job_argv, models, bare_bash, tmp_path
 
 def test_unpacking_by_hand_as_the_spec_says(job_argv, models, bare_bash, tmp_path: Path) -> None:
     argv = job_argv("beaker", "out", *models)
-    (line,) = [each for each in argv[-5].splitlines() if "bzip2 -d" in each]
+    (line,) = [each for each in argv[WORKER - 4].splitlines() if "bzip2 -d" in each]
     command = line.partition("to: ")[2]
-    done = bare_bash("-c", f'printf %s "$1" | {command}', "bash", argv[-1], cwd=tmp_path)
+    words = ["-c", f'printf %s "$@" | {command}', "bash", *argv[WORKER:]]
+    done = bare_bash(*words, cwd=tmp_path)
     assert done.code == 0, done.err
     assert (tmp_path / "merge-worker.pyz").read_bytes() == LINEAR.archive
 
