@@ -11,7 +11,7 @@ from launcher import backends, payload
 RECIPE = "# as given\nmerge_method: linear\nmodels: [{model: m1}, {model: m2}]\n"
 LINEAR = payload.build(methods=frozenset({"linear"}))
 WORKER = 7
-"""Where the worker begins in what a container runs: after the options, the script and the recipe."""
+"""Where the worker begins in what a container runs: after options, script and recipe."""
 START = base64.b64encode(b"BZh91AY&SY").decode()[:12]
 """Of every bz2 of level 9."""
 
