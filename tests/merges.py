@@ -18,11 +18,13 @@ from worker.header import TensorInfo
 from worker.plan import Plan, PlanOptions, make_plan
 from worker.progress import Progress
 from worker.ranks import Rank, share
+from worker.readahead import Work
 from worker.recipe import direct_recipe, parse
 from worker.step import Step
 from worker.store import Store
 from worker.stream import Engine
 from worker.target import State, Target
+from worker.together import join
 
 
 def run(*words: object) -> int:
@@ -119,13 +121,24 @@ def step(count: int, block: int, dtypes: tuple[str, ...], reads: int = 1, scratc
     return Step(**fields)
 
 
+def engine_for(plan: Plan, store: Store, **options: Any) -> Engine:
+    """The engine of one merge, on the CPU and silent."""
+    progress = Progress("off", plan.output_bytes, "")
+    return Engine([store], plan.memory, progress, [torch.device("cpu")], **options)
+
+
+def work_of(plan: Plan, store: Store) -> list[Work]:
+    """All that the store lacks."""
+    return join([share(plan.steps, Rank(), store.done())])
+
+
 def stream_into(out: Path, plan: Plan, *, stop_after: int | None = None, **options: Any) -> Engine:
     """Do what is left of a plan, without a command around it; ends early after so many pieces."""
     store = Store(out, plan)
     store.prepare()
     store.read_journals()
     store.open()
-    engine = Engine(plan, store, Progress("off", 1, ""), [torch.device("cpu")], **options)
+    engine = engine_for(plan, store, **options)
     write, written = store.write, 0
 
     def counted(*words: Any) -> None:
@@ -138,7 +151,7 @@ def stream_into(out: Path, plan: Plan, *, stop_after: int | None = None, **optio
     store.write = counted  # type: ignore[method-assign]
     try:
         store.drop_damaged(2)
-        engine.run(share(plan.steps, Rank(), store.done()))
+        engine.run(work_of(plan, store))
     finally:
         store.close()
     return engine

@@ -21,9 +21,9 @@ WORKER_STAGES = {
     "token_ids chat_template vocabulary rows adapter low_rank layout",
     "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble "
     "suggest match memory effort resolve plan probe report",
-    "stream": "readahead ranks lane hashes outfile store stream",
+    "stream": "readahead ranks together lane hashes outfile store stream",
     "write": "card manifest again published spoken side_files target finish lock verify",
-    "command": "device run cli __main__",
+    "command": "device one_pass run cli __main__",
     "looks": "check comparison compare finished",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()

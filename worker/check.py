@@ -18,6 +18,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: argparse.Namespace) -> str:
     """The plan in words or as JSON. WorkerError with every fault that headers show."""
-    plan = recipe_plan(arguments)
+    plan = recipe_plan(arguments.recipe, arguments)
     speed = probe(plan)
     return json.dumps(as_json(plan, speed), indent=1) if arguments.json else describe(plan, speed)

@@ -21,11 +21,12 @@ from .again import plan_again, said_again
 from .commands import LATE, load
 from .errors import InputError, Stopped, UsageError, WorkerError, printable
 from .match import Rules
+from .one_pass import Clock, RunOptions
 from .plan import Plan, make_plan
 from .ranks import from_environment
 from .recipe import direct_recipe, parse
 from .resolve import PlanOptions, stage_folder
-from .run import Clock, RunOptions, run_merge
+from .run import run_merges
 from .schedules import FORMS, weighted
 from .units import at_least_one, device_word, parse_duration, parse_number, parse_size
 
@@ -99,17 +100,34 @@ def _take_signals() -> None:
 
 
 def _merge(arguments: argparse.Namespace, clock: Clock) -> int:
-    return _run(recipe_plan(arguments), arguments, clock)
+    pairs = list(arguments.also)
+    if arguments.recipe is not None:
+        pairs.insert(0, (arguments.recipe, arguments.out))
+    if not pairs or (arguments.recipe and not arguments.out):
+        raise UsageError("merge: give RECIPE.yml and OUT, or several pairs, each behind -a")
+    outs = [Path(out).resolve() for _, out in pairs]
+    twice = next((out for out in outs if outs.count(out) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice}: two recipes write here; give each an OUT of its own")
+    plans, faults = [], []
+    for recipe, out in pairs:
+        try:
+            plans.append((recipe_plan(recipe, arguments, out), Path(out)))
+        except WorkerError as error:
+            faults.append(error)
+    if faults:
+        raise type(faults[0])("\n".join(map(str, faults)))
+    return _run(plans, arguments, clock)
 
 
-def recipe_plan(arguments: argparse.Namespace) -> Plan:
+def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = None) -> Plan:
     """The plan of a recipe, or of the manifest of a merge that is to be done again."""
-    path = Path(arguments.recipe)
+    path, options = Path(recipe), _options(arguments, out)
     text = read_recipe(path)
     manifest = said_again(path, text)
     if manifest is not None:
-        return plan_again(path, manifest, _options(arguments))
-    return make_plan(parse(text, str(path)), _options(arguments))
+        return plan_again(path, manifest, options)
+    return make_plan(parse(text, str(path)), options)
 
 
 def _average(arguments: argparse.Namespace, clock: Clock) -> int:
@@ -128,12 +146,13 @@ def _average(arguments: argparse.Namespace, clock: Clock) -> int:
         dtype=arguments.dtype,
         parameters=parameters,
     )
-    return _run(make_plan(parse(text, "average"), _options(arguments)), arguments, clock)
+    plan = make_plan(parse(text, "average"), _options(arguments, arguments.out))
+    return _run([(plan, Path(arguments.out))], arguments, clock)
 
 
-def _run(plan: Plan, arguments: argparse.Namespace, clock: Clock) -> int:
+def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, clock: Clock) -> int:
     need_torch()
-    for warning in plan.warnings:
+    for warning in dict.fromkeys(line for plan, _ in plans for line in plan.warnings):
         _tell(f"warning: {warning}", sys.stderr)
     options = RunOptions(
         device=arguments.device,
@@ -144,7 +163,8 @@ def _run(plan: Plan, arguments: argparse.Namespace, clock: Clock) -> int:
         allow_nonfinite=arguments.allow_nonfinite,
         deadline_s=parse_duration(arguments.deadline) if arguments.deadline else None,
     )
-    _tell(run_merge(plan, Path(arguments.out), options, from_environment(), clock), sys.stdout)
+    for line in run_merges(plans, options, from_environment(), clock):
+        _tell(line, sys.stdout)
     return 0
 
 
@@ -180,7 +200,7 @@ def read_recipe(path: Path) -> str:
         raise InputError(f"{path}: {error.strerror}; give the path of a recipe") from None
 
 
-def _options(arguments: argparse.Namespace) -> PlanOptions:
+def _options(arguments: argparse.Namespace, out: str | None = None) -> PlanOptions:
     return PlanOptions(
         relative_to=Path(arguments.relative_to),
         dtype=arguments.dtype,
@@ -193,7 +213,7 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
             *(arguments.missing, arguments.surplus),
             *(tuple(arguments.include), tuple(arguments.exclude)),
         ),
-        stages=stage_folder(getattr(arguments, "out", None)),
+        stages=stage_folder(out),
     )
 
 
@@ -209,8 +229,17 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"merge-worker {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     merge = commands.add_parser("merge", help="merge what a recipe says")
-    merge.add_argument("recipe", metavar="RECIPE.yml")
-    merge.add_argument("out", metavar="OUT")
+    merge.add_argument("recipe", metavar="RECIPE.yml", nargs="?")
+    merge.add_argument("out", metavar="OUT", nargs="?")
+    merge.add_argument(
+        "-a",
+        dest="also",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("RECIPE.yml", "OUT"),
+        help="several pairs: one pass over the inputs, one output each",
+    )
     merge.set_defaults(command=_merge)
     average = commands.add_parser("average", help="weighted average of models, no recipe needed")
     average.add_argument("out", metavar="OUT")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .step import Step
+    from .together import Joint
 
 
 MANY_VIEWS = 1000
@@ -130,7 +131,7 @@ class Lane:
             return torch.xpu.stream(torch.xpu.Stream(self.device))  # type: ignore[no-untyped-call]
         return nullcontext()
 
-    def make_room(self, step: Step, piece: Piece, limit: int) -> None:
+    def make_room(self, step: Joint, piece: Piece, limit: int) -> None:
         """Let buffers go if those of other tensors and of this piece together exceed `limit`."""
         asked = (step, piece.blocks, limit)
         if self._room_for is not None and self._room_for[0] is step and self._room_for == asked:
@@ -144,7 +145,8 @@ class Lane:
                 extra = source.room()
                 needs[f"in{number}."] = (stop - start) * extra.per_element + extra.fixed
         scratch = min(step.grid.block, step.grid.count) * step.scratch
-        landing = self.landing.held_with({"out": (stop - start) * step.dtype.bytes + PAGE})
+        outs = {f"out{n}": (stop - start) * m.step.dtype.bytes for n, m in enumerate(step.members)}
+        landing = self.landing.held_with({slot: count + PAGE for slot, count in outs.items()})
         held = self.host.held_with(needs) + landing
         if held + max(scratch, self.scratch.held_with({})) > limit:
             for pool in (self.host, self.on_device, self.landing, self.scratch):
@@ -205,29 +207,49 @@ class Lane:
                 count, views = stop - start, [self.host.runs(values, grid)[0] for values in read]
             yield Block(views, start, self.scratch)
 
-    def look(self, step: Step, part: Piece, loaded: Loaded | None, reduce: Reduce) -> list[Any]:
-        """One statistic per block."""
-        return [reduce.look(block) for block in self.blocks(step, part, loaded)]
+    def look(
+        self, step: Joint, part: Piece, loaded: Loaded | None, reduces: Sequence[Reduce | None]
+    ) -> list[list[Any]]:
+        """One statistic per block for each member that asks for one."""
+        found: list[list[Any]] = [[] for _ in reduces]
+        for block in self.blocks(step, part, loaded):
+            for member, reduce, partials in zip(step.members, reduces, found, strict=True):
+                if reduce is not None:
+                    partials.append(reduce.look(member.of(block)))
+        return found
 
     def merge(
-        self, step: Step, part: Piece, loaded: Loaded | None, final: Final
-    ) -> tuple[memoryview, int]:
-        """Merged bytes of some blocks on the host; how many values are not finite."""
+        self, step: Joint, part: Piece, loaded: Loaded | None, finals: Sequence[Final]
+    ) -> list[tuple[memoryview, int]]:
+        """Of each member the merged bytes on the host, and how many values are not finite."""
+        outs = [self._out(number, member.step, part) for number, member in enumerate(step.members)]
+        parts = [pool.runs(out, step.grid) for pool, out in outs]
+        for number, block in enumerate(self.blocks(step, part, loaded)):
+            for member, final, blocks in zip(step.members, finals, parts, strict=True):
+                final.merge(member.of(block), blocks[number])
+        return [
+            self._landed(number, member.step, part, out)
+            for number, (member, (_, out)) in enumerate(zip(step.members, outs, strict=True))
+        ]
+
+    def _out(self, number: int, step: Step, part: Piece) -> tuple[Pool, Tensor]:
+        """Where a result is computed: with the CPU, in the memory that it is written from."""
         start, stop = step.grid.span(part.first, part.blocks)
-        count, dtype = stop - start, step.dtype.torch_name
-        pool, shift = self.on_device if self.staged else self.landing, step.place(part) % PAGE
-        out = pool.take("out", count, dtype, shift)
-        parts = pool.runs(out, step.grid)
-        for block, here in zip(self.blocks(step, part, loaded), parts, strict=True):
-            final.merge(block, here)
+        pool, shift = (
+            (self.on_device, 0) if self.staged else (self.landing, step.place(part) % PAGE)
+        )
+        return pool, pool.take(f"out{number}", stop - start, step.dtype.torch_name, shift)
+
+    def _landed(self, number: int, step: Step, part: Piece, out: Tensor) -> tuple[memoryview, int]:
         # A sum is finite only if all of its terms are: one cheap look at the whole piece.
         total = out.sum(dtype=torch.float32 if out.dtype == torch.float16 else None)
         bad = 0
         if not math.isfinite(total.item()):
             bad = int(out.numel() - torch.isfinite(out).sum())
+        slot, shift = f"out{number}", step.place(part) % PAGE
         if self.staged:
-            self.landing.take("out", count, dtype, shift).copy_(out)
-        return self.landing.memory("out", out.nbytes, shift), bad
+            self.landing.take(slot, out.numel(), step.dtype.torch_name, shift).copy_(out)
+        return self.landing.memory(slot, out.nbytes, shift), bad
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Memory:
 
 def bytes_per_element(step: Step) -> int:
     """Buffer bytes of one element: every source and the result."""
-    return add(*(room(source) for source in step.sources)).per_element + step.dtype.bytes
+    return add(*(room(source) for source in step.sources)).per_element + step.result_bytes
 
 
 def budget(steps: Sequence[Step], memory_bytes: int | None, threads: int) -> Memory:
@@ -68,7 +68,11 @@ def _lane_bytes(step: Step, blocks: int) -> int:
 def _fixed(step: Step) -> int:
     """Bytes that do not depend on how many blocks are taken at a time."""
     block = max(1, min(step.grid.block, step.grid.count))
-    return 2 * PAGE + block * step.scratch + add(*(room(source) for source in step.sources)).fixed
+    return (
+        2 * PAGE * step.results
+        + block * step.scratch
+        + add(*(room(source) for source in step.sources)).fixed
+    )
 
 
 def _piece_blocks(step: Step, lane_bytes: int) -> int:

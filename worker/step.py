@@ -27,6 +27,16 @@ class Step:
     offset: int
     flops: int = 0  # beyond what reading hides
 
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of one element of what is written."""
+        return self.dtype.bytes
+
+    @property
+    def results(self) -> int:
+        """How many results are made at once."""
+        return 1
+
     def place(self, piece: Piece) -> int:
         """Where the bytes of a piece begin in the shard."""
         return self.offset + piece.first * self.grid.block * self.dtype.bytes

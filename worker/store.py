@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .cut import Piece
-from .errors import OutputError, WorkerError
+from .errors import OutputError, Stopped, WorkerError
 from .hashes import Hashes
 from .outfile import OutFile
 from .plan import Plan
 from .step import Step
+from .stopping import Stop
 
 PARTIAL = ".merge-partial"
 VERIFY_BYTES = 8 << 20
@@ -130,11 +131,20 @@ class Store:
             for number, step in enumerate(self.plan.steps)
         )
 
-    def drop_damaged(self, threads: int) -> int:
-        """Forget entries whose bytes are not in the shards any more; returns how many."""
+    def drop_damaged(self, threads: int, stop: Stop | None = None) -> int:
+        """Forget entries whose bytes are not in the shards any more; returns how many.
+
+        All are read, which takes as long as the storage does; `stop` ends it early. Stopped.
+        """
+
+        def there(entry: Entry) -> bool:
+            if stop is not None and stop.is_set():
+                raise Stopped(f"{stop.reason}; run the same command again to continue")
+            return self._is_there(entry)
+
         with ThreadPoolExecutor(threads) as pool:
             entries = list(self.entries.values())
-            good = list(pool.map(self._is_there, entries))
+            good = list(pool.map(there, entries))
         lost = [entry for entry, there in zip(entries, good, strict=True) if not there]
         for entry in lost:
             del self.entries[entry.step, entry.piece.first]

@@ -20,14 +20,14 @@ from .dtypes import Kind
 from .errors import ResultError, Stopped, printable
 from .files import Files
 from .lane import Lane, Loaded
+from .memory import Memory
 from .methods._define import Final, Reduce
 from .origin import stored
-from .plan import Plan
 from .progress import Progress
 from .readahead import ReadAhead, Work
-from .step import Step
 from .stopping import Stop
 from .store import Store
+from .together import Joint, Member
 
 OPEN_STEPS = 4
 """Tensors in several passes at a time: one pass waits for its last piece while the next begins."""
@@ -35,24 +35,37 @@ OPEN_STEPS = 4
 
 @dataclass(eq=False)
 class _Open:
-    """A step at work: its current pass, pieces to hand out, results of pieces by first block."""
+    """A step at work: the pass that each member is in, pieces to hand out, results so far."""
 
     work: Work
-    current: Reduce | Final | None  # None: bytes are copied
+    step: Joint
+    current: list[Reduce | Final | None]  # None: bytes are copied
     waiting: deque[Piece]
     busy: int = 0
-    results: dict[int, list[Any]] = field(default_factory=dict)
+    results: dict[int, list[list[Any]]] = field(default_factory=dict)  # by first block
+
+    def reduces(self) -> list[Reduce | None]:
+        """Who is still looking. The others wait, so that all are merged in one last pass."""
+        return [one if isinstance(one, Reduce) else None for one in self.current]
+
+    def advance(self, found: Sequence[Sequence[Any]]) -> None:
+        """The next pass of those who were looking, by their statistics of all blocks."""
+        self.current = [
+            one.finish(partials) if isinstance(one, Reduce) else one
+            for one, partials in zip(self.current, found, strict=True)
+        ]
 
 
 @dataclass(eq=False)
 class Engine:
     """Runs the work of one process. `stop` is set from outside to end early, resumable.
 
-    `staged` lets lanes treat the CPU like an accelerator, for tests.
+    `stores` take the results of the merges that are done together. `staged` lets lanes treat the
+    CPU like an accelerator, for tests.
     """
 
-    plan: Plan
-    store: Store
+    stores: Sequence[Store]
+    memory: Memory
     progress: Progress
     devices: Sequence[torch.device]
     files: Files = field(default_factory=Files)
@@ -72,7 +85,7 @@ class Engine:
         self._pending = iter(work)
         lanes = [
             threading.Thread(target=self._lane, args=(self.devices[i % len(self.devices)],))
-            for i in range(self.plan.memory.lanes)
+            for i in range(self.memory.lanes)
         ]
         for lane in lanes:
             lane.start()
@@ -107,7 +120,7 @@ class Engine:
                     if item.waiting:
                         item.busy += 1
                         return item, item.waiting.popleft()
-                if len(self._open) < OPEN_STEPS + self.plan.memory.lanes:
+                if len(self._open) < OPEN_STEPS + self.memory.lanes:
                     following = next(self._pending, None)
                     if following is not None:
                         if self.ahead is not None:
@@ -121,50 +134,54 @@ class Engine:
 
     def _begin(self, work: Work) -> _Open:
         step = work.step
-        current = step.method.begin(step.task) if step.method and step.task else None
-        item = _Open(work, current, deque())
+        assert isinstance(step, Joint)
+        steps = [member.step for member in step.members]
+        current = [s.method.begin(s.task) if s.method and s.task else None for s in steps]
+        item = _Open(work, step, current, deque())
         self._hand_out(item)
         return item
 
     def _hand_out(self, item: _Open) -> None:
         """Pieces of the current pass: every block to look at, only what is to do to merge."""
-        step = item.work.step
-        most = self.plan.memory.piece_blocks(step)
-        whole = (Piece(0, step.grid.blocks),)
-        for run in whole if isinstance(item.current, Reduce) else item.work.todo:
+        most = self.memory.piece_blocks(item.step)
+        whole = (Piece(0, item.step.grid.blocks),)
+        for run in whole if any(item.reduces()) else item.work.todo:
             item.waiting.extend(pieces(run.first, run.first + run.blocks, most))
 
     def _do(self, lane: Lane, item: _Open, piece: Piece) -> None:
         """One piece of the current pass; all passes in memory if the piece is the whole tensor."""
-        work, current, partials = item.work, item.current, None
-        lane.make_room(work.step, piece, self.plan.memory.bound // self.plan.memory.lanes)
-        if current is None:
-            self._copy(lane, work, piece)
+        step, partials = item.step, None
+        lane.make_room(step, piece, self.memory.bound // self.memory.lanes)
+        if step.task is None:
+            self._copy(lane, step, piece)
         else:
             # Only what is looked at more than once is kept, or what a device computes.
-            whole = isinstance(current, Reduce) and piece.blocks == work.step.grid.blocks
-            loaded = lane.load(work.step, piece) if whole or lane.staged else None
-            if isinstance(current, Reduce) and not whole:
-                partials = lane.look(work.step, piece, loaded, current)
+            whole = any(item.reduces()) and piece.blocks == step.grid.blocks
+            loaded = lane.load(step, piece) if whole or lane.staged else None
+            while whole and any(reduces := item.reduces()):
+                item.advance(lane.look(step, piece, loaded, reduces))
+            if any(reduces := item.reduces()):
+                partials = lane.look(step, piece, loaded, reduces)
             else:
-                while isinstance(current, Reduce):
-                    current = current.finish(lane.look(work.step, piece, loaded, current))
-                for part in work.todo if whole else (piece,):
-                    self._merge(lane, work, part, loaded, current)
-            start, stop = work.step.grid.span(piece.first, piece.blocks)
-            self.progress.read((stop - start) * sum(s.dtype.bytes for s in work.step.sources))
+                for part in item.work.todo if whole else (piece,):
+                    self._merge(lane, item, part, loaded)
+            start, stop = step.grid.span(piece.first, piece.blocks)
+            self.progress.read((stop - start) * sum(s.dtype.bytes for s in step.sources))
         self._done(item, piece, partials)
 
-    def _merge(
-        self, lane: Lane, work: Work, part: Piece, loaded: Loaded | None, final: Final
-    ) -> None:
-        raw, bad = lane.merge(work.step, part, loaded, final)
-        if bad and not self.allow_nonfinite:
-            self._report_nonfinite(work.step, loaded or lane.load(work.step, part), bad)
-        self.store.write(work.number, work.step, part, raw, bad)
+    def _merge(self, lane: Lane, item: _Open, part: Piece, loaded: Loaded | None) -> None:
+        finals = [one for one in item.current if isinstance(one, Final)]
+        merged = lane.merge(item.step, part, loaded, finals)
+        for member, (raw, bad) in zip(item.step.members, merged, strict=True):
+            if bad and not self.allow_nonfinite:
+                self._report_nonfinite(item.step, loaded or lane.load(item.step, part), bad)
+            self._write(member, part, raw, bad)
+
+    def _write(self, member: Member, part: Piece, raw: memoryview, bad: int) -> None:
+        self.stores[member.result].write(member.number, member.step, part, raw, bad)
         self.progress.wrote(len(raw))
 
-    def _done(self, item: _Open, piece: Piece, partials: list[Any] | None) -> None:
+    def _done(self, item: _Open, piece: Piece, partials: list[list[Any]] | None) -> None:
         with self._condition:
             item.busy -= 1
             if partials is not None:
@@ -176,18 +193,15 @@ class Engine:
                 self._condition.notify_all()
                 return
         # The last piece of a pass over a tensor: nobody else is at it, so no lock is held.
-        assert isinstance(item.current, Reduce)
-        current = item.current.finish(
-            [r for first in sorted(item.results) for r in item.results[first]]
-        )
+        found = [item.results[first] for first in sorted(item.results)]
+        item.advance([[one for part in own for one in part] for own in zip(*found, strict=True)])
         with self._condition:
-            item.current, item.results = current, {}
+            item.results = {}
             self._hand_out(item)
             self._condition.notify_all()
 
-    def _copy(self, lane: Lane, work: Work, piece: Piece) -> None:
+    def _copy(self, lane: Lane, step: Joint, piece: Piece) -> None:
         """Bytes as they are; sources that differ are noted, since only the first is kept."""
-        step = work.step
         start, stop = step.grid.span(piece.first, piece.blocks)
         values = lane.read(step.sources[0], start, stop, "in0")
         first = lane.host.memory("in0", values.nbytes)
@@ -198,11 +212,11 @@ class Engine:
                 self.differing.append(step.name)
         floats = step.dtype.kind is Kind.FLOAT
         bad = values.numel() - int(torch.isfinite(values).sum()) if floats else 0
-        self.store.write(work.number, step, piece, first, bad)
+        for member in step.members:
+            self._write(member, piece, first, bad)
         self.progress.read(len(first) * len(step.sources))
-        self.progress.wrote(len(first))
 
-    def _report_nonfinite(self, step: Step, loaded: Loaded, bad: int) -> NoReturn:
+    def _report_nonfinite(self, step: Joint, loaded: Loaded, bad: int) -> NoReturn:
         culprits = []
         for source, values in zip(step.sources, loaded.sources, strict=True):
             count = int(values.numel() - torch.isfinite(values).sum())

@@ -14,10 +14,11 @@ from checkpoints import read_tensors, write_checkpoint
 from merges import run
 
 from worker.errors import UsageError
+from worker.one_pass import Clock, RunOptions
 from worker.plan import PlanOptions, make_plan
 from worker.ranks import Rank
 from worker.recipe import Recipe, parse
-from worker.run import Clock, RunOptions, run_merge
+from worker.run import run_merges
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -152,7 +153,7 @@ def test_stages_that_were_left_are_gone_on_with(models: Path) -> None:
     first = make_plan(parse(CHAIN), options).stages[0]
     assert first.folder is not None
     clock = Clock(0.0)
-    run_merge(first, first.folder, RunOptions(progress="off"), Rank(), clock)
+    run_merges([(first, first.folder)], RunOptions(progress="off"), Rank(), clock)
     # A mark by which its result is known again.
     with (first.folder / "model.safetensors").open("r+b") as file:
         file.seek(-4, os.SEEK_END)

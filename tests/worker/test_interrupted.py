@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from forks import Fork, Forks
-from merges import average, digest, one_tensor_models
+from merges import average, digest, one_tensor_models, plan_of, stream_into
 
-from worker.store import PARTIAL
+from worker.errors import Stopped
+from worker.stopping import Stop
+from worker.store import PARTIAL, Store
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = ("--threads", "1", "--memory", "2MiB", "--shard-size", "6MB", "--progress", "off")
@@ -162,3 +164,17 @@ def test_killed_ranks(tmp_path: Path, big: list[Path], forks: Forks) -> None:
     assert [one.code for one in ended] == [0, 0, 0], ended
     assert average(tmp_path / "whole", big, "--shard-size", "6MB") == 0
     assert digest(out) == digest(tmp_path / "whole")
+
+
+def test_a_signal_ends_the_check_of_what_is_there(tmp_path: Path, big: list[Path]) -> None:
+    """Reading terabytes back must not keep a job from ending when it is told to."""
+    plan = plan_of(big)
+    stream_into(tmp_path / "out", plan)
+    store = Store(tmp_path / "out", plan)
+    store.read_journals()
+    store.open()
+    stop = Stop()
+    stop.set("stopped by SIGTERM")
+    with pytest.raises(Stopped, match="stopped by SIGTERM; run the same command again"):
+        store.drop_damaged(2, stop)
+    store.close()

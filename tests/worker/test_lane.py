@@ -12,9 +12,19 @@ from worker.files import Files
 from worker.lane import Lane, Pool, host_view
 from worker.layout import PAGE
 from worker.methods._define import Block, Final
-from worker.step import Step
+from worker.plan import Plan
+from worker.ranks import Rank, share
+from worker.together import Joint, join
 
 CPU = torch.device("cpu")
+
+
+def joint(plan: Plan, name: str = "x") -> Joint:
+    """The work on one tensor of a plan."""
+    work = join([share(plan.steps, Rank(), {})])
+    (found,) = (one.step for one in work if one.step.name == name)
+    assert isinstance(found, Joint)
+    return found
 
 
 class Copy(Final):
@@ -54,14 +64,13 @@ def test_host_views_are_the_memory_itself() -> None:
 
 
 @pytest.fixture
-def big(tmp_path: Path) -> Step:
+def big(tmp_path: Path) -> Joint:
     models = one_tensor_models(tmp_path, 600_000)
-    steps = plan_of(models).steps
-    return next(one for one in steps if one.name == "big")
+    return joint(plan_of(models), "big")
 
 
 @pytest.mark.parametrize("staged", [False, True])
-def test_load_reads_the_piece_of_every_source(big: Step, staged: bool) -> None:
+def test_load_reads_the_piece_of_every_source(big: Joint, staged: bool) -> None:
     lane = Lane(CPU, Files(), staged)
     loaded = lane.load(big, Piece(1, 2))
     for info, values in zip(big.sources, loaded.sources, strict=True):
@@ -71,14 +80,14 @@ def test_load_reads_the_piece_of_every_source(big: Step, staged: bool) -> None:
     assert (lane.on_device is lane.host) == (not staged)
 
 
-def test_staging_changes_nothing(big: Step) -> None:
+def test_staging_changes_nothing(big: Joint) -> None:
     results = []
     for staged in (False, True):
         lane = Lane(CPU, Files(), staged)
         piece = Piece(2, big.grid.blocks - 2)  # the last block is short
         part = Piece(3, big.grid.blocks - 3)
         for loaded in (lane.load(big, piece), None)[: 1 if staged else 2]:
-            merged, bad = lane.merge(big, part, loaded, Copy())
+            ((merged, bad),) = lane.merge(big, part, loaded, [Copy()])
             assert bad == 0
             results.append(bytes(merged))
     assert len(set(results)) == 1
@@ -99,9 +108,9 @@ def test_staging_changes_nothing(big: Step) -> None:
 )
 def test_counts_what_is_not_finite(tmp_path: Path, values: list[float], bad: int) -> None:
     write_checkpoint(tmp_path / "m", {"x": torch.tensor(values)})
-    (one,) = plan_of([tmp_path / "m"]).steps
+    one = joint(plan_of([tmp_path / "m"]))
     lane = Lane(CPU, Files())
-    _, found = lane.merge(one, Piece(0, 1), None, Copy())
+    ((_, found),) = lane.merge(one, Piece(0, 1), None, [Copy()])
     assert found == bad
 
 
@@ -109,9 +118,10 @@ def test_counts_what_is_not_finite(tmp_path: Path, values: list[float], bad: int
 def test_large_finite_values_of_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
     write_checkpoint(tmp_path / "m", {"x": largest})
-    (one,) = plan_of([tmp_path / "m"]).steps
+    one = joint(plan_of([tmp_path / "m"]))
     lane = Lane(CPU, Files())
-    assert lane.merge(one, Piece(0, 1), None, Copy())[1] == 0
+    ((_, found),) = lane.merge(one, Piece(0, 1), None, [Copy()])
+    assert found == 0
 
 
 def test_rows_where_rows_count(tmp_path: Path, centred_method: None) -> None:
@@ -120,7 +130,7 @@ def test_rows_where_rows_count(tmp_path: Path, centred_method: None) -> None:
     from worker.plan import PlanOptions, make_plan
     from worker.recipe import parse
 
-    (one,) = make_plan(parse(recipe), PlanOptions(relative_to=tmp_path, block=12)).steps
+    one = joint(make_plan(parse(recipe), PlanOptions(relative_to=tmp_path, block=12)))
     lane = Lane(CPU, Files())
     for loaded in (lane.load(one, Piece(0, 2)), None):
         blocks = lane.blocks(one, Piece(0, 2), loaded)
@@ -128,7 +138,7 @@ def test_rows_where_rows_count(tmp_path: Path, centred_method: None) -> None:
         assert seen == [(0, (2, 6), 0.0), (12, (2, 6), 12.0)]
 
 
-def test_make_room_keeps_what_fits_and_lets_go_of_what_does_not(big: Step) -> None:
+def test_make_room_keeps_what_fits_and_lets_go_of_what_does_not(big: Joint) -> None:
     lane = Lane(CPU, Files())
     piece = Piece(0, 1)
     lane.load(big, piece)

@@ -6,14 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import write_checkpoint
-from merges import plan_of
+from merges import engine_for, plan_of, work_of
 
 from worker.origin import Derived, Reader, Room, moved, room, stored
 from worker.plan import Plan
-from worker.progress import Progress
-from worker.ranks import Rank, share
 from worker.store import Store
-from worker.stream import Engine
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ def test_a_derived_source_is_merged_like_a_stored_one(tmp_path: Path, staged: bo
     store = Store(tmp_path / "out", plan)
     store.prepare()
     store.open()
-    engine = Engine(plan, store, Progress("off", 0, ""), [torch.device("cpu")], staged=staged)
-    engine.run(share(plan.steps, Rank(0, 1), {}))
+    engine_for(plan, store, staged=staged).run(work_of(plan, store))
     store.close()
     shard = plan.layout.shards[0]
     raw = (store.folder / f"{shard.name}.partial").read_bytes()[len(shard.header) :]

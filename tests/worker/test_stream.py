@@ -11,12 +11,14 @@ import torch
 from checkpoints import read_tensors, write_checkpoint
 from merges import (
     average,
+    engine_for,
     finish_into,
     one_tensor_models,
     plan_of,
     shards_of,
     some_models,
     stream_into,
+    work_of,
 )
 
 from worker.errors import InputError, OutputError, ResultError, Stopped
@@ -132,24 +134,11 @@ def test_stop_before_the_first_piece(tmp_path: Path, big: list[Path]) -> None:
     store = Store(tmp_path / "out", plan)
     store.prepare()
     store.open()
-    engine = stream_engine(plan, store)
+    engine = engine_for(plan, store)
     engine.stop.set("stopped by SIGTERM")
     with pytest.raises(Stopped, match="stopped by SIGTERM at 0 %; nothing is lost"):
-        engine.run(works(plan))
+        engine.run(work_of(plan, store))
     store.close()
-
-
-def stream_engine(plan: Any, store: Store) -> Any:
-    from worker.progress import Progress
-    from worker.stream import Engine
-
-    return Engine(plan, store, Progress("off", plan.output_bytes, ""), [torch.device("cpu")])
-
-
-def works(plan: Any) -> Any:
-    from worker.ranks import Rank, share
-
-    return share(plan.steps, Rank(), {})
 
 
 @pytest.mark.parametrize("place", ["read", "look", "finish", "merge", "write"])

@@ -1,0 +1,95 @@
+"""Several merges of the same inputs as one pass: what is read once serves all of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from .cut import Piece
+from .methods._define import Block
+from .origin import Origin
+from .readahead import Work
+from .step import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A step of one of the merges; `picks` are the places of its sources among the joint ones.
+
+    None if it has all of them, in the same order.
+    """
+
+    result: int
+    number: int
+    step: Step
+    picks: tuple[int, ...] | None = None
+
+    def of(self, block: Block) -> Block:
+        """The member's share of a joint block."""
+        if self.picks is None:
+            return block
+        return replace(block, tensors=[block.tensors[pick] for pick in self.picks])
+
+
+@dataclass(frozen=True, slots=True)
+class Joint(Step):
+    """Steps that are done on the same blocks; as a step it has all of their sources."""
+
+    members: tuple[Member, ...] = ()
+
+    @property
+    def results(self) -> int:
+        return len(self.members)
+
+    @property
+    def result_bytes(self) -> int:
+        return sum(member.step.dtype.bytes for member in self.members)
+
+
+def join(works: Sequence[Sequence[Work]]) -> list[Work]:
+    """The work of every merge, in the order of the first one that has a tensor.
+
+    Steps join if they cut a tensor of the same name alike, and compute it or copy the same one.
+    """
+    groups: dict[tuple[object, ...], list[Member]] = {}
+    todo: dict[tuple[object, ...], list[Piece]] = {}
+    for result, own in enumerate(works):
+        for work in own:
+            step, grid = work.step, work.step.grid
+            copied = step.sources if step.task is None else None
+            key = (step.name, grid.count, grid.block, grid.row, copied)
+            groups.setdefault(key, []).append(Member(result, work.number, step))
+            todo.setdefault(key, []).extend(work.todo)
+    return [
+        Work(number, _joint(members), tuple(_union(todo[key])))
+        for number, (key, members) in enumerate(groups.items())
+    ]
+
+
+def _joint(members: Sequence[Member]) -> Joint:
+    first, sources = members[0].step, members[0].step.sources
+    if len(members) > 1:
+        places: dict[Origin, int] = {}
+        members = [
+            replace(m, picks=tuple(places.setdefault(s, len(places)) for s in m.step.sources))
+            for m in members
+        ]
+        sources = tuple(places)
+    return Joint(
+        first.name, first.dtype, first.shape, sources, first.task, first.method, first.grid,
+        max(m.step.reads for m in members), max(m.step.scratch for m in members), first.shard,
+        first.offset, sum(m.step.flops for m in members), tuple(members),
+    )  # fmt: skip
+
+
+def _union(runs: Sequence[Piece]) -> Iterator[Piece]:
+    """Runs of blocks that cover the same ones, each once and in order."""
+    first = stop = 0
+    for run in sorted(runs, key=lambda run: run.first):
+        if run.first > stop:
+            if stop > first:
+                yield Piece(first, stop - first)
+            first = run.first
+        stop = max(stop, run.first + run.blocks)
+    if stop > first:
+        yield Piece(first, stop - first)
