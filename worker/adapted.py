@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import Adapter, Pair, open_adapter
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint
 from .dtypes import BY_NAME, DType, Kind
 from .errors import InputError, first_names, printable
 from .header import TensorInfo
@@ -54,7 +54,7 @@ class Adapted(Checkpoint):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        config = Checkpoint(self.path, self.shards, {}).config
+        config = Checkpoint(self.path, self.shards, {}, plain=self.plain).config
         if not config:
             return {}
         text = config.get("text_config")
@@ -65,9 +65,9 @@ class Adapted(Checkpoint):
         return config
 
 
-def open_adapted(base: Path, adapter: Path) -> Adapted:
-    """Both folders, headers only. InputError lists all that fits nothing in the base."""
-    return _Fitting(open_checkpoint(base), open_adapter(adapter)).result()
+def open_adapted(base: Checkpoint, adapter: Path) -> Adapted:
+    """The base with the adapter of a folder. InputError lists all that fits nothing in the base."""
+    return _Fitting(base, open_adapter(adapter)).result()
 
 
 def wide(dtype: DType) -> DType:
@@ -102,7 +102,7 @@ class _Fitting:
         if faults:
             raise InputError("\n".join(faults))
         shards = (*self.base.shards, self.adapter.shard)
-        return Adapted(base, shards, self.tensors, self.changes)
+        return Adapted(base, shards, self.tensors, self.changes, plain=self.base.plain)
 
     def names(self, name: str) -> Iterator[str]:
         yield name

@@ -26,6 +26,7 @@ class Checkpoint:
     path: Path
     shards: tuple[Shard, ...]
     tensors: dict[str, Origin] = field(repr=False)
+    plain: bool = field(default=False, kw_only=True)  # no longer quantised, whatever the file says
 
     @property
     def folder(self) -> Path | None:
@@ -41,6 +42,8 @@ class Checkpoint:
         value = read_json(path)
         if not isinstance(value, dict):
             raise InputError(f"{path}: not a JSON object; is this a model folder?")
+        if self.plain:
+            value.pop("quantization_config", None)
         return value
 
     @property

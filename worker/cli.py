@@ -209,6 +209,7 @@ def _options(arguments: argparse.Namespace, out: str | None = None) -> PlanOptio
         threads=arguments.threads,
         seed=arguments.seed,
         strict=arguments.strict,
+        dequantize=arguments.dequantize,
         rules=Rules(
             *(arguments.missing, arguments.surplus),
             *(tuple(arguments.include), tuple(arguments.exclude)),
@@ -280,6 +281,7 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
     add("--memory", metavar="4GiB", help="bound on buffers, on host and on each device")
     add("--threads", type=at_least_one, metavar="N")
     add("--seed", type=int, default=0)
+    add("--dequantize", action="store_true", help="read FP8 weights with their scales")
     add("--strict", action="store_true", help="warnings about the recipe are errors")
     add("--missing", choices=("error", "copy"), default="error", help="tensors not in every model")
     add("--surplus", choices=("error", "drop"), default="error", help="tensors the base has not")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from .assemble import Group
-from .checkpoint import Checkpoint, is_quantised
+from .checkpoint import Checkpoint
 from .dtypes import Kind
 from .errors import InputError, UsageError, first_names
 from .origin import Origin
@@ -59,10 +59,6 @@ def match(
 
     InputError lists every name or shape that does not fit, with counts and the first names.
     """
-    faults = [f"{labels[i]}: {why}" for i, m in enumerate(models) if (why := is_quantised(m))]
-    if faults:
-        hint = "dequantise first: load with transformers, model.dequantize(), save_pretrained(…)"
-        raise InputError("\n".join([*faults, f"  {hint}"]))
     matcher = _Matcher(models, labels, rules)
     for group in groups:
         matcher.add(group)

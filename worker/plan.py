@@ -15,6 +15,7 @@ from . import methods
 from .adapted import open_adapted
 from .assemble import Assembly, assemble
 from .checkpoint import Checkpoint, exists, open_checkpoint
+from .dequantise import dequantised, refuse_quantised
 from .effort import notes as effort_notes
 from .errors import InputError, UsageError
 from .fit import Inputs, Text, fit
@@ -101,8 +102,10 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
     """The plan of one document; `results` are those of other documents by name."""
     method = methods.get(recipe.method)
     warnings = list(recipe.warnings)
-    numbers, models = _open_all(recipe.own_refs(), options.relative_to, results)
+    options = replace(options, dequantize=options.dequantize or recipe.dequantize)
+    numbers, models = _open_all(recipe.own_refs(), options, results)
     labels = tuple(_labels(numbers))
+    refuse_quantised(models, labels)
     models, relaid_notes = relaid(models, labels, recipe.key_map)
     find = partial(_beside, relative_to=options.relative_to, results=results)
     models, text = fit(recipe, Inputs(models, labels, numbers, options.relative_to, find))
@@ -140,7 +143,7 @@ def usable_cpus() -> int:
 
 
 def _open_all(
-    refs: Sequence[ModelRef], relative_to: Path, results: Mapping[str, Planned]
+    refs: Sequence[ModelRef], options: PlanOptions, results: Mapping[str, Planned]
 ) -> tuple[dict[ModelRef, int], tuple[Checkpoint, ...]]:
     """Every folder once, and its number by reference; all that cannot be opened are named."""
     faults: list[str] = []
@@ -150,12 +153,13 @@ def _open_all(
     for ref in refs:
         try:
             result = results.get(ref.path) if not (ref.revision or ref.lora) else None
-            path = result.path if result else locate(ref, relative_to)
-            lora = ref.lora and locate(ModelRef(ref.lora, ref.lora_revision), relative_to)
+            path = result.path if result else locate(ref, options.relative_to)
+            lora = ref.lora and locate(ModelRef(ref.lora, ref.lora_revision), options.relative_to)
             place = (path.resolve(), *([lora.resolve()] if lora else []))
             if place not in by_place:
-                adapted = open_adapted(path, lora) if lora else None
-                models.append(result or adapted or open_checkpoint(path))
+                model = result or open_checkpoint(path)
+                model = dequantised(model) if options.dequantize else model
+                models.append(open_adapted(model, lora) if lora else model)
                 by_place[place] = len(models) - 1
             numbers[ref] = by_place[place]
         except InputError as error:

@@ -138,6 +138,7 @@ class Recipe:
     key_map: tuple[KeyRule, ...] = ()
     include: tuple[str, ...] = ()  # patterns of the tensors that are merged; all if there are none
     exclude: tuple[str, ...] = ()
+    dequantize: bool = False
 
     def model_refs(self) -> tuple[ModelRef, ...]:
         """Every model that must be there, once; those of stages too, but not their results."""

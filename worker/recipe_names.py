@@ -46,3 +46,10 @@ def read_patterns(reader: Reader, top: Mapping[str, object], key: str) -> tuple[
         if not isinstance(item, str) or not item.strip("."):
             reader.fault((key,), f"{item!r} is no tensor name or pattern, like *.mlp.*")
     return tuple(str(item) for item in found)
+
+
+def read_flag(reader: Reader, top: Mapping[str, object], key: str) -> bool:
+    given = top.get(key, False)
+    if not isinstance(given, bool):
+        reader.fault((key,), f"{given!r} is neither true nor false")
+    return given is True

@@ -11,7 +11,7 @@ from .dtypes import FLOATS
 from .errors import UsageError, nearest, printable
 from .methods import Method
 from .recipe import ModelRef, Module, Recipe, Slice, Source, find_method, parse_model
-from .recipe_names import read_key_map, read_patterns
+from .recipe_names import read_flag, read_key_map, read_patterns
 from .recipe_rules import broken_rules, plays_base
 from .recipe_tokenizer import read_choice
 from .settings import Given, Parameters, Setting, convert, parse_setting, scalars
@@ -19,7 +19,7 @@ from .yaml_text import Document, Path, read_documents
 
 _TOP = ["merge_method", "models", "slices", "modules", "base_model", "parameters"]
 _TOP += ["dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "name", "key_map"]
-_TOP += ["include", "exclude"]
+_TOP += ["include", "exclude", "dequantize"]
 
 
 def read_recipe(text: str, where: str) -> Recipe:
@@ -79,6 +79,7 @@ class _Reader:
             key_map=tuple(read_key_map(self, top)),
             include=read_patterns(self, top, "include"),
             exclude=read_patterns(self, top, "exclude"),
+            dequantize=read_flag(self, top, "dequantize"),
         )
         # The rules count models, so they wait until every model is understood.
         if self.method and not self.faults:

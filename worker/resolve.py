@@ -45,6 +45,7 @@ class PlanOptions:
     threads: int | None = None
     seed: int = 0
     strict: bool = False
+    dequantize: bool = False  # FP8 weights with scales are read as what they stand for
     rules: Rules = field(default_factory=Rules)
     block: int = CPU_BLOCK
     stages: Path = Path(".merge-stages")  # where results of other documents are kept meanwhile

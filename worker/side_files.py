@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import read_json
 from .dtypes import DType
 from .plan import Plan, final_config
-from .planned import Planned
 from .store import write_file
 from .token_files import of_tokenizer
 
@@ -82,8 +82,9 @@ def copy_side_files(plan: Plan, into: Path) -> list[str]:
 def merged_config(plan: Plan) -> dict[str, Any] | None:
     """The base's config with what the recipe changes, or None if that is nothing."""
     config = final_config(plan)
-    first = plan.models[0]
-    return config if isinstance(first, Planned) or config != first.config else None
+    folder = plan.models[0].folder
+    file = folder / "config.json" if folder else None
+    return config if file is None or not file.is_file() or config != read_json(file) else None
 
 
 def stored_dtypes(plan: Plan) -> dict[str, int]:

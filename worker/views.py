@@ -31,7 +31,7 @@ class Sliced(Derived):
     taken: int = 1
 
     def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
-        for begin, end in _rows(start, stop, self.taken):
+        for begin, end in by_row(start, stop, self.taken):
             rows = max(1, (end - begin) // self.taken)
             row, column = divmod(begin, self.taken)
             at = row * self.width + self.first + column
@@ -61,7 +61,7 @@ class Joined(Derived):
 
     def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         columns = self.columns
-        for begin, end in _rows(start, stop, columns[-1]):
+        for begin, end in by_row(start, stop, columns[-1]):
             row, column = divmod(begin, columns[-1])
             rows = max(1, (end - begin) // columns[-1])
             into = out[begin - start : end - start].view(rows, -1)
@@ -90,7 +90,7 @@ class Transposed(Derived):
 
     def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         height, width = self.shape[-2:]  # the part has `width` rows of `height`
-        for begin, end in _rows(start, stop, height * width, whole=False):
+        for begin, end in by_row(start, stop, height * width, whole=False):
             matrix, place = divmod(begin, height * width)
             first, last = place // width, -(-(place + end - begin) // width)
             slab = out.new_empty((last - first, width))
@@ -109,7 +109,7 @@ class Transposed(Derived):
         return Room(held.per_element + size, held.fixed + 2 * self.shape[-1] * size)
 
 
-def _rows(start: int, stop: int, width: int, *, whole: bool = True) -> Iterator[tuple[int, int]]:
+def by_row(start: int, stop: int, width: int, *, whole: bool = True) -> Iterator[tuple[int, int]]:
     """A run cut where rows of `width` begin: what is left of one, whole rows at once, the rest."""
     while start < stop:
         if start % width == 0 and stop - start >= width:
