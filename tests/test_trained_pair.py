@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -92,3 +93,21 @@ def test_the_merge_is_better_than_what_it_was_made_of(
     merged = mean_loss(out.name)
     others = {name: mean_loss(name) for name in ("base", "adder", "reverser")}
     assert all(merged < loss for loss in others.values()), (merged, others)
+
+
+@pytest.mark.slow
+def test_what_compare_suggests_is_such_a_merge(
+    folder: Path, mean_loss: Losses, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(folder / name) for name in ("adder", "reverser")]
+    assert main(["compare", *words, "--base", str(folder / "base"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["mergeable"] and facts["advice"]["warnings"] == []
+    # What two tasks taught one base is as good as orthogonal, and so half of the signs conflict.
+    (pair,) = facts["total"]["pairs"]
+    assert abs(pair["cosine"]) < 0.4 and 0.3 < pair["sign_conflicts"] < 0.6
+    recipe, out = folder / "suggested.yml", folder / "suggested"
+    recipe.write_text(facts["advice"]["recipe"])
+    assert main(["merge", str(recipe), str(out), "--progress", "off"]) == 0
+    others = {name: mean_loss(name) for name in ("base", "adder", "reverser")}
+    assert all(mean_loss("suggested") < loss for loss in others.values()), others

@@ -11,6 +11,8 @@ from checkpoints import read_tensors, save_fine_tunes, write_checkpoint
 from merges import run
 from torch import Tensor
 
+from worker.comparison.stream import Reading
+
 MATRIX, EXPERTS = "model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.experts.w1"
 
 
@@ -257,3 +259,12 @@ def test_mistakes(
     assert run("compare", *words, "--progress", "off") == code
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error
+
+
+def test_progress_is_of_what_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Reading("json", 4 << 30, "compare")
+    assert progress.facts()["left_s"] == -1
+    progress.read(1 << 30)
+    facts = progress.facts()
+    assert facts["percent"] == 25 and facts["bytes_in"] == 1 << 30 and facts["bytes_out"] == 0
+    assert facts["left_s"] == pytest.approx(3 * facts["elapsed_s"], abs=0.1)

@@ -26,6 +26,20 @@ PIECE = 1 << 20
 """Elements read at a time."""
 
 
+class Reading(Progress):
+    """The progress of a command that writes nothing: what is read is what there is to do."""
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.bytes_in / self.total_out if self.total_out else 100.0
+
+    def facts(self) -> dict[str, float]:
+        """As those of a merge, but for the time left, and nothing going out."""
+        found = super().facts()
+        left = (self.total_out - self.bytes_in) * found["elapsed_s"]
+        return {**found, "left_s": round(left / self.bytes_in, 1) if self.bytes_in else -1}
+
+
 class _Piece(NamedTuple):
     """Elements [start, stop) of a tensor in blocks of `block`."""
 
@@ -41,7 +55,7 @@ def stream(models: Models, threads: int, mode: str) -> Iterator[tuple[Shared, Su
     total = sum(info.nbytes for tensor in models.tensors for info in tensor.infos)
     torch.set_num_threads(1)
     files, local = Files(), threading.local()
-    progress = Progress(mode, total, "compare")
+    progress = Reading(mode, total, "compare")
 
     def work(piece: _Piece) -> Sums:
         if not hasattr(local, "pool"):
@@ -90,7 +104,6 @@ def _look(piece: _Piece, has_base: bool, files: Files, pool: Pool, progress: Pro
         files.read(info.file, info.offset + piece.start * size, memory)
         loaded.append(pool.take(f"in{number}", count, info.dtype.torch_name))
         progress.read(len(memory))
-        progress.wrote(len(memory))
     matrix = matrix_shape(tensor.shape) if tensor.sketched else None
     whole = nothing(len(loaded), has_base)
     for start in range(0, piece.stop - piece.start, piece.block):
