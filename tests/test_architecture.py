@@ -23,7 +23,7 @@ WORKER_STAGES = {
     "suggest match memory effort resolve plan probe report",
     "stream": "readahead ranks together lane hashes outfile store stream",
     "write": "card manifest again published spoken side_files target finish lock verify",
-    "command": "device one_pass run cli __main__",
+    "command": "device one_pass options run cli __main__",
     "looks": "check comparison compare finished",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from .cli import add_plan_options, recipe_plan
+from .cli import recipe_plan
+from .options import add_plan_options
 from .probe import probe
 from .report import as_json, describe
 

@@ -20,15 +20,14 @@ from . import __version__, quick_torch
 from .again import plan_again, said_again
 from .commands import LATE, load
 from .errors import InputError, Stopped, UsageError, WorkerError, printable
-from .match import Rules
-from .one_pass import Clock, RunOptions
+from .one_pass import Clock
+from .options import add_plan_options, add_run_options, plan_options, run_options
 from .plan import Plan, make_plan
 from .ranks import from_environment
 from .recipe import direct_recipe, parse
-from .resolve import PlanOptions, stage_folder
 from .run import run_merges
 from .schedules import FORMS, weighted
-from .units import at_least_one, device_word, parse_duration, parse_number, parse_size
+from .units import parse_number
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
 
@@ -122,7 +121,7 @@ def _merge(arguments: argparse.Namespace, clock: Clock) -> int:
 
 def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = None) -> Plan:
     """The plan of a recipe, or of the manifest of a merge that is to be done again."""
-    path, options = Path(recipe), _options(arguments, out)
+    path, options = Path(recipe), plan_options(arguments, out)
     text = read_recipe(path)
     manifest = said_again(path, text)
     if manifest is not None:
@@ -146,7 +145,7 @@ def _average(arguments: argparse.Namespace, clock: Clock) -> int:
         dtype=arguments.dtype,
         parameters=parameters,
     )
-    plan = make_plan(parse(text, "average"), _options(arguments, arguments.out))
+    plan = make_plan(parse(text, "average"), plan_options(arguments, arguments.out))
     return _run([(plan, Path(arguments.out))], arguments, clock)
 
 
@@ -154,16 +153,7 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
     need_torch()
     for warning in dict.fromkeys(line for plan, _ in plans for line in plan.warnings):
         _tell(f"warning: {warning}", sys.stderr)
-    options = RunOptions(
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-        resume=not arguments.no_resume,
-        sha256=arguments.sha256,
-        progress=arguments.progress,
-        allow_nonfinite=arguments.allow_nonfinite,
-        deadline_s=parse_duration(arguments.deadline) if arguments.deadline else None,
-    )
-    for line in run_merges(plans, options, from_environment(), clock):
+    for line in run_merges(plans, run_options(arguments), from_environment(), clock):
         _tell(line, sys.stdout)
     return 0
 
@@ -198,24 +188,6 @@ def read_recipe(path: Path) -> str:
         raise UsageError(f"{path}: not text; a recipe is a YAML file") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give the path of a recipe") from None
-
-
-def _options(arguments: argparse.Namespace, out: str | None = None) -> PlanOptions:
-    return PlanOptions(
-        relative_to=Path(arguments.relative_to),
-        dtype=arguments.dtype,
-        shard_bytes=parse_size(arguments.shard_size),
-        memory_bytes=parse_size(arguments.memory) if arguments.memory else None,
-        threads=arguments.threads,
-        seed=arguments.seed,
-        strict=arguments.strict,
-        dequantize=arguments.dequantize,
-        rules=Rules(
-            *(arguments.missing, arguments.surplus),
-            *(tuple(arguments.include), tuple(arguments.exclude)),
-        ),
-        stages=stage_folder(out),
-    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -257,7 +229,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     average.set_defaults(command=_average)
     for command in (merge, average):
         add_plan_options(command)
-        _add_run_options(command)
+        add_run_options(command)
     verify = commands.add_parser("verify", help="re-read an output and compare it to its manifest")
     verify.add_argument("out", metavar="OUT")
     verify.set_defaults(command=_verify)
@@ -267,37 +239,3 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         if argv[:1] == [name]:
             load(name).options(late)
     return parser
-
-
-def add_plan_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    choices = ("same", "bfloat16", "float16", "float32", "float64")
-    add(
-        "--dtype",
-        choices=choices,
-        help="of the result; default: the recipe's, else the first model's",
-    )
-    add("--shard-size", default="5GB", metavar="5GB")
-    add("--memory", metavar="4GiB", help="bound on buffers, on host and on each device")
-    add("--threads", type=at_least_one, metavar="N")
-    add("--seed", type=int, default=0)
-    add("--dequantize", action="store_true", help="read FP8 weights with their scales")
-    add("--strict", action="store_true", help="warnings about the recipe are errors")
-    add("--missing", choices=("error", "copy"), default="error", help="tensors not in every model")
-    add("--surplus", choices=("error", "drop"), default="error", help="tensors the base has not")
-    for option, what in (("--include", "only these are merged"), ("--exclude", "these are not")):
-        more = f"{what}: words of tensor names, or patterns with *; the rest is the base's"
-        add(option, action="append", default=[], metavar="PATTERN", help=more)
-    add("--relative-to", default=".", metavar="DIR", help="where relative model paths start")
-
-
-def _add_run_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--device", type=device_word, default="auto", metavar="auto|cpu|cuda|cuda:N|xpu|mps")
-    add("--overwrite", action="store_true", help="replace another merge of ours in OUT")
-    add("--no-resume", action="store_true", help="discard an unfinished merge in OUT")
-    add("--sha256", action="store_true", help="SHA-256 of the outputs in the manifest")
-    add("--progress", choices=("auto", "plain", "json", "off"), default="auto")
-    add("--allow-nonfinite", action="store_true", help="write NaN and Inf instead of stopping")
-    add("--deadline", metavar="12:00:00", help="stop cleanly this long after the start")
-    add("--trust-remote-code", action="store_true", help="accepted; no model code is ever run")
