@@ -132,8 +132,8 @@ def _time(storage: dict[str, Any] | None) -> list[tuple[str, str]]:
     if storage is None:
         return []
     rate, seconds = storage["bytes_per_s"], storage["estimated_s"]
-    source = "from the page cache; cold storage takes longer" if storage["cached"] else "measured"
+    how = ", in memory already; cold storage takes longer" if storage["cached"] else ""
     return [
         ("time", f"about {duration(max(1.0, seconds))} of reading and writing, at {size(rate)}/s "
-                 f"({source} on {size(storage['probed_bytes'])} of the inputs)")
+                 f"(a probe of {size(storage['probed_bytes'])}{how})")
     ]  # fmt: skip
