@@ -126,8 +126,9 @@ def public_text(plan: Plan, text: str) -> str:
     recipe = plan.recipe
     paths = {path for ref in recipe.model_refs() for path in (ref.path, ref.lora) if path}
     names = {path: _public(path, None) for path in paths}
+    all_names = list(names.values())
     for path, name in names.items():
-        if list(names.values()).count(name) > 1 and name != path:
+        if all_names.count(name) > 1 and name != path:
             names[path] = f"./{Path(path).absolute().parent.name}/{name}"
     asked = recipe.chat_template or ""
     for path in (recipe.where, asked if "{" not in asked else "", str(plan.options.stages)):
