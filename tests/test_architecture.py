@@ -21,9 +21,9 @@ WORKER_STAGES = {
     "token_files token_ids chat_template vocabulary rows adapter low_rank layout",
     "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble "
     "suggest match memory effort resolve plan probe report",
-    "stream": "readahead ranks together lane hashes outfile store stream",
+    "stream": "readahead ranks together device lane hashes outfile journal store stream",
     "write": "card manifest again published spoken side_files target finish lock verify",
-    "command": "device one_pass options run cli __main__",
+    "command": "one_pass options run cli __main__",
     "looks": "check comparison compare finished",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()

@@ -6,13 +6,35 @@ memory, threads or ranks; pieces are just how many blocks one lane takes at a ti
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from .methods._define import Cut, matrix_shape
 
 CPU_BLOCK = 1 << 17
 """Elements that stay in a core's cache while a block is computed (measured: 2^17)."""
+
+DEVICE_BLOCK = 1 << 21
+"""Elements that outweigh the launch of a kernel on an accelerator (not measured)."""
+
+_DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd")
+
+
+def block_for(device: str) -> int:
+    """Elements of a block for what `--device` names; `auto` looks for the driver, not at torch.
+
+    It must be known for a plan, which is made before torch is loaded.
+    """
+    if device == "cpu":
+        return CPU_BLOCK
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    there = any(Path(file).exists() for file in _DEVICE_FILES) and not hidden
+    there = there or (sys.platform == "darwin" and platform.machine() == "arm64")
+    return DEVICE_BLOCK if there or device != "auto" else CPU_BLOCK
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ from .errors import UsageError
 
 quick_torch.restore()
 
+OUT_OF_MEMORY: type[Exception] = torch.cuda.OutOfMemoryError
+"""What torch raises for every kind of device; its other name is younger than torch 2.4."""
+
 _KINDS = ("cuda", "xpu", "mps")
 
 
@@ -31,6 +34,24 @@ def devices(word: str) -> list[torch.device]:
     if not found:
         raise UsageError(f"--device {word}: torch {torch.__version__} sees no such device here")
     return found
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that this thread has given it."""
+    if device.type == "cpu":
+        return
+    module = getattr(torch, device.type)
+    if hasattr(module, "current_stream"):
+        module.current_stream(device).synchronize()
+    else:
+        module.synchronize()
+
+
+def empty(device: torch.device) -> None:
+    """Give back the device's memory that torch keeps for later."""
+    module = getattr(torch, device.type, None)
+    if hasattr(module, "empty_cache"):
+        module.empty_cache()
 
 
 def _visible(kind: str) -> list[torch.device]:

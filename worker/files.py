@@ -59,6 +59,11 @@ class Files:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_WILLNEED)
 
+    def done_with(self, path: str, offset: int, count: int) -> None:
+        """Leave the page cache to others; only a hint."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         with self._lock:
             for fd in self._open.values():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .cut import Grid, Piece
+from .device import empty, wait
 from .files import Files
 from .layout import PAGE
 from .methods._define import Block, Final, Reduce
@@ -149,8 +150,15 @@ class Lane:
         landing = self.landing.held_with({slot: count + PAGE for slot, count in outs.items()})
         held = self.host.held_with(needs) + landing
         if held + max(scratch, self.scratch.held_with({})) > limit:
-            for pool in (self.host, self.on_device, self.landing, self.scratch):
-                pool.clear()
+            self.clear()
+            self._room_for = asked
+
+    def clear(self) -> None:
+        """Let all buffers go, and give the device its memory back."""
+        for pool in (self.host, self.on_device, self.landing, self.scratch):
+            pool.clear()
+        self._room_for = None
+        empty(self.device)
 
     def read(self, source: Origin, start: int, stop: int, slot: str) -> Tensor:
         """Elements [start, stop) of a source in its dtype, 1-D, on the host."""
@@ -168,6 +176,8 @@ class Lane:
         """Every source's elements of a piece in their stored dtypes, 1-D, on the device."""
         start, stop = step.grid.span(piece.first, piece.blocks)
         loaded = []
+        if self.staged:
+            wait(self.device)  # or what is still being copied to it would be overwritten
         for number, source in enumerate(step.sources):
             # Host and device have the same slots, so that one account of them fits both.
             slot = f"in{number}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,17 +72,26 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
                 loaded = time.monotonic()
                 engine = Engine(stores, memory, progress, found, files, ahead, stop)
                 engine.allow_nonfinite = options.allow_nonfinite
+                engine.forget = sum(s.plan.input_bytes for s in stores) > _memory_bytes() // 2
                 with Flusher([file.fd for store in stores for file in store.files]):
                     engine.run(work)
                 clock.stream_s = time.monotonic() - loaded
             for store in stores:
-                store.sync()
+                store.sync(engine.forget)
     finally:
         for store in stores:
             store.close()
         files.close()
     clock.moved = progress.bytes_in + progress.bytes_out
     return engine.differing
+
+
+def _memory_bytes() -> int:
+    """Of this machine; as good as endless where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 60
 
 
 def _memory(stores: Sequence[Store], work: Sequence[Work]) -> Memory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .cut import block_for
 from .match import Rules
 from .one_pass import RunOptions
 from .resolve import PlanOptions, stage_folder
@@ -61,6 +62,7 @@ def plan_options(arguments: argparse.Namespace, out: str | None = None) -> PlanO
             *(tuple(arguments.include), tuple(arguments.exclude)),
         ),
         stages=stage_folder(out),
+        block=block_for(getattr(arguments, "device", "auto")),
     )
 
 

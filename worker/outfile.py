@@ -15,6 +15,9 @@ from pathlib import Path
 from .layout import PAGE
 
 MEASURED = frozenset({"ext2", "ext3", "ext4", "xfs"})
+SHARES = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
+"""Where a copy of whole pages takes no space and no time."""
+
 LARGEST_WRITE = 1 << 30
 LEAST_DIRECT = 16 * PAGE
 
@@ -26,7 +29,9 @@ class OutFile:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if os.fstat(self.fd).st_size != size:
             os.ftruncate(self.fd, size)
-        self._direct = _open_direct(path) if _file_system(self.fd) in MEASURED else -1
+        kind = _file_system(self.fd)
+        self._direct = _open_direct(path) if kind in MEASURED else -1
+        self._shares = kind in SHARES
 
     def write(self, data: memoryview, position: int) -> None:
         """Put `data` at `position`; fastest where its address is as far beyond a page as that."""
@@ -44,6 +49,31 @@ class OutFile:
                 _write(self.fd, data[:head], position)
                 data, position = data[head + whole :], position + head + whole
         _write(self.fd, data, position)
+
+    def copy(self, source: int, offset: int, data: memoryview, position: int) -> None:
+        """Put `data`, which is what the open file `source` has at `offset`, at `position`."""
+        head = -position % PAGE
+        whole = (len(data) - head) // PAGE * PAGE
+        if not self._shares or whole <= 0 or (offset - position) % PAGE:
+            self.write(data, position)
+            return
+        done = head
+        try:
+            while done < head + whole:
+                left = head + whole - done
+                got = os.copy_file_range(source, self.fd, left, offset + done, position + done)
+                if got == 0:
+                    break  # `source` has shrunk; what was read before counts
+                done += got
+        except (AttributeError, OSError):
+            self._shares = False  # such as another file system, an old kernel
+        self.write(data[:head], position)
+        self.write(data[done:], position + done)
+
+    def forget(self) -> None:
+        """Leave the page cache to others; what was not synced before stays in it."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         os.close(self.fd)

@@ -12,12 +12,12 @@ import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from .cut import Piece
 from .errors import OutputError, Stopped, WorkerError
 from .hashes import Hashes
+from .journal import Entry, claim_of, parse_line
 from .outfile import OutFile
 from .plan import Plan
 from .step import Step
@@ -27,35 +27,6 @@ PARTIAL = ".merge-partial"
 VERIFY_BYTES = 8 << 20
 SETTLED_S = 60.0
 """After this long, what was written on one host can be read on all others."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A finished piece in the journal."""
-
-    step: int
-    piece: Piece
-    crc: int
-    nonfinite: int
-
-    def line(self) -> bytes:
-        text = f"{self.step} {self.piece.first} {self.piece.blocks} {self.crc} {self.nonfinite}"
-        return f"{text} {zlib.crc32(text.encode())}\n".encode()
-
-
-def _claim(journal: str, entry: Entry) -> str:
-    """How a line of a journal is named where it is taken back."""
-    return f"{journal} {entry.step} {entry.piece.first} {entry.piece.blocks}"
-
-
-def parse_line(line: bytes) -> Entry | None:
-    """The entry of a journal line; None for a torn or damaged one."""
-    text, _, check = line.strip().rpartition(b" ")
-    fields = text.split()
-    if len(fields) != 5 or not check.isdigit() or zlib.crc32(text) != int(check):
-        return None
-    step, first, blocks, crc, nonfinite = (int(field) for field in fields)
-    return Entry(step, Piece(first, blocks), crc, nonfinite)
 
 
 class Store:
@@ -92,12 +63,24 @@ class Store:
             self._journal = os.open(self.folder / name, flags, 0o666)
 
     def write(
-        self, number: int, step: Step, piece: Piece, data: memoryview, nonfinite: int
+        self,
+        work: tuple[int, Step],
+        piece: Piece,
+        data: memoryview,
+        nonfinite: int,
+        same: tuple[int, int] | None = None,
     ) -> None:
-        """Put a piece at its place, then note it in the journal. OutputError."""
+        """Put a piece at its place, then note it in the journal. OutputError.
+
+        `same` is an open file and the offset where it has these very bytes.
+        """
+        number, step = work
         with output_errors(self.out):
             file, position = self.files[step.shard], step.place(piece)
-            file.write(data, position)
+            if same is None:
+                file.write(data, position)
+            else:
+                file.copy(*same, data, position)
             if self.hashes is not None:
                 self.hashes.wrote(step.shard, file.fd, position, data)
             entry = Entry(number, piece, zlib.crc32(data), nonfinite)
@@ -114,7 +97,7 @@ class Store:
             for path in sorted(self.folder.glob(f"{self._journals}-*")):
                 for line in path.read_bytes().splitlines():
                     entry = parse_line(line)
-                    if entry is None or not self._fits(entry) or _claim(path.name, entry) in lost:
+                    if entry is None or not self._fits(entry) or claim_of(path.name, entry) in lost:
                         continue
                     self.entries[entry.step, entry.piece.first] = entry
                     self._journal_of[entry] = path.name
@@ -163,14 +146,16 @@ class Store:
             before = note.stat().st_mtime - SETTLED_S
             names = {self._journal_of[entry] for entry in lost}
             old = {n for n in names if (self.folder / n).stat().st_mtime < before}
-            claims = [_claim(self._journal_of[e], e) for e in lost if self._journal_of[e] in old]
+            claims = [claim_of(self._journal_of[e], e) for e in lost if self._journal_of[e] in old]
             write_file(note, "".join(f"{claim}\n" for claim in claims))
 
-    def sync(self) -> None:
-        """Force everything written here to the storage. OutputError."""
+    def sync(self, forget: bool = False) -> None:
+        """Force everything written here to the storage, and out of memory. OutputError."""
         with output_errors(self.out):
             for fd in (*(file.fd for file in self.files), self._journal):
                 os.fsync(fd)
+        for file in self.files if forget else ():
+            file.forget()
 
     def close(self) -> None:
         for file in self.files:

@@ -16,18 +16,19 @@ from typing import Any, NoReturn
 import torch
 
 from .cut import Piece, pieces
+from .device import OUT_OF_MEMORY
 from .dtypes import Kind
-from .errors import ResultError, Stopped, printable
+from .errors import ResultError, Stopped, UsageError, printable
 from .files import Files
 from .lane import Lane, Loaded
 from .memory import Memory
 from .methods._define import Final, Reduce
-from .origin import stored
+from .origin import Derived, stored
 from .progress import Progress
 from .readahead import ReadAhead, Work
 from .stopping import Stop
 from .store import Store
-from .together import Joint, Member
+from .together import Joint
 
 OPEN_STEPS = 4
 """Tensors in several passes at a time: one pass waits for its last piece while the next begins."""
@@ -73,6 +74,7 @@ class Engine:
     stop: Stop = field(default_factory=Stop)
     staged: bool | None = None
     allow_nonfinite: bool = False
+    forget: bool = False  # the pages of inputs that are done with
     differing: list[str] = field(default_factory=list)
     _condition: threading.Condition = field(default_factory=threading.Condition)
     _open: list[_Open] = field(default_factory=list)
@@ -104,7 +106,10 @@ class Engine:
         try:
             with lane.stream(), torch.inference_mode():
                 while (task := self._next()) is not None:
-                    self._do(lane, *task)
+                    try:
+                        self._do(lane, *task)
+                    except OUT_OF_MEMORY:
+                        self._smaller(lane, *task)
         except BaseException as error:
             with self._condition:
                 self._error = self._error or error
@@ -169,17 +174,29 @@ class Engine:
             self.progress.read((stop - start) * sum(s.dtype.bytes for s in step.sources))
         self._done(item, piece, partials)
 
+    def _smaller(self, lane: Lane, item: _Open, piece: Piece) -> None:
+        """Do a piece for which the device had no memory left as two halves."""
+        lane.clear()
+        if piece.blocks == 1:
+            raise UsageError(
+                f"{lane.device}: no memory left for one block of '{printable(item.step.name)}'\n"
+                f"  others may use it; --device cpu needs none, --threads 1 the least"
+            ) from None
+        halves = pieces(piece.first, piece.first + piece.blocks, -(-piece.blocks // 2))
+        with self._condition:
+            item.busy -= 1
+            item.waiting.extend(halves)
+            self._condition.notify_all()
+
     def _merge(self, lane: Lane, item: _Open, part: Piece, loaded: Loaded | None) -> None:
         finals = [one for one in item.current if isinstance(one, Final)]
         merged = lane.merge(item.step, part, loaded, finals)
         for member, (raw, bad) in zip(item.step.members, merged, strict=True):
             if bad and not self.allow_nonfinite:
                 self._report_nonfinite(item.step, loaded or lane.load(item.step, part), bad)
-            self._write(member, part, raw, bad)
-
-    def _write(self, member: Member, part: Piece, raw: memoryview, bad: int) -> None:
-        self.stores[member.result].write(member.number, member.step, part, raw, bad)
-        self.progress.wrote(len(raw))
+            work = (member.number, member.step)
+            self.stores[member.result].write(work, part, raw, bad)
+            self.progress.wrote(len(raw))
 
     def _done(self, item: _Open, piece: Piece, partials: list[list[Any]] | None) -> None:
         with self._condition:
@@ -191,7 +208,9 @@ class Engine:
             if partials is None:
                 self._open.remove(item)
                 self._condition.notify_all()
-                return
+        if partials is None:
+            self._forget(item.step)
+            return
         # The last piece of a pass over a tensor: nobody else is at it, so no lock is held.
         found = [item.results[first] for first in sorted(item.results)]
         item.advance([[one for part in own for one in part] for own in zip(*found, strict=True)])
@@ -199,6 +218,12 @@ class Engine:
             item.results = {}
             self._hand_out(item)
             self._condition.notify_all()
+
+    def _forget(self, step: Joint) -> None:
+        """Inputs larger than memory would push everything else out of the page cache."""
+        for source in step.sources if self.forget else ():
+            for info in stored(source):
+                self.files.done_with(info.file, info.offset, info.nbytes)
 
     def _copy(self, lane: Lane, step: Joint, piece: Piece) -> None:
         """Bytes as they are; sources that differ are noted, since only the first is kept."""
@@ -212,8 +237,14 @@ class Engine:
                 self.differing.append(step.name)
         floats = step.dtype.kind is Kind.FLOAT
         bad = values.numel() - int(torch.isfinite(values).sum()) if floats else 0
+        source, same = step.sources[0], None
+        if not isinstance(source, Derived):
+            place = source.offset + start * source.dtype.bytes
+            same = (self.files.descriptor(source.file), place)
         for member in step.members:
-            self._write(member, piece, first, bad)
+            work = (member.number, member.step)
+            self.stores[member.result].write(work, piece, first, bad, same)
+            self.progress.wrote(len(first))
         self.progress.read(len(first) * len(step.sources))
 
     def _report_nonfinite(self, step: Joint, loaded: Loaded, bad: int) -> NoReturn:

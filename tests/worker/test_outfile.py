@@ -106,3 +106,45 @@ def test_the_type_of_a_file_system() -> None:
         held = os.open("/dev/shm", os.O_RDONLY)
         assert outfile._file_system(held) == "tmpfs"
         os.close(held)
+
+
+def test_copies_of_whole_pages_are_left_to_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outfile, "_file_system", lambda fd: "btrfs")
+    data = bytes(range(251)) * 400
+    (tmp_path / "source").write_bytes(b"." * 100 + data)
+    source = os.open(tmp_path / "source", os.O_RDONLY)
+    copied: list[int] = []
+    real = os.copy_file_range
+
+    def counted(*words: int) -> int:
+        copied.append(real(*words))
+        return copied[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", counted)
+    for position in (PAGE + 100, PAGE + 104):  # as far beyond a page as the source, or not
+        path = tmp_path / str(position)
+        file = OutFile(path, position + len(data))
+        file.copy(source, 100, landing(data, 0), position)
+        file.close()
+        assert path.read_bytes()[position:] == data
+    assert sum(copied) == (len(data) - (PAGE - 100)) // PAGE * PAGE
+    os.close(source)
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_copy_that_the_file_system_refuses_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(outfile, "_file_system", lambda fd: "xfs")
+
+    def refuse(*_: object) -> int:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    data = bytes(range(256)) * 64
+    file = OutFile(tmp_path / "out", len(data))
+    file.copy(0, 0, landing(data, 0), 0)
+    file.close()
+    assert (tmp_path / "out").read_bytes() == data

@@ -11,8 +11,9 @@ from merges import finish_into, one_tensor_models, plan_of, shards_of, stream_in
 
 from worker.cut import Piece
 from worker.errors import OutputError, Stopped
+from worker.journal import Entry, parse_line
 from worker.plan import Plan
-from worker.store import PARTIAL, Entry, Store, output_errors, parse_line, write_file
+from worker.store import PARTIAL, Store, output_errors, write_file
 
 naturals = st.integers(0, 1 << 40)
 

@@ -21,7 +21,7 @@ from merges import (
     work_of,
 )
 
-from worker.errors import InputError, OutputError, ResultError, Stopped
+from worker.errors import InputError, OutputError, ResultError, Stopped, UsageError
 from worker.methods._define import Block
 from worker.store import Store
 
@@ -230,3 +230,56 @@ def test_nan_names_the_tensor_and_the_file_it_is_from(tmp_path: Path) -> None:
 
 def test_blocks_carry_no_more_than_their_fields() -> None:
     assert [f.name for f in dataclasses.fields(Block)] == ["tensors", "start", "scratch"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_device_without_memory_gets_half_as_much_at_a_time(
+    tmp_path: Path, big: list[Path], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.lane import Lane
+
+    load, refused = Lane.load, 0
+
+    def small(self: Lane, step: Any, piece: Any) -> Any:
+        nonlocal refused
+        if piece.blocks > 2:
+            refused += 1
+            raise torch.cuda.OutOfMemoryError("device out of memory")
+        return load(self, step, piece)
+
+    expected = reference(tmp_path, big, method)
+    monkeypatch.setattr(Lane, "load", small)
+    plan = plan_of(big, method)
+    stream_into(tmp_path / "out", plan, staged=True)
+    finish_into(tmp_path / "out", plan)
+    assert refused and shards_of(tmp_path / "out") == expected
+
+
+def test_a_device_without_memory_for_one_block(
+    tmp_path: Path, big: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.lane import Lane
+
+    def none(*_: object) -> Any:
+        raise torch.cuda.OutOfMemoryError("device out of memory")
+
+    monkeypatch.setattr(Lane, "load", none)
+    with pytest.raises(UsageError, match="no memory left for one block"):
+        stream_into(tmp_path / "out", plan_of(big), staged=True)
+
+
+def test_inputs_larger_than_memory_are_forgotten_behind(
+    tmp_path: Path, big: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker import one_pass
+    from worker.files import Files
+
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(Files, "done_with", lambda self, *words: told.append(words))
+    average(tmp_path / "kept", big)
+    assert not told
+    monkeypatch.setattr(one_pass, "_memory_bytes", lambda: 1000)
+    average(tmp_path / "out", big)
+    plan = plan_of(big)
+    ranges = [(s.file, s.offset, s.nbytes) for step in plan.steps for s in step.sources]
+    assert sorted(told) == sorted(ranges)
