@@ -52,6 +52,14 @@ class Text:
         return with_rows(changed, self.rows[1]) if self.rows else changed
 
     @property
+    def summary(self) -> str:
+        """What becomes of the rows, in words; empty if nothing does."""
+        if self.rows is None or (self.rows[0] == self.rows[1] and not self.appended):
+            return ""
+        more = f", {len(self.appended)} tokens appended" if self.appended else ""
+        return f"{self.rows[0]} rows become {self.rows[1]}{more}"
+
+    @property
     def digest(self) -> str:
         """What the files of the result depend on."""
         made = [(name, hashlib.sha256(raw).hexdigest()) for name, raw in self.beside.made.items()]

@@ -41,6 +41,7 @@ def as_json(plan: Plan, speed: Speed | None = None) -> dict[str, Any]:
             "forced_by": plan.memory.forced_by,
         },
         "storage": _storage(plan, speed),
+        "vocabulary": plan.text.summary or None,
         "warnings": list(plan.warnings),
         "key": plan.key,
         "stages": [{"name": stage.recipe.name, **as_json(stage)} for stage in plan.stages],
@@ -98,6 +99,7 @@ def describe(plan: Plan, speed: Speed | None = None) -> str:
         ("parameters", f"{facts['parameters']:,}"),
         *_shares(facts["parameters_by_component"]),
         ("layers", stacks or "none found in the names"),
+        *([("vocabulary", plan.text.summary)] if plan.text.summary else []),
         ("reads", size(plan.input_bytes)),
         ("writes", f"{size(plan.output_bytes)} in {len(facts['shards'])} file(s), "
                    f"{', '.join(facts['dtypes'])}"),

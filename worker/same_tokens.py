@@ -50,9 +50,11 @@ def differences(recipe: Recipe, inputs: Inputs) -> Iterable[str]:
     first = numbers[0]
     other = next((n for n in numbers if rows[n] != rows[first]), None)
     if other is not None:
+        direct = recipe.where == "average"
+        how = "merge them by a recipe that says" if direct else "add to the recipe"
         raise InputError(
             f"{labels[first]} has {rows[first]} rows of vocabulary, {labels[other]} has "
-            f"{rows[other]}; add to the recipe:\n"
+            f"{rows[other]}; {how}:\n"
             f"tokenizer:\n  source: union   # or base: tokens that the base lacks are left out"
         )
     for number in numbers[1:]:
