@@ -35,11 +35,14 @@ _RENAMES = (
     (r"\.mlp\.(?=experts|gate\b)", ".block_sparse_moe."),
     (r"\.block_sparse_moe\.", ".mlp."),
     (r"\.router\.", ".router.layer."),
+    (r"\.input_layernorm\.", ".attention_layer_norm."),
+    (r"\.post_attention_layernorm\.", ".feedforward_layer_norm."),
 )
 # A parameter of all experts → what it is made of where experts are stored one by one.
 _EXPERTS = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
     "down_proj": (("down_proj",), ("w2",)),
+    "up_proj": (("up_proj",),),
 }
 _STACKED = {"gate_up_proj": "input_linear", "down_proj": "output_linear"}
 # Experts whose matrices are stored as (in, out); told from the shape unless they are square.
@@ -123,7 +126,8 @@ class _Fitting:
                 self.untie(name, replace(info, said=None))
             return
         if found is None:
-            self.lost.append(info.name)
+            if not self.apart(name, info):
+                self.lost.append(info.name)
             return
         old = self.tensors[found]
         rows = old.shape[:1] != info.shape[:1] and old.shape[1:] == info.shape[1:]
@@ -132,6 +136,20 @@ class _Fitting:
         elif rows:
             self.changes["vocab_size"] = info.shape[0]
         self.tensors[found] = replace(info, name=found, said=old.said or old.dtype)
+
+    def apart(self, name: str, info: TensorInfo) -> bool:
+        """A kernel over queries, keys and values, which files hold one by one."""
+        names = [name.replace(".conv1d.", f".{part}_conv1d.") for part in "qkv"]
+        olds = [self.tensors[n] for n in names if n != name and n in self.tensors]
+        if len(olds) < 3 or sum(old.shape[0] for old in olds) != info.shape[0]:
+            return False
+        begin = info.offset
+        for old in olds:
+            size = old.count * info.dtype.bytes
+            part = replace(info, name=old.name, shape=old.shape, offset=begin, nbytes=size)
+            self.tensors[old.name] = replace(part, said=old.said or old.dtype)
+            begin += size
+        return True
 
     def names_head(self) -> bool:
         config = self.adapter.config
@@ -165,7 +183,10 @@ class _Fitting:
         if shape != (sides[::-1] if turned else sides) or base.dtype.kind is not Kind.FLOAT:
             self.misfit(name, base.shape, sides)
             return
-        scale = self.adapter.scale(pair.module, pair.rank)
+        listed = self.adapter.config.get("target_parameters") or ()
+        weight = f"{pair.module}.weight"
+        wrapped = any(f".{weight}".endswith(f".{name}") for name in listed)
+        scale = self.adapter.scale(weight if wrapped else pair.module, pair.rank)
         parts = (base, pair.a, pair.b, *([pair.magnitude] if pair.magnitude else []))
         self.put(name, parts, sheet=shape, scale=scale, transposed=turned)
         if pair.bias is not None:
@@ -184,16 +205,20 @@ class _Fitting:
 
     def experts(self, pair: Pair) -> bool:
         """Parameters that are no `weight`: the matrices of all experts, stacked or one by one."""
+        full: list[str] = []
         for target in self.adapter.config.get("target_parameters") or ():
             module, _, name = str(target).rpartition(".")
             if not f".{pair.module}".endswith(f".{module}"):
                 continue
-            for full in self.names(f"{pair.module}.{name}"):
-                if self.stacked(full, pair) or self.one_by_one(full, pair):
-                    return True
-        return False
+            full += self.names(f"{pair.module}.{name}")
+        usual = self.base.config.get("model_type") in _TRANSPOSED
+        # Up and down of experts without a gate have each other's sides.
+        return any(
+            self.stacked(name, pair, turned) or self.one_by_one(name, pair, turned)
+            for turned, name in product((usual, not usual), full)
+        )
 
-    def stacked(self, name: str, pair: Pair) -> bool:
+    def stacked(self, name: str, pair: Pair, turned: bool) -> bool:
         parent, _, last = name.rpartition(".experts.")
         for found in (name, f"{parent}.{_STACKED.get(last)}.weight"):
             base = self.tensors.get(found)
@@ -203,8 +228,7 @@ class _Fitting:
                 self.sum(found, pair)
                 return True
             experts, sheet = base.shape[0], (base.shape[1], base.shape[2])
-            turned = self.turned(sheet, pair)
-            if turned is not None:
+            if sheet == _sides(pair, turned):
                 key = f"{pair.module}.{name.rpartition('.')[2]}"
                 scale = self.adapter.scale(key, pair.rank // experts)
                 how = {"sheet": sheet, "scale": scale, "transposed": turned}
@@ -212,7 +236,7 @@ class _Fitting:
                 return True
         return False
 
-    def one_by_one(self, name: str, pair: Pair) -> bool:
+    def one_by_one(self, name: str, pair: Pair, turned: bool) -> bool:
         parent, _, last = name.rpartition(".")
         for parts in _EXPERTS.get(last, ()):
             numbers = range(self.experts_of(f"{parent}.{{}}.{parts[0]}.weight"))
@@ -220,29 +244,21 @@ class _Fitting:
             if not names or any(n not in self.tensors for one in names for n in one):
                 continue
             shapes = [self.tensors[n].shape for n in names[0]]
-            turned = self.turned((sum(shape[0] for shape in shapes), shapes[0][1]), pair)
-            if turned is None or isinstance(self.tensors[names[0][0]], LowRank):
+            sheet = (sum(shape[0] for shape in shapes), shapes[0][1])
+            if sheet != _sides(pair, turned) or isinstance(self.tensors[names[0][0]], LowRank):
                 continue
             scale = self.adapter.scale(f"{pair.module}.{last}", pair.rank // len(names))
             how: dict[str, Any] = {"experts": len(names), "scale": scale, "transposed": turned}
             for expert, row in product(numbers, range(len(parts))):
                 base = self.tensors[names[expert][row]]
                 begin = sum(shape[0] for shape in shapes[:row])
-                sheet = (base.shape[0], base.shape[1])
-                sources = (base, pair.a, pair.b)
-                self.put(base.name, sources, sheet=sheet, expert=expert, row=begin, **how)
+                sources, how["sheet"] = (base, pair.a, pair.b), (base.shape[0], base.shape[1])
+                self.put(base.name, sources, expert=expert, row=begin, **how)
             return True
         return False
 
     def experts_of(self, form: str) -> int:
         return next(n for n in count() if form.format(n) not in self.tensors)
-
-    def turned(self, sheet: tuple[int, int], pair: Pair) -> bool | None:
-        """Whether the delta of an expert is (B A)ᵀ; None if it is neither that nor B A."""
-        if sheet not in (pair.sides, pair.sides[::-1]):
-            return None
-        square = sheet[0] == sheet[1]
-        return self.base.config.get("model_type") in _TRANSPOSED if square else sheet != pair.sides
 
     def put(self, name: str, parts: tuple[Origin, ...], **how: Any) -> None:
         said = parts[0].said or parts[0].dtype
@@ -251,3 +267,8 @@ class _Fitting:
     def misfit(self, name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> None:
         shapes = f"{list(base)} in the base, {list(adapter)} in the adapter"
         self.misfits.append(f"{printable(name)} is {shapes}")
+
+
+def _sides(pair: Pair, turned: bool) -> tuple[int, int]:
+    """Of one expert's matrix, whose delta is (B A)ᵀ if `turned`."""
+    return pair.sides[::-1] if turned else pair.sides

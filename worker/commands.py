@@ -16,6 +16,7 @@ LATE = {
     "check": ("check", "plan a recipe from headers; nothing is written"),
     "compare": ("compare", "how models differ, layer by layer, and what to merge them with"),
     "report": ("finished", "how far a finished merge is from each of its inputs, layer by layer"),
+    "extract-lora": ("extract_lora", "the difference of two models as an adapter"),
     "methods": ("describe", "the merge methods and their parameters"),
 }
 
