@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,13 +23,15 @@ def key(record: Record) -> Key:
     return record.backend, record.job_id
 
 
-def statuses(held: Sequence[Record]) -> tuple[dict[Key, Status], list[LauncherError]]:
+def statuses(
+    held: Sequence[Record], settled_too: bool = False
+) -> tuple[dict[Key, Status], list[LauncherError]]:
     """Of all records, asking each scheduler once; what it failed to say is as it was last heard."""
     found = {key(record): record.last for record in held if settled(record)}
     failures: list[LauncherError] = []
     groups: dict[Key, list[Record]] = {}
     for record in held:
-        if not settled(record):
+        if settled_too or not settled(record):
             groups.setdefault((record.backend, record.dialect), []).append(record)
     for group in groups.values():
         said, failure = _asked(group)
@@ -40,9 +43,10 @@ def statuses(held: Sequence[Record]) -> tuple[dict[Key, Status], list[LauncherEr
             else:
                 found[key(each)] = by_code(each) or each.last
     for record in held:
-        if found[key(record)] != record.last:
+        now = found[key(record)]
+        if (now.state, now.detail) != (record.last.state, record.last.detail):
             with contextlib.suppress(OSError):
-                records.keep(record.heard(found[key(record)]))
+                records.keep(record.heard(now))
     return found, failures
 
 
@@ -51,10 +55,10 @@ def settled(record: Record) -> bool:
     return record.last.state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
-def status(record: Record) -> Status:
+def status(record: Record, settled_too: bool = False) -> Status:
     """In the scheduler's words while it knows the job, else by the exit code that the job left."""
-    found, failures = statuses([record])
-    if failures and by_code(record) is None:
+    found, failures = statuses([record], settled_too)
+    if failures and by_code(record) is None and not settled(record):
         raise failures[0]
     return found[key(record)]
 
@@ -72,7 +76,9 @@ def verdict(record: Record, said: Status | None) -> Status:
     if said is not None and said.state is JobState.CANCELLED:
         return said
     if left is not None:
-        return left
+        return left if said is None else dataclasses.replace(left, reasons=said.reasons)
+    if settled(record):
+        return record.last
     backend = backends.get(record.backend)
     if isinstance(backend, Scheduler) and backend.absent.detail:
         return backend.absent

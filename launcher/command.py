@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -15,6 +15,7 @@ from worker.errors import printable
 from .errors import ClusterError
 
 TIMEOUT_S = 120.0
+OF_THE_SITE = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 class CommandFailed(ClusterError):
@@ -45,6 +46,7 @@ def answer(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
             [program, *argv[1:]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            env=surroundings(os.environ),
             timeout=timeout_s,
             check=False,
         )
@@ -64,6 +66,14 @@ def answer(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     return output
 
 
+def surroundings(variables: Mapping[str, str]) -> dict[str, str]:
+    """Without what an outer Slurm job has set: sbatch would hand it on, and srun ends over memory
+    that is given twice, and the number of an outer array would be taken for one of its own."""
+    inside = "SLURM_JOB_ID" in variables
+    foreign = [k for k in variables if inside and k.startswith("SLURM_") and k not in OF_THE_SITE]
+    return {key: value for key, value in variables.items() if key not in foreign}
+
+
 def own_words(text: str) -> str:
     """The lines that say what is wrong: qsub and sbatch add pages of usage to bad options."""
     lines = [printable(line).strip() for line in text.splitlines() if line.strip()]
@@ -75,9 +85,9 @@ def own_words(text: str) -> str:
     return "\n  ".join(kept)
 
 
-def foreground(argv: Sequence[str]) -> int:
+def foreground(argv: Sequence[str], variables: Mapping[str, str] | None = None) -> int:
     """Run a program in this terminal and wait for its end; its exit code as a shell gives it."""
-    child = subprocess.Popen(list(argv))
+    child = subprocess.Popen(list(argv), env={**os.environ, **(variables or {})})
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)

@@ -146,7 +146,8 @@ def why_command(job: JobWord, as_json: AsJson = False) -> int:
     from . import ask, logs, records, why
 
     record = records.find(job)
-    status = ask.status(record)
+    # Also of a job that is over: the scheduler may still know more than was kept.
+    status = ask.status(record, settled_too=True)
     more, code = ask.reasons(record), why.code_in(status, record.exit_code())
     backend = backends.get(record.backend)
     if isinstance(backend, Service):

@@ -21,7 +21,7 @@ from .job import Job
 from .records import Record
 
 
-def run_here(backend: Here[Any], text: str) -> int:
+def run_here(backend: Here[Any], text: str, notify: str | None = None) -> int:
     """The job's exit code."""
     handle, name = tempfile.mkstemp(prefix="merge-launch-", suffix=".sh")
     os.close(handle)
@@ -29,7 +29,8 @@ def run_here(backend: Here[Any], text: str) -> int:
     try:
         replace_text(path, text)
         program, *words = backend.run_argv(name)
-        return foreground([find(program), *words])
+        secrets = {} if notify is None else {"MERGE_LAUNCH_NOTIFY": notify}
+        return foreground([find(program), *words], secrets)
     finally:
         path.unlink(missing_ok=True)
 

@@ -47,7 +47,8 @@ def explain(
 ) -> list[str]:
     """Sentences, then the lines of the log that tell most."""
     found = [STATES[status.state]]
-    for each in (*status.reasons, *more) or ((status.detail,) if status.detail else ()):
+    said = (*status.reasons, *more)
+    for each in said or ((status.detail,) if status.detail and code is None else ()):
         if each not in found:
             found.append(each)
     if code and status.state is not JobState.QUEUED:

@@ -17,35 +17,42 @@ from ._base import Here, JobState, Resources, Status
 if TYPE_CHECKING:
     from launcher.job import Job
 
-# The job's number is that of its process, and the job's id stands among the words of the process:
-# a later process of the same number is not taken for it.
+# The number of a job is that of its process, and its id stands among the words of the process: a
+# later process of the same number is not taken for it.
 START = """
-log=$2 script=$1
-{ [ ! -e "$log" ] || [ -w "$log" ]; } || exit 4
+start() {
+    exec bash -c 'MERGE_LAUNCH_JOB=local-$(date +%y%m%d%H%M%S)-$$ || exit
 export MERGE_LAUNCH_JOB
-for starter in setsid ''; do
-    if [ -z "$starter" ] || command -v setsid > /dev/null; then break; fi
-done
+exec 3>&1 >> "$2" 2>&1 < /dev/null || exit
+printf "%s\\n" "$MERGE_LAUNCH_JOB" >&3
+exec 3>&- bash "$1" "$MERGE_LAUNCH_JOB"' bash "$@"
+}
+export -f start
 trap '' HUP
-$starter bash -c 'MERGE_LAUNCH_JOB=local-$(date +%y%m%d%H%M%S)-$$
-export MERGE_LAUNCH_JOB
-printf "%s\\n" "$MERGE_LAUNCH_JOB"
-exec bash "$1" "$MERGE_LAUNCH_JOB" >> "$2" 2>&1 < /dev/null' bash "$script" "$log" &
+if command -v setsid > /dev/null; then setsid bash -c 'start "$@"' bash "$@" & else start "$@" & fi
 """
-ASK = """
+WORDS = """
+words() {
+    ps -o args= -p "${1##*-}" 2> /dev/null || tr '\\0' ' ' < "/proc/${1##*-}/cmdline" 2> /dev/null
+}
+"""
+ASK = (
+    WORDS
+    + """
 for id; do
-    pid=${id##*-}
-    words=$(ps -o args= -p "$pid" 2> /dev/null || tr '\\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null)
-    case $words in *" $id"*) printf '%s %s\\n' "$id" running ;; esac
+    case $(words "$id") in *" $id"*) printf '%s\\n' "$id" ;; esac
 done
 """
-ID = r"local-\d{12}-\d+"
-GONE = 3
-STOP = """
-pid=${1##*-}
-words=$(ps -o args= -p "$pid" 2> /dev/null || tr '\\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null)
-case $words in *" $1"*) kill -TERM -- "-$pid" 2> /dev/null || kill -TERM "$pid" ;; *) exit 3 ;; esac
+)
+GONE = 35
+STOP = (
+    WORDS
+    + """
+case $(words "$1") in *" $1"*) ;; *) exit 35 ;; esac
+kill -TERM -- "-${1##*-}" 2> /dev/null || kill -TERM "${1##*-}"
 """
+)
+ID = r"local-\d{12}-\d+"
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,7 @@ class Local(Here[LocalResources]):
 
     def parse_status(self, source: str, text: str) -> dict[str, Status]:
         return {
-            line.partition(" ")[0]: Status(JobState.RUNNING, "its process is there")
-            for line in text.splitlines()
+            job_id: Status(JobState.RUNNING, "its process is there") for job_id in text.splitlines()
         }
 
     def cancel_argv(self, job_id: str) -> list[str]:

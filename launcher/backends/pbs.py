@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.options import Shape, option
 
-from ._base import (
-    DIRECTIVE,
-    JobState,
-    Resources,
-    Scheduler,
-    Status,
-    log_faults,
-    node_faults,
-    state_of_exit,
-)
+from . import _pbs_dialects
+from ._base import DIRECTIVE, Resources, Run, Scheduler, Status, log_faults, seconds
+from ._pbs_words import statuses
 
 if TYPE_CHECKING:
     from launcher.job import Job
 
+DIALECTS = tuple(_pbs_dialects.DIALECTS)
 TOKEN = r"[A-Za-z0-9][A-Za-z0-9_.@-]*"
 MEMORY = r"\d+([kmgt]b?|b)"
 
 
 @dataclass(frozen=True)
 class PbsResources(Resources):
-    ngpus: int | None = option(None, Shape("GPUs", metavar="N"))
-    ncpus: int | None = option(None, Shape("CPU cores", metavar="N", minimum=1))
+    ngpus: int | None = option(None, Shape("GPUs of a node", metavar="N"))
+    ncpus: int | None = option(None, Shape("CPU cores of a node", metavar="N", minimum=1))
     mem: str | None = option(
         None,
         Shape(
-            "memory of the job (--memory bounds the worker's buffers)",
+            "memory of a node (--memory bounds the worker's buffers)",
             metavar="80g",
             pattern=f"(?i){MEMORY}",
             form="a whole number with kb, mb, gb or tb, such as 80gb",
@@ -56,13 +52,32 @@ class PbsResources(Resources):
         None,
         Shape("what is charged", metavar="NAME", pattern=TOKEN, form="the name of a project"),
     )
-    nodes: int = option(1, Shape("nodes", metavar="N", minimum=1))
+    charge: str | None = option(
+        None,
+        Shape(
+            "the option of qsub that names what is charged: A or P (as the dialect has it)",
+            pattern="[AP]",
+            form="A or P",
+        ),
+    )
+    nodes: int = option(1, Shape("nodes that share the merge", metavar="N", minimum=1))
     dialect: str = option(
         "openpbs",
         Shape(
-            "openpbs (PBS Pro, select=) or torque (nodes=:ppn=)",
-            pattern="openpbs|torque",
-            form="openpbs or torque",
+            "how the site writes resources: openpbs (PBS Pro too), torque, gadi, polaris, abci, "
+            "or generic (by --resource alone)",
+            pattern="|".join(DIALECTS),
+            form=", ".join(DIALECTS[:-1]) + f" or {DIALECTS[-1]}",
+        ),
+    )
+    resource: tuple[str, ...] = option(
+        (),
+        Shape(
+            "one more value of -l (repeatable), such as 'storage=gdata/ab12' or 'place=scatter'",
+            metavar="VALUE",
+            pattern=r"[A-Za-z][\x21\x24-\x7e]*",
+            form="a value of -l without blanks, such as place=scatter",
+            adds_up=True,
         ),
     )
     directive: tuple[str, ...] = option(
@@ -92,27 +107,49 @@ class Pbs(Scheduler[PbsResources]):
         return resources.dialect
 
     def faults(self, job: Job, resources: PbsResources) -> list[str]:
-        found = log_faults(job) + node_faults("--nodes", resources.nodes)
-        if resources.dialect == "torque" and len(job.name) > 15:
-            found.append(f"--name {job.name}: Torque takes 15 characters at most")
-        return found
+        found = log_faults(job) + _pbs_dialects.faults(resources, job.name)
+        return found + [f for line in resources.directive for f in directive_faults(line)]
+
+    def run(self, resources: PbsResources) -> Run:
+        launcher = _pbs_dialects.DIALECTS[resources.dialect].launcher or "merge_on_nodes"
+        return Run(
+            walltime_s=seconds(resources.walltime),
+            ranks=resources.nodes,
+            launcher=launcher.format(nodes=resources.nodes) if resources.nodes > 1 else "",
+            identity="" if "mpiexec" in launcher else "export RANK=$3 WORLD_SIZE=$4",
+        )
 
     def context(self, job: Job, resources: PbsResources) -> dict[str, object]:
-        lines = _torque(resources) if resources.dialect == "torque" else _openpbs(resources)
+        dialect = _pbs_dialects.DIALECTS[resources.dialect]
+        if not job.merges:
+            resources = dataclasses.replace(resources, nodes=1)
+        lines = [f"-l {line}" for line in _pbs_dialects.resource_lines(resources, job)]
         if resources.walltime is not None:
             lines.append(f"-l walltime={resources.walltime}")
-        if resources.queue is not None:
-            lines.append(f"-q {resources.queue}")
+        queue = _pbs_dialects.queue(resources)
+        if queue is not None:
+            lines.append(f"-q {queue}")
+        if resources.project is not None:
+            charge = dialect.charge if resources.charge is None else f"-{resources.charge}"
+            lines.append(f"{charge} {resources.project}")
+        if dialect.keep is not None:
+            lines.append(f"-k {dialect.keep}")
+        # What PBS itself shows at the end goes beside the log that the job keeps.
+        own_log = None if dialect.keep is not None else job.log
+        output = job.log if own_log is None else str(Path(job.log).with_suffix(".end"))
         return {
+            "setup": dialect.setup,
+            "log": own_log,
+            "by_pbsdsh": resources.nodes > 1 and not dialect.launcher,
             "directives": [
                 f"-N {job.name}",
                 *lines,
                 "-j oe",
-                f'-o "{job.log}"',
+                f'-o "{output}"',
                 # A second run of the same job finds a finished merge, or resumes it.
                 "-r y",
                 *resources.directive,
-            ]
+            ],
         }
 
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
@@ -130,64 +167,45 @@ class Pbs(Scheduler[PbsResources]):
         return [source, *history, "-f", *ids]
 
     def parse_status(self, source: str, text: str) -> dict[str, Status]:
-        # Long values go on in lines that begin with a tab.
-        joined = text.replace("\n\t", "")
-        records = re.split(r"^Job Id: *(\S+)\s*$", joined, flags=re.MULTILINE)[1:]
-        return {
-            job_id: _status(dict(re.findall(r"^ +([\w.]+) = (.*)$", fields, re.MULTILINE)))
-            for job_id, fields in zip(records[::2], records[1::2], strict=True)
-        }
+        return statuses(text)
 
     def cancel_argv(self, job_id: str) -> list[str]:
         return ["qdel", job_id]
 
 
-def _status(fields: dict[str, str]) -> Status:
-    code = fields.get("job_state", "?")
-    comment = fields.get("comment", "")
-    ended = fields.get("Exit_status", fields.get("exit_status"))
-    if code in "FCX":
-        return _ended(ended, comment)
-    states = dict.fromkeys("QHWTM", JobState.QUEUED) | dict.fromkeys("RESUB", JobState.RUNNING)
-    detail = f"{code}: {comment}" if comment else code
-    return Status(states.get(code, JobState.UNKNOWN), detail)
+# Options that would take away what the rest relies on, each with what to say instead.
+REFUSED = {
+    "-z": "qsub would not say the job's id",
+    "-I": "a job cannot be interactive",
+    "-V": "it would carry all your variables, secrets too; name one with --env",
+    "-v": "anybody can read it with qstat; name a variable with --env",
+    "-N": "say --name",
+    "-o": "the log stands beside OUT",
+    "-e": "the log stands beside OUT",
+    "-j": "the log stands beside OUT",
+    "-k": "the dialect says where output goes",
+    "-J": "a sweep makes several jobs",
+    "-t": "a sweep makes several jobs",
+    "-C": "the lines begin with #PBS",
+    "-r": "a job that runs again resumes its output",
+}
 
 
-def _openpbs(resources: PbsResources) -> list[str]:
-    wanted = {"ncpus": resources.ncpus, "ngpus": resources.ngpus, "mem": _unit(resources.mem)}
-    parts = [f"{key}={value}" for key, value in wanted.items() if value is not None]
-    lines = [f"-l select=1:{':'.join(parts)}"] if parts else []
-    # Written to the log's own path while the job runs; without it the log appears at the end.
-    lines.append("-k oed")
-    return lines + ([f"-P {resources.project}"] if resources.project is not None else [])
-
-
-def _torque(resources: PbsResources) -> list[str]:
-    cores = f":ppn={resources.ncpus}" if resources.ncpus is not None else ""
-    gpus = f":gpus={resources.ngpus}" if resources.ngpus else ""
-    lines = [f"-l nodes=1{cores}{gpus}"]
-    if resources.mem is not None:
-        lines.append(f"-l mem={_unit(resources.mem)}")
-    # -P names a proxy user in Torque.
-    return lines + ([f"-A {resources.project}"] if resources.project is not None else [])
-
-
-def _unit(mem: str | None) -> str | None:
-    """Torque knows no bare 'g'."""
-    return None if mem is None else f"{mem.lower().rstrip('b')}b"
-
-
-def _ended(exit_status: str | None, comment: str) -> Status:
-    """Above 256 the batch system killed it, below 0 it did so for a reason of its own."""
-    if exit_status is None or not re.fullmatch(r"-?\d+", exit_status):
-        return Status(JobState.CANCELLED, comment or "it ended without having run")
-    code = int(exit_status)
-    detail = f"exit status {code}" + (f": {comment}" if comment else "")
-    if code in (256 + 9, 256 + 15):
-        return Status(JobState.CANCELLED, detail)
-    if code in (-29, -11, -20):
-        return Status(JobState.STOPPED, detail)
-    return Status(state_of_exit(code), detail)
+def directive_faults(line: str) -> list[str]:
+    found = [
+        f"--directive '{line}': {reason}"
+        for start, reason in REFUSED.items()
+        if line.startswith(start)
+    ]
+    for word, reason in (
+        ("block=", "qsub would wait for the job's end"),
+        ("sandbox=", "its folder is deleted with the job"),
+    ):
+        if line.startswith("-W") and word in line:
+            found.append(f"--directive '{line}': {reason}")
+    if re.search(r"\s#", line):
+        found.append(f"--directive '{line}': qsub takes no comment behind a directive")
+    return found
 
 
 BACKEND = Pbs()

@@ -2,10 +2,10 @@
 #PBS -N out
 #PBS -l nodes=1:ppn=16:gpus=2
 #PBS -l mem=80gb
+#PBS -l walltime=02:00:00
 #PBS -A ab12
-#PBS -l walltime=12:00:00
 #PBS -j oe
-#PBS -o "/home/me/work/out.job/out.log"
+#PBS -o "/home/me/work/out.job/out.end"
 #PBS -r y
 # linear of m1, m2. Made by merge-launch 0.0.0.
 #
@@ -18,6 +18,7 @@
 #   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | bzip2 -d > merge-worker.pyz
 
 set -euo pipefail
+exec >> /home/me/work/out.job/out.log 2>&1
 
 merge_fail() {
     printf 'merge-launch: %s\n' "$1" >&2
@@ -33,6 +34,7 @@ finish() {
 }
 trap finish EXIT
 rm -f -- /home/me/work/out.job/"${PBS_JOBID:-job}".exit
+printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
 
 base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_fail 'the worker in this job is damaged; submit it again'
 cGFja2VkIGFyY2hpdmU=
@@ -56,6 +58,10 @@ e27bf5157d6290f2126013a4c22ce8d5b235c9a7dc1320500439915aaeacb672  recipe.yml
 MERGE_SHA_256
 
 cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
+# Modules and environments trip over unset variables of their own.
+set +u
+module load python
+set -u
 
 # By the Python that will run it, which --setup may have brought; isolated, since a bz2.py that lies
 # about here is not what is meant.
@@ -69,10 +75,13 @@ merge_check <<'MERGE_SHA_256'
 0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz
 MERGE_SHA_256
 
+# Seconds that are left until shortly before the walltime, of which there is no warning.
+merge_deadline=$((6840 > SECONDS ? 6840 - SECONDS : 1))
 # Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
 # the worker can stop in good order, and wait for its end.
 python3 "$merge_folder/merge-worker.pyz" merge \
     "$merge_folder/recipe.yml" /home/me/work/out \
+    --deadline="$merge_deadline" \
     --relative-to /home/me/work &
 worker=$!
 stopped=

@@ -1,10 +1,10 @@
 #!/bin/bash
 #PBS -N soup
 #PBS -l select=1:ncpus=16:ngpus=2:mem=80gb
-#PBS -k oed
-#PBS -P ab12
 #PBS -l walltime=12:00:00
 #PBS -q gpu
+#PBS -P ab12
+#PBS -k oed
 #PBS -j oe
 #PBS -o "/home/me/work/runs/out.job/soup.log"
 #PBS -r y
@@ -36,6 +36,7 @@ finish() {
 }
 trap finish EXIT
 rm -f -- /home/me/work/runs/out.job/"${PBS_JOBID:-job}".exit
+printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
 
 base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_fail 'the worker in this job is damaged; submit it again'
 cGFja2VkIGFyY2hpdmU=
@@ -74,10 +75,13 @@ merge_check <<'MERGE_SHA_256'
 0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz
 MERGE_SHA_256
 
+# Seconds that are left until shortly before the walltime, of which there is no warning.
+merge_deadline=$((42600 > SECONDS ? 42600 - SECONDS : 1))
 # Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
 # the worker can stop in good order, and wait for its end.
 python3 "$merge_folder/merge-worker.pyz" merge \
     "$merge_folder/recipe.yml" /home/me/work/runs/out \
+    --deadline="$merge_deadline" \
     --relative-to /home/me/work &
 worker=$!
 stopped=

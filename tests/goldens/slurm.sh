@@ -37,6 +37,7 @@ finish() {
 }
 trap finish EXIT
 rm -f -- /home/me/work/runs/out.job/"${SLURM_JOB_ID:-job}".exit
+printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
 
 base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_fail 'the worker in this job is damaged; submit it again'
 cGFja2VkIGFyY2hpdmU=

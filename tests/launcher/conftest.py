@@ -113,6 +113,17 @@ class Fakes(NamedTuple):
         path = self.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
+    def pbs(self, *words: str) -> None:
+        """What only the other side of PBS does: schedule, schedule begin, qrerun ID."""
+        argv = [sys.executable, str(FAKES / "pbs.py"), *words]
+        subprocess.run(argv, check=True, timeout=120)
+
+    def switch(self, name: str, on: bool = True) -> None:
+        """A state of the PBS server: down, no-history, quota."""
+        path = self.folder / "pbs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch() if on else path.unlink()
+
     def answer(self, name: str, status: int, out: str = "", err: str = "") -> None:
         for ending, text in (("out", out), ("err", err), ("status", str(status))):
             (self.folder / f"{name}.{ending}").write_text(text)

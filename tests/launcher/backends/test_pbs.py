@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from launcher import backends
-from launcher.backends import JobState
 from launcher.settings import JobOptions
 
 PBS = backends.get("pbs")
@@ -35,20 +34,6 @@ def test_golden(make_job, render_job, golden) -> None:
         directive=("-l place=scatter", "-W umask=022"),
     )
     golden("pbs.sh", text)
-
-
-def test_golden_of_torque(make_job, render_job, golden) -> None:
-    text = render_job(
-        "pbs",
-        make_job("out", "m1", "m2"),
-        ngpus=2,
-        ncpus=16,
-        mem="80g",
-        walltime="12:00:00",
-        project="ab12",
-        dialect="torque",
-    )
-    golden("pbs-torque.sh", text)
 
 
 def test_directives_stand_above_all_else_and_are_plain(make_job, render_job) -> None:
@@ -99,7 +84,10 @@ def test_a_bare_number_of_bytes_stays_one(make_job, render_job) -> None:
         ("--dialect", "pbspro"),
         ("--ngpus", "-1"),
         ("--ncpus", "0"),
-        ("--nodes", "2"),
+        ("--nodes", "0"),
+        ("--resource", "place=scatter # x"),
+        ("--resource", "-l"),
+        ("--charge", "W"),
     ],
 )
 def test_what_no_directive_may_hold(launch, flag: str, value: str) -> None:
@@ -136,42 +124,6 @@ def test_torque_takes_short_names_only(make_job) -> None:
 )
 def test_ids(text: str, job_id: str | None) -> None:
     assert PBS.parse_submit(text) == job_id
-
-
-def record(state: str, *more: str) -> str:
-    return "\n".join(["Job Id: 12.s", "    Job_Name = out", f"    job_state = {state}", *more, ""])
-
-
-@pytest.mark.parametrize(
-    ("text", "state", "detail"),
-    [
-        (
-            record("Q", "    comment = Can Never Run: ngpus (R: 9", "\t9 A: 2)"),
-            "QUEUED",
-            "(R: 99 A: 2)",
-        ),
-        (record("H"), "QUEUED", "H"),
-        (record("R"), "RUNNING", "R"),
-        (record("S"), "RUNNING", "S"),
-        (record("F", "    Exit_status = 0"), "DONE", "0"),
-        (record("C", "    exit_status = 3"), "FAILED", "3"),
-        (record("F", "    Exit_status = 75"), "STOPPED", "75"),
-        (record("F", "    Exit_status = 271"), "CANCELLED", "271"),
-        (record("F", "    Exit_status = 265"), "CANCELLED", "265"),
-        (record("F", "    Exit_status = -29"), "STOPPED", "-29"),
-        (record("F"), "CANCELLED", "without having run"),
-        (record("9"), "UNKNOWN", "9"),
-    ],
-)
-def test_states(text: str, state: str, detail: str) -> None:
-    found = PBS.parse_status("qstat", text)["12.s"]
-    assert found.state is JobState[state]
-    assert detail in found.detail
-
-
-def test_an_answer_without_the_job() -> None:
-    # What `qstat -x` prints where the server keeps no history.
-    assert PBS.parse_status("qstat", "") == {}
 
 
 def test_commands() -> None:

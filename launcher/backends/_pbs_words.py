@@ -1,0 +1,99 @@
+"""What PBS says of a job → states and sentences. Codes as seen with OpenPBS 23.06, letters also of
+Torque. The plain text of `qstat -f` is read, not its JSON: every version has that, and it turns no
+value into another type."""
+
+from __future__ import annotations
+
+import re
+
+from ._base import JobState, Status, state_of_exit
+
+QUEUED = {
+    "Q": "It is in the queue.",
+    "H": "It is held: it waits for another job, or somebody holds it.",
+    "W": "It waits for the time that -a names.",
+    "T": "It is being moved to another server.",
+    "M": "It was moved to another server.",
+}
+RUNNING = {
+    "R": "",
+    "E": "It is ending.",
+    "S": "It is suspended, for a more urgent job.",
+    "U": "It is suspended, since somebody uses the machine.",
+    "B": "It is an array that has begun.",
+}
+KILLS = {
+    -1: "PBS could not start it.",
+    -2: "PBS could not start it.",
+    -3: "PBS could not start it, and tries again.",
+    -10: "PBS does not know the user on the node.",
+    -11: "PBS put it back into the queue.",
+    -20: "Its node was lost.",
+    -24: "It used more cores than it asked for.",
+    -25: "It used more virtual memory than it asked for (-l vmem).",
+    -27: "It used more memory than it asked for (--mem).",
+    -28: "It used more processor time than it asked for (-l cput).",
+    -29: "Its walltime was over.",
+}
+RESUMABLE = (-29, -20, -11)
+DROPPED = "It ended without having run: deleted, or what it waited for failed."
+RECORD = re.compile(r"^Job Id: *(\S+)[ \t]*$", re.MULTILINE)
+FIELD = re.compile(r"^ +([\w.]+) = (.*)$", re.MULTILINE)
+
+
+def statuses(text: str) -> dict[str, Status]:
+    # Long values go on in lines that begin with a tab.
+    words = RECORD.split(text.replace("\n\t", ""))[1:]
+    found = {}
+    for job_id, body in zip(words[::2], words[1::2], strict=True):
+        fields: dict[str, str] = {}
+        for key, value in FIELD.findall(body):
+            fields.setdefault(key.lower(), value.strip())
+        found[job_id] = status(fields)
+    return found
+
+
+def status(fields: dict[str, str]) -> Status:
+    code = fields.get("job_state", "?")
+    comment = fields.get("comment", "")
+    reasons = [f"PBS says: {comment}."] if comment else []
+    if code in "FCX":
+        return ended(fields.get("exit_status"), comment, reasons)
+    detail = f"{code}: {comment}" if comment else code
+    if code in QUEUED:
+        return Status(JobState.QUEUED, detail, (QUEUED[code], *_waits(fields), *reasons))
+    if code in RUNNING:
+        runs = fields.get("run_count", "1")
+        more = [f"This is its run number {runs}."] if runs not in ("0", "1") else []
+        said = [RUNNING[code]] if RUNNING[code] else []
+        return Status(JobState.RUNNING, detail, (*said, *more, *reasons))
+    return Status(JobState.UNKNOWN, detail, (f"PBS gives its state as '{code}'.", *reasons))
+
+
+def _waits(fields: dict[str, str]) -> list[str]:
+    found = []
+    if fields.get("hold_types", "n") not in ("n", ""):
+        kinds = {"u": "its user", "o": "an operator", "s": "the system", "p": "a bad password"}
+        who = ", ".join(kinds.get(each, each) for each in fields["hold_types"])
+        found.append(f"The hold is that of {who}.")
+    if "depend" in fields:
+        found.append(f"It waits for {fields['depend']}.")
+    if fields.get("queue"):
+        found.append(f"Its queue is {fields['queue']}.")
+    return found
+
+
+def ended(exit_status: str | None, comment: str, reasons: list[str]) -> Status:
+    """Above 256 the batch system killed it, below 0 it did so for a reason of its own."""
+    if exit_status is None or not re.fullmatch(r"-?\d+", exit_status):
+        return Status(JobState.CANCELLED, comment or "it ended without having run", (DROPPED,))
+    code = int(exit_status)
+    detail = f"exit status {code}" + (f": {comment}" if comment else "")
+    if code > 256:
+        state = JobState.CANCELLED if code - 256 in (9, 15) else JobState.FAILED
+        return Status(state, detail, (f"It was ended by signal {code - 256}.", *reasons))
+    if code < 0:
+        state = JobState.STOPPED if code in RESUMABLE else JobState.FAILED
+        said = KILLS.get(code, f"PBS ended it for its reason {code}.")
+        return Status(state, detail, (said, *reasons))
+    return Status(state_of_exit(code), detail, tuple(reasons))

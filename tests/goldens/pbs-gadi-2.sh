@@ -1,0 +1,152 @@
+#!/bin/bash
+#PBS -N out
+#PBS -l ngpus=8,ncpus=96,mem=360GB
+#PBS -l wd
+#PBS -l storage=gdata/cd34+gdata/ab12+scratch/ab12
+#PBS -l walltime=02:00:00
+#PBS -q gpuvolta
+#PBS -P ab12
+#PBS -j oe
+#PBS -o "/scratch/ab12/me/out.job/out.end"
+#PBS -r y
+# Starts a script on each node, of which the file of nodes has one line or several.
+merge_on_nodes() {
+    local place rank=0 places count
+    places=$(awk '!seen[$0]++ { print NR - 1 }' "$PBS_NODEFILE")
+    count=$(wc -w <<< "$places")
+    if [ "$count" -ne 2 ]; then
+        printf 'merge-launch: the job got %s nodes, not 2\n' "$count" >&2
+        return 6
+    fi
+    # PBS signals the processes on all nodes by itself.
+    trap : TERM
+    for place in $places; do
+        pbsdsh -n "$place" -- /bin/bash -l "$@" "$rank" 2 &
+        rank=$((rank + 1))
+    done
+    while [ -n "$(jobs -pr)" ]; do wait || :; done
+}
+# linear of m1, m2. Made by merge-launch 0.0.0.
+#
+# What runs here is the worker of merge-launch, Python sources in one zip archive. It is carried along,
+# packed by bzip2 and as base64 text, further down, so the node needs nothing of ours installed:
+# bash, coreutils, and Python 3.10 or newer with torch, safetensors and pyyaml, which unpacks it too.
+# SHA-256 of the archive, checked before it runs:
+#   0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3
+# To unpack it by hand:
+#   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | bzip2 -d > merge-worker.pyz
+
+set -euo pipefail
+exec >> /scratch/ab12/me/out.job/out.log 2>&1
+
+merge_fail() {
+    printf 'merge-launch: %s\n' "$1" >&2
+    exit 3
+}
+
+# Every node must see it.
+merge_folder=$(mktemp -d -- /scratch/ab12/me/out.job/run.XXXXXX) || merge_fail 'this node does not see the folder that the job was submitted from'
+readonly merge_folder
+finish() {
+    local code=$?
+    rm -rf -- "$merge_folder"
+    printf '%s\n' "$code" > /scratch/ab12/me/out.job/"${PBS_JOBID:-job}".exit || :
+}
+trap finish EXIT
+rm -f -- /scratch/ab12/me/out.job/"${PBS_JOBID:-job}".exit
+printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
+
+base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_fail 'the worker in this job is damaged; submit it again'
+cGFja2VkIGFyY2hpdmU=
+MERGE_WORKER_PYZ
+
+# The recipe as it was given.
+base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_fail 'the recipe in this job is damaged; submit it again'
+ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
+ICIvZy9kYXRhL2NkMzQvbTEiLAogICAicGFyYW1ldGVycyI6IHsKICAgICJ3ZWlnaHQiOiAxLjAK
+ICAgfQogIH0sCiAgewogICAibW9kZWwiOiAiL2cvZGF0YS9hYjEyL20yIiwKICAgInBhcmFtZXRl
+cnMiOiB7CiAgICAid2VpZ2h0IjogMS4wCiAgIH0KICB9CiBdCn0K
+MERGE_RECIPE_YML
+
+# Before anything else runs: what was carried along is what was sent.
+merge_check() {
+    (cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) || merge_fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
+}
+merge_check <<'MERGE_SHA_256'
+ce0bd6e2cfc6bfe849dd751744c81b77c6966e9dc4100b646ec8891a99470470  merge-worker.pyz.bz2
+d27ffb69dafbe0720a6302f9c17d4a5e15dfb6fe895a1c790372863a1e52b4e0  recipe.yml
+MERGE_SHA_256
+
+cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
+# Modules and environments trip over unset variables of their own.
+set +u
+module load python
+set -u
+
+# By the Python that will run it, which --setup may have brought; isolated, since a bz2.py that lies
+# about here is not what is meant.
+python3 -I -c 'import bz2, sys
+if sys.version_info < (3, 10):
+    sys.exit("this is Python " + sys.version)
+with open(sys.argv[1], "rb") as packed, open(sys.argv[2], "wb") as archive:
+    archive.write(bz2.decompress(packed.read()))
+' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_fail 'python3 cannot unpack the worker (the reason is above): it takes Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
+merge_check <<'MERGE_SHA_256'
+0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz
+MERGE_SHA_256
+
+# Seconds that are left until shortly before the walltime, of which there is no warning.
+merge_deadline=$((6840 > SECONDS ? 6840 - SECONDS : 1))
+# Runs once on each node, in whatever environment the launcher leaves.
+cat > "$merge_folder/rank.sh" <<'MERGE_RANK'
+set -euo pipefail
+merge_folder=$1 merge_deadline=$2
+trap 'printf "%s\n" "$?" > "$merge_folder/$HOSTNAME.$$.code"' EXIT
+# So that this shell waits for the worker, which gets the signal too.
+trap : TERM INT HUP USR1
+export RANK=$3 WORLD_SIZE=$4
+cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
+# Modules and environments trip over unset variables of their own.
+set +u
+module load python
+set -u
+python3 "$merge_folder/merge-worker.pyz" merge \
+    "$merge_folder/recipe.yml" /scratch/ab12/me/out \
+    --deadline="$merge_deadline" \
+    --relative-to /home/me/work
+MERGE_RANK
+# Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
+# the worker can stop in good order, and wait for its end.
+merge_on_nodes "$merge_folder/rank.sh" "$merge_folder" "${merge_deadline:-}" &
+worker=$!
+stopped=
+trap 'asked=1 stopped=1; kill -TERM "$worker" 2> /dev/null || :' TERM INT HUP USR1
+while :; do
+    asked=
+    code=0
+    wait "$worker" || code=$?
+    [ -n "$asked" ] || break
+done
+trap - TERM INT HUP USR1
+# Launchers have codes of their own: what counts is what each rank has left, once all nodes show it.
+merge_patience=$((code == 0 ? 60 : 5))
+while :; do
+    ended=0 code=0
+    for file in "$merge_folder"/*.code; do
+        one=$(cat -- "$file" 2> /dev/null) || continue
+        ended=$((ended + 1))
+        if [ "$one" -ne 75 ] || [ "$code" -eq 0 ]; then [ "$one" -eq 0 ] || code=$one; fi
+    done
+    merge_patience=$((merge_patience - 1))
+    [ "$ended" -lt 2 ] && [ -z "$stopped" ] && [ "$merge_patience" -gt 0 ] || break
+    sleep 1
+done
+if [ "$ended" -lt 2 ]; then
+    printf 'merge-launch: %s of 2 ranks came to an end; the reason is above\n' "$ended" >&2
+    [ "$code" -ne 0 ] || code=6
+    [ -z "$stopped" ] || code=75
+fi
+# A worker that the signal caught before its first byte left nothing to clean up.
+if [ -n "$stopped" ] && [ "$code" -gt 128 ]; then code=75; fi
+[ "$code" -eq 0 ] || exit "$code"
+
