@@ -43,6 +43,14 @@ def entry() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of interface.md."""
+    try:
+        return _main(argv)
+    except Stopped as error:  # a signal in the moment when something else was being answered
+        _tell(f"merge-worker: {error}", sys.stderr)
+        return error.exit_code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     clock = Clock(time.monotonic())
     _take_signals()
     for stream in (sys.stdout, sys.stderr):

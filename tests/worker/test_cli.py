@@ -278,3 +278,21 @@ def test_check_without_torch_and_merge_with_words(tmp_path: Path, models: list[P
 def test_streams_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert run("methods") == 0
+
+
+def test_a_signal_while_an_error_is_told(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("only the main thread may take signals")
+    tell, told = cli._tell, 0
+
+    def late(*words: Any) -> None:
+        nonlocal told
+        told += 1
+        if told == 1:
+            signal.raise_signal(signal.SIGTERM)
+        tell(*words)
+
+    monkeypatch.setattr(cli, "_tell", late)
+    assert "stopped by SIGTERM" in refused(capsys, 75, "average", tmp_path / "out", tmp_path / "no")
