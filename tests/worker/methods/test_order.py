@@ -194,6 +194,17 @@ def test_candidates_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(kept) < size // 20
 
 
+def test_many_of_one_value_are_kept_once() -> None:
+    generator = torch.Generator().manual_seed(2)
+    blocks = [torch.randint(0, most, (9000,), generator=generator) * 0.5 for most in (30, 7, 9000)]
+    plain = [_bracket.Counts(0, 9000, values) for values in blocks]
+    short = [_bracket.add_up([counts]) for counts in plain]
+    assert [counts.times is not None for counts in short] == [True, True, False]
+    assert all(len(c.kept) < 40 for c in short[:2] if c.kept is not None)
+    for rank in (0, 1, 5000, 13_499, 26_999):
+        assert _bracket.pick(short, rank) == _bracket.pick(plain, rank)
+
+
 def test_without_numpy_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = large("bfloat16 delta", 100_000)
     (with_numpy,), _ = search([values], [[70_000]], 1 << 16)
