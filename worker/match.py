@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from .assemble import Group
 from .checkpoint import Checkpoint
-from .dtypes import Kind
+from .dtypes import DType, Kind
 from .errors import InputError, UsageError, first_names
 from .origin import Origin
 from .subtree import chosen, idle
@@ -182,13 +182,19 @@ class _Matcher:
                 f"{first_names(surplus)}"
             )
         # One line when models store the same tensors with different precision.
-        mixed = [m for m in self.tensors if m.merged and len({i.dtype for _, i in m.sources}) > 1]
+        mixed = [m for m in self.tensors if m.merged and len({_dtype(i) for _, i in m.sources}) > 1]
         if mixed:
             models = mixed[0].group.part.models
             found = ", ".join(
-                f"{self.labels[models[i]]} {info.dtype.torch_name}" for i, info in mixed[0].sources
+                f"{self.labels[models[i]]} {_dtype(info).torch_name}"
+                for i, info in mixed[0].sources
             )
             yield f"{len(mixed)} tensors are stored with different dtypes ({found})"
+
+
+def _dtype(source: Origin) -> DType:
+    """What a source stands for, whatever it is computed in."""
+    return source.said or source.dtype
 
 
 def _names(found: dict[Pair, list[Origin]]) -> tuple[str, ...]:

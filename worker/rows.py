@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from .dtypes import BY_NAME
@@ -57,7 +59,8 @@ class RowMap:
 
     @cached_property
     def digest(self) -> str:
-        return hashlib.sha256(repr((self.runs, self.means)).encode()).hexdigest()
+        numbers = array("q", chain.from_iterable(self.runs)).tobytes()
+        return hashlib.sha256(numbers + repr(self.means).encode()).hexdigest()
 
     def plain(self, part: int, rows: int) -> bool:
         """Whether this is a part as it is, all of its `rows`."""

@@ -87,10 +87,10 @@ class Alignment:
         return (model if number < self.rows[model] else 0, number)
 
     def _row(self, token: str, model: int, having: Sequence[int]) -> Row | list[Row]:
-        rule = self.choice.tokens.get(token)
+        rule, own = self.choice.tokens.get(token), self.vocabularies[model].get(token)
+        if own is not None and not (rule and rule.force):
+            return (model, own)
         owners = {n: self.vocabularies[n][token] for n in having if token in self.vocabularies[n]}
-        if model in owners and not (rule and rule.force):
-            return (model, owners[model])
         if rule and (rule.zero or rule.model):
             return self._ruled(rule, token, having)
         if not owners:

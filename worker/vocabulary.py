@@ -12,7 +12,7 @@ from typing import Any
 
 from .chat_template import as_json
 from .errors import UsageError, first_names
-from .token_files import FLAGS, FULL, OLD_ADDED, SETTINGS, Beside, Vocabulary
+from .token_files import FLAGS, FULL, OLD_ADDED, PIECES, SETTINGS, Beside, Vocabulary
 
 PLAIN = {**dict.fromkeys(FLAGS, False), "normalized": True}
 """Flags of a token that was a regular one: its text is found wherever it stands."""
@@ -106,7 +106,8 @@ def edited(beside: Beside, start: Vocabulary, tokens: Tokens) -> dict[str, bytes
         made[FULL] = as_json(full)
     settings = beside.json(SETTINGS)
     listed = settings.get("added_tokens_decoder") or {}
-    if listed or not full:
+    # Programs that read the sentencepiece model know new tokens from this list.
+    if listed or not full or beside.read(PIECES) is not None:
         found = [{"id": int(number), **token} for number, token in listed.items()]
         if not listed:  # the older file is not read beside this list
             old = {t: flags for t, flags in start.added.items() if t in tokens.ids}
