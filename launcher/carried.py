@@ -6,6 +6,8 @@ import ast
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from worker.commands import LATE
+
 from .squeeze import tree_of
 
 ENTRY = "__main__.py"
@@ -22,14 +24,17 @@ def everything(package: Path) -> dict[str, Path]:
     }
 
 
-def needed(package: Path, methods: Collection[str]) -> dict[str, Path]:
-    """Those that `merge` can come to run for recipes of these methods.
+def needed(
+    package: Path, methods: Collection[str], commands: Collection[str] = ()
+) -> dict[str, Path]:
+    """Those that `merge`, and these commands, can come to run for recipes of these methods.
 
-    Commands that the worker imports by name and methods that it lists are not imports, so they
-    stay behind; a module that only types mention does too.
+    Other commands, which the worker imports by name, and methods that it lists are not imports, so
+    they stay behind; a module that only types mention does too.
     """
     sources = everything(package)
     roots = [ENTRY, *(f"methods/{name}.py" for name in {*ALWAYS, *methods})]
+    roots += [f"{LATE[name][0]}.py" for name in commands]
     waiting = [name for name in roots if name in sources]
     found: set[str] = set()
     while waiting:

@@ -49,7 +49,8 @@ class Request:
         from . import payload, render
 
         python = self.options.python or self.backend.python()
-        carried = payload.build(methods=payload.methods_of(self.merge.text))
+        methods = payload.methods_of(self.merge.text)
+        carried = payload.build(methods=methods, commands=self.options.commands)
         whole = Job(self.merge, self.options, self.worker, carried, python)
         jobs = whole.apart() if self.backend.dependencies else (whole,)
         refuse(self.backend.faults(jobs[0], self.resources))
@@ -77,7 +78,9 @@ def launch(request: Request) -> int:
     job, text = parts[0]
     refuse(backend.obstacles(job, resources))
     here = isinstance(backend, Here)
-    for warning in preflight.look(request.merge, request.worker, everything=here):
+    # mergekit refuses and takes other things than we do.
+    own = not request.options.commands
+    for warning in preflight.look(request.merge, request.worker, everything=here) if own else []:
         say(f"warning: {warning}")
     if isinstance(backend, Here) and not backend.detached(resources):
         return submit.run_here(backend, text, request.options.notify)

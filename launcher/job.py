@@ -20,6 +20,14 @@ from .source import Merge, safe_name
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
 SHORT_NAME = 15
 THEN = "-then"
+MERGEKIT_TAKES = (
+    "--device",
+    "--threads",
+    "--seed",
+    "--overwrite",
+    "--trust-remote-code",
+    "--deadline",
+)
 
 
 class Part(enum.Enum):
@@ -56,7 +64,23 @@ class Job:
             ]
         if not self.python or "\n" in self.python:
             faults.append("--python must name one program")
+        if self.options.engine == "mergekit":
+            faults += self._beyond_mergekit()
         refuse(faults)
+
+    def _beyond_mergekit(self) -> list[str]:
+        given = [word.partition("=")[0] for word in self.worker.argv()]
+        faults = [
+            f"{flag}: not with --engine mergekit; it takes {', '.join(MERGEKIT_TAKES)}"
+            for flag in given
+            if flag not in MERGEKIT_TAKES
+        ]
+        return faults
+
+    @property
+    def command(self) -> str:
+        """The worker's, which takes RECIPE OUT and the options."""
+        return next(iter(self.options.commands), "merge")
 
     @property
     def name(self) -> str:

@@ -65,9 +65,14 @@ def base64_chunks(data: bytes) -> list[str]:
     return [encoded[i : i + CHUNK_BYTES] for i in range(0, len(encoded), CHUNK_BYTES)] or [""]
 
 
-def build(package: Path | None = None, methods: frozenset[str] | None = None) -> Payload:
-    """The worker that is installed here, or that of another folder, whole or for some methods."""
-    archive = pack(package or Path(worker.__file__).parent, methods)
+def build(
+    package: Path | None = None,
+    methods: frozenset[str] | None = None,
+    commands: tuple[str, ...] = (),
+) -> Payload:
+    """The worker that is installed here, or that of another folder; whole, or for some methods and
+    commands beside the merge."""
+    archive = pack(package or Path(worker.__file__).parent, methods, commands)
     return Payload(archive, bz2.compress(archive, 9), worker.__version__)
 
 
@@ -97,9 +102,14 @@ def sources_digest(package: Path) -> str:
     return digest.hexdigest()
 
 
-def pack(package: Path, methods: frozenset[str] | None = None) -> bytes:
+def pack(
+    package: Path, methods: frozenset[str] | None = None, commands: tuple[str, ...] = ()
+) -> bytes:
     """The *.py files of a package as a zip that `python FILE` runs."""
-    found = carried.everything(package) if methods is None else carried.needed(package, methods)
+    if methods is None:
+        found = carried.everything(package)
+    else:
+        found = carried.needed(package, methods, commands)
     members = {f"worker/{name}": path for name, path in found.items()}
     members["__main__.py"] = package / carried.ENTRY
     target = io.BytesIO()

@@ -75,8 +75,21 @@ class JobOptions:
             form="an address that begins with https://",
         ),
     )
+    engine: str = option(
+        "merge-worker",
+        Shape(
+            "what merges: merge-worker, or mergekit, found on the node or installed there",
+            pattern="merge-worker|mergekit",
+            form="merge-worker or mergekit",
+        ),
+    )
     dry_run: bool = option(False, Shape("print the job and do nothing else"))
     follow: bool = option(False, Shape("show the log until the job ends", "-f"))
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What the job runs of the worker in place of `merge`."""
+        return ("mergekit",) if self.engine == "mergekit" else ()
 
     def variables(self) -> dict[str, str]:
         """Later ones win."""

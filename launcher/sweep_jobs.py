@@ -53,7 +53,7 @@ class Order:
         texts = [member.merge.text for member in members]
         methods = frozenset().union(*(payload.methods_of(text) for text in texts))
         if methods not in self._payloads:
-            self._payloads[methods] = payload.build(methods=methods)
+            self._payloads[methods] = payload.build(methods=methods, commands=self.options.commands)
         python = self.options.python or self.backend.python()
         first, *rest = (member.merge for member in members)
         made = Job(first, self.options, self.worker, self._payloads[methods], python)

@@ -22,7 +22,7 @@ WORKER_STAGES = {
     "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble "
     "suggest match memory effort resolve plan probe report",
     "stream": "readahead ranks together device lane hashes outfile journal store stream",
-    "write": "card manifest again published spoken side_files target finish lock verify",
+    "write": "card manifest again published spoken side_files target finish lock verify mergekit",
     "command": "one_pass options run cli __main__",
     "looks": "check comparison compare finished lora extract_lora",
 }

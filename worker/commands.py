@@ -17,6 +17,7 @@ LATE = {
     "compare": ("compare", "how models differ, layer by layer, and what to merge them with"),
     "report": ("finished", "how far a finished merge is from each of its inputs, layer by layer"),
     "extract-lora": ("extract_lora", "the difference of two models as an adapter"),
+    "mergekit": ("mergekit", "merge by mergekit itself, and look at what it wrote"),
     "methods": ("describe", "the merge methods and their parameters"),
 }
 

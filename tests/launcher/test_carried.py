@@ -18,7 +18,7 @@ from worker.methods._define import Base, Method
 
 SOURCES = Path(worker.__file__).parent
 BUDGET_BYTES = 160 * 1024
-"""Of base64, for a recipe of all methods. A container's two arguments for the worker hold 192 KiB; a
+"""Of base64, for a recipe of all methods. Two arguments of a container hold 192 KiB; a
 worker that grows beyond this is to be noticed before it needs a third."""
 # Imports each payload afresh in one process, since torch takes longer to load than all the merges.
 DRIVER = """
