@@ -17,11 +17,11 @@ WORKER_STAGES = {
     "forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_names "
     "recipe_tokenizer recipe_reader",
-    "what is on disk": "files header origin views regroup opcodes pickled checkpoint dequantise "
-    "token_files token_ids chat_template vocabulary rows adapter low_rank layout",
+    "what is on disk": "header hub files origin views regroup opcodes pickled checkpoint "
+    "dequantise token_files token_ids chat_template vocabulary rows adapter low_rank layout",
     "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble "
     "suggest match memory effort resolve plan probe report",
-    "stream": "readahead ranks together device lane hashes outfile journal store stream",
+    "stream": "readahead fetch ranks together device lane hashes outfile journal store stream",
     "write": "card manifest again published spoken side_files target finish lock verify mergekit",
     "command": "one_pass options run cli __main__",
     "looks": "check comparison compare finished lora extract_lora",

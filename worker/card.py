@@ -11,10 +11,10 @@ from typing import Any
 from . import __version__
 from .checkpoint import Checkpoint, is_hub_id
 from .heads import is_vocabulary
+from .hub import snapshot
 from .plan import Plan
 from .recipe import ModelRef
 
-_SNAPSHOT = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
 _LICENCE = ("license", "license_name", "license_link")
 
 
@@ -31,12 +31,6 @@ def _public(path: str, revision: str | None) -> str:
     if found:
         return "@".join(found)
     return Path(path).name or Path(path).resolve().name
-
-
-def snapshot(path: Path) -> tuple[str, str] | None:
-    """Hub id and commit of a folder in a cache of the hub."""
-    found = _SNAPSHOT.fullmatch(path.absolute().as_posix())
-    return (f"{found[1]}/{found[2]}", found[3]) if found else None
 
 
 def model_card(plan: Plan, title: str) -> str:

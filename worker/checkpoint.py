@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from . import hub
 from .dtypes import Kind
 from .errors import InputError, first_names, printable
 from .header import Shard, read_shard
@@ -105,7 +106,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _read(file: Path) -> tuple[Shard, dict[str, Origin]]:
     if file.suffix in SUFFIXES:
         return read_pickled(file)
-    shard = read_shard(file)
+    shard = hub.read_header(file) if hub.absent(str(file)) else read_shard(file)
     return shard, {info.name: info for info in shard.tensors}
 
 
@@ -128,13 +129,14 @@ def _shard_files(folder: Path) -> Iterator[Path]:
                 raise InputError(f"{index}: shard '{printable(name)}' is outside the model folder")
             yield folder / name
         return
-    if (folder / "model.safetensors").exists():
+    remote = hub.names(folder)
+    if (folder / "model.safetensors").exists() or "model.safetensors" in remote:
         yield folder / "model.safetensors"
         return
     # Some releases hold the same weights twice; adapters belong to another model.
     found = sorted(
         file
-        for file in folder.glob("*.safetensors")
+        for file in {*folder.glob("*.safetensors"), *(folder / name for name in remote)}
         if not file.name.startswith(("consolidated", "adapter_"))
     )
     if not found and (folder / "pytorch_model.bin").exists():

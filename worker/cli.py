@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from . import __version__, quick_torch
+from . import __version__, hub, quick_torch
 from .again import plan_again, said_again
 from .commands import LATE, load
 from .errors import InputError, Stopped, UsageError, WorkerError, printable
+from .manifest import NAME
 from .one_pass import Clock
 from .options import add_plan_options, add_run_options, plan_options, run_options
 from .plan import Plan, make_plan
@@ -161,8 +162,12 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
     need_torch()
     for warning in dict.fromkeys(line for plan, _ in plans for line in plan.warnings):
         _tell(f"warning: {warning}", sys.stderr)
+    if arguments.push and (len(plans) > 1 or not hub.is_repository(arguments.push)):
+        raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
     for line in run_merges(plans, run_options(arguments), from_environment(), clock):
         _tell(line, sys.stdout)
+    if arguments.push and (plans[0][1] / NAME).is_file():  # else other ranks still work
+        _tell(hub.upload(plans[0][1], arguments.push), sys.stdout)
     return 0
 
 

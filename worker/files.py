@@ -7,6 +7,7 @@ import os
 import resource
 import threading
 
+from . import hub
 from .errors import InputError
 
 LARGEST_READ = 1 << 30
@@ -28,6 +29,7 @@ class Files:
         fd = self._open.get(path)
         if fd is not None:
             return fd
+        hub.ensure(path)
         with self._lock:
             fd = self._open.get(path)
             if fd is None:
@@ -56,8 +58,15 @@ class Files:
 
     def will_need(self, path: str, offset: int, count: int) -> None:
         """Tell the kernel to read ahead; only a hint."""
-        if hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise") and not hub.absent(path):
             os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_WILLNEED)
+
+    def forget(self, path: str) -> None:
+        """Close a file that nobody reads any more."""
+        with self._lock:
+            fd = self._open.pop(path, None)
+        if fd is not None:
+            os.close(fd)
 
     def done_with(self, path: str, offset: int, count: int) -> None:
         """Leave the page cache to others; only a hint."""

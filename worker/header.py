@@ -60,11 +60,19 @@ def read_shard(path: Path) -> Shard:
         size = os.fstat(fd).st_size
         head = _read_exactly(fd, 8, 0, path)
         length = int.from_bytes(head, "little")
-        if length > MAX_HEADER_BYTES or length + 8 > size:
-            raise InputError(f"{path}: {what_it_is(head, size)}")
-        raw = _read_exactly(fd, length, 8, path)
+        if length <= MAX_HEADER_BYTES and length + 8 <= size:
+            head += _read_exactly(fd, length, 8, path)
     finally:
         os.close(fd)
+    return shard_of(path, size, head)
+
+
+def shard_of(path: Path, size: int, head: bytes) -> Shard:
+    """The same, of a file of `size` bytes that begins with `head`."""
+    length = int.from_bytes(head[:8], "little")
+    if length > MAX_HEADER_BYTES or length + 8 > size or len(head) < length + 8:
+        raise InputError(f"{path}: {what_it_is(head[:64], size)}")
+    raw = head[8 : 8 + length]
     header = _parse_header(raw, path)
     begin = 8 + length
     infos = [_tensor(str(path), name, entry, begin) for name, entry in header.items()]

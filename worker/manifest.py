@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .card import public_name, public_recipe, public_text, snapshot
+from .card import public_name, public_recipe, public_text
 from .checkpoint import Checkpoint, read_json
+from .hub import snapshot
 from .plan import Plan, PlanOptions
 
 NAME = "merge_manifest.json"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .cut import Piece
 from .errors import printable
+from .fetch import Fetcher
 from .files import Files
 from .flush import Flusher
 from .memory import Memory, budget
@@ -32,6 +33,7 @@ class RunOptions:
     progress: str = "auto"
     allow_nonfinite: bool = False
     deadline_s: float | None = None
+    prune: bool = False  # what was fetched and read is removed
 
 
 @dataclass
@@ -63,7 +65,8 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
                 [share(s.plan.steps, rank, _done(s, options, progress, stop)) for s in stores]
             )
             memory = _memory(stores, work)
-            with ReadAhead(files, work) as ahead:
+            fetcher = Fetcher(files, work, progress, options.prune and rank.world == 1)
+            with fetcher, ReadAhead(files, work) as ahead:
                 # Torch takes seconds to load, in which the storage is at work already.
                 from .device import devices
                 from .stream import Engine
@@ -71,7 +74,7 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
                 found = devices(options.device)
                 loaded = time.monotonic()
                 engine = Engine(stores, memory, progress, found, files, ahead, stop)
-                engine.allow_nonfinite = options.allow_nonfinite
+                engine.allow_nonfinite, engine.fetcher = options.allow_nonfinite, fetcher
                 engine.forget = sum(s.plan.input_bytes for s in stores) > _memory_bytes() // 2
                 with Flusher([file.fd for store in stores for file in store.files]):
                     engine.run(work)

@@ -43,6 +43,8 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     add("--progress", choices=("auto", "plain", "json", "off"), default="auto")
     add("--allow-nonfinite", action="store_true", help="write NaN and Inf instead of stopping")
     add("--deadline", metavar="12:00:00", help="stop cleanly this long after the start")
+    add("--prune-downloads", action="store_true", help="remove weights of the hub after use")
+    add("--push", metavar="ORG/NAME", help="upload the finished OUT to the hub")
     add("--trust-remote-code", action="store_true", help="accepted; no model code is ever run")
 
 
@@ -75,5 +77,6 @@ def run_options(arguments: argparse.Namespace) -> RunOptions:
         sha256=arguments.sha256,
         progress=arguments.progress,
         allow_nonfinite=arguments.allow_nonfinite,
+        prune=arguments.prune_downloads,
         deadline_s=parse_duration(arguments.deadline) if arguments.deadline else None,
     )

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import methods
+from . import hub, methods
 from .adapted import open_adapted
 from .assemble import Assembly, assemble
-from .checkpoint import Checkpoint, exists, open_checkpoint
+from .checkpoint import Checkpoint, exists, is_hub_id, open_checkpoint
 from .dequantise import dequantised, refuse_quantised
 from .effort import notes as effort_notes
 from .errors import InputError, UsageError
@@ -190,12 +190,11 @@ def locate(ref: ModelRef, relative_to: Path) -> Path:
         path = relative_to / Path(ref.path).expanduser()
     except RuntimeError:
         raise InputError(f"{ref}: no such user; give the folder from / on") from None
-    if ref.revision or not exists(path):
-        raise InputError(
-            f"{ref}: no such folder ({path}); models of the hub cannot be fetched yet, "
-            f"download it and give the folder"
-        )
-    return path
+    if not ref.revision and exists(path):
+        return path
+    if not is_hub_id(str(ModelRef(ref.path, ref.revision))):
+        raise InputError(f"{ref}: no such folder ({path}), and no name of the hub (org/name)")
+    return hub.resolve(ref.path, ref.revision)
 
 
 def _config(
@@ -249,7 +248,11 @@ def _key(
             if isinstance(model, Planned):
                 add([model.key, shard.header_sha256])
                 continue
-            real = Path(shard.path).resolve()
+            path = Path(shard.path)
+            if commit := hub.snapshot(path.parent):  # it may not be here, or not any more
+                add([*commit, path.name, shard.header_sha256])
+                continue
+            real = path.resolve()
             add([real, shard.size, real.stat().st_mtime_ns, shard.header_sha256])
     for step in steps:
         task, values = step.task, dict[str, Any](step.task.values if step.task else {})

@@ -19,6 +19,7 @@ from .cut import Piece, pieces
 from .device import OUT_OF_MEMORY
 from .dtypes import Kind
 from .errors import ResultError, Stopped, UsageError, printable
+from .fetch import Fetcher
 from .files import Files
 from .lane import Lane, Loaded
 from .memory import Memory
@@ -74,6 +75,7 @@ class Engine:
     stop: Stop = field(default_factory=Stop)
     staged: bool | None = None
     allow_nonfinite: bool = False
+    fetcher: Fetcher | None = None
     forget: bool = False  # the pages of inputs that are done with
     differing: list[str] = field(default_factory=list)
     _condition: threading.Condition = field(default_factory=threading.Condition)
@@ -210,6 +212,8 @@ class Engine:
                 self._condition.notify_all()
         if partials is None:
             self._forget(item.step)
+            if self.fetcher is not None:
+                self.fetcher.finished(item.work.number)
             return
         # The last piece of a pass over a tensor: nobody else is at it, so no lock is held.
         found = [item.results[first] for first in sorted(item.results)]
