@@ -35,10 +35,6 @@ class Outcome(NamedTuple):
     err: str
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-goldens", action="store_true", help="accept the texts of today")
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _one_payload() -> Iterator[None]:
     """Built once: the sources do not change while the tests run."""
