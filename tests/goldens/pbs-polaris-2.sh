@@ -128,7 +128,8 @@ if [ "$ended" -lt 2 ]; then
     [ "$code" -ne 0 ] || code=6
     [ -z "$stopped" ] || code=75
 fi
-# A worker that the signal caught before its first byte left nothing to clean up.
-if [ -n "$stopped" ] && [ "$code" -gt 128 ]; then code=75; fi
+# A worker that the signal caught before its first byte left nothing to clean up; and bash 5.2 says -1
+# of one that ended while the signal was handed on.
+if [ -n "$stopped" ] && [[ $code -gt 128 || $code -lt 0 ]]; then code=75; fi
 [ "$code" -eq 0 ] || exit "$code"
 
