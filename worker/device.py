@@ -49,9 +49,9 @@ def wait(device: torch.device) -> None:
 
 def empty(device: torch.device) -> None:
     """Give back the device's memory that torch keeps for later."""
-    module = getattr(torch, device.type, None)
-    if hasattr(module, "empty_cache"):
-        module.empty_cache()
+    empty_cache = getattr(getattr(torch, device.type, None), "empty_cache", None)
+    if empty_cache is not None:
+        empty_cache()
 
 
 def _visible(kind: str) -> list[torch.device]:

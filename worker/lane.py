@@ -14,6 +14,7 @@ import torch
 from .cut import Grid, Piece
 from .device import empty, wait
 from .files import Files
+from .header import TensorInfo
 from .layout import PAGE
 from .methods._define import Block, Final, Reduce
 from .origin import Derived, Origin
@@ -164,12 +165,12 @@ class Lane:
         """Elements [start, stop) of a source in its dtype, 1-D, on the host."""
         dtype = source.dtype
         out = self.host.take(slot, stop - start, dtype.torch_name)
-        if isinstance(source, Derived):
-            source.fill(self, start, stop, out, f"{slot}.")
-        else:
+        if isinstance(source, TensorInfo):
             size = dtype.bytes
             memory = self.host.memory(slot, (stop - start) * size)
             self.files.read(source.file, source.offset + start * size, memory)
+        else:
+            source.fill(self, start, stop, out, f"{slot}.")
         return out
 
     def load(self, step: Step, piece: Piece) -> Loaded:

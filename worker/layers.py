@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
@@ -29,6 +30,7 @@ class Pick(NamedTuple):
     layer: int
 
 
+@lru_cache(maxsize=256)  # asked many times for one tensor while it is planned
 def layer_of(name: str) -> Layer | None:
     """The layer that a tensor name tells, or None for embeddings, final norms and heads.
 

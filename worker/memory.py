@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .layout import PAGE
-from .origin import add, room
+from .origin import Room, add, room
 
 if TYPE_CHECKING:
     from .step import Step
@@ -34,49 +34,42 @@ class Memory:
 
     def piece_blocks(self, step: Step) -> int:
         """Blocks of `step` that one lane takes at a time."""
-        return _piece_blocks(step, self.lane_bytes)
+        return _piece_blocks(step, held(step), self.lane_bytes)
 
 
-def bytes_per_element(step: Step) -> int:
-    """Buffer bytes of one element: every source and the result."""
-    return add(*(room(source) for source in step.sources)).per_element + step.result_bytes
+def held(step: Step) -> Room:
+    """Buffer bytes of one element, every source and the result; and those of any number."""
+    block = max(1, min(step.grid.block, step.grid.count))
+    sources = add(*(room(source) for source in step.sources))
+    fixed = 2 * PAGE * step.results + block * step.scratch + sources.fixed
+    return Room(sources.per_element + step.result_bytes, fixed)
 
 
 def budget(steps: Sequence[Step], memory_bytes: int | None, threads: int) -> Memory:
     """Share the memory among lanes: more lanes than threads, so that some wait for the storage."""
     total = memory_bytes or DEFAULT_BYTES
+    rooms = [(step, held(step)) for step in steps]
     least, largest = 0, None
-    for step in steps:
-        need = _lane_bytes(step, 1)
+    for step, room_of in rooms:
+        need = _lane_bytes(step, room_of, 1)
         if need > least:
             least, largest = need, step.name
     wanted = threads + max(1, threads // 4)
     lanes = max(1, min(wanted, total // max(1, least)))
-    lane_bytes = max(total // lanes, least)
-    taken = max((_lane_bytes(s, _piece_blocks(s, lane_bytes)) for s in steps), default=0)
+    share = max(total // lanes, least)
+    taken = max((_lane_bytes(s, r, _piece_blocks(s, r, share)) for s, r in rooms), default=0)
     bound = lanes * taken
-    return Memory(lanes, lane_bytes, bound, largest if bound > total else None)
+    return Memory(lanes, share, bound, largest if bound > total else None)
 
 
-def _lane_bytes(step: Step, blocks: int) -> int:
+def _lane_bytes(step: Step, room_of: Room, blocks: int) -> int:
     """What a lane takes for a piece of that many blocks, scratch included."""
     block = min(step.grid.block, step.grid.count)
-    elements = min(blocks * block, step.grid.count)
-    return elements * bytes_per_element(step) + _fixed(step)
+    return min(blocks * block, step.grid.count) * room_of.per_element + room_of.fixed
 
 
-def _fixed(step: Step) -> int:
-    """Bytes that do not depend on how many blocks are taken at a time."""
-    block = max(1, min(step.grid.block, step.grid.count))
-    return (
-        2 * PAGE * step.results
-        + block * step.scratch
-        + add(*(room(source) for source in step.sources)).fixed
-    )
-
-
-def _piece_blocks(step: Step, lane_bytes: int) -> int:
+def _piece_blocks(step: Step, room_of: Room, lane_bytes: int) -> int:
     block = max(1, min(step.grid.block, step.grid.count))
     most = max(1, PIECE_ELEMENTS // block) if step.reads == 1 else max(1, step.grid.blocks)
-    fitting = (lane_bytes - _fixed(step)) // (block * bytes_per_element(step))
+    fitting = (lane_bytes - room_of.fixed) // (block * room_of.per_element)
     return max(1, min(most, fitting))

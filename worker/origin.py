@@ -78,7 +78,7 @@ Origin = TensorInfo | Derived
 def room(source: Origin) -> Room:
     """What reading a source takes, its values included."""
     values = Room(source.dtype.bytes)
-    return add(values, source.room()) if isinstance(source, Derived) else values
+    return values if isinstance(source, TensorInfo) else add(values, source.room())
 
 
 def moved(source: Origin) -> int:
@@ -92,8 +92,8 @@ def add(*rooms: Room) -> Room:
 
 def stored(source: Origin) -> Iterator[TensorInfo]:
     """What is on disk of a source."""
-    if isinstance(source, Derived):
+    if isinstance(source, TensorInfo):
+        yield source
+    else:
         for part in source.parts:
             yield from stored(part)
-    else:
-        yield source

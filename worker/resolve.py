@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from . import methods
 from .assemble import Part
@@ -72,14 +73,20 @@ class Draft:
         reads = family.reads(self.method, task.values) if task else 1
         scratch = family.scratch_bytes(self.method, len(self.sources)) if task else 0
         flops = 0
-        if task and isinstance(family, Heavy):
-            flops, scratch = family.effort(self.method, task)
+        if task and _is_heavy(type(family)):
+            flops, scratch = cast(Heavy, family).effort(self.method, task)
         if task and task.scale != 1.0:
             scratch += SCALED_SCRATCH
         return Step(
             out.name, out.dtype, out.shape, self.sources, task, self.method if task else None,
             grid(out.shape, cut, block), reads, scratch, shard, offset, flops,
         )  # fmt: skip
+
+
+@cache
+def _is_heavy(family: type) -> bool:
+    """Remembered, since asking a protocol costs more than all else about a step."""
+    return issubclass(family, Heavy)
 
 
 class _NoValueError(ValueError):

@@ -12,7 +12,7 @@ from merges import average, one_tensor_models, plan_of, run, step, stream_into
 
 from worker import stream
 from worker.lane import Lane, Pool
-from worker.memory import DEFAULT_BYTES, budget, bytes_per_element
+from worker.memory import DEFAULT_BYTES, budget, held
 from worker.step import Step
 
 MIB = 1 << 20
@@ -39,7 +39,7 @@ def test_the_bound_holds_unless_a_block_forces_more(
         assert blocks >= 1
         block = min(one.grid.block, one.grid.count)
         elements = min(blocks * block, one.grid.count)
-        taken = elements * bytes_per_element(one) + block * one.scratch
+        taken = elements * held(one).per_element + block * one.scratch
         assert taken * memory.lanes <= memory.bound
     if memory.bound > total:
         assert memory.forced_by in {one.name for one in made}
