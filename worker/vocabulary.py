@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .chat_template import as_json
-from .errors import UsageError, first_names
+from .errors import InputError, UsageError, first_names, printable
 from .token_files import FLAGS, FULL, OLD_ADDED, PIECES, SETTINGS, Beside, Vocabulary
 
 PLAIN = {**dict.fromkeys(FLAGS, False), "normalized": True}
@@ -86,8 +86,14 @@ def _numbered(start: Vocabulary, appended: Iterable[str]) -> dict[str, int]:
     ids = dict(start.ids)
     following = max((ids[token] + 1 for token in start.added), default=0)
     following = max(following, start.regular)
+    taken = set(ids.values())
     for token in appended:
         if token not in ids:
+            if following in taken:
+                raise InputError(
+                    f"the tokenizer leaves ids out, so that '{printable(token)}' would get the id "
+                    f"{following} of another token; 'tokenizer_source: base' adds none"
+                )
             ids[token] = following
             following += 1
     return ids
