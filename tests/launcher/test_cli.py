@@ -188,6 +188,8 @@ def test_help_comes_at_once() -> None:
         ["render", "beaker", "out", "m1", "m2"],
         ["render", "local", "out", "m1", "m2"],
         ["slurm", "out", "m1", "m2", "m3"],
+        ["pbs", "out", "m1", "m2", "m3", "--then", "true"],
+        ["jobs"],
         ["payload"],
     ],
     ids=" ".join,
