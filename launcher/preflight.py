@@ -35,13 +35,19 @@ def plan_of(merge: Merge, options: WorkerOptions) -> Plan:
     from worker.plan import make_plan
     from worker.resolve import PlanOptions
 
-    rules = Rules(**_given(missing=options.missing, surplus=options.surplus))
+    include, exclude = ((text or "").split(",") for text in (options.include, options.exclude))
+    rules = Rules(
+        **_given(missing=options.missing, surplus=options.surplus),
+        include=tuple(filter(None, include)),
+        exclude=tuple(filter(None, exclude)),
+    )
     given = _given(
         dtype=options.dtype,
         shard_bytes=size_bytes(options.shard_size),
         memory_bytes=size_bytes(options.memory),
         threads=options.threads,
         seed=options.seed,
+        dequantize=options.dequantize,
     )
     folder = Path(merge.folder)
     chosen = PlanOptions(relative_to=folder, strict=options.strict, rules=rules, **given)

@@ -146,6 +146,15 @@ class WorkerOptions:
             form="error or drop",
         ),
     )
+    include: str | None = option(
+        None, Shape("merge only these tensors: words of names, or patterns", metavar="A,B")
+    )
+    exclude: str | None = option(
+        None, Shape("leave these tensors to the base: words of names, or patterns", metavar="A,B")
+    )
+    dequantize: bool = option(False, Shape("read FP8 weights with their scales"))
+    prune_downloads: bool = option(False, Shape("remove weights of the hub after use"))
+    push: str | None = option(None, Shape("upload the finished OUT to the hub", metavar="ORG/NAME"))
     overwrite: bool = option(False, Shape("replace another merge in OUT"))
     no_resume: bool = option(False, Shape("start afresh, even if OUT holds a part of this merge"))
     sha256: bool = option(False, Shape("SHA-256 of the output in its manifest"))

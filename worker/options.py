@@ -30,7 +30,7 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
     add("--surplus", choices=("error", "drop"), default="error", help="tensors the base has not")
     for option, what in (("--include", "only these are merged"), ("--exclude", "these are not")):
         more = f"{what}: words of tensor names, or patterns with *; the rest is the base's"
-        add(option, action="append", default=[], metavar="PATTERN", help=more)
+        add(option, action="append", default=[], metavar="A,B", help=more)
     add("--relative-to", default=".", metavar="DIR", help="where relative model paths start")
 
 
@@ -61,11 +61,16 @@ def plan_options(arguments: argparse.Namespace, out: str | None = None) -> PlanO
         dequantize=arguments.dequantize,
         rules=Rules(
             *(arguments.missing, arguments.surplus),
-            *(tuple(arguments.include), tuple(arguments.exclude)),
+            *(_patterns(given) for given in (arguments.include, arguments.exclude)),
         ),
         stages=stage_folder(out),
         block=block_for(getattr(arguments, "device", "auto")),
     )
+
+
+def _patterns(given: list[str]) -> tuple[str, ...]:
+    """One option with commas, or several."""
+    return tuple(pattern for text in given for pattern in text.split(",") if pattern)
 
 
 def run_options(arguments: argparse.Namespace) -> RunOptions:

@@ -63,7 +63,7 @@ def check(folder: Path, merged_words: tuple[str, ...]) -> None:
 
 def test_a_language_model_into_one_that_sees(tmp_path: Path) -> None:
     seeing, reading = models(tmp_path)
-    options = ["--include", "language_model", "--include", "lm_head", "--exclude", "mlp.gate"]
+    options = ["--include", "language_model,lm_head", "--exclude", "mlp.gate"]
     command = ["average", str(tmp_path / "out"), str(seeing), str(reading), "--progress", "off"]
     assert cli.main([*command, *options]) == 0
     check(tmp_path, ("language_model", "lm_head"))
