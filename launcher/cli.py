@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, backends, profile
+from . import __version__, backends, profile, profile_command
 from .backends import Backend, Here, Scheduler, Service
 from .commands import guarded, say, with_options
 from .errors import OutputError, refuse
@@ -21,6 +21,7 @@ from .profile import Layer
 from .settings import CheckOptions, JobOptions, MergeOptions, WorkerOptions
 from .source import Merge, current_folder, read_source
 
+SWEEP = "Make many merges from one recipe: SWEEP.yml varies values at any path of it."
 REPORT = "This is a bug of merge-launch. Please report it with the lines above and the command."
 
 
@@ -167,6 +168,15 @@ def build(asked: str | None = None) -> typer.Typer:
         guarded(with_options(check, groups))
     )
     app.add_typer(shown, name="render")
+    if asked in (None, "sweep"):
+        from . import sweep_command
+
+        sweep_command.add(app, new(help=SWEEP))
+    else:
+        app.command("sweep", help=SWEEP)(lambda: None)
+    profiles = new(help="Sites: what jobs there ask for.")
+    profile_command.add(profiles)
+    app.add_typer(profiles, name="profile")
     for name, command in {"payload": payload_command, **COMMANDS}.items():
         app.command(name)(guarded(command))
     return app

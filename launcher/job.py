@@ -48,6 +48,8 @@ class Job:
     payload: Payload
     python: str
     part: Part = Part.ALL
+    also: tuple[Merge, ...] = ()
+    """Further merges, made in the same pass over the inputs."""
 
     def __post_init__(self) -> None:
         faults = []
@@ -75,7 +77,7 @@ class Job:
             for flag in given
             if flag not in MERGEKIT_TAKES
         ]
-        return faults
+        return faults + ["--engine mergekit: one merge at a time"] * bool(self.also)
 
     @property
     def command(self) -> str:
@@ -124,3 +126,15 @@ class Job:
 
     def recipe_digest(self) -> str:
         return hashlib.sha256(self.merge.text).hexdigest()
+
+    def further(self) -> list[dict[str, str]]:
+        """What a template needs of each merge of `also`."""
+        return [
+            {
+                "file": f"recipe-{number}.yml",
+                "base64": base64_lines(merge.text),
+                "digest": hashlib.sha256(merge.text).hexdigest(),
+                "out": merge.out,
+            }
+            for number, merge in enumerate(self.also, 2)
+        ]

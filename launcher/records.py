@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Record:
     submitted_s: float = 0.0
     after: str = ""
     ticket: Mapping[str, str] = field(default_factory=dict)
+    also: Sequence[str] = ()
+    """The OUTs of further merges of the same job."""
     state: str = JobState.UNKNOWN.name
     detail: str = ""
 
@@ -131,14 +133,19 @@ def find(word: str) -> Record:
     if begins:
         some = ", ".join(each.job_id for each in begins[:4])
         raise UsageError(f"{printable(word)}: {len(begins)} jobs begin so ({some}); say more of it")
-    beside, _ = _read(Path(f"{out.rstrip('/')}.job").glob("*.json"))
-    if beside:
-        return _merge_first(beside)
+    copies = beside(Path(f"{out.rstrip('/')}.job"))
+    if copies:
+        return _merge_first(copies)
     known = [name for each in held for name in (each.job_id, each.name) if name]
     more = f"\n  {faults[0]}" if faults else ""
     raise UsageError(
         f"{printable(word)}: no such job was submitted from here{nearest(word, known)}{more}"
     )
+
+
+def beside(folder: Path) -> list[Record]:
+    """The copies in an OUT.job/, newest first."""
+    return _read(folder.glob("*.json"))[0]
 
 
 def _merge_first(found: list[Record]) -> Record:

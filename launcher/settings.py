@@ -196,3 +196,22 @@ class CheckOptions:
     """How `check` prints."""
 
     json: bool = option(False, Shape("the plan as JSON"))
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How the members are made."""
+
+    out: str | None = option(
+        None, Shape("the folder that gets a folder for each member", "-o", "DIR")
+    )
+    array: bool = option(False, Shape("job arrays, as large as the site allows"))
+    array_size: int | None = option(
+        None, Shape("with --array: members of one array at most", metavar="N", minimum=1)
+    )
+    at_once: int | None = option(
+        None, Shape("with --array: members that run at once", metavar="N", minimum=1)
+    )
+    one_pass: bool = option(
+        False, Shape("one job that reads the inputs once and writes every member")
+    )

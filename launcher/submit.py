@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from worker.errors import printable
@@ -35,6 +36,16 @@ def run_here(backend: Here[Any], text: str, notify: str | None = None) -> int:
         path.unlink(missing_ok=True)
 
 
+def run_here_logged(backend: Here[Any], job: Job, text: str) -> int:
+    """As `run_here`, with all that is printed in the job's log too."""
+    script = Path(job.folder) / f"{job.name}.{backend.suffix}"
+    with written_text(script, text):
+        program, *words = backend.run_argv(str(script))
+        # An interrupt is for the job, not for what keeps its words.
+        tee = '"${@:2}" 2>&1 | tee -ai "$1"; exit "${PIPESTATUS[0]}"'
+        return foreground([find("bash"), "-c", tee, "bash", job.log, find(program), *words])
+
+
 def submit(
     backend: Scheduler[Any], parts: Sequence[tuple[Job, str]], resources: Any
 ) -> list[Record]:
@@ -44,19 +55,10 @@ def submit(
     """
     done: list[Record] = []
     for job, text in parts:
-        record = Record(
-            job_id="",
-            backend=backend.name,
-            dialect=backend.dialect(resources),
-            out=job.merge.out,
-            log=job.log,
-            name=job.name,
-            script=str(Path(job.folder) / f"{job.name}.{backend.suffix}"),
-            after=done[-1].job_id if done else "",
-        )
-        notify = job.options.notify
+        record = unsent(backend, job, resources)
+        record = dataclasses.replace(record, after=done[-1].job_id if done else "")
         try:
-            with _written(Path(record.script), text, {job.notify_file: notify} if notify else {}):
+            with written(record, job, text):
                 done.append(hand_over(backend, record))
         except LauncherError:
             for before in done:
@@ -66,8 +68,26 @@ def submit(
     return done
 
 
+def unsent(backend: Scheduler[Any], job: Job, resources: Any) -> Record:
+    """What is known of a job before it has an id."""
+    return Record(
+        job_id="",
+        backend=backend.name,
+        dialect=backend.dialect(resources),
+        out=job.merge.out,
+        log=job.log,
+        name=job.name,
+        script=str(Path(job.folder) / f"{job.name}.{backend.suffix}"),
+    )
+
+
+def written(record: Record, job: Job, text: str) -> Any:
+    notify = job.options.notify
+    return written_text(Path(record.script), text, {job.notify_file: notify} if notify else {})
+
+
 @contextlib.contextmanager
-def _written(script: Path, text: str, secrets: Mapping[str, str]) -> Any:
+def written_text(script: Path, text: str, secrets: Mapping[str, str] = MappingProxyType({})) -> Any:
     """The files of a job; taken back if the scheduler refuses it."""
     before = script.read_bytes() if script.is_file() else None
     made = not script.parent.exists()
@@ -99,9 +119,13 @@ class Refused(ClusterError):
     """The scheduler took nothing."""
 
 
-def hand_over(backend: Scheduler[Any], record: Record) -> Record:
-    """Submit the script of a record; the record with its id. ClusterError; Refused."""
-    argv = backend.submit_argv(record.script, record.after or None)
+def hand_over(backend: Scheduler[Any], record: Record, words: Sequence[str] = ()) -> Record:
+    """Submit the script of a record; the record with its id. ClusterError; Refused.
+
+    `words` go before the script.
+    """
+    *program, script = backend.submit_argv(record.script, record.after or None)
+    argv = [*program, *words, script]
     try:
         find(argv[0])
         reply = answer(argv)
@@ -115,10 +139,10 @@ def hand_over(backend: Scheduler[Any], record: Record) -> Record:
     if job_id is None:
         said = printable(reply.strip())[:200] or "nothing"
         raise Refused(f"{argv[0]} gave no job id; it said: {said}")
-    return _named(record, job_id)
+    return named(record, job_id)
 
 
-def _named(record: Record, job_id: str) -> Record:
+def named(record: Record, job_id: str) -> Record:
     return dataclasses.replace(
         record, job_id=job_id, host=records.this_host(), submitted_s=time.time()
     )
@@ -134,7 +158,7 @@ def hand_to_service(
 ) -> Record:
     """Submit a text; the record with its id. The text is kept, for `again`."""
     given = backend.submit(text, ticket)
-    made = _named(dataclasses.replace(record, log=given.log, ticket=dict(ticket)), given.job_id)
+    made = named(dataclasses.replace(record, log=given.log, ticket=dict(ticket)), given.job_id)
     path = records.file_of(made, ".txt")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

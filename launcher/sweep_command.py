@@ -19,28 +19,9 @@ from .backends import Backend, Here
 from .commands import guarded, say, with_options
 from .errors import ClusterError, LauncherError, UsageError, refuse
 from .options import Shape, option
-from .settings import JobOptions, WorkerOptions
+from .settings import JobOptions, SweepOptions, WorkerOptions
 from .source import current_folder
 from .sweep import Member, Sweep, gathered, read_sweep
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """How the members are made."""
-
-    out: str | None = option(
-        None, Shape("the folder that gets a folder for each member", "-o", "DIR")
-    )
-    array: bool = option(False, Shape("job arrays, as large as the site allows"))
-    array_size: int | None = option(
-        None, Shape("with --array: members of one array at most", metavar="N", minimum=1)
-    )
-    at_once: int | None = option(
-        None, Shape("with --array: members that run at once", metavar="N", minimum=1)
-    )
-    one_pass: bool = option(
-        False, Shape("one job that reads the inputs once and writes every member")
-    )
 
 
 @dataclass(frozen=True)
@@ -55,9 +36,8 @@ class ResultOptions:
     json: bool = option(False, Shape("all columns, for programs"))
 
 
-def add(app: typer.Typer, new: Any) -> None:
-    """Register the command; `new` makes a typer application of the house's kind."""
-    sweep = new(help="Make many merges from one recipe: SWEEP.yml varies values at any path of it.")
+def add(app: typer.Typer, sweep: typer.Typer) -> None:
+    """Register the command; `sweep` is a bare application of the house's kind."""
 
     def chosen(
         context: typer.Context,
@@ -130,6 +110,8 @@ def _faults(
         yield "--array-size and --at-once are for --array"
     if how.array and getattr(backend, "arrays", None) is None:
         yield f"--array: {backend.name} has no arrays"
+    if how.one_pass and options.then is not None and not backend.dependencies:
+        yield f"--one-pass with --then: {backend.name} has no job that waits for another"
     if isinstance(backend, Here) and backend.detached(resources) and not how.one_pass:
         yield "--detach: here the members run one after the other; leave it out, or use --one-pass"
 

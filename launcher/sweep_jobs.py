@@ -14,7 +14,7 @@ from .backends import Backend, Here, Scheduler, Service
 from .backends._arrays import Arrays
 from .command import answer
 from .errors import ClusterError, LauncherError, UsageError
-from .job import Job
+from .job import SHORT_NAME, Job
 from .payload import Payload
 from .records import Record
 from .settings import JobOptions, WorkerOptions
@@ -86,10 +86,35 @@ def each(order: Order, members: Sequence[Member]) -> Iterator[Started]:
 
 
 def in_one_pass(order: Order, members: Sequence[Member]) -> Iterator[Started]:
-    """One job that reads the inputs once; every member has its record."""
-    done = _start(order, order.parts(*members))
+    """One job that reads the inputs once; what follows each member is a job of its own."""
+    whole = order.job(*members)
+    merge, *_ = whole.apart() if order.backend.dependencies else (whole,)
+    text = render.render(order.backend, merge, order.resources)
+    first = _start(order, [(merge, text)])
+    outs = [member.merge.out for member in members[1:]]
+    first = [dataclasses.replace(record, also=outs) for record in first]
+    failures: list[LauncherError] = []
     for member in members:
-        yield member, [dataclasses.replace(record, out=member.merge.out) for record in done]
+        later = order.parts(member)[1:] if first else []
+        fresh = _after(order, first[0], later, failures) if later else []
+        yield member, [*first, *fresh]
+    if failures:
+        raise failures[0]
+
+
+def _after(
+    order: Order, first: Record, parts: Parts, failures: list[LauncherError]
+) -> Iterator[Record]:
+    """The merge is on its way by now: what cannot follow it is told at the end."""
+    backend: Any = order.backend
+    for job, text in parts:
+        record = submit.unsent(backend, job, order.resources)
+        record = dataclasses.replace(record, after=first.job_id)
+        try:
+            with submit.written(record, job, text):
+                yield submit.hand_over(backend, record)
+        except LauncherError as error:
+            failures.append(error)
 
 
 def _start(order: Order, parts: Parts) -> list[Record]:
@@ -140,36 +165,25 @@ def _array(
     backend: Any = order.backend
     form = _form(backend)
     parts = [order.parts(member) for member in members]
-    plain = [[submit.unsent(backend, job, order.resources) for job, _ in own] for own in parts]
+    plain = [submit.unsent(backend, own[0][0], order.resources) for own in parts]
     out = Path(order.sweep.out)
     folder = out.with_name(f"{safe_name(out.name)}.job")
     script = folder / f"{safe_name(order.sweep.stem)}-{number}.{backend.suffix}"
-    text = array_text(parts[0][0][1], [own[0] for own in plain], form.number)
-    words = [*form.options(len(members), at_once), *form.output(str(folder))]
+    text = array_text(parts[0][0][1], plain, form.number)
+    name = safe_name(order.sweep.stem)[:SHORT_NAME].rstrip("-.")
+    words = [*form.options(len(members), at_once, name), *form.output(str(folder))]
     with contextlib.ExitStack() as files:
         for own, unsent in zip(parts, plain, strict=True):
-            for (job, job_text), record in zip(own, unsent, strict=True):
-                files.enter_context(submit.written(record, job, job_text))
+            files.enter_context(submit.written(unsent, *own[0]))
         files.enter_context(submit.written_text(script, text))
-        whole = dataclasses.replace(plain[0][0], script=str(script))
+        whole = dataclasses.replace(plain[0], script=str(script))
         array_id = submit.hand_over(backend, whole, words).job_id
     failures: list[LauncherError] = []
-    for position, (member, unsent) in enumerate(zip(members, plain, strict=True)):
-        record = submit.named(unsent[0], form.member(array_id, position))
-        yield member, [record, *_waiting(backend, record, unsent[1:], failures)]
+    for position, (member, own, unsent) in enumerate(zip(members, parts, plain, strict=True)):
+        record = submit.named(unsent, form.member(array_id, position))
+        yield member, [record, *_after(order, record, own[1:], failures)]
     if failures:
         raise failures[0]
-
-
-def _waiting(
-    backend: Any, first: Record, later: Sequence[Record], failures: list[LauncherError]
-) -> Iterator[Record]:
-    """The array is on its way by now: what cannot follow it is told at the end."""
-    for one in later:
-        try:
-            yield submit.hand_over(backend, dataclasses.replace(one, after=first.job_id))
-        except LauncherError as error:
-            failures.append(error)
 
 
 def array_text(first: str, members: Sequence[Record], number: str) -> str:
@@ -182,8 +196,8 @@ def array_text(first: str, members: Sequence[Record], number: str) -> str:
 
 
 ARRAY = """
-# An array of {count} merges, made by merge-launch. Each runs the text of its own job, in which is all:
-# the worker, the recipe, the options. Any of them may also be submitted alone.
+# An array of {count} merges, made by merge-launch. Each runs the text of its own job, which carries
+# worker, recipe and options. Any of them may also be submitted alone.
 set -euo pipefail
 member=$(sed -n "$((${number} + 1))p" <<'MERGE_MEMBERS'
 {scripts}

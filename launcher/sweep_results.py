@@ -77,7 +77,8 @@ def _text(member: Member, found: Found) -> tuple[str, bool]:
 
 def _read(path: Path) -> str:
     try:
-        return "\n".join(logs.clean(line, False) for line in path.open(errors="replace"))
+        with path.open(errors="replace") as log:
+            return "\n".join(logs.clean(line, False) for line in log)
     except OSError:
         return ""
 

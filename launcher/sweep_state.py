@@ -73,7 +73,8 @@ def _pairs(sweep: Sweep) -> list[tuple[Record | None, Record | None]]:
     """The newest merge of each member, and what waits for that."""
     held: dict[str, list[Record]] = {}
     for record in records.load()[0]:
-        held.setdefault(record.out, []).append(record)
+        for out in (record.out, *record.also):
+            held.setdefault(out, []).append(record)
     pairs = []
     for member in sweep.members:
         own = held.get(member.merge.out) or records.beside(job_folder(member))

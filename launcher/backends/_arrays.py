@@ -15,7 +15,7 @@ class Arrays(ABC):
     fewest: ClassVar[int] = 1
 
     @abstractmethod
-    def options(self, count: int, at_once: int | None) -> list[str]:
+    def options(self, count: int, at_once: int | None, name: str) -> list[str]:
         """Words for the submitting command, which win over the directives of the script."""
 
     @abstractmethod
@@ -37,8 +37,8 @@ class Arrays(ABC):
 class SlurmArrays(Arrays):
     number = "SLURM_ARRAY_TASK_ID"
 
-    def options(self, count: int, at_once: int | None) -> list[str]:
-        return [f"--array=0-{count - 1}" + (f"%{at_once}" if at_once else "")]
+    def options(self, count: int, at_once: int | None, name: str) -> list[str]:
+        return [f"--array=0-{count - 1}" + (f"%{at_once}" if at_once else ""), f"--job-name={name}"]
 
     def output(self, folder: str) -> list[str]:
         return [f"--output={folder}/%A_%a.out"]
@@ -61,8 +61,8 @@ class PbsArrays(Arrays):
     number = "PBS_ARRAY_INDEX"
     fewest = 2
 
-    def options(self, count: int, at_once: int | None) -> list[str]:
-        return ["-J", f"0-{count - 1}" + (f"%{at_once}" if at_once else "")]
+    def options(self, count: int, at_once: int | None, name: str) -> list[str]:
+        return ["-J", f"0-{count - 1}" + (f"%{at_once}" if at_once else ""), "-N", name]
 
     def output(self, folder: str) -> list[str]:
         return ["-o", f"{folder}/^array_index^.out"]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from worker.errors import printable
 
+from ._arrays import Arrays
+
 if TYPE_CHECKING:
     from launcher.job import Job
 
@@ -146,6 +148,7 @@ class Scheduler(Backend[R]):
     """A backend with a command to submit, some to ask and one to cancel."""
 
     suffix: ClassVar[str]
+    arrays: ClassVar[Arrays | None] = None
     sources: ClassVar[tuple[str, ...]] = ()
     """Programs that know of jobs; a later one is asked for those that the earlier left out."""
     gone: ClassVar[tuple[int, ...]] = ()

@@ -8,9 +8,13 @@
 #SBATCH --time=1-12:00:00
 #SBATCH --partition=gpu,long
 #SBATCH --account=ab12
+#SBATCH --signal=B:USR1@60
 #SBATCH --output="/home/me/work/runs/out.job/soup.log"
 #SBATCH --open-mode=append
+#SBATCH --requeue
 #SBATCH --constraint=nvme
+# Slurm's word that the time is nearly over. Not of scancel, which sends TERM.
+trap 'merge_warned=1 asked=1; kill -TERM "${worker:-}" 2> /dev/null || :' USR1
 # linear of m1, m2, m3. Made by merge-launch 0.0.0.
 #
 # What runs here is the worker of merge-launch, Python sources in one zip archive. It is carried along,
@@ -33,10 +37,10 @@ readonly merge_folder
 finish() {
     local code=$?
     rm -rf -- "$merge_folder"
-    printf '%s\n' "$code" > /home/me/work/runs/out.job/"${SLURM_JOB_ID:-job}".exit || :
+    printf '%s\n' "$code" > /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit || :
 }
 trap finish EXIT
-rm -f -- /home/me/work/runs/out.job/"${SLURM_JOB_ID:-job}".exit
+rm -f -- /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit
 printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
 
 base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_fail 'the worker in this job is damaged; submit it again'
@@ -76,23 +80,34 @@ merge_check <<'MERGE_SHA_256'
 0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz
 MERGE_SHA_256
 
+# Seconds that are left until shortly before the walltime, of which there is no warning.
+merge_deadline=$((129000 > SECONDS ? 129000 - SECONDS : 1))
 # Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
 # the worker can stop in good order, and wait for its end.
 python3 "$merge_folder/merge-worker.pyz" merge \
     "$merge_folder/recipe.yml" /home/me/work/runs/out \
+    --deadline="$merge_deadline" \
     --relative-to /home/me/work &
 worker=$!
 stopped=
-trap 'asked=1 stopped=1; kill -TERM "$worker" 2> /dev/null || :' TERM INT HUP USR1
+trap 'asked=1 stopped=1; kill -TERM "$worker" 2> /dev/null || :' TERM INT HUP
 while :; do
     asked=
     code=0
     wait "$worker" || code=$?
     [ -n "$asked" ] || break
 done
-trap - TERM INT HUP USR1
+trap - TERM INT HUP
 # A worker that the signal caught before its first byte left nothing to clean up; and bash 5.2 says -1
 # of one that ended while the signal was handed on.
 if [ -n "$stopped" ] && [[ $code -gt 128 || $code -lt 0 ]]; then code=75; fi
+if [ -n "${merge_warned:-}" ] && [ "$code" -gt 128 ]; then code=75; fi
+if [ "$code" -eq 75 ] && [ -z "$stopped" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
+    # Its time is over. Until the next run has ended there is no exit code.
+    trap 'rm -rf -- "$merge_folder"' EXIT
+    echo "merge-launch: time is over; back into the queue (time $((${SLURM_RESTART_COUNT:-0} + 1)) of 10)"
+    scontrol requeue "$SLURM_JOB_ID" && exit 75
+    trap finish EXIT
+fi
 [ "$code" -eq 0 ] || exit "$code"
 

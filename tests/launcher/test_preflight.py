@@ -7,8 +7,8 @@ import pytest
 from launcher import preflight
 from launcher.settings import MergeOptions, WorkerOptions
 from launcher.source import read_source
-from worker.cli import parse_size
 from worker.errors import InputError
+from worker.units import parse_size
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Flag > environment > profile > built in, and no key of a profile is silently nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from launcher import backends, profile
+from launcher import backends, profile, profile_file
 from launcher.errors import UsageError
 from launcher.settings import JobOptions, WorkerOptions
 
@@ -113,6 +114,12 @@ def test_faults_of_all_origins_at_once(tmp_path: Path) -> None:
         ("[profile]\nx = 1", "profile.x must be a table"),
         ("[threads]\nx = 1", "'threads' is a value where a table belongs"),
         ("python = ", "merge-launch.toml"),
+        ("[profile.a]\nextend = 'b'", "nothing reads 'extend' (did you mean 'extends'?)"),
+        ("[profile.a]\nextends = 3", "'extends' must be text"),
+        (
+            "default_profil = 'a'",
+            "nothing reads 'default_profil' (did you mean 'default_profile'?)",
+        ),
     ],
 )
 def test_what_nothing_reads_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -122,13 +129,55 @@ def test_what_nothing_reads_is_refused(tmp_path: Path, text: str, words: str) ->
 
 
 def test_an_unknown_profile_is_answered_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no profile 'gady' \(did you mean 'gadi'\?\): gadi"):
+    with pytest.raises(UsageError, match=r"no profile 'gady' \(did you mean 'gadi'\?\): abci, "):
         settings(tmp_path, name="gady")
 
 
-def test_a_profile_without_a_file() -> None:
-    with pytest.raises(UsageError, match="--profile gadi: there is no merge-launch"):
-        profile.load(None, "gadi", "pbs")
+def test_a_profile_extends_others(tmp_path: Path) -> None:
+    text = """
+[pbs]
+walltime = "01:00:00"
+queue = "at the top"
+[profile.mine]
+extends = "group"
+setup = ["third"]
+pbs = {queue = "q"}
+[profile.group]
+extends = "gadi"
+setup = ["second"]
+pbs = {mem = "5gb", directive = ["-l a=1"]}
+"""
+    job, _, pbs = settings(tmp_path, name="mine", text=text)
+    assert job.setup == ("second", "third")
+    assert job.env == ("HF_HUB_OFFLINE=1",)
+    assert (pbs.queue, pbs.mem, pbs.dialect, pbs.walltime) == ("q", "5gb", "gadi", "04:00:00")
+
+
+def test_a_profile_extends_the_site_of_its_name(tmp_path: Path) -> None:
+    text = "[profile.gadi]\nextends = 'gadi'\n[profile.gadi.pbs]\nproject = 'ab12'\n"
+    _, _, pbs = settings(tmp_path, name="gadi", text=text)
+    assert (pbs.project, pbs.dialect) == ("ab12", "gadi")
+
+
+def test_profiles_in_a_circle(tmp_path: Path) -> None:
+    text = "[profile.a]\nextends = 'b'\n[profile.b]\nextends = 'a'\n"
+    with pytest.raises(UsageError, match=r"profile\.b: extends: 'a' extends itself in a circle"):
+        settings(tmp_path, name="a", text=text)
+
+
+def test_the_default_profile(tmp_path: Path) -> None:
+    text = "default_profile = 'gadi'\n" + FILE
+    assert settings(tmp_path, text=text)[2].queue == "gpuvolta"
+    with pytest.raises(UsageError, match="default_profile: no profile 'nowhere'"):
+        settings(tmp_path, text="default_profile = 'nowhere'\n")
+
+
+def test_a_site_without_a_file() -> None:
+    layers = profile.load(None, "gadi", "pbs")
+    (pbs,) = profile.resolve([PBS], layers)
+    assert (pbs.dialect, pbs.queue) == ("gadi", "gpuvolta")
+    with pytest.raises(UsageError, match="--profile gady: no profile 'gady'"):
+        profile.load(None, "gady", "pbs")
 
 
 def test_dashes_and_underscores_are_one(tmp_path: Path) -> None:
@@ -168,3 +217,52 @@ def test_the_config_folder_of_the_user(launch, tmp_path: Path, monkeypatch) -> N
     folder.mkdir(parents=True)
     (folder / profile.FILE_NAME).write_text('[slurm]\npartition = "long"\n')
     assert "#SBATCH --partition=long\n" in launch("render", "slurm", "out", "m1", "m2").out
+
+
+def test_list(launch, work: Path) -> None:
+    (work / profile.FILE_NAME).write_text(
+        "default_profile = 'mine'\n[profile.mine]\nextends='gadi'"
+    )
+    done = launch("profile", "list")
+    assert done.code == 0, done.err
+    rows = {line.split()[0]: line for line in done.out.splitlines()[1:]}
+    assert set(rows) == {*profile_file.sites(), "mine"}
+    assert "pbs" in rows["mine"] and str(work / profile.FILE_NAME) in rows["mine"]
+    assert "NCI Gadi" in rows["gadi"] and rows["gadi"].endswith("built in")
+    assert "mine is taken where nobody says --profile" in done.err
+
+
+def test_show(launch, work: Path) -> None:
+    text = "threads = 4\n[profile.mine]\nextends = 'gadi'\npbs = {mem = '5gb'}\n"
+    (work / profile.FILE_NAME).write_text(text)
+    rows = json.loads(launch("profile", "show", "mine", "--json").out)
+    found = {row["option"]: (row["value"], row["from"]) for row in rows}
+    here = str(work / profile.FILE_NAME)
+    assert found["mem"] == ("5gb", f"{here}: profile.mine: [pbs]")
+    assert found["threads"] == (4, here)
+    assert found["queue"] == ("gpuvolta", "built in: gadi: [pbs]")
+    assert "gpuvolta" in launch("profile", "show", "mine").out
+
+
+def test_check(launch, work: Path) -> None:
+    assert launch("profile", "check").code == 0
+    path = work / profile.FILE_NAME
+    path.write_text("[profile.a]\npbs = {walltime = 'noon'}\n[profile.b]\nextends = 'c'\n")
+    done = launch("profile", "check")
+    assert (done.code, done.out) == (2, "")
+    assert "walltime 'noon' must be HH:MM:SS" in done.err
+    assert "profile.b: extends: no profile 'c'" in done.err
+    assert launch("profile", "check", "gadi").out.startswith("gadi: no faults")
+
+
+@pytest.mark.parametrize("site", profile_file.sites())
+def test_every_site_makes_a_job(site: str, launch) -> None:
+    for backend in ("pbs", "slurm"):
+        own = profile.load(None, site, backend)
+        if any(f"[{backend}]" in layer.origin for layer in own):
+            charged = ("--project", "ab12") if backend == "pbs" else ()
+            done = launch("render", backend, "out", "m1", "m2", "--profile", site, *charged)
+            assert done.code == 0, done.err
+            assert done.out.startswith("#!/bin/bash\n")
+            return
+    raise AssertionError(f"{site} is for no backend")

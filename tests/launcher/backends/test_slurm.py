@@ -1,6 +1,8 @@
 """Slurm: directives that sbatch takes, its answers, and what became of a job."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,14 +32,70 @@ def test_golden(make_job, render_job, golden) -> None:
     golden("slurm.sh", text)
 
 
+def test_golden_of_several_nodes(make_job, render_job, golden) -> None:
+    job = make_job("runs/out", "m1", "m2", setup=("module load python",))
+    golden("slurm-nodes.sh", render_job("slurm", job, nodes=4, gpus="8", cpus=32, time="1:00:00"))
+
+
 def test_only_what_was_asked_for(make_job, render_job) -> None:
     assert directives(render_job("slurm", make_job())) == [
         "--job-name=out",
         "--nodes=1",
         "--ntasks=1",
+        "--signal=B:USR1@60",
         '--output="/home/me/work/out.job/out.log"',
         "--open-mode=append",
+        "--requeue",
     ]
+
+
+def test_one_rank_for_each_node(make_job, render_job) -> None:
+    text = render_job("slurm", make_job(), nodes=3, gpus="2", cpus=8)
+    assert {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--gres=gpu:2"} < set(
+        directives(text)
+    )
+    # srun takes no cores over from the job, and kills its tasks when it gets TERM.
+    assert "\nsrun --nodes=3 --ntasks=3 --ntasks-per-node=1 --cpus-per-task=8 bash " in text
+    assert 'kill -USR1 "$worker"' in text and "kill -TERM" not in text
+
+
+def test_what_follows_asks_for_one_node(make_job, render_job) -> None:
+    _, then = make_job(then="ls").apart()
+    text = render_job("slurm", then, nodes=3, gpus="2")
+    assert {"--nodes=1", "--ntasks=1", "--gres=gpu:2"} < set(directives(text))
+    assert "srun" not in text and "scontrol requeue" not in text and "USR1" not in text
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds", "warned"),
+    [
+        (None, None, True),
+        ("0", None, True),  # no limit at all
+        ("1", 60, False),  # a minute's warning would come at once
+        ("14:59", 899, False),
+        ("90", 5400, True),
+        ("90:30", 5430, True),
+        ("1:30:30", 5430, True),
+        ("2-00", 172800, True),
+        ("1-12:30", 131400, True),
+        ("1-12:30:10", 131410, True),
+    ],
+)
+def test_the_limit_and_its_warning(
+    time: str | None, seconds: int | None, warned: bool, make_job, render_job
+) -> None:
+    assert SLURM.run(SLURM.resources(time=time)).walltime_s == seconds
+    text = render_job("slurm", make_job(), time=time)
+    assert ("--signal=B:USR1@60" in directives(text)) is warned
+    assert ("--deadline=" in text) is (seconds is not None)
+
+
+def test_no_way_back_into_the_queue(make_job, render_job) -> None:
+    text = render_job("slurm", make_job(), requeue=0)
+    assert "--no-requeue" in directives(text) and "--requeue" not in directives(text)
+    assert "scontrol" not in text
+    # Without the trap the warning would end the shell.
+    assert "--signal=B:USR1@60" in text and "trap 'merge_warned=1" in text
 
 
 @pytest.mark.parametrize(
@@ -52,14 +110,48 @@ def test_only_what_was_asked_for(make_job, render_job) -> None:
         ("--partition", "a b"),
         ("--account", "x\ny"),
         ("--directive", "constraint=x"),
-        ("--nodes", "3"),
+        ("--directive", "-C 'a100"),
+        ("--nodes", "0"),
         ("--cpus", "0"),
+        ("--requeue", "-1"),
     ],
 )
 def test_what_no_directive_may_hold(launch, flag: str, value: str) -> None:
     done = launch("slurm", "out", "m1", "m2", f"{flag}={value}", "--dry-run")
     assert (done.code, done.out) == (2, "")
     assert flag in done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--array=0-3", "merge-launch sweep"),
+        ("-C a100 --array=0-3", "merge-launch sweep"),
+        ("--ar=0-3", "merge-launch sweep"),
+        ("-a0-3", "merge-launch sweep"),
+        ("-n 4", "drives all of its GPUs"),  # four tasks: a quarter of the merge
+        ("--ntasks-per-node=2", "drives all of its GPUs"),
+        ("--output=/dev/null", "beside OUT"),
+        ("-o x", "beside OUT"),
+        ("--wait", "use --follow"),  # sbatch would not answer until the end
+        ("--no-requeue", "use --requeue 0"),
+        ("--time=1", "use --time"),
+        ("--signal=USR1@10", "before the limit"),
+    ],
+)
+def test_directives_that_the_job_relies_on(launch, line: str, words: str) -> None:
+    done = launch("slurm", "out", "m1", "m2", f"--directive={line}", "--dry-run")
+    assert (done.code, done.out) == (2, "")
+    assert f"--directive '{line}'" in done.err and words in done.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--constraint=a100", "-C 'a100|h100'", "--exclusive", "--qos=high", "--dependency=afterok:7"],
+)
+def test_directives_that_are_the_users(make_job, render_job, launch, line: str) -> None:
+    text = launch("slurm", "out", "m1", "m2", f"--directive={line}", "--dry-run").out
+    assert line in directives(text)
 
 
 def test_a_percent_sign_would_be_a_pattern_of_slurm(launch) -> None:
@@ -85,16 +177,18 @@ def test_ids(text: str, job_id: str | None) -> None:
 @pytest.mark.parametrize(
     ("text", "state", "detail"),
     [
-        ("34|PENDING|Resources\n", "QUEUED", "PENDING: Resources"),
-        ("34|RUNNING|None\n", "RUNNING", "RUNNING"),
-        ("34|COMPLETING|None\n", "RUNNING", "COMPLETING"),
-        ("34|COMPLETED|None\n", "DONE", "COMPLETED"),
-        ("34|FAILED|NonZeroExitCode\n", "FAILED", "FAILED: NonZeroExitCode"),
-        ("34|TIMEOUT|TimeLimit\n", "STOPPED", "TIMEOUT: TimeLimit"),
-        ("34|PREEMPTED|None\n", "STOPPED", "PREEMPTED"),
-        ("34|CANCELLED|None\n", "CANCELLED", "CANCELLED"),
-        ("33|RUNNING|None\n34|OUT_OF_MEMORY|None\n", "FAILED", "OUT_OF_MEMORY"),
-        ("34|NEW_STATE|None\n", "UNKNOWN", "NEW_STATE"),
+        ("34|PENDING|Resources|N/A\n", "QUEUED", "PENDING: Resources"),
+        ("34|RUNNING|None|2026-01-02T03:04:05\n", "RUNNING", "RUNNING"),
+        ("34|COMPLETING|None|N/A\n", "RUNNING", "COMPLETING"),
+        ("34|COMPLETED|None|N/A\n", "DONE", "COMPLETED"),
+        ("34|FAILED|NonZeroExitCode|N/A\n", "FAILED", "FAILED: NonZeroExitCode"),
+        ("34|FAILED|JobLaunchFailure|N/A\n", "FAILED", "FAILED: JobLaunchFailure"),
+        ("34|TIMEOUT|TimeLimit|N/A\n", "STOPPED", "TIMEOUT: TimeLimit"),
+        ("34|PREEMPTED|None|N/A\n", "STOPPED", "PREEMPTED"),
+        ("34|NODE_FAIL|NodeDown|N/A\n", "STOPPED", "NODE_FAIL: NodeDown"),
+        ("34|CANCELLED|None|N/A\n", "CANCELLED", "CANCELLED"),
+        ("33|RUNNING|None|N/A\n34|OUT_OF_MEMORY|None|N/A\n", "FAILED", "OUT_OF_MEMORY"),
+        ("34|NEW_STATE|None|N/A\n", "UNKNOWN", "NEW_STATE"),
     ],
 )
 def test_states(text: str, state: str, detail: str) -> None:
@@ -102,8 +196,80 @@ def test_states(text: str, state: str, detail: str) -> None:
     assert (found.state, found.detail) == (JobState[state], detail)
 
 
-def test_an_answer_without_the_job() -> None:
-    assert list(SLURM.parse_status("squeue", "340|RUNNING|None\n")) == ["340"]
+def test_members_of_arrays_are_jobs() -> None:
+    text = "34_1|PENDING|JobArrayTaskLimit|N/A\n34_0|RUNNING|None|2026-01-02T03:04:05\n"
+    found = SLURM.parse_status("squeue", text)
+    assert {job: status.state.name for job, status in found.items()} == {
+        "34_1": "QUEUED",
+        "34_0": "RUNNING",
+    }
+    # Without it the waiting members are one line, 34_[1-9].
+    assert "--array" in SLURM.status_argv("squeue", ["34_0"], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "detail", "reason"),
+    [
+        ("1|FAILED|4:0|NonZeroExitCode\n", "FAILED", "FAILED: NonZeroExitCode", "code 4"),
+        ("1|CANCELLED by 1000|0:15|None\n", "CANCELLED", "CANCELLED by 1000", "by 1000"),
+        ("1|TIMEOUT|0:0|TimeLimit\n", "STOPPED", "TIMEOUT: TimeLimit", "time limit"),
+        ("1|OUT_OF_MEMORY|0:125|OutOfMemory\n", "FAILED", "OUT_OF_MEMORY: OutOfMemory", "--mem"),
+    ],
+)
+def test_states_of_the_database(text: str, state: str, detail: str, reason: str) -> None:
+    found = SLURM.parse_status("sacct", text)["1"]
+    assert (found.state, found.detail) == (JobState[state], detail)
+    assert any(reason in sentence for sentence in found.reasons)
+
+
+@pytest.mark.parametrize("text", ["", "garbage\n", "a|b\n", "1|2|3|4|5\n"])
+def test_answers_that_are_none(text: str) -> None:
+    assert SLURM.parse_status("squeue", text) == {}
+    assert SLURM.parse_status("sacct", text) == {}
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Resources", "nodes to become free"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "down, drained or reserved"),
+        ("QOSMaxJobsPerUserLimit", "limit of its QOS"),
+        ("AssocGrpGRES", "account together"),
+        ("MaxMemPerLimit", "over, or waits for, a limit"),
+        ("RaisedSignal:53(Real-time_signal_19)", "by a signal"),
+        ("SomethingNew", "Slurm's reason: SomethingNew"),
+    ],
+)
+def test_reasons_in_words(reason: str, words: str) -> None:
+    found = SLURM.parse_status("squeue", f"1|PENDING|{reason}|2026-01-02T03:04:05\n")["1"]
+    assert words in found.reasons[0]
+    assert found.reasons[-1] == "Slurm expects it to start at 2026-01-02T03:04:05."
+
+
+SHOWN = (
+    "JobId=10 JobName=c UserId=me(1) JobState={state} Reason=None Dependency={waits} Requeue=1 "
+    "Restarts={again} BatchFlag=1 ExitCode={ended} RunTime=00:01:02 TimeLimit=00:10:00 "
+    "NodeList=n1 BatchHost=n1 TRES=cpu=1,mem=100M"
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentences"),
+    [
+        (("RUNNING", "(null)", "1", "0:0"), ["gone back into the queue 1 time.", "of 00:10:00 on"]),
+        (("PENDING", "afterok:9(unfulfilled)", "0", "0:0"), ["waits for afterok:9(unfulfilled)"]),
+        (("PENDING", "(null)", "2", "75:0"), ["gone back into the queue 2 times."]),
+        (("FAILED", "(null)", "0", "3:0"), ["ended with code 3"]),
+        (("TIMEOUT", "(null)", "0", "0:9"), ["number 9"]),
+        (("COMPLETED", "(null)", "0", "0:0"), []),
+    ],
+)
+def test_what_scontrol_adds(values: tuple[str, ...], sentences: list[str]) -> None:
+    state, waits, again, ended = values
+    text = SHOWN.format(state=state, waits=waits, again=again, ended=ended)
+    found = SLURM.parse_why(text)
+    assert len(found) == len(sentences)
+    assert all(words in said for words, said in zip(sentences, found, strict=True))
 
 
 def test_the_text_is_bash(make_job, render_job) -> None:
@@ -118,3 +284,52 @@ def test_submission(launch, fakes, models, work: Path) -> None:
     assert fakes.calls() == [f"sbatch --parsable {work}/out.job/out.sbatch"]
     assert done.out.startswith("job     34\n")
     assert "cancel  merge-launch cancel 34\n" in done.out
+
+
+def test_all_jobs_in_one_question(launch, fakes, models) -> None:
+    for name in ("a", "b", "c"):
+        assert launch("slurm", name, *models).code == 0
+    before = len(fakes.calls())
+    done = launch("jobs")
+    assert done.code == 0, done.err
+    asked = fakes.calls()[before:]
+    assert [call.split()[0] for call in asked] == ["squeue"]
+    assert "--jobs=36,35,34" in asked[0].replace("\\", "")
+
+
+def test_why_it_waits(launch, fakes, models) -> None:
+    launch("slurm", "out", *models)
+    done = launch("why", "34")
+    assert "It waits for nodes to become free.\n" in done.out
+    assert "It has gone back into the queue 2 times.\n" in done.out
+
+
+def test_what_follows_waits_for_the_merge(launch, fakes, models, work: Path, monkeypatch) -> None:
+    monkeypatch.setenv("FAKE_RUN", "1")
+    words = ("--python", sys.executable, "--then", "pwd; echo $((6 * 7))")
+    done = launch("slurm", "out", *models, *words)
+    assert "then    35  (after it; log " in done.out
+    call = fakes.calls()[-1].replace("\\", "")
+    assert "--dependency=afterok:34 --kill-on-invalid-dep=yes" in call
+    assert (work / "out.job" / "out-then.log").read_text().endswith(f"{work}/out\n42\n")
+
+
+def test_what_follows_a_failure_never_runs(launch, fakes, models, work: Path, monkeypatch) -> None:
+    monkeypatch.setenv("FAKE_RUN", "1")
+    (work / "out").mkdir()
+    (work / "out" / "foreign").touch()
+    launch("slurm", "out", *models, "--python", sys.executable, "--then", "touch x")
+    assert not (work / "out.job" / "out-then.log").exists()
+    assert "can never run: the job that it waits for" in launch("why", "35").out
+
+
+def test_the_environment_of_an_outer_job_stays_out(launch, fakes, models, monkeypatch) -> None:
+    """sbatch hands it on: srun ends over it, and an array's number would be taken for its own."""
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_MEM_PER_CPU", "SLURM_CONF"):
+        monkeypatch.setenv(name, "7")
+    answer = 'env | grep ^SLURM_ | sort > "$FAKES/environment"; echo 34'
+    (fakes.folder / "sbatch").write_text(f"#!/bin/bash\n{answer}\n")
+    (fakes.folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fakes.folder}:{os.environ['PATH']}")
+    assert launch("slurm", "out", *models).code == 0
+    assert (fakes.folder / "environment").read_text() == "SLURM_CONF=7\n"

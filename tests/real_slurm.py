@@ -94,6 +94,17 @@ class Cluster(NamedTuple):
             timeout_s,
         )
 
+    def start_now(self, job_id: str) -> None:
+        """A requeued job waits two minutes; of those, and again if its last run is just ending."""
+
+        def started() -> bool:
+            if self.field(job_id, "JobState") != "PENDING":
+                return True
+            self.ask("scontrol", "update", f"jobid={job_id}", "StartTime=now")
+            return False
+
+        until(started, f"job {job_id} to start again")
+
 
 def until(look, words: str, timeout_s: float = 60):
     """What `look` finds, as soon as it finds something."""

@@ -1,0 +1,145 @@
+#!/bin/bash
+#SBATCH --job-name=out
+#SBATCH --nodes=4
+#SBATCH --ntasks=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=32
+#SBATCH --gres=gpu:8
+#SBATCH --time=1:00:00
+#SBATCH --signal=B:USR1@60
+#SBATCH --output="/home/me/work/runs/out.job/out.log"
+#SBATCH --open-mode=append
+#SBATCH --requeue
+# Slurm's word that the time is nearly over. Not of scancel, which sends TERM.
+trap 'merge_warned=1 asked=1; kill -USR1 "${worker:-}" 2> /dev/null || :' USR1
+# linear of m1, m2. Made by merge-launch 0.0.0.
+#
+# What runs here is the worker of merge-launch, Python sources in one zip archive. It is carried along,
+# packed by bzip2 and as base64 text, further down, so the node needs nothing of ours installed:
+# bash, coreutils, and Python 3.10 or newer with torch, safetensors and pyyaml, which unpacks it too.
+# SHA-256 of the archive, checked before it runs:
+#   0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3
+# To unpack it by hand:
+#   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | bzip2 -d > merge-worker.pyz
+
+set -euo pipefail
+
+merge_fail() {
+    printf 'merge-launch: %s\n' "$1" >&2
+    exit 3
+}
+
+# Every node must see it.
+merge_folder=$(mktemp -d -- /home/me/work/runs/out.job/run.XXXXXX) || merge_fail 'this node does not see the folder that the job was submitted from'
+readonly merge_folder
+finish() {
+    local code=$?
+    rm -rf -- "$merge_folder"
+    printf '%s\n' "$code" > /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit || :
+}
+trap finish EXIT
+rm -f -- /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit
+printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
+
+base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_fail 'the worker in this job is damaged; submit it again'
+cGFja2VkIGFyY2hpdmU=
+MERGE_WORKER_PYZ
+
+# The recipe as it was given.
+base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_fail 'the recipe in this job is damaged; submit it again'
+ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
+ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
+CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvbTIiLAogICAicGFyYW1l
+dGVycyI6IHsKICAgICJ3ZWlnaHQiOiAxLjAKICAgfQogIH0KIF0KfQo=
+MERGE_RECIPE_YML
+
+# Before anything else runs: what was carried along is what was sent.
+merge_check() {
+    (cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) || merge_fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
+}
+merge_check <<'MERGE_SHA_256'
+ce0bd6e2cfc6bfe849dd751744c81b77c6966e9dc4100b646ec8891a99470470  merge-worker.pyz.bz2
+e27bf5157d6290f2126013a4c22ce8d5b235c9a7dc1320500439915aaeacb672  recipe.yml
+MERGE_SHA_256
+
+cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
+# Modules and environments trip over unset variables of their own.
+set +u
+module load python
+set -u
+
+# By the Python that will run it, which --setup may have brought; isolated, since a bz2.py that lies
+# about here is not what is meant.
+python3 -I -c 'import bz2, sys
+if sys.version_info < (3, 10):
+    sys.exit("this is Python " + sys.version)
+with open(sys.argv[1], "rb") as packed, open(sys.argv[2], "wb") as archive:
+    archive.write(bz2.decompress(packed.read()))
+' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_fail 'python3 cannot unpack the worker (the reason is above): it takes Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
+merge_check <<'MERGE_SHA_256'
+0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz
+MERGE_SHA_256
+
+# Seconds that are left until shortly before the walltime, of which there is no warning.
+merge_deadline=$((3420 > SECONDS ? 3420 - SECONDS : 1))
+# Runs once on each node, in whatever environment the launcher leaves.
+cat > "$merge_folder/rank.sh" <<'MERGE_RANK'
+set -euo pipefail
+merge_folder=$1 merge_deadline=$2
+trap 'printf "%s\n" "$?" > "$merge_folder/$HOSTNAME.$$.code"' EXIT
+# So that this shell waits for the worker, which gets the signal too.
+trap : TERM INT HUP USR1
+cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
+# Modules and environments trip over unset variables of their own.
+set +u
+module load python
+set -u
+python3 "$merge_folder/merge-worker.pyz" merge \
+    "$merge_folder/recipe.yml" /home/me/work/runs/out \
+    --deadline="$merge_deadline" \
+    --relative-to /home/me/work
+MERGE_RANK
+# Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
+# the worker can stop in good order, and wait for its end.
+srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=32 bash "$merge_folder/rank.sh" "$merge_folder" "${merge_deadline:-}" &
+worker=$!
+stopped=
+trap 'asked=1 stopped=1; kill -USR1 "$worker" 2> /dev/null || :' TERM INT HUP
+while :; do
+    asked=
+    code=0
+    wait "$worker" || code=$?
+    [ -n "$asked" ] || break
+done
+trap - TERM INT HUP
+# Launchers have codes of their own: what counts is what each rank has left, once all nodes show it.
+merge_patience=$((code == 0 ? 60 : 5))
+while :; do
+    ended=0 code=0
+    for file in "$merge_folder"/*.code; do
+        one=$(cat -- "$file" 2> /dev/null) || continue
+        ended=$((ended + 1))
+        if [ "$one" -ne 75 ] || [ "$code" -eq 0 ]; then [ "$one" -eq 0 ] || code=$one; fi
+    done
+    merge_patience=$((merge_patience - 1))
+    [ "$ended" -lt 4 ] && [ -z "$stopped" ] && [ "$merge_patience" -gt 0 ] || break
+    sleep 1
+done
+if [ "$ended" -lt 4 ]; then
+    printf 'merge-launch: %s of 4 ranks came to an end; the reason is above\n' "$ended" >&2
+    [ "$code" -ne 0 ] || code=6
+    [ -z "$stopped" ] || code=75
+fi
+# A worker that the signal caught before its first byte left nothing to clean up; and bash 5.2 says -1
+# of one that ended while the signal was handed on.
+if [ -n "$stopped" ] && [[ $code -gt 128 || $code -lt 0 ]]; then code=75; fi
+if [ -n "${merge_warned:-}" ] && [ "$code" -gt 128 ]; then code=75; fi
+if [ "$code" -eq 75 ] && [ -z "$stopped" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
+    # Its time is over. Until the next run has ended there is no exit code.
+    trap 'rm -rf -- "$merge_folder"' EXIT
+    echo "merge-launch: time is over; back into the queue (time $((${SLURM_RESTART_COUNT:-0} + 1)) of 10)"
+    scontrol requeue "$SLURM_JOB_ID" && exit 75
+    trap finish EXIT
+fi
+[ "$code" -eq 0 ] || exit "$code"
+
