@@ -31,6 +31,7 @@ def adapt(base: Path, out: Path, seed: int = 0, **config: Any) -> Path:
     from peft import LoraConfig, get_peft_model
 
     config.setdefault("r", 4)
+    torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(load_base(base), LoraConfig(task_type="CAUSAL_LM", **config))

@@ -24,7 +24,7 @@ WORKER_STAGES = {
     "stream": "readahead fetch ranks together device lane hashes outfile journal store stream",
     "write": "card manifest again published spoken side_files target finish lock verify mergekit",
     "command": "one_pass options run cli __main__",
-    "looks": "check comparison compare finished lora extract_lora",
+    "looks": "check comparison compare finished lora extract_lora merge_adapters",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()
 METHODS_MAY_IMPORT = {"errors", "dtypes"}

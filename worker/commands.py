@@ -18,6 +18,7 @@ LATE = {
     "report": ("finished", "how far a finished merge is from each of its inputs, layer by layer"),
     "extract-lora": ("extract_lora", "the difference of two models as an adapter"),
     "mergekit": ("mergekit", "merge by mergekit itself, and look at what it wrote"),
+    "merge-adapters": ("merge_adapters", "several LoRA adapters into one"),
     "methods": ("describe", "the merge methods and their parameters"),
 }
 

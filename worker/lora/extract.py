@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint
 from ..errors import InputError, first_names, printable
 from ..files import Files
 from ..lane import Lane
-from ..origin import Origin
+from ..origin import Origin, Reader
 from .names import Run, Target, Whole
 from .save import RUN, Output
 from .svd import Factors, Wanted, low_rank
@@ -175,15 +175,14 @@ class Extraction:
         self.output.add(f"{name}.{form.format('B')}", b.view(len(b), -1))
 
 
-def same(lane: Lane, one: Origin, other: Origin) -> bool:
+def same(lane: Reader, one: Origin, other: Origin) -> bool:
     """Whether two tensors hold the same values; shapes may differ."""
     if one.shape != other.shape:
         return False
     for start in range(0, one.count, RUN):
         stop = min(one.count, start + RUN)
-        values = (lane.read(x, start, stop, slot) for x, slot in ((one, "base"), (other, "tuned")))
-        first, second = values
-        if not bool(torch.equal(first.double(), second.double())):
+        first = lane.read(one, start, stop, "base")
+        if not bool(torch.equal(first.double(), lane.read(other, start, stop, "tuned").double())):
             return False
     return True
 
