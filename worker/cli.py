@@ -24,6 +24,7 @@ from .manifest import NAME
 from .one_pass import Clock
 from .options import add_plan_options, add_run_options, plan_options, run_options
 from .plan import Plan, make_plan
+from .published import published
 from .ranks import from_environment
 from .recipe import direct_recipe, parse
 from .run import run_merges
@@ -167,7 +168,7 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
     for line in run_merges(plans, run_options(arguments), from_environment(), clock):
         _tell(line, sys.stdout)
     if arguments.push and (plans[0][1] / NAME).is_file():  # else other ranks still work
-        _tell(hub.upload(plans[0][1], arguments.push), sys.stdout)
+        _tell(hub.upload(published(plans[0][1]), arguments.push), sys.stdout)
     return 0
 
 

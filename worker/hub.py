@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,14 +197,13 @@ def prune(path: str) -> None:
         _fetched.discard(path)
 
 
-def upload(folder: Path, name: str) -> str:
-    """A finished folder as a model of the hub; where it is. InputError with what the hub said."""
+def upload(files: Iterable[tuple[str, Path | bytes]], name: str) -> str:
+    """Files by name as a model of the hub; where it is. InputError with what the hub said."""
     hub = _client(name)
     try:
         hub.create_repo(name, exist_ok=True)
-        done = hub.HfApi().upload_folder(
-            repo_id=name, folder_path=folder, commit_message="Upload merged model"
-        )
+        added = [hub.CommitOperationAdd(path, content) for path, content in files]
+        done = hub.HfApi().create_commit(name, added, commit_message="Upload merged model")
     except Exception as error:
         raise InputError(f"--push {name}: {_reason(hub, error)}") from None
     return str(done.commit_url or name)

@@ -149,3 +149,16 @@ def test_a_finished_merge_is_uploaded(hub: Hub, tmp_path: Path) -> None:
     assert f"{hub.url}/me/merged/commit/" in done.stdout
     for path in (p for p in out.rglob("*") if p.is_file()):
         assert files[path.relative_to(out).as_posix()] == path.read_bytes(), path
+
+
+def test_no_path_of_this_machine_is_uploaded(hub: Hub, tmp_path: Path) -> None:
+    words = ["--dtype", "float32", "--progress", "off"]
+    done = worker(hub, tmp_path, "average", "local", "org/one", "org/two", *words)
+    assert done.returncode == 0, done.stderr
+    mine = str(tmp_path / "local")
+    words = ["average", "out", "org/one", mine, "--push", "me/mine"]
+    done = worker(hub, tmp_path, *words, HF_TOKEN="hf_test")
+    assert done.returncode == 0, done.stderr
+    assert mine in (tmp_path / "out" / "mergekit_config.yml").read_text()
+    for name, content in hub.repositories["me/mine"].items():
+        assert str(tmp_path).encode() not in content, name
