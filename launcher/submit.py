@@ -43,7 +43,9 @@ def run_here_logged(backend: Here[Any], job: Job, text: str) -> int:
         program, *words = backend.run_argv(str(script))
         # An interrupt is for the job, not for what keeps its words.
         tee = '"${@:2}" 2>&1 | tee -ai "$1"; exit "${PIPESTATUS[0]}"'
-        return foreground([find("bash"), "-c", tee, "bash", job.log, find(program), *words])
+        argv = [find("bash"), "-c", tee, "bash", job.log, find(program), *words]
+        notify = job.options.notify
+        return foreground(argv, {} if notify is None else {"MERGE_LAUNCH_NOTIFY": notify})
 
 
 def submit(

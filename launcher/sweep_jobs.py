@@ -137,13 +137,9 @@ def arrays(
 ) -> Iterator[Started]:
     """Arrays of as many members as the site allows; each member's `--then` waits for it alone."""
     form = _form(order.backend)
-    most = max(form.fewest, min(size or MOST, _limit(form)))
+    most = min(size or MOST, _limit(form))
     for number, start in enumerate(range(0, len(members), most)):
-        chunk = members[start : start + most]
-        if len(chunk) < form.fewest:
-            yield from each(order, chunk)
-        else:
-            yield from _array(order, chunk, at_once, number)
+        yield from _array(order, members[start : start + most], at_once, number)
 
 
 def _form(backend: Backend[Any]) -> Arrays:

@@ -12,7 +12,6 @@ class Arrays(ABC):
 
     number: ClassVar[str]
     """The variable of the job that holds the member's number."""
-    fewest: ClassVar[int] = 1
 
     @abstractmethod
     def options(self, count: int, at_once: int | None, name: str) -> list[str]:
@@ -53,19 +52,3 @@ class SlurmArrays(Arrays):
         """The greatest number must be below MaxArraySize, so that many members fit."""
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
         return int(found[1]) if found else None
-
-
-class PbsArrays(Arrays):
-    """OpenPBS and PBS Pro; `qsub -J 1` is no array there."""
-
-    number = "PBS_ARRAY_INDEX"
-    fewest = 2
-
-    def options(self, count: int, at_once: int | None, name: str) -> list[str]:
-        return ["-J", f"0-{count - 1}" + (f"%{at_once}" if at_once else ""), "-N", name]
-
-    def output(self, folder: str) -> list[str]:
-        return ["-o", f"{folder}/^array_index^.out"]
-
-    def member(self, array_id: str, number: int) -> str:
-        return array_id.replace("[]", f"[{number}]", 1)
