@@ -20,7 +20,7 @@ WORKER_STAGES = {
     "what is on disk": "header hub files origin views regroup opcodes pickled checkpoint "
     "dequantise token_files token_ids chat_template vocabulary rows adapter low_rank layout",
     "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble "
-    "suggest match memory effort resolve plan probe report",
+    "suggest match memory effort resolve lazy plan probe report",
     "stream": "readahead fetch ranks together device lane hashes outfile journal store stream",
     "write": "card manifest again published spoken side_files target finish lock verify mergekit",
     "command": "one_pass options run cli __main__",

@@ -80,8 +80,8 @@ def _tuples(value: Any) -> Any:
 def _check(path: Path, value: Mapping[str, Any], plan: Plan) -> None:
     """InputError unless the models have the headers that the manifest tells."""
     told = [[s["header_sha256"] for s in entry["shards"]] for entry in value["inputs"]]
-    found = [[shard.header_sha256 for shard in model.shards] for model in plan.models]
-    for label, one, two in zip(plan.labels, found, told, strict=False):
+    found = [[shard.header_sha256 for shard in model.shards] for model in plan.inputs.values()]
+    for label, one, two in zip(plan.inputs, found, told, strict=False):
         if one != two:
             raise InputError(f"{label}: is not what {NAME} was made from; its headers differ")
     if len(found) != len(told):

@@ -93,7 +93,7 @@ def _table(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _licence(plan: Plan) -> dict[str, Any]:
     """The licence, if all models have the same."""
-    found = [_front_matter(model) for model in plan.models]
+    found = [_front_matter(model) for model in plan.inputs.values()]
     said = [{key: front[key] for key in _LICENCE if key in front} for front in found]
     return said[0] if "license" in said[0] and all(one == said[0] for one in said) else {}
 

@@ -173,6 +173,10 @@ class Lane:
             source.fill(self, start, stop, out, f"{slot}.")
         return out
 
+    def take(self, slot: str, count: int, dtype: str) -> Tensor:
+        """Memory on the host, as derived sources need it."""
+        return self.host.take(slot, count, dtype)
+
     def load(self, step: Step, piece: Piece) -> Loaded:
         """Every source's elements of a piece in their stored dtypes, 1-D, on the device."""
         start, stop = step.grid.span(piece.first, piece.blocks)

@@ -66,8 +66,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         "options": result_options(plan.options),
         "vocabulary": _vocabulary(plan),
         "inputs": [
-            input_facts(order.get(label, label), model)
-            for label, model in zip(plan.labels, plan.models, strict=True)
+            input_facts(order.get(label, label), model) for label, model in plan.inputs.items()
         ],
         "outputs": outputs,
         "counts": {

@@ -32,6 +32,9 @@ class Reader(Protocol):
     def read(self, source: Origin, start: int, stop: int, slot: str) -> Tensor:
         """Elements [start, stop) in row-major order: 1-D, on the host, in the source's dtype."""
 
+    def take(self, slot: str, count: int, dtype: str) -> Tensor:
+        """Memory on the host; the same for the same slot every time."""
+
 
 @dataclass(frozen=True)
 class Derived(ABC):

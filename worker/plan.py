@@ -21,6 +21,7 @@ from .errors import InputError, UsageError
 from .fit import Inputs, Text, fit
 from .layer_config import restacked_config
 from .layout import Layout, lay_out
+from .lazy import Merged, lazily
 from .match import Matches, Rules, match
 from .memory import Memory, budget
 from .methods import Method
@@ -53,7 +54,15 @@ class Plan:
     text: Text  # tokenizer, template, and what they change
     key: str  # digest of all that the result depends on
     stages: tuple[Plan, ...] = ()  # to be done before, each into its `folder`
+    lazy: tuple[Plan, ...] = ()  # made while streaming
     folder: Path | None = None  # where the result goes if it is a stage
+
+    @property
+    def inputs(self) -> dict[str, Checkpoint]:
+        """Every model on disk that the merge is made of, by what the recipe calls it."""
+        plans = (self, *self.lazy, *self.stages)
+        found = {name: m for p in plans for name, m in zip(p.labels, p.models, strict=True)}
+        return {name: model for name, model in found.items() if not isinstance(model, Planned)}
 
     @property
     def input_bytes(self) -> int:
@@ -70,17 +79,22 @@ def make_plan(recipe: Recipe, options: PlanOptions | None = None) -> Plan:
     if options.strict and recipe.warnings:
         raise UsageError("\n".join([*recipe.warnings, "  --strict makes these errors"]))
     stages: list[Plan] = []
+    lazy: list[Plan] = []
     results: dict[str, Planned] = {}
     for number, stage in enumerate(recipe.stages):
         plan, results[str(stage.name)] = _stage(stage, number, options, results)
-        stages.append(plan)
+        (lazy if plan.folder is None else stages).append(plan)
     final = _plan(recipe, options, results)
-    if not stages:
+    if not recipe.stages:
         return final
-    told = [line for plan in stages for line in plan.warnings]
-    size = sum(plan.output_bytes for plan in stages) / 1e9
-    told += [f"{len(stages)} intermediate results take {size:.2f} GB beside the result meanwhile"]
-    return replace(final, stages=tuple(stages), warnings=(*final.warnings, *told))
+    told = [line for plan in (*lazy, *stages) for line in plan.warnings]
+    if stages:
+        size = sum(plan.output_bytes for plan in stages) / 1e9
+        told += [
+            f"{len(stages)} intermediate results take {size:.2f} GB beside the result meanwhile"
+        ]
+    told = [*final.warnings, *told]
+    return replace(final, stages=tuple(stages), lazy=tuple(lazy), warnings=tuple(told))
 
 
 def _stage(
@@ -93,8 +107,13 @@ def _stage(
     plan = _plan(recipe, replace(options, dtype=widest), results)
     # The key in the name: what an earlier recipe left there is another folder.
     folder = options.stages / f"{number}-{plan.key[:16]}"
-    plan = replace(plan, folder=folder)
-    result = planned(folder, plan.layout, plan.steps, {s.name: s.dtype for s in said.steps})
+    dtypes = {s.name: s.dtype for s in said.steps}
+    made = lazily(plan.steps, dtypes, plan.key)
+    if made is not None:
+        result = Planned(folder, (), made, like=plan.models[0])
+    else:
+        plan = replace(plan, folder=folder)
+        result = planned(folder, plan.layout, plan.steps, dtypes)
     return plan, replace(result, key=plan.key, settings=final_config(said), beside=said.text.beside)
 
 
@@ -243,11 +262,12 @@ def _key(
     add([recipe.method, options.seed, options.block, config])
     files: dict[str, int] = {}
     for model in models:
+        if isinstance(model, Planned):
+            add([model.key, *(shard.header_sha256 for shard in model.shards)])
+            files |= {shard.path: len(files) for shard in model.shards}
+            continue
         for shard in model.shards:
             files[shard.path] = len(files)
-            if isinstance(model, Planned):
-                add([model.key, shard.header_sha256])
-                continue
             path = Path(shard.path)
             if commit := hub.snapshot(path.parent):  # it may not be here, or not any more
                 add([*commit, path.name, shard.header_sha256])
@@ -266,7 +286,10 @@ def _key(
 
 def _origin(source: Origin, files: Mapping[str, int]) -> list[object]:
     """Where the values of a source come from, for the key."""
+    if isinstance(source, Merged):
+        return ["Merged", source.token()]
     if isinstance(source, Derived):
         parts = [_origin(part, files) for part in source.parts]
         return [type(source).__name__, source.token(), parts]
-    return [files[source.file], source.offset]
+    # What a document that is made on the way copies is in the key of that document.
+    return [files.get(source.file, Path(source.file).name), source.offset]

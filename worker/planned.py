@@ -19,11 +19,21 @@ from .token_files import Beside
 
 @dataclass(frozen=True)
 class Planned(Checkpoint):
-    """A checkpoint that an earlier stage will have written; `key` tells its content."""
+    """A checkpoint that an earlier stage will have written; `key` tells its content.
+
+    Or that is made on the way and never is a folder: then its files are those of `like`.
+    """
 
     key: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     beside: Beside = field(default_factory=lambda: Beside(None), repr=False)
+
+    like: Checkpoint | None = field(default=None, repr=False)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the files beside its weights are."""
+        return self.like.folder if self.like else super().folder
 
     @cached_property
     def config(self) -> dict[str, Any]:

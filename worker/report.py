@@ -8,6 +8,7 @@ from .components import COMPONENTS, component_of
 from .dtypes import Kind
 from .errors import printable
 from .layers import depths
+from .origin import moved
 from .plan import Plan
 from .probe import Speed
 from .progress import duration
@@ -44,7 +45,9 @@ def as_json(plan: Plan, speed: Speed | None = None) -> dict[str, Any]:
         "vocabulary": plan.text.summary or None,
         "warnings": list(plan.warnings),
         "key": plan.key,
-        "stages": [{"name": stage.recipe.name, **as_json(stage)} for stage in plan.stages],
+        "stages": [
+            {"name": stage.recipe.name, **as_json(stage)} for stage in (*plan.lazy, *plan.stages)
+        ],
     }
 
 
@@ -64,7 +67,7 @@ def _moved(plan: Plan) -> int:
         for step in each.steps:
             again = each.memory.piece_blocks(step) < step.grid.blocks
             passes = step.reads if again else 1
-            total += passes * sum(source.nbytes for source in step.sources)
+            total += passes * sum(moved(source) for source in step.sources)
         total += each.output_bytes
     return total
 
@@ -114,9 +117,13 @@ def describe(plan: Plan, speed: Speed | None = None) -> str:
 def _stages(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("stage", f"{printable(str(each.recipe.name))}: {each.method.name} of "
-                  f"{', '.join(map(printable, each.labels))}; {size(each.output_bytes)}")
-        for each in plan.stages
+                  f"{', '.join(map(printable, each.labels))}; {_kept(each)}")
+        for each in (*plan.lazy, *plan.stages)
     ]  # fmt: skip
+
+
+def _kept(stage: Plan) -> str:
+    return size(stage.output_bytes) if stage.folder else "made on the way"
 
 
 def _shares(groups: dict[str, int]) -> list[tuple[str, str]]:

@@ -113,7 +113,7 @@ def _committing(partial: Path) -> tuple[str, ...] | None:
 
 def _outside_inputs(plan: Plan, out: Path) -> None:
     real = out.resolve()
-    for label, model in zip(plan.labels, plan.models, strict=True):
+    for label, model in plan.inputs.items():
         place = model.path.resolve()
         if real == place or place in real.parents or real in place.parents:
             how = "is" if real == place else "is inside" if place in real.parents else "contains"

@@ -56,7 +56,7 @@ def test_stages_are_plans_of_their_own(models: list[Path]) -> None:
     (stage,) = facts["stages"]
     assert (stage["name"], stage["method"]) == ("mean", "linear")
     assert stage["models"] == [str(model) for model in models[:2]]
-    assert stage["bytes_out"] == plan.stages[0].output_bytes
+    assert stage["bytes_out"] == plan.lazy[0].output_bytes
     first = describe(plan).splitlines()[0]
     assert first.startswith(f"stage      mean: linear of {models[0]}, {models[1]}; ")
 
