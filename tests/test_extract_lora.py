@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -176,3 +178,20 @@ def test_mistakes_are_told(
     told = capsys.readouterr().err
     assert text in told and "Traceback" not in told
     assert not (tmp_path / "out" / "adapter_config.json").exists()
+
+
+def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Where torch is loaded without what merges do without."""
+    torch.manual_seed(0)
+    few = torch.randn(96, 2) @ torch.randn(2, 80)
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    write_checkpoint(base, {"w.weight": torch.zeros(96, 80)})
+    write_checkpoint(tuned, {"w.weight": few})
+    words = ["extract-lora", base, tuned, tmp_path / "out", "--rank", "2"]
+    done = subprocess.run([sys.executable, "-m", "worker", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "relative error 0.0000" in done.stdout
+    words = ["merge-adapters", tmp_path / "2", tmp_path / "out", tmp_path / "out"]
+    words += ["--method", "dare_linear", "--density", "0.5"]
+    done = subprocess.run([sys.executable, "-m", "worker", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ can still be imported afterwards.
 from __future__ import annotations
 
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 from types import ModuleType
 
 TRIED = ("2.13.",)
@@ -33,3 +33,10 @@ def restore() -> None:
     held = sys.modules.get(_SKIPPED)
     if held is not None and held.__spec__ is None:
         del sys.modules[_SKIPPED]
+
+
+def complete() -> None:
+    """After the import of torch, for what needs all of it: generators of random numbers do."""
+    if _SKIPPED not in sys.modules or sys.modules[_SKIPPED].__spec__ is None:
+        restore()
+        import_module(_SKIPPED)

@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .. import quick_torch
 from ..methods._spectral import spectrum
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+quick_torch.complete()
 
 
 @dataclass(frozen=True)

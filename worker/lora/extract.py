@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .. import quick_torch
 from ..adapted import Adapted
 from ..checkpoint import Checkpoint
 from ..errors import InputError, first_names, printable
@@ -22,6 +23,8 @@ from .svd import Factors, Wanted, low_rank
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+quick_torch.complete()
 
 Model = Checkpoint | Adapted
 
