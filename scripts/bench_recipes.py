@@ -1,0 +1,60 @@
+"""Recipes for scripts/bench that both sides understand, and take for the same merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+OURS = frozenset({"cabs", "consensus_ta", "consensus_ties", "iso_c", "tsvm"})
+"""Methods that the peer does not have."""
+
+# The base is the first model; with PAIR methods the second one is the other end.
+PAIR = {"slerp", "nearswap", "arcee_fusion"}
+NO_BASE = {"linear", "karcher", "multislerp", "passthrough"}
+UNWEIGHTED = {*PAIR, "karcher", "model_stock", "sce", "ram", "ramplus_tl", "passthrough"}
+UNWEIGHTED |= {"iso_c", "tsvm"}
+DELTA = 0.001
+"""How far the benchmark's models are from each other: what nearswap's t is measured by."""
+
+DENSITY = {"density": 0.5}
+EACH: dict[str, dict[str, float]] = {
+    "ties": DENSITY,
+    "dare_ties": DENSITY,
+    "dare_linear": DENSITY,
+    "breadcrumbs": {"density": 0.9, "gamma": 0.01},
+    "breadcrumbs_ties": {"density": 0.9, "gamma": 0.01},
+    "della": {"density": 0.5, "epsilon": 0.1},
+    "della_linear": {"density": 0.5, "epsilon": 0.1},
+    "consensus_ties": {"density": 0.2},
+}
+GLOBAL: dict[str, dict[str, float]] = {
+    "slerp": {"t": 0.5},
+    "nearswap": {"t": DELTA},
+    "sce": {"select_topk": 0.5},
+    "karcher": {"max_iter": 10},
+}
+
+
+def recipe(method: str, models: list[Path], dtype: str, turn: int = 0) -> dict[str, Any]:
+    """`method` over the models; each `turn` has other weights or another t, as in a sweep."""
+    method = "linear" if method == "average" else method
+    based, taken = method not in NO_BASE, models[:2] if method in PAIR else models
+    if method == "nuslerp":  # of two models, beside a base if there is one more
+        based, taken = len(models) > 2, models[:3]
+    if method == "passthrough":
+        taken = models[:1]
+    listed = []
+    for number, path in enumerate(taken[1:] if based else taken):
+        each = dict(EACH.get(method, {}))
+        if method not in UNWEIGHTED:
+            each["weight"] = 1.0 + turn * number / 8
+        listed.append({"model": str(path), "parameters": each})
+    parameters = dict(GLOBAL.get(method, {}))
+    if "t" in parameters:
+        parameters["t"] /= 1 + turn
+    found: dict[str, Any] = {"merge_method": method, "models": listed, "dtype": dtype}
+    if based:
+        found["base_model"] = str(models[0])
+    if parameters:
+        found["parameters"] = parameters
+    return found
