@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # for its modules.
 WORKER_STAGES = {
     "words and tables": "errors dtypes crc layers layer_count layer_fields layer_config modules "
-    "components progress settings schedules flush stopping units quick_torch commands "
+    "components progress settings schedules cpus flush stopping units quick_torch commands "
     "forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_names "
     "recipe_tokenizer recipe_reader",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from .adapted import open_adapted
 from .assemble import Assembly, assemble
 from .checkpoint import Checkpoint, exists, is_hub_id, open_checkpoint
 from .dequantise import dequantised, refuse_quantised
+from .cpus import usable_cpus
 from .effort import notes as effort_notes
 from .errors import InputError, UsageError
 from .fit import Inputs, Text, fit
@@ -154,11 +154,6 @@ def _rules(recipe: Recipe, options: PlanOptions) -> Rules:
     rules = options.rules
     include, exclude = (*recipe.include, *rules.include), (*recipe.exclude, *rules.exclude)
     return replace(rules, include=include, exclude=exclude)
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use, which is what a scheduler granted."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _open_all(
