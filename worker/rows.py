@@ -57,6 +57,12 @@ class RowMap:
                 self.runs.append(Run(number, 1, part, row))
         self.starts = [run.start for run in self.runs]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowMap) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @cached_property
     def digest(self) -> str:
         numbers = array("q", chain.from_iterable(self.runs)).tobytes()
@@ -86,7 +92,8 @@ class Rows(Derived):
     """`parts` are the same tensor of several models; `rows` says which row comes from where."""
 
     rows: RowMap = field(kw_only=True)
-    places: Mapping[int, tuple[int, int]] = field(kw_only=True)  # number and first row of a part
+    # Number and first row of a part.
+    places: Mapping[int, tuple[int, int]] = field(kw_only=True, hash=False)
     # Under the same lock and memory when a head takes another name.
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
     _mean: list[Tensor] = field(default_factory=list, compare=False, repr=False)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 from merges import one_tensor_models, shards_of
+from vocabularies import make_models
 
-from worker import files
+from worker import evidence, files
 from worker.cli import main
 from worker.cut import Piece
 from worker.together import _union
@@ -92,6 +93,7 @@ def test_the_inputs_are_read_once(
         read(self, path, offset, buffer)
 
     monkeypatch.setattr(files.Files, "read", noted)
+    monkeypatch.setattr(evidence.Look, "steps", lambda self: iter(()))  # reads samples by itself
     words = []
     for number in range(3):
         text = RECIPES["even"].replace("weight: 1", f"weight: {number + 1}, normalize: false")
@@ -158,3 +160,19 @@ def test_a_copy_of_another_model_is_another_copy(tmp_path: Path) -> None:
     for name in "ab":
         assert shards_of(tmp_path / f"out-{name}") != {}
     assert shards_of(tmp_path / "out-a") != shards_of(tmp_path / "out-b")
+
+
+def test_recipes_that_change_the_tokenizer(tmp_path: Path) -> None:
+    make_models(tmp_path)
+    pairs = []
+    for name, weight in (("light", 1), ("heavy", 3)):
+        (tmp_path / f"{name}.yml").write_text(
+            "merge_method: linear\ntokenizer_source: union\nmodels:\n"
+            f"- {{model: a, parameters: {{weight: 1}}}}\n"
+            f"- {{model: b, parameters: {{weight: {weight}}}}}\n"
+        )
+        assert run(tmp_path, str(tmp_path / f"{name}.yml"), str(tmp_path / f"{name}-alone")) == 0
+        pairs += ["-a", str(tmp_path / f"{name}.yml"), str(tmp_path / name)]
+    assert run(tmp_path, *pairs) == 0
+    for name in ("light", "heavy"):
+        assert shards_of(tmp_path / name) == shards_of(tmp_path / f"{name}-alone")
