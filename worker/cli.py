@@ -29,6 +29,7 @@ from .ranks import from_environment
 from .recipe import direct_recipe, parse
 from .run import run_merges
 from .schedules import FORMS, weighted
+from .stopping import hurry, relax
 from .units import parse_number
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as error:  # a signal in the moment when something else was being answered
         _tell(f"merge-worker: {error}", sys.stderr)
         return error.exit_code
+    finally:
+        relax()
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -101,7 +104,9 @@ def _take_signals() -> None:
     """SIGTERM outside the stream (which has its own way) ends in order too, with code 75."""
 
     def stop(number: int, frame: object) -> None:
-        raise Stopped(f"stopped by {signal.Signals(number).name}; run the same command again")
+        name = signal.Signals(number).name
+        hurry(f"stopped by {name}")
+        raise Stopped(f"stopped by {name}; run the same command again")
 
     if threading.current_thread() is threading.main_thread():
         for kind in (signal.SIGTERM, signal.SIGUSR1):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 
+from .errors import Stopped
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+GRACE_S = 4.0
+"""Schedulers kill soon after they ask, and some matrices take longer than that."""
 
 
 class Stop:
@@ -27,22 +33,46 @@ class Stop:
         return self._event.is_set()
 
 
+def hurry(reason: str) -> None:
+    """End with code 75 in GRACE_S, whatever other threads are at; the main thread calls this.
+
+    What is on the storage is sound at any moment.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        text = f"merge-worker: {reason}; nothing is lost, run the same command again to continue"
+        os.write(2, text.encode() + b"\n")
+        os._exit(Stopped.exit_code)
+
+    signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+
+def relax() -> None:
+    """It has ended in order."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 @contextlib.contextmanager
 def by_signal(stop: Stop) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGUSR1 set `stop` while the block runs."""
+    """SIGTERM, SIGINT and SIGUSR1 set `stop` while the block runs. Stopped if it has not heard."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may take signals
         return
 
     def handle(number: int, frame: object) -> None:
         stop.set(f"stopped by {signal.Signals(number).name}")
+        hurry(stop.reason)
 
     before = {kind: signal.signal(kind, handle) for kind in SIGNALS}
     try:
         yield
     finally:
+        relax()
         for kind, handler in before.items():
             signal.signal(kind, handler)
+    if stop.is_set():
+        raise Stopped(f"{stop.reason}; nothing is lost, run the same command again to continue")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from worker.errors import Stopped
 from worker.stopping import SIGNALS, Stop, by_clock, by_signal
 
 
@@ -28,10 +29,11 @@ def test_the_first_reason_counts() -> None:
 def test_signals(kind: signal.Signals) -> None:
     before = [signal.getsignal(one) for one in SIGNALS]
     stop = Stop()
-    with by_signal(stop):
+    with pytest.raises(Stopped, match=f"^stopped by {kind.name}; .*again"), by_signal(stop):
         os.kill(os.getpid(), kind)
         wait(stop)
     assert stop.reason == f"stopped by {kind.name}"
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0), "nothing is left that ends it"
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
 

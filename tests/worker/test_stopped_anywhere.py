@@ -1,0 +1,91 @@
+"""A signal of the scheduler in any phase: ended with 75 within five seconds, and nothing lost."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from forks import Forks
+from merges import average, digest, one_tensor_models
+
+PHASES = {
+    "reads the headers": "worker.plan open_checkpoint",
+    "plans": "worker.plan lay_out",
+    "looks at OUT": "worker.run survey",
+    "takes the lock": "worker.run refuse_others",
+    "takes over journals": "worker.store Store.read_journals",
+    "begins to read ahead": "worker.one_pass ReadAhead.__enter__",
+    "starts its lanes": "worker.stream Engine.run",
+    "reads": "worker.files Files.read",
+    "looks": "worker.lane Lane.look",
+    "merges": "worker.lane Lane.merge",
+    "writes": "worker.store Store.write",
+    "forces bytes to the storage": "worker.store Store.sync",
+    "checksums the result": "worker.finish _outputs",
+    "hashes the result": "worker.finish Hashes.finish",
+    "writes side files": "worker.finish commit",
+    "cleans up": "worker.store Store.remove",
+}
+KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+WITHIN_S = 5.0
+pytestmark = pytest.mark.usefixtures("centred_method")
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return one_tensor_models(tmp_path_factory.mktemp("big"), 2_600_000)
+
+
+@pytest.fixture(scope="module")
+def whole(big: list[Path], forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert forks.start(*command(out, big)).wait().code == 0
+    return out
+
+
+def command(out: Path, models: list[Path]) -> list[object]:
+    options = ["--method", "centred", "--memory", "2MiB", "--threads", 1, "--sha256"]
+    return ["average", out, *models, *options, "--progress", "off"]
+
+
+def stopped(forks: Forks, words: list[object], hurt: str) -> tuple[int, float, str]:
+    """How it ended, how long after the signal, and what it said."""
+    fork = forks.start(*words, env={"SIGNAL_IN": hurt})
+    ended = fork.wait()
+    seconds = time.monotonic() - float(fork.place.with_suffix(".at").read_text())
+    told = [line for line in ended.err.splitlines() if not line.startswith("warning: ")]
+    return ended.code, seconds, "\n".join(told)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("phase", PHASES)
+def test_any_phase(
+    tmp_path: Path, big: list[Path], whole: Path, forks: Forks, phase: str, kind: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    code, seconds, told = stopped(forks, command(out, big), f"{PHASES[phase]} {int(kind)} 0")
+    assert code == 75 and seconds < WITHIN_S, told
+    assert "run the same command" in told and "\n" not in told, told
+    assert forks.start(*command(out, big)).wait().code == 0
+    assert digest(out) == digest(whole)
+
+
+@pytest.mark.parametrize("phase", ["merges", "hashes the result"])
+def test_what_takes_minutes_does_not_keep_it(
+    tmp_path: Path, big: list[Path], whole: Path, forks: Forks, phase: str
+) -> None:
+    """A matrix at work, a file that is read back: the other threads are not waited for."""
+    out = tmp_path / "out"
+    hurt = f"{PHASES[phase]} {int(signal.SIGTERM)} 60"
+    code, seconds, told = stopped(forks, command(out, big), hurt)
+    assert code == 75 and seconds < WITHIN_S, told
+    assert "stopped by SIGTERM" in told
+    assert forks.start(*command(out, big)).wait().code == 0
+    assert digest(out) == digest(whole)
+
+
+def test_who_was_told_to_stop_in_this_process_is_not_killed_later(
+    tmp_path: Path, big: list[Path]
+) -> None:
+    assert average(tmp_path / "out", big) == 0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
