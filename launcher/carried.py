@@ -25,9 +25,14 @@ def everything(package: Path) -> dict[str, Path]:
 
 
 def needed(
-    package: Path, methods: Collection[str], commands: Collection[str] = ()
+    package: Path,
+    methods: Collection[str],
+    commands: Collection[str] = (),
+    features: Collection[str] = (),
 ) -> dict[str, Path]:
     """Those that `merge`, and these commands, can come to run for recipes of these methods.
+
+    Imports below `with needed(feature)` count where the feature is one of these.
 
     Other commands, which the worker imports by name, and methods that it lists are not imports, so
     they stay behind; a module that only types mention does too.
@@ -42,24 +47,33 @@ def needed(
         if name not in found:
             found.add(name)
             tree = tree_of(sources[name].read_text(encoding="utf-8"))
-            waiting += [each for each in _imported(tree.body, name) if each in sources]
+            found_here = _imported(tree.body, name, features)
+            waiting += [each for each in found_here if each in sources]
     return {name: path for name, path in sources.items() if name in found}
 
 
-def _imported(body: list[ast.stmt], name: str) -> Iterator[str]:
+def _imported(body: list[ast.stmt], name: str, features: Collection[str]) -> Iterator[str]:
     """File names that the imports of a file may mean, its own packages among them."""
     for node in body:
         if isinstance(node, ast.ImportFrom):
             yield from _meant(node, name)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            yield from _imported(node.orelse, name)
-        else:
+            yield from _imported(node.orelse, name, features)
+        elif (feature := _feature(node)) is None or feature in features:
             for field in ("body", "orelse", "finalbody", "handlers"):
                 for inner in getattr(node, field, []):
                     if isinstance(inner, ast.stmt):
-                        yield from _imported([inner], name)
+                        yield from _imported([inner], name, features)
                     elif isinstance(inner, ast.ExceptHandler):
-                        yield from _imported(inner.body, name)
+                        yield from _imported(inner.body, name, features)
+
+
+def _feature(node: ast.stmt) -> str | None:
+    """That of `with needed(feature)`."""
+    call = node.items[0].context_expr if isinstance(node, ast.With) else None
+    if isinstance(call, ast.Call) and ast.unparse(call.func) == "needed":
+        return str(ast.literal_eval(call.args[0]))
+    return None
 
 
 def _meant(node: ast.ImportFrom, name: str) -> Iterator[str]:

@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import traceback
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,9 @@ from .job import Job
 from .profile import Layer
 from .settings import CheckOptions, JobOptions, MergeOptions, WorkerOptions
 from .source import Merge, current_folder, read_source
+
+if TYPE_CHECKING:
+    from .preflight import Look
 
 SWEEP = "Make many merges from one recipe: SWEEP.yml varies values at any path of it."
 REPORT = "This is a bug of merge-launch. Please report it with the lines above and the command."
@@ -37,13 +41,24 @@ def layers(given: dict[str, Any], backend: str | None) -> list[Layer]:
 class Request:
     """One backend command: its words and options as a job, and what the job asks for."""
 
-    def __init__(self, backend: Backend[Any], source: list[str], given: dict[str, Any]) -> None:
+    def __init__(
+        self, backend: Backend[Any], source: list[str], given: dict[str, Any], shown: bool = False
+    ) -> None:
         groups = [MergeOptions, JobOptions, WorkerOptions, backend.resources]
         found: list[Any] = profile.resolve(groups, layers(given, backend.name))
         merge_options, self.options, self.worker, self.resources = found
         folder = current_folder(os.environ)
         self.merge: Merge = read_source(source, merge_options, self.worker.dtype, folder)
         self.backend = backend
+        self.shown = shown or self.options.dry_run
+
+    @cached_property
+    def look(self) -> Look:
+        """At its models, unless that would mean to ask the hub for a text that is only shown."""
+        from . import preflight
+
+        everything = isinstance(self.backend, Here) and not self.shown
+        return preflight.look(self.merge, self.worker, everything)
 
     def parts(self) -> list[tuple[Job, str]]:
         """The jobs of the merge, each with its text: one, or another for `--then`."""
@@ -51,7 +66,9 @@ class Request:
 
         python = self.options.python or self.backend.python()
         methods = payload.methods_of(self.merge.text)
-        carried = payload.build(methods=methods, commands=self.options.commands)
+        carried = payload.build(
+            methods=methods, commands=self.options.commands, features=self.look.features
+        )
         whole = Job(self.merge, self.options, self.worker, carried, python)
         jobs = whole.apart() if self.backend.dependencies else (whole,)
         refuse(self.backend.faults(jobs[0], self.resources))
@@ -72,16 +89,15 @@ def show(request: Request) -> int:
 
 
 def launch(request: Request) -> int:
-    from . import following, preflight, submit
+    from . import following, submit
 
     backend, resources = request.backend, request.resources
     parts = request.parts()
     job, text = parts[0]
     refuse(backend.obstacles(job, resources))
-    here = isinstance(backend, Here)
     # mergekit refuses and takes other things than we do.
     own = not request.options.commands
-    for warning in preflight.look(request.merge, request.worker, everything=here) if own else []:
+    for warning in request.look.told() if own else []:
         say(f"warning: {warning}")
     if isinstance(backend, Here) and not backend.detached(resources):
         return submit.run_here(backend, text, request.options.notify)
@@ -187,10 +203,10 @@ def add_backend(app: typer.Typer, shown: typer.Typer, backend: Backend[Any], who
 
     def run(source: list[str], given: dict[str, Any]) -> int:
         request = Request(backend, source, given)
-        return show(request) if request.options.dry_run else launch(request)
+        return show(request) if request.shown else launch(request)
 
     def render(source: list[str], given: dict[str, Any]) -> int:
-        return show(Request(backend, source, given))
+        return show(Request(backend, source, given, shown=True))
 
     for target, command in ((app, run), (shown, render)):
         made = guarded(with_options(command, groups))

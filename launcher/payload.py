@@ -69,10 +69,11 @@ def build(
     package: Path | None = None,
     methods: frozenset[str] | None = None,
     commands: tuple[str, ...] = (),
+    features: frozenset[str] = frozenset(),
 ) -> Payload:
-    """The worker that is installed here, or that of another folder; whole, or for some methods and
-    commands beside the merge."""
-    archive = pack(package or Path(worker.__file__).parent, methods, commands)
+    """The worker that is installed here, or that of another folder; whole, or for some methods,
+    features, and commands beside the merge."""
+    archive = pack(package or Path(worker.__file__).parent, methods, commands, features)
     return Payload(archive, bz2.compress(archive, 9), worker.__version__)
 
 
@@ -103,13 +104,16 @@ def sources_digest(package: Path) -> str:
 
 
 def pack(
-    package: Path, methods: frozenset[str] | None = None, commands: tuple[str, ...] = ()
+    package: Path,
+    methods: frozenset[str] | None = None,
+    commands: tuple[str, ...] = (),
+    features: frozenset[str] = frozenset(),
 ) -> bytes:
     """The *.py files of a package as a zip that `python FILE` runs."""
     if methods is None:
         found = carried.everything(package)
     else:
-        found = carried.needed(package, methods, commands)
+        found = carried.needed(package, methods, commands, features)
     members = {f"worker/{name}": path for name, path in found.items()}
     members["__main__.py"] = package / carried.ENTRY
     target = io.BytesIO()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.errors import first_names
+from worker import features
+from worker.errors import WorkerError, first_names
 
+from . import needs
 from .settings import WorkerOptions
 from .source import Merge
 
@@ -59,18 +62,40 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def look(merge: Merge, options: WorkerOptions, everything: bool) -> list[str]:
-    """Plan the merge where its models are here; else say that nobody could look. Warnings.
+@dataclass(frozen=True)
+class Look:
+    """What a look at the models of a merge has shown; `features` are the parts that it needs."""
+
+    features: frozenset[str]
+    warnings: tuple[str, ...] = ()
+    fault: WorkerError | None = None
+
+    def told(self) -> list[str]:
+        """The warnings. WorkerError with all faults."""
+        if self.fault is not None:
+            raise self.fault
+        return list(self.warnings)
+
+
+def look(merge: Merge, options: WorkerOptions, everything: bool) -> Look:
+    """Plan the merge where its models are here; else say that nobody could look.
 
     `everything`: what is not here is nowhere.
     """
     absent = [path for path in merge.local_models() if not Path(path).exists()]
     hub = merge.hub_models()
+    said = needs.said(merge.recipe, options)
     notes = []
     if absent:
         notes.append(f"not on this machine, so nobody looked into it yet: {first_names(absent)}")
     if hub:
         notes.append(f"on the hub, so nobody looked into it yet: {first_names(hub)}")
     if notes and not everything:
-        return [*notes, *merge.recipe.warnings]
-    return list(plan_of(merge, options).warnings)
+        return Look(said | needs.UNSEEN, (*notes, *merge.recipe.warnings))
+    features.used.clear()
+    try:
+        plan = plan_of(merge, options)
+    except WorkerError as error:
+        return Look(said | needs.UNSEEN, fault=error)
+    # The same job text from here and from where the hub was not asked.
+    return Look(said | (needs.UNSEEN if hub else features.used), plan.warnings)

@@ -130,14 +130,12 @@ def _table(sweep: Sweep, states: Any, todo: Sequence[Member]) -> None:
 
 def look(order: Any, members: Sequence[Member]) -> list[str]:
     """Plan every member where its models are here. All faults of all members at once; warnings."""
-    from . import preflight
     from .sweep_state import other_merge
 
     where, count = order.sweep.where, len(members)
     faults: list[tuple[str, str]] = []
     warnings: list[tuple[str, str]] = []
     kinds: list[type[LauncherError] | type[WorkerError]] = []
-    here = isinstance(order.backend, Here)
     for each in members:
         for fault in order.faults(each):
             faults.append((each.name, fault))
@@ -147,8 +145,7 @@ def look(order: Any, members: Sequence[Member]) -> list[str]:
             faults.append((each.name, fault))
             kinds.append(Taken)
         try:
-            told = preflight.look(each.merge, order.worker, everything=here)
-            warnings += [(each.name, line) for line in told]
+            warnings += [(each.name, line) for line in order.look(each).told()]
         except WorkerError as error:
             faults += [(each.name, line) for line in str(error).splitlines()]
             kinds.append(type(error))

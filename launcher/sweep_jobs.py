@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import payload, render, submit
+from . import payload, preflight, render, submit
 from .backends import Backend, Here, Scheduler, Service
 from .backends._arrays import Arrays
 from .command import answer
 from .errors import ClusterError, LauncherError, UsageError
 from .job import SHORT_NAME, Job
 from .payload import Payload
+from .preflight import Look
 from .records import Record
 from .settings import JobOptions, WorkerOptions
 from .source import safe_name
@@ -46,17 +47,29 @@ class Order:
     options: JobOptions
     worker: WorkerOptions
     resources: Any
-    _payloads: dict[frozenset[str], Payload] = field(default_factory=dict)
+    _payloads: dict[tuple[frozenset[str], ...], Payload] = field(default_factory=dict)
+    _looks: dict[str, Look] = field(default_factory=dict)
+
+    def look(self, member: Member) -> Look:
+        """At its models, once."""
+        if member.name not in self._looks:
+            here = isinstance(self.backend, Here)
+            self._looks[member.name] = preflight.look(member.merge, self.worker, everything=here)
+        return self._looks[member.name]
 
     def job(self, *members: Member) -> Job:
         """One job; of several members in one pass."""
         texts = [member.merge.text for member in members]
         methods = frozenset().union(*(payload.methods_of(text) for text in texts))
-        if methods not in self._payloads:
-            self._payloads[methods] = payload.build(methods=methods, commands=self.options.commands)
+        features = frozenset().union(*(self.look(member).features for member in members))
+        carried = (methods, features)
+        if carried not in self._payloads:
+            self._payloads[carried] = payload.build(
+                methods=methods, commands=self.options.commands, features=features
+            )
         python = self.options.python or self.backend.python()
         first, *rest = (member.merge for member in members)
-        made = Job(first, self.options, self.worker, self._payloads[methods], python)
+        made = Job(first, self.options, self.worker, self._payloads[carried], python)
         return dataclasses.replace(made, also=tuple(rest)) if rest else made
 
     def parts(self, *members: Member) -> Parts:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from .checkpoint import exists, read_json
 from .errors import UsageError, nearest, printable
-from .token_files import SETTINGS, Beside
+from .token_files import SETTINGS, Beside, as_json
 
 FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
 SHORTEST = 20
@@ -92,7 +91,3 @@ def with_template(beside: Beside, template: str) -> dict[str, bytes]:
         if "chat_template" in settings:
             made[name] = as_json({**settings, "chat_template": template})
     return made
-
-
-def as_json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import Any
 from . import hub
 from .dtypes import Kind
 from .errors import InputError, first_names, printable
+from .features import needed
 from .header import Shard, read_shard
 from .origin import Origin
-from .pickled import SUFFIXES, read_pickled
 
 INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_CODES = ("F8_E4M3", "F8_E5M2")
+_SCALES = ("_scale_inv", "_scale")
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(file: Path) -> tuple[Shard, dict[str, Origin]]:
-    if file.suffix in SUFFIXES:
+    if file.suffix in PICKLES:
+        with needed("pickled"):
+            from .pickled import read_pickled
         return read_pickled(file)
     shard = hub.read_header(file) if hub.absent(str(file)) else read_shard(file)
     return shard, {info.name: info for info in shard.tensors}
@@ -214,3 +219,24 @@ def is_quantised(checkpoint: Checkpoint) -> str | None:
     )
     packed += [n for n in checkpoint.tensors if n.endswith(suffixes)]
     return f"quantised: {first_names(packed)}" if packed else None
+
+
+def refuse_quantised(models: Sequence[Checkpoint], labels: Sequence[str]) -> None:
+    """InputError for models whose numbers cannot be merged as they are, with what to do."""
+    found = {n: why for n, model in enumerate(models) if (why := is_quantised(model))}
+    if found:
+        faults = [f"{labels[n]}: {why}" for n, why in found.items()]
+        hint = "dequantise first: load with transformers, model.dequantize(), save_pretrained(…)"
+        if all(any(scales_of(models[n].tensors)) for n in found):
+            hint = "FP8 with scales is read with --dequantize, or 'dequantize: true' in a recipe"
+        raise InputError("\n".join([*faults, f"  {hint}"]))
+
+
+def scales_of(tensors: Mapping[str, Origin]) -> dict[str, str]:
+    """The name of the scales of every tensor of codes."""
+    return {
+        name: name + end
+        for name, source in tensors.items()
+        for end in _SCALES
+        if source.dtype.name in _CODES and name + end in tensors
+    }

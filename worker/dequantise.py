@@ -6,12 +6,11 @@ of it. Weights packed in other ways (GPTQ, AWQ, bitsandbytes, MX) are not read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from .checkpoint import Checkpoint, is_quantised
+from .checkpoint import Checkpoint, scales_of
 from .dtypes import BY_NAME, FLOATS, DType, Kind, from_torch_name
 from .errors import InputError, first_names, printable
 from .origin import Derived, Origin, Reader, Room, room
@@ -20,8 +19,6 @@ from .views import by_row
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CODES = ("F8_E4M3", "F8_E5M2")
-_SCALES = ("_scale_inv", "_scale")
 _UNUSED = (".input_scale", ".weight_scale_ub", ".activation_scale", ".output_scale")
 """Scales of activations, which plain weights have no use for."""
 
@@ -71,20 +68,9 @@ class Dequantised(Derived):
         return Room(codes.per_element, codes.fixed + scales.fixed + row)
 
 
-def refuse_quantised(models: Sequence[Checkpoint], labels: Sequence[str]) -> None:
-    """InputError for models whose numbers cannot be merged as they are, with what to do."""
-    found = {n: why for n, model in enumerate(models) if (why := is_quantised(model))}
-    if found:
-        faults = [f"{labels[n]}: {why}" for n, why in found.items()]
-        hint = "dequantise first: load with transformers, model.dequantize(), save_pretrained(…)"
-        if all(any(_pairs(models[n].tensors)) for n in found):
-            hint = "FP8 with scales is read with --dequantize, or 'dequantize: true' in a recipe"
-        raise InputError("\n".join([*faults, f"  {hint}"]))
-
-
 def dequantised(model: Checkpoint) -> Checkpoint:
     """The model with plain weights; as it is, if it has no FP8. InputError for what is left."""
-    pairs = _pairs(model.tensors)
+    pairs = scales_of(model.tensors)
     if not pairs:
         return model
     said = _said(model)
@@ -99,16 +85,6 @@ def dequantised(model: Checkpoint) -> Checkpoint:
     if left:
         raise InputError(f"{model.path}: {len(left)} tensors have no scales: {first_names(left)}")
     return replace(model, tensors=tensors, plain=True)
-
-
-def _pairs(tensors: Mapping[str, Origin]) -> dict[str, str]:
-    """The name of the scales of every tensor of codes."""
-    return {
-        name: name + end
-        for name, source in tensors.items()
-        for end in _SCALES
-        if source.dtype.name in _CODES and name + end in tensors
-    }
 
 
 def _said(model: Checkpoint) -> DType:

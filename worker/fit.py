@@ -6,79 +6,14 @@ are. With one, every vocabulary tensor of every model gets the rows of the resul
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-from .chat_template import as_json, asked_template, with_template
 from .checkpoint import Checkpoint
-from .errors import InputError
-from .heads import rows_of, settle_heads
-from .planned import beside_of
-from .recipe import ModelRef, Recipe, TokenizerChoice
+from .features import needed
+from .heads import settle_heads
+from .recipe import Recipe
 from .same_tokens import differences
-from .token_files import Beside, Vocabulary, vocabulary
-from .token_ids import with_ids, with_rows
-from .token_rows import Alignment
-from .vocabulary import edited, joined, stripped
-
-GENERATION = "generation_config.json"
-
-
-@dataclass(frozen=True)
-class Text:
-    """What belongs to the text side of a result: files, ids, rows, and what is to be told.
-
-    `beside` is where the tokenizer's files come from; `foreign` if that is not the first model.
-    """
-
-    beside: Beside
-    foreign: bool = False
-    rows: tuple[int, int] | None = None  # before and after
-    appended: tuple[str, ...] = ()
-    ids: Mapping[int, int | None] = field(default_factory=dict)
-    donor: Mapping[str, Any] = field(default_factory=dict)  # config of a foreign tokenizer's model
-    notes: tuple[str, ...] = ()
-    before: Beside | None = None  # files of the tokenizer that was extended
-
-    def with_made(self, made: Mapping[str, bytes]) -> Text:
-        return replace(self, beside=replace(self.beside, made={**self.beside.made, **made}))
-
-    def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A config with the ids and rows of the result."""
-        changed = with_ids(config, self.ids, self.donor) if self.foreign else dict(config)
-        return with_rows(changed, self.rows[1]) if self.rows else changed
-
-    @property
-    def summary(self) -> str:
-        """What becomes of the rows, in words; empty if nothing does."""
-        if self.rows is None or (self.rows[0] == self.rows[1] and not self.appended):
-            return ""
-        more = f", {len(self.appended)} tokens appended" if self.appended else ""
-        return f"{self.rows[0]} rows become {self.rows[1]}{more}"
-
-    @property
-    def digest(self) -> str:
-        """What the files of the result depend on."""
-        made = [(name, hashlib.sha256(raw).hexdigest()) for name, raw in self.beside.made.items()]
-        return repr((self.foreign and str(self.beside.folder), sorted(made)))
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The models of a recipe by number, with labels and files; `find` knows those of others."""
-
-    models: tuple[Checkpoint, ...]
-    labels: Sequence[str]
-    numbers: Mapping[ModelRef, int]
-    relative_to: Path
-    find: Callable[[ModelRef], Beside]
-
-    @property
-    def besides(self) -> list[Beside]:
-        return [beside_of(model) for model in self.models]
+from .text import Inputs, Text
 
 
 def fit(recipe: Recipe, inputs: Inputs) -> tuple[tuple[Checkpoint, ...], Text]:
@@ -88,88 +23,14 @@ def fit(recipe: Recipe, inputs: Inputs) -> tuple[tuple[Checkpoint, ...], Text]:
     if recipe.tokenizer is None:
         text = Text(inputs.besides[0], notes=tuple(differences(recipe, inputs)))
     else:
-        models, text = _fitted(recipe, recipe.tokenizer, inputs)
+        with needed("tokenizer"):
+            from .by_token import fitted
+        models, text = fitted(recipe, recipe.tokenizer, inputs)
     if recipe.chat_template:
+        with needed("chat_template"):
+            from .chat_template import asked_template, with_template
         where, besides = recipe.where, inputs.besides
         template = asked_template(recipe.chat_template, besides, inputs.relative_to, where)
         made = with_template(text.beside, template) if template else {}
         text = text.with_made(made)
     return models, replace(text, notes=(*notes, *text.notes))
-
-
-def _fitted(
-    recipe: Recipe, choice: TokenizerChoice, inputs: Inputs
-) -> tuple[tuple[Checkpoint, ...], Text]:
-    """Everything by token: the models' rows, the tokenizer's files, ids and rows of the config."""
-    rows = [rows_of(model) or 0 for model in inputs.models]
-    found, notes = _vocabularies(choice, inputs, rows)
-    withrow = [stripped(one, count) for one, count in zip(found, rows, strict=True)]
-    donor = _donor(choice, inputs)
-    beside, start = inputs.besides[0], withrow[0]
-    if donor is not None:
-        beside, start = donor, _tokens_of(donor, f"{choice.place}: {choice.source}")
-    union = choice.source == "union"
-    named = list(zip(inputs.labels, found, rows, strict=True)) if union else []
-    tokens = joined(start, named, choice.tokens)
-    if donor is None:
-        tokens = replace(tokens, removed=frozenset(found[0].ids.keys() - start.ids.keys()))
-    base = inputs.numbers[recipe.base] if recipe.base else None
-    alignment = Alignment(
-        choice, inputs.numbers, [one.ids for one in withrow], rows, tokens.ids, base
-    )
-    text = Text(
-        replace(beside, known=tokens.vocabulary(start)),
-        donor is not None,
-        (rows[0], alignment.size),
-        tuple(token for token in tokens.appended if token not in start.ids),
-        {number: tokens.ids.get(token) for token, number in withrow[0].ids.items()},
-        donor.json("config.json") if donor else {},
-        (*notes, *tokens.notes),
-        beside,
-    )
-    text = text.with_made(edited(beside, start, tokens))
-    if donor is not None:
-        text = text.with_made(_generation(inputs.besides[0], donor, text))
-    return alignment.aligned(inputs.models), text
-
-
-def _donor(choice: TokenizerChoice, inputs: Inputs) -> Beside | None:
-    """The files of a tokenizer that is not the first model's."""
-    if not isinstance(choice.source, ModelRef):
-        return None
-    number = inputs.numbers.get(choice.source)
-    if number == 0:
-        return None
-    return inputs.find(choice.source) if number is None else inputs.besides[number]
-
-
-def _tokens_of(beside: Beside, name: str) -> Vocabulary:
-    found = vocabulary(beside)
-    if found is None:
-        raise InputError(f"{name}: has no tokenizer ({beside.folder})")
-    return found
-
-
-def _vocabularies(
-    choice: TokenizerChoice, inputs: Inputs, rows: Sequence[int]
-) -> tuple[list[Vocabulary], list[str]]:
-    """The tokens of every model; one without a tokenizer is taken to have the first one's."""
-    first = _tokens_of(inputs.besides[0], f"{choice.place}: {inputs.labels[0]}")
-    if not rows[0]:
-        raise InputError(f"{choice.place}: {inputs.labels[0]} has no embedding with known name")
-    found, notes = [first], []
-    for label, beside in zip(inputs.labels[1:], inputs.besides[1:], strict=True):
-        own = vocabulary(beside)
-        if own is None:
-            notes.append(f"{label}: has no tokenizer; its tokens are taken to be those of "
-                         f"{inputs.labels[0]}")  # fmt: skip
-        found.append(own or first)
-    return found, notes
-
-
-def _generation(own: Beside, donor: Beside, text: Text) -> dict[str, bytes]:
-    """The generation config with the ids of a tokenizer from elsewhere."""
-    before = own.json(GENERATION)
-    said = {**donor.json("config.json"), **donor.json(GENERATION)}
-    after = with_ids(before, text.ids, said)
-    return {GENERATION: as_json(after)} if after != before else {}

@@ -13,9 +13,9 @@ from .assemble import Group
 from .checkpoint import Checkpoint
 from .dtypes import DType, Kind
 from .errors import InputError, UsageError, first_names
+from .features import needed
 from .origin import Origin
 from .subtree import chosen, idle
-from .suggest import suggested
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,8 @@ class _Matcher:
 
     def _rules_to_add(self) -> Iterable[str]:
         """What would make the names match, where that is clear."""
+        with needed("layouts"):
+            from .suggest import suggested
         for pair, infos in self.lost.items():
             if lines := suggested(infos, self.more.get(pair, [])):
                 yield f"  or, if these are the same tensors, add to the recipe:\n{lines}"

@@ -22,7 +22,6 @@ from .opcodes import Rebuilt, Refused, build
 from .origin import Origin
 from .views import transpose
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _INSIDE = ("state_dict", "model", "module", "model_state_dict")
 """Where checkpoints of training keep the weights beside other things."""
 

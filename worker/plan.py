@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import hub, methods
-from .adapted import open_adapted
 from .assemble import Assembly, assemble
-from .checkpoint import Checkpoint, exists, is_hub_id, open_checkpoint
-from .dequantise import dequantised, refuse_quantised
+from .checkpoint import Checkpoint, refuse_quantised
 from .cpus import usable_cpus
 from .effort import notes as effort_notes
-from .errors import InputError, UsageError
-from .fit import Inputs, Text, fit
-from .layer_config import restacked_config
+from .errors import UsageError
+from .features import needed
+from .fit import fit
 from .layout import Layout, lay_out
 from .lazy import Merged, lazily
 from .match import Matches, Rules, match
 from .memory import Memory, budget
 from .methods import Method
+from .opened import beside, labels_of, locate, open_all, relaid
 from .origin import Derived, Origin, moved
 from .planned import Planned, planned
-from .recipe import ModelRef, Recipe
-from .relayout import relaid
+from .recipe import Recipe
 from .resolve import PlanOptions, Resolver
 from .step import Step
-from .token_files import Beside
+from .text import Inputs, Text
 
 __all__ = ["Plan", "PlanOptions", "final_config", "locate", "make_plan", "usable_cpus"]
 
@@ -122,11 +120,11 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
     method = methods.get(recipe.method)
     warnings = list(recipe.warnings)
     options = replace(options, dequantize=options.dequantize or recipe.dequantize)
-    numbers, models = _open_all(recipe.own_refs(), options, results)
-    labels = tuple(_labels(numbers))
+    numbers, models = open_all(recipe.own_refs(), options, results)
+    labels = tuple(labels_of(numbers))
     refuse_quantised(models, labels)
-    models, relaid_notes = relaid(models, labels, recipe.key_map)
-    find = partial(_beside, relative_to=options.relative_to, results=results)
+    models, relaid_notes = relaid(models, labels, recipe)
+    find = partial(beside, relative_to=options.relative_to, results=results)
     models, text = fit(recipe, Inputs(models, labels, numbers, options.relative_to, find))
     assembly = assemble(recipe, models, numbers)
     matches = match(assembly.groups, models, labels, _rules(recipe, options))
@@ -156,61 +154,6 @@ def _rules(recipe: Recipe, options: PlanOptions) -> Rules:
     return replace(rules, include=include, exclude=exclude)
 
 
-def _open_all(
-    refs: Sequence[ModelRef], options: PlanOptions, results: Mapping[str, Planned]
-) -> tuple[dict[ModelRef, int], tuple[Checkpoint, ...]]:
-    """Every folder once, and its number by reference; all that cannot be opened are named."""
-    faults: list[str] = []
-    numbers: dict[ModelRef, int] = {}
-    by_place: dict[tuple[Path, ...], int] = {}
-    models: list[Checkpoint] = []
-    for ref in refs:
-        try:
-            result = results.get(ref.path) if not (ref.revision or ref.lora) else None
-            path = result.path if result else locate(ref, options.relative_to)
-            lora = ref.lora and locate(ModelRef(ref.lora, ref.lora_revision), options.relative_to)
-            place = (path.resolve(), *([lora.resolve()] if lora else []))
-            if place not in by_place:
-                model = result or open_checkpoint(path)
-                model = dequantised(model) if options.dequantize else model
-                models.append(open_adapted(model, lora) if lora else model)
-                by_place[place] = len(models) - 1
-            numbers[ref] = by_place[place]
-        except InputError as error:
-            faults.append(str(error))
-    if faults:
-        raise InputError("\n".join(faults))
-    return numbers, tuple(models)
-
-
-def _labels(numbers: Mapping[ModelRef, int]) -> Iterator[str]:
-    """What to call the models in messages: as the recipe first does."""
-    seen = set()
-    for ref, number in numbers.items():
-        if number not in seen:
-            seen.add(number)
-            yield str(ref)
-
-
-def _beside(ref: ModelRef, relative_to: Path, results: Mapping[str, Planned]) -> Beside:
-    """The files of a model that only its tokenizer is taken from."""
-    found = results.get(ref.path)
-    return found.beside if found else Beside(locate(ref, relative_to))
-
-
-def locate(ref: ModelRef, relative_to: Path) -> Path:
-    """The folder or file of a model. InputError if it is none."""
-    try:
-        path = relative_to / Path(ref.path).expanduser()
-    except RuntimeError:
-        raise InputError(f"{ref}: no such user; give the folder from / on") from None
-    if not ref.revision and exists(path):
-        return path
-    if not is_hub_id(str(ModelRef(ref.path, ref.revision))):
-        raise InputError(f"{ref}: no such folder ({path}), and no name of the hub (org/name)")
-    return hub.resolve(ref.path, ref.revision)
-
-
 def _config(
     recipe: Recipe, models: Sequence[Checkpoint], assembly: Assembly
 ) -> tuple[dict[str, Any], list[str]]:
@@ -218,6 +161,8 @@ def _config(
     configs = [dict(model.config) for model in models]
     notes: list[str] = []
     for restacked in assembly.restacked:
+        with needed("layers"):
+            from .layer_config import restacked_config
         try:
             configs[0], told = restacked_config(
                 configs, restacked.stack.prefix, restacked.depths, restacked.picks

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from . import methods
 from .errors import UsageError, nearest, printable
-from .forms import Rule
 from .methods import Method
 from .settings import Parameters
+
+if TYPE_CHECKING:
+    from .forms import Rule
 
 
 @dataclass(frozen=True)

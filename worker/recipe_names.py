@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from .forms import one_way
+from .features import needed
 from .recipe import KeyRule, ModelRef
 from .yaml_text import Document, Path
 
@@ -27,7 +27,11 @@ class Reader(Protocol):
 def read_key_map(reader: Reader, top: Mapping[str, object]) -> Iterator[KeyRule]:
     """Rules for tensors that other models have under other names, or in other pieces."""
     given = top.get("key_map")
-    for number, item in enumerate(reader.sequence(given, ("key_map",)) if given else ()):
+    if not given:
+        return
+    with needed("layouts"):
+        from .forms import one_way
+    for number, item in enumerate(reader.sequence(given, ("key_map",))):
         path: Path = ("key_map", number)
         body = reader.mapping(item, path, "a rule")
         model = reader.model(body["model"], (*path, "model")) if body.get("model") else None

@@ -21,7 +21,7 @@ from .views import join, reshape
 Held = Mapping[Form, Members]
 
 
-def relaid(
+def rearranged(
     models: Sequence[Checkpoint], labels: Sequence[str], key_map: Sequence[KeyRule]
 ) -> tuple[tuple[Checkpoint, ...], list[str]]:
     """The models with the tensors of all but the first as the first has them, and what was done.

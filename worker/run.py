@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OutputError, Stopped, printable
+from .features import needed
 from .finish import commit, finish
 from .hashes import Hashes
 from .lock import Lock, refuse_others
@@ -21,7 +22,6 @@ from .one_pass import Clock, RunOptions, stream
 from .plan import Plan
 from .progress import GIB, duration
 from .ranks import Rank
-from .spoken import spoken
 from .store import Store, output_errors
 from .target import State, Target, survey
 from .units import size
@@ -63,8 +63,11 @@ def run_merges(
         elif job.plan.stages and job.target.state is not State.COMMIT:
             _stages(job.plan, options, rank, clock)
         begins = not job.told and job.target.state is not State.COMMIT and rank.number == 0
-        if begins and (warning := spoken(job.plan.text)):
-            print(f"warning: {warning}", file=sys.stderr)
+        if begins and job.plan.text.before:
+            with needed("tokenizer"):
+                from .spoken import spoken
+            if warning := spoken(job.plan.text):
+                print(f"warning: {warning}", file=sys.stderr)
     with contextlib.ExitStack() as locks:
         for job in jobs:
             if not job.told:

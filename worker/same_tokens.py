@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable
 
-from .checkpoint import Checkpoint
 from .errors import InputError, UsageError, printable
+from .features import needed
 from .heads import rows_of, vocabulary_names
 from .modules import tensors_of
-from .recipe import ModelRef, Recipe
-from .token_files import Beside, vocabulary
-from .vocabulary import stripped
-
-
-class Inputs(Protocol):
-    """The models of a recipe, by number."""
-
-    @property
-    def models(self) -> Sequence[Checkpoint]: ...
-    @property
-    def labels(self) -> Sequence[str]: ...
-    @property
-    def numbers(self) -> Mapping[ModelRef, int]: ...
-    @property
-    def besides(self) -> Sequence[Beside]: ...
+from .recipe import Recipe
+from .text import Inputs
+from .token_files import stripped
 
 
 def _concerned(recipe: Recipe, inputs: Inputs) -> list[int]:
@@ -72,6 +58,8 @@ def _evidence(inputs: Inputs, first: int, second: int, rows: int) -> str:
     names = [n for n in (*a.names(), *b.names()) if "chat" not in n and "config" not in n]
     if all(a.read(name) == b.read(name) for name in names):
         return ""
+    with needed("vocabularies"):
+        from .token_kinds import vocabulary
     try:
         mine, theirs = vocabulary(a), vocabulary(b)
     except (InputError, UsageError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ResultError, first_names
-from .fit import Text
+from .text import Text
 from .token_files import FULL, OLD_ADDED, SETTINGS, Beside
 from .vocabulary import PLAIN
 

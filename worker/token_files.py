@@ -1,23 +1,19 @@
-"""The tokens of a model and their ids, read from its tokenizer's files. No torch, no model code.
-
-tokenizer.json, sentencepiece and tiktoken models, vocab.json and vocab.txt are read as they are;
-for other kinds transformers is asked.
-"""
+"""The files of a tokenizer beside a model's weights, and the tokens in them."""
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, UsageError, printable
+from .errors import InputError
 
 FULL, SETTINGS, OLD_ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 PIECES = "tokenizer.model"
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 _OF_TOKENIZER = re.compile(
     r"tokenizer.*|tokenization_.*\.py|special_tokens_map\.json|added_tokens\.json|merges\.txt"
@@ -81,137 +77,14 @@ class Beside:
         return sorted(name for name in names if of_tokenizer(name))
 
 
-def vocabulary(beside: Beside) -> Vocabulary | None:
-    """All tokens with their ids; None without a tokenizer. InputError if its files are damaged."""
-    if beside.known is not None:
-        return beside.known
-    try:
-        return _vocabulary(beside)
-    except (LookupError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{beside.folder}: the tokenizer's files are damaged") from None
+def stripped(found: Vocabulary, rows: int) -> Vocabulary:
+    """The tokens that have a row."""
+    if found.size <= rows:
+        return found
+    ids = {token: number for token, number in found.ids.items() if number < rows}
+    added = {token: flags for token, flags in found.added.items() if token in ids}
+    return Vocabulary(ids, added, min(found.regular, rows))
 
 
-def _vocabulary(beside: Beside) -> Vocabulary | None:
-    full = beside.json(FULL)
-    if full:
-        listed = full["model"]["vocab"]
-        plain = listed if isinstance(listed, dict) else {t: i for i, (t, *_) in enumerate(listed)}
-        added = [(token["content"], token["id"], token) for token in full.get("added_tokens") or ()]
-        return _joined(plain, [*added, *_declared(beside)])
-    found = _plain(beside)
-    if found is None:
-        known = [name for name in beside.names() if not name.startswith("chat_template")]
-        return _asked(beside) if known else None
-    return _joined(found, list(_declared(beside)))
-
-
-def _joined(plain: Mapping[str, int], added: list[tuple[str, int, Any]]) -> Vocabulary:
-    ids = {str(token): int(number) for token, number in plain.items()}
-    flags: dict[str, Mapping[str, Any]] = {}
-    for token, number, given in added:
-        if token not in flags:
-            ids[token] = int(number)
-            flags[token] = {key: bool(given.get(key)) for key in FLAGS}
-    return Vocabulary(ids, flags, len(plain))
-
-
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-
-def _declared(beside: Beside) -> Iterator[tuple[str, int, Any]]:
-    """Added tokens as the settings have them, or the older file."""
-    settings = beside.json(SETTINGS)
-    listed = settings.get("added_tokens_decoder") or {}
-    for number, token in listed.items():
-        yield token["content"], int(number), token
-    if not listed:
-        names = json.dumps([beside.json("special_tokens_map.json"), settings])
-        for token, number in beside.json(OLD_ADDED).items():
-            special = json.dumps(token) in names
-            yield token, number, {"special": special, "normalized": not special}
-
-
-def _plain(beside: Beside) -> Mapping[str, int] | None:
-    """The tokens of a tokenizer without tokenizer.json, if its kind can be read here."""
-    names = [PIECES, *(name for name in beside.names() if name.endswith(".tiktoken"))]
-    for name in (*names, "tiktoken.model"):
-        raw = beside.read(name)
-        if raw is not None:
-            return {t: i for i, t in enumerate(pieces(raw))} if raw[:1] == b"\n" else ranks(raw)
-    if beside.read("vocab.json") is not None:
-        return beside.json("vocab.json")
-    raw = beside.read("vocab.txt")
-    if raw is not None:
-        return {line: i for i, line in enumerate(raw.decode().splitlines())}
-    return None
-
-
-def pieces(raw: bytes) -> Iterator[str]:
-    """Pieces of a sentencepiece model in the order of ids: field 1 of field 1 of the message."""
-    for field_number, value in _fields(raw):
-        if field_number == 1 and isinstance(value, bytes):
-            yield next(v for n, v in _fields(value) if n == 1 and isinstance(v, bytes)).decode()
-
-
-def _fields(raw: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Fields of a protobuf message: number and value."""
-    position = 0
-
-    def varint() -> int:
-        nonlocal position
-        value = shift = 0
-        while True:
-            byte = raw[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while position < len(raw):
-        tag = varint()
-        kind = tag & 7
-        if kind == 0:
-            yield tag >> 3, varint()
-            continue
-        count = varint() if kind == 2 else {1: 8, 5: 4}[kind]
-        yield tag >> 3, raw[position : position + count]
-        position += count
-
-
-def ranks(raw: bytes) -> dict[str, int]:
-    """Tokens of a tiktoken file, whose bytes are written as byte-level tokenizers write them."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    letters = {byte: chr(byte) for byte in visible}
-    letters |= {byte: chr(256 + number) for number, byte in enumerate(hidden)}
-    found = {}
-    for line in raw.splitlines():
-        if line.strip():
-            token, number = line.split()
-            found["".join(letters[b] for b in base64.b64decode(token))] = int(number)
-    return found
-
-
-def _asked(beside: Beside) -> Vocabulary:
-    """What transformers makes of files of another kind."""
-    try:
-        import transformers
-    except ImportError:
-        raise UsageError(
-            f"{beside.folder}: a tokenizer of {', '.join(beside.names())} is read by transformers, "
-            f"which is not here; install it: pip install transformers sentencepiece"
-        ) from None
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(beside.folder)
-        flags = {
-            token.content: {key: bool(getattr(token, key)) for key in FLAGS}
-            for token in tokenizer.added_tokens_decoder.values()
-        }
-        ids = dict(tokenizer.get_vocab())
-        return Vocabulary(ids, flags, max(ids.values()) + 1)
-    except Exception as error:
-        reason = printable(str(error).strip().split("\n")[0])[:200]
-        raise InputError(
-            f"{beside.folder}: transformers cannot read its tokenizer: {reason}"
-        ) from None
+def as_json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

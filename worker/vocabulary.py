@@ -10,9 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .chat_template import as_json
 from .errors import InputError, UsageError, first_names, printable
-from .token_files import FLAGS, FULL, OLD_ADDED, PIECES, SETTINGS, Beside, Vocabulary
+from .token_files import (
+    FLAGS,
+    FULL,
+    OLD_ADDED,
+    PIECES,
+    SETTINGS,
+    Beside,
+    Vocabulary,
+    as_json,
+    stripped,
+)
 
 PLAIN = {**dict.fromkeys(FLAGS, False), "normalized": True}
 """Flags of a token that was a regular one: its text is found wherever it stands."""
@@ -35,15 +44,6 @@ class Tokens:
 
 Named = tuple[str, Vocabulary, int]
 """Label of a model, its tokens, its rows: tokens from there on have no row, and do not count."""
-
-
-def stripped(found: Vocabulary, rows: int) -> Vocabulary:
-    """The tokens that have a row."""
-    if found.size <= rows:
-        return found
-    ids = {token: number for token, number in found.ids.items() if number < rows}
-    added = {token: flags for token, flags in found.added.items() if token in ids}
-    return Vocabulary(ids, added, min(found.regular, rows))
 
 
 def joined(start: Vocabulary, models: Sequence[Named], extra: Iterable[str]) -> Tokens:

@@ -47,7 +47,7 @@ def test_missing_tensors_as_the_worker_would_treat_them(models, work: Path) -> N
 
 def test_what_is_not_here_is_said_once_for_each_kind(models, work: Path) -> None:
     merge = merge_of(models[0], "/gone/a", "/gone/b", "org/name", folder=work)
-    notes = preflight.look(merge, WorkerOptions(), everything=False)
+    notes = preflight.look(merge, WorkerOptions(), everything=False).told()
     assert notes == [
         "not on this machine, so nobody looked into it yet: /gone/a, /gone/b",
         "on the hub, so nobody looked into it yet: org/name",
@@ -56,7 +56,8 @@ def test_what_is_not_here_is_said_once_for_each_kind(models, work: Path) -> None
 
 def test_on_this_machine_absence_is_an_error(models, work: Path) -> None:
     with pytest.raises(InputError):
-        preflight.look(merge_of(models[0], "/gone", folder=work), WorkerOptions(), everything=True)
+        merge = merge_of(models[0], "/gone", folder=work)
+        preflight.look(merge, WorkerOptions(), everything=True).told()
 
 
 def test_relative_paths_of_a_recipe_start_here(models, work: Path, monkeypatch) -> None:
@@ -66,4 +67,4 @@ def test_relative_paths_of_a_recipe_start_here(models, work: Path, monkeypatch) 
     )
     merge = read_source([str(recipe)], MergeOptions(), None, str(work))
     monkeypatch.chdir("/")
-    assert preflight.look(merge, WorkerOptions(), everything=False) == []
+    assert preflight.look(merge, WorkerOptions(), everything=False).told() == []

@@ -10,7 +10,7 @@ from checkpoints import write_checkpoint
 from merges import run
 from vocabularies import CHAT, bpe, llama, make_models, save_tokenizer
 
-from worker import fit
+from worker import by_token
 from worker.vocabulary import edited
 
 RECIPE = (
@@ -39,7 +39,7 @@ def test_a_tokenizer_that_went_wrong(
         full["added_tokens"] = full["added_tokens"][:-1]
         return {"tokenizer.json": json.dumps(full).encode()}
 
-    monkeypatch.setattr(fit, "edited", wrong)
+    monkeypatch.setattr(by_token, "edited", wrong)
     assert merge(tmp_path) == 5
     text = capsys.readouterr().err
     assert "its tokenizer with 1 more tokens is not what it was before" in text

@@ -14,7 +14,8 @@ from vocabularies import write_json
 
 from worker.errors import InputError
 from worker.spoken import SAMPLES
-from worker.token_files import Beside, pieces, vocabulary
+from worker.token_files import Beside
+from worker.token_kinds import pieces, vocabulary
 
 ADDED = ("<|x|>", "<|y|>")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

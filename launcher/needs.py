@@ -1,0 +1,34 @@
+"""Which parts of the worker (worker/features.py) a merge needs: what its recipe and options say.
+
+What only models show is known where they are on this machine, from the plan; else it is carried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .settings import WorkerOptions
+
+if TYPE_CHECKING:
+    from worker.recipe import Recipe
+
+UNSEEN = frozenset({"layouts", "pickled", "vocabularies"})
+"""What headers and files of the models tell."""
+
+SAID: dict[str, Callable[[Recipe, WorkerOptions], bool]] = {
+    "adapters": lambda recipe, _: any(ref.lora for ref in recipe.own_refs()),
+    "chat_template": lambda recipe, _: recipe.chat_template is not None,
+    "dequantize": lambda recipe, options: options.dequantize or recipe.dequantize,
+    "layers": lambda recipe, _: any(module.sliced for module in recipe.modules),
+    "layouts": lambda recipe, _: bool(recipe.key_map),
+    "tokenizer": lambda recipe, _: recipe.tokenizer is not None,
+}
+
+
+def said(recipe: Recipe, options: WorkerOptions) -> frozenset[str]:
+    """What the documents of a recipe and the options ask for, whatever the models are."""
+    documents = (recipe, *recipe.stages)
+    return frozenset(
+        feature for feature, asks in SAID.items() if any(asks(each, options) for each in documents)
+    )

@@ -1,0 +1,99 @@
+"""The models that a recipe names → checkpoints: found, opened, plain, adapted, in one layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from . import hub
+from .checkpoint import Checkpoint, exists, is_hub_id, open_checkpoint
+from .errors import InputError
+from .features import needed
+from .planned import Planned
+from .recipe import ModelRef, Recipe
+from .resolve import PlanOptions
+from .token_files import Beside
+
+
+def open_all(
+    refs: Sequence[ModelRef], options: PlanOptions, results: Mapping[str, Planned]
+) -> tuple[dict[ModelRef, int], tuple[Checkpoint, ...]]:
+    """Every folder once, and its number by reference; all that cannot be opened are named."""
+    faults: list[str] = []
+    numbers: dict[ModelRef, int] = {}
+    by_place: dict[tuple[Path, ...], int] = {}
+    models: list[Checkpoint] = []
+    for ref in refs:
+        try:
+            result = results.get(ref.path) if not (ref.revision or ref.lora) else None
+            path = result.path if result else locate(ref, options.relative_to)
+            adapter = ModelRef(ref.lora, ref.lora_revision) if ref.lora else None
+            lora = locate(adapter, options.relative_to) if adapter else None
+            place = (path.resolve(), *([lora.resolve()] if lora else []))
+            if place not in by_place:
+                model = result or open_checkpoint(path)
+                models.append(_treated(model, options, lora))
+                by_place[place] = len(models) - 1
+            numbers[ref] = by_place[place]
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError("\n".join(faults))
+    return numbers, tuple(models)
+
+
+def _treated(model: Checkpoint, options: PlanOptions, lora: Path | None) -> Checkpoint:
+    if options.dequantize:
+        with needed("dequantize"):
+            from .dequantise import dequantised
+        model = dequantised(model)
+    if lora:
+        with needed("adapters"):
+            from .adapted import open_adapted
+        model = open_adapted(model, lora)
+    return model
+
+
+def labels_of(numbers: Mapping[ModelRef, int]) -> Iterator[str]:
+    """What to call the models in messages: as the recipe first does."""
+    seen = set()
+    for ref, number in numbers.items():
+        if number not in seen:
+            seen.add(number)
+            yield str(ref)
+
+
+def beside(ref: ModelRef, relative_to: Path, results: Mapping[str, Planned]) -> Beside:
+    """The files of a model that only its tokenizer is taken from."""
+    found = results.get(ref.path)
+    return found.beside if found else Beside(locate(ref, relative_to))
+
+
+def locate(ref: ModelRef, relative_to: Path) -> Path:
+    """The folder or file of a model. InputError if it is none."""
+    try:
+        path = relative_to / Path(ref.path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{ref}: no such user; give the folder from / on") from None
+    if not ref.revision and exists(path):
+        return path
+    if not is_hub_id(str(ModelRef(ref.path, ref.revision))):
+        raise InputError(f"{ref}: no such folder ({path}), and no name of the hub (org/name)")
+    return hub.resolve(ref.path, ref.revision)
+
+
+def _alike(models: Sequence[Checkpoint]) -> bool:
+    """Whether the tensors of all models have the same names and shapes."""
+    first = {name: source.shape for name, source in models[0].tensors.items()}
+    return all({n: s.shape for n, s in m.tensors.items()} == first for m in models[1:])
+
+
+def relaid(
+    models: tuple[Checkpoint, ...], labels: Sequence[str], recipe: Recipe
+) -> tuple[tuple[Checkpoint, ...], list[str]]:
+    """The models in the layout of the first, and what was done. UsageError, InputError."""
+    if not recipe.key_map and _alike(models):
+        return models, []
+    with needed("layouts"):
+        from .relayout import rearranged
+    return rearranged(models, labels, recipe.key_map)
