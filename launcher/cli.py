@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from worker import from_mergekit
+
 from . import __version__, backends, profile, profile_command
 from .backends import Backend, Here, Scheduler, Service
 from .commands import guarded, say, with_options
@@ -214,10 +216,13 @@ def add_backend(app: typer.Typer, shown: typer.Typer, backend: Backend[Any], who
 
 
 def main() -> None:
-    words = (word for word in sys.argv[1:] if not word.startswith("-"))
+    ours, notes = from_mergekit.translated(sys.argv[1:])
+    for note in notes:
+        say(f"note: {note}")
+    words = (word for word in ours if not word.startswith("-"))
     completes = "_MERGE_LAUNCH_COMPLETE" in os.environ
     try:
-        build(None if completes else next(words, ""))()
+        build(None if completes else next(words, ""))(ours)
     except Exception:
         traceback.print_exc()
         say(REPORT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not valid JSON"
+        reason = error.strerror if isinstance(error, OSError) else "not valid JSON; is it whole?"
         raise InputError(f"{path}: {reason}") from None
 
 
@@ -132,7 +133,14 @@ def _shard_files(folder: Path) -> Iterator[Path]:
             parts = Path(name).parts
             if not name or Path(name).is_absolute() or ".." in parts:
                 raise InputError(f"{index}: shard '{printable(name)}' is outside the model folder")
-            yield folder / name
+        remote = hub.names(folder)
+        lost = [name for name in names if name not in remote and not os.path.lexists(folder / name)]
+        if lost:
+            raise InputError(
+                f"{folder}: {len(lost)} of {len(names)} shards that its index names are missing: "
+                f"{first_names(lost)}\n  the download or copy is incomplete"
+            )
+        yield from (folder / name for name in names)
         return
     remote = hub.names(folder)
     if (folder / "model.safetensors").exists() or "model.safetensors" in remote:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import io
 import os
@@ -12,14 +13,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from . import __version__, hub, quick_torch
 from .again import plan_again, said_again
 from .commands import LATE, load
-from .errors import InputError, Stopped, UsageError, WorkerError, printable
+from .errors import InputError, Stopped, UsageError, WorkerError, nearest, printable
 from .manifest import NAME
 from .one_pass import Clock
 from .options import add_plan_options, add_run_options, plan_options, run_options
@@ -62,7 +63,7 @@ def _main(argv: Sequence[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may not fit the locale
     try:
-        words = _weights_apart(sys.argv[1:] if argv is None else argv)
+        words = _weights_apart(_understood(list(sys.argv[1:] if argv is None else argv)))
         arguments = _parser(words).parse_args(words)
         code: int = arguments.command(arguments, clock)
         return code
@@ -98,6 +99,17 @@ def _weights_apart(argv: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def _understood(words: Sequence[str]) -> Sequence[str]:
+    """mergekit's options as ours. Jobs do not carry the table, since their words are ours."""
+    module = f"{__package__}.from_mergekit"
+    if words[:1] not in (["merge"], ["average"]) or importlib.util.find_spec(module) is None:
+        return words
+    ours, notes = importlib.import_module(module).translated(words)
+    for note in notes:
+        _tell(f"note: {note}", sys.stderr)
+    return [str(word) for word in ours]
 
 
 def _take_signals() -> None:
@@ -214,6 +226,24 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **named: Any) -> None:
         super().__init__(**{**named, "allow_abbrev": False})
+        self.commands: Mapping[str, argparse.ArgumentParser] = {}
+        self.asked = ""  # which of them
+
+    def error(self, message: str) -> NoReturn:
+        """A line with the nearest right word, in place of the usage on fifteen."""
+        text = message
+        asked: argparse.ArgumentParser = self
+        if found := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose .*\)", message):
+            choices = list(self.commands) or re.findall(r"[\w-]+", message.rpartition("from ")[2])
+            hint = nearest(found[2], choices)
+            text = f"{found[1]}: no '{found[2]}'{hint}; one of {', '.join(choices)}"
+        elif message.startswith("unrecognized arguments: "):
+            asked = self.commands[self.asked]
+            word = message.partition(": ")[2].split()[0]
+            known = re.findall("--[a-z0-9-]+", asked.format_usage())
+            text = f"no option {word}{nearest(word.partition('=')[0], known)}"
+        where = asked.prog.partition(" ")[2]
+        raise UsageError(f"{where}{': ' if where else ''}{text}\n  see {asked.prog} --help")
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -257,4 +287,5 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         late.set_defaults(command=_late, late=name)
         if argv[:1] == [name]:
             load(name).options(late)
+    parser.commands, parser.asked = commands.choices, "".join(argv[:1])
     return parser

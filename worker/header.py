@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,49 @@ class Shard:
     size: int
     header_sha256: str
     tensors: tuple[TensorInfo, ...]
+    stamp: tuple[int, ...] = ()  # see `stamp_of`; empty for a file that is not here yet
+
+    def changed(self) -> str:
+        """What is no longer as it was when the header was read, in words; empty if all is."""
+        if not self.stamp:
+            return ""
+        try:
+            now = stamp_of(Path(self.path).stat())
+            with Path(self.path).open("rb", buffering=0) as file:
+                header = file.read(8 + self.head_bytes)[8:]
+        except OSError as error:
+            return str(error.strerror)
+        named = ("another file has its name", "it was written to", "it has another size")
+        found = [what for what, a, b in zip(named, self.stamp, now, strict=True) if a != b]
+        if hashlib.sha256(header).hexdigest() != self.header_sha256 and self.head_bytes:
+            found.append("its header is another")
+        return ", ".join(found)
+
+    @property
+    def head_bytes(self) -> int:
+        """Of the JSON before the tensors; 0 for files of torch.save, which have none."""
+        first = min((info.offset for info in self.tensors), default=0)
+        return first - 8 if self.path.endswith(".safetensors") else 0
 
 
 def read_shard(path: Path) -> Shard:
     """Header of one file, checked so that every byte range of it can be trusted."""
     fd = open_regular(path)
     try:
-        size = os.fstat(fd).st_size
+        found = os.fstat(fd)
+        size = found.st_size
         head = _read_exactly(fd, 8, 0, path)
         length = int.from_bytes(head, "little")
         if length <= MAX_HEADER_BYTES and length + 8 <= size:
             head += _read_exactly(fd, length, 8, path)
     finally:
         os.close(fd)
-    return shard_of(path, size, head)
+    return replace(shard_of(path, size, head), stamp=stamp_of(found))
+
+
+def stamp_of(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when somebody replaces a file or writes to it."""
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def shard_of(path: Path, size: int, head: bytes) -> Shard:

@@ -242,10 +242,22 @@ class Lane:
         for number, block in enumerate(self.blocks(step, part, loaded)):
             for member, final, blocks in zip(step.members, finals, parts, strict=True):
                 final.merge(member.of(block), blocks[number])
-        return [
+        landed = [
             self._landed(number, member.step, part, out)
             for number, (member, (_, out)) in enumerate(zip(step.members, outs, strict=True))
         ]
+        # Terms near the largest float32 overflow where their sum would not.
+        wider = [
+            final.wide() if bad else None for final, (_, bad) in zip(finals, landed, strict=True)
+        ]
+        for number, block in enumerate(self.blocks(step, part, loaded) if any(wider) else ()):
+            for member, wide, blocks in zip(step.members, wider, parts, strict=True):
+                if wide is not None and not blocks[number].isfinite().all():
+                    wide.merge(member.of(block), blocks[number])
+        for number, (member, wide) in enumerate(zip(step.members, wider, strict=True)):
+            if wide is not None:
+                landed[number] = self._landed(number, member.step, part, outs[number][1])
+        return landed
 
     def _out(self, number: int, step: Step, part: Piece) -> tuple[Pool, Tensor]:
         """Where a result is computed: with the CPU, in the memory that it is written from."""

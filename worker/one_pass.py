@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .cut import Piece
-from .errors import printable
+from .errors import InputError, first_names, printable
 from .fetch import Fetcher
 from .files import Files
 from .flush import Flusher
@@ -69,16 +69,20 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
             with fetcher, ReadAhead(files, work) as ahead:
                 # Torch takes seconds to load, in which the storage is at work already.
                 from .device import devices
+                from .evidence import Evidence
                 from .stream import Engine
 
                 found = devices(options.device)
                 loaded = time.monotonic()
                 engine = Engine(stores, memory, progress, found, files, ahead, stop)
                 engine.allow_nonfinite, engine.fetcher = options.allow_nonfinite, fetcher
+                told = Evidence(stores, files, rank, progress)
                 engine.forget = sum(s.plan.input_bytes for s in stores) > _memory_bytes() // 2
                 with Flusher([file.fd for store in stores for file in store.files]):
                     engine.run(work)
                 clock.stream_s = time.monotonic() - loaded
+                told.of_results()
+            _refuse_changed(stores)
             for store in stores:
                 store.sync(engine.forget)
     finally:
@@ -87,6 +91,17 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
         files.close()
     clock.moved = progress.bytes_in + progress.bytes_out
     return engine.differing
+
+
+def _refuse_changed(stores: Sequence[Store]) -> None:
+    """InputError if a file is not what it was: the result is of two versions of it."""
+    shards = {s.path: s for store in stores for m in store.plan.models for s in m.shards}
+    found = [f"{path}: {what}" for path, s in shards.items() if (what := s.changed())]
+    if found:
+        raise InputError(
+            f"{first_names(found)}, while the merge read it; nothing is finished\n"
+            f"  when nobody writes to it any more, the same command with --no-resume begins anew"
+        )
 
 
 def _memory_bytes() -> int:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from .dtypes import DType, from_torch_name
 from .errors import InputError, printable
-from .header import MAX_HEADER_BYTES, Shard, TensorInfo, open_regular, what_it_is
+from .header import MAX_HEADER_BYTES, Shard, TensorInfo, open_regular, stamp_of, what_it_is
 from .opcodes import Rebuilt, Refused, build
 from .origin import Origin
 from .views import transpose
@@ -35,7 +35,8 @@ def read_pickled(path: Path) -> tuple[Shard, dict[str, Origin]]:
     """What is in one file. InputError says why it is refused; nothing of it was executed."""
     fd = open_regular(path)
     try:
-        size = os.fstat(fd).st_size
+        stamp = stamp_of(os.fstat(fd))
+        size = stamp[-1]
         head = os.pread(fd, 64, 0)
         if not head.startswith(b"PK\x03\x04"):
             raise InputError(f"{path}: {_no_zip(head, size)}")
@@ -55,7 +56,7 @@ def read_pickled(path: Path) -> tuple[Shard, dict[str, Origin]]:
     placed = {name: _placed(name, t, members, (folder, path)) for name, t in found.items()}
     stored = {id(info): info for info, _ in placed.values()}
     infos = sorted(stored.values(), key=lambda info: (info.offset, info.nbytes))
-    shard = Shard(str(path), size, hashlib.sha256(text).hexdigest(), tuple(infos))
+    shard = Shard(str(path), size, hashlib.sha256(text).hexdigest(), tuple(infos), stamp)
     return shard, {name: view for name, (_, view) in placed.items()}
 
 

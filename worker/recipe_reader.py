@@ -56,6 +56,8 @@ class _Reader:
 
     def recipe(self, text: str) -> Recipe:
         top = self.mapping(self.document.value, (), "a recipe")
+        if self.faults:
+            raise UsageError(self.faults[0])
         for path in self.document.duplicates:
             self.fault(path, "stands twice; the first would be lost")
         self.unknown(top, (), _TOP)
@@ -85,7 +87,8 @@ class _Reader:
         if self.method and not self.faults:
             self.faults += broken_rules(recipe, self.method)
         if self.faults:
-            raise UsageError("\n".join(self.faults))
+            # What is never read is often what is missed.
+            raise UsageError("\n".join([*self.faults, *self.warnings]))
         return replace(recipe, warnings=tuple(self.warnings))
 
     def find_method(self, top: Mapping[str, object]) -> Method | None:

@@ -231,9 +231,14 @@ class Resolver:
 
     def _converted(self, parameter: Parameter, found: Found) -> Scalar:
         try:
-            return convert(found.value, parameter.type)
+            value = convert(found.value, parameter.type)
         except ValueError as error:
             raise ValueError(f"{found.place}: {error}") from None
+        if parameter.name == "density" and not 0 <= float(value) <= 1:
+            raise ValueError(
+                f"{found.place}: {value} is no share; give 0 to 1 of the values to keep"
+            )
+        return value
 
     def _out_dtype(self, first: Origin) -> DType:
         asked = self.options.dtype or self.recipe.out_dtype or self.recipe.dtype or "same"

@@ -46,6 +46,8 @@ def parse_setting(value: object) -> Setting:
             if not all(isinstance(item, dict) for item in value):
                 raise ValueError("mixes filters and plain values; give the plain one as {value: …}")
             return tuple(_conditional(item) for item in value)
+        if not value:
+            raise ValueError("an empty list; give a number, or a gradient of several")
         return tuple(_scalar(item) for item in value)
     return _scalar(value)
 

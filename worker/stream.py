@@ -252,13 +252,19 @@ class Engine:
         self.progress.read(len(first) * len(step.sources))
 
     def _report_nonfinite(self, step: Joint, loaded: Loaded, bad: int) -> NoReturn:
-        culprits = []
+        culprits, largest = [], 0.0
         for source, values in zip(step.sources, loaded.sources, strict=True):
             count = int(values.numel() - torch.isfinite(values).sum())
             if count:
                 file = next(stored(source)).file
                 culprits.append(f"{file} has {count} NaN or Inf there")
-        reason = "; ".join(culprits) or "the inputs are finite: the values overflow or cancel"
+            elif values.numel():
+                largest = max(largest, float(values.double().abs().max()))
+        kind = getattr(torch, step.dtype.torch_name)
+        reason = "; ".join(culprits) or (
+            f"the inputs are finite, the largest is {largest:.3g}; "
+            f"{step.dtype.torch_name} holds up to {torch.finfo(kind).max:.3g}"
+        )
         raise ResultError(
             f"tensor '{printable(step.name)}': {bad} values of the result are NaN or Inf\n"
             f"  {reason}\n"

@@ -79,7 +79,7 @@ def test_no_tensors(tmp_path: Path) -> None:
 def test_a_missing_shard(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m", some_tensors(0), shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    assert "model-00002-of-00003.safetensors: No such file" in fault(folder)
+    assert "1 of 3 shards that its index names are missing" in fault(folder)
 
 
 def test_a_missing_shard_without_an_index(tmp_path: Path) -> None:

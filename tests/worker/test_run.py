@@ -191,7 +191,7 @@ def test_means_of_the_largest_numbers(tmp_path: Path) -> None:
         folder = tmp_path / str(dtype)
         models = [write_checkpoint(folder / str(n), {"x": largest}) for n in range(3)]
         code = average(folder / "out", models)
-        assert code == 0 or (code == 5 and dtype in (torch.bfloat16, torch.float64)), dtype
+        assert code == 0 or (code == 5 and dtype == torch.float64), dtype
         if code == 0:
             assert torch.equal(read_tensors(folder / "out")["x"], largest)
 
@@ -272,7 +272,7 @@ def test_another_number_of_ranks_at_once(
 def test_the_deadline(tmp_path: Path, models: list[Path], capsys: Capture) -> None:
     assert average(tmp_path / "out", models, "--deadline", "0s") == 75
     text = capsys.readouterr().err
-    assert "stopped at the deadline at 0 %" in text and text.count("\n") == 1
+    assert "stopped at the deadline at 0 %" in text and text.count("merge-worker: ") == 1
     assert average(tmp_path / "out", models, "--deadline", "1h") == 0
 
 

@@ -26,7 +26,8 @@ def test_a_gradient_is_interpolated(t: float, expected: float) -> None:
 
 def test_a_gradient_of_one_and_of_none() -> None:
     assert value([7], t=1.0) == 7
-    assert value([], t=0.5) is None
+    with pytest.raises(ValueError, match="an empty list"):
+        value([], t=0.5)
 
 
 def test_numbers_that_yaml_reads_as_text() -> None:

@@ -126,6 +126,10 @@ class Final(ABC):
     def merge(self, block: Block, out: Tensor) -> None:
         """Write the merged block to `out`, rounding once to its dtype."""
 
+    def wide(self) -> Final | None:
+        """The same with room for larger numbers, for blocks that came out as NaN or Inf."""
+        return None
+
 
 class Effort(NamedTuple):
     """What a tensor takes where mathematics, not reading, takes the time."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -140,6 +141,13 @@ class WeightedSum(Final):
             self.work = "float64"
         self.coefficients, self.scale = whole_ratio(self.coefficients)
         self.used = [i for i, c in enumerate(self.coefficients) if c != 0.0]
+
+    def wide(self) -> Final | None:
+        if self.work == "float64":
+            return None
+        other = copy(self)
+        other.work = "float64"
+        return other
 
     def merge(self, block: Block, out: Tensor) -> None:
         if not self.used:
