@@ -12,16 +12,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # The worker's flow, lowest first: a module imports only what stands before it. A package stands
 # for its modules.
 WORKER_STAGES = {
-    "words and tables": "errors dtypes crc layers layer_count layer_fields layer_config modules "
-    "components progress settings schedules cpus flush stopping units quick_torch commands "
-    "from_mergekit "
-    "forms families subtree",
+    "words and tables": "errors features dtypes crc layers layer_count layer_fields layer_config "
+    "modules components progress settings schedules cpus flush stopping units quick_torch commands "
+    "from_mergekit forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_names "
     "recipe_tokenizer recipe_reader",
     "what is on disk": "header hub files origin views regroup opcodes pickled checkpoint "
-    "dequantise token_files token_ids chat_template vocabulary rows adapter low_rank layout",
-    "plan": "cut step planned stacks heads adapted relayout same_tokens token_rows fit assemble "
-    "suggest match memory effort resolve lazy plan probe report",
+    "dequantise token_files token_kinds token_ids chat_template vocabulary rows adapter low_rank "
+    "layout",
+    "plan": "cut step planned stacks heads adapted relayout text same_tokens token_rows by_token "
+    "fit assemble suggest match memory effort resolve lazy opened plan probe report",
     "stream": "readahead fetch ranks together device lane hashes outfile journal store stream "
     "evidence",
     "write": "card manifest again published spoken side_files target finish lock verify mergekit",
