@@ -1,67 +1,41 @@
 """docs/clusters.md: every command of it runs as it stands, in the order of the page."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pages import ROOT, programs, walk, wrong
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "clusters.md"
-BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGE = ROOT / "docs" / "clusters.md"
 
 
 @pytest.fixture
-def on_path(fakes, models, work: Path, tmp_path: Path, monkeypatch) -> None:
-    """merge-launch on PATH, the models of the page, jobs that run at once."""
-    program = tmp_path / "bin" / "merge-launch"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/bash\nPYTHONPATH={PAGE.parents[1]} exec {sys.executable} -m launcher "$@"\n'
-    )
-    program.chmod(0o755)
-    (program.parent / "python3").symlink_to(sys.executable)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_RUN", "1")
-    monkeypatch.setenv("MERGE_LAUNCH_PYTHON", sys.executable)
+def variables(fakes, models, work: Path, tmp_path: Path) -> dict[str, str]:
+    """The models of the page, jobs that run at once."""
     (work / "models").mkdir()
     for source, name in zip(models, ("math", "code", "chat"), strict=True):
         source.rename(work / "models" / name)
     shutil.copytree(work / "models" / "chat", work / "models" / "base")
+    path = programs(tmp_path / "bin")
+    return {"PATH": path, "FAKE_RUN": "1", "MERGE_LAUNCH_PYTHON": sys.executable}
 
 
-def run(command: str) -> subprocess.CompletedProcess[str]:
-    # No Beaker is there: its job is printed.
-    dry = {"MERGE_LAUNCH_DRY_RUN": "1"} if command.startswith("merge-launch beaker") else {}
-    return subprocess.run(
-        ["bash", "-c", command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **dry},
-        timeout=120,
-    )
-
-
-@pytest.mark.usefixtures("on_path")
-def test_every_command(work: Path) -> None:
-    said: dict[str, str] = {}
-    for kind, name, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
-        if name:
-            (work / name).write_text(text)
-        for command in text.splitlines() if kind == "bash" else []:
-            done = run(command)
-            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-            said[command] = done.stdout
+def test_every_command(work: Path, variables: dict[str, str]) -> None:
+    found = list(walk(PAGE, work, variables))
+    assert [text for answer in found if (text := wrong(answer, work, "/here"))] == []
+    said = {answer.command: answer.out for answer in found}
     assert len(said) > 20
     assert "soup" in said["merge-launch jobs"]
     assert "2 tensors merged" in said["merge-launch logs soup"]
     table = said["merge-launch sweep sweep.yml results --sort loss"]
     assert table.count(" done ") == 4 and table.count(" 0.5 ") >= 4
     assert "gpuvolta" in said["merge-launch profile show gadi"]
-    (gadi,) = (text for command, text in said.items() if command.endswith("--profile gadi"))
-    assert "#PBS -P ab12\n" in gadi and "#PBS -q gpuvolta\n" in gadi
+    assert (
+        "#PBS -P ab12\n"
+        in said["merge-launch render pbs soup models/math models/code --profile gadi"]
+    )
 
 
 def test_flags_of_the_page_are_flags(launch) -> None:
