@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def copied(target: Path) -> Path:
 
 
 def test_bytes_do_not_depend_on_the_checkout(tmp_path: Path) -> None:
-    assert payload.pack(copied(tmp_path / "worker")) == payload.pack(SOURCES)
+    there, here = payload.build(copied(tmp_path / "worker")), payload.build(SOURCES)
+    assert (there.archive, there.packed) == (here.archive, here.packed)
 
 
 def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
@@ -76,14 +78,23 @@ def test_members() -> None:
     for member in members:
         assert member.compress_type == zipfile.ZIP_STORED
         assert member.date_time == (1980, 1, 1, 0, 0, 0)
-        assert (member.external_attr >> 16, member.create_system) == (0o100644, 3)
+        assert (member.external_attr >> 16, member.create_system) == (0o600, 3)
+
+
+def text_of(made: payload.Payload) -> Iterator[str]:
+    """What is packed: each member behind its name."""
+    archive = zipfile.ZipFile(io.BytesIO(made.archive))
+    for member in archive.namelist():
+        text = archive.read(member).decode()
+        assert payload.BEGIN not in text
+        yield f"{payload.BEGIN}{member}\n{text}"
 
 
 def test_encoded_is_the_archive_and_the_digest_is_of_it() -> None:
     made = payload.build()
     packed = base64.b64decode(made.wrapped())
     assert base64.b64decode(made.encoded) == packed
-    assert bz2.decompress(packed) == made.archive
+    assert bz2.decompress(packed).decode() == "".join(text_of(made))
     assert hashlib.sha256(packed).hexdigest() == made.packed_digest
     assert hashlib.sha256(made.archive).hexdigest() == made.digest
     assert max(map(len, made.wrapped().splitlines())) == 76
