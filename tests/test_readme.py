@@ -1,4 +1,4 @@
-"""README says what is true: its method table is that of the code, its example of a method works."""
+"""README says what is true: its table of methods, its example of one, its links and options."""
 
 import re
 import shutil
@@ -56,22 +56,25 @@ def test_the_example_of_a_method_works_when_its_file_is_added(example: str, tmp_
 def test_the_recipe_in_it_is_understood(tmp_path: Path) -> None:
     from worker.recipe import parse
 
-    found = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    found = re.search(r"```yaml recipe.yml\n(.*?)```", README, re.DOTALL)
     assert found is not None
     assert parse(found[1]).warnings == ()
 
 
-@pytest.mark.parametrize(
-    "line", re.findall(r"^(?:merge-launch|scripts)[^\n#]*", README, re.MULTILINE)
-)
-def test_commands_name_what_exists(line: str) -> None:
-    word = line.split()[0]
-    if word.startswith("scripts/"):
-        assert (ROOT / word).exists()
-    else:
-        help_text = subprocess.run(
-            [sys.executable, "-m", "launcher", line.split()[1], "--help"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        for flag in re.findall(r"--[a-z-]+", line):
-            assert flag in help_text
+def test_pages_that_it_names_exist() -> None:
+    names = re.findall(r"\]\(([^)#:]+)", README)
+    assert len(names) > 8
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("line", re.findall(r"`(merge-(?:launch|worker) [^`]+)`", README))
+def test_commands_in_the_text_name_what_exists(line: str) -> None:
+    """Those in blocks are run, by launcher/test_readme_commands.py."""
+    program, command = line.split()[:2]
+    package = program.replace("merge-launch", "launcher").replace("merge-worker", "worker")
+    flags = re.findall(r"--[a-z-]+", line)
+    help_text = subprocess.run(
+        [sys.executable, "-m", package, command, "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert [flag for flag in flags if flag not in help_text] == []
