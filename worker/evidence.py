@@ -25,7 +25,7 @@ from .plan import Plan
 from .progress import Progress
 from .ranks import Rank
 from .step import Step
-from .store import Store
+from .store import Store, output_errors
 
 SAMPLE = 1 << 13
 KINDS = 24
@@ -132,7 +132,9 @@ class Evidence:
         """Not where others have made a part of it, nor where it was told before."""
         for store, told in zip(self.stores, self.told, strict=True):
             if self.alone and not told and len(store.plan.models) > 1:
-                self._say(Look.at(store.plan, self.files).result(store))
+                with output_errors(store.out):
+                    notes = Look.at(store.plan, self.files).result(store)
+                self._say(notes)
 
     def _say(self, notes: Sequence[str]) -> bool:
         for note in notes:

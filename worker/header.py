@@ -82,10 +82,10 @@ def read_shard(path: Path) -> Shard:
     try:
         found = os.fstat(fd)
         size = found.st_size
-        head = _read_exactly(fd, 8, 0, path)
+        head = read_exactly(fd, 8, 0, path)
         length = int.from_bytes(head, "little")
         if length <= MAX_HEADER_BYTES and length + 8 <= size:
-            head += _read_exactly(fd, length, 8, path)
+            head += read_exactly(fd, length, 8, path)
     finally:
         os.close(fd)
     return replace(shard_of(path, size, head), stamp=stamp_of(found))
@@ -140,10 +140,14 @@ def open_regular(path: Path) -> int:
     return fd
 
 
-def _read_exactly(fd: int, count: int, offset: int, path: Path) -> bytes:
+def read_exactly(fd: int, count: int, offset: int, path: Path) -> bytes:
+    """`count` bytes of an open file. InputError if it has fewer, or cannot be read."""
     parts = []
     while count:
-        part = os.pread(fd, min(count, 1 << 30), offset)
+        try:
+            part = os.pread(fd, min(count, 1 << 30), offset)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror} at byte {offset}") from None
         if not part:
             raise InputError(f"{path}: the file ends at byte {offset}; the copy is incomplete")
         parts.append(part)

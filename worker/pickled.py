@@ -17,7 +17,15 @@ from typing import Any, NamedTuple
 
 from .dtypes import DType, from_torch_name
 from .errors import InputError, printable
-from .header import MAX_HEADER_BYTES, Shard, TensorInfo, open_regular, stamp_of, what_it_is
+from .header import (
+    MAX_HEADER_BYTES,
+    Shard,
+    TensorInfo,
+    open_regular,
+    read_exactly,
+    stamp_of,
+    what_it_is,
+)
 from .opcodes import Rebuilt, Refused, build
 from .origin import Origin
 from .views import transpose
@@ -37,7 +45,7 @@ def read_pickled(path: Path) -> tuple[Shard, dict[str, Origin]]:
     try:
         stamp = stamp_of(os.fstat(fd))
         size = stamp[-1]
-        head = os.pread(fd, 64, 0)
+        head = read_exactly(fd, min(64, size), 0, path)
         if not head.startswith(b"PK\x03\x04"):
             raise InputError(f"{path}: {_no_zip(head, size)}")
         with os.fdopen(os.dup(fd), "rb") as file:
@@ -97,12 +105,12 @@ def _pickle(fd: int, members: Mapping[str, _Member], path: Path) -> tuple[str, b
         raise InputError(f"{path}: a zip without the one data.pkl of torch; is it a checkpoint?")
     folder = found[0].removesuffix("data.pkl")
     order = members.get(f"{folder}byteorder")
-    if order and os.pread(fd, order.size, order.offset).strip() != b"little":
+    if order and read_exactly(fd, min(order.size, 8), order.offset, path).strip() != b"little":
         raise InputError(f"{path}: written on a big-endian machine; convert it there")
     place = members[found[0]]
     if place.size > MAX_HEADER_BYTES:
         raise InputError(f"{path}: its pickle has {place.size} bytes, which is no list of tensors")
-    return folder, os.pread(fd, place.size, place.offset)
+    return folder, read_exactly(fd, place.size, place.offset, path)
 
 
 def _tensors(value: object) -> dict[str, Rebuilt]:

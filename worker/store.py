@@ -57,7 +57,7 @@ class Store:
             for shard in self.plan.layout.shards:
                 file = OutFile(self.folder / f"{shard.name}.partial", shard.size)
                 self.files.append(file)
-                os.pwrite(file.fd, shard.header, 0)
+                file.write(memoryview(shard.header), 0)
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self.folder / name, flags, 0o666)
@@ -85,7 +85,9 @@ class Store:
                 self.hashes.wrote(step.shard, file.fd, position, data)
             entry = Entry(number, piece, zlib.crc32(data), nonfinite)
             with self._lock:
-                os.write(self._journal, entry.line())
+                line = entry.line()
+                while line:
+                    line = line[os.write(self._journal, line) :]
                 self.entries[number, piece.first] = entry
 
     def read_journals(self) -> None:
@@ -123,7 +125,8 @@ class Store:
         def there(entry: Entry) -> bool:
             if stop is not None and stop.is_set():
                 raise Stopped(f"{stop.reason}; run the same command again to continue")
-            return self._is_there(entry)
+            with output_errors(self.out):
+                return self._is_there(entry)
 
         with ThreadPoolExecutor(threads) as pool:
             entries = list(self.entries.values())
