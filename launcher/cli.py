@@ -99,10 +99,12 @@ def launch(request: Request) -> int:
     refuse(backend.obstacles(job, resources))
     # mergekit refuses and takes other things than we do.
     own = not request.options.commands
-    for warning in request.look.told() if own else []:
-        say(f"warning: {warning}")
+    warnings = request.look.told() if own else []
     if isinstance(backend, Here) and not backend.detached(resources):
+        # The worker tells its warnings itself.
         return submit.run_here(backend, text, request.options.notify)
+    for warning in warnings:
+        say(f"warning: {warning}")
     if isinstance(backend, Service):
         fresh = [submit.submit_to_service(backend, job, text, resources)]
     elif isinstance(backend, Scheduler):
@@ -124,7 +126,7 @@ def check(source: list[str], given: dict[str, Any]) -> int:
     folder = current_folder(os.environ)
     merge = read_source(source, merge_options, worker_options.dtype, folder)
     plan = preflight.plan_of(merge, worker_options)
-    for warning in plan.warnings:
+    for warning in plan.warnings if printing.json else ():  # else they end the text
         say(f"warning: {warning}")
     told = (plan, probe(plan))
     print(json.dumps(report.as_json(*told), indent=1) if printing.json else report.describe(*told))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FORMS = "give OUT MODEL MODEL… or RECIPE.yml [OUT]"
 RECIPE_ENDS = (".yml", ".yaml", ".json")
+MANIFEST = "merge_manifest.json"
 LONGEST_NAME = 80
 
 
@@ -97,6 +98,11 @@ def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:
     for flag, value in direct.items():
         if value is not None:
             raise UsageError(f"{flag} is for a direct merge; write it into {words[0]}")
+    if Path(words[0]).name == MANIFEST:
+        raise UsageError(
+            f"{words[0]}: the manifest of a merge; 'merge-worker merge {words[0]} OUT' makes it "
+            "again, a job takes the mergekit_config.yml beside it"
+        )
     try:
         return Path(words[0]).expanduser().read_bytes()
     except OSError as error:

@@ -152,3 +152,9 @@ def test_the_current_folder_by_the_name_it_was_entered(tmp_path: Path, monkeypat
     assert current_folder({"PWD": str(tmp_path)}) == f"{tmp_path}/real"
     assert current_folder({"PWD": "relative"}) == f"{tmp_path}/real"
     assert current_folder({}) == os.path.realpath(tmp_path / "real")
+
+
+def test_a_manifest_is_no_recipe_of_a_job(work: Path) -> None:
+    (work / "merge_manifest.json").write_text('{"inputs": [], "recipe": {}}')
+    with pytest.raises(UsageError, match=r"'merge-worker merge merge_manifest.json OUT'"):
+        read("merge_manifest.json", "again", folder=str(work))
