@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .settings import WorkerOptions
 
 if TYPE_CHECKING:
-    from worker.recipe import Recipe
+    from worker.recipe import ModelRef, Recipe
 
 UNSEEN = frozenset({"layouts", "pickled", "vocabularies"})
 """What headers and files of the models tell."""
@@ -20,10 +20,17 @@ SAID: dict[str, Callable[[Recipe, WorkerOptions], bool]] = {
     "adapters": lambda recipe, _: any(ref.lora for ref in recipe.own_refs()),
     "chat_template": lambda recipe, _: recipe.chat_template is not None,
     "dequantize": lambda recipe, options: options.dequantize or recipe.dequantize,
+    "hub": lambda recipe, options: bool(options.push) or any(map(_on_hub, recipe.all_refs())),
     "layers": lambda recipe, _: any(module.sliced for module in recipe.modules),
     "layouts": lambda recipe, _: bool(recipe.key_map),
     "tokenizer": lambda recipe, _: recipe.tokenizer is not None,
 }
+
+
+def _on_hub(ref: ModelRef) -> bool:
+    from worker.checkpoint import is_hub_id
+
+    return any(word and is_hub_id(word) for word in (ref.path, ref.lora))
 
 
 def said(recipe: Recipe, options: WorkerOptions) -> frozenset[str]:

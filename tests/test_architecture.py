@@ -15,23 +15,26 @@ WORKER_STAGES = {
     "words and tables": "errors features dtypes crc layers layer_count layer_fields layer_config "
     "modules components progress settings schedules cpus flush stopping units quick_torch commands "
     "from_mergekit forms families subtree",
-    "what is asked for": "methods describe yaml_text recipe recipe_rules documents recipe_names "
-    "recipe_tokenizer recipe_reader",
-    "what is on disk": "header hub files origin views regroup opcodes pickled checkpoint "
+    "what is asked for": "methods describe yaml_text recipe recipe_rules documents "
+    "recipe_tokenizer recipe_names recipe_reader",
+    "what is on disk": "header remote hub files origin views regroup opcodes pickled checkpoint "
     "dequantise token_files token_kinds token_ids chat_template vocabulary rows adapter low_rank "
     "layout",
     "plan": "cut step planned stacks heads adapted relayout text same_tokens token_rows by_token "
     "fit assemble suggest match memory effort resolve lazy opened plan probe report",
     "stream": "readahead fetch ranks together device lane hashes outfile journal store stream "
     "evidence",
-    "write": "card manifest again published spoken side_files target finish lock verify mergekit",
+    "write": "card manifest again published spoken side_files target finish lock mergekit",
     "command": "one_pass options run cli __main__",
-    "looks": "check comparison compare finished lora extract_lora merge_adapters",
+    "looks": "check verify comparison compare finished lora extract_lora merge_adapters",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()
 METHODS_MAY_IMPORT = {"errors", "dtypes"}
 # Late imports that go up, each with its reason.
-UPWARD = {("recipe", "recipe_reader"): "parse() stands beside Recipe, and its reader makes Recipes"}
+UPWARD = {
+    ("recipe", "recipe_reader"): "parse() stands beside Recipe, and its reader makes Recipes",
+    ("remote", "hub"): "what a job without models of the hub does not carry",
+}
 
 # What login nodes run: none of it may load torch.
 TORCH_FREE = set(WORKER_FLOW[: WORKER_FLOW.index("report") + 1])

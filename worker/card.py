@@ -11,9 +11,9 @@ from typing import Any
 from . import __version__
 from .checkpoint import Checkpoint, is_hub_id
 from .heads import is_vocabulary
-from .hub import snapshot
 from .plan import Plan
 from .recipe import ModelRef
+from .remote import snapshot
 
 _LICENCE = ("license", "license_name", "license_link")
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import hub
+from . import remote
 from .dtypes import Kind
 from .errors import InputError, first_names, printable
 from .features import needed
@@ -112,7 +112,7 @@ def _read(file: Path) -> tuple[Shard, dict[str, Origin]]:
         with needed("pickled"):
             from .pickled import read_pickled
         return read_pickled(file)
-    shard = hub.read_header(file) if hub.absent(str(file)) else read_shard(file)
+    shard = remote.read_header(file) if remote.absent(str(file)) else read_shard(file)
     return shard, {info.name: info for info in shard.tensors}
 
 
@@ -133,8 +133,8 @@ def _shard_files(folder: Path) -> Iterator[Path]:
             parts = Path(name).parts
             if not name or Path(name).is_absolute() or ".." in parts:
                 raise InputError(f"{index}: shard '{printable(name)}' is outside the model folder")
-        remote = hub.names(folder)
-        lost = [name for name in names if name not in remote and not os.path.lexists(folder / name)]
+        afar = remote.names(folder)
+        lost = [name for name in names if name not in afar and not os.path.lexists(folder / name)]
         if lost:
             raise InputError(
                 f"{folder}: {len(lost)} of {len(names)} shards that its index names are missing: "
@@ -142,14 +142,14 @@ def _shard_files(folder: Path) -> Iterator[Path]:
             )
         yield from (folder / name for name in names)
         return
-    remote = hub.names(folder)
-    if (folder / "model.safetensors").exists() or "model.safetensors" in remote:
+    afar = remote.names(folder)
+    if (folder / "model.safetensors").exists() or "model.safetensors" in afar:
         yield folder / "model.safetensors"
         return
     # Some releases hold the same weights twice; adapters belong to another model.
     found = sorted(
         file
-        for file in {*folder.glob("*.safetensors"), *(folder / name for name in remote)}
+        for file in {*folder.glob("*.safetensors"), *(folder / name for name in afar)}
         if not file.name.startswith(("consolidated", "adapter_"))
     )
     if not found and (folder / "pytorch_model.bin").exists():

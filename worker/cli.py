@@ -17,15 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from . import __version__, hub, quick_torch
-from .again import plan_again, said_again
+from . import __version__, quick_torch
 from .commands import LATE, load
 from .errors import InputError, Stopped, UsageError, WorkerError, nearest, printable
+from .features import needed
 from .manifest import NAME
 from .one_pass import Clock
 from .options import add_plan_options, add_run_options, plan_options, run_options
 from .plan import Plan, make_plan
-from .published import published
 from .ranks import from_environment
 from .recipe import direct_recipe, parse
 from .run import run_merges
@@ -150,9 +149,11 @@ def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = No
     """The plan of a recipe, or of the manifest of a merge that is to be done again."""
     path, options = Path(recipe), plan_options(arguments, out)
     text = read_recipe(path)
-    manifest = said_again(path, text)
-    if manifest is not None:
-        return plan_again(path, manifest, options)
+    if path.suffix == ".json":
+        with needed("manifests"):
+            from .again import plan_again, said_again
+        if manifest := said_again(path, text):
+            return plan_again(path, manifest, options)
     return make_plan(parse(text, str(path)), options)
 
 
@@ -180,20 +181,16 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
     need_torch()
     for warning in dict.fromkeys(line for plan, _ in plans for line in plan.warnings):
         _tell(f"warning: {warning}", sys.stderr)
-    if arguments.push and (len(plans) > 1 or not hub.is_repository(arguments.push)):
-        raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
+    if arguments.push:
+        with needed("hub"):
+            from .hub import is_repository, upload
+            from .published import published
+        if len(plans) > 1 or not is_repository(arguments.push):
+            raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
     for line in run_merges(plans, run_options(arguments), from_environment(), clock):
         _tell(line, sys.stdout)
     if arguments.push and (plans[0][1] / NAME).is_file():  # else other ranks still work
-        _tell(hub.upload(published(plans[0][1]), arguments.push), sys.stdout)
-    return 0
-
-
-def _verify(arguments: argparse.Namespace, clock: Clock) -> int:
-    need_torch()
-    from .verify import verify
-
-    _tell(verify(Path(arguments.out)), sys.stdout)
+        _tell(upload(published(plans[0][1]), arguments.push), sys.stdout)
     return 0
 
 
@@ -279,9 +276,6 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     for command in (merge, average):
         add_plan_options(command)
         add_run_options(command)
-    verify = commands.add_parser("verify", help="re-read an output and compare it to its manifest")
-    verify.add_argument("out", metavar="OUT")
-    verify.set_defaults(command=_verify)
     for name, (_, line) in LATE.items():
         late = commands.add_parser(name, help=line)
         late.set_defaults(command=_late, late=name)

@@ -20,6 +20,7 @@ LATE = {
     "mergekit": ("mergekit", "merge by mergekit itself, and look at what it wrote"),
     "merge-adapters": ("merge_adapters", "several LoRA adapters into one"),
     "methods": ("describe", "the merge methods and their parameters"),
+    "verify": ("verify", "re-read an output and compare it to its manifest"),
 }
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import hub
+from . import remote
 from .dtypes import Kind
 from .errors import printable
 from .files import Files
@@ -51,7 +51,7 @@ class Look:
         kinds: dict[str, list[int]] = {}
         for number, step in enumerate(self.plan.steps):
             merged = step.task is not None and len(step.sources) > 1
-            here = merged and not any(hub.absent(file) for file in _files(step))
+            here = merged and not any(remote.absent(file) for file in _files(step))
             if here and len(step.shape) > 1 and step.grid.count:
                 kinds.setdefault(re.sub(r"\d+", "#", step.name), []).append(number)
         for numbers in list(kinds.values())[:KINDS]:

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from . import hub
+from . import remote
 from .errors import InputError
 from .files import Files
 from .origin import stored
@@ -29,7 +29,7 @@ class Fetcher:
         self._prune = prune
         self._reads = {item.number: _paths(item) for item in work}
         self._left = Counter(path for paths in self._reads.values() for path in paths)
-        self._order = [path for path in self._left if hub.absent(path)]
+        self._order = [path for path in self._left if remote.absent(path)]
         self._next = iter(self._order)
         self._held = 0
         self._changed = threading.Condition()
@@ -56,13 +56,13 @@ class Fetcher:
             self._changed.notify_all()
         for path in done:
             self._files.forget(path)
-            hub.prune(path)
+            remote.prune(path)
 
     def _run(self) -> None:
         while (path := self._following()) is not None:
             try:
                 self._tell(path)
-                hub.ensure(path)
+                remote.ensure(path)
             except InputError:
                 return  # the lane that reads it says what is wrong
 
@@ -75,7 +75,7 @@ class Fetcher:
             return path
 
     def _tell(self, path: str) -> None:
-        count = hub.size(path)
+        count = remote.size(path)
         if self._progress.mode == "json":
             self._progress.event("fetching", file=path, bytes=count)
         elif self._progress.mode != "off":

@@ -7,7 +7,7 @@ import os
 import resource
 import threading
 
-from . import hub
+from . import remote
 from .errors import InputError
 
 LARGEST_READ = 1 << 30
@@ -29,7 +29,7 @@ class Files:
         fd = self._open.get(path)
         if fd is not None:
             return fd
-        hub.ensure(path)
+        remote.ensure(path)
         with self._lock:
             fd = self._open.get(path)
             if fd is None:
@@ -58,7 +58,7 @@ class Files:
 
     def will_need(self, path: str, offset: int, count: int) -> None:
         """Tell the kernel to read ahead; only a hint."""
-        if hasattr(os, "posix_fadvise") and not hub.absent(path):
+        if hasattr(os, "posix_fadvise") and not remote.absent(path):
             os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_WILLNEED)
 
     def forget(self, path: str) -> None:

@@ -12,10 +12,11 @@ import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .errors import InputError, UsageError, printable
 from .header import Shard, read_shard, shard_of
+from .remote import Remote, files
 
 HEAD_BYTES = 1 << 20
 """More than the headers of most files have, and little to fetch."""
@@ -29,29 +30,9 @@ _NO_SMALL_FILES = [
     *("original/*", "onnx/*", "runs/*", "coreml/*", ".git*"),
 ]  # fmt: skip
 
-
-class _Remote(NamedTuple):
-    """A file that may not be here yet."""
-
-    repository: str
-    commit: str
-    name: str
-    size: int
-
-
-_files: dict[str, _Remote] = {}
 _busy: dict[str, threading.Lock] = {}
 _fetched: set[str] = set()
 _guard = threading.Lock()
-
-
-_SNAPSHOT = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
-
-
-def snapshot(path: Path) -> tuple[str, str] | None:
-    """Hub id and commit of a folder in a cache of the hub."""
-    found = _SNAPSHOT.fullmatch(path.absolute().as_posix())
-    return (f"{found[1]}/{found[2]}", found[3]) if found else None
 
 
 def is_repository(name: str) -> bool:
@@ -124,24 +105,14 @@ def _register(folder: Path, name: str, sizes: dict[str, int]) -> None:
     for file in (*wanted, *whole):
         if file in sizes:
             path = str(folder / file)
-            _files[path] = _Remote(name, folder.name, file, sizes[file])
+            files[path] = Remote(name, folder.name, file, sizes[file])
             if file in whole:
                 ensure(path)
 
 
-def names(folder: Path) -> list[str]:
-    """Files of weights that the hub has for a folder of its cache."""
-    return [remote.name for path, remote in _files.items() if Path(path).parent == folder]
-
-
-def absent(path: str) -> bool:
-    """Whether a file is on the hub, but not here yet."""
-    return path in _files and not Path(path).exists()
-
-
 def read_header(path: Path) -> Shard:
     """The header of a file, fetched without the rest. InputError."""
-    remote = _files[str(path)]
+    remote = files[str(path)]
     hub = _client(remote.repository)
     url = hub.hf_hub_url(remote.repository, remote.name, revision=remote.commit)
 
@@ -165,7 +136,7 @@ def read_header(path: Path) -> Shard:
 
 def ensure(path: str) -> bool:
     """Fetch a file unless it is here; others that ask meanwhile wait. True if it was fetched."""
-    remote = _files.get(path)
+    remote = files.get(path)
     if remote is None or Path(path).exists():
         return False
     with _guard:
@@ -182,10 +153,6 @@ def ensure(path: str) -> bool:
             read_shard(Path(path))
         _fetched.add(path)
     return True
-
-
-def size(path: str) -> int:
-    return _files[path].size
 
 
 def prune(path: str) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from . import __version__
 from .card import public_name, public_recipe, public_text
 from .checkpoint import Checkpoint, read_json
-from .hub import snapshot
 from .plan import Plan, PlanOptions
+from .remote import snapshot
 
 NAME = "merge_manifest.json"
 IRRELEVANT = ("relative_to", "memory_bytes", "threads", "strict", "stages")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from . import hub
+from . import remote
 from .checkpoint import Checkpoint, exists, is_hub_id, open_checkpoint
 from .errors import InputError
 from .features import needed
@@ -79,7 +79,7 @@ def locate(ref: ModelRef, relative_to: Path) -> Path:
         return path
     if not is_hub_id(str(ModelRef(ref.path, ref.revision))):
         raise InputError(f"{ref}: no such folder ({path}), and no name of the hub (org/name)")
-    return hub.resolve(ref.path, ref.revision)
+    return remote.resolve(ref.path, ref.revision)
 
 
 def _alike(models: Sequence[Checkpoint]) -> bool:

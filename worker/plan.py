@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import hub, methods
+from . import methods, remote
 from .assemble import Assembly, assemble
 from .checkpoint import Checkpoint, refuse_quantised
 from .cpus import usable_cpus
@@ -209,7 +209,7 @@ def _key(
         for shard in model.shards:
             files[shard.path] = len(files)
             path = Path(shard.path)
-            if commit := hub.snapshot(path.parent):  # it may not be here, or not any more
+            if commit := remote.snapshot(path.parent):  # it may not be here, or not any more
                 add([*commit, path.name, shard.header_sha256])
                 continue
             real = path.resolve()

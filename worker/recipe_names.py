@@ -1,12 +1,12 @@
-"""What a recipe says of tensor names: rules between layouts, and which of them are merged."""
+"""What a recipe says of names: of tensors, rules and which are merged; of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from .features import needed
-from .recipe import KeyRule, ModelRef
+from .recipe import KeyRule, ModelRef, TokenizerChoice
 from .yaml_text import Document, Path
 
 
@@ -18,6 +18,8 @@ class Reader(Protocol):
     def fault(self, path: Path, text: str) -> None: ...
 
     def mapping(self, value: object, path: Path, what: str) -> dict[str, object]: ...
+
+    def unknown(self, body: Mapping[str, object], path: Path, allowed: Sequence[str]) -> None: ...
 
     def sequence(self, value: object, path: Path) -> list[object]: ...
 
@@ -40,6 +42,15 @@ def read_key_map(reader: Reader, top: Mapping[str, object]) -> Iterator[KeyRule]
             yield KeyRule(one_way(body), str(model) if model else None, place)
         except ValueError as error:
             reader.fault(path, str(error))
+
+
+def read_tokenizer(reader: Reader, top: Mapping[str, object]) -> TokenizerChoice | None:
+    """The choice of `tokenizer` or `tokenizer_source`, or None where there is neither."""
+    if top.get("tokenizer_source") is None and top.get("tokenizer") is None:
+        return None
+    with needed("tokenizer"):
+        from .recipe_tokenizer import read_choice
+    return read_choice(reader, top)
 
 
 def read_patterns(reader: Reader, top: Mapping[str, object], key: str) -> tuple[str, ...]:

@@ -11,9 +11,8 @@ from .dtypes import FLOATS
 from .errors import UsageError, nearest, printable
 from .methods import Method
 from .recipe import ModelRef, Module, Recipe, Slice, Source, find_method, parse_model
-from .recipe_names import read_flag, read_key_map, read_patterns
+from .recipe_names import read_flag, read_key_map, read_patterns, read_tokenizer
 from .recipe_rules import broken_rules, plays_base
-from .recipe_tokenizer import read_choice
 from .settings import Given, Parameters, Setting, convert, parse_setting, scalars
 from .yaml_text import Document, Path, read_documents
 
@@ -75,7 +74,7 @@ class _Reader:
             parameters=self.parameters(top, (), "shared"),
             dtype=self.dtype(top, "dtype"),
             out_dtype=self.dtype(top, "out_dtype"),
-            tokenizer=read_choice(self, top),
+            tokenizer=read_tokenizer(self, top),
             chat_template=self.text(top, "chat_template"),
             name=self.text(top, "name"),
             key_map=tuple(read_key_map(self, top)),

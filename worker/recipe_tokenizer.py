@@ -22,10 +22,8 @@ class Reader(Protocol):
 
 
 def read_choice(reader: Reader, top: Mapping[str, object]) -> TokenizerChoice | None:
-    """The choice of a recipe, or None where it makes none."""
+    """The choice of a recipe that makes one; None where it makes two."""
     short, long = top.get("tokenizer_source"), top.get("tokenizer")
-    if short is None and long is None:
-        return None
     if "tokenizer_source" in top and "tokenizer" in top:
         reader.fault(("tokenizer_source",), "stands beside 'tokenizer'; keep one of the two")
         return None

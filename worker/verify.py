@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import zlib
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import open_checkpoint
+from .cli import need_torch
 from .dtypes import Kind
 from .errors import InputError, printable
 from .finish import file_sha256
@@ -14,6 +16,15 @@ from .manifest import NAME, read_manifest
 from .units import size
 
 CHUNK = 8 << 20
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT")
+
+
+def command(arguments: argparse.Namespace) -> str:
+    need_torch()
+    return verify(Path(arguments.out))
 
 
 def verify(out: Path) -> str:

@@ -1,0 +1,75 @@
+"""Files that the hub has, and who gets them: hub.py, which only jobs with such models carry."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from .features import needed
+from .header import Shard
+
+
+class Remote(NamedTuple):
+    """A file that may not be here yet."""
+
+    repository: str
+    commit: str
+    name: str
+    size: int
+
+
+files: dict[str, Remote] = {}
+
+_SNAPSHOT = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
+
+
+def snapshot(path: Path) -> tuple[str, str] | None:
+    """Hub id and commit of a folder in a cache of the hub."""
+    found = _SNAPSHOT.fullmatch(path.absolute().as_posix())
+    return (f"{found[1]}/{found[2]}", found[3]) if found else None
+
+
+def names(folder: Path) -> list[str]:
+    """Files of weights that the hub has for a folder of its cache."""
+    return [remote.name for path, remote in files.items() if Path(path).parent == folder]
+
+
+def absent(path: str) -> bool:
+    """Whether a file is on the hub, but not here yet."""
+    return path in files and not Path(path).exists()
+
+
+def size(path: str) -> int:
+    return files[path].size
+
+
+def resolve(name: str, revision: str | None) -> Path:
+    """The folder of a model in the cache, with all files but the weights. InputError."""
+    with needed("hub"):
+        from .hub import resolve
+    return resolve(name, revision)
+
+
+def read_header(path: Path) -> Shard:
+    """The header of a file, fetched without the rest. InputError."""
+    with needed("hub"):
+        from .hub import read_header
+    return read_header(path)
+
+
+def ensure(path: str) -> bool:
+    """Fetch a file unless it is here; others that ask meanwhile wait. True if it was fetched."""
+    if not absent(path):
+        return False
+    with needed("hub"):
+        from .hub import ensure
+    return ensure(path)
+
+
+def prune(path: str) -> None:
+    """Remove a file that was fetched by this process."""
+    if path in files:
+        with needed("hub"):
+            from .hub import prune
+        prune(path)
