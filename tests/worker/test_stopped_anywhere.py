@@ -9,7 +9,7 @@ from forks import Forks
 from merges import average, digest, one_tensor_models
 
 PHASES = {
-    "reads the headers": "worker.plan open_checkpoint",
+    "reads the headers": "worker.plan open_all",
     "plans": "worker.plan lay_out",
     "looks at OUT": "worker.run survey",
     "takes the lock": "worker.run refuse_others",
