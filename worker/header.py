@@ -54,15 +54,18 @@ class Shard:
     stamp: tuple[int, ...] = ()  # see `stamp_of`; empty for a file that is not here yet
 
     def changed(self) -> str:
-        """What is no longer as it was when the header was read, in words; empty if all is."""
+        """What is no longer as it was when the header was read, in words; empty if all is.
+
+        InputError if it is not there any more.
+        """
         if not self.stamp:
             return ""
+        fd = open_regular(Path(self.path))
         try:
-            now = stamp_of(Path(self.path).stat())
-            with Path(self.path).open("rb", buffering=0) as file:
-                header = file.read(8 + self.head_bytes)[8:]
-        except OSError as error:
-            return str(error.strerror)
+            now = stamp_of(os.fstat(fd))
+            header = read_exactly(fd, self.head_bytes, 8, Path(self.path))
+        finally:
+            os.close(fd)
         named = ("another file has its name", "it was written to", "it has another size")
         found = [what for what, a, b in zip(named, self.stamp, now, strict=True) if a != b]
         if hashlib.sha256(header).hexdigest() != self.header_sha256 and self.head_bytes:
