@@ -11,6 +11,7 @@ import yaml
 from launcher import backends, payload
 from launcher.backends import _beaker_spec as beaker_spec
 from launcher.errors import UsageError
+from launcher.needs import UNSEEN
 
 BEAKER = backends.get("beaker")
 READY = ["--image", "ada/torch", "--weka", "bucket:/weka/bucket"]
@@ -65,7 +66,7 @@ def test_no_argument_is_near_the_limit(launch) -> None:
     script, name, count, recipe, *chunks = task["arguments"]
     assert (name, count) == ("merge-launch", "1")
     assert b"merge_method" in base64.b64decode(recipe)
-    assert "".join(chunks) == payload.build(methods=frozenset({"linear"})).encoded
+    assert "".join(chunks) == payload.build(methods=frozenset({"linear"}), features=UNSEEN).encoded
     assert max(map(len, chunks)) <= 96 * 1024
     assert len(script) < 30_000
 

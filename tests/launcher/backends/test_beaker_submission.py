@@ -12,6 +12,7 @@ from checkpoints import read_tensors
 
 from launcher import payload
 from launcher.errors import ClusterError
+from launcher.needs import UNSEEN
 
 WORDS = [
     *["/weka/bucket/out", "/weka/bucket/m1", "/weka/bucket/m2"],
@@ -99,7 +100,7 @@ def test_submission(beaker, beaker_server, bare_bash) -> None:
     assert sent["path"].endswith("/workspaces/w1/experiments?name=soup")
     assert sent["agent"].startswith("merge-launch v")
     (task,) = sent["spec"]["tasks"]
-    linear = payload.build(methods=frozenset({"linear"}))
+    linear = payload.build(methods=frozenset({"linear"}), features=UNSEEN)
     assert task["arguments"][2] == "1"
     assert "".join(task["arguments"][4:]) == linear.encoded
     assert task["timeout"] == 4 * 3600 * 10**9
