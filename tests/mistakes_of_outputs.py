@@ -38,6 +38,9 @@ def changed_meanwhile(patch: pytest.MonkeyPatch, world: World) -> None:
 
 
 OF_NUMBERS = [
+    Mistake("Weights that leave nothing of a model", f"{AVERAGE} --weights 1,0", 0),
+    Mistake("The same model under another name", AVERAGE, 0, prepare=lambda w: (
+        w / WEIGHTS).write_bytes((w / "m1/model.safetensors").read_bytes())),
     Mistake("NaN in an input", AVERAGE, 5, prepare=change("m2", model__norm__weight=NAN)),
     Mistake("Too large for float16", f"{AVERAGE} --dtype float16", 5,
             prepare=change("m2", model__norm__weight=LARGE)),

@@ -111,8 +111,8 @@ def convert(value: Scalar, kind: type) -> Scalar:
         return str(value)
     try:
         number = float(value)
-    except ValueError:
-        raise ValueError(f"{value!r} is not a number") from None
+    except (ValueError, OverflowError):
+        raise ValueError(f"{value!r:.40} is not a number") from None
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError(f"{value!r} is not a finite number")
     if kind is int:
@@ -131,7 +131,7 @@ def _gradient(values: list[Scalar], t: float) -> Scalar | None:
             if isinstance(value, bool):
                 break
             numbers.append(float(value))
-        except ValueError:
+        except (ValueError, OverflowError):
             break
     position = t * (len(values) - 1)
     if len(numbers) < len(values):  # booleans and words step

@@ -129,11 +129,14 @@ def _space(plan: Plan, out: Path, allocated: int) -> None:
         there = there.parent
     with output_errors(out):
         found = os.statvfs(there)
+    if found.f_files and not found.f_favail:
+        raise OutputError(f"{out}: no more files fit there (inodes); choose another folder")
     free = found.f_bavail * found.f_frsize
     need = plan.output_bytes - allocated + SPARE_BYTES
     if need > free:
         raise OutputError(
-            f"{out}: needs {need / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free there"
+            f"{out}: needs {need / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free there\n"
+            f"  make room, or choose another folder"
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"{there}: no permission to write here")

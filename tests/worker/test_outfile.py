@@ -148,3 +148,14 @@ def test_a_copy_that_the_file_system_refuses_is_written(
     file.copy(0, 0, landing(data, 0), 0)
     file.close()
     assert (tmp_path / "out").read_bytes() == data
+
+
+def test_space_is_taken_at_once(tmp_path: Path) -> None:
+    """Where the file system can; else a disk that fills up is noticed only when it has."""
+    OutFile(tmp_path / "x", 3_000_000).close()
+    fd = os.open(tmp_path / "x", os.O_RDONLY)
+    reserves = outfile._file_system(fd) in outfile.RESERVES
+    os.close(fd)
+    if not reserves:
+        pytest.skip("this file system does not reserve")
+    assert (tmp_path / "x").stat().st_blocks * 512 >= 3_000_000

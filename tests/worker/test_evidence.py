@@ -1,0 +1,116 @@
+"""What samples tell: wrong bases, copies, results that are an input. And inputs that change."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import read_tensors, write_checkpoint
+from merges import average, run, some_models
+from torch import Tensor
+
+Capture = pytest.CaptureFixture[str]
+BASE = {f"layers.{n}.{kind}": torch.randn(40, 300) for n in range(3) for kind in ("q", "up")}
+
+
+def model(folder: Path, name: str, scale: float = 0.01, only: str = "") -> Path:
+    """Trained a little from BASE, everywhere or in some tensors only."""
+    moved: dict[str, Tensor] = {
+        tensor: values + (scale * torch.randn_like(values) if only in tensor else 0)
+        for tensor, values in BASE.items()
+    }
+    return write_checkpoint(folder / name, moved)
+
+
+def told(capsys: Capture, folder: Path, method: str, *words: object) -> str:
+    capsys.readouterr()
+    assert run("average", folder / f"out{os.urandom(4).hex()}", *words, "--progress", "off",
+               "--method", method) == 0  # fmt: skip
+    return capsys.readouterr().err
+
+
+def test_fine_tunes_of_one_base_need_no_word(tmp_path: Path, capsys: Capture) -> None:
+    base = write_checkpoint(tmp_path / "base", BASE)
+    models = [model(tmp_path, "a"), model(tmp_path, "b", 0.5), model(tmp_path, "c", only="2.q")]
+    assert told(capsys, tmp_path, "task_arithmetic", *models, "--base-model", base,
+                "--weights", "1,1,1") == ""  # fmt: skip
+    assert told(capsys, tmp_path, "linear", *models) == ""
+
+
+def test_a_base_that_is_none(tmp_path: Path, capsys: Capture) -> None:
+    models = [model(tmp_path, "a"), model(tmp_path, "b")]
+    strange = write_checkpoint(
+        tmp_path / "strange", {name: torch.randn_like(values) for name, values in BASE.items()}
+    )
+    text = told(capsys, tmp_path, "task_arithmetic", *models, "--base-model", strange,
+                "--weights", "1,1")  # fmt: skip
+    assert text.count("by 1.4 times what") == 2 and "of 4 tensors" in text
+    assert "a differs from" in told(capsys, tmp_path, "linear", strange, models[0])
+
+
+def test_copies_and_results_that_are_an_input(tmp_path: Path, capsys: Capture) -> None:
+    a, b, same = (model(tmp_path, "a"), model(tmp_path, "b"), tmp_path / "same")
+    write_checkpoint(same, read_tensors(a))
+    assert "is the same as" in told(capsys, tmp_path, "linear", a, same)
+    assert told(capsys, tmp_path, "linear", a, b, "--weights", "1,0").startswith(
+        f"warning: the result is {a}, bit for bit, in every sample"
+    )
+    assert "is the same as" in told(capsys, tmp_path, "task_arithmetic", same, b, "--base-model", a,
+                                    "--weights", "1,1")  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ["time", "size", "inode", "header", "gone"])
+def test_an_input_that_changes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, change: str
+) -> None:
+    models = some_models(tmp_path, 2)
+    file, real, calls = models[1] / "model.safetensors", os.preadv, 0
+    before = file.stat()
+
+    def preadv(*words: object) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raw = file.read_bytes()
+            if change == "time":
+                os.utime(file, ns=(1, 1))
+            elif change == "gone":
+                file.unlink()
+            elif change == "inode":
+                file.rename(tmp_path / "kept")  # else the number may be given again
+                file.write_bytes(raw)
+            else:
+                last = b"" if change == "size" else raw[8:]
+                file.write_bytes(raw + b"x" if change == "size" else raw[:8] + last[:40].replace(
+                    b"pt", b"tp") + last[40:])  # fmt: skip
+            if change != "gone":
+                os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns - (change == "time")))
+        return real(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert average(tmp_path / "out", models) == 3
+    text = capsys.readouterr().err
+    assert str(file) in text and "Traceback" not in text
+    words = {"time": "was written to", "size": "another size", "inode": "another file",
+             "header": "its header is another", "gone": "No such file"}  # fmt: skip
+    assert words[change] in text, text
+    assert not (tmp_path / "out" / "merge_manifest.json").exists()
+
+
+def test_sums_beyond_float32_that_come_back(tmp_path: Path) -> None:
+    """Terms of 3e38 overflow a float32; their mean does not, and neighbours keep their bits."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 400_000, generator=generator).bfloat16()
+    for n in range(3):
+        write_checkpoint(tmp_path / f"s{n}", {"x": values[n].clone()})
+    small = [tmp_path / f"s{n}" for n in range(3)]
+    values[:, 150_000] = 3e38
+    large = [write_checkpoint(tmp_path / f"l{n}", {"x": values[n].clone()}) for n in range(3)]
+    assert average(tmp_path / "out", small) == 0
+    assert average(tmp_path / "out2", large, "--threads", "1", "--memory", "3MB") == 0
+    assert average(tmp_path / "out3", large, "--threads", "4") == 0
+    plain, one, two = (read_tensors(tmp_path / name)["x"] for name in ("out", "out2", "out3"))
+    assert torch.equal(one, two), "whatever the pieces were"
+    assert one[150_000] == torch.tensor(3e38).bfloat16()
+    changed = (one != plain).nonzero().flatten().tolist()
+    assert changed == [150_000]
