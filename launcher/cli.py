@@ -57,8 +57,10 @@ class Request:
     @cached_property
     def look(self) -> Look:
         """At its models, unless that would mean to ask the hub for a text that is only shown."""
-        from . import preflight
+        from . import needs, preflight
 
+        if self.options.commands:  # mergekit refuses and takes other things than we do
+            return preflight.Look(needs.said(self.merge.recipe, self.worker))
         everything = isinstance(self.backend, Here) and not self.shown
         return preflight.look(self.merge, self.worker, everything)
 
@@ -97,9 +99,7 @@ def launch(request: Request) -> int:
     parts = request.parts()
     job, text = parts[0]
     refuse(backend.obstacles(job, resources))
-    # mergekit refuses and takes other things than we do.
-    own = not request.options.commands
-    warnings = request.look.told() if own else []
+    warnings = request.look.told()
     if isinstance(backend, Here) and not backend.detached(resources):
         # The worker tells its warnings itself.
         return submit.run_here(backend, text, request.options.notify)
