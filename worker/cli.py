@@ -29,7 +29,7 @@ from .ranks import from_environment
 from .recipe import direct_recipe, parse
 from .run import run_merges
 from .schedules import FORMS, weighted
-from .stopping import hurry, relax
+from .stopping import asked, hurry, relax
 from .units import parse_number
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
@@ -68,7 +68,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return code
     except WorkerError as error:
         _tell(f"merge-worker: {error}", sys.stderr)
-        return error.exit_code
+        return Stopped.exit_code if asked() else error.exit_code
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -78,6 +78,9 @@ def _main(argv: Sequence[str] | None) -> int:
     except SystemExit as error:  # argparse: 2 for a wrong command, 0 for --help
         return error.code if isinstance(error.code, int) else 2
     except BaseException:
+        if asked():  # what is half imported makes another error of it
+            _tell("merge-worker: stopped by a signal; run the same command again", sys.stderr)
+            return Stopped.exit_code
         # Before Python 3.13 an uncaught error in a zip prints no source lines; this does.
         traceback.print_exc()
         print(f"merge-worker {__version__}: {BUG}", file=sys.stderr)

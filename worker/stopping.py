@@ -48,6 +48,11 @@ def hurry(reason: str) -> None:
     signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
 
+def asked() -> bool:
+    """Whether a signal wants it to end."""
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
 def relax() -> None:
     """It has ended in order."""
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -61,7 +61,8 @@ def kill_until_done(
             fork.kill(chance.choice(numbers))
         ended = fork.wait()
         assert "Traceback" not in ended.err
-        assert ended.code in (0, 75, -signal.SIGKILL), ended
+        # In the first milliseconds Python itself has not begun to listen.
+        assert ended.code in (0, 75, -signal.SIGKILL, -signal.SIGTERM), ended
         if ended.code == 0:
             return
         check_unfinished(out)
@@ -137,7 +138,9 @@ def test_a_real_process(tmp_path: Path, big: list[Path], after_s: float) -> None
         _, text = process.communicate()
     assert time.monotonic() - began < 5
     assert process.returncode in (0, 75), text
-    assert process.returncode == 0 or ("stopped by SIGTERM" in text and text.count("\n") == 1)
+    told = [line for line in text.splitlines() if line.startswith("merge-worker: ")]
+    assert process.returncode == 0 or ("stopped by SIGTERM" in text and len(told) == 1), text
+    assert "Traceback" not in text
 
 
 @pytest.mark.slow

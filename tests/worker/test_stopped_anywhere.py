@@ -1,5 +1,6 @@
 """A signal of the scheduler in any phase: ended with 75 within five seconds, and nothing lost."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 from forks import Forks
 from merges import average, digest, one_tensor_models
+
+from worker.errors import InputError, Stopped
 
 PHASES = {
     "reads the headers": "worker.plan open_all",
@@ -82,6 +85,25 @@ def test_what_takes_minutes_does_not_keep_it(
     assert "stopped by SIGTERM" in told
     assert forks.start(*command(out, big)).wait().code == 0
     assert digest(out) == digest(whole)
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, InputError])
+def test_a_signal_that_becomes_another_error(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """As the start of an extension module does with what its handler raises."""
+
+    def half_imported(*words: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Stopped:
+            raise error("partially initialized module") from None
+
+    monkeypatch.setattr("worker.plan.open_all", half_imported)
+    assert average(tmp_path / "out", models) == 75
+    monkeypatch.undo()
+    assert average(tmp_path / "out", models) == 0
 
 
 def test_who_was_told_to_stop_in_this_process_is_not_killed_later(

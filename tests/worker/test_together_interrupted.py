@@ -77,6 +77,8 @@ def kill_and_continue(place: Path, folder: Path, forks: Forks, world: int, kills
             time.sleep(0.05 + chance.random() * 0.4)
             for fork in chance.sample(ranks, chance.randrange(1, world + 1)):
                 fork.kill(chance.choice(KINDS))
-        codes = [fork.wait().code for fork in ranks]
-        assert set(codes) <= {0, 75, -signal.SIGKILL}, codes
-    assert codes == [0] * world
+        ended = [fork.wait() for fork in ranks]
+        # In its first milliseconds Python has not begun to listen.
+        fine = {0, 75, -signal.SIGKILL, -signal.SIGTERM}
+        assert not [one for one in ended if one.code not in fine], ended
+    assert [one.code for one in ended] == [0] * world, ended
