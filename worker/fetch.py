@@ -79,10 +79,9 @@ class Fetcher:
         if self._progress.mode == "json":
             self._progress.event("fetching", file=path, bytes=count)
         elif self._progress.mode != "off":
-            print(
-                f"fetching {path.rpartition('/')[2]} ({count / 1e9:.2f} GB)",
-                file=self._progress.stream,
-            )
+            # In one call, since several of these threads talk.
+            told = f"fetching {path.rpartition('/')[2]} ({count / 1e9:.2f} GB)\n"
+            self._progress.stream.write(told)
 
 
 def _paths(item: Work) -> list[str]:
