@@ -97,21 +97,29 @@ class Lock:
                     f"{self.path.parent.parent}: another merge writes here "
                     f"(process {owner.get('pid')} on {owner.get('host')}); wait for it, or stop it"
                 )
+            return self._claim(text)
         except FileNotFoundError:
             return False
+
+    def _claim(self, text: str) -> bool:
+        """Replace the lock that still has this text, unless somebody else does."""
         # Of all who see this owner dead, one makes the claim, and it alone may replace the lock.
         # Claims stay, so that nobody who was slow to look claims the same death again.
         claim = self.path.with_name(f"claim-{zlib.crc32((self.path.name + text).encode()):08x}")
+        mine = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}")
+        mine.write_text(self._text)
         try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            _appear(mine, claim)
+            if self.path.read_text() != text:
+                return False
+            mine.replace(self.path)
         except FileExistsError:
-            if _age(claim) > STALE_AFTER_S:
+            if _age(claim) > STALE_AFTER_S or _died_here(claim):
                 claim.unlink(missing_ok=True)
             time.sleep(POLL_S / 5)
             return False
-        mine = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}")
-        mine.write_text(self._text)
-        mine.replace(self.path)
+        finally:
+            mine.unlink(missing_ok=True)
         return True
 
 
@@ -133,6 +141,25 @@ def _owner(text: str) -> dict[str, object] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def _appear(source: Path, target: Path) -> None:
+    """Give a file a second name, whole from its first moment. FileExistsError."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without second names
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+
+
+def _died_here(claim: Path) -> bool:
+    """Whether who made a claim is a process of this host that was killed over it."""
+    owner = _owner(claim.read_text()) or {}
+    pid = owner.get("pid")
+    here = _identity(pid if isinstance(pid, int) else -1)
+    same = all(owner.get(key) == here[key] for key in ("host", "space"))
+    return same and (here["started"] is None or owner.get("started") != here["started"])
 
 
 def _lives(owner: dict[str, object], path: Path) -> bool:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,26 @@ def test_held_and_given_back(path: Path) -> None:
     assert not path.exists()
     assert threading.active_count() == threads
     assert list(path.parent.iterdir()) == []
+
+
+def test_killed_while_it_took_over_from_a_dead_one(path: Path) -> None:
+    """Between its claim and the lock; the next does not wait for the claim to grow old."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    owner(path, pid=int(done.stdout))
+    name = f"claim-{zlib.crc32(path.name.encode() + path.read_bytes()):08x}"
+    path.with_name(name).write_bytes(path.read_bytes())
+    began = time.monotonic()
+    with Lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert time.monotonic() - began < 5
+    # Who lives and has claimed it is left alone.
+    owner(path, pid=int(done.stdout))
+    name = f"claim-{zlib.crc32(path.name.encode() + path.read_bytes()):08x}"
+    owner(path.with_name(name))
+    with pytest.raises(Busy, match="cannot take this lock"), Lock(path):
+        pass
 
 
 def test_given_back_after_an_error(path: Path) -> None:
