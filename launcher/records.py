@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,7 +37,7 @@ class Record:
     submitted_s: float = 0.0
     after: str = ""
     ticket: Mapping[str, str] = field(default_factory=dict)
-    also: Sequence[str] = ()
+    also: tuple[str, ...] = ()
     """The OUTs of further merges of the same job."""
     state: str = JobState.UNKNOWN.name
     detail: str = ""
@@ -114,7 +114,8 @@ def _record(values: Any) -> Record:
     if not isinstance(values, dict):
         raise ValueError("no mapping")
     known = {each.name for each in dataclasses.fields(Record)}
-    return Record(**{key: value for key, value in values.items() if key in known})
+    found = Record(**{key: value for key, value in values.items() if key in known})
+    return replace(found, also=tuple(found.also))  # JSON has lists only
 
 
 def find(word: str) -> Record:

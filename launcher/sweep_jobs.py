@@ -104,7 +104,7 @@ def in_one_pass(order: Order, members: Sequence[Member]) -> Iterator[Started]:
     merge, *_ = whole.apart() if order.backend.dependencies else (whole,)
     text = render.render(order.backend, merge, order.resources)
     first = _start(order, [(merge, text)])
-    outs = [member.merge.out for member in members[1:]]
+    outs = tuple(member.merge.out for member in members[1:])
     first = [dataclasses.replace(record, also=outs) for record in first]
     failures: list[LauncherError] = []
     for member in members:
