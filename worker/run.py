@@ -60,6 +60,7 @@ def run_merges(
     for job in jobs:
         if job.target.state is State.FINISHED:
             job.told = f"{job.store.out}: this merge is already there; nothing to do"
+            job.store.remove_rest()
         elif job.plan.stages and job.target.state is not State.COMMIT:
             _stages(job.plan, options, rank, clock)
         begins = not job.told and job.target.state is not State.COMMIT and rank.number == 0

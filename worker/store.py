@@ -174,6 +174,11 @@ class Store:
             self.folder.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
+    def remove_rest(self) -> None:
+        """What a run that was killed in `remove` has left."""
+        for trash in self.out.glob(f"{PARTIAL}-*"):
+            shutil.rmtree(trash, ignore_errors=True)
+
     @property
     def _journals(self) -> str:
         """How journals begin; other ranks may be here before what an older merge left is gone."""

@@ -36,6 +36,9 @@ def big(tmp_path: Path) -> list[Path]:
 def test_an_average(tmp_path: Path, big: list[Path]) -> None:
     assert average(tmp_path / "out", big, "--sha256") == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    rest = tmp_path / "out" / ".merge-partial-0a1b2c3d"
+    rest.mkdir()  # as of a run that was killed with its last breath
+    (rest / "key.json").touch()
     seconds, told = again("average", tmp_path / "out", *big, "--sha256")
     assert told.endswith("this merge is already there; nothing to do\n")
     assert seconds < MOST_S
