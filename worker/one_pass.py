@@ -95,7 +95,8 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
 
 def _refuse_changed(stores: Sequence[Store]) -> None:
     """InputError if a file is not what it was: the result is of two versions of it."""
-    shards = {s.path: s for store in stores for m in store.plan.models for s in m.shards}
+    plans = [plan for store in stores for plan in (store.plan, *store.plan.lazy)]
+    shards = {s.path: s for plan in plans for m in plan.models for s in m.shards}
     found = [f"{path}: {what}" for path, s in shards.items() if (what := s.changed())]
     if found:
         raise InputError(

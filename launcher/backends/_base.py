@@ -223,9 +223,3 @@ def seconds(text: str | None) -> int | None:
     for part in text.split(":"):
         total = 60 * total + int(part)
     return total
-
-
-def node_faults(flag: str, count: int) -> list[str]:
-    if count == 1:
-        return []
-    return [f"{flag} {count}: a merge runs on one node; leave it out"]

@@ -291,3 +291,20 @@ def test_what_is_made_on_the_way_depends_on_no_cut(tmp_path: Path, options: tupl
     assert merge(tmp_path, text, "--dtype", "float32", *options, out="second") == 0
     first, second = read_tensors(tmp_path / "first"), read_tensors(tmp_path / "second")
     assert torch.equal(first["w"], second["w"])
+
+
+def test_an_input_of_a_lazy_document_that_changes_meanwhile(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from worker.stream import Engine
+
+    text = several(document("one", "a", "b"), document(None, "one", "c"))
+    streamed = Engine.run
+
+    def touched(self: Engine, *words: object) -> None:
+        streamed(self, *words)  # type: ignore[arg-type]
+        os.utime(models / "b" / "model.safetensors", (1, 1))
+
+    monkeypatch.setattr(Engine, "run", touched)
+    assert merge(models, text) == 3
+    assert "while the merge read it" in capsys.readouterr().err
