@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import read_tensors, write_checkpoint
-from merges import run
+from checkpoints import read_tensors
+from documents import document, merge, models, several
 
 from worker.errors import UsageError
 from worker.one_pass import Clock, RunOptions
@@ -20,6 +20,7 @@ from worker.ranks import Rank
 from worker.recipe import Recipe, parse
 from worker.run import run_merges
 
+__all__ = ["models"]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 CHAIN = """
@@ -40,42 +41,10 @@ parameters: {t: [{filter: first, value: 0.9}, {value: 0.3}]}
 """
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    for name in "abc":
-        tensors = {
-            "layers.0.first.w": torch.randn(33, 40, generator=generator).bfloat16(),
-            "layers.1.w": torch.randn(33, 40, generator=generator).bfloat16(),
-            "ids": torch.arange(5),
-        }
-        config = {"model_type": "none", "torch_dtype": "bfloat16"}
-        write_checkpoint(tmp_path / name, tensors, config=config)
-    return tmp_path
-
-
-def merge(models: Path, text: str, *options: object, out: str = "out") -> int:
-    recipe = models / "recipe.yml"
-    recipe.write_text(text, encoding="utf-8")
-    words = ["--relative-to", models, "--progress", "off", "--threads", 1]
-    return run("merge", recipe, models / out, *words, *options)
-
-
 def faults(text: str) -> str:
     with pytest.raises(UsageError) as caught:
         parse(text, "r.yml")
     return str(caught.value)
-
-
-def document(name: str | None, *models: str) -> str:
-    named = f"name: {name}\n" if name else ""
-    return (
-        f"{named}merge_method: linear\nmodels: [{', '.join(models)}]\nparameters: {{weight: 1}}\n"
-    )
-
-
-def several(*documents: str) -> str:
-    return "---\n".join(documents)
 
 
 def test_order_and_models() -> None:
@@ -235,76 +204,3 @@ def test_faults_of_all_documents_at_once() -> None:
 
 def test_a_result_has_no_revision(models: Path) -> None:
     assert merge(models, several(document("x", "a"), document(None, "x@1", "b"))) == 3
-
-
-def test_what_can_be_made_on_the_way_is_no_folder(
-    models: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sums = several(
-        document("one", "a", "b"),
-        "name: two\n"
-        "merge_method: task_arithmetic\nbase_model: one\nmodels: [{model: c}]\n"
-        "parameters: {weight: 0.25}\n",
-        "merge_method: ties\nbase_model: one\nmodels: [{model: two}, {model: c}]\n"
-        "parameters: {weight: 1, density: 0.5}\n",
-    )
-    plan = make_plan(parse(sums), PlanOptions(relative_to=models))
-    assert [each.recipe.name for each in plan.lazy] == ["one", "two"] and not plan.stages
-    assert sorted(plan.inputs) == ["a", "b", "c"]
-    assert merge(models, sums) == 0
-    assert "intermediate" not in capsys.readouterr().err
-    manifest = json.loads((models / "out" / "merge_manifest.json").read_text())
-    assert sorted(entry["model"] for entry in manifest["inputs"]) == ["a", "b", "c"]
-    # The same in three merges, whose results are kept in float32.
-    one = document(None, "a", "b")
-    assert merge(models, one, "--dtype", "float32", out="one") == 0
-    two = sums.split("---\n")[1].replace("name: two\n", "")
-    assert merge(models, two, "--dtype", "float32", out="two") == 0
-    ties = sums.split("---\n")[2]
-    assert merge(models, ties, "--dtype", "bfloat16", out="three") == 0
-    found, expected = read_tensors(models / "out"), read_tensors(models / "three")
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_an_output_within_an_input_of_another_document_is_refused(
-    models: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = several(document("one", "a", "b"), document(None, "one", "c"))
-    assert merge(models, text, out="b/out") == 4
-    assert "is inside the input b" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("options", [("--memory", "1MiB"), ("--threads", 3)])
-def test_what_is_made_on_the_way_depends_on_no_cut(tmp_path: Path, options: tuple[str]) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for name in "abc":
-        big = torch.randn(700, 1000, generator=generator).bfloat16()
-        write_checkpoint(tmp_path / name, {"w": big})
-    text = several(
-        document("one", "a", "b"),
-        "merge_method: dare_linear\nbase_model: c\nmodels: [{model: one}, {model: a}]\n"
-        "parameters: {weight: 1, density: 0.5}\nname: two\n",
-        "merge_method: nuslerp\nmodels: [{model: two, parameters: {weight: 1}}, "
-        "{model: one, parameters: {weight: 2}}]\nparameters: {nuslerp_row_wise: true}\n",
-    )
-    assert merge(tmp_path, text, "--dtype", "float32", out="first") == 0
-    assert merge(tmp_path, text, "--dtype", "float32", *options, out="second") == 0
-    first, second = read_tensors(tmp_path / "first"), read_tensors(tmp_path / "second")
-    assert torch.equal(first["w"], second["w"])
-
-
-def test_an_input_of_a_lazy_document_that_changes_meanwhile(
-    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from worker.stream import Engine
-
-    text = several(document("one", "a", "b"), document(None, "one", "c"))
-    streamed = Engine.run
-
-    def touched(self: Engine, *words: object) -> None:
-        streamed(self, *words)  # type: ignore[arg-type]
-        os.utime(models / "b" / "model.safetensors", (1, 1))
-
-    monkeypatch.setattr(Engine, "run", touched)
-    assert merge(models, text) == 3
-    assert "while the merge read it" in capsys.readouterr().err
