@@ -35,7 +35,7 @@ class Stream:
     """The numbers of one tensor of one model."""
 
     key: bytes
-    _factors: dict[tuple[int, int], Sequence[Tensor]] = field(
+    _factors: dict[tuple[int, int, torch.device], Sequence[Tensor]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -52,7 +52,7 @@ class Stream:
         places = _places_on(words.device)
         group, first = divmod(block.start, GROUP * RUN)
         if first % RUN == 0 and count % RUN == 0 and first + count <= GROUP * RUN:
-            factors = self._factors_of(group, count // RUN)
+            factors = self._factors_of(group, count // RUN, places.device)
             if first % count == 0:
                 torch.mul(places, factors[first // count], out=words.view(-1, RUN))
                 return words
@@ -60,17 +60,17 @@ class Stream:
         while done < count:
             run, place = divmod(block.start + done, RUN)
             here = min(count - done, RUN - place)
-            factor = self._factors_of(run // GROUP, 1)[run % GROUP][0]
+            factor = self._factors_of(run // GROUP, 1, places.device)[run % GROUP][0]
             torch.mul(places[place : place + here], factor, out=words[done : done + here])
             done += here
         return words
 
-    def _factors_of(self, group: int, runs: int) -> Sequence[Tensor]:
-        """The words of its runs, so many at a time, as columns."""
-        found = self._factors.get((group, runs))
+    def _factors_of(self, group: int, runs: int, device: torch.device) -> Sequence[Tensor]:
+        """The words of its runs, so many at a time, as columns on the device."""
+        found = self._factors.get((group, runs, device))
         if found is None:
-            words = _odd_words(self.key + group.to_bytes(8, "little"), GROUP)[:, None]
-            found = self._factors[group, runs] = words.split(runs)  # type: ignore[no-untyped-call]
+            words = _odd_words(self.key + group.to_bytes(8, "little"), GROUP)[:, None].to(device)
+            found = self._factors[group, runs, device] = words.split(runs)  # type: ignore[no-untyped-call]
         return found
 
 
