@@ -22,7 +22,7 @@ WORKER_STAGES = {
     "layout",
     "plan": "cut step planned stacks heads adapted relayout text same_tokens token_rows by_token "
     "fit assemble suggest match memory effort resolve lazy opened plan probe report",
-    "stream": "readahead fetch ranks together device lane hashes outfile journal store stream "
+    "stream": "readahead fetch ranks crew together device lane hashes outfile journal store stream "
     "evidence",
     "write": "card manifest again published spoken side_files target finish lock mergekit",
     "command": "one_pass options run cli __main__",

@@ -36,6 +36,12 @@ def devices(word: str) -> list[torch.device]:
     return found
 
 
+def devices_of(word: str, number: int, count: int) -> list[torch.device]:
+    """Those of one of `count` processes: one for each, or several, but none is left out."""
+    found = devices(word)
+    return found[number::count] or [found[number % len(found)]]
+
+
 def wait(device: torch.device) -> None:
     """Until the device has done all that this thread has given it."""
     if device.type == "cpu":

@@ -35,6 +35,11 @@ class Fetcher:
         self._changed = threading.Condition()
         self._stopped = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to fetch or to remove."""
+        return self._prune or bool(self._order)
+
     def __enter__(self) -> Fetcher:
         for _ in range(min(THREADS, len(self._order))):
             threading.Thread(target=self._run, daemon=True).start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .layout import PAGE
@@ -19,9 +19,27 @@ PIECE_ELEMENTS = 1 << 19
 """Elements that a lane reads at a time when one read is enough: requests of a MiB and more."""
 
 
+PROCESS_BYTES = 256 << 20
+"""The same for each process, where there are more than two."""
+
+DEVICE_BYTES = 1 << 30
+"""The same where an accelerator computes: its blocks are larger."""
+
+THREADS_EACH = 2
+"""Of one process: with more, most wait for the interpreter's lock (measured with 16)."""
+
+DEVICE_THREADS_EACH = 4
+"""The same where they wait for an accelerator as well."""
+
+MOST_PROCESSES = 16
+"""Each takes 0.2 GiB for torch."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """`lanes` threads, each with buffers of at most `lane_bytes`; `bound` is what all of them take.
+
+    They are shared out evenly over `processes`.
 
     A method that needs a whole tensor (or a long row) at once may exceed what was asked for; the
     bound counts it, and `forced_by` names the tensor.
@@ -31,6 +49,13 @@ class Memory:
     lane_bytes: int
     bound: int
     forced_by: str | None = None
+    processes: int = 1
+
+    @property
+    def of_process(self) -> Memory:
+        """One process' part."""
+        share = self.processes
+        return replace(self, lanes=self.lanes // share, bound=self.bound // share, processes=1)
 
     def piece_blocks(self, step: Step) -> int:
         """Blocks of `step` that one lane takes at a time."""
@@ -45,21 +70,37 @@ def held(step: Step) -> Room:
     return Room(sources.per_element + step.result_bytes, fixed)
 
 
-def budget(steps: Sequence[Step], memory_bytes: int | None, threads: int) -> Memory:
+def budget(
+    steps: Sequence[Step], memory_bytes: int | None, threads: int, accelerated: bool = False
+) -> Memory:
     """Share the memory among lanes: more lanes than threads, so that some wait for the storage."""
-    total = memory_bytes or DEFAULT_BYTES
+    processes = _processes(steps, threads, accelerated)
+    usual = max(DEFAULT_BYTES, processes * (DEVICE_BYTES if accelerated else PROCESS_BYTES))
+    total = memory_bytes or usual
     rooms = [(step, held(step)) for step in steps]
     least, largest = 0, None
     for step, room_of in rooms:
         need = _lane_bytes(step, room_of, 1)
         if need > least:
             least, largest = need, step.name
-    wanted = threads + max(1, threads // 4)
+    each = threads // processes
+    wanted = processes * (each + max(1, each // 4))
     lanes = max(1, min(wanted, total // max(1, least)))
+    processes = max(1, min(processes, lanes // 2))
+    lanes -= lanes % processes
     share = max(total // lanes, least)
     taken = max((_lane_bytes(s, r, _piece_blocks(s, r, share)) for s, r in rooms), default=0)
     bound = lanes * taken
-    return Memory(lanes, share, bound, largest if bound > total else None)
+    return Memory(lanes, share, bound, largest if bound > total else None, processes)
+
+
+def _processes(steps: Sequence[Step], threads: int, accelerated: bool) -> int:
+    """How many processes share a merge; whole tensors are what they take."""
+    each = DEVICE_THREADS_EACH if accelerated else THREADS_EACH
+    sizes = [step.grid.count * step.reads for step in steps]
+    if threads < 2 * each or 2 * max(sizes, default=0) > sum(sizes):
+        return 1
+    return min(MOST_PROCESSES, threads // each)
 
 
 def _lane_bytes(step: Step, room_of: Room, blocks: int) -> int:

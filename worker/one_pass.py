@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
+from .crew import Crew, Do, Hints, possible
 from .cut import Piece
 from .errors import InputError, first_names, printable
 from .fetch import Fetcher
@@ -55,42 +56,107 @@ class Clock:
 
 def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Clock) -> list[str]:
     """Do this rank's share of what the stores wait for; returns the names of differing copies."""
-    stop, files = Stop(), Files()
     total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
     title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
     progress = Progress(options.progress, total, title)
+    one = _Pass(stores, options, rank, clock, progress)
     try:
-        with by_signal(stop), by_clock(stop, options.deadline_s, clock.began), progress:
-            work = join(
-                [share(s.plan.steps, rank, _done(s, options, progress, stop)) for s in stores]
-            )
-            memory = _memory(stores, work)
-            fetcher = Fetcher(files, work, progress, options.prune and rank.world == 1)
-            with fetcher, ReadAhead(files, work) as ahead:
-                # Torch takes seconds to load, in which the storage is at work already.
-                from .device import devices
-                from .evidence import Evidence
-                from .stream import Engine
-
-                found = devices(options.device)
-                loaded = time.monotonic()
-                engine = Engine(stores, memory, progress, found, files, ahead, stop)
-                engine.allow_nonfinite, engine.fetcher = options.allow_nonfinite, fetcher
-                told = Evidence(stores, files, rank, progress)
-                engine.forget = sum(s.plan.input_bytes for s in stores) > _memory_bytes() // 2
-                with Flusher([file.fd for store in stores for file in store.files]):
-                    engine.run(work)
-                clock.stream_s = time.monotonic() - loaded
-                told.of_results()
+        with by_signal(one.stop):
+            with by_clock(one.stop, options.deadline_s, clock.began):
+                one.find_work()
+            differing = one.run()
             _refuse_changed(stores)
             for store in stores:
-                store.sync(engine.forget)
+                store.sync(one.forget)
     finally:
         for store in stores:
             store.close()
-        files.close()
+        one.files.close()
     clock.moved = progress.bytes_in + progress.bytes_out
-    return engine.differing
+    return differing
+
+
+@dataclass
+class _Pass:
+    """What a pass over the inputs is made of."""
+
+    stores: Sequence[Store]
+    options: RunOptions
+    rank: Rank
+    clock: Clock
+    progress: Progress
+    files: Files = field(default_factory=Files)
+    stop: Stop = field(default_factory=Stop)
+    work: list[Work] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        inputs = sum(store.plan.input_bytes for store in self.stores)
+        self.forget = inputs > _memory_bytes() // 2
+
+    def find_work(self) -> None:
+        """What earlier runs have not done."""
+        done = [_done(s, self.options, self.progress, self.stop) for s in self.stores]
+        plans = [store.plan for store in self.stores]
+        own = [share(p.steps, self.rank, d) for p, d in zip(plans, done, strict=True)]
+        self.work = join(own)
+        self.memory = _memory(self.stores, self.work)
+
+    def run(self) -> list[str]:
+        """Do the work; returns the names of differing copies."""
+        prune = self.options.prune and self.rank.world == 1
+        fetcher = Fetcher(self.files, self.work, self.progress, prune)
+        crew = self._crew() if not fetcher.busy else None
+        ahead = ReadAhead(self.files, self.work if crew is None else [])
+        clocked = by_clock(self.stop, self.options.deadline_s, self.clock.began)
+        with clocked, self.progress, fetcher, ahead:
+            # Torch takes seconds to load, in which the storage is at work already.
+            from .evidence import Evidence
+
+            began = time.monotonic()
+            told = Evidence(self.stores, self.files, self.rank, self.progress)
+            with Flusher([file.fd for store in self.stores for file in store.files]):
+                if crew is not None:
+                    began, differing = crew.wait(self.stop)
+                else:
+                    differing = self._engine(ahead, fetcher, self.stop)(self.work)
+            self.clock.stream_s = time.monotonic() - began
+            told.of_results()
+        return differing
+
+    def _crew(self) -> Crew | None:
+        """Processes that share the work, if there are processors for them."""
+        count = min(self.memory.processes, len(self.work))
+        hashing = any(store.hashes for store in self.stores)
+        if count < 2 or hashing or not possible():
+            return None
+        self.memory = self.memory.of_process
+
+        def start(number: int, ahead: Hints, stop: Stop) -> Do:
+            return self._engine(ahead, None, stop, (number, count))
+
+        return Crew(self.work, count, self.files, self.progress, start)
+
+    def _engine(
+        self,
+        ahead: ReadAhead | Hints,
+        fetcher: Fetcher | None,
+        stop: Stop,
+        process: tuple[int, int] = (0, 1),
+    ) -> Do:
+        """What does work and returns the names of differing copies."""
+        from .device import devices_of
+        from .stream import Engine
+
+        found = devices_of(self.options.device, *process)
+        engine = Engine(self.stores, self.memory, self.progress, found, self.files, ahead, stop)
+        engine.allow_nonfinite, engine.fetcher = self.options.allow_nonfinite, fetcher
+        engine.forget = self.forget
+
+        def run(work: Iterable[Work]) -> list[str]:
+            engine.run(work)
+            return engine.differing
+
+        return run
 
 
 def _refuse_changed(stores: Sequence[Store]) -> None:
@@ -117,8 +183,9 @@ def _memory(stores: Sequence[Store], work: Sequence[Work]) -> Memory:
     """The plan's own budget, or one for all that is held at once."""
     if len(stores) == 1:
         return stores[0].plan.memory
-    options = stores[0].plan.options
-    return budget([w.step for w in work], options.memory_bytes, options.threads or usable_cpus())
+    options, steps = stores[0].plan.options, [item.step for item in work]
+    threads = options.threads or usable_cpus()
+    return budget(steps, options.memory_bytes, threads, options.accelerated)
 
 
 def _done(

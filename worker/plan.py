@@ -137,7 +137,7 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
         for draft, (shard, offset) in zip(drafts, layout.places, strict=True)
     )
     threads = options.threads or usable_cpus()
-    memory = budget(steps, options.memory_bytes, threads)
+    memory = budget(steps, options.memory_bytes, threads, options.accelerated)
     warnings += [*relaid_notes, *text.notes, *assembly.notes, *matches.notes, *notes]
     warnings += effort_notes(steps, memory, threads)
     key = _key(recipe, options, models, steps, [config, text.digest])

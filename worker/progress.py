@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 import sys
 import threading
@@ -23,8 +24,8 @@ class Progress:
         self.mode = ("bar" if tty else "plain") if mode == "auto" else mode
         self.total_out = total_out
         self.title = title
-        self.bytes_in = 0
-        self.bytes_out = 0
+        self._counts = memoryview(bytearray(16)).cast("Q")  # bytes in and out of each process
+        self._mine = 0
         self.done_before = 0  # written by an earlier run
         self._began = time.monotonic()
         self._lock = threading.Lock()
@@ -44,13 +45,29 @@ class Progress:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
 
+    def several(self, processes: int) -> None:
+        """Count what so many processes do that are forked from now on."""
+        self._counts = memoryview(mmap.mmap(-1, 16 * (processes + 1))).cast("Q")
+
+    def as_process(self, number: int) -> None:
+        """In the process of that number, from 1: count for the parent, and print nothing."""
+        self._mine, self.mode, self._lock = 2 * number, "off", threading.Lock()
+
     def read(self, count: int) -> None:
         with self._lock:
-            self.bytes_in += count
+            self._counts[self._mine] += count
 
     def wrote(self, count: int) -> None:
         with self._lock:
-            self.bytes_out += count
+            self._counts[self._mine + 1] += count
+
+    @property
+    def bytes_in(self) -> int:
+        return sum(self._counts[::2])
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(self._counts[1::2])
 
     @property
     def percent(self) -> float:

@@ -51,6 +51,11 @@ class PlanOptions:
     block: int = CPU_BLOCK
     stages: Path = Path(".merge-stages")  # where results of other documents are kept meanwhile
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether blocks are those of an accelerator."""
+        return self.block > CPU_BLOCK
+
 
 def stage_folder(out: str | None) -> Path:
     """Where intermediate results of a merge into `out` are kept: beside it, hidden."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 
+from .crew import Hints
 from .cut import Piece, pieces
 from .device import OUT_OF_MEMORY
 from .dtypes import Kind
@@ -71,7 +72,7 @@ class Engine:
     progress: Progress
     devices: Sequence[torch.device]
     files: Files = field(default_factory=Files)
-    ahead: ReadAhead | None = None
+    ahead: ReadAhead | Hints | None = None
     stop: Stop = field(default_factory=Stop)
     staged: bool | None = None
     allow_nonfinite: bool = False
@@ -83,8 +84,8 @@ class Engine:
     _error: BaseException | None = None
     _pending: Iterator[Work] = field(default_factory=lambda: iter(()))
 
-    def run(self, work: Sequence[Work]) -> None:
-        """Do all of `work`. Stopped if asked to; the first error of any lane otherwise."""
+    def run(self, work: Iterable[Work]) -> None:
+        """Do all of `work`, taken as needed. Stopped if asked to; the first error of a lane."""
         torch.set_num_threads(1)
         self._pending = iter(work)
         lanes = [

@@ -4,6 +4,7 @@ Whole commands, so that pinned buffers, copies, streams and memory of the device
 """
 
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,9 +55,7 @@ def write_models(folder: Path, dtype: torch.dtype, count: int = 4) -> list[Path]
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float32"])
-def models(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[Path]:
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     dtype = getattr(torch, request.param)
     return write_models(tmp_path_factory.mktemp("accelerator"), dtype)
 
@@ -141,6 +140,11 @@ def test_buffers_are_not_read_before_they_are_full(tmp_path: Path) -> None:
         for name, values in found.items():
             mean = sum(one[name].double() for one in read) / 3
             assert values.equal(mean.to(dtype)), name
+    # A command by itself has several processes, each with some of the devices.
+    words = ("average", tmp_path / "command", *inputs, *words)
+    argv = [sys.executable, "-m", "worker", *map(str, words)]
+    assert subprocess.run(argv, cwd=Path(__file__).parents[2], check=False).returncode == 0
+    assert shards_of(tmp_path / "command") == shards_of(tmp_path / "out0")
 
 
 def test_a_device_with_little_memory_left(
@@ -154,7 +158,7 @@ def test_a_device_with_little_memory_left(
     total = torch.cuda.get_device_properties(0).total_memory
     codes = []
     try:
-        for allowed in range(50, 2000, 50):
+        for allowed in range(50, 8000, 150):
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(allowed * 2**20 / total)
             words = ("--device", DEVICE, "--threads", 1, "--progress", "off")

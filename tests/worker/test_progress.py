@@ -105,7 +105,7 @@ def test_lines_come_by_themselves_and_end(monkeypatch: pytest.MonkeyPatch) -> No
     threads = threading.active_count()
     with Progress("plain", 100, "x", stream) as one:
         one.wrote(100)
-        while stream.getvalue().count("\n") < 2:
+        while "100.0 %" not in stream.getvalue().partition("\n")[2]:
             pass
     assert threading.active_count() == threads
     assert "100.0 %" in stream.getvalue()

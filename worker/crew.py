@@ -1,0 +1,215 @@
+"""Several processes for one run where the maths is the processor's.
+
+Threads of one process queue for the interpreter's lock: methods of many short steps took as long
+with sixteen of them as with two. So a run with many processors forks before torch is loaded. Its
+processes take batches of tensors from a pipe, write to the files that the parent has opened, and
+tell it how they ended; the parent shows the progress and finishes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import errors
+from .errors import Stopped, WorkerError
+from .files import Files
+from .origin import stored
+from .progress import Progress
+from .ranks import cost
+from .readahead import Work
+from .stopping import GRACE_S, Stop, by_signal
+
+BATCHES_EACH = 64
+"""As many for each process, so that all end at about the same time."""
+
+LOOK_S = 0.2
+
+TASKS = Path("/proc/self/task")
+"""The threads of this process, where the system tells them."""
+
+Do = Callable[[Iterable[Work]], list[str]]
+"""Does the work; returns the names of differing copies."""
+
+Start = Callable[[int, "Hints", Stop], Do]
+"""Loads torch in the process of that number, from 0."""
+
+
+def possible() -> bool:
+    """Whether a process can be forked: no library has threads here that the fork would lose."""
+    try:
+        native = len(list(TASKS.iterdir()))
+    except OSError:
+        return False
+    return native == threading.active_count()
+
+
+@dataclass
+class Hints:
+    """Tells the kernel of what a process has just taken, while it is at what it took before."""
+
+    files: Files
+    work: dict[int, Work]
+
+    def reached(self, number: int) -> None:
+        for source in self.work[number].step.sources:
+            for info in stored(source):
+                self.files.will_need(info.file, info.offset, info.nbytes)
+
+
+@dataclass
+class Crew:
+    """The processes; made before any other thread is started."""
+
+    work: Sequence[Work]
+    count: int
+    files: Files
+    progress: Progress
+    start: Start
+    _answers: dict[int, int] = field(default_factory=dict)  # process id by its pipe
+    _alive: int = -1
+
+    def __post_init__(self) -> None:
+        self.batches = batches(self.work, self.count * BATCHES_EACH)
+        self.progress.several(self.count)
+        taken, give = os.pipe()
+        watch, self._alive = os.pipe()
+        # All fit into the pipe, which holds 64 KiB.
+        os.write(give, b"".join(n.to_bytes(2, "little") for n in range(len(self.batches))))
+        os.close(give)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number in range(self.count):
+            answer, tell = os.pipe()
+            with warnings.catch_warnings():
+                # Newer Pythons warn of threads: those that are here wait, and hold nothing.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process = os.fork()
+            if process == 0:
+                os.close(self._alive)
+                self._live(number, taken, watch, tell)
+            os.close(tell)
+            self._answers[answer] = process
+        os.close(taken)
+        os.close(watch)
+
+    def _live(self, number: int, taken: int, watch: int, tell: int) -> None:
+        """All of the life of a process; does not return."""
+        told: dict[str, Any] = {}
+        try:
+            self.progress.as_process(number + 1)
+            stop = Stop()
+            with by_signal(stop):
+                threading.Thread(target=_orphaned, args=(watch, stop), daemon=True).start()
+                run = self.start(number, Hints(self.files, {w.number: w for w in self.work}), stop)
+                told["began"] = time.monotonic()
+                told["differing"] = run(self._taken(taken))
+        except WorkerError as error:
+            told |= {"kind": type(error).__name__, "text": str(error)}
+        except BaseException:
+            traceback.print_exc()
+            told["kind"] = ""
+        finally:
+            os.write(tell, json.dumps(told).encode())
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    def _taken(self, pipe: int) -> Iterator[Work]:
+        """The work of one batch after the other, until nobody has more to give."""
+        while word := os.read(pipe, 2):
+            yield from self.batches[int.from_bytes(word, "little")]
+
+    def wait(self, stop: Stop) -> tuple[float, list[str]]:
+        """When the first began to work, and names of differing copies. The first error of any."""
+        told: list[dict[str, Any]] = []
+        asked = False
+        while self._answers:
+            ready, _, _ = select.select(list(self._answers), [], [], LOOK_S)
+            for answer in ready:
+                told.append(self._told(answer))
+            if not asked and (stop.is_set() or any("kind" in one for one in told)):
+                asked = True
+                self._ask_to_stop()
+        os.close(self._alive)
+        # One that was stopped because of another's error is not the reason.
+        failed = [one for one in told if "kind" in one]
+        for one in sorted(failed, key=lambda one: one["kind"] == Stopped.__name__):
+            if stop.is_set():
+                break
+            raise _error(one)
+        if stop.is_set():
+            raise Stopped(
+                f"{stop.reason} at {self.progress.percent:.0f} %; nothing is lost, "
+                f"run the same command again to continue"
+            )
+        names = [name for one in told for name in one["differing"]]
+        return min(one["began"] for one in told), list(dict.fromkeys(names))
+
+    def _told(self, answer: int) -> dict[str, Any]:
+        """What a process says at its end."""
+        process = self._answers.pop(answer)
+        with open(answer, "rb") as pipe:
+            text = pipe.read()
+        _, status = os.waitpid(process, 0)
+        if text:
+            return dict(json.loads(text))
+        ended = os.waitstatus_to_exitcode(status)
+        what = f"a process of the merge was ended by signal {-ended}"
+        more = ", as the kernel does when memory is short" if ended == -signal.SIGKILL else ""
+        text_of = f"{what}{more}; nothing is lost, run the same command again to continue"
+        return {"kind": Stopped.__name__, "text": text_of}
+
+    def _ask_to_stop(self) -> None:
+        for process in self._answers.values():
+            os.kill(process, signal.SIGTERM)
+
+
+def _error(told: dict[str, Any]) -> Exception:
+    if told["kind"]:
+        kind: type[WorkerError] = getattr(errors, told["kind"])
+        return kind(told["text"])
+    return RuntimeError("a process of the merge failed; its traceback is above")
+
+
+def _orphaned(watch: int, stop: Stop) -> None:
+    """Nobody writes to the pipe: it ends when the parent does."""
+    os.read(watch, 1)
+    stop.set("stopped, since the process that began it is gone")
+    time.sleep(GRACE_S)
+    os._exit(Stopped.exit_code)
+
+
+def batches(work: Sequence[Work], most: int) -> list[list[Work]]:
+    """Runs of the work of about the same cost; what costs much by itself comes first."""
+    costs = [_cost(item) for item in work]
+    share = max(1, sum(costs) // most)
+    heavy = sorted((c, n) for n, c in enumerate(costs) if c > share)
+    found = [[work[number]] for _, number in reversed(heavy)]
+    filled = share
+    for item, price in zip(work, costs, strict=True):
+        if price > share:
+            continue
+        if filled + price > share:
+            found.append([])
+            filled = 0
+        found[-1].append(item)
+        filled += price
+    return found
+
+
+def _cost(item: Work) -> int:
+    """Of what is to do: passes that look at the whole tensor are not saved by what is done."""
+    blocks = sum(piece.blocks for piece in item.todo)
+    return cost(item.step) * blocks // max(1, item.step.grid.blocks)
