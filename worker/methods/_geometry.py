@@ -19,8 +19,9 @@ from ._define import Block, Final, Reduce, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-RUN = 1024
-"""Elements of which the products are added in float32: 4096 err five times as much as 1024."""
+RUN = 256
+"""Elements of which the products are added in float32. On processors where one number takes up all
+products of a run, 1024 err by 3e-7 and take a tenth less time."""
 
 
 class Vectors(Enum):

@@ -84,7 +84,7 @@ class Span:
             raise ResultError(f"tensor '{task.name}': {error}") from None
         # What has no length adds nothing, whatever a division by its length makes of it.
         c = [float(c) if length else 0.0 for c, length in zip(found, gram.diagonal(), strict=True)]
-        return WeightedSum(self._of_sources(c, task), task.work)
+        return WeightedSum(self._of_sources(c, task), task.work, given=False)
 
     def _vectors(self, values: Mapping[str, Any]) -> Vectors:
         return self.vectors(values) if self.vectors else Vectors.WHOLE
@@ -128,18 +128,22 @@ class WeightedSum(Final):
 
     Where the coefficients are in the ratio of whole numbers up to 1024 (equal weights, 0.37:0.63),
     the sum is taken with those and scaled once: products of such numbers with 8 or 11 bits of
-    mantissa are exact in float32, so terms that cancel leave no rounding noise behind. Large
-    coefficients, with which terms are bound to cancel, are summed in float64.
+    mantissa are exact in float32, so terms that cancel leave no rounding noise behind. Others are
+    summed in float64 (a sixth more time) if they are `given` by the recipe; those that come from
+    the geometry of the models only if they are large, with which terms are bound to cancel.
     """
 
     coefficients: Sequence[float]
     work: str
     scale: float = 1.0
+    given: bool = True
 
     def __post_init__(self) -> None:
-        if math.fsum(abs(c) for c in self.coefficients) > LARGE:
-            self.work = "float64"
+        large = math.fsum(abs(c) for c in self.coefficients) > LARGE
         self.coefficients, self.scale = whole_ratio(self.coefficients)
+        exact = all(float(c).is_integer() for c in self.coefficients)
+        if large or (self.given and not exact):
+            self.work = "float64"
         self.used = [i for i, c in enumerate(self.coefficients) if c != 0.0]
 
     def wide(self) -> Final | None:

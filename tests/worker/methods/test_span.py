@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from driver import make_task, merge
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from worker import methods
@@ -50,6 +52,28 @@ def test_large_coefficients_are_summed_in_double_precision() -> None:
     block = Block([x, y], 0, Pool(torch.device("cpu")))
     WeightedSum([-123456.789, 123456.789 + 1], "float32").merge(block, out)
     assert out.item() == torch.tensor(1.0078125 + 123456.789 / 128).bfloat16().item()
+
+
+@given(
+    st.lists(st.floats(-3, 3), min_size=1, max_size=5),
+    st.integers(0, 1 << 20),
+    st.sampled_from([torch.bfloat16, torch.float16]),
+)
+def test_any_weights_give_the_nearest_number(
+    weight: list[float], seed: int, dtype: torch.dtype
+) -> None:
+    """Also where terms cancel to nearly nothing: within half a step of the result's own size."""
+    chance = torch.Generator().manual_seed(seed)
+    models = [torch.randn(400, generator=chance).to(dtype) for _ in weight]
+    models[-1] = (models[0].double() * -1.0009).to(dtype)
+    got = merge("linear", models, weight=weight, normalize=False)
+    want = sum(w * x.double() for w, x in zip(weight, models, strict=True))
+    assert isinstance(want, Tensor)
+    bits, smallest = (8, -133) if dtype == torch.bfloat16 else (11, -24)
+    exponents = (torch.frexp(want).exponent - bits).clamp(min=smallest)
+    step = torch.ldexp(torch.ones_like(want), exponents)
+    noise = 1e-15 * sum(abs(w) * x.double().abs() for w, x in zip(weight, models, strict=True))
+    assert bool(((got.double() - want).abs() <= step / 2 + noise).all())
 
 
 def test_the_gram_matrix_of_16_bits_is_nearly_exact() -> None:
