@@ -94,4 +94,5 @@ def stripped(found: Vocabulary, rows: int) -> Vocabulary:
 
 
 def as_json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # halves of characters, as JSON escapes them
