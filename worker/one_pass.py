@@ -69,19 +69,18 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
             with fetcher, ReadAhead(files, work) as ahead:
                 # Torch takes seconds to load, in which the storage is at work already.
                 from .device import devices
-                from .evidence import Evidence
+                from .evidence import of_inputs
                 from .stream import Engine
 
                 found = devices(options.device)
                 loaded = time.monotonic()
                 engine = Engine(stores, memory, progress, found, files, ahead, stop)
                 engine.allow_nonfinite, engine.fetcher = options.allow_nonfinite, fetcher
-                told = Evidence(stores, files, rank, progress)
+                of_inputs(stores, files, rank, progress)
                 engine.forget = sum(s.plan.input_bytes for s in stores) > _memory_bytes() // 2
                 with Flusher([file.fd for store in stores for file in store.files]):
                     engine.run(work)
                 clock.stream_s = time.monotonic() - loaded
-                told.of_results()
             _refuse_changed(stores)
             for store in stores:
                 store.sync(engine.forget)
