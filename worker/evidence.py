@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import remote
-from .errors import InputError, printable
+from .errors import printable
 from .files import Files
 from .lane import Lane, host_view
 from .origin import stored
@@ -126,13 +126,14 @@ class Look:
     def _compare(self, number: int, store: Store, alike: dict[str, bool], count: int) -> None:
         """Note which models still may be the result after the first `count` elements of a step."""
         step, labels = self.plan.steps[number], self.labels(number)
-        path = str(store.folder / f"{self.plan.layout.shards[step.shard].name}.partial")
+        path = store.folder / f"{self.plan.layout.shards[step.shard].name}.partial"
         for label in alike:
             alike[label] &= label in labels
         for start in range(0, min(count, step.grid.count), CHUNK):
             stop = min(start + CHUNK, count, step.grid.count)
-            written = bytearray((stop - start) * step.dtype.bytes)
-            self.lane.files.read(path, step.offset + start * step.dtype.bytes, memoryview(written))
+            with output_errors(store.out), path.open("rb") as file:
+                file.seek(step.offset + start * step.dtype.bytes)
+                written = file.read((stop - start) * step.dtype.bytes)
             for label, source in zip(labels, step.sources, strict=True):
                 if alike[label] and source.dtype == step.dtype:
                     there = self.lane.read(source, start, stop, "in").view(torch.uint8)
@@ -165,12 +166,10 @@ def kept_notes(folder: Path) -> list[str]:
 
 
 def of_result(store: Store, progress: Progress) -> list[str]:
-    """The models that the result is; a warning if it is one. What cannot be read tells nothing."""
+    """The models that the result is; a warning if it is one. InputError, OutputError."""
     files = Files()
     try:
         alike = Look.at(store.plan, files).result(store)
-    except InputError:
-        alike = []
     finally:
         files.close()
     others = [label for label in store.plan.labels if label not in alike]
