@@ -1,138 +1,212 @@
-"""Hostile headers and recipes by the ten thousand, in a process of its own with little memory.
+"""Hostile inputs by the ten thousand, in a process of its own with little memory.
 
-`python fuzz.py headers|recipes SEED COUNT`: true ones are broken at random places, then read. Ends
-with 1 at the first that is answered by anything but a line of words, and prints it.
+`python fuzz.py KIND SEED COUNT`: what `fuzz_cases.py` makes is read as the worker reads it. Ends
+with 1 at the first that is answered by anything but a line of words, and prints it; with 1, too, if
+an answer takes long. `fuzz_guided.py` lets atheris find the cases.
 """
 
 import json
+import os
 import random
 import resource
+import struct
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fuzz_cases import MAKERS, RECIPES, TOKENIZERS, archived
+
+from worker.card import model_card
+from worker.checkpoint import open_checkpoint
 from worker.errors import WorkerError
 from worker.header import shard_of
+from worker.pickled import read_pickled
+from worker.plan import PlanOptions, make_plan
 from worker.recipe import parse
+from worker.token_files import Beside, Vocabulary
+from worker.token_kinds import vocabulary
+from worker.vocabulary import edited, joined
 
 MEMORY_BYTES = 1 << 30
 PATIENCE_S = 5.0
-NUMBERS = [0, 1, -1, 2, 7, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**400, 1.5, 1e308, True, None]
-WORDS = [
-    "",
-    "a",
-    "F32",
-    "BF16",
-    "U8",
-    "F8_E4M3",
-    "__metadata__",
-    "../x",
-    "\x1b[2J",
-    "\n",
-    "\0",
-    "ü",
+"""Of processor time: the machine may have other work."""
+LENGTHS = [0, 1, 7, 2**31, 2**63, 2**64 - 1]
+SIZES = [0, 8, 100, 2**40, 2**63]
+STACKED = [
+    "merge_method: linear\nmodels:\n- {model: odd, parameters: {weight: 1}}\n"
+    "- {model: a, parameters: {weight: 1}}\n",
+    "merge_method: passthrough\nslices:\n- sources: [{model: odd, layer_range: [0, 2]}]\n"
+    "- sources: [{model: odd, layer_range: [1, 2]}]\n",
+    "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n"
+    "- sources: [{model: odd, layer_range: [1, 2]}]\n",
 ]
-RECIPES = [
-    "merge_method: ties\nbase_model: b\nparameters: {density: [0.1, 0.9], normalize: true}\n"
-    "models:\n- model: m1\n  parameters: {weight: [{filter: mlp, value: 0.5}, {value: 1}]}\n"
-    "- {model: m2+lora, parameters: {weight: 1}}\ndtype: bfloat16\ntokenizer_source: union\n",
-    "merge_method: slerp\nbase_model: a\nparameters: {t: [0, 0.5, 1]}\nslices:\n- sources:\n"
-    "  - {model: a, layer_range: [0, 4]}\n  - {model: b, layer_range: [0, 4]}\n",
-    "name: x\nmerge_method: linear\nmodels: &m [{model: a, parameters: {weight: 1}}, {model: b}]\n"
-    "---\nmerge_method: linear\nparameters: {weight: 1}\nmodels: [{model: x}, {model: c}]\n",
-    "merge_method: della\nbase_model: {model: {path: b, revision: v1}}\nmodules:\n  text:\n"
-    "    models: [{model: a, parameters: {weight: 1, density: 0.5, epsilon: 0.1}}]\n",
-]
-BITS = [
-    *("{", "}", "[", "]", ":", ",", "- ", "&a ", "*a", "? ", "<<: ", "---\n", "|\n", "!!int "),
-    *("\t", "\n", " ", "'", '"', "#", "%", "@", "`", "~", ".nan", ".inf", "9" * 400, "0x1", "1_0"),
-    *("2001-01-01", "\x1b", "\x00", "\u202e", "\ud800", "\ufeff", "!!python/name:os.system "),
-]
+LORA = (
+    "merge_method: linear\nmodels:\n- {model: a+lora, parameters: {weight: 1}}\n"
+    "- {model: b, parameters: {weight: 1}}\n"
+)
+OTHERS = Vocabulary({"<s>": 0, "z": 1, "<|x|>": 2}, {"<|x|>": {"special": True}}, 2)
 
 
-def value(chance: random.Random, depth: int = 0) -> Any:
-    kind = chance.randrange(6 if depth < 4 else 2)
-    if kind < 2:
-        return chance.choice(NUMBERS if kind else WORDS)
-    if kind < 4:
-        return [value(chance, depth + 1) for _ in range(chance.randrange(5))]
-    return {chance.choice(WORDS): value(chance, depth + 1) for _ in range(chance.randrange(4))}
+def read_header(case: bytes) -> None:
+    """The size of the file is the one that the header asks for, unless the first byte lies."""
+    lie, raw = case[:1] or b"\xff", case[1:]
+    length, size = len(raw), 8 + len(raw) + _promised(raw)
+    if lie[0] < len(LENGTHS):
+        length = LENGTHS[lie[0]]
+    elif lie[0] < len(LENGTHS) + len(SIZES):
+        size = SIZES[lie[0] - len(LENGTHS)]
+    shard_of(Path("m.safetensors"), size, length.to_bytes(8, "little") + raw)
 
 
-def header(chance: random.Random) -> tuple[bytes, int]:
-    """The first bytes of a file, and the size that the file is said to have."""
-    offset, tensors = 0, dict[str, Any]()
-    for number in range(chance.randrange(6)):
-        shape = [chance.randrange(9) for _ in range(chance.randrange(4))]
-        count = 4
-        for extent in shape:
-            count *= extent
-        tensors[f"t{number}"] = {
-            "dtype": "F32", "shape": shape, "data_offsets": [offset, offset + count],
-        }  # fmt: skip
-        offset += count
-    for _ in range(chance.choice([0, 1, 1, 2, 3])):
-        if tensors and chance.random() < 0.8:
-            entry = tensors[chance.choice(list(tensors))]
-            if isinstance(entry, dict) and entry:
-                key = chance.choice(list(entry))
-                if isinstance(entry[key], list) and entry[key] and chance.random() < 0.6:
-                    entry[key][chance.randrange(len(entry[key]))] = value(chance)
-                else:
-                    entry[key] = value(chance)
-        else:
-            tensors[chance.choice(WORDS)] = value(chance)
-    raw = bytearray(json.dumps(tensors).encode())
-    for _ in range(chance.choice([0, 0, 0, 1, 3])):
-        place = chance.randrange(len(raw) + 1)
-        raw[place : place + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
-    if chance.random() < 0.01:
-        raw = bytearray(b"[" * 50_000 if chance.random() < 0.5 else b'{"a":' * 50_000)
-    length = len(raw) if chance.random() < 0.9 else chance.choice([0, 1, 2**31, 2**63, 2**64 - 1])
-    size = 8 + len(raw) + offset if chance.random() < 0.9 else chance.randrange(1 << 40)
-    return length.to_bytes(8, "little") + raw, size
+def _promised(raw: bytes) -> int:
+    """Where the last tensor of a header ends, if it can be read at all."""
+    try:
+        ends = [entry["data_offsets"][1] for entry in json.loads(raw).values()]
+        return int(max((end for end in ends if 0 < end < 2**62), default=0))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
+        return 0
 
 
-def recipe(chance: random.Random) -> str:
-    text = chance.choice(RECIPES)
-    for _ in range(chance.choice([1, 1, 2, 4])):
-        place, width = chance.randrange(len(text) + 1), chance.randrange(8)
-        bit = chance.choice(BITS) if chance.random() < 0.8 else repr(value(chance))
-        text = text[:place] + bit * chance.choice([1, 1, 1, 30]) + text[place + width :]
-    return text
+@cache
+def folder() -> Path:
+    """Models a, b and c, and a folder of traps for an index."""
+    place = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    for name in ("a", "b", "c", "m1", "m2", "odd"):
+        (place / name).mkdir()
+        (place / name / "config.json").write_text('{"model_type": "none"}')
+        names = [f"layers.{n}.{part}.weight" for n in range(2) for part in ("q", "up")]
+        names += ["embed_tokens.weight", "lm_head.weight"]
+        (place / name / "model.safetensors").write_bytes(_tensors(names))
+    (place / "lora").mkdir()
+    parts = [f"layers.{n}.{part}.lora_{side}.weight" for n in (0, 1) for part in ("q", "up")
+             for side in "AB"]  # fmt: skip
+    (place / "lora" / "adapter_model.safetensors").write_bytes(
+        _tensors([f"base_model.model.{part}" for part in parts])
+    )
+    (place / "traps").mkdir()
+    for name, tensor in (("one", "a"), ("two", "b")):
+        (place / "traps" / f"{name}.safetensors").write_bytes(_tensors([tensor]))
+    os.mkfifo(place / "traps" / "fifo.safetensors")
+    (place / "traps" / "loop.safetensors").symlink_to("loop.safetensors")
+    (place / "traps" / "zero.safetensors").symlink_to("/dev/zero")
+    return place
 
 
-def read_header(case: Any) -> None:
-    shard_of(Path("m.safetensors"), case[1], case[0])
+def _tensors(names: list[str]) -> bytes:
+    header = {
+        name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [16 * n, 16 * n + 16]}
+        for n, name in enumerate(names)
+    }
+    raw = json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + bytes(16 * len(names))
 
 
-def read_recipe(case: Any) -> None:
-    parse(case, "recipe.yml")
+def read_index(case: bytes) -> None:
+    place = folder() / "traps"
+    (place / "model.safetensors.index.json").write_bytes(case)
+    open_checkpoint(place)
 
 
-KINDS: dict[str, tuple[Callable[[random.Random], Any], Callable[[Any], None]]] = {
-    "headers": (header, read_header),
-    "recipes": (recipe, read_recipe),
+def _text(case: bytes) -> str:
+    try:
+        return case.decode(errors="surrogatepass")
+    except UnicodeDecodeError:
+        return case.decode(errors="replace")
+
+
+def read_recipe(case: bytes) -> None:
+    parse(_text(case), "recipe.yml")
+
+
+def read_plan(case: bytes) -> None:
+    """The recipe against models that are there."""
+    make_plan(parse(_text(case), "recipe.yml"), PlanOptions(relative_to=folder()))
+
+
+def read_archive(case: bytes) -> None:
+    fd = os.memfd_create("model.bin")
+    try:
+        os.write(fd, case)
+        read_pickled(Path(f"/proc/self/fd/{fd}"))
+    finally:
+        os.close(fd)
+
+
+def read_pickle(case: bytes) -> None:
+    read_archive(archived(case))
+
+
+def read_vocabulary(case: bytes) -> None:
+    """Tokens, then those of another model beside them, and the files of both together."""
+    names = list(TOKENIZERS)
+    beside = Beside(None, {names[(case[:1] or b"\0")[0] % len(names)]: case[1:]})
+    found = vocabulary(beside)
+    if found is not None:
+        tokens = joined(found, [("b", OTHERS, 3)], ["<new>"])
+        edited(beside, found, tokens)
+
+
+def read_config(case: bytes) -> None:
+    """Of a model whose layers are taken once, twice, and by another model's side."""
+    place = folder()
+    (place / "odd" / "config.json").write_bytes(case)
+    for text in STACKED:
+        make_plan(parse(text, "recipe.yml"), PlanOptions(relative_to=place))
+
+
+def read_adapter(case: bytes) -> None:
+    (folder() / "lora" / "adapter_config.json").write_bytes(case)
+    make_plan(parse(LORA, "recipe.yml"), PlanOptions(relative_to=folder()))
+
+
+def read_card(case: bytes) -> None:
+    """All that a merge writes beside the weights, from a model with this card."""
+    place = folder()
+    for name in ("a", "b"):
+        (place / name / "README.md").write_bytes(case)
+    model_card(make_plan(parse(RECIPES[1], "recipe.yml"), PlanOptions(relative_to=place)), "out")
+
+
+READERS: dict[str, Callable[[bytes], Any]] = {
+    "headers": read_header,
+    "indexes": read_index,
+    "recipes": read_recipe,
+    "plans": read_plan,
+    "pickles": read_pickle,
+    "archives": read_archive,
+    "vocabularies": read_vocabulary,
+    "configs": read_config,
+    "adapters": read_adapter,
+    "cards": read_card,
 }
+
+
+def timed(kind: str, case: bytes) -> None:
+    """Read it. WorkerError; TimeoutError if that took longer than anybody waits."""
+    began = time.process_time()
+    try:
+        READERS[kind](case)
+    finally:
+        took = time.process_time() - began
+        if took > PATIENCE_S:
+            raise TimeoutError(f"{took:.0f} s of processor time")
 
 
 def main(kind: str, seed: int, count: int) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    make, read = KINDS[kind]
     chance, refused = random.Random(seed), 0
     for number in range(count):
-        case, began = make(chance), time.monotonic()
+        case = MAKERS[kind](chance)
         try:
-            read(case)
+            timed(kind, case)
         except WorkerError:
             refused += 1
         except BaseException as error:
             print(f"{number}: {error!r} for {case!r:.2000}")
-            return 1
-        if time.monotonic() - began > PATIENCE_S:
-            print(f"{number}: {time.monotonic() - began:.0f} s for {case!r:.2000}")
             return 1
     print(f"{count} {kind}, {refused} refused")
     return 0

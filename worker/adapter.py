@@ -19,6 +19,10 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB]|lora_magnitude_vector)"
     r"(?:\.default)?(?:\.(?P<end>weight|bias))?"
 )
+MOST = 1e300
+_SLOW = re.compile(r"[)\]][*+{]")
+"""What may take ages to match: repeated groups and sets. Patterns are names of modules, mostly."""
+
 _OTHER_KINDS = (
     *("layer_replication", "use_qalora", "use_bdlora", "arrow_config", "kasa_config"),
     *("monteclora_config", "alora_invocation_tokens", "trainable_token_indices"),
@@ -77,11 +81,13 @@ class Adapter:
     def _pattern(self, key: str, name: str, default: object) -> Any:
         patterns = self.config.get(key) or {}
         try:
+            if any(_SLOW.search(p) or sum(map(p.count, "*+{")) > 4 for p in patterns):
+                raise InputError(f"{self.path / CONFIG}: '{key}' has a pattern that takes for ever")
             found = (v for p, v in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name))
             value = next(found, default)
-        except (AttributeError, re.error):
+        except (AttributeError, TypeError, re.error, RecursionError, OverflowError):
             raise InputError(f"{self.path / CONFIG}: '{key}' is no table of patterns") from None
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not isinstance(value, int | float) or type(value) is bool or not -MOST < value < MOST:
             raise InputError(f"{self.path / CONFIG}: '{printable(str(value))}' is no number")
         return value
 

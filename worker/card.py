@@ -15,6 +15,7 @@ from .plan import Plan
 from .recipe import ModelRef
 from .remote import snapshot
 
+LONGEST_CARD = 1 << 20
 _LICENCE = ("license", "license_name", "license_link")
 
 
@@ -94,20 +95,30 @@ def _table(plan: Plan) -> Iterator[tuple[str, str]]:
 def _licence(plan: Plan) -> dict[str, Any]:
     """The licence, if all models have the same."""
     found = [_front_matter(model) for model in plan.inputs.values()]
-    said = [{key: front[key] for key in _LICENCE if key in front} for front in found]
-    return said[0] if "license" in said[0] and all(one == said[0] for one in said) else {}
+    return found[0] if "license" in found[0] and all(one == found[0] for one in found) else {}
 
 
-def _front_matter(model: Checkpoint) -> dict[str, Any]:
-    """What a model's card tells the hub, if it can be read."""
-    import yaml
+def _front_matter(model: Checkpoint) -> dict[str, str]:
+    """What a model's card says about its licence, where that is one word or line.
 
+    Without a parser of YAML: cards are not trusted, and nothing else of them is of use.
+    """
+    path = model.path / "README.md"
     try:
-        text = (model.path / "README.md").read_text(encoding="utf-8")
-        value = yaml.safe_load(text.split("---\n", 2)[1]) if text.startswith("---\n") else None
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        if not path.is_file():
+            return {}
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST_CARD)
+    except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+    front = text.split("---\n", 2)[1] if text.startswith("---\n") else ""
+    return {
+        key: found[1].strip("\"'")
+        for key in _LICENCE
+        if (
+            found := re.search(rf"^{key}:[ \t]+([^\s\[{{&*!|>#][^#\n]*?)[ \t]*(#.*)?$", front, re.M)
+        )
+    }
 
 
 def public_recipe(plan: Plan) -> str:

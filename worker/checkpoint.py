@@ -15,7 +15,7 @@ from . import remote
 from .dtypes import Kind
 from .errors import InputError, first_names, printable
 from .features import needed
-from .header import Shard, read_shard
+from .header import MAX_HEADER_BYTES, Shard, read_shard
 from .origin import Origin
 
 INDEX = "model.safetensors.index.json"
@@ -77,6 +77,8 @@ def is_hub_id(word: str) -> bool:
 def read_json(path: Path) -> Any:
     """The value of a JSON file. InputError naming the file if it is not JSON."""
     try:
+        if path.stat().st_size > MAX_HEADER_BYTES:
+            raise InputError(f"{path}: larger than {MAX_HEADER_BYTES} bytes; is it of a model?")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not valid JSON; is it whole?"

@@ -1,7 +1,7 @@
 """Several processes for one run where the maths is the processor's.
 
 Threads of one process queue for the interpreter's lock: methods of many short steps took as long
-with sixteen of them as with two. So a run with many processors forks before torch is loaded. Its
+with sixteen of them as with two. So a run with several processors forks when torch is loaded. Its
 processes take batches of tensors from a pipe, write to the files that the parent has opened, and
 tell it how they ended; the parent shows the progress and finishes.
 """
@@ -42,8 +42,8 @@ TASKS = Path("/proc/self/task")
 Do = Callable[[Iterable[Work]], list[str]]
 """Does the work; returns the names of differing copies."""
 
-Start = Callable[[int, "Hints", Stop], Do]
-"""Loads torch in the process of that number, from 0."""
+Start = Callable[[int, Stop], Do]
+"""Makes ready in the process of that number, from 0."""
 
 
 def possible() -> bool:
@@ -60,21 +60,23 @@ class Hints:
     """Tells the kernel of what a process has just taken, while it is at what it took before."""
 
     files: Files
-    work: dict[int, Work]
+    work: Sequence[Work]
+
+    def __post_init__(self) -> None:
+        self._by_number = {item.number: item for item in self.work}
 
     def reached(self, number: int) -> None:
-        for source in self.work[number].step.sources:
+        for source in self._by_number[number].step.sources:
             for info in stored(source):
                 self.files.will_need(info.file, info.offset, info.nbytes)
 
 
 @dataclass
 class Crew:
-    """The processes; made before any other thread is started."""
+    """The processes. Made before there is an accelerator's context, or any thread of a library."""
 
     work: Sequence[Work]
     count: int
-    files: Files
     progress: Progress
     start: Start
     _answers: dict[int, int] = field(default_factory=dict)  # process id by its pipe
@@ -92,10 +94,7 @@ class Crew:
         sys.stderr.flush()
         for number in range(self.count):
             answer, tell = os.pipe()
-            with warnings.catch_warnings():
-                # Newer Pythons warn of threads: those that are here wait, and hold nothing.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process = os.fork()
+            process = _fork()
             if process == 0:
                 os.close(self._alive)
                 self._live(number, taken, watch, tell)
@@ -112,9 +111,7 @@ class Crew:
             stop = Stop()
             with by_signal(stop):
                 threading.Thread(target=_orphaned, args=(watch, stop), daemon=True).start()
-                run = self.start(number, Hints(self.files, {w.number: w for w in self.work}), stop)
-                told["began"] = time.monotonic()
-                told["differing"] = run(self._taken(taken))
+                told["differing"] = self.start(number, stop)(self._taken(taken))
         except WorkerError as error:
             told |= {"kind": type(error).__name__, "text": str(error)}
         except BaseException:
@@ -131,8 +128,8 @@ class Crew:
         while word := os.read(pipe, 2):
             yield from self.batches[int.from_bytes(word, "little")]
 
-    def wait(self, stop: Stop) -> tuple[float, list[str]]:
-        """When the first began to work, and names of differing copies. The first error of any."""
+    def wait(self, stop: Stop) -> list[str]:
+        """The names of differing copies, at their end. The first error of any; Stopped."""
         told: list[dict[str, Any]] = []
         asked = False
         while self._answers:
@@ -154,8 +151,7 @@ class Crew:
                 f"{stop.reason} at {self.progress.percent:.0f} %; nothing is lost, "
                 f"run the same command again to continue"
             )
-        names = [name for one in told for name in one["differing"]]
-        return min(one["began"] for one in told), list(dict.fromkeys(names))
+        return list(dict.fromkeys(name for one in told for name in one["differing"]))
 
     def _told(self, answer: int) -> dict[str, Any]:
         """What a process says at its end."""
@@ -174,6 +170,13 @@ class Crew:
     def _ask_to_stop(self) -> None:
         for process in self._answers.values():
             os.kill(process, signal.SIGTERM)
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Newer Pythons warn of threads; no lock of those that are here is used afterwards.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _error(told: dict[str, Any]) -> Exception:

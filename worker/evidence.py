@@ -1,22 +1,23 @@
 """A look at samples of the inputs, and of the result: what no header tells and no error is.
 
 The same model twice, a base that is none, models of another origin, a result that is one of its
-inputs. A few thousand values of every kind of tensor tell, at no cost to the merge.
+inputs. A few thousand values of every kind of tensor tell, at no cost to the merge; only a result
+that is an input in all of them is compared to the end.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import remote
-from .dtypes import Kind
 from .errors import printable
 from .files import Files
 from .lane import Lane, host_view
@@ -25,10 +26,13 @@ from .plan import Plan
 from .progress import Progress
 from .ranks import Rank
 from .step import Step
-from .store import Store, output_errors
+from .store import Store, output_errors, write_file
 
 SAMPLE = 1 << 13
 KINDS = 24
+CHUNK = 1 << 20
+NOTES = "notes.json"
+"""In the partial folder: what samples of the inputs told, by whichever rank looked at them."""
 
 
 @dataclass
@@ -40,47 +44,56 @@ class Look:
     seen: int = 0
     tensors: int = 0
     found: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    same: dict[str, bool] = field(default_factory=dict)  # whether the result is that input
 
     @classmethod
     def at(cls, plan: Plan, files: Files) -> Look:
         return cls(plan, Lane(torch.device("cpu"), files, staged=False))
 
-    def steps(self) -> Iterator[tuple[Step, list[str]]]:
-        """What is looked at, with the names of the models that its sources are of."""
-        kinds: dict[str, list[int]] = {}
+    def merged(self) -> Iterator[int]:
+        """Numbers of the steps that make one tensor of several."""
         for number, step in enumerate(self.plan.steps):
-            merged = step.task is not None and len(step.sources) > 1
-            here = merged and not any(remote.absent(file) for file in _files(step))
-            if here and len(step.shape) > 1 and step.grid.count:
+            if step.task is not None and len(step.sources) > 1 and step.grid.count:
+                yield number
+
+    def chosen(self) -> Iterator[int]:
+        """Those that are looked at."""
+        kinds: dict[str, list[int]] = {}
+        for number in self.merged():
+            step = self.plan.steps[number]
+            if len(step.shape) > 1 and not any(remote.absent(file) for file in _files(step)):
                 kinds.setdefault(re.sub(r"\d+", "#", step.name), []).append(number)
         for numbers in list(kinds.values())[:KINDS]:
-            for number in dict.fromkeys((numbers[0], numbers[-1])):
-                match = self.plan.matches.tensors[number]
-                models = match.group.part.models
-                labels = {id(o): self.plan.labels[models[n]] for n, o in match.sources}
-                step = self.plan.steps[number]
-                yield step, [labels[id(source)] for source in step.sources]
+            yield from dict.fromkeys((numbers[0], numbers[-1]))
 
-    def read(self, step: Step) -> list[Tensor]:
-        count = min(SAMPLE, step.grid.count)
-        return [self.lane.read(s, 0, count, f"in{n}") for n, s in enumerate(step.sources)]
+    def labels(self, number: int) -> list[str]:
+        """The names of the models that the sources of a step are of."""
+        match = self.plan.matches.tensors[number]
+        models = match.group.part.models
+        labels = {id(o): self.plan.labels[models[n]] for n, o in match.sources}
+        return [labels[id(source)] for source in self.plan.steps[number].sources]
 
     def inputs(self) -> list[str]:
         """Notes on models that are no fine-tunes of one base. InputError if one cannot be read."""
-        for step, labels in self.steps():
-            values = [value.double() for value in self.read(step)]
-            has_base = step.task is not None and step.task.has_base
-            against = len(values) - 1 if has_base else 0
-            self.seen, self.tensors = self.seen + values[0].numel(), self.tensors + 1
-            norm = float(values[against].square().sum())
-            for number, value in enumerate(values):
-                if number != against and bool(value.isfinite().all()) and math.isfinite(norm):
-                    pair = (labels[number], labels[against] if has_base else labels[0])
-                    sums = self.found.setdefault(pair, [0.0, 0.0])
-                    sums[0] += float((value - values[against]).square().sum())
-                    sums[1] += norm
+        for number in self.chosen():
+            step, labels = self.plan.steps[number], self.labels(number)
+            count = min(SAMPLE, step.grid.count)
+            values = [
+                self.lane.read(source, 0, count, f"in{n}").double()
+                for n, source in enumerate(step.sources)
+            ]
+            self._measure(values, labels, step.task is not None and step.task.has_base)
         return [note for pair, sums in self.found.items() if (note := self._note(*pair, *sums))]
+
+    def _measure(self, values: Sequence[Tensor], labels: Sequence[str], has_base: bool) -> None:
+        """Add what one tensor tells: squares of the distance from the base, and of the base."""
+        against = len(values) - 1 if has_base else 0
+        self.seen, self.tensors = self.seen + values[0].numel(), self.tensors + 1
+        norm = float(values[against].square().sum())
+        for number, value in enumerate(values):
+            if number != against and bool(value.isfinite().all()) and math.isfinite(norm):
+                sums = self.found.setdefault((labels[number], labels[against]), [0.0, 0.0])
+                sums[0] += float((value - values[against]).square().sum())
+                sums[1] += norm
 
     def _note(self, label: str, base: str, apart: float, norm: float) -> str:
         looked = f"{self.seen} values of {self.tensors} tensors"
@@ -95,52 +108,81 @@ class Look:
         return ""
 
     def result(self, store: Store) -> list[str]:
-        """A note if the result is one of the inputs in every sample."""
-        for step, labels in self.steps():
-            if step.dtype.kind is not Kind.FLOAT or not self._compare(step, labels, store):
-                return []
-        alike = [label for label, same in self.same.items() if same]
-        if not alike:
+        """The models that the result is, bit for bit in all that was merged; nearly always none."""
+        alike = dict.fromkeys(self.plan.labels, True)
+        chosen = list(self.chosen())
+        if not chosen or len(self.plan.labels) < 2:
             return []
-        name = " and ".join(alike)
-        return [f"the result is {name}, bit for bit, in every sample; the others left no trace"]
+        if any(remote.absent(file) for step in self.plan.steps for file in _files(step)):
+            return []
+        for number in chosen:
+            self._compare(number, store, alike, SAMPLE)
+        for number in self.merged():
+            if not any(alike.values()):
+                return []
+            self._compare(number, store, alike, self.plan.steps[number].grid.count)
+        return [label for label, same in alike.items() if same]
 
-    def _compare(self, step: Step, labels: Sequence[str], store: Store) -> bool:
-        """Whether any input may still be the result."""
-        count = min(SAMPLE, step.grid.count)
-        written = os.pread(store.files[step.shard].fd, count * step.dtype.bytes, step.offset)
-        for label, source, value in zip(labels, step.sources, self.read(step), strict=True):
-            here = source.dtype == step.dtype and host_view(value.view(torch.uint8)) == written
-            self.same[label] = self.same.get(label, True) and here
-        return any(self.same.values())
+    def _compare(self, number: int, store: Store, alike: dict[str, bool], count: int) -> None:
+        """Note which models still may be the result after the first `count` elements of a step."""
+        step, labels = self.plan.steps[number], self.labels(number)
+        path = store.folder / f"{self.plan.layout.shards[step.shard].name}.partial"
+        for label in alike:
+            alike[label] &= label in labels
+        for start in range(0, min(count, step.grid.count), CHUNK):
+            stop = min(start + CHUNK, count, step.grid.count)
+            with output_errors(store.out), path.open("rb") as file:
+                file.seek(step.offset + start * step.dtype.bytes)
+                written = file.read((stop - start) * step.dtype.bytes)
+            for label, source in zip(labels, step.sources, strict=True):
+                if alike[label] and source.dtype == step.dtype:
+                    there = self.lane.read(source, start, stop, "in").view(torch.uint8)
+                    alike[label] = host_view(there) == written
+                else:
+                    alike[label] = False
 
 
 def _files(step: Step) -> Iterator[str]:
     return (info.file for source in step.sources for info in stored(source))
 
 
-class Evidence:
-    """Prints what the looks find, once for all ranks; what cannot be looked at is left alone."""
+def of_inputs(stores: Sequence[Store], files: Files, rank: Rank, progress: Progress) -> None:
+    """Tell what samples of the inputs show, once for all ranks, and keep it for the manifest."""
+    for store in stores if rank.number == 0 else ():
+        plans = (*store.plan.lazy, store.plan)
+        notes = [note for plan in plans for note in Look.at(plan, files).inputs()]
+        say(notes, progress)
+        with output_errors(store.out):
+            write_file(store.folder / NOTES, json.dumps(notes))
 
-    def __init__(self, stores: Sequence[Store], files: Files, rank: Rank, progress: Progress):
-        self.stores = stores if rank.number == 0 else ()
-        self.alone = rank.world == 1
-        self.files, self.progress = files, progress
-        self.told = [self._say(Look.at(store.plan, files).inputs()) for store in self.stores]
 
-    def of_results(self) -> None:
-        """Not where others have made a part of it, nor where it was told before."""
-        for store, told in zip(self.stores, self.told, strict=True):
-            if self.alone and not told and len(store.plan.models) > 1:
-                with output_errors(store.out):
-                    notes = Look.at(store.plan, self.files).result(store)
-                self._say(notes)
+def kept_notes(folder: Path) -> list[str]:
+    """What a rank left for the manifest; nothing where that was lost."""
+    try:
+        value = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [str(note) for note in value] if isinstance(value, list) else []
 
-    def _say(self, notes: Sequence[str]) -> bool:
-        for note in notes:
-            clear = "\r\x1b[K" if self.progress.mode == "bar" else ""
-            if self.progress.mode == "json":
-                self.progress.event("warning", text=note)
-            else:
-                print(f"{clear}warning: {printable(note)}", file=self.progress.stream)
-        return bool(notes)
+
+def of_result(store: Store, progress: Progress) -> list[str]:
+    """The models that the result is; a warning if it is one. InputError, OutputError."""
+    files = Files()
+    try:
+        alike = Look.at(store.plan, files).result(store)
+    finally:
+        files.close()
+    others = [label for label in store.plan.labels if label not in alike]
+    if alike:
+        left = f"; {' and '.join(others)} left no trace" if others else ", which all are the same"
+        say([f"the result is {' and '.join(alike)}, bit for bit{left}"], progress)
+    return alike
+
+
+def say(notes: Iterable[str], progress: Progress) -> None:
+    for note in notes:
+        clear = "\r\x1b[K" if progress.mode == "bar" else ""
+        if progress.mode == "json":
+            progress.event("warning", text=note)
+        else:
+            print(f"{clear}warning: {printable(note)}", file=progress.stream)

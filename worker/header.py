@@ -184,8 +184,10 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
         if not isinstance(header, dict):
             raise InputError(f"{path}: damaged header: not a JSON object")
         "".join(header).encode()  # JSON can escape halves of characters, no file can hold them
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         reason = str(error) if str(error) == "a name stands twice" else "not valid JSON"
+        if isinstance(error, MemoryError):
+            reason = f"its {len(raw)} bytes need more memory than there is"
         raise InputError(f"{path}: damaged header: {reason}") from None
     header.pop("__metadata__", None)
     return header

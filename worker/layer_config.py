@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import UsageError
+from .errors import UsageError, printable
 from .layer_count import Count, counts
 from .layer_fields import (
     HANDLERS,
@@ -73,7 +73,7 @@ def _follow(section: dict[str, Any], view: View, path: str) -> list[str]:
             notes += _follow(section[key], View(inner, view.picks, view.depths), f"{path}.{key}")
         elif handler is not None:
             try:
-                changed |= handler(view, key)
+                changed |= _changed(handler, view, key)
             except Inexpressible as error:
                 if not any(view.first.get(other) for other in OVERRULED_BY.get(key, ())):
                     name = f"{path}.{key}".strip(".")
@@ -84,6 +84,16 @@ def _follow(section: dict[str, Any], view: View, path: str) -> list[str]:
         raise UsageError("\n".join(faults))
     section.update(changed)
     return notes
+
+
+def _changed(handler: Any, view: View, key: str) -> Mapping[str, Any]:
+    """What a handler makes of a field. Inexpressible also where its value makes no sense."""
+    try:
+        found: Mapping[str, Any] = handler(view, key)
+        return found
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
+        shown = printable(str(view.first[key]))[:60]
+        raise Inexpressible(f"{shown} is no value that models have there") from None
 
 
 def _handler(key: str, value: Any, view: View) -> Any:

@@ -71,7 +71,8 @@ def attention_types(view: View, key: str) -> dict[str, Any]:
     """GPT-Neo: [[[kinds], times] …]: written out as one run."""
 
     def kind(section: Section, layer: int) -> Any:
-        return [k for kinds, times in section[key] for _ in range(times) for k in kinds][layer]
+        runs = ((kinds, min(times, layer + 1)) for kinds, times in section[key])
+        return [k for kinds, times in runs for _ in range(times) for k in kinds][layer]
 
     return {key: [[view.each(kind), 1]]}
 
@@ -103,7 +104,7 @@ def period(view: View, key: str) -> dict[str, Any]:
     if not any(flags):
         return {key: size + 1, offset: size}
     for length in (view.first[key], *range(1, size + 1)):
-        for start in range(length):
+        for start in range(min(length, size)):
             if flags == [number % length == start for number in range(size)]:
                 return {key: length, offset: start}
     raise Inexpressible(f"no period has the layers {where(flags)}")

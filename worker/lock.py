@@ -48,7 +48,10 @@ class Lock:
         try:
             self._take()
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot take this lock: {error.strerror}") from None
+            raise OutputError(
+                f"{self.path}: cannot write this lock: {error.strerror}\n"
+                f"  what is done stays; the same command continues when the cause is mended"
+            ) from None
         self._thread.start()
         return self
 

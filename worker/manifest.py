@@ -46,7 +46,8 @@ def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
 
 
 def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a finished merge; `run` holds timings and counts of this run."""
+    """The manifest of a finished merge; `run` holds timings, counts and notes of this run."""
+    notes = (*plan.warnings, *run.pop("notes", ()))
     merged = sum(step.task is not None for step in plan.steps)
     order = {str(ref): public_name(ref) for ref in plan.recipe.model_refs()}
     recipe = plan.recipe
@@ -75,7 +76,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
             "missing": len(plan.matches.missing),
             "surplus": len(plan.matches.surplus),
         },
-        "notes": [public_text(plan, warning) for warning in plan.warnings],
+        "notes": [public_text(plan, note) for note in notes],
         **run,
     }
 

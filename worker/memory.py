@@ -19,20 +19,23 @@ PIECE_ELEMENTS = 1 << 19
 """Elements that a lane reads at a time when one read is enough: requests of a MiB and more."""
 
 
-PROCESS_BYTES = 256 << 20
-"""The same for each process, where there are more than two."""
+PROCESS_BYTES = 128 << 20
+"""The same for each process, where there are many."""
 
 DEVICE_BYTES = 1 << 30
 """The same where an accelerator computes: its blocks are larger."""
 
-THREADS_EACH = 2
-"""Of one process: with more, most wait for the interpreter's lock (measured with 16)."""
+THREADS_EACH = 1
+"""Of one process: two of one took as long as 1.5 processors, and 16 as long as one."""
 
 DEVICE_THREADS_EACH = 4
 """The same where they wait for an accelerator as well."""
 
+SMALL = 1 << 22
+"""Elements to read of a merge that is over before processes have begun."""
+
 MOST_PROCESSES = 16
-"""Each takes 0.2 GiB for torch."""
+"""More than any storage keeps busy with what one processor computes; then threads are added."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,9 @@ def _processes(steps: Sequence[Step], threads: int, accelerated: bool) -> int:
     """How many processes share a merge; whole tensors are what they take."""
     each = DEVICE_THREADS_EACH if accelerated else THREADS_EACH
     sizes = [step.grid.count * step.reads for step in steps]
-    if threads < 2 * each or 2 * max(sizes, default=0) > sum(sizes):
+    if sum(sizes) < SMALL or 2 * max(sizes) > sum(sizes):
         return 1
-    return min(MOST_PROCESSES, threads // each)
+    return max(1, min(MOST_PROCESSES, threads // each))
 
 
 def _lane_bytes(step: Step, room_of: Room, blocks: int) -> int:

@@ -105,22 +105,21 @@ class _Pass:
         """Do the work; returns the names of differing copies."""
         prune = self.options.prune and self.rank.world == 1
         fetcher = Fetcher(self.files, self.work, self.progress, prune)
-        crew = self._crew() if not fetcher.busy else None
-        ahead = ReadAhead(self.files, self.work if crew is None else [])
+        ahead = ReadAhead(self.files, self.work)
         clocked = by_clock(self.stop, self.options.deadline_s, self.clock.began)
-        with clocked, self.progress, fetcher, ahead:
+        with clocked, fetcher, ahead:
             # Torch takes seconds to load, in which the storage is at work already.
-            from .evidence import Evidence
+            from .evidence import of_inputs
 
             began = time.monotonic()
-            told = Evidence(self.stores, self.files, self.rank, self.progress)
-            with Flusher([file.fd for store in self.stores for file in store.files]):
+            crew = None if fetcher.busy else self._crew()
+            with self.progress, Flusher([f.fd for store in self.stores for f in store.files]):
+                of_inputs(self.stores, self.files, self.rank, self.progress)
                 if crew is not None:
-                    began, differing = crew.wait(self.stop)
+                    differing = crew.wait(self.stop)
                 else:
                     differing = self._engine(ahead, fetcher, self.stop)(self.work)
             self.clock.stream_s = time.monotonic() - began
-            told.of_results()
         return differing
 
     def _crew(self) -> Crew | None:
@@ -131,10 +130,12 @@ class _Pass:
             return None
         self.memory = self.memory.of_process
 
-        def start(number: int, ahead: Hints, stop: Stop) -> Do:
-            return self._engine(ahead, None, stop, (number, count))
+        def start(number: int, stop: Stop) -> Do:
+            # Locks of the parent's may have been held when this process began.
+            self.files = Files()
+            return self._engine(Hints(self.files, self.work), None, stop, (number, count))
 
-        return Crew(self.work, count, self.files, self.progress, start)
+        return Crew(self.work, count, self.progress, start)
 
     def _engine(
         self,

@@ -22,6 +22,9 @@ STORAGES = {
 """Dtypes by the class that stands for them in a pickle."""
 
 
+MOST_EXTENTS, MOST_ELEMENTS = 64, 1 << 63
+
+
 class Refused(Exception):
     """A pickle does what no list of tensors needs; the text says what."""
 
@@ -135,13 +138,18 @@ def _tensor(storage: Storage, first: int, shape: Any, strides: Any, *more: Any) 
     typed = len(more) > 2 and type(more[2]) is Global
     dtype = more[2].name.removeprefix("torch ") if typed else storage.dtype
     numbers = (first, *shape, *strides)
-    if not all(type(n) is int and n >= 0 for n in numbers) or len(shape) != len(strides):
+    # A product of many long numbers would take all memory.
+    fit = len(shape) == len(strides) <= MOST_EXTENTS and all(
+        type(n) is int and 0 <= n < MOST_ELEMENTS for n in numbers
+    )
+    if not fit:
         raise Refused("its pickle has a tensor of impossible shape")
     return Rebuilt(storage, dtype, first, tuple(shape), tuple(strides))
 
 
 def _pairs(items: Any = ()) -> dict[Any, Any]:
-    return dict(items)
+    # Other keys would be hashed: tuples of the same tuples, twenty deep, without an end.
+    return {key: value for key, value in items if isinstance(key, str | int)}
 
 
 _MADE: dict[str, Callable[..., Any]] = {

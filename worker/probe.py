@@ -53,7 +53,8 @@ def probe(plan: Plan) -> Speed | None:
 
 def _places(plan: Plan) -> Sequence[tuple[str, int]]:
     """Where to read: the middle of each of PARTS equal shares of all bytes."""
-    shards = {s.path: s.size for m in plan.models for s in m.shards if Path(s.path).is_file()}
+    models = plan.inputs.values()  # those of documents that are made on the way, too
+    shards = {s.path: s.size for m in models for s in m.shards if Path(s.path).is_file()}
     total = sum(shards.values())
     if total < 2 * PART * PARTS:
         return []

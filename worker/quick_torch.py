@@ -8,6 +8,7 @@ can still be imported afterwards.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module, metadata
 from types import ModuleType
@@ -20,6 +21,8 @@ def prepare() -> None:
     """Before the first import of torch in a process that does nothing but merge."""
     if "torch" in sys.modules:
         return
+    # Torch loads numpy, whose threads would be lost in a fork; what is used of it needs none.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .card import public_text
 from .errors import OutputError, Stopped, printable
 from .features import needed
 from .finish import commit, finish
@@ -20,8 +21,9 @@ from .lock import Lock, refuse_others
 from .manifest import read_manifest
 from .one_pass import Clock, RunOptions, stream
 from .plan import Plan
-from .progress import GIB, duration
+from .progress import GIB, Progress, duration
 from .ranks import Rank
+from .stopping import Stop, by_signal
 from .store import Store, output_errors
 from .target import State, Target, survey
 from .units import size
@@ -129,8 +131,14 @@ def _end(job: Job, differing: list[str], clock: Clock) -> None:
     if not store.complete():
         job.told = f"{_share_of(job)}; others still work"
         return
+    from .evidence import kept_notes, of_result  # with torch, which is loaded by now
+
     with _lock(store, "finish"):
+        with by_signal(Stop()):
+            alike = of_result(store, Progress(job.options.progress, 0, ""))
         run = {
+            "notes": kept_notes(store.folder),
+            "identical_to": [public_text(store.plan, label) for label in alike],
             "nonfinite": store.nonfinite(),
             "differing_copies": differing,
             "timings": clock.timings(),

@@ -13,7 +13,7 @@ from .checkpoint import read_json
 from .dtypes import DType
 from .plan import Plan, final_config
 from .store import write_file
-from .token_files import of_tokenizer
+from .token_files import LARGEST, of_tokenizer
 
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack"),
@@ -25,8 +25,6 @@ _NOT_FILES = {
     "trainer_state.json", "adapter_config.json", ".gitattributes",
 }  # fmt: skip
 _NOT_FOLDERS = {".git", ".cache", ".merge-partial", "original", "onnx", "runs", "__pycache__"}
-LARGEST = 512 << 20
-"""A file above this is no tokenizer; whatever it is, it is not copied blindly."""
 
 
 def side_files(folder: Path) -> Iterator[str]:

@@ -92,5 +92,7 @@ def _loaded(beside: Beside) -> Iterator[_Tokenizer]:
         config = beside.read("config.json")
         if config is not None:
             (Path(folder) / "config.json").write_bytes(config)
-        found = AutoTokenizer.from_pretrained(folder)
+        found = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
         yield _Tokenizer(found.get_vocab(), lambda t: found.encode(t, add_special_tokens=False))

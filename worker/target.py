@@ -50,7 +50,7 @@ def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     if not out.is_dir():
         raise OutputError(f"{out}: is a file; give a folder for the merged model")
     partial = out / PARTIAL
-    key = read_key(partial)
+    key = _key(partial, plan)
     replaces = _committing(partial)
     if replaces is not None and key == plan.key:
         return Target(State.COMMIT, replaces)
@@ -79,6 +79,19 @@ def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     again = key == plan.key and resume
     _space(plan, out, _allocated(partial) if key is not None else 0)
     return Target(State.RESUME if again else State.FRESH, ours)
+
+
+def _key(partial: Path, plan: Plan) -> str | None:
+    """The key of what was begun there, "" if nobody can tell; None if nothing was.
+
+    A machine that loses its power may leave an empty note of it; the journals' names tell, too.
+    """
+    key = read_key(partial)
+    if key == "":
+        names = [path.name for path in partial.glob("journal-*")]
+        if all(name.startswith(f"journal-{plan.key[:16]}") for name in names):
+            return plan.key
+    return key
 
 
 def _files_of(finished: dict[str, object]) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ from .errors import InputError
 
 FULL, SETTINGS, OLD_ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 PIECES = "tokenizer.model"
+LARGEST = 512 << 20
+"""A file above this is no tokenizer; whatever it is, it is neither read nor copied blindly."""
+
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 _OF_TOKENIZER = re.compile(
@@ -55,7 +58,11 @@ class Beside:
             return self.made[name]
         path = self.folder / name if self.folder else None
         try:
-            return path.read_bytes() if path and path.is_file() else None
+            if path is None or not path.is_file():
+                return None
+            if path.stat().st_size > LARGEST:
+                raise InputError(f"{path}: {path.stat().st_size} bytes are no tokenizer's")
+            return path.read_bytes()
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
 
@@ -87,4 +94,5 @@ def stripped(found: Vocabulary, rows: int) -> Vocabulary:
 
 
 def as_json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # halves of characters, as JSON escapes them

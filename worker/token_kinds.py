@@ -26,8 +26,8 @@ def vocabulary(beside: Beside) -> Vocabulary | None:
 
 
 def _vocabulary(beside: Beside) -> Vocabulary | None:
-    full = beside.json(FULL)
-    if full:
+    if beside.read(FULL) is not None:
+        full = beside.json(FULL)
         listed = full["model"]["vocab"]
         plain = listed if isinstance(listed, dict) else {t: i for i, (t, *_) in enumerate(listed)}
         added = [(token["content"], token["id"], token) for token in full.get("added_tokens") or ()]
@@ -81,7 +81,8 @@ def pieces(raw: bytes) -> Iterator[str]:
     """Pieces of a sentencepiece model in the order of ids: field 1 of field 1 of the message."""
     for field_number, value in _fields(raw):
         if field_number == 1 and isinstance(value, bytes):
-            yield next(v for n, v in _fields(value) if n == 1 and isinstance(v, bytes)).decode()
+            named = [v for n, v in _fields(value) if n == 1 and isinstance(v, bytes)]
+            yield named[0].decode()
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, bytes | int]]:
@@ -90,14 +91,14 @@ def _fields(raw: bytes) -> Iterator[tuple[int, bytes | int]]:
 
     def varint() -> int:
         nonlocal position
-        value = shift = 0
-        while True:
+        value = 0
+        for shift in range(0, 70, 7):
             byte = raw[position]
             position += 1
             value |= (byte & 0x7F) << shift
-            shift += 7
             if byte < 0x80:
                 return value
+        raise ValueError("no number is that long")
 
     while position < len(raw):
         tag = varint()
@@ -134,7 +135,10 @@ def _asked(beside: Beside) -> Vocabulary:
             f"which is not here; install it: pip install transformers sentencepiece"
         ) from None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(beside.folder)
+        # Without a word about code of theirs, transformers would ask at the terminal.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            beside.folder, trust_remote_code=False, local_files_only=True
+        )
         flags = {
             token.content: {key: bool(getattr(token, key)) for key in FLAGS}
             for token in tokenizer.added_tokens_decoder.values()

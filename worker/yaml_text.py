@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,9 @@ Path = tuple[str | int, ...]
 
 MAX_ENTRIES = 200_000
 """More entries than any recipe has; aliases that multiply (a 'YAML bomb') end here."""
+
+MAX_DEPTH = 200
+"""Brackets in brackets; the parser takes time by the square of them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ def read_documents(text: str, where: str) -> list[Document]:
         import yaml
     except ImportError:
         raise UsageError(f"{where}: pyyaml is missing; install it: pip install pyyaml") from None
+    if _depth(text) > MAX_DEPTH:
+        raise UsageError(f"{where}: nested too deeply; not a recipe")
     try:
         nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if node is not None]
         documents = []
@@ -63,6 +69,15 @@ def read_documents(text: str, where: str) -> list[Document]:
         raise UsageError(f"{place}: not valid YAML: {printable(problem)}") from None
     except RecursionError:
         raise UsageError(f"{where}: nested too deeply; not a recipe") from None
+
+
+def _depth(text: str) -> int:
+    """The most brackets that are open at once, as far as characters tell."""
+    most = now = 0
+    for found in re.finditer(r"[{[]+|[}\]]+", text):
+        now = max(0, now + len(found[0]) * (1 if found[0][0] in "{[" else -1))
+        most = max(most, now)
+    return most
 
 
 def _construct(loader: Any, node: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from checkpoints import save_fine_tunes, write_checkpoint
 from merges import run
 
-from worker.comparison.grid import limits, log_ticks
+from worker.comparison.grid import limits, log_ticks, title_lines
 from worker.comparison.heatmap import colour, fraction
 from worker.comparison.metrics import Metric, Scale, shown
 
@@ -114,6 +115,61 @@ def test_ends_of_colour_scales() -> None:
     assert limits(metric(Scale.MAGNITUDE), []) == (0, 1, False)
     assert log_ticks(0.02, 0.3)[:4] == pytest.approx([0.01, 0.02, 0.05, 0.1])
     assert fraction(0.01, 0.001, 0.1, True) == pytest.approx(0.5)
+
+
+def test_titles_keep_both_ends_of_long_names() -> None:
+    long = "olmo-hybrid-7b-math-preview"
+    assert title_lines("code", 20) == ["code"]
+    assert title_lines(f"{long}, code", 20) == ["olmo-hybrid-…preview", "× code"]
+    assert title_lines(f"{long}, {long[:-8]}", 16)[1] == "× olmo-hyb…-math"
+
+
+def test_what_has_no_figure_is_not_what_is_not_there(models: list[Path], tmp_path: Path) -> None:
+    """Norms have no rank (grey), layers of linear attention no attention (hatched)."""
+    file = tmp_path / "x.html"
+    words = [*models[1:3], "--base", models[0], "--plot", file, "--progress", "off"]
+    assert run("compare", *words) == 0
+    panels = re.findall(r'<svg role="img" aria-label="([^:]*):.*?</svg>', file.read_text(), re.S)
+    svgs = re.findall(r'<svg role="img".*?</svg>', file.read_text(), re.S)
+    blank = [n for n, svg in zip(panels, svgs, strict=True) if 'class="blank"' in svg]
+    assert blank and all(name.startswith("rank") for name in blank)
+    assert all('class="none"' in svg for svg in svgs)
+
+
+@pytest.mark.parametrize("layers", [2, 12, 80])
+def test_labels_of_layers_do_not_touch(
+    layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As drawn: of every panel with layers beside it, no two labels share a place."""
+    from matplotlib.figure import Figure
+
+    for seed, name in enumerate(("base", "a", "b")):
+        chance = torch.Generator().manual_seed(seed)
+        shape = (4, 4)
+        tensors = {"embed_tokens.weight": torch.randn(shape, generator=chance)}
+        for layer in range(layers):
+            tensors[f"model.layers.{layer}.mlp.w"] = torch.randn(shape, generator=chance)
+        tensors["norm.weight"] = torch.randn(4, generator=chance)
+        write_checkpoint(tmp_path / name, tensors)
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *words, **more: drawn.append(self))
+    words = [tmp_path / "a", tmp_path / "b", "--base", tmp_path / "base"]
+    assert run("compare", *words, "--plot", tmp_path / "x.png", "--progress", "off") == 0
+    figure, seen = drawn[0], 0
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        texts = [
+            t for t in axes.get_yticklabels() if t.get_text() in ("input", "output", "0", "10")
+        ]
+        if len(texts) < 2:
+            continue
+        every = [text.get_window_extent() for text in axes.get_yticklabels()]
+        tops = sorted((box.y0, box.y1) for box in every)
+        assert all(below[1] <= above[0] + 1 for below, above in pairwise(tops)), layers
+        seen += 1
+    assert seen >= 1
+    inches = figure.get_size_inches()
+    assert inches[0] < 15 and inches[1] < 15
 
 
 def test_colours_are_those_of_matplotlib() -> None:

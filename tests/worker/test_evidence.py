@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import read_tensors, write_checkpoint
-from merges import average, run, some_models
+from documents import document, merge, several
+from forks import Forks
+from merges import average, manifest, run, some_models
 from torch import Tensor
+
+from worker import probe
+from worker.plan import PlanOptions, make_plan
+from worker.recipe import parse
+from worker.report import describe
 
 Capture = pytest.CaptureFixture[str]
 BASE = {f"layers.{n}.{kind}": torch.randn(40, 300) for n in range(3) for kind in ("q", "up")}
@@ -23,10 +30,23 @@ def model(folder: Path, name: str, scale: float = 0.01, only: str = "") -> Path:
 
 
 def told(capsys: Capture, folder: Path, method: str, *words: object) -> str:
+    """What a merge says; the warnings are in its manifest too, without the folder."""
     capsys.readouterr()
-    assert run("average", folder / f"out{os.urandom(4).hex()}", *words, "--progress", "off",
-               "--method", method) == 0  # fmt: skip
-    return capsys.readouterr().err
+    out = folder / f"out{os.urandom(4).hex()}"
+    assert run("average", out, *words, "--progress", "off", "--method", method) == 0
+    text = capsys.readouterr().err
+    warned = [line.removeprefix("warning: ") for line in text.splitlines()]
+    kept = manifest(out)["notes"]
+    of_inputs = [line for line in warned if not line.startswith("the result is")]
+    assert kept == [line.replace(f"{folder}/", "") for line in of_inputs]
+    return text
+
+
+def identical(folder: Path) -> list[str]:
+    """What the manifest of the last merge says that its result is."""
+    last = max(folder.glob("out*"), key=lambda out: out.stat().st_mtime_ns)
+    found: list[str] = manifest(last)["identical_to"]
+    return found
 
 
 def test_fine_tunes_of_one_base_need_no_word(tmp_path: Path, capsys: Capture) -> None:
@@ -52,11 +72,65 @@ def test_copies_and_results_that_are_an_input(tmp_path: Path, capsys: Capture) -
     a, b, same = (model(tmp_path, "a"), model(tmp_path, "b"), tmp_path / "same")
     write_checkpoint(same, read_tensors(a))
     assert "is the same as" in told(capsys, tmp_path, "linear", a, same)
-    assert told(capsys, tmp_path, "linear", a, b, "--weights", "1,0").startswith(
-        f"warning: the result is {a}, bit for bit, in every sample"
+    assert identical(tmp_path) == ["a", "same"]
+    assert told(capsys, tmp_path, "linear", a, b, "--weights", "1,0") == (
+        f"warning: the result is {a}, bit for bit; {b} left no trace\n"
     )
+    assert identical(tmp_path) == ["a"]
+    assert told(capsys, tmp_path, "linear", a, b) == "" and identical(tmp_path) == []
     assert "is the same as" in told(capsys, tmp_path, "task_arithmetic", same, b, "--base-model", a,
                                     "--weights", "1,1")  # fmt: skip
+
+
+def test_one_trace_is_enough(tmp_path: Path, capsys: Capture) -> None:
+    """A model that differs in one value, which no sample has: the result is not the other one."""
+    a = model(tmp_path, "a")
+    held = read_tensors(a)
+    held["layers.1.q"][39, 299] += 1
+    other = write_checkpoint(tmp_path / "other", held)
+    assert "is the same as" in told(capsys, tmp_path, "linear", a, other)
+    assert identical(tmp_path) == []
+    # In 32 bits the mean of such neighbours is one of them, or neither.
+    assert "bit for bit" in told(capsys, tmp_path, "linear", a, other, "--weights", "0,1")
+    assert identical(tmp_path) == ["other"]
+
+
+def test_a_result_of_several_ranks(
+    tmp_path: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is last looks at the result, and knows what the first saw in the inputs."""
+    a, strange = model(tmp_path, "a"), tmp_path / "strange"
+    write_checkpoint(strange, {name: torch.randn_like(values) for name, values in BASE.items()})
+    words = ("average", tmp_path / "out", a, strange, "--weights", "1,0", "--progress", "off")
+    running = [forks.start(*words, env={"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in range(2)]
+    ended = [one.wait() for one in running]
+    assert [one.code for one in ended] == [0, 0], ended
+    said = "".join(one.err for one in ended)
+    assert said.count("bit for bit; ") == 1 and said.count("merge to noise") == 1
+    found = manifest(tmp_path / "out")
+    assert found["identical_to"] == ["a"] and "merge to noise" in found["notes"][0]
+
+
+def test_documents_that_are_made_on_the_way(tmp_path: Path, capsys: Capture) -> None:
+    """Their models are looked at as well, and theirs are the files that a probe reads."""
+    for name in ("a", "b"):
+        model(tmp_path, name)
+    strange = {name: torch.randn_like(values) for name, values in BASE.items()}
+    write_checkpoint(tmp_path / "strange", strange)
+    text = several(
+        document("one", "a", "b"), document("two", "b", "strange"), document(None, "one", "two")
+    )
+    assert merge(tmp_path, text) == 0
+    said = capsys.readouterr().err
+    assert said.count("strange differs from b by 1.") == 1 and "a differs" not in said
+    plan = make_plan(parse(text), PlanOptions(relative_to=tmp_path))
+    assert len(plan.lazy) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "PART", 1 << 10)
+        found = probe.probe(plan)
+        places = {Path(path).parent.name for path, _ in probe._places(plan)}
+    assert found is not None and places == {"a", "b", "strange"}
+    assert "time       about" in describe(plan, found)
 
 
 @pytest.mark.parametrize("change", ["time", "size", "inode", "header", "gone"])

@@ -33,7 +33,7 @@ def test_the_bound_holds_unless_a_block_forces_more(
     made: list[Step], total: int, threads: int
 ) -> None:
     memory = budget(made, total, threads)
-    assert 1 <= memory.lanes <= threads + max(2, threads // 2)
+    assert 1 <= memory.lanes <= 2 * max(threads, 1)
     for one in made:
         blocks = memory.piece_blocks(one)
         assert blocks >= 1

@@ -164,6 +164,22 @@ def test_what_else_is_refused(case: str, tmp_path: Path) -> None:
         read_pickled(tmp_path / "m.bin")
 
 
+def test_pickles_without_an_end(tmp_path: Path) -> None:
+    """Tuples of themselves as keys, which are hashed for ever, and products that fill memory."""
+    nested = b"\x80\x02(" + b")" + b"2\x86" * 80 + b"Nd."
+    number = b"\x8b" + (1 << 20).to_bytes(4, "little") + b"\x01" * (1 << 20) + b"q\x00"
+    shape = b"(" + number + b"h\x00" * 5000 + b"t"
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000Nt"
+    huge = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n(" + storage
+    huge += b"QK\x00" + shape + b"q\x01h\x01tRs."
+    for raw, words in ((nested, "no tensors by name"), (huge, "of impossible shape")):
+        with zipfile.ZipFile(tmp_path / "m.bin", "w") as file:
+            file.writestr("m/data.pkl", raw)
+            file.writestr("m/data/0", bytes(64))
+        with pytest.raises(InputError, match=words):
+            read_pickled(tmp_path / "m.bin")
+
+
 def test_files_that_are_no_such_zip(tmp_path: Path) -> None:
     path = tmp_path / "m.bin"
     torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=False)

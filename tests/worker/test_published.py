@@ -1,5 +1,6 @@
 """What leaves the machine with a merge: everything it needs, and no path."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,15 @@ def test_a_licence_that_all_have(
     head = front_matter(tmp_path / "out")
     assert {key: head[key] for key in head if key.startswith("license")} == expected
     assert head["tags"] == ["merge", "merge-launch"]
+
+
+def test_cards_that_nobody_reads(tmp_path: Path) -> None:
+    """Endless in a parser of YAML, or a file that never ends."""
+    bomb = "x: &a [" + "{" * 5000 + "\nlicense: apache-2.0 # as ever"
+    models = licensed(tmp_path, bomb, "license: 'apache-2.0'")
+    assert average(tmp_path / "out", models) == 0
+    assert front_matter(tmp_path / "out")["license"] == "apache-2.0"
+    (models[1] / "README.md").unlink()
+    os.mkfifo(models[1] / "README.md")
+    assert average(tmp_path / "out2", models) == 0
+    assert "license" not in front_matter(tmp_path / "out2")

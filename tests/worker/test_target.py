@@ -170,11 +170,23 @@ def test_out_beside_models_that_are_files(tmp_path: Path, models: list[Path]) ->
     assert "contains the input" in refusal(plan_of(files), tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", "{", '{"key": 1}'])
-def test_a_damaged_partial_folder(plan: Plan, half: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "{", "\0\0"])
+def test_a_damaged_partial_folder(
+    plan: Plan,
+    half: Path,
+    other: list[Path],
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As a machine leaves it that loses its power: the journals still tell whose it is."""
     (half / PARTIAL / "key.json").write_text(text)
-    assert "unfinished merge of another recipe" in refusal(plan, half)
-    assert average(half, [model.path for model in plan.models], "--no-resume") == 0
+    assert "unfinished merge of another recipe" in refusal(plan_of(other), half)
+    models = [model.path for model in plan.models]
+    assert average(half, models, "--progress", "plain") == 0
+    assert "continuing at" in capsys.readouterr().err
+    assert average(tmp_path / "whole", models) == 0
+    assert digest(half) == digest(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])

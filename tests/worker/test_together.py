@@ -93,7 +93,7 @@ def test_the_inputs_are_read_once(
         read(self, path, offset, buffer)
 
     monkeypatch.setattr(files.Files, "read", noted)
-    monkeypatch.setattr(evidence.Look, "steps", lambda self: iter(()))  # reads samples by itself
+    monkeypatch.setattr(evidence.Look, "chosen", lambda self: iter(()))  # reads samples by itself
     words = []
     for number in range(3):
         text = RECIPES["even"].replace("weight: 1", f"weight: {number + 1}, normalize: false")

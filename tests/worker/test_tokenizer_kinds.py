@@ -100,7 +100,7 @@ def test_the_same_tokenizer_is_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"model": {}}', '{"model": {"vocab": {"a": "b"}}}', '{"model": 1}']
+    "text", ["{", "{}", "[]", '{"model": {}}', '{"model": {"vocab": {"a": "b"}}}', '{"model": 1}']
 )
 def test_damaged_files(text: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
@@ -109,9 +109,11 @@ def test_damaged_files(text: str, tmp_path: Path) -> None:
 
 
 def test_pieces_of_no_sentencepiece_model(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"\n\xff\xff")
-    with pytest.raises(InputError, match="damaged"):
-        vocabulary(Beside(tmp_path))
+    # A length that never ends, a piece without its text.
+    for raw in (b"\n\xff\xff", b"\n" + b"\xff" * 1_000_000, b"\n\x02\x15\x00\n\x00"):
+        (tmp_path / "tokenizer.model").write_bytes(raw)
+        with pytest.raises(InputError, match="damaged"):
+            vocabulary(Beside(tmp_path))
     assert list(pieces(b"")) == []
 
 

@@ -94,6 +94,13 @@ def test_values_that_cannot_be_made(text: str) -> None:
     assert fault(text).startswith("r.yml")
 
 
+def test_brackets_in_brackets() -> None:
+    """The parser would take minutes for these."""
+    for text in ("{" * 20_000, "a: " + "[{" * 10_000, "'x': {{" * 10_000):
+        assert "nested too deeply" in fault(text)
+    assert read_documents("{a: [{b: '{{ x }}'}]}\n" * 1 + "# }}}}\n", "r")[0].value
+
+
 @given(st.text() | st.text("[]{}:,-&*!|>'\"%@#? \nax01"))
 def test_any_text_is_values_or_a_usage_error(text: str) -> None:
     try:

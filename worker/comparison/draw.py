@@ -37,11 +37,16 @@ def drawer(file: str) -> Drawer:
 
 
 def _picture(comparison: Comparison, chosen: Sequence[Metric], advice: Advice, file: str) -> None:
+    import matplotlib
+
     from .picture import figure
 
     drawn = figure(comparison, chosen)
+    # Text that journals take, and that can be searched and edited: no outlines, no Type 3 fonts.
+    text = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.unicode_minus": True}
     try:
-        drawn.savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
+        with matplotlib.rc_context(text):
+            drawn.savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
     except OSError as error:
         raise OutputError(f"--plot {printable(file)}: {error.strerror}") from None
 

@@ -37,9 +37,30 @@ class Grid:
             for place in self.places
         ]
 
+    def there(self, place: tuple[str, int], component: str) -> bool:
+        """Whether a place has such a part, be there a figure of it or not."""
+        return (*place, component) in self.cells
+
     def _value(self, metric: Metric, place: tuple[str, int], component: str) -> float:
         row = self.cells.get((*place, component))
         return metric.value(row.facts) if row else math.nan
+
+
+def title_lines(of: str, most: int) -> list[str]:
+    """A model, or the two of a pair one below the other, each with what fits of its name.
+
+    The middle is what is left out: names differ at their ends.
+    """
+    parts = of.split(", ")
+    lines = [parts[0], f"× {parts[1]}"] if len(parts) == 2 else [of]
+    return [_elided(printable(line), most) for line in lines]
+
+
+def _elided(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    head = (most - 1) * 2 // 3
+    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
 
 
 def grid_of(comparison: Comparison) -> Grid:

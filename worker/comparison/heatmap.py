@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from .grid import COLOURS, Grid, limits, log_ticks
+from .grid import COLOURS, Grid, limits, log_ticks, title_lines
 from .metrics import Metric, shown
 
-CELL = 22
+CELL, TOP = 22, 30
 STOPS = {
     "viridis": "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
     "cividis": "00224e 123570 3b496c 575d6d 707173 8a8678 a59c74 c3b369 e1cc55 fee838",
@@ -62,27 +62,30 @@ def _panel(
     found = []
     for y, (row, place) in enumerate(zip(panel, grid.labels(), strict=True)):
         for x, (value, part) in enumerate(zip(row, grid.components, strict=True)):
-            box = f'x="{left + x * CELL}" y="{18 + y * tall}" width="{CELL}" height="{tall}"'
+            box = f'x="{left + x * CELL}" y="{TOP + y * tall}" width="{CELL}" height="{tall}"'
             if math.isnan(value):
-                found.append(f'<rect class="none" {box}/>')
+                kind = "blank" if grid.there(grid.places[y], part) else "none"
+                found.append(f'<rect class="{kind}" {box}/>')
                 continue
             fill = colour(COLOURS[metric.scale], fraction(value, *ends))
             told = f"{place} {part}: {shown(value, metric.percent)}"
             found.append(f'<rect {box} fill="{fill}"><title>{escape(told)}</title></rect>')
         if labelled:
             found.append(
-                f'<text x="{left - 4}" y="{15 + (y + 1) * tall - tall / 2 + 6.5:g}" '
+                f'<text x="{left - 4}" y="{TOP + (y + 0.5) * tall + 3.5:g}" '
                 f'text-anchor="end">{escape(place)}</text>'
             )
-    found.append(f'<rect class="frame" x="{left}" y="18" width="{wide}" height="{high}"/>')
+    found.append(f'<rect class="frame" x="{left}" y="{TOP}" width="{wide}" height="{high}"/>')
     for x, part in enumerate(grid.components):
-        at = f"{left + x * CELL + CELL / 2 + 3.5:g} {24 + high}"
+        at = f"{left + x * CELL + CELL / 2 + 3.5:g} {TOP + 6 + high}"
         found.append(
             f'<text transform="translate({at}) rotate(-90)" text-anchor="end">{escape(part)}</text>'
         )
-    title = escape(metric.of if len(metric.of) < 30 else metric.of[:28] + "…")
-    found.append(f'<text x="{left}" y="12">{title}</text>')
-    size = f'width="{max(left + wide, left + 6 * len(title)) + 4}" height="{high + 140}"'
+    titles = title_lines(metric.of, max(18, wide // 6))
+    for n, line in enumerate(reversed(titles)):
+        found.append(f'<text x="{left}" y="{TOP - 6 - 12 * n}">{escape(line)}</text>')
+    longest = max(map(len, titles))
+    size = f'width="{left + max(wide, 6 * longest) + 4}" height="{high + TOP + 122}"'
     label = escape(f"{metric.title}: {_spoken(grid, panel, metric)}")
     return f'<svg role="img" aria-label="{label}" {size}>{"".join(found)}</svg>'
 
@@ -107,7 +110,7 @@ def _bar(metric: Metric, ends: tuple[float, float, bool]) -> str:
     steps = 32
     tall = 96 / steps
     found = [
-        f'<rect x="2" y="{18 + 96 - (n + 1) * tall:g}" width="10" height="{tall + 0.5:g}" '
+        f'<rect x="2" y="{TOP + 96 - (n + 1) * tall:g}" width="10" height="{tall + 0.5:g}" '
         f'fill="{colour(COLOURS[metric.scale], n / (steps - 1))}"/>'
         for n in range(steps)
     ]
@@ -115,7 +118,7 @@ def _bar(metric: Metric, ends: tuple[float, float, bool]) -> str:
     if len(ticks) < 2:
         ticks = [low, (low * high) ** 0.5 if log else (low + high) / 2, high]
     for tick in ticks:
-        y = 18 + 96 * (1 - fraction(tick, low, high, log)) + 3.5
+        y = TOP + 96 * (1 - fraction(tick, low, high, log)) + 3.5
         told = f"{100 * tick:.3g}%" if metric.percent else f"{tick:.3g}"
         found.append(f'<text x="16" y="{y:g}">{told}</text>')
-    return f'<svg aria-hidden="true" width="60" height="130">{"".join(found)}</svg>'
+    return f'<svg aria-hidden="true" width="60" height="{TOP + 112}">{"".join(found)}</svg>'

@@ -14,6 +14,20 @@ FEW = 3
 """Models, and pairs of them, that a picture shows one by one."""
 
 
+UNITS = {
+    "moved": "length of the task vector / base",
+    "apart": "distance / mean length",
+    "cosine": "cosine",
+    "conflicts": "share of opposite signs",
+    "unchanged": "share of unchanged elements",
+    "equal": "share of equal elements",
+    "from": "distance / mean length",
+    "equal to": "share of equal elements",
+    "rank": "effective rank",
+}
+"""What a colour bar is of."""
+
+
 class Scale(Enum):
     """How the values of a figure lie on a colour scale."""
 

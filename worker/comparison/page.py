@@ -66,7 +66,7 @@ def _maps(comparison: Comparison, chosen: Sequence[Metric]) -> Iterable[str]:
         panels = heatmap.group(grid, [metric for metric in chosen if metric.group == name])
         told = f'<p class="dim">{_safe(GROUPS[name])}</p>'
         yield f'<section><h3>{name}</h3>{told}<div class="panels">{panels}</div></section>'
-    yield '</div><p class="dim">Hatched: a layer has no such part.</p>'
+    yield '</div><p class="dim">Hatched: a layer has no such part. Grey: no such figure of it.</p>'
 
 
 def _tensors(comparison: Comparison, chosen: Sequence[Metric]) -> Iterable[str]:

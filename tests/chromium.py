@@ -1,0 +1,102 @@
+"""A page in headless Chromium, asked over a pipe: what it logs, requests and answers."""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--remote-debugging-pipe", "--hide-scrollbars"),
+)
+PATIENCE_S = 120.0
+
+
+class Browser:
+    """One page of one process. Skips where there is no Chromium."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("chromium") or shutil.which("chromium-browser")
+        if program is None:
+            pytest.skip("chromium is not installed")
+        ask_read, self.ask = os.pipe()
+        self.told, told_write = os.pipe()
+        # It reads from 3 and writes to 4; a shell puts them there.
+        line = f'exec "$@" 3<&{ask_read} 4>&{told_write}'
+        words = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
+        self.process = subprocess.Popen(
+            ["bash", "-c", line, "bash", *words], pass_fds=(ask_read, told_write),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(ask_read)
+        os.close(told_write)
+        self.events: list[dict[str, Any]] = []
+        self._rest, self._number, self._session = b"", 0, ""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
+        for domain in ("Runtime", "Network", "Log", "Page"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The answer to one command of the DevTools protocol."""
+        self._number += 1
+        asked: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            asked["sessionId"] = self._session
+        os.write(self.ask, json.dumps(asked).encode() + b"\0")
+        while True:
+            message = self._next()
+            if message.get("id") == self._number:
+                assert "error" not in message, message
+                found: dict[str, Any] = message["result"]
+                return found
+            self.events.append(message)
+
+    def _next(self) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE_S
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self.told], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, "chromium does not answer"
+            part = os.read(self.told, 1 << 20)
+            assert part, "chromium has ended"
+            self._rest += part
+        line, _, self._rest = self._rest.partition(b"\0")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def open(self, file: Path) -> None:
+        """Load a page, until it says that it has loaded."""
+        self.call("Page.navigate", url=file.resolve().as_uri())
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next())
+
+    def evaluate(self, script: str) -> Any:
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def said(self) -> list[str]:
+        """Everything in the console, and every exception."""
+        self.evaluate("1")  # what was said before has come by then
+        kinds = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return [json.dumps(e["params"]) for e in self.events if e.get("method") in kinds]
+
+    def requested(self) -> list[str]:
+        """Addresses of all requests."""
+        asked = [e for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in asked]
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(PATIENCE_S)
+        os.close(self.ask)
+        os.close(self.told)

@@ -1,0 +1,213 @@
+"""Hostile inputs, as bytes: true ones that are broken at random places. Nothing is read here."""
+
+import io
+import json
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+NUMBERS = [0, 1, -1, 2, 7, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**400, 1.5, 1e308, True, None]
+WORDS = [
+    *("", "a", "F32", "BF16", "U8", "F8_E4M3", "__metadata__", "../x", "\x1b[2J", "\n", "\0", "ü"),
+    *("loop.safetensors", "fifo.safetensors", "zero.safetensors", "model.safetensors", "<s>"),
+]
+RECIPES = [
+    "merge_method: ties\nbase_model: b\nparameters: {density: [0.1, 0.9], normalize: true}\n"
+    "models:\n- model: m1\n  parameters: {weight: [{filter: mlp, value: 0.5}, {value: 1}]}\n"
+    "- {model: m2, parameters: {weight: 1}}\ndtype: bfloat16\nchat_template: auto\n",
+    "merge_method: slerp\nbase_model: a\nparameters: {t: [0, 0.5, 1]}\nslices:\n- sources:\n"
+    "  - {model: a, layer_range: [0, 2]}\n  - {model: b, layer_range: [0, 2]}\n",
+    "name: x\nmerge_method: linear\nparameters: {weight: 1}\nmodels: &m [{model: a}, {model: b}]\n"
+    "---\nmerge_method: linear\nparameters: {weight: 1}\nmodels: [{model: x}, {model: c}]\n",
+    "merge_method: della\nbase_model: {model: {path: b}}\nmodules:\n  text:\n"
+    "    models: [{model: c, parameters: {weight: 1, density: 0.5, epsilon: 0.1}}]\n",
+    "merge_method: task_arithmetic\nbase_model: a\nkey_map: [{from: 'embed', to: 'embed'}]\n"
+    "models: [{model: b, parameters: {weight: 0.5}}, {model: c, parameters: {weight: [0, 1]}}]\n"
+    "include: [layers.*]\nexclude: ['*.up']\nout_dtype: float16\n",
+]
+BITS = [
+    *("{", "}", "[", "]", ":", ",", "- ", "&a ", "*a", "? ", "<<: ", "---\n", "|\n", "!!int "),
+    *("\t", "\n", " ", "'", '"', "#", "%", "@", "`", "~", ".nan", ".inf", "9" * 400, "0x1", "1_0"),
+    *("2001-01-01", "\x1b", "\x00", "\u202e", "\ud800", "\ufeff", "!!python/name:os.system "),
+]
+CODES = b"(.0123NIJKLMQRTU]X}abcdeghjlpqrstu\x80\x81\x85\x86\x87\x88\x89"
+TOKENIZERS: dict[str, Any] = {
+    "tokenizer.json": {
+        "model": {"type": "BPE", "vocab": {"<s>": 0, "a": 1, "b": 2, "ab": 3}, "merges": ["a b"]},
+        "added_tokens": [{"id": 4, "content": "<|end|>", "special": True, "lstrip": False}],
+    },
+    "vocab.json": {"<s>": 0, "a": 1, "b": 2},
+    "tokenizer.model": b"\n\x08\n\x01a\x15\x00\x00\x00\x00\n\x05\n\x03</s>",
+    "tiktoken.model": b"YQ== 0\nYg== 1\n",
+    "vocab.txt": b"<s>\na\nb\n",
+}
+CONFIG: dict[str, Any] = {
+    "model_type": "olmo_hybrid", "num_hidden_layers": 2, "vocab_size": 2, "hidden_size": 2,
+    "layer_types": ["linear_attention", "full_attention"], "tie_word_embeddings": False,
+    "full_attention_interval": 2, "eos_token_id": [0, 1], "torch_dtype": "float32",
+    "text_config": {"num_hidden_layers": 2, "sliding_window_pattern": 2, "vocab_size": 2},
+    "quantization_config": None, "no_split": {"a": [0, 1]}, "mlp_layer_types": "*-",
+}  # fmt: skip
+ADAPTER: dict[str, Any] = {
+    "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "use_dora": False,
+    "rank_pattern": {"layers.0.q": 2, "layers.\\d+.up": 2}, "alpha_pattern": {".*q": 8},
+    "fan_in_fan_out": False, "bias": "none", "target_modules": ["q", "up"], "modules_to_save": None,
+}  # fmt: skip
+CARD = (
+    "---\nlicense: apache-2.0\nlicense_name: x\ntags: [a, &b b, *b]\nbase_model: [a/b]\n---\n# A\n"
+)
+
+
+def value(chance: random.Random, depth: int = 0) -> Any:
+    kind = chance.randrange(6 if depth < 4 else 2)
+    if kind < 2:
+        return chance.choice(NUMBERS if kind else WORDS)
+    if kind < 4:
+        return [value(chance, depth + 1) for _ in range(chance.randrange(5))]
+    return {chance.choice(WORDS): value(chance, depth + 1) for _ in range(chance.randrange(4))}
+
+
+def bent(chance: random.Random, whole: Any) -> Any:
+    """A value of JSON with another one somewhere in it."""
+    if isinstance(whole, dict) and whole and chance.random() < 0.9:
+        key = chance.choice(list(whole))
+        return {**whole, key: bent(chance, whole[key])}
+    if isinstance(whole, list) and whole and chance.random() < 0.8:
+        place = chance.randrange(len(whole))
+        return [*whole[:place], bent(chance, whole[place]), *whole[place + 1 :]]
+    return value(chance)
+
+
+def torn(chance: random.Random, raw: bytes) -> bytes:
+    """Some bytes replaced, some lost; now and then nested deeper than anybody reads."""
+    if chance.random() < 0.01:
+        return b"[" * 50_000 if chance.random() < 0.5 else b'{"a":' * 50_000
+    held = bytearray(raw)
+    for _ in range(chance.choice([0, 0, 0, 1, 3])):
+        place = chance.randrange(len(held) + 1)
+        held[place : place + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
+    return bytes(held)
+
+
+def header(chance: random.Random) -> bytes:
+    """The JSON of a safetensors file; the byte before it says how its length is lied about."""
+    offset, tensors = 0, dict[str, Any]()
+    for number in range(chance.randrange(6)):
+        shape = [chance.randrange(9) for _ in range(chance.randrange(4))]
+        count = 4
+        for extent in shape:
+            count *= extent
+        tensors[f"t{number}"] = {
+            "dtype": "F32", "shape": shape, "data_offsets": [offset, offset + count],
+        }  # fmt: skip
+        offset += count
+    for _ in range(chance.choice([0, 1, 1, 2, 3])):
+        tensors = bent(chance, tensors) if tensors else {chance.choice(WORDS): value(chance)}
+        tensors = tensors if isinstance(tensors, dict) else {"t": tensors}
+    raw = torn(chance, json.dumps(tensors).encode())
+    return bytes([255 if chance.random() < 0.9 else chance.randrange(256)]) + raw
+
+
+def index(chance: random.Random) -> bytes:
+    """An index beside two true shards, a FIFO, a device and a link to itself."""
+    whole: Any = {
+        "metadata": {"total_size": 16},
+        "weight_map": {"a": "one.safetensors", "b": "two.safetensors"},
+    }
+    for _ in range(chance.choice([0, 1, 1, 2])):
+        whole = bent(chance, whole)
+    return torn(chance, json.dumps(whole).encode())
+
+
+def recipe(chance: random.Random) -> bytes:
+    text = chance.choice(RECIPES)
+    for _ in range(chance.choice([1, 1, 2, 4])):
+        place, width = chance.randrange(len(text) + 1), chance.randrange(8)
+        bit = chance.choice(BITS) if chance.random() < 0.8 else repr(value(chance))
+        text = text[:place] + bit * chance.choice([1, 1, 1, 30]) + text[place + width :]
+    return text.encode(errors="surrogatepass")
+
+
+def whole_pickle() -> bytes:
+    """What torch.save puts into data.pkl: two tensors of one storage."""
+    words = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    shape = b"K\x00K\x02K\x03\x86K\x03K\x01\x86\x89ccollections\nOrderedDict\n)RtR"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((" + words + b"K\x10tQ" + shape
+    pairs = b"".join(b"X\x01\x00\x00\x00" + name + tensor for name in (b"a", b"b"))
+    return b"\x80\x02}q\x00(" + pairs + b"u."
+
+
+def pickled(chance: random.Random) -> bytes:
+    held = bytearray(whole_pickle())
+    if chance.random() < 0.2:
+        held = bytearray(pickle.dumps(value(chance), protocol=chance.randrange(6)))
+    for _ in range(chance.choice([0, 1, 1, 2, 4])):
+        place = chance.randrange(len(held) + 1)
+        codes = bytes(chance.choice(CODES) for _ in range(chance.randrange(4)))
+        held[place : place + chance.randrange(3)] = codes * chance.choice([1, 1, 1, 40])
+    return bytes(held)
+
+
+def archived(pickle_bytes: bytes) -> bytes:
+    """A whole file of torch.save around a pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("m/data.pkl", pickle_bytes)
+        archive.writestr("m/data/0", bytes(64))
+    return file.getvalue()
+
+
+def archive(chance: random.Random) -> bytes:
+    raw = bytearray(archived(whole_pickle()))
+    for _ in range(chance.choice([1, 1, 2, 3])):
+        place = chance.randrange(len(raw))
+        raw[place : place + chance.randrange(4)] = chance.randbytes(chance.randrange(5))
+    return bytes(raw)
+
+
+def vocabulary(chance: random.Random) -> bytes:
+    """The files of a tokenizer: the byte before says which of them."""
+    number = chance.randrange(len(TOKENIZERS))
+    whole = list(TOKENIZERS.values())[number]
+    if not isinstance(whole, bytes):
+        for _ in range(chance.choice([0, 1, 1, 2])):
+            whole = bent(chance, whole)
+        whole = json.dumps(whole).encode()
+    return bytes([number]) + torn(chance, whole)
+
+
+def settings(whole: Any) -> Callable[[random.Random], bytes]:
+    """Makes the JSON of such settings, bent and torn."""
+
+    def make(chance: random.Random) -> bytes:
+        held = whole
+        for _ in range(chance.choice([0, 1, 1, 2])):
+            held = bent(chance, held)
+        return torn(chance, json.dumps(held).encode())
+
+    return make
+
+
+def card(chance: random.Random) -> bytes:
+    text = CARD
+    for _ in range(chance.choice([0, 1, 1, 2])):
+        place = chance.randrange(len(text) + 1)
+        bit = chance.choice(BITS) * chance.choice([1, 1, 1, 30, 3000])
+        text = text[:place] + bit + text[place + chance.randrange(8) :]
+    return text.encode(errors="surrogatepass")
+
+
+MAKERS: dict[str, Callable[[random.Random], bytes]] = {
+    "headers": header,
+    "indexes": index,
+    "recipes": recipe,
+    "plans": recipe,
+    "pickles": pickled,
+    "archives": archive,
+    "vocabularies": vocabulary,
+    "configs": settings(CONFIG),
+    "adapters": settings(ADAPTER),
+    "cards": card,
+}
