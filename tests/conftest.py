@@ -1,11 +1,38 @@
 """Options of the whole suite. Checkpoints for tests are made by `checkpoints.py` beside this."""
 
+import os
+import signal
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
+
+# The hub's client and transformers read these once, whichever test is the first to import them.
+# Where a test has a hub of its own, it says so to a process of its own.
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
+    del os.environ[_name]
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 # Hypothesis' 200 ms for an example measure the machine, not the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _same_environment() -> Iterator[None]:
+    """No module leaves a variable or a handler of signals to those that come after it."""
+    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    variables, handlers = dict(os.environ), {kind: signal.getsignal(kind) for kind in kinds}
+    yield
+    for kind, handler in handlers.items():
+        signal.signal(kind, handler)
+    for name in set(os.environ) - set(variables) - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ |= {k: v for k, v in variables.items() if k != "PYTEST_CURRENT_TEST"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

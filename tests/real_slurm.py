@@ -5,6 +5,7 @@ ports are free ones, and nothing under /etc is touched. Where they are missing t
 if apt can do that, as root; else the tests that need them are skipped with the reason.
 """
 
+import contextlib
 import functools
 import os
 import shutil
@@ -23,6 +24,8 @@ PACKAGES = ("slurm-wlm", "munge")
 SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
 START_S = 60
 LIVELY_S = 0.5
+NEXT_SECOND_S = 1.5
+ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"})
 
 CONFIGURATION = """
 ClusterName=tests
@@ -81,26 +84,48 @@ class Cluster(NamedTuple):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def field(self, job_id: str, name: str) -> str:
+    def fields(self, job_id: str) -> dict[str, str]:
         shown = self.ask("scontrol", "-o", "show", "job", job_id)
-        words = dict(word.partition("=")[::2] for word in shown.split())
-        return words.get(name, "")
+        return dict(word.partition("=")[::2] for word in shown.split())
+
+    def field(self, job_id: str, name: str) -> str:
+        return self.fields(job_id).get(name, "")
 
     def wait(self, job_id: str, *states: str, timeout_s: float = 90) -> str:
-        """Until the job is in one of these states; the state."""
-        return until(
-            lambda: state if (state := self.field(job_id, "JobState")) in states else "",
-            f"job {job_id} to be {' or '.join(states)}",
-            timeout_s,
-        )
+        """Until the job is in one of these states. If it has ended in another, its log is told."""
+        fields: dict[str, str] = {}
+
+        def there() -> bool:
+            fields.update(self.fields(job_id))
+            return fields["JobState"] in ENDED.union(states)
+
+        with contextlib.suppress(AssertionError):
+            until(there, "it", timeout_s)
+        state, log = fields["JobState"], Path(fields.get("StdOut", ""))
+        told = log.read_text() if log.is_file() else "no log"
+        assert state in states, f"job {job_id} is {state}, not {states}: {fields}\n{told}"
+        return state
+
+    def clear(self) -> None:
+        """No job of one test is there in the next."""
+        self.ask("scancel", "--full", "--user=root")
+        until(lambda: not self.ask("squeue", "-h"), "all jobs to be gone")
+        until(lambda: _idle(self), "two idle nodes")
 
     def start_now(self, job_id: str) -> None:
-        """A requeued job waits two minutes; of those, and again if its last run is just ending."""
+        """Without the two minutes that a requeued job waits.
+
+        Not in the second in which its last run ended: nodes refuse permits from before that, and
+        tell the time of both in seconds ("Job credential revoked").
+        """
+        until(lambda: _idle(self), "the last run to end")
+        time.sleep(NEXT_SECOND_S)
 
         def started() -> bool:
             if self.field(job_id, "JobState") != "PENDING":
                 return True
-            self.ask("scontrol", "update", f"jobid={job_id}", "StartTime=now")
+            with contextlib.suppress(AssertionError):  # it has just begun
+                self.ask("scontrol", "update", f"jobid={job_id}", "StartTime=now")
             return False
 
         until(started, f"job {job_id} to start again")

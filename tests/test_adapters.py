@@ -1,6 +1,5 @@
 """Adapters on their bases while they stream, against PEFT's own `merge_and_unload`."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,6 @@ from checkpoints import load, make_model, read_tensors, ulps_from_mean, write_ch
 from merges import average
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_transformers() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,7 +1,6 @@
 """Adapters extracted from fine-tunes: PEFT loads them, and they make the fine-tune again."""
 
 import json
-import os
 import subprocess
 import sys
 import warnings
@@ -18,15 +17,6 @@ from torch import Tensor
 from worker.lora.svd import Wanted, low_rank
 
 CAUSAL = [name for name in ARCHITECTURES if name != "t5"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_transformers() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def fine_tune(base: Path, out: Path, seed: int = 1, scale: float = 0.02) -> Path:

@@ -1,7 +1,6 @@
 """Whole merges of small real models, one per kind of architecture, judged by transformers."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,6 @@ from checkpoints import (
 )
 
 from worker import cli
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_transformers() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def average(out: Path, models: list[Path]) -> None:

@@ -1,7 +1,6 @@
 """Every kind of architecture with its tokenizer: the merge of equal models says what they say."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,6 @@ from tokenizer_kinds import make
 
 ADDED = ("<|x|>", "<|y|>")
 PROMPT = "the quick brown fox"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_transformers() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def tokenizer(folder: Path) -> Any:

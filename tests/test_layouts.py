@@ -1,7 +1,6 @@
 """Merges across layouts of whole small models: the mean of what each holds, and it loads."""
 
 import itertools
-import os
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ PAIRS = [
     for model_type, layouts in LAYOUTS.items()
     for pair in itertools.permutations(layouts, 2)
 ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_transformers() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 @pytest.mark.parametrize(("model_type", "pair"), PAIRS)

@@ -1,6 +1,5 @@
 """Adapters merged into one, against PEFT's own `add_weighted_adapter`."""
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from worker.lora.combine import How, Weighted, combine
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base and three adapters: two alike, one of another rank on more modules."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
     folder = tmp_path_factory.mktemp("adapters")
     base = save_base(folder / "base")
     targets = ["q_proj", "down_proj", "embed_tokens"]

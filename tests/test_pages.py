@@ -19,11 +19,12 @@ def test_checkpoints(tmp_path: Path) -> None:
         variables = {
             "PATH": programs(tmp_path / "bin"),
             "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
             "HF_HOME": str(tmp_path / "hf"),
             "HF_HUB_DISABLE_XET": "1",
             "XDG_CONFIG_HOME": str(tmp_path / "config"),
         }
         said = list(walk(CHECKPOINTS, here, variables))
+        assert len(said) > 20
+        assert [text for s in said if (text := wrong(s, here, "/here"))] == []
         assert "merge_manifest.json" in hub.repositories["my-org/soup"]
-    assert len(said) > 20
-    assert [text for s in said if (text := wrong(s, here, "/here"))] == []

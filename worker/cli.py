@@ -8,9 +8,7 @@ import importlib.util
 import io
 import os
 import re
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -29,7 +27,7 @@ from .ranks import from_environment
 from .recipe import direct_recipe, parse
 from .run import run_merges
 from .schedules import FORMS, weighted
-from .stopping import asked, hurry, relax
+from .stopping import Signals, asked, relax
 from .units import parse_number
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
@@ -46,8 +44,11 @@ def entry() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of interface.md."""
+    signals = Signals()
     try:
-        return _main(argv)
+        code = _main(argv, signals)
+        signals.over = True
+        return code
     except Stopped as error:  # a signal in the moment when something else was being answered
         _tell(f"merge-worker: {error}", sys.stderr)
         return error.exit_code
@@ -55,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         relax()
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _main(argv: Sequence[str] | None, signals: Signals) -> int:
     clock = Clock(time.monotonic())
-    _take_signals()
+    signals.take()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may not fit the locale
@@ -65,6 +66,8 @@ def _main(argv: Sequence[str] | None) -> int:
         words = _weights_apart(_understood(list(sys.argv[1:] if argv is None else argv)))
         arguments = _parser(words).parse_args(words)
         code: int = arguments.command(arguments, clock)
+        signals.over = True
+        sys.stdout.flush()
         return code
     except WorkerError as error:
         _tell(f"merge-worker: {error}", sys.stderr)
@@ -112,19 +115,6 @@ def _understood(words: Sequence[str]) -> Sequence[str]:
     for note in notes:
         _tell(f"note: {note}", sys.stderr)
     return [str(word) for word in ours]
-
-
-def _take_signals() -> None:
-    """SIGTERM outside the stream (which has its own way) ends in order too, with code 75."""
-
-    def stop(number: int, frame: object) -> None:
-        name = signal.Signals(number).name
-        hurry(f"stopped by {name}")
-        raise Stopped(f"stopped by {name}; run the same command again")
-
-    if threading.current_thread() is threading.main_thread():
-        for kind in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(kind, stop)
 
 
 def _merge(arguments: argparse.Namespace, clock: Clock) -> int:

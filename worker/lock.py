@@ -128,14 +128,30 @@ class Lock:
 
 def refuse_others(folder: Path, about: str) -> None:
     """Busy if a living process in `folder` works on something else."""
-    for path in sorted(folder.glob("lock-*")):
-        with contextlib.suppress(FileNotFoundError):
-            owner = _owner(path.read_text())
-            if owner is not None and owner.get("about") != about and _lives(owner, path):
-                raise Busy(
-                    f"{folder.parent}: another merge writes here, of another recipe or other "
-                    f"inputs (process {owner.get('pid')} on {owner.get('host')})"
-                )
+    paths: list[Path] = []
+    with contextlib.suppress(FileNotFoundError):  # whoever was the last of all ranks took it away
+        paths = sorted(folder.iterdir())
+    for path in paths:
+        owner = _holder(path) if path.name.startswith("lock-") else None
+        if owner is not None and owner.get("about") != about:
+            raise Busy(
+                f"{folder.parent}: another merge writes here, of another recipe or other "
+                f"inputs (process {owner.get('pid')} on {owner.get('host')})"
+            )
+
+
+def held(path: Path) -> bool:
+    """Whether a living process has the lock at `path`."""
+    return _holder(path) is not None
+
+
+def _holder(path: Path) -> dict[str, object] | None:
+    """The living owner of the lock at `path`, if it has one."""
+    with contextlib.suppress(FileNotFoundError):
+        owner = _owner(path.read_text())
+        if owner is not None and _lives(owner, path):
+            return owner
+    return None
 
 
 def _owner(text: str) -> dict[str, object] | None:

@@ -12,6 +12,7 @@ from typing import Any
 from . import __version__
 from .card import public_name, public_recipe, public_text
 from .checkpoint import Checkpoint, read_json
+from .errors import InputError
 from .plan import Plan, PlanOptions
 from .remote import snapshot
 
@@ -113,5 +114,10 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     path = out / NAME
     if not path.is_file():
         return None
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except InputError:
+        if path.is_file():
+            raise
+        return None  # just removed, by another rank that replaces this merge
     return value if isinstance(value, dict) else {}

@@ -17,7 +17,7 @@ from .errors import OutputError, Stopped, printable
 from .features import needed
 from .finish import commit, finish
 from .hashes import Hashes
-from .lock import Lock, refuse_others
+from .lock import Lock, held, refuse_others
 from .manifest import read_manifest
 from .one_pass import Clock, RunOptions, stream
 from .plan import Plan
@@ -88,11 +88,10 @@ def run_merges(
 
 def _unless_others_end(job: Job, act: Callable[[Job], None]) -> None:
     """Whoever is last of all ranks finishes, and the folder of the others goes away with it."""
-    store = job.store
     try:
         act(job)
     except OutputError:
-        if job.rank.world == 1 or not (_finishing(store) or _finished(store)):
+        if job.rank.world == 1 or not _others_end(job):
             raise
         job.told = f"{_share_of(job)}; another rank finishes"
 
@@ -112,13 +111,15 @@ def _begin(job: Job, locks: contextlib.ExitStack) -> None:
     with output_errors(store.out):
         store.folder.mkdir(parents=True, exist_ok=True)
     locks.enter_context(_lock(store, f"{rank.number}-of-{rank.world}"))
-    if rank.world > 1 and not job.options.overwrite and _key_in(store.out) == store.plan.key:
-        store.remove()  # a rank with nothing to do, which began after the others' end
-        job.told = f"{store.out}: this merge is already there; nothing to do"
-        return
     refuse_others(store.folder, store.plan.key)
     # Ranks begin one after the other, and none may discard what another has begun.
     store.prepare(resume=job.options.resume or rank.world > 1)
+    if not job.options.overwrite and _key_in(store.out) == store.plan.key:
+        # Others came to the end since OUT was looked at. Not before the folder is made: they may
+        # take it away, and then OUT is whole already.
+        store.remove()
+        job.told = f"{store.out}: this merge is already there; nothing to do"
+        return
     if job.options.sha256 and rank.world == 1:
         headers = [shard.header for shard in store.plan.layout.shards]
         store.hashes = Hashes(headers, store.plan.memory.bound // 4)
@@ -177,14 +178,14 @@ def _lock(store: Store, name: str) -> Lock:
     return Lock(store.folder / f"lock-{name}", store.plan.key)
 
 
-def _finishing(store: Store) -> bool:
-    """Whether another rank holds the lock of the end."""
-    return (store.folder / "lock-finish").exists()
-
-
-def _finished(store: Store) -> bool:
-    """Whether another rank has given everything its final name."""
-    return _key_in(store.out) == store.plan.key and not store.folder.exists()
+def _others_end(job: Job) -> bool:
+    """Whether another rank gives everything its final name now, or has done so."""
+    store = job.store
+    if held(store.folder / "lock-finish"):
+        return True
+    # Ranks that begin after the end make the folder for a moment; what is replaced has a manifest.
+    there = job.options.overwrite and store.folder.exists()
+    return _key_in(store.out) == store.plan.key and not there
 
 
 def _key_in(out: Path) -> object:
@@ -196,7 +197,7 @@ def _stream_all(jobs: Sequence[Job], options: RunOptions, rank: Rank, clock: Clo
     try:
         return stream([job.store for job in jobs], options, rank, clock)
     except OutputError:
-        if rank.world == 1 or not all(_finishing(s.store) or _finished(s.store) for s in jobs):
+        if rank.world == 1 or not all(map(_others_end, jobs)):
             raise
         for job in jobs:
             job.told = f"{_share_of(job)}; another rank finishes"

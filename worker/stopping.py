@@ -13,6 +13,9 @@ from .errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
+SIGNALS_OUTSIDE = (signal.SIGTERM, signal.SIGUSR1)
+"""SIGINT is Python's KeyboardInterrupt there."""
+
 GRACE_S = 4.0
 """Schedulers kill soon after they ask, and some matrices take longer than that."""
 
@@ -56,6 +59,30 @@ def asked() -> bool:
 def relax() -> None:
     """It has ended in order."""
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class Signals:
+    """Outside the stream, which has its own way, signals raise Stopped: the first one does.
+
+    None does when all is `over`. What is left is to say so, which takes a while where storage is
+    busy, and nobody would answer the error.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def take(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for kind in SIGNALS_OUTSIDE:
+                signal.signal(kind, self._stop)
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self.over:
+            return
+        self.over = True
+        name = signal.Signals(number).name
+        hurry(f"stopped by {name}")
+        raise Stopped(f"stopped by {name}; run the same command again")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ All of it lies in `OUT/.merge-partial`, so that nothing in OUT looks like a mode
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -47,7 +48,7 @@ class Store:
         """Take the folder for this merge; what another one left in it goes away. OutputError."""
         with output_errors(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if read_key(self.folder) != self.plan.key or not resume:
+            if not resume or read_key(self.folder) not in (None, self.plan.key):
                 self._clear(resume)
             write_file(self.folder / "key.json", json.dumps({"key": self.plan.key}))
 
@@ -170,8 +171,8 @@ class Store:
     def remove(self) -> None:
         """Take the folder away, under another name first: other ranks may look into it now."""
         trash = self.folder.with_name(f"{self.folder.name}-{os.urandom(4).hex()}")
-        with output_errors(self.out):
-            self.folder.rename(trash)
+        with output_errors(self.out), contextlib.suppress(FileNotFoundError):
+            self.folder.rename(trash)  # unless one of them has done so
         shutil.rmtree(trash, ignore_errors=True)
 
     def remove_rest(self) -> None:
@@ -185,8 +186,12 @@ class Store:
         return f"journal-{self.plan.key[:16]}"
 
     def _clear(self, resume: bool) -> None:
-        """Remove all but locks and what ranks of this merge may have made by now."""
-        ours = {f"{shard.name}.partial" for shard in self.plan.layout.shards}
+        """Remove all but locks and what ranks of this merge may have made by now.
+
+        The key stays until it is replaced: without it, ranks that begin now would see shards of
+        nobody.
+        """
+        ours = {f"{shard.name}.partial" for shard in self.plan.layout.shards} | {"key.json"}
         for path in self.folder.iterdir():
             kept = path.name in ours or (resume and path.name.startswith(self._journals))
             if path.is_dir() and not path.is_symlink():
@@ -253,10 +258,13 @@ class output_errors:
 
 def read_key(folder: Path) -> str | None:
     """The key of the merge in a partial folder, "" if it cannot be read, None if there is none."""
+    shards = False
+    with contextlib.suppress(OSError):  # shards first: who makes them has written the key before
+        shards = any(path.suffix == ".partial" for path in folder.iterdir())
     try:
         return str(json.loads((folder / "key.json").read_text())["key"])
     except (OSError, ValueError, LookupError, TypeError):
-        return "" if folder.is_dir() and any(folder.glob("*.partial")) else None
+        return "" if shards else None
 
 
 def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:

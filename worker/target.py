@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ COMMITTING = "committing.json"
 """In the partial folder: the shards are whole, files are being moved to their final names."""
 
 SPARE_BYTES = 64 << 20
+
+LOOKS = 100
+"""At what changes meanwhile; a merge changes it a few times."""
 
 
 class State(Enum):
@@ -38,8 +42,26 @@ class Target:
 
 def survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     """Decide, without changing anything. OutputError if OUT holds what we must not touch."""
-    with output_errors(out):
-        return _survey(plan, out, overwrite=overwrite, resume=resume)
+    for _ in range(LOOKS):
+        before = _moment(out)
+        try:
+            with output_errors(out):
+                return _survey(plan, out, overwrite=overwrite, resume=resume)
+        except OutputError:
+            if _moment(out) == before:
+                raise
+    raise OutputError(f"{out}: somebody else writes here; give a folder that no other program uses")
+
+
+def _moment(out: Path) -> tuple[object, ...]:
+    """What ranks of a merge change when they begin and end, which they may do at any time.
+
+    Of a state that is half of before and half of after, one would think wrong.
+    """
+    partial, paths = out / PARTIAL, list[Path]()
+    with contextlib.suppress(OSError):
+        paths = sorted(out.iterdir())
+    return paths, read_key(partial), _committing(partial)
 
 
 def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:

@@ -26,7 +26,7 @@ WORDS = {
     "JobHeldUser": "It is held; release it: scontrol release JOB",
     "JobHeldAdmin": "An administrator holds it.",
     "JobArrayTaskLimit": "As many members of its array run as may run at once.",
-    "PartitionConfig": "It can never run: no node of this partition has what it asks for.",
+    "PartitionConfig": "It can never run: it is over what this partition has, or its limits.",
     "PartitionNodeLimit": "It can never run: this partition gives no job as many nodes.",
     "PartitionTimeLimit": "It can never run: its --time is over the limit of the partition.",
     "PartitionDown": "The partition is down.",

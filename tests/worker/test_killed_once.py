@@ -121,11 +121,12 @@ def test_twenty_kills(
         wait_for(out, plan, share, killed)
         for fork in killed:
             fork.kill(kind)
-        codes = {fork.wait().code for fork in killed}
-        assert codes <= {0, 75, -signal.SIGKILL}, codes
+        ended = [fork.wait() for fork in killed]
+        assert {one.code for one in ended} <= {0, 75, -signal.SIGKILL}, ended
         hit += not (out / "merge_manifest.json").exists()
         again = start(forks, recipe, out, world)
-        assert [fork.wait().code for fork in again] == [0] * world
+        ended = [fork.wait() for fork in again]
+        assert [one.code for one in ended] == [0] * world, ended
         assert digest(out) == whole, f"killed at {share:.0%} by {kind}"
         assert not list(out.glob(".merge-partial*"))
         lost.append(sum(fork.read_bytes() for fork in (*killed, *again)) / needed - 1)

@@ -1,22 +1,11 @@
 """Hybrids of which layers were stacked: the result loads and runs."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import ARCHITECTURES, load, read_tensors, save_fine_tunes
 from sliced import fault, merge, recipe, source
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_transformers() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
 
 # Hybrids and mixtures whose config speaks of single layers, and layers to take of two models.
 STACKED: dict[str, tuple[int, int, int, int]] = {

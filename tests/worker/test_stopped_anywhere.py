@@ -87,6 +87,17 @@ def test_what_takes_minutes_does_not_keep_it(
     assert digest(out) == digest(whole)
 
 
+@pytest.mark.parametrize("place", ["worker.cli relax", "os _exit"])
+def test_a_signal_when_all_is_done(
+    tmp_path: Path, big: list[Path], forks: Forks, place: str
+) -> None:
+    """The answer is out, or on its way to busy storage; nothing is left that could be stopped."""
+    out = tmp_path / "out"
+    code, _, told = stopped(forks, command(out, big), f"{place} {int(signal.SIGTERM)} 0")
+    assert (code, told) == (0, "")
+    assert (out / "merge_manifest.json").exists()
+
+
 @pytest.mark.parametrize("error", [AttributeError, OSError, InputError])
 def test_a_signal_that_becomes_another_error(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]

@@ -1,6 +1,5 @@
 """Tokenizers of every kind of file: read, extended, and read again by transformers."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ from worker.token_kinds import pieces, vocabulary
 
 ADDED = ("<|x|>", "<|y|>")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def _quiet_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
 
 
 def load(folder: Path) -> Any:
