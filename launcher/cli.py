@@ -93,7 +93,7 @@ def show(request: Request) -> int:
 
 
 def launch(request: Request) -> int:
-    from . import following, submit
+    from . import bare, following, submit
 
     backend, resources = request.backend, request.resources
     parts = request.parts()
@@ -102,6 +102,7 @@ def launch(request: Request) -> int:
     warnings = request.look.told()
     if isinstance(backend, Here) and not backend.detached(resources):
         # The worker tells its warnings itself.
+        bare.keep()
         return submit.run_here(backend, text, request.options.notify)
     for warning in warnings:
         say(f"warning: {warning}")
@@ -111,6 +112,7 @@ def launch(request: Request) -> int:
         fresh = submit.submit(backend, parts, resources)
     else:
         raise TypeError(f"nothing knows how to run a {type(backend).__name__}")
+    bare.keep()
     return following.told(fresh, request.options.follow)
 
 

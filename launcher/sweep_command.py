@@ -156,7 +156,7 @@ def look(order: Any, members: Sequence[Member]) -> list[str]:
 
 
 def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
-    from . import following, sweep_jobs
+    from . import bare, following, sweep_jobs
 
     already = len(order.sweep.members) - len(todo)
     if already:
@@ -178,6 +178,7 @@ def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
             print(f"{ids}  {member.name}", flush=True)
     except (LauncherError, WorkerError) as error:
         failure = error
+    bare.keep()
     ours = f"merge-launch sweep {order.sweep.where}"
     if failure is not None:
         say(f"{count} of {len(todo)} submitted; the same command submits the rest. {failure}")
