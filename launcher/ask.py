@@ -114,8 +114,11 @@ def _from_sources(
         left = [each for each in ids if each not in found]
         if not left:
             return found, None
+        argv = backend.status_argv(source, left, dialect)
+        if argv is None:
+            continue
         try:
-            text = answer(backend.status_argv(source, left, dialect))
+            text = answer(argv)
         except CommandFailed as error:
             # The found ones are printed even where the status is that of the last unknown one.
             text = error.output

@@ -92,7 +92,7 @@ def written(record: Record, job: Job, text: str) -> Any:
 def written_text(script: Path, text: str, secrets: Mapping[str, str] = MappingProxyType({})) -> Any:
     """The files of a job; taken back if the scheduler refuses it."""
     before = script.read_bytes() if script.is_file() else None
-    made = not script.parent.exists()
+    made = [folder for folder in script.parents if not folder.exists()]
     files = [script, *(Path(name) for name in secrets)]
     try:
         # The schedulers do not make the log's folder: without it the job is lost or held.
@@ -112,8 +112,8 @@ def written_text(script: Path, text: str, secrets: Mapping[str, str] = MappingPr
                 file.unlink(missing_ok=True)
             if before is not None:
                 script.write_bytes(before)
-            if made:
-                script.parent.rmdir()
+            for folder in made:
+                folder.rmdir()
         raise
 
 

@@ -15,7 +15,7 @@ from worker.errors import OutputError as Taken
 from worker.errors import WorkerError
 
 from . import backends
-from .backends import Backend, Here
+from .backends import Backend, Here, Scheduler
 from .commands import guarded, say, with_options
 from .errors import ClusterError, LauncherError, UsageError, refuse
 from .options import Shape, option
@@ -108,7 +108,7 @@ def _faults(
         yield "--follow: for one job; see `merge-launch sweep SWEEP.yml results`"
     if not how.array and (how.array_size or how.at_once):
         yield "--array-size and --at-once are for --array"
-    if how.array and getattr(backend, "arrays", None) is None:
+    if how.array and not (isinstance(backend, Scheduler) and backend.arrays(resources)):
         yield f"--array: {backend.name} has no arrays"
     if how.one_pass and options.then is not None and not backend.dependencies:
         yield f"--one-pass with --then: {backend.name} has no job that waits for another"
@@ -156,7 +156,7 @@ def look(order: Any, members: Sequence[Member]) -> list[str]:
 
 
 def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
-    from . import bare, following, sweep_jobs
+    from . import bare, following, sweep_arrays, sweep_jobs
 
     already = len(order.sweep.members) - len(todo)
     if already:
@@ -166,7 +166,7 @@ def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
     if how.one_pass:
         started = sweep_jobs.in_one_pass(order, todo)
     elif how.array:
-        started = sweep_jobs.arrays(order, todo, how.array_size, how.at_once)
+        started = sweep_arrays.arrays(order, todo, how.array_size, how.at_once)
     else:
         started = sweep_jobs.each(order, todo)
     count, failure = 0, None
