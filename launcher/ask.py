@@ -166,8 +166,13 @@ def cancel(record: Record) -> bool:
     try:
         answer(backend.cancel_argv(record.job_id))
     except CommandFailed as error:
-        forgotten = re.search(backend.unknown_words, str(error)) and record.exit_code() is not None
-        if error.status not in backend.gone and not forgotten:
+        if error.status not in backend.gone and not _over(record):
             raise
         return False
     return True
+
+
+def _over(record: Record) -> bool:
+    with contextlib.suppress(LauncherError):
+        return status(record).state.over
+    return False

@@ -74,7 +74,8 @@ class PbsArrays(Arrays):
         return ["-o", f"{folder}/"]
 
     def member(self, array_id: str, number: int) -> str:
-        return array_id.replace("[]", f"[{number}]", 1)
+        head, dot, server = array_id.partition(".")
+        return f"{head.removesuffix('[]')}[{number}]{dot}{server}"
 
     def limit_argv(self) -> list[str]:
         return ["qstat", "-B", "-f"]

@@ -103,7 +103,9 @@ class Pbs(Scheduler[PbsResources]):
     # A server without history answers the first with nothing at all, also of jobs that run.
     sources = ("qstat -x", "qstat")
     gone = (35,)
-    unknown_words = "(?i)unknown job|has finished|not configured to maintain"
+    unknown_words = (
+        "(?i)unknown job|has finished|not configured to maintain|failed with status 153:"
+    )
 
     def dialect(self, resources: PbsResources) -> str:
         return resources.dialect
