@@ -12,7 +12,7 @@ from . import backends, records
 from .backends import Here, JobState, Scheduler, Service, Status
 from .backends._base import state_of_exit
 from .command import CommandFailed, answer
-from .errors import ClusterError, LauncherError
+from .errors import ClusterError, LauncherError, in_one_line
 from .records import Record
 
 Key = tuple[str, str]
@@ -138,7 +138,7 @@ def patient() -> Callable[[Record], Status]:
         try:
             return status(record)
         except LauncherError as error:
-            return Status(JobState.UNKNOWN, str(error).partition("\n")[0])
+            return Status(JobState.UNKNOWN, in_one_line(error))
 
     return ask_again
 

@@ -16,7 +16,7 @@ from worker.errors import printable
 from . import backends
 from .backends import Scheduler, Service, Status
 from .commands import Command, say
-from .errors import ClusterError
+from .errors import ClusterError, in_one_line
 from .records import Record
 
 SHOWN = 20
@@ -58,7 +58,7 @@ def jobs_command(
     if len(shown) < len(held) and not as_json:
         say(f"{len(held) - len(shown)} older ones with --all")
     for failure in failures:
-        say(f"{failure}; states are as they were last seen")
+        say(f"{in_one_line(failure)}; states are as they were last seen")
     return failures[0].exit_code if failures else 0
 
 
