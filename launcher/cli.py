@@ -27,7 +27,7 @@ from .source import Merge, current_folder, read_source
 if TYPE_CHECKING:
     from .preflight import Look
 
-SWEEP = "Make many merges from one recipe: SWEEP.yml varies values at any path of it."
+SWEEP = "Make many merges: one recipe, many values."
 REPORT = "This is a bug of merge-launch. Please report it with the lines above and the command."
 
 
@@ -140,7 +140,7 @@ def payload_command(
         Path | None, typer.Option("-o", "--output", help="write the worker to this file")
     ] = None,
 ) -> int:
-    """Print the digest of the worker; with -o write it as a file that python runs."""
+    """Print the worker's digest; -o writes it as a file."""
     from . import payload
 
     made = payload.build()

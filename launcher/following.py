@@ -98,7 +98,7 @@ def logs_command(
     job: JobWord,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="until the job ends")] = False,
 ) -> int:
-    """Print the log of a job; progress lines in a row are folded into the last."""
+    """Print the log of a job, its progress folded."""
     from . import logs, records
 
     record = records.find(job)
@@ -108,7 +108,7 @@ def logs_command(
     elif follow:
         followed(record)
     elif not logs.show(record, sys.stdout):
-        say(f"{record.log}: nothing there yet")
+        say(f"{record.log}: nothing there yet; 'merge-launch why {record.job_id}' tells why")
     return 0
 
 
