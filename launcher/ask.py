@@ -12,7 +12,7 @@ from . import backends, records
 from .backends import Here, JobState, Scheduler, Service, Status
 from .backends._base import state_of_exit
 from .command import CommandFailed, answer
-from .errors import ClusterError, LauncherError
+from .errors import ClusterError, LauncherError, in_one_line
 from .records import Record
 
 Key = tuple[str, str]
@@ -114,8 +114,11 @@ def _from_sources(
         left = [each for each in ids if each not in found]
         if not left:
             return found, None
+        argv = backend.status_argv(source, left, dialect)
+        if argv is None:
+            continue
         try:
-            text = answer(backend.status_argv(source, left, dialect))
+            text = answer(argv)
         except CommandFailed as error:
             # The found ones are printed even where the status is that of the last unknown one.
             text = error.output
@@ -135,7 +138,7 @@ def patient() -> Callable[[Record], Status]:
         try:
             return status(record)
         except LauncherError as error:
-            return Status(JobState.UNKNOWN, str(error).partition("\n")[0])
+            return Status(JobState.UNKNOWN, in_one_line(error))
 
     return ask_again
 
@@ -163,8 +166,13 @@ def cancel(record: Record) -> bool:
     try:
         answer(backend.cancel_argv(record.job_id))
     except CommandFailed as error:
-        forgotten = re.search(backend.unknown_words, str(error)) and record.exit_code() is not None
-        if error.status not in backend.gone and not forgotten:
+        if error.status not in backend.gone and not _over(record):
             raise
         return False
     return True
+
+
+def _over(record: Record) -> bool:
+    with contextlib.suppress(LauncherError):
+        return status(record).state.over
+    return False

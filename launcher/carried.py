@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from worker.commands import LATE
 
-from .squeeze import tree_of
+from . import bare
 
 ENTRY = "__main__.py"
 ALWAYS = ("linear",)
@@ -46,46 +45,10 @@ def needed(
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            tree = tree_of(sources[name].read_text(encoding="utf-8"))
-            found_here = _imported(tree.body, name, features)
-            waiting += [each for each in found_here if each in sources]
+            one = bare.of(name, sources[name].read_text(encoding="utf-8"))
+            waiting += [
+                each
+                for each, asked in one.imports
+                if each in sources and all(feature in features for feature in asked)
+            ]
     return {name: path for name, path in sources.items() if name in found}
-
-
-def _imported(body: list[ast.stmt], name: str, features: Collection[str]) -> Iterator[str]:
-    """File names that the imports of a file may mean, its own packages among them."""
-    for node in body:
-        if isinstance(node, ast.ImportFrom):
-            yield from _meant(node, name)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            yield from _imported(node.orelse, name, features)
-        elif (feature := _feature(node)) is None or feature in features:
-            for field in ("body", "orelse", "finalbody", "handlers"):
-                for inner in getattr(node, field, []):
-                    if isinstance(inner, ast.stmt):
-                        yield from _imported([inner], name, features)
-                    elif isinstance(inner, ast.ExceptHandler):
-                        yield from _imported(inner.body, name, features)
-
-
-def _feature(node: ast.stmt) -> str | None:
-    """That of `with needed(feature)`."""
-    call = node.items[0].context_expr if isinstance(node, ast.With) else None
-    if isinstance(call, ast.Call) and ast.unparse(call.func) == "needed":
-        return str(ast.literal_eval(call.args[0]))
-    return None
-
-
-def _meant(node: ast.ImportFrom, name: str) -> Iterator[str]:
-    dotted = (node.module or "").split(".") if node.module else []
-    if node.level:
-        above = name.split("/")[: -node.level]
-    elif dotted[0] == "worker":
-        above, dotted = [], dotted[1:]
-    else:
-        return
-    parts = [*above, *dotted]
-    for inner in ([], *([alias.name] for alias in node.names)):
-        for count in range(len(parts) + len(inner) + 1):
-            yield "/".join([*(*parts, *inner)[:count], "__init__.py"])
-        yield "/".join([*parts, *inner]) + ".py"

@@ -27,7 +27,7 @@ from .source import Merge, current_folder, read_source
 if TYPE_CHECKING:
     from .preflight import Look
 
-SWEEP = "Make many merges from one recipe: SWEEP.yml varies values at any path of it."
+SWEEP = "Make many merges: one recipe, many values."
 REPORT = "This is a bug of merge-launch. Please report it with the lines above and the command."
 
 
@@ -93,7 +93,7 @@ def show(request: Request) -> int:
 
 
 def launch(request: Request) -> int:
-    from . import following, submit
+    from . import bare, following, submit
 
     backend, resources = request.backend, request.resources
     parts = request.parts()
@@ -102,6 +102,7 @@ def launch(request: Request) -> int:
     warnings = request.look.told()
     if isinstance(backend, Here) and not backend.detached(resources):
         # The worker tells its warnings itself.
+        bare.keep()
         return submit.run_here(backend, text, request.options.notify)
     for warning in warnings:
         say(f"warning: {warning}")
@@ -111,6 +112,7 @@ def launch(request: Request) -> int:
         fresh = submit.submit(backend, parts, resources)
     else:
         raise TypeError(f"nothing knows how to run a {type(backend).__name__}")
+    bare.keep()
     return following.told(fresh, request.options.follow)
 
 
@@ -138,7 +140,7 @@ def payload_command(
         Path | None, typer.Option("-o", "--output", help="write the worker to this file")
     ] = None,
 ) -> int:
-    """Print the digest of the worker; with -o write it as a file that python runs."""
+    """Print the worker's digest; -o writes it as a file."""
     from . import payload
 
     made = payload.build()

@@ -75,8 +75,10 @@ def surroundings(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def own_words(text: str) -> str:
-    """The lines that say what is wrong: qsub and sbatch add pages of usage to bad options."""
-    lines = [printable(line).strip() for line in text.splitlines() if line.strip()]
+    """The lines that say what is wrong: qsub and sbatch add pages of usage to bad options, and a
+    qsub in front of sbatch tells the call first."""
+    lines = [printable(line).strip(" '") for line in text.splitlines() if line.strip(" '")]
+    lines = [line for line in lines if "error: " in line] or lines
     kept = []
     for line in lines[:3]:
         if line.lower().startswith("usage"):

@@ -12,6 +12,7 @@ import typer
 
 from worker.errors import WorkerError
 
+from . import profile
 from .errors import LauncherError
 from .options import parameters
 from .profile import FILE_NAME
@@ -62,7 +63,10 @@ def with_options(
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[
-            str | None, typer.Option(help=f"a profile of {FILE_NAME}", metavar="NAME")
+            str | None,
+            typer.Option(
+                help=f"a profile of {FILE_NAME}", metavar="NAME", autocompletion=profile.complete
+            ),
         ],
     )
     signature = inspect.Signature([words, *parameters(groups), which])

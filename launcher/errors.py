@@ -33,6 +33,10 @@ class ClusterError(LauncherError):
     unanswered = False
 
 
+def in_one_line(error: Exception) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines())
+
+
 def refuse(faults: Sequence[str]) -> None:
     """All faults at once, or none."""
     if faults:

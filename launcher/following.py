@@ -16,7 +16,7 @@ from worker.errors import printable
 from . import backends
 from .backends import Scheduler, Service, Status
 from .commands import Command, say
-from .errors import ClusterError
+from .errors import ClusterError, in_one_line
 from .records import Record
 
 SHOWN = 20
@@ -58,7 +58,7 @@ def jobs_command(
     if len(shown) < len(held) and not as_json:
         say(f"{len(held) - len(shown)} older ones with --all")
     for failure in failures:
-        say(f"{failure}; states are as they were last seen")
+        say(f"{in_one_line(failure)}; states are as they were last seen")
     return failures[0].exit_code if failures else 0
 
 
@@ -98,7 +98,7 @@ def logs_command(
     job: JobWord,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="until the job ends")] = False,
 ) -> int:
-    """Print the log of a job; progress lines in a row are folded into the last."""
+    """Print the log of a job, its progress folded."""
     from . import logs, records
 
     record = records.find(job)
@@ -108,7 +108,7 @@ def logs_command(
     elif follow:
         followed(record)
     elif not logs.show(record, sys.stdout):
-        say(f"{record.log}: nothing there yet")
+        say(f"{record.log}: nothing there yet; 'merge-launch why {record.job_id}' tells why")
     return 0
 
 

@@ -22,8 +22,7 @@ from pathlib import Path
 
 import worker
 
-from . import carried
-from .squeeze import without_words
+from . import bare, carried
 
 LINE_COLUMNS = 76
 BEGIN = "\f"
@@ -118,9 +117,11 @@ def _members(
         found = carried.everything(package)
     else:
         found = carried.needed(package, methods, commands, features)
-    paths = {f"worker/{name}": path for name, path in found.items()}
-    paths["__main__.py"] = package / carried.ENTRY
-    texts = {n: without_words(path.read_text(encoding="utf-8")) for n, path in paths.items()}
+    texts = {
+        f"worker/{name}": bare.of(name, path.read_text(encoding="utf-8")).text
+        for name, path in found.items()
+    }
+    texts["__main__.py"] = texts[f"worker/{carried.ENTRY}"]
     texts["worker/__init__.py"] += f'__sources__ = "{sources_digest(package)}"\n'
     return dict(sorted(texts.items()))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker import features
-from worker.errors import WorkerError, first_names
+from worker.errors import WorkerError, first_names, nearest
 
 from . import needs
 from .settings import WorkerOptions
@@ -77,6 +77,19 @@ class Look:
         return list(self.warnings)
 
 
+def _near(word: str, folder: str) -> str:
+    """` (did you mean …?)` where the name on the hub looks like a folder here."""
+    parent = Path(folder) / Path(word).parent
+    try:
+        return nearest(Path(word).name, [each.name for each in parent.iterdir() if each.is_dir()])
+    except OSError:
+        return ""
+
+
+def _perhaps_a_folder(word: str, folder: str) -> str:
+    return f"{word}: no such folder here, so it is taken for one of the hub{_near(word, folder)}"
+
+
 def look(merge: Merge, options: WorkerOptions, everything: bool) -> Look:
     """Plan the merge where its models are here; else say that nobody could look.
 
@@ -88,6 +101,7 @@ def look(merge: Merge, options: WorkerOptions, everything: bool) -> Look:
     notes = []
     if absent:
         notes.append(f"not on this machine, so nobody looked into it yet: {first_names(absent)}")
+    notes += [_perhaps_a_folder(word, merge.folder) for word in hub if _near(word, merge.folder)]
     if hub:
         notes.append(f"on the hub, so nobody looked into it yet: {first_names(hub)}")
     if notes and not everything:

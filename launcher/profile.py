@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from worker.errors import printable
 
-from .errors import refuse
+from .errors import LauncherError, refuse
 from .options import Fault, Option, options_of, read
 from .profile_file import FILE_NAME, Held, find
 
-__all__ = ["FILE_NAME", "Layer", "environment", "find", "flags", "load", "resolve"]
+__all__ = ["FILE_NAME", "Layer", "complete", "environment", "find", "flags", "load", "resolve"]
 
 Group = TypeVar("Group")
 
@@ -49,6 +49,15 @@ def config_folder() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_config_dir("merge-launch"))
+
+
+def complete(incomplete: str) -> list[str]:
+    """For the shell: profiles that begin so."""
+    try:
+        names = Held.read(find(Path.cwd(), config_folder())).names()
+    except LauncherError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def load(path: Path | None, name: str | None, backend: str | None) -> list[Layer]:

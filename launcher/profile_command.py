@@ -50,7 +50,9 @@ def list_command(as_json: AsJson = False) -> int:
     return 0
 
 
-def show_command(name: str, as_json: AsJson = False) -> int:
+def show_command(
+    name: Annotated[str, typer.Argument(autocompletion=profile.complete)], as_json: AsJson = False
+) -> int:
     """Show what a profile sets, backend by backend, and where each value is from."""
     from . import table
 
@@ -85,7 +87,10 @@ def _values(held: Held, name: str) -> Iterator[dict[str, object]]:
 
 
 def check_command(
-    name: Annotated[str | None, typer.Argument(help="all of them, if left out")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="all of them, if left out", autocompletion=profile.complete),
+    ] = None,
 ) -> int:
     """Read profiles as a job would, for every backend; say what is wrong, all at once."""
     held = _held()

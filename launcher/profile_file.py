@@ -42,9 +42,13 @@ def find(folder: Path, config_folder: Path) -> Path | None:
     return next((f for d in (folder, config_folder) if (f := d / FILE_NAME).is_file()), None)
 
 
+def _stem(path: Path) -> str:
+    return path.stem
+
+
 def sites() -> dict[str, Path]:
     """Those that we know; a file is a site."""
-    return {path.stem: path for path in sorted(SITES.glob("*.toml"))}
+    return {path.stem: path for path in sorted(SITES.glob("*.toml"), key=_stem)}
 
 
 @dataclass(frozen=True)

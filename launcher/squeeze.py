@@ -9,7 +9,6 @@ indentation and fewer blanks change nothing that bz2 would not find.
 from __future__ import annotations
 
 import ast
-import functools
 import re
 from collections.abc import Iterator
 
@@ -17,17 +16,10 @@ COMMENT = r"^\s*#.*|  #[^\"']*$"
 """A string that held the sign would end in a quote further on."""
 
 
-@functools.lru_cache(maxsize=512)
-def tree_of(text: str) -> ast.Module:
-    """The syntax tree, which nobody may change: it is kept."""
-    return ast.parse(text)
-
-
-@functools.lru_cache(maxsize=512)
-def without_words(text: str) -> str:
-    """The same bytes from every Python that the project supports."""
+def without_words(text: str, tree: ast.Module | None = None) -> str:
+    """The same bytes from every Python that the project supports. `tree`: that of the text."""
     lines = [line.encode() for line in text.split("\n")]
-    tree = tree_of(text)
+    tree = tree or ast.parse(text)
     for suite in _suites(tree):
         _empty_strings(suite, lines)
     for suite in _suites(tree):

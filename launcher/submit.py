@@ -21,6 +21,8 @@ from .errors import ClusterError, LauncherError, OutputError
 from .job import Job
 from .records import Record
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 
 def run_here(backend: Here[Any], text: str, notify: str | None = None) -> int:
     """The job's exit code."""
@@ -89,10 +91,10 @@ def written(record: Record, job: Job, text: str) -> Any:
 
 
 @contextlib.contextmanager
-def written_text(script: Path, text: str, secrets: Mapping[str, str] = MappingProxyType({})) -> Any:
+def written_text(script: Path, text: str, secrets: Mapping[str, str] = NOTHING) -> Any:
     """The files of a job; taken back if the scheduler refuses it."""
     before = script.read_bytes() if script.is_file() else None
-    made = not script.parent.exists()
+    made = [folder for folder in script.parents if not folder.exists()]
     files = [script, *(Path(name) for name in secrets)]
     try:
         # The schedulers do not make the log's folder: without it the job is lost or held.
@@ -112,8 +114,8 @@ def written_text(script: Path, text: str, secrets: Mapping[str, str] = MappingPr
                 file.unlink(missing_ok=True)
             if before is not None:
                 script.write_bytes(before)
-            if made:
-                script.parent.rmdir()
+            for folder in made:
+                folder.rmdir()
         raise
 
 
@@ -151,16 +153,17 @@ def named(record: Record, job_id: str) -> Record:
 
 
 def submit_to_service(backend: Service[Any], job: Job, text: str, resources: Any) -> Record:
-    record = Record("", backend.name, "", job.merge.out, "", job.name)
-    return hand_to_service(backend, record, text, backend.ticket(job, resources))
+    ticket = backend.ticket(job, resources)
+    record = Record("", backend.name, "", job.merge.out, "", job.name, ticket=ticket)
+    return hand_to_service(backend, record, text, backend.files(job))
 
 
 def hand_to_service(
-    backend: Service[Any], record: Record, text: str, ticket: Mapping[str, str]
+    backend: Service[Any], record: Record, text: str, files: Mapping[str, bytes] = NOTHING
 ) -> Record:
     """Submit a text; the record with its id. The text is kept, for `again`."""
-    given = backend.submit(text, ticket)
-    made = named(dataclasses.replace(record, log=given.log, ticket=dict(ticket)), given.job_id)
+    given = backend.submit(text, record.ticket, files)
+    made = named(dataclasses.replace(record, log=given.log), given.job_id)
     path = records.file_of(made, ".txt")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +183,7 @@ def again(record: Record) -> list[Record]:
         ) from None
     fresh = dataclasses.replace(record, after="").heard(backends.Status(backends.JobState.UNKNOWN))
     if isinstance(backend, Service):
-        return [hand_to_service(backend, fresh, text, record.ticket)]
+        return [hand_to_service(backend, fresh, text)]
     if not isinstance(backend, Scheduler):
         raise TypeError(f"nothing knows how to submit to a {type(backend).__name__}")
     Path(record.script).parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from worker.errors import OutputError as Taken
 from worker.errors import WorkerError
 
 from . import backends
-from .backends import Backend, Here
+from .backends import Backend, Here, Scheduler
 from .commands import guarded, say, with_options
 from .errors import ClusterError, LauncherError, UsageError, refuse
 from .options import Shape, option
@@ -34,6 +35,13 @@ class ResultOptions:
     column: tuple[str, ...] = option((), Shape("show this result (repeatable)", metavar="NAME"))
     csv: bool = option(False, Shape("all columns, for spreadsheets"))
     json: bool = option(False, Shape("all columns, for programs"))
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How the members are shown before they are submitted."""
+
+    json: bool = option(False, Shape("with --dry-run: the members, for programs"))
 
 
 def add(app: typer.Typer, sweep: typer.Typer) -> None:
@@ -64,7 +72,7 @@ def _add_backend(sweep: typer.Typer, backend: Backend[Any]) -> None:
     words = inspect.Parameter(
         "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
-    groups = (SweepOptions, backend.resources, JobOptions, WorkerOptions)
+    groups = (SweepOptions, backend.resources, JobOptions, WorkerOptions, TableOptions)
     sweep.command(backend.name, help=backend.help)(guarded(with_options(run, groups, words)))
 
 
@@ -73,9 +81,11 @@ def launch(word: str, backend: Backend[Any], given: dict[str, Any]) -> int:
     from .cli import layers
     from .sweep_jobs import Order
 
-    groups = [SweepOptions, JobOptions, WorkerOptions, backend.resources]
+    groups = [SweepOptions, JobOptions, WorkerOptions, TableOptions, backend.resources]
     found: list[Any] = profile.resolve(groups, layers(given, backend.name))
-    how, options, worker, resources = found
+    how, options, worker, shown, resources = found
+    if shown.json and not options.dry_run:
+        raise UsageError("--json is for --dry-run; of what was submitted, see `results --json`")
     refuse(list(_faults(how, options, backend, resources)))
     sweep = read_sweep(word, how.out, current_folder(os.environ))
     for warning in sweep.warnings:
@@ -90,7 +100,7 @@ def launch(word: str, backend: Backend[Any], given: dict[str, Any]) -> int:
         if not states[each.name].on_its_way and (worker.overwrite or not sweep_state.merged(each))
     ]
     if options.dry_run:
-        _table(sweep, states, todo)
+        _table(sweep, states, todo, shown.json)
         return 0
     for warning in look(order, todo):
         say(f"warning: {warning}")
@@ -108,7 +118,7 @@ def _faults(
         yield "--follow: for one job; see `merge-launch sweep SWEEP.yml results`"
     if not how.array and (how.array_size or how.at_once):
         yield "--array-size and --at-once are for --array"
-    if how.array and getattr(backend, "arrays", None) is None:
+    if how.array and not (isinstance(backend, Scheduler) and backend.arrays(resources)):
         yield f"--array: {backend.name} has no arrays"
     if how.one_pass and options.then is not None and not backend.dependencies:
         yield f"--one-pass with --then: {backend.name} has no job that waits for another"
@@ -116,15 +126,16 @@ def _faults(
         yield "--detach: here the members run one after the other; leave it out, or use --one-pass"
 
 
-def _table(sweep: Sweep, states: Any, todo: Sequence[Member]) -> None:
+def _table(sweep: Sweep, states: Any, todo: Sequence[Member], as_json: bool) -> None:
     from . import table
 
     rows: list[dict[str, object]] = []
     for each in sweep.members:
         word = states[each.name].word if each not in todo else "to submit"
-        values = {label: each.values.get(label, "-") for label in sweep.labels}
+        absent = None if as_json else "-"
+        values = {label: each.values.get(label, absent) for label in sweep.labels}
         rows.append({"member": each.name, **values, "now": word, "out": each.merge.out})
-    table.show(rows, ["member", *sweep.labels, "now", "out"], as_json=False)
+    table.show(rows, ["member", *sweep.labels, "now", "out"], as_json)
     say(f"{len(todo)} of {len(sweep.members)} to submit; nothing was")
 
 
@@ -156,7 +167,7 @@ def look(order: Any, members: Sequence[Member]) -> list[str]:
 
 
 def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
-    from . import following, sweep_jobs
+    from . import bare, following, sweep_arrays, sweep_jobs
 
     already = len(order.sweep.members) - len(todo)
     if already:
@@ -166,7 +177,7 @@ def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
     if how.one_pass:
         started = sweep_jobs.in_one_pass(order, todo)
     elif how.array:
-        started = sweep_jobs.arrays(order, todo, how.array_size, how.at_once)
+        started = sweep_arrays.arrays(order, todo, how.array_size, how.at_once)
     else:
         started = sweep_jobs.each(order, todo)
     count, failure = 0, None
@@ -178,12 +189,14 @@ def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
             print(f"{ids}  {member.name}", flush=True)
     except (LauncherError, WorkerError) as error:
         failure = error
-    ours = f"merge-launch sweep {order.sweep.where}"
+    bare.keep()
+    asks = ["merge-launch", "sweep", order.sweep.where, "results"]
+    asks += ["--out", how.out] if how.out else []
     if failure is not None:
         say(f"{count} of {len(todo)} submitted; the same command submits the rest. {failure}")
         return failure.exit_code
     print(f"out     {order.sweep.out}")
-    print(f"table   {ours} results")
+    print(f"table   {shlex.join(asks)}")
     return 0
 
 

@@ -1,30 +1,21 @@
-"""Members of a sweep → jobs: one each, arrays of them, or one job that makes them in one pass."""
+"""Members of a sweep → jobs: one each, or one job that makes them in one pass."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from . import payload, preflight, render, submit
 from .backends import Backend, Here, Scheduler, Service
-from .backends._arrays import Arrays
-from .command import answer
-from .errors import ClusterError, LauncherError, UsageError
-from .job import SHORT_NAME, Job
+from .errors import LauncherError
+from .job import Job
 from .payload import Payload
 from .preflight import Look
 from .records import Record
 from .settings import JobOptions, WorkerOptions
-from .source import safe_name
 from .sweep import Member, Sweep
-
-ARRAY_LIMIT = 1000
-"""Members of an array where the scheduler does not tell; the built-in limit of most."""
-MOST = 1_000_000
 
 Parts = list[tuple[Job, str]]
 Started = tuple[Member, list[Record]]
@@ -72,9 +63,10 @@ class Order:
         made = Job(first, self.options, self.worker, self._payloads[carried], python)
         return dataclasses.replace(made, also=tuple(rest)) if rest else made
 
-    def parts(self, *members: Member) -> Parts:
+    def parts(self, *members: Member, apart: bool = True) -> Parts:
+        """With `apart`, what follows is a job of its own where the scheduler has such."""
         whole = self.job(*members)
-        jobs = whole.apart() if self.backend.dependencies else (whole,)
+        jobs = whole.apart() if apart and self.backend.dependencies else (whole,)
         return [(job, render.render(self.backend, job, self.resources)) for job in jobs]
 
     def faults(self, *members: Member) -> list[str]:
@@ -91,7 +83,7 @@ def each(order: Order, members: Sequence[Member]) -> Iterator[Started]:
     failures: list[Ended] = []
     for member in members:
         try:
-            yield member, _start(order, order.parts(member))
+            yield member, start(order, order.parts(member))
         except Ended as error:
             failures.append(error)
     if failures:
@@ -103,19 +95,19 @@ def in_one_pass(order: Order, members: Sequence[Member]) -> Iterator[Started]:
     whole = order.job(*members)
     merge, *_ = whole.apart() if order.backend.dependencies else (whole,)
     text = render.render(order.backend, merge, order.resources)
-    first = _start(order, [(merge, text)])
+    first = start(order, [(merge, text)])
     outs = tuple(member.merge.out for member in members[1:])
     first = [dataclasses.replace(record, also=outs) for record in first]
     failures: list[LauncherError] = []
     for member in members:
         later = order.parts(member)[1:] if first else []
-        fresh = _after(order, first[0], later, failures) if later else []
+        fresh = after(order, first[0], later, failures) if later else []
         yield member, [*first, *fresh]
     if failures:
         raise failures[0]
 
 
-def _after(
+def after(
     order: Order, first: Record, parts: Parts, failures: list[LauncherError]
 ) -> Iterator[Record]:
     """The merge is on its way by now: what cannot follow it is told at the end."""
@@ -130,7 +122,7 @@ def _after(
             failures.append(error)
 
 
-def _start(order: Order, parts: Parts) -> list[Record]:
+def start(order: Order, parts: Parts) -> list[Record]:
     backend = order.backend
     job, text = parts[0]
     if isinstance(backend, Service):
@@ -143,74 +135,3 @@ def _start(order: Order, parts: Parts) -> list[Record]:
     if not isinstance(backend, Scheduler):
         raise TypeError(f"nothing knows how to run a {type(backend).__name__}")
     return submit.submit(backend, parts, order.resources)
-
-
-def arrays(
-    order: Order, members: Sequence[Member], size: int | None, at_once: int | None
-) -> Iterator[Started]:
-    """Arrays of as many members as the site allows; each member's `--then` waits for it alone."""
-    form = _form(order.backend)
-    most = min(size or MOST, _limit(form))
-    for number, start in enumerate(range(0, len(members), most)):
-        yield from _array(order, members[start : start + most], at_once, number)
-
-
-def _form(backend: Backend[Any]) -> Arrays:
-    if not isinstance(backend, Scheduler) or backend.arrays is None:
-        raise UsageError(f"{backend.name} has no arrays; leave --array out")
-    return backend.arrays
-
-
-def _limit(form: Arrays) -> int:
-    argv = form.limit_argv()
-    with contextlib.suppress(ClusterError):
-        return (argv and form.parse_limit(answer(argv))) or ARRAY_LIMIT
-    return ARRAY_LIMIT
-
-
-def _array(
-    order: Order, members: Sequence[Member], at_once: int | None, number: int
-) -> Iterator[Started]:
-    backend: Any = order.backend
-    form = _form(backend)
-    parts = [order.parts(member) for member in members]
-    plain = [submit.unsent(backend, own[0][0], order.resources) for own in parts]
-    out = Path(order.sweep.out)
-    folder = out.with_name(f"{safe_name(out.name)}.job")
-    script = folder / f"{safe_name(order.sweep.stem)}-{number}.{backend.suffix}"
-    text = array_text(parts[0][0][1], plain, form.number)
-    name = safe_name(order.sweep.stem)[:SHORT_NAME].rstrip("-.")
-    words = [*form.options(len(members), at_once, name), *form.output(str(folder))]
-    with contextlib.ExitStack() as files:
-        for own, unsent in zip(parts, plain, strict=True):
-            files.enter_context(submit.written(unsent, *own[0]))
-        files.enter_context(submit.written_text(script, text))
-        whole = dataclasses.replace(plain[0], script=str(script))
-        array_id = submit.hand_over(backend, whole, words).job_id
-    failures: list[LauncherError] = []
-    for position, (member, own, unsent) in enumerate(zip(members, parts, plain, strict=True)):
-        record = submit.named(unsent, form.member(array_id, position))
-        yield member, [record, *_after(order, record, own[1:], failures)]
-    if failures:
-        raise failures[0]
-
-
-def array_text(first: str, members: Sequence[Record], number: str) -> str:
-    """Directives of the first member's job, then the lines that run each member's own text."""
-    lines = first.splitlines()
-    above = next(at for at, line in enumerate(lines) if not line.startswith("#") or at > 200)
-    directives = [line for line in lines[:above] if line.startswith(("#!", "#SBATCH ", "#PBS "))]
-    scripts = "\n".join(each.script for each in members)
-    return "\n".join(directives) + ARRAY.format(number=number, count=len(members), scripts=scripts)
-
-
-ARRAY = """
-# An array of {count} merges, made by merge-launch. Each runs the text of its own job, which carries
-# worker, recipe and options. Any of them may also be submitted alone.
-set -euo pipefail
-member=$(sed -n "$((${number} + 1))p" <<'MERGE_MEMBERS'
-{scripts}
-MERGE_MEMBERS
-)
-exec bash "$member" >> "${{member%.*}}.log" 2>&1
-"""

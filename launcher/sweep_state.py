@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import ask, records
 from .backends import JobState, Status
+from .errors import in_one_line
 from .records import Record
 from .source import safe_name
 from .sweep import Member, Sweep
@@ -66,7 +67,7 @@ def look(sweep: Sweep) -> tuple[dict[str, Found], list[str]]:
     wanted = [each for pair in pairs.values() for each in pair if each is not None]
     said, failures = ask.statuses(wanted)
     found = {m.name: _found(m, *pairs[m.name], said) for m in sweep.members}
-    return found, [str(failure).partition("\n")[0] for failure in failures]
+    return found, [in_one_line(failure) for failure in failures]
 
 
 def _pairs(sweep: Sweep) -> list[tuple[Record | None, Record | None]]:

@@ -12,6 +12,10 @@ class Arrays(ABC):
 
     number: ClassVar[str]
     """The variable of the job that holds the member's number."""
+    least: ClassVar[int] = 1
+    """Members of an array at least."""
+    awaited: ClassVar[bool] = True
+    """Whether a job can wait for one member."""
 
     @abstractmethod
     def options(self, count: int, at_once: int | None, name: str) -> list[str]:
@@ -52,3 +56,35 @@ class SlurmArrays(Arrays):
         """The greatest number must be below MaxArraySize, so that many members fit."""
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
         return int(found[1]) if found else None
+
+
+class PbsArrays(Arrays):
+    """OpenPBS and PBS Pro: 12[].server, its members 12[0].server and so on."""
+
+    number = "PBS_ARRAY_INDEX"
+    least = 2
+    awaited = False
+    flag: ClassVar[str] = "-J"
+
+    def options(self, count: int, at_once: int | None, name: str) -> list[str]:
+        many = f"%{at_once}" if at_once else ""
+        return [self.flag, f"0-{count - 1}{many}", "-N", name]
+
+    def output(self, folder: str) -> list[str]:
+        return ["-o", f"{folder}/"]
+
+    def member(self, array_id: str, number: int) -> str:
+        head, dot, server = array_id.partition(".")
+        return f"{head.removesuffix('[]')}[{number}]{dot}{server}"
+
+    def limit_argv(self) -> list[str]:
+        return ["qstat", "-B", "-f"]
+
+    def parse_limit(self, text: str) -> int | None:
+        found = re.search(r"^ *max_(?:job_)?array_size = (\d+)", text, re.MULTILINE)
+        return int(found[1]) if found else None
+
+
+class TorqueArrays(PbsArrays):
+    number = "PBS_ARRAYID"
+    flag = "-t"

@@ -125,8 +125,14 @@ class Service(Backend[R]):
         """What `submit` needs beside the text, kept with the record so that `retry` has it."""
         return {}
 
+    def files(self, job: Job) -> dict[str, bytes]:
+        """What the text does not hold. A job that is submitted again finds them at the service."""
+        return {}
+
     @abstractmethod
-    def submit(self, text: str, ticket: Mapping[str, str]) -> Submitted: ...
+    def submit(
+        self, text: str, ticket: Mapping[str, str], files: Mapping[str, bytes]
+    ) -> Submitted: ...
 
     @abstractmethod
     def statuses(self, ids: Sequence[str]) -> dict[str, Status]:
@@ -148,9 +154,8 @@ class Scheduler(Backend[R]):
     """A backend with a command to submit, some to ask and one to cancel."""
 
     suffix: ClassVar[str]
-    arrays: ClassVar[Arrays | None] = None
     sources: ClassVar[tuple[str, ...]] = ()
-    """Programs that know of jobs; a later one is asked for those that the earlier left out."""
+    """What knows of jobs; a later one is asked for those that the earlier left out."""
     gone: ClassVar[tuple[int, ...]] = ()
     """Exit statuses of `cancel_argv` that say that the job was over already."""
     unknown_words: ClassVar[str] = "(?!)"
@@ -162,6 +167,9 @@ class Scheduler(Backend[R]):
         """What `status_argv` has to know of the way the job was submitted."""
         return ""
 
+    def arrays(self, resources: R) -> Arrays | None:
+        return None
+
     @abstractmethod
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
         """`after`: a job whose success the new one waits for; asked of backends with
@@ -172,8 +180,8 @@ class Scheduler(Backend[R]):
         """The job id, or None when the answer holds none."""
 
     @abstractmethod
-    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
-        """One call for many jobs of one dialect."""
+    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:
+        """One call for many jobs of one dialect; None where the dialect has no such source."""
 
     @abstractmethod
     def parse_status(self, source: str, text: str) -> dict[str, Status]:

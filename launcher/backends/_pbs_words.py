@@ -37,20 +37,30 @@ KILLS = {
 }
 RESUMABLE = (-29, -20, -11)
 DROPPED = "It ended without having run: deleted, or what it waited for failed."
-RECORD = re.compile(r"^Job Id: *(\S+)[ \t]*$", re.MULTILINE)
+RECORD = re.compile(r"^Job Id:[ \t]*(\S+)[ \t]*$", re.MULTILINE)
 FIELD = re.compile(r"^ +([\w.]+) = (.*)$", re.MULTILINE)
 
 
 def statuses(text: str) -> dict[str, Status]:
-    # Long values go on in lines that begin with a tab.
-    words = RECORD.split(text.replace("\n\t", ""))[1:]
+    """Without jobs of which it does not say how they ended, though they ran: so is the qstat that
+    some sites have in front of Slurm."""
+    words = RECORD.split(text)[1:]
     found = {}
     for job_id, body in zip(words[::2], words[1::2], strict=True):
-        fields: dict[str, str] = {}
-        for key, value in FIELD.findall(body):
-            fields.setdefault(key.lower(), value.strip())
-        found[job_id] = status(fields)
+        fields = _fields(body)
+        ended_somehow = fields.get("job_state") == "C" and "exit_status" not in fields
+        if not (ended_somehow and "exec_host" in fields):
+            found[job_id] = status(fields)
     return found
+
+
+def _fields(body: str) -> dict[str, str]:
+    # Long values go on in lines that begin with a tab; in front of Slurm every field does.
+    lines = body.replace("\n\t", "\n    " if body.startswith("\n\t") else "")
+    fields: dict[str, str] = {}
+    for key, value in FIELD.findall(lines):
+        fields.setdefault(key.lower(), value.strip())
+    return fields
 
 
 def status(fields: dict[str, str]) -> Status:

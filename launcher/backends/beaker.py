@@ -14,8 +14,9 @@ from launcher.errors import ClusterError, UsageError
 from launcher.payload import base64_chunks
 from worker.errors import printable
 
+from . import _beaker_dataset
 from ._base import Run, Service, Status, Submitted
-from ._beaker_options import BeakerResources, covered, duration_s, mounts
+from ._beaker_options import BeakerResources, Mount, covered, duration_s, mounts
 from ._beaker_spec import faults
 
 if TYPE_CHECKING:
@@ -33,12 +34,20 @@ class Beaker(Service[BeakerResources]):
     resources = BeakerResources
 
     def run(self, resources: BeakerResources) -> Run:
-        return Run(walltime_s=duration_s(resources.timeout))
+        return Run(walltime_s=duration_s(resources.timeout), ranks=resources.replicas)
 
     def faults(self, job: Job, resources: BeakerResources) -> list[str]:
-        if resources.replicas > 1 and job.then is not None:
-            return ["--then: not with --replicas, of which none sees the end of the others"]
-        return []
+        found = []
+        if resources.replicas > 1 and job.then is not None and job.worker.overwrite:
+            found.append(
+                "--then: not with --replicas and --overwrite: the replica that runs it would take "
+                "the old merge for the new one"
+            )
+        for file, data in _beaker_dataset.files(job).items():
+            if len(data) > _beaker_dataset.LARGEST:
+                most = _beaker_dataset.LARGEST
+                found.append(f"{file}: {len(data)} bytes, at most {most} travel; shorten it")
+        return found
 
     def obstacles(self, job: Job, resources: BeakerResources) -> list[str]:
         found = []
@@ -65,14 +74,17 @@ class Beaker(Service[BeakerResources]):
         docker = image.startswith("docker://")
         about = resources.description or f"{job.merge.title()} into {job.merge.out}"
         cpus = None if resources.cpus is None else float(resources.cpus)
+        apart = _beaker_dataset.files(job)
+        freight = [Mount("beaker", _beaker_dataset.name(apart), "", _beaker_dataset.MOUNT)]
         return {
             "resources": resources,
             "description": about[:LONGEST_DESCRIPTION],
             "image": {"docker" if docker else "beaker": image.removeprefix("docker://")},
             "cpus": int(cpus) if cpus is not None and cpus.is_integer() else cpus,
-            "recipe": base64_chunks(job.merge.text),
-            "worker_chunks": base64_chunks(job.payload.packed),
-            "mounts": mounts(resources),
+            "freight": _beaker_dataset.MOUNT if apart else None,
+            "recipe": [] if apart else base64_chunks(job.merge.text),
+            "worker_chunks": [] if apart else base64_chunks(job.payload.packed),
+            "mounts": mounts(resources) + (freight if apart else []),
             "secrets": dict(pair.split("=", 1) for pair in resources.secret),
             "results": RESULTS,
         }
@@ -91,12 +103,15 @@ class Beaker(Service[BeakerResources]):
         wanted = {"stem": job.name, "name": job.options.name, "workspace": resources.workspace}
         return {key: value for key, value in wanted.items() if value is not None}
 
-    def submit(self, text: str, ticket: Mapping[str, str]) -> Submitted:
+    def files(self, job: Job) -> dict[str, bytes]:
+        return _beaker_dataset.files(job)
+
+    def submit(self, text: str, ticket: Mapping[str, str], files: Mapping[str, bytes]) -> Submitted:
         spec = self.spec(text)
         from ._beaker_client import connected, submitted
 
         with connected() as client:
-            job_id = submitted(client, spec, ticket)
+            job_id = submitted(client, spec, ticket, files)
             return Submitted(job_id, client.url(job_id))
 
     def statuses(self, ids: Sequence[str]) -> dict[str, Status]:

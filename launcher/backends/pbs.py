@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from launcher.options import Shape, option
 
 from . import _pbs_dialects
+from ._arrays import Arrays, PbsArrays, TorqueArrays
 from ._base import DIRECTIVE, Resources, Run, Scheduler, Status, log_faults, seconds
 from ._pbs_words import statuses
 
@@ -99,9 +100,12 @@ class Pbs(Scheduler[PbsResources]):
     resources = PbsResources
     suffix = "pbs"
     dependencies = True
-    sources = ("qstat",)
+    # A server without history answers the first with nothing at all, also of jobs that run.
+    sources = ("qstat -x", "qstat")
     gone = (35,)
-    unknown_words = "(?i)unknown job|has finished|not configured to maintain"
+    unknown_words = (
+        "(?i)unknown job|has finished|not configured to maintain|failed with status 153:"
+    )
 
     def dialect(self, resources: PbsResources) -> str:
         return resources.dialect
@@ -152,6 +156,9 @@ class Pbs(Scheduler[PbsResources]):
             ],
         }
 
+    def arrays(self, resources: PbsResources) -> Arrays:
+        return TorqueArrays() if resources.dialect == "torque" else PbsArrays()
+
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
         return ["qsub", *(["-W", f"depend=afterok:{after}"] if after else []), path]
 
@@ -161,10 +168,11 @@ class Pbs(Scheduler[PbsResources]):
             return None
         return lines[-1]
 
-    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
+    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:
         # -x asks for finished jobs as well; in Torque it asks for XML.
-        history = [] if dialect == "torque" else ["-x"]
-        return [source, *history, "-f", *ids]
+        if dialect == "torque" and "-x" in source:
+            return None
+        return [*source.split(), "-f", *ids]
 
     def parse_status(self, source: str, text: str) -> dict[str, Status]:
         return statuses(text)
@@ -184,8 +192,8 @@ REFUSED = {
     "-e": "the log stands beside OUT",
     "-j": "the log stands beside OUT",
     "-k": "the dialect says where output goes",
-    "-J": "a sweep makes several jobs",
-    "-t": "a sweep makes several jobs",
+    "-J": "merge-launch sweep SWEEP.yml pbs --array makes one",
+    "-t": "merge-launch sweep SWEEP.yml pbs --array makes one",
     "-C": "the lines begin with #PBS",
     "-r": "a job that runs again resumes its output",
 }

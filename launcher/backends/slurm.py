@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from launcher.options import Shape, option
 
 from . import _slurm_words as words
-from ._arrays import SlurmArrays
+from ._arrays import Arrays, SlurmArrays
 from ._base import DIRECTIVE, Resources, Run, Scheduler, Status, log_faults
 
 if TYPE_CHECKING:
@@ -110,7 +110,6 @@ class Slurm(Scheduler[SlurmResources]):
     help = "Submit to Slurm."
     resources = SlurmResources
     suffix = "sbatch"
-    arrays = SlurmArrays()
     dependencies = True
     # The second knows jobs for months, where there is a database.
     sources = ("squeue", "sacct")
@@ -166,6 +165,9 @@ class Slurm(Scheduler[SlurmResources]):
                 *resources.directive,
             ],
         }
+
+    def arrays(self, resources: SlurmResources) -> Arrays:
+        return SlurmArrays()
 
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
         # Without the second it would wait for ever for a job that has failed.

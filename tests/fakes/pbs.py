@@ -3,47 +3,36 @@ there, and Torque's letters where $FAKE_PBS is torque.
 
     python3 pbs.py qsub|qstat|qdel|qrerun|schedule WORDS…
 
-Settings are files in $FAKES/pbs: `down` (no server), `no-history`, `quota` (one job a user).
+Settings are files in $FAKES/pbs: `down` (no server), `no-history`, `quota` (one job a user),
+`array-limit` (holds a number).
 `schedule` is for tests: it runs what may run, one job after the other (`schedule begin`: starts it
 only). With $FAKE_RUN each job runs at once.
 """
 
-import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-HOME = Path(os.environ["FAKES"]) / "pbs"
-TORQUE = os.environ.get("FAKE_PBS") == "torque"
+from pbs_jobs import (
+    HOME,
+    TORQUE,
+    Refused,
+    ended,
+    jobs,
+    keep,
+    numbers,
+    qrerun,
+    schedule,
+    stop,
+    switched,
+)
+from pbs_qstat import limit, qstat
+
 KNOWN = {"select", "place", "walltime", "ncpus", "ngpus", "mem", "nodes", "mpiprocs"}
 KNOWN |= {"storage", "jobfs", "wd", "filesystems", "system"}  # of the sites
-OPTIONS = "NlkqPAjorWmMSp"
-
-
-class Refused(Exception):
-    def __init__(self, text: str, status: int) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-def switched(name: str) -> bool:
-    return (HOME / name).exists()
-
-
-def jobs() -> dict[str, dict]:
-    found = [json.loads(path.read_text()) for path in HOME.glob("*.job")]
-    return {job["id"]: job for job in sorted(found, key=lambda job: int(job["id"].split(".")[0]))}
-
-
-def keep(job: dict) -> None:
-    partial = HOME / f"{job['id']}.partial"
-    partial.write_text(json.dumps(job))
-    partial.rename(HOME / f"{job['id']}.job")
+OPTIONS = "NlkqPAjorWmMSp" + ("t" if TORQUE else "J")
 
 
 def directives(text: str) -> list[str]:
@@ -66,6 +55,8 @@ def checked(option: str, value: str) -> None:
             raise Refused(
                 "illegal -N value\nusage: qsub [-a date_time] [-A account]\n\t[-e path]", 2
             )
+    if option == "W" and re.search(r"depend=\w+:.*\[\d", value):
+        raise Refused("a real server knows no dependency on a member of an array", 99)
     if option == "q" and value == "nowhere":
         raise Refused("Unknown queue", 170)
     if option == "l":
@@ -86,97 +77,55 @@ def resources(value: str) -> None:
 
 
 def qsub(words: list[str]) -> None:
-    given = ["-W " + words[1]] if words[:1] == ["-W"] else []
-    script = Path(words[-1])
+    *given, name = words
+    script = Path(name)
     if not script.is_file():
         raise Refused("script file:: No such file or directory", 1)
     text = script.read_text(encoding="utf-8", errors="surrogateescape")
     if "\r" in script.read_bytes().decode(errors="replace"):
         raise Refused("script contains cr, lf", 1)
     job = {"state": "Q", "comment": "", "runs": 0, "depend": "", "text": text, "queue": "workq"}
-    for line in directives(text) + given:
+    job["cwd"] = str(Path.cwd())
+    spoken = [f"{option} {value}" for option, value in zip(given[::2], given[1::2], strict=True)]
+    # The command line wins.
+    for line in directives(text) + spoken:
         option, value = line[1], line[3:]
         checked(option, value)
-        if option in "NoqW":
+        if option in "NoqWJt":
             job[option] = shlex.split(value)[0]
     if switched("quota") and jobs():
         raise Refused("would exceed limit on number of jobs a user may have", 188)
-    if not Path(job["o"]).parent.is_dir():
+    output = Path(job["o"])
+    if not (output if job["o"].endswith("/") else output.parent).is_dir():
         raise Refused(f"a real server would lose the log {job['o']}", 99)
-    job["depend"] = job.get("W", "").removeprefix("depend=") if "depend" in job.get("W", "") else ""
-    number = 12 + len(list(HOME.glob("*.job")))
-    job |= {"id": f"{number}.pbs-server", "cwd": str(Path.cwd())}
-    if job["depend"]:
-        job["state"] = "H"
-    keep(job)
+    if "depend" in job.get("W", ""):
+        job |= {"depend": job["W"].removeprefix("depend="), "state": "H"}
+    number = max([11, *(numbers(job_id)[0] for job_id in jobs())]) + 1
+    job_id = f"{number}.pbs-server"
+    members = array(job.get("t" if TORQUE else "J"))
+    if members:
+        job_id = job["array"] = f"{number}[].pbs-server"
+        for index in members:
+            keep(job | {"id": job_id.replace("[]", f"[{index}]")})
+    else:
+        keep(job | {"id": job_id})
     if os.environ.get("FAKE_RUN"):
         schedule([])
-    print(job["id"])
+    print(job_id)
 
 
-def field(name: str, value: object) -> str:
-    """Lines of 79 columns, and what does not fit goes on behind a tab."""
-    line = f"    {name} = {value}"
-    return "\n\t".join(line[at : at + 79] for at in range(0, len(line), 79))
-
-
-def described(job: dict) -> str:
-    lines = [f"Job Id: {job['id']}", field("Job_Name", job["N"]), field("Job_Owner", "me@login")]
-    over = job["state"] == "F"
-    lines.append(field("job_state", "C" if over and TORQUE else job["state"]))
-    lines.append(field("queue", job.get("q", "workq")))
-    if job["depend"] and job["state"] == "H":
-        lines += [field("Hold_Types", "s"), field("depend", job["depend"] + "@pbs-server")]
-    lines.append(field("Output_Path", f"login:{job['o']}"))
-    lines.append(field("Rerunable", True))
-    # What a user's own variables may hold is no field of the job's.
-    lines.append(field("Variable_List", "PBS_O_HOME=/home/me,A=job_state = F"))
-    if job["comment"]:
-        lines.append(field("comment", job["comment"]))
-    lines.append(field("run_count", job["runs"]))
-    if "code" in job:
-        lines.append(field("exit_status" if TORQUE else "Exit_status", job["code"]))
-    return "\n".join([*lines, field("project", "_pbs_project_default"), ""])
-
-
-def qstat(words: list[str]) -> int:
-    history = "-x" in words
-    if "-F" in words or (history and TORQUE):
-        raise Refused("the caller reads plain text", 2)
-    ids = [word for word in words if not word.startswith("-")]
-    if history and switched("no-history"):
-        print("PBS is not configured to maintain job history", file=sys.stderr)
-        return 0
-    status = 0
-    known = jobs()
-    for job_id in ids:
-        job = known.get(job_id)
-        if job is None or (switched("no-history") and job["state"] == "F"):
-            print(f"qstat: Unknown Job Id {job_id}", file=sys.stderr)
-            status = 153
-        elif job["state"] == "F" and not history and not TORQUE:
-            print(f"qstat: {job_id} Job has finished, use -x or -H", file=sys.stderr)
-            status = 35
-        else:
-            print(described(job))
-    return status
-
-
-def ended(job: dict, code: int | None, comment: str) -> None:
-    job |= {"state": "F", "comment": comment}
-    if code is not None:
-        job["code"] = code
-    keep(job)
-
-
-def stop(job: dict) -> None:
-    os.killpg(job["pid"], signal.SIGTERM)
-    for _ in range(100):
-        try:
-            os.killpg(job["pid"], 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
+def array(value: str | None) -> list[int]:
+    """The numbers of the members; none if it is no array."""
+    if value is None:
+        return []
+    found = re.fullmatch(r"(\d+)-(\d+)(%\d+)?", value)
+    # One member is no range.
+    if found is None or int(found[1]) >= int(found[2]):
+        raise Refused(f"illegal -{'t' if TORQUE else 'J'} value", 2)
+    members = list(range(int(found[1]), int(found[2]) + 1))
+    if len(members) > limit():
+        raise Refused("Array job exceeds server or queue size limit", 255)
+    return members
 
 
 def qdel(words: list[str]) -> None:
@@ -189,58 +138,6 @@ def qdel(words: list[str]) -> None:
     if running:
         stop(job)
     ended(job, 271 if running else None, "Job run at now and terminated by me@login" * running)
-
-
-def qrerun(words: list[str]) -> None:
-    job = jobs()[words[-1]]
-    stop(job)
-    keep(job | {"state": "Q", "comment": "Job was requeued"})
-
-
-def schedule(words: list[str]) -> None:
-    for job_id in jobs():
-        job = jobs()[job_id]
-        if job["state"] == "H" and job["depend"].startswith("afterok:"):
-            parent = jobs().get(job["depend"].removeprefix("afterok:"))
-            if parent is not None and parent["state"] != "F":
-                continue
-            if parent is None or parent.get("code") != 0:
-                # Without a word and a code, as PBS does it.
-                ended(job, None, "")
-                continue
-        if job["state"] in "QH":
-            begin(job, wait="begin" not in words)
-
-
-def begin(job: dict, wait: bool) -> None:
-    script = HOME / f"{job['id']}.SC"
-    script.write_text(job["text"], encoding="utf-8", errors="surrogateescape")
-    nodes = HOME / f"{job['id']}.nodes"
-    chunks = re.search(r"(?:select|nodes)=(\d+)", job["text"])
-    nodes.write_text("".join(f"node{n}\n" * 2 for n in range(int(chunks[1]) if chunks else 1)))
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": os.environ["HOME"],
-        "FAKES": os.environ["FAKES"],
-        "PBS_JOBID": job["id"],
-        "PBS_O_WORKDIR": job["cwd"],
-        "PBS_NODEFILE": str(nodes),
-        "PBS_ENVIRONMENT": "PBS_BATCH",
-    }
-    with Path(job["o"]).open("ab") as log:
-        process = subprocess.Popen(
-            ["bash", str(script)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=env,
-            cwd=env["HOME"],
-            start_new_session=True,
-        )
-    keep(job | {"state": "R", "pid": process.pid, "runs": job["runs"] + 1, "comment": "Job run"})
-    if wait:
-        code = process.wait()
-        ended(jobs()[job["id"]], code if code >= 0 else 256 - code, "Job run at now and finished")
 
 
 def main() -> int:

@@ -50,10 +50,10 @@ readonly merge_folder
 finish() {
     local code=$?
     rm -rf -- "$merge_folder"
-    printf '%s\n' "$code" > /scratch/ab12/me/out.job/"${PBS_JOBID:-job}".exit || :
+    printf '%s\n' "$code" > /scratch/ab12/me/out.job/"${PBS_JOBID:-${SLURM_JOB_ID:-job}}".exit || :
 }
 trap finish EXIT
-rm -f -- /scratch/ab12/me/out.job/"${PBS_JOBID:-job}".exit
+rm -f -- /scratch/ab12/me/out.job/"${PBS_JOBID:-${SLURM_JOB_ID:-job}}".exit
 printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
 
 base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_fail 'the worker in this job is damaged; submit it again'

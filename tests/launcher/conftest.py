@@ -78,10 +78,12 @@ def model(folder: Path, value: float) -> Path:
 
 @pytest.fixture
 def launch() -> Callable[..., Outcome]:
-    """merge-launch in this process."""
+    """merge-launch in this process, which makes the options of the command that is asked for."""
 
     def run(*words: object) -> Outcome:
-        result = CliRunner().invoke(cli.build(), [str(word) for word in words])
+        given = [str(word) for word in words]
+        asked = next((word for word in given if not word.startswith("-")), "")
+        result = CliRunner().invoke(cli.build(asked), given)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Outcome(result.exit_code, result.stdout, result.stderr)

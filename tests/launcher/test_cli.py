@@ -1,6 +1,7 @@
 """The commands as users type them: the seeds, what a dry run leaves alone, exit codes, start-up."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -226,3 +227,9 @@ def test_a_bug_keeps_its_traceback_and_says_how_to_report(monkeypatch, capsys) -
     assert "Traceback" in shown
     assert "RuntimeError: a bug" in shown
     assert "report it" in shown
+
+
+def test_nothing_ever_asks_a_question() -> None:
+    asks = re.compile(r"\b(input|getpass|confirm|prompt)\(|prompt=")
+    sources = Path(launcher.cli.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if asks.search(path.read_text())] == []

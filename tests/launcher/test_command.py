@@ -47,6 +47,20 @@ def test_own_words_leave_usage_and_terminal_codes_out() -> None:
     assert own_words(text) == r"qsub: illegal -N value\x1b[31m"
 
 
+def test_own_words_are_the_reason_not_the_call() -> None:
+    """As the qsub of slurm-wlm-torque says it."""
+    text = (
+        "There was an error running the Slurm sbatch command.\nThe command was:\n"
+        "'/usr/bin/sbatch -e a.e%A a 2>&1'\nand the output was:\n"
+        "'sbatch: error: invalid partition specified: nowhere\n"
+        " sbatch: error: Batch job submission failed: Invalid partition name specified\n'\n"
+    )
+    assert own_words(text) == (
+        "sbatch: error: invalid partition specified: nowhere\n"
+        "  sbatch: error: Batch job submission failed: Invalid partition name specified"
+    )
+
+
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 75", 75), ("kill -9 $$", 137)])
 def test_exit_codes_as_a_shell_gives_them(script: str, code: int) -> None:
     assert foreground(["bash", "-c", script]) == code

@@ -177,7 +177,9 @@ def test_a_job_that_pbs_starts_again(pbs, launch, fakes, tmp_path: Path) -> None
 def test_a_server_without_history(pbs, launch, fakes) -> None:
     fakes.switch("no-history")
     job = pbs(ONCE)
-    assert state(launch, job) == "unknown"
+    # `qstat -x` says nothing there, of no job.
+    assert state(launch, job) == "queued"
+    assert fakes.calls()[-2:] == [f"qstat -x -f {job}", f"qstat -f {job}"]
     fakes.pbs("schedule")
     assert launch("status", job).out.startswith(f"{job}  done  (exit code 0)")
     assert "was over already" in launch("cancel", job).out

@@ -54,6 +54,17 @@ def test_what_is_not_here_is_said_once_for_each_kind(models, work: Path) -> None
     ]
 
 
+def test_a_misspelt_folder_is_not_quietly_a_name_on_the_hub(models, work: Path) -> None:
+    (work / "models").mkdir()
+    models[1].rename(work / "models" / "code")
+    merge = merge_of(models[0], "models/cod", "models/other-things", folder=work)
+    first, second = preflight.look(merge, WorkerOptions(), everything=False).told()
+    assert first == (
+        "models/cod: no such folder here, so it is taken for one of the hub (did you mean 'code'?)"
+    )
+    assert second == "on the hub, so nobody looked into it yet: models/cod, models/other-things"
+
+
 def test_on_this_machine_absence_is_an_error(models, work: Path) -> None:
     with pytest.raises(InputError):
         merge = merge_of(models[0], "/gone", folder=work)

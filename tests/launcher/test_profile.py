@@ -266,3 +266,10 @@ def test_every_site_makes_a_job(site: str, launch) -> None:
             assert done.out.startswith("#!/bin/bash\n")
             return
     raise AssertionError(f"{site} is for no backend")
+
+
+def test_profiles_are_completed(work: Path) -> None:
+    (work / profile.FILE_NAME).write_text("[profile.gamma]\nthreads = 1\n")
+    assert profile.complete("ga") == ["gadi", "gadi-a100", "gamma"]
+    (work / profile.FILE_NAME).write_text("[profile")
+    assert profile.complete("ga") == []

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,22 @@ def test_a_dry_run_shows_the_members(launch, sweep: Path, fakes) -> None:
     assert [line[:2] for line in lines[1:]] == [["w1", "1"], ["w3", "3"], ["w7", "7"]]
     assert "3 of 3 to submit; nothing was" in done.err
     assert not sweep.exists() and fakes.calls() == []
+
+
+def test_the_members_for_programs(launch, sweep: Path, fakes) -> None:
+    rows = json.loads(launch("sweep", "s.yml", "slurm", "--dry-run", "--json").out)
+    assert rows[0] == {"member": "w1", "weight": 1, "now": "to submit", "out": f"{sweep}/w1"}
+    done = launch("sweep", "s.yml", "slurm", "--json")
+    assert (done.code, done.out) == (2, "")
+    assert "--json is for --dry-run" in done.err
+
+
+def test_the_command_for_the_table_is_one_that_finds_the_members(launch, sweep, fakes) -> None:
+    done = launch("sweep", "s.yml", "slurm", "--out", "other runs")
+    *_, command = done.out.splitlines()
+    assert command == "table   merge-launch sweep s.yml results --out 'other runs'"
+    table = launch(*shlex.split(command)[2:]).out
+    assert table.count("queued") == 3
 
 
 def test_one_job_each(launch, sweep: Path, fakes, runs) -> None:

@@ -236,23 +236,6 @@ def test_without_beaker_py(launch, monkeypatch) -> None:
     assert launch("beaker", *WORDS, "--dry-run").code == 0
 
 
-def test_replicas_share_one_merge(launch) -> None:
-    (task,) = rendered(launch, *WORDS, "--replicas", "3")["tasks"]
-    shared = {"replicas": 3, "propagateFailure": True, "propagatePreemption": True}
-    assert shared.items() <= task.items()
-    refused = launch("beaker", *WORDS, "--replicas", "3", "--then", "ls", "--dry-run")
-    assert (refused.code, refused.out) == (2, "")
-    assert "--then" in refused.err
-
-
-def test_results_of_replicas_are_not_shared(make_job) -> None:
-    job = make_job("/results/out", "org/a", "org/b")
-    alone = BEAKER.resources(image="a/b")
-    assert BEAKER.obstacles(job, alone) == []
-    (said,) = BEAKER.obstacles(job, BEAKER.resources(image="a/b", replicas=2))
-    assert "no mount covers /results/out" in said
-
-
 def test_the_merge_stops_in_good_order_before_its_time_limit(launch) -> None:
     (task,) = rendered(launch, *WORDS, "--timeout", "1h30m")["tasks"]
     assert "merge_deadline=$((5130 > SECONDS" in task["arguments"][0]

@@ -1,6 +1,5 @@
 """Beaker: following up by the real client, through preemptions and on to a verdict."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -164,30 +163,3 @@ def test_a_job_that_the_server_has_forgotten(launch, job, beaker_server) -> None
         done = launch(*words)
         assert (done.code, done.out) == (6, "")
         assert f"there is no job {ID}" in done.err
-
-
-def nobody() -> str:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return f"localhost:{unused.getsockname()[1]}"
-
-
-COMMANDS = [["status"], ["logs"], ["logs", "-f"], ["why"], ["cancel"]]
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [({"user_token": "wrong"}, "refused the token"), ({"rpc_address": ""}, "cannot be reached")],
-    ids=["wrong token", "server down"],
-)
-def test_failures_are_one_line(launch, job, beaker_server, monkeypatch, words, changes, said):
-    if "rpc_address" in changes:
-        changes = {"rpc_address": nobody()}
-    for name, value in beaker_server.environment(**changes).items():
-        monkeypatch.setenv(name, value)
-    done = launch(*words, job)
-    assert (done.code, done.out) == (6, "")
-    (line,) = done.err.splitlines()
-    assert said in line
-    assert beaker_server.requests("CancelWorkloads") == [] or "user_token" in changes

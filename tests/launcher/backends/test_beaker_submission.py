@@ -139,14 +139,6 @@ def test_a_recipe_that_no_argument_holds_travels_in_several(
     assert (work / "out" / "mergekit_config.yml").read_text().startswith(comment)
 
 
-def test_a_recipe_beyond_all_arguments_is_refused(beaker, beaker_server, models, work) -> None:
-    Path("long.yml").write_text("# no use\n" * 150_000 + RECIPE)
-    words = ["long.yml", "out", "--image", "ada/torch", "--weka", f"bucket:{work}"]
-    done = beaker("beaker", *words, "--python", sys.executable)
-    assert (done.code, beaker_server.requests()) == (2, [])
-    assert "tasks[0].arguments" in done.err and "shorten the recipe" in done.err
-
-
 def test_names_without_a_name_differ(beaker, beaker_server) -> None:
     for _ in range(2):
         assert beaker("beaker", *WORDS).code == 0

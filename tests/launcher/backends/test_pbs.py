@@ -129,7 +129,8 @@ def test_ids(text: str, job_id: str | None) -> None:
 def test_commands() -> None:
     assert PBS.submit_argv("/w/out.job/out.pbs") == ["qsub", "/w/out.job/out.pbs"]
     two = ["1.s", "2.s"]
-    assert PBS.status_argv("qstat", two, "openpbs") == ["qstat", "-x", "-f", "1.s", "2.s"]
+    assert PBS.status_argv("qstat -x", two, "openpbs") == ["qstat", "-x", "-f", "1.s", "2.s"]
+    assert PBS.status_argv("qstat -x", two, "torque") is None
     assert PBS.status_argv("qstat", two, "torque") == ["qstat", "-f", "1.s", "2.s"]
     after = ["qsub", "-W", "depend=afterok:1.s", "/w/then.pbs"]
     assert PBS.submit_argv("/w/then.pbs", "1.s") == after

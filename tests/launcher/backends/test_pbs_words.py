@@ -86,3 +86,18 @@ def test_variables_of_the_user_are_no_fields() -> None:
 def test_an_answer_without_the_job() -> None:
     # What `qstat -x` prints where the server keeps no history.
     assert PBS.parse_status("qstat", "") == {}
+
+
+def in_front_of_slurm(state: str, *more: str) -> str:
+    """As the qstat of slurm-wlm-torque prints it."""
+    fields = ["Job_Name = out", f"job_state = {state}", "queue = debug", *more]
+    return "\n\t".join(["Job Id:\t12", *fields, "Resource_List.ncpus = 1"]) + "\n\n"
+
+
+def test_a_qstat_in_front_of_slurm() -> None:
+    found = statuses(in_front_of_slurm("R", "exec_host = n1/1") + in_front_of_slurm("Q"))
+    assert found["12"].state is JobState.QUEUED
+    assert "Its queue is debug." in found["12"].reasons
+    # It has no word on the end of what ran: then the code that the job left tells.
+    assert statuses(in_front_of_slurm("C", "exec_host = n1/1")) == {}
+    assert statuses(in_front_of_slurm("C"))["12"].state is JobState.CANCELLED

@@ -1,0 +1,58 @@
+"""Torque's commands in front of a real Slurm: Debian's slurm-wlm-torque, unpacked beside the tests.
+
+It is not installed, since its qsub would then be that of the whole machine. What its programs need
+of Perl is installed if apt can do that, as root; else the tests that need them are skipped.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "slurm-wlm-torque"
+NEEDS = ("libslurm-perl", "libslurmdb-perl", "libswitch-perl")
+COMMANDS = ("qsub", "qstat", "qdel")
+# qsub calls the sbatch that lies beside it.
+SLURM = ("sbatch", "salloc", "srun")
+
+
+def _apt(*words: str, cwd: Path | None = None) -> str | None:
+    """Why it failed."""
+    done = subprocess.run(
+        ["apt-get", "-q", *words],
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+    return f"apt-get {words[0]}: {done.stderr.strip()[-200:]}" if done.returncode else None
+
+
+@functools.cache
+def _perl() -> str | None:
+    """Why its Perl cannot be had."""
+    if subprocess.run(["perl", "-e", "use Slurm ':all'"], capture_output=True).returncode == 0:
+        return None
+    return _apt("update") or _apt("install", "-y", "--no-install-recommends", *NEEDS)
+
+
+def unpacked(folder: Path) -> Path:
+    """The folder that belongs first on PATH."""
+    if shutil.which("dpkg-deb") is None or shutil.which("perl") is None:
+        pytest.skip(f"{PACKAGE} is Debian's, and Perl")
+    failure = _perl() or _apt("download", PACKAGE, cwd=folder)
+    if failure is not None:
+        pytest.skip(failure)
+    (package,) = folder.glob("*.deb")
+    subprocess.run(["dpkg-deb", "-x", str(package), str(folder / "all")], check=True)
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in COMMANDS:
+        shutil.copy(folder / "all" / "usr" / "bin" / name, programs)
+    for name in SLURM:
+        (programs / name).symlink_to(str(shutil.which(name)))
+    return programs
