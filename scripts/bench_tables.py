@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 GIB = 1 << 30
+EXTRACTION = "extract-lora"
 Case = Mapping[str, Any]
 
 
@@ -50,8 +51,9 @@ def short(count: float) -> str:
 
 
 def tables(cases: Sequence[Case]) -> list[Table]:
-    """Of whole commands, of ranks and of several merges in one pass, as far as measured."""
-    found = [_whole(cases), _ranks(cases), _together(cases)]
+    """Of whole commands, of ranks, of several merges in a pass, of adapters, as far as measured."""
+    merges = [case for case in cases if case["method"] != EXTRACTION]
+    found = [_whole(merges), _ranks(merges), _together(merges), _adapters(cases)]
     return [table for table in found if table.rows]
 
 
@@ -107,6 +109,29 @@ def _together(cases: Sequence[Case]) -> Table:
             recipes = str(case["together"])
             rows.append((what(case), case["cache"], case["method"], recipes, *times, *rest))
     return Table("Several recipes in one pass over the inputs", head, rows)
+
+
+def _adapters(cases: Sequence[Case]) -> Table:
+    """Errors are what factors miss of each matrix; the peer's are those of the best of all."""
+    head = (
+        "models", "cache", "extract-lora s", "peer s", "peer × worker", "peak GiB", "peer GiB",
+        "largest error", "peer's", "worst × peer's",
+    )  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for case in (case for case in cases if case["method"] == EXTRACTION):
+        worker, peer = median(case, "worker"), median(case, "peer")
+        ours, theirs = (
+            case["runs"][name][0]["parts"] if case["runs"].get(name) else {}
+            for name in ("worker", "peer")
+        )
+        worst = max((ours[name] / theirs[name] for name in ours.keys() & theirs.keys()), default=0)
+        rows.append(
+            (what(case), case["cache"], cell(worker), cell(peer), cell(ratio(peer, worker), 1),
+             cell(peak_gib(case, "worker")), cell(peak_gib(case, "peer")),
+             cell(max(ours.values(), default=None), 4), cell(max(theirs.values(), default=None), 4),
+             cell(worst or None, 4))
+        )  # fmt: skip
+    return Table("Adapters out of fine-tunes", head, rows)
 
 
 def cell(value: float | None, digits: int = 2) -> str:

@@ -36,7 +36,8 @@ def placed(value: Any, models: Path) -> Any:
         found = {key: placed(item, models) for key, item in value.items()}
         for key in ("model", "base_model", "source"):
             if isinstance(found.get(key), str) and found[key] not in WORDS.get(key, ()):
-                found[key] = str(models / found[key])
+                parts = found[key].split("+")  # a model, and an adapter of it
+                found[key] = "+".join(str(models / part) for part in parts)
         return found
     return [placed(item, models) for item in value] if isinstance(value, list) else value
 
@@ -44,7 +45,11 @@ def placed(value: Any, models: Path) -> Any:
 def merged(recipe: dict[str, Any], models: Path, out: Path, seed: int) -> dict[str, torch.Tensor]:
     shutil.rmtree(out, ignore_errors=True)
     options = MergeOptions(
-        copy_tokenizer=False, write_model_card=False, random_seed=seed, quiet=True
+        copy_tokenizer=False,
+        write_model_card=False,
+        random_seed=seed,
+        quiet=True,
+        lora_merge_cache=str(models / "with adapters"),
     )
     run_merge(MergeConfiguration.model_validate(placed(recipe, models)), str(out), options)
     return read_tensors(out)
@@ -91,6 +96,13 @@ def main(wanted: list[str]) -> None:
             place = folder / "with tokens"
             with_tokens(recipe, place, folder / "out", GOLDENS / f"{name}.safetensors")
             print(name)
+    spoken = {}
+    vocabularies.make_speakers(folder / "speakers")
+    for name, recipe in recipes("chat_templates.yml"):
+        merged(recipe, folder / "speakers", folder / "out", 1)
+        spoken[name] = vocabularies.rendered(folder / "out")
+    text = json.dumps(spoken, indent=1, sort_keys=True)
+    (GOLDENS / "chat_templates.json").write_text(text + "\n", encoding="utf-8")
     path = GOLDENS / "statistics.json"
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, recipe in recipes("random.yml"):

@@ -7,10 +7,13 @@ of two equal elements goes first is nobody's business.
 
 import json
 import random
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from adapters import write_adapter
 from checkpoints import write_checkpoint
 from torch import Tensor
 
@@ -90,9 +93,67 @@ def louder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: (t - 1) * 64 + 1 if "norm" in n else t * 64 for n, t in tensors.items()}
 
 
+# What adapters of PEFT are: patterns of rank and scale; the other scale; lengths and whole tensors.
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "patterns": {
+        "target_modules": ["k_proj", "o_proj", "q_proj", "v_proj"],
+        "lora_alpha": 6,
+        "rank_pattern": {"v_proj": 2, r"layers\.1\.self_attn\.q_proj": 5},
+        "alpha_pattern": {"layers.2.self_attn.o_proj": 12},
+    },
+    "rslora": {"target_modules": r".*\.mlp\.(up|down)_proj", "use_rslora": True, "r": 3},
+    "dora": {
+        "target_modules": ["q_proj", "gate_proj"],
+        "use_dora": True,
+        "modules_to_save": ["lm_head", "model.norm"],
+    },
+}
+
+
+def make_adapters(folder: Path, base: dict[str, Tensor]) -> None:
+    """`lora-…` for each of ADAPTERS, as PEFT saves them."""
+    for kind, given in ADAPTERS.items():
+        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, **given}
+        found: dict[str, Tensor] = {}
+        for name, tensor in base.items():
+            for end, trained in _trained(config, name.removesuffix(".weight"), tensor, kind):
+                found[f"base_model.model.{name.removesuffix('.weight')}.{end}"] = trained.float()
+        write_adapter(folder / f"lora-{kind}", config, found)
+
+
+def _trained(
+    config: dict[str, Any], module: str, weight: Tensor, seed: str
+) -> Iterator[tuple[str, Tensor]]:
+    """What an adapter has of a module, in float64, of values that are exact in float32."""
+    rows, seed = len(weight), f"{seed} {module}"
+    if module in config.get("modules_to_save", ()):
+        yield "weight", weight.double() + bells(tuple(weight.shape), seed) / 2**22
+    elif _meant(module, config["target_modules"]):
+        rank = _pattern(config, module)
+        yield "lora_A.weight", bells((rank, weight.shape[1]), f"{seed} A") / 2**18
+        yield "lora_B.weight", bells((rows, rank), f"{seed} B") / 2**18
+        if config.get("use_dora"):
+            lengths = weight.double().norm(dim=1) + bells((rows,), seed) / 2**20
+            yield "lora_magnitude_vector", (lengths * 2**10).round() / 2**10
+
+
+def _meant(module: str, targets: str | list[str]) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return module.rpartition(".")[2] in targets
+
+
+def _pattern(config: dict[str, Any], module: str) -> int:
+    patterns: dict[str, int] = config.get("rank_pattern", {})
+    found = (rank for p, rank in patterns.items() if re.fullmatch(rf"(.*\.)?{p}", module))
+    return next(found, int(config["r"]))
+
+
 def make_models(folder: Path) -> None:
-    """`base` with the fine-tunes `a`, `b`, `c`; all of them also as `tied-…` and as `loud-…`."""
+    """`base` with the fine-tunes `a`, `b`, `c`, all of them also as `tied-…` and as `loud-…`; and
+    adapters of the base."""
     base = base_tensors()
+    make_adapters(folder, base)
     models = {"base": base, **{seed: fine_tune(base, seed) for seed in "abc"}}
     for name, tensors in models.items():
         write_checkpoint(folder / name, tensors, config=CONFIG)

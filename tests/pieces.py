@@ -57,13 +57,21 @@ def fused(apart: Tensors) -> Tensors:
     return {**found, f"{mlp}.gate_up_proj.weight": torch.cat(parts)}
 
 
+def head_by_head(tensors: Tensors, form: str, heads: int) -> Tensor:
+    """Queries, keys and values of one head (of keys), then of the next."""
+    parts = [tensors[form.format(n)].chunk(heads) for n in "qkv"]
+    return torch.cat([torch.cat(head) for head in zip(*parts, strict=True)])
+
+
 def beginning(old: str, new: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {n.replace(old, new, 1): tensor for n, tensor in tensors.items()}
 
 
-def average(folder: Path, first: Tensors, second: Tensors, recipe: str = "") -> int:
+def average(
+    folder: Path, first: Tensors, second: Tensors, recipe: str = "", **config: object
+) -> int:
     for name, tensors in (("a", first), ("b", second)):
-        write_checkpoint(folder / name, tensors)
+        write_checkpoint(folder / name, tensors, config=config or None)
     path = folder / "r.yml"
     models = f"models: [{folder / 'a'}, {folder / 'b'}]\nparameters: {{weight: 1}}\n"
     path.write_text(f"merge_method: linear\n{models}{recipe}")

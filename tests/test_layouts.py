@@ -1,12 +1,13 @@
 """Merges across layouts of whole small models: the mean of what each holds, and it loads."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import load, read_tensors, ulps_from_mean
-from layouts import LAYOUTS, save_pair
+from checkpoints import load, read_tensors, ulps_from_mean, write_checkpoint
+from layouts import LAYOUTS, exporter, save_pair
 
 from worker import cli
 
@@ -31,3 +32,18 @@ def test_every_pair_of_layouts(model_type: str, pair: tuple[str, str], tmp_path:
         assert ulps_from_mean(tensor, [tensors[name] for tensors in inputs]) <= 0.5, name
     tokens = torch.arange(3, 19)[None]
     assert torch.isfinite(merged(input_ids=tokens).logits).all()
+
+
+def test_names_of_the_exporter(tmp_path: Path) -> None:
+    """transformers loads none of these, so what they should make is what others made."""
+    models = save_pair(tmp_path, "olmo_hybrid", ("released", "released"))
+    stacked = read_tensors(tmp_path / "1-stacked")
+    exported = exporter(stacked)
+    assert any("linear_attn.out_proj" in name for name in exported)
+    config = json.loads((models[1] / "config.json").read_text())
+    other = write_checkpoint(tmp_path / "exported", exported, config=config)
+    for name, pair in {"one": models, "two": [models[0], other]}.items():
+        words = ["average", str(tmp_path / name), *map(str, pair), "--progress", "off"]
+        assert cli.main(words) == 0
+    one, two = (read_tensors(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import LINEARS, adapt, on_base, read_adapter, save_base
+from adapters import LINEARS, adapt, merged_by_peft, on_base, read_adapter, save_base
+from checkpoints import read_tensors
 from merges import run
 from torch import Tensor
 
@@ -99,6 +100,64 @@ def test_other_ranks_and_modules(method: str, folder: Path, tmp_path: Path) -> N
     names, weights = ["one", "wide", "two"], [0.5, 0.3, -0.2]
     check(folder, tmp_path / "out", names, weights, combination_type=method)
     check(folder, tmp_path / "2", names, weights, combination_type="svd", svd_rank=2)
+
+
+@pytest.mark.parametrize("method", ["cat", "svd"])
+def test_biases_are_added_up(method: str, tmp_path: Path) -> None:
+    """PEFT merges the factors, but leaves zeros for biases: what is asked for is their sum."""
+    base = save_base(tmp_path / "base", attention_bias=True)
+    adapt(base, tmp_path / "plain", 1, target_modules=["q_proj", "v_proj"], lora_alpha=6)
+    adapt(base, tmp_path / "biased", 2, target_modules=["q_proj"], lora_bias=True, use_rslora=True)
+    given = [tmp_path / "plain", tmp_path / "biased"]
+    words = ["--weights=0.5,-0.3", "--method", method, *(["--rank", 8] if method == "svd" else [])]
+    assert run("merge-adapters", tmp_path / "out", *given, *words) == 0
+    before = read_tensors(base)
+    alone = [
+        read_tensors(merged_by_peft(base, adapter, tmp_path / f"{adapter.name}-merged"))
+        for adapter in given
+    ]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        on_base(base, tmp_path / "out")
+    assert not [w for w in told if "missing" in str(w.message)]
+    both = read_tensors(merged_by_peft(base, tmp_path / "out", tmp_path / "merged"))
+    moved = 0
+    for name, tensor in before.items():
+        one, other = (found[name].double() - tensor.double() for found in alone)
+        expected = 0.5 * one - 0.3 * other
+        moved += bool(expected.any())
+        assert float((both[name] - tensor - expected).abs().max()) <= 1e-6, name
+    assert moved == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "method", "text"),
+    [
+        ("dora", {"use_dora": True}, "cat", "DoRA, whose magnitudes"),
+        ("biased", {"lora_bias": True}, "linear", "lora_bias, which cat and svd add up, but not"),
+        (
+            "experts",
+            {"target_modules": [], "target_parameters": ["q_proj.weight"]},
+            "svd",
+            "target_parameters (experts); merge what they do",
+        ),
+    ],
+)
+def test_what_no_sum_of_factors_can_be(
+    kind: str,
+    config: dict[str, Any],
+    method: str,
+    text: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    adapter = adapt(folder / "base", tmp_path / kind, **{"target_modules": ["q_proj"], **config})
+    words = (tmp_path / "out", folder / "one", adapter, "--method", method)
+    assert run("merge-adapters", *words) == 3
+    told = capsys.readouterr().err
+    assert kind in told and text in told and "Traceback" not in told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "dare_linear_svd"])

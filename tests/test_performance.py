@@ -60,7 +60,7 @@ def test_commands_are_understood(
 
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     args = bench.arguments()
-    assert set(bench.words(args.method)) <= {"average", *methods.names()}
+    assert set(bench.words(args.method)) <= {"average", "extract-lora", *methods.names()}
 
 
 def test_every_method_has_a_recipe_that_is_understood(scripts: None) -> None:
@@ -92,6 +92,37 @@ def test_tables(scripts: None) -> None:
     assert "| ties |" in bench_tables.markdown(whole)
     assert len(bench_tables.tables([case()])) == 1
     assert "peer" not in bench_tables.markdown(bench_tables.tables([case()])[0])
+
+
+def test_adapters_have_a_table_of_their_own(scripts: None) -> None:
+    import bench_tables
+
+    ours = {**RUN, "parts": {"q": 0.808, "v": 0.5}}
+    theirs = {**RUN, "wall_s": 30.0, "parts": {"q": 0.8, "v": 0.5}}
+    found = case(method="extract-lora", models=2, runs={"worker": [ours], "peer": [theirs]})
+    (table,) = bench_tables.tables([found])
+    cells = dict(zip(table.head, table.rows[0], strict=True))
+    assert cells["peer × worker"] == "15.0" and cells["worst × peer's"] == "1.0100"
+    assert (cells["largest error"], cells["peer's"]) == ("0.8080", "0.8000")
+    assert bench_tables.tables([found, case()])[0].rows == bench_tables.tables([case()])[0].rows
+
+
+def test_errors_of_an_adapter_are_those_of_its_matrices(scripts: None, tmp_path: Path) -> None:
+    import torch
+    from adapters import write_adapter
+    from bench_lora import errors  # type: ignore[import-not-found]
+    from checkpoints import write_checkpoint
+
+    base, delta = torch.zeros(6, 8), torch.diag(torch.tensor([3.0, 2, 2, 1, 0, 0]))
+    after = {"m.weight": torch.cat([delta, base[:, :2]], 1)}
+    write_checkpoint(tmp_path / "base", {"m.weight": base})
+    write_checkpoint(tmp_path / "tuned", after)
+    a, b = torch.zeros(1, 8), torch.zeros(6, 1)
+    a[0, 0], b[0, 0] = 1.5, 2
+    names = {f"base_model.model.m.lora_{x}.weight": t for x, t in (("A", a), ("B", b))}
+    adapter = write_adapter(tmp_path / "adapter", {"peft_type": "LORA"}, names)
+    folders = (tmp_path / "base", tmp_path / "tuned", adapter)
+    assert errors(*folders) == pytest.approx({"m": (9 / 18) ** 0.5})
 
 
 def test_what_was_measured_is_drawn_and_listed(tmp_path: Path) -> None:
@@ -139,4 +170,4 @@ def test_commands_run_at_tiny_size(tmp_path: Path) -> None:
             capture_output=True, text=True, env=environment, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-        assert "merge-worker s" in done.stdout
+        assert ("extract-lora s" if "extract-lora" in words else "merge-worker s") in done.stdout

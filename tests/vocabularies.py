@@ -126,6 +126,35 @@ def make_models(folder: Path) -> None:
         save_model(folder / f"tied-{name}", tokenizer, spare=spare, tied=True)
 
 
+ECHO = "{% for message in messages %}{{ message['content'] }};{% endfor %}"
+LOUD = "{% for message in messages %}[{{ message['role'] | upper }}]{{ message['content'] }}" + (
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
+)
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+]
+
+
+def make_speakers(folder: Path) -> None:
+    """The models of `make_models`, of which `a` says one chat template, `b` and `c` another."""
+    make_models(folder)
+    for name, template in {"a": ECHO, "b": LOUD, "c": LOUD}.items():
+        (folder / name / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def rendered(folder: Path) -> str:
+    """TURNS as the tokenizer of a folder puts them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    return text
+
+
 def by_token(folder: Path, tensor: Tensor) -> dict[str, Tensor]:
     """Rows by the tokens of a folder's tokenizer.json."""
     ids: dict[str, int] = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()

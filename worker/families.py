@@ -6,6 +6,9 @@ one kind of layer only says which tensor stands beside, since names change their
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .forms import ANY, Form, Rule
 
 
@@ -144,11 +147,69 @@ KIMI_LINEAR = (
     _renamed("block_sparse_moe.{x}", "mlp.{x}"),
 )
 
+# BERT as TensorFlow had it, as the releases still do; torch's own two ways to keep lengths apart.
+RENAMED = (
+    _renamed("LayerNorm.weight", "LayerNorm.gamma"),
+    _renamed("LayerNorm.bias", "LayerNorm.beta"),
+    _renamed("weight_g", "parametrizations.weight.original0"),
+    _renamed("weight_v", "parametrizations.weight.original1"),
+)
+
+_GLM, _LAYER = "transformer.encoder.layers.{x}.", "model.layers.{x}."
+
+
+def _plain(*names: str) -> Rule:
+    return Rule(tuple(Form((name,)) for name in names))
+
+
+# ChatGLM, GLM-4 in their own code's names and in those of transformers.
+GLM = (
+    Rule(
+        (
+            Form(tuple(f"{_LAYER}self_attn.{n}_proj.{{_w}}" for n in "qkv")),
+            Form((f"{_GLM}self_attention.query_key_value.{{_w}}",)),
+        )
+    ),
+    _plain(f"{_LAYER}self_attn.o_proj.{{_w}}", f"{_GLM}self_attention.dense.{{_w}}"),
+    _plain(f"{_LAYER}mlp.gate_up_proj.{{_w}}", f"{_GLM}mlp.dense_h_to_4h.{{_w}}"),
+    _plain(f"{_LAYER}mlp.down_proj.{{_w}}", f"{_GLM}mlp.dense_4h_to_h.{{_w}}"),
+    *(
+        _plain(f"{_LAYER}{norm}_layernorm.weight", f"{_GLM}{norm}_layernorm.weight")
+        for norm in ("input", "post_attention")
+    ),
+    _plain("model.norm.weight", "transformer.encoder.final_layernorm.weight"),
+    _plain("model.embed_tokens.weight", "transformer.embedding.word_embeddings.weight"),
+    _plain("lm_head.weight", "transformer.output_layer.weight"),
+)
+
+# InternLM 2 and what its converter to Llama makes of it.
+INTERNLM2 = (
+    _renamed("self_attn.o_proj.{_w}", "attention.wo.{_w}"),
+    *(
+        _renamed(f"mlp.{word}_proj.{{_w}}", f"feed_forward.{short}.{{_w}}")
+        for word, short in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+    ),
+    _renamed("input_layernorm.weight", "attention_norm.weight"),
+    _renamed("post_attention_layernorm.weight", "ffn_norm.weight"),
+    _plain("model.embed_tokens.weight", "model.tok_embeddings.weight"),
+    _plain("lm_head.weight", "output.weight"),
+)
+
 RULES = (
     *(*OLMO_HYBRID, *CONVOLUTIONS, *STACKED_OTHERWISE),
-    *(*EXPERTS, *PROJECTIONS, *KIMI_LINEAR),
+    *(*EXPERTS, *PROJECTIONS, *KIMI_LINEAR, *RENAMED, *GLM, *INTERNLM2),
 )
 """In this order; tensors that one rule has taken are gone for the next."""
+
+
+def of_heads(config: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """Rules for what lies head by head: each head of keys with its queries, its keys and values."""
+    heads = config.get("num_key_value_heads")
+    if not isinstance(heads, int) or heads < 1:
+        return ()
+    apart = _apart(*(f"self_attn.{n}_proj.{{_w}}" for n in "qkv"))
+    return (Rule((apart, Form((ANY + "attention.wqkv.{_w}",), groups=heads))),)
+
 
 PREFIXES = (
     *(("model.language_model.", "model."), ("language_model.model.", "model.")),

@@ -21,9 +21,10 @@ ANY = "{_}"
 class Form(NamedTuple):
     """The tensors of a group by name: as many names as tensors, or one that holds all of them.
 
-    Those in one lie along `axis` one after the other, or in turns if `woven`; `transposed` ones
-    have rows and columns exchanged, and `axis` counts after that. A form with `beside` holds where
-    there is a tensor whose name goes on like this.
+    Those in one lie along `axis` one after the other, or in turns if `woven`, or in so many
+    `groups` one after the other, each with its share of all; `transposed` ones have rows and
+    columns exchanged, and `axis` counts after that. A form with `beside` holds where there is a
+    tensor whose name goes on like this.
     """
 
     names: tuple[str, ...]
@@ -31,6 +32,7 @@ class Form(NamedTuple):
     woven: bool = False
     transposed: bool = False
     beside: str = ""
+    groups: int = 1
 
     @property
     def shown(self) -> str:
@@ -132,7 +134,7 @@ def general(key: Key) -> Key:
 
 def one_way(rule: Mapping[str, object]) -> Rule:
     """The rule of a recipe: `from` and `to`, names or lists of names. ValueError."""
-    known = ("from", "to", "axis", "transpose", "model")
+    known = ("from", "to", "axis", "transpose", "groups", "model")
     if unknown := [key for key in rule if key not in known]:
         raise ValueError(f"'{unknown[0]}' is unknown in a rule; it has {', '.join(known)}")
     names = {}
@@ -157,5 +159,13 @@ def one_way(rule: Mapping[str, object]) -> Rule:
     turned = rule.get("transpose", False)
     if not isinstance(turned, bool):
         raise ValueError(f"transpose {turned!r} is neither true nor false")
-    forms = (Form(names["from"], axis, transposed=turned), Form(names["to"], axis))
+    groups = rule.get("groups", 1)
+    if type(groups) is not int or groups < 1 or (groups > 1 and len(sum(names.values(), ())) < 3):
+        raise ValueError(
+            f"groups {groups!r} is no number of groups that one tensor holds of several"
+        )
+    forms = (
+        Form(names["from"], axis, transposed=turned, groups=groups),
+        Form(names["to"], axis, groups=groups),
+    )
     return Rule(forms, stacked=next(iter(extra), ""))

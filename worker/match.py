@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from .assemble import Group
 from .checkpoint import Checkpoint
+from .computed import is_computed
 from .dtypes import DType, Kind
 from .errors import InputError, UsageError, first_names
 from .features import needed
@@ -151,11 +152,11 @@ class _Matcher:
     def _lone_names(self) -> Iterable[str]:
         """Faults: names that not every source has, where leaving them alone would be wrong."""
         for (label, first), infos in self.lost.items():
-            heavy = [info.name for info in infos if info.dtype.kind is Kind.FLOAT]
+            heavy = [info.name for info in infos if _weighs(info)]
             if heavy and self.rules.missing == "error":
                 yield f"{label}: {len(heavy)} tensors of {first} are missing: {first_names(heavy)}"
         for (label, first), infos in self.more.items():
-            extra = [info.name for info in infos if info.dtype.kind is Kind.FLOAT]
+            extra = [info.name for info in infos if _weighs(info)]
             if extra and self.rules.surplus == "error":
                 yield f"{label}: {len(extra)} tensors that {first} has not: {first_names(extra)}"
 
@@ -192,6 +193,11 @@ class _Matcher:
                 for i, info in mixed[0].sources
             )
             yield f"{len(mixed)} tensors are stored with different dtypes ({found})"
+
+
+def _weighs(source: Origin) -> bool:
+    """Whether a tensor says something about the model that its config does not."""
+    return source.dtype.kind is Kind.FLOAT and not is_computed(source.name, source.shape)
 
 
 def _dtype(source: Origin) -> DType:

@@ -59,7 +59,7 @@ def command(arguments: argparse.Namespace) -> str:
 
     weights, how = _weights(arguments), _how(arguments)
     adapters = [open_adapter(Path(word)) for word in arguments.adapter]
-    _check(adapters)
+    _check(adapters, how.method)
     files = Files()
     try:
         with torch.inference_mode(), Output(Path(arguments.out), arguments.overwrite) as output:
@@ -105,22 +105,26 @@ def _how(arguments: argparse.Namespace) -> How:
     )  # fmt: skip
 
 
-def _check(adapters: Sequence[Adapter]) -> None:
-    """InputError for what no sum of factors can be."""
+def _check(adapters: Sequence[Adapter], method: str) -> None:
+    """InputError for what no sum of factors can be; PEFT loses some of it without a word."""
+    on_base = "merge what they do to a model: merge-worker average OUT base+adapter base+adapter"
     for adapter in adapters:
         if not adapter.pairs:
             raise InputError(f"{adapter.path}: has no factors to be merged")
         if any(pair.magnitude for pair in adapter.pairs):
             raise InputError(
-                f"{adapter.path}: DoRA; its magnitudes are of one base, no sum has any"
+                f"{adapter.path}: DoRA, whose magnitudes are of one base and one adapter; {on_base}"
             )
-        if any(pair.bias for pair in adapter.pairs):
-            raise InputError(f"{adapter.path}: lora_bias; adapters with biases are not merged")
-        if adapter.config.get("target_parameters"):
+        if _biased(adapter) and method not in ("cat", "svd"):
             raise InputError(
-                f"{adapter.path}: an adapter of parameters (experts); merge it on its base: "
-                f"merge-worker average OUT base+adapter base+adapter"
+                f"{adapter.path}: lora_bias, which cat and svd add up, but not {method}"
             )
+        if adapter.config.get("target_parameters"):
+            raise InputError(f"{adapter.path}: target_parameters (experts); {on_base}")
+
+
+def _biased(adapter: Adapter) -> bool:
+    return any(pair.bias for pair in adapter.pairs)
 
 
 def _merge(
@@ -128,9 +132,9 @@ def _merge(
 ) -> dict[str, int]:
     """Add every module's factors to the output; returns their ranks by module."""
     from .lora.combine import combine
-    from .lora.extract import same
 
     ranks: dict[str, int] = {}
+    biased = any(map(_biased, adapters))
     largest = max(pair.rank for adapter in adapters for pair in adapter.pairs)
     how = replace(how, rank=how.rank or largest)
     by_name = [{pair.module: pair for pair in adapter.pairs} for adapter in adapters]
@@ -149,7 +153,19 @@ def _merge(
         except ValueError as error:
             raise InputError(f"{printable(name)}: {error}") from None
         _put(output, first, a, b)
+        if biased and not first.embedding:
+            _put_bias(output, first, [(adapters[n], p, weights[n]) for n, p in having], reader)
         ranks[name] = len(a)
+    _keep(adapters, ranks, output, reader)
+    return ranks
+
+
+def _keep(
+    adapters: Sequence[Adapter], ranks: Mapping[str, int], output: Output, reader: Reader
+) -> None:
+    """Tensors that are kept whole; InputError if adapters differ in one."""
+    from .lora.extract import same
+
     for adapter in adapters:
         for name, info in adapter.whole.items():
             module, _, end = name.rpartition(".")
@@ -161,7 +177,6 @@ def _merge(
                     f"{printable(name)} is kept whole by several adapters, and differs; merge them "
                     f"on their base: merge-worker average OUT base+adapter base+adapter"
                 )
-    return ranks
 
 
 def _read(adapter: Adapter, pair: Pair, weight: float, reader: Reader) -> Weighted:
@@ -189,6 +204,20 @@ def _put(output: Output, pair: Pair, a: Tensor, b: Tensor) -> None:
     output.add(f"{pair.module}.{form.format('B')}", b)
 
 
+def _put_bias(
+    output: Output, first: Pair, given: Sequence[tuple[Adapter, Pair, float]], reader: Reader
+) -> None:
+    """The sum of what they add, or zeros: PEFT wants one of every module if of any."""
+    import torch
+
+    total = torch.zeros(first.b.shape[0], dtype=torch.float64)
+    for adapter, pair, weight in given:
+        if pair.bias is not None:
+            bias = reader.read(pair.bias, 0, pair.bias.count, "bias")
+            total.add_(bias.to(torch.float64), alpha=weight * adapter.scale(pair.module, pair.rank))
+    output.add(f"{first.module}.lora_B.bias", total.to(getattr(torch, first.b.dtype.torch_name)))
+
+
 def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
     """The first adapter's, with the modules of all, and a scale of 1."""
     from .lora.save import config_of
@@ -201,5 +230,6 @@ def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, 
         str(first.get("base_model_name_or_path") or ""), most,
         rank_pattern=other, alpha_pattern=other, target_modules=sorted(ranks),
         fan_in_fan_out=bool(first.get("fan_in_fan_out")),
+        **({"lora_bias": True} if any(map(_biased, adapters)) else {}),
     )  # fmt: skip
     return {**config, "task_type": first.get("task_type"), "modules_to_save": sorted(saved) or None}

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import is_hub_id, open_checkpoint, read_json
+from .computed import is_computed
 from .errors import InputError, OutputError, ResultError, Stopped, UsageError, first_names
 from .layers import layer_of
 from .manifest import NAME, read_manifest, worker_facts
@@ -36,8 +37,6 @@ from .units import device_word, parse_duration
 PIN = "0.1.5"
 PROGRAM = "mergekit-yaml"
 CHUNK = 8 << 20
-NO_WEIGHTS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-"""Buffers that models compute themselves; mergekit leaves them out."""
 
 CARD = """---
 base_model_relation: merge
@@ -184,7 +183,8 @@ def _check(recipe: Recipe, written: Path, python: str) -> None:
     path = _base_folder(recipe.own_refs()[0], python)
     held = set(open_checkpoint(written).tensors)
     base = open_checkpoint(path)
-    expected = {name for name in base.tensors if not name.endswith(NO_WEIGHTS)}
+    # It leaves buffers out that models compute themselves.
+    expected = {n for n, held in base.tensors.items() if not is_computed(n, held.shape)}
     if any(module.sliced for module in recipe.modules):
         expected = {name for name in expected if layer_of(name) is None}
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}

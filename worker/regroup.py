@@ -84,11 +84,32 @@ def _cut(source: Origin, form: Form, size: int, shapes: Shapes | None) -> list[O
     if sum(sizes) != extent:
         listed = " + ".join(map(str, sizes))
         raise ValueError(f"{source.name} is {list(source.shape)}, whose parts would be {listed}")
-    parts, begin = [], 0
+    parts, begin, grouped = [], 0, _grouped(source, axis, form.groups)
+    at = axis + (form.groups > 1)
     for taken in sizes:
-        parts.append(take(source, axis, begin, begin + taken, source.name))
-        begin += taken
+        share = _share(source, taken, form.groups)
+        part = take(grouped, at, begin, begin + share, source.name)
+        shape = (*source.shape[:axis], taken, *source.shape[axis + 1 :])
+        parts.append(reshape(part, shape, source.name))
+        begin += share
     return parts
+
+
+def _share(source: Origin, extent: int, groups: int) -> int:
+    if extent % groups:
+        raise ValueError(
+            f"{source.name} is {list(source.shape)}; {extent} are not {groups} equal groups"
+        )
+    return extent // groups
+
+
+def _grouped(source: Origin, axis: int, groups: int) -> Origin:
+    """The same elements with an axis for the groups before the one that holds them."""
+    if groups == 1:
+        return source
+    inner = _share(source, source.shape[axis], groups)
+    shape = (*source.shape[:axis], groups, inner, *source.shape[axis + 1 :])
+    return reshape(source, shape, source.name)
 
 
 def _together(singles: list[Origin], form: Form, size: int) -> list[Origin]:
@@ -97,4 +118,10 @@ def _together(singles: list[Origin], form: Form, size: int) -> list[Origin]:
         singles = [transpose(single, single.name) for single in singles]
     if len(form.names) == size:
         return singles
-    return [(weave if form.woven else join)(singles, form.axis, singles[0].name)]
+    name, axis = singles[0].name, form.axis
+    if form.woven:
+        return [weave(singles, axis, name)]
+    joined = join([_grouped(s, axis, form.groups) for s in singles], axis + (form.groups > 1), name)
+    extent = sum(single.shape[axis] for single in singles)
+    shape = (*singles[0].shape[:axis], extent, *singles[0].shape[axis + 1 :])
+    return [reshape(joined, shape, name)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from .checkpoint import Checkpoint
 from .errors import InputError, UsageError
-from .families import PREFIXES, RULES
+from .families import PREFIXES, RULES, of_heads
 from .forms import Form, Key, Members, Rule, find, general, missing
 from .origin import Origin
 from .recipe import KeyRule
@@ -38,7 +38,7 @@ def rearranged(
                 if rule.model in (None, label) and work.apply(rule.rule) and rule in idle:
                     idle.remove(rule)
             if not work.fits():
-                work.known()
+                work.known((*RULES, *of_heads(model.config)))
         except ValueError as error:
             faults.append(f"{label}: {error}")
         found.append(replace(model, tensors=work.names) if work.counts else model)
@@ -73,12 +73,25 @@ class _Model:
         same = self.names.keys() == self.first.keys()
         return same and all(s.shape == self.first[n].shape for n, s in self.names.items())
 
-    def known(self) -> None:
+    def known(self, rules: Iterable[Rule]) -> None:
         """What the tables know."""
+        self.refuse_turned_heads()
         self.prefixes()
         here, there = sorted(self.names), sorted(self.first)
-        for rule in RULES:
+        for rule in rules:
             self.by_style(rule, find(rule, here), find(rule, there))
+
+    def refuse_turned_heads(self) -> None:
+        """Queries and keys of Meta's own format: other names, and their rows in another order."""
+        for names, label in zip((self.names, self.first), self.labels[::-1], strict=True):
+            other = self.first if names is self.names else self.names
+            meta = next((name for name in names if name.endswith("attention.wq.weight")), None)
+            if meta and any(name.endswith("self_attn.q_proj.weight") for name in other):
+                raise ValueError(
+                    f"{meta} of {label} is in the format of Llama's and Mistral's own code, whose "
+                    f"rows of queries and keys are in another order; convert the model for "
+                    f"transformers first"
+                )
 
     def prefixes(self) -> None:
         """Other beginnings of names, the one that fits most names first."""
@@ -130,7 +143,13 @@ class _Model:
         """Parts of what was one tensor, cut in other places: transformers cuts into equal parts."""
         form, one = next(iter(forms)), next((f for f in rule.forms if len(f.names) == 1), None)
         shapes = self.shapes(rule, wanted[form])
-        if one is None or rule.stacks or shapes is None or len(forms[form]) != rule.size:
+        if (
+            one is None
+            or one.groups > 1
+            or rule.stacks
+            or shapes is None
+            or len(forms[form]) != rule.size
+        ):
             return
         sources = [self.names[forms[form][place, 0]] for place in range(rule.size)]
         rows = [[shape[:1] for shape in each] for each in (shapes, [s.shape for s in sources])]

@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from merges import run
-from vocabularies import make_models, write_json
+from vocabularies import TURNS, make_models, make_speakers, rendered, write_json
 
 from worker.chat_template import BUILT_IN, own_template
 from worker.token_files import Beside
 
-ASKED = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-TURNS = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello"},
-    {"role": "user", "content": "Bye"},
+GOLDENS = Path(__file__).resolve().parent.parent / "goldens_mergekit"
+RECIPES = [
+    pytest.param(recipe.pop("golden"), recipe, id=name)
+    for recipe in yaml.safe_load_all((GOLDENS / "chat_templates.yml").read_text("utf-8"))
+    if (name := recipe["golden"])
 ]
+ASKED = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 # What mergekit's templates render as well, but for its faults: no line break before the last
 # `### Response:`, stray blanks around exaone's turns, line breaks after llama3's `<|eot_id|>`.
 RENDERED = {
@@ -68,6 +69,23 @@ def test_built_in(name: str, place: Path) -> None:
     if name == "mistral":
         with pytest.raises(Exception, match="take turns"):
             loaded.apply_chat_template(TURNS[:2] + TURNS[3:], tokenize=False)
+
+
+@pytest.mark.parametrize(("name", "recipe"), RECIPES)
+def test_chats_are_put_as_mergekit_puts_them(
+    name: str, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    make_speakers(tmp_path)
+    path, out = tmp_path / "r.yml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    assert run("merge", path, out, "--relative-to", tmp_path, "--progress", "off") == 0
+    golden = json.loads((GOLDENS / "chat_templates.json").read_text("utf-8"))[name]
+    ours = rendered(out)
+    if name in ("chat_alpaca", "chat_exaone", "chat_llama3"):
+        # Its blanks and line breaks are not the vendors'; the words are.
+        assert ours != golden
+        ours, golden = ("".join(text.split()) for text in (ours, golden))
+    assert ours == golden
 
 
 def test_alone_without_a_system_message(place: Path) -> None:

@@ -13,6 +13,7 @@ from pieces import (
     beginning,
     experts,
     fused,
+    head_by_head,
     projections,
     stacked,
 )
@@ -31,6 +32,19 @@ RULES = {
                 f"model.layers.1.self_attn.mix.{k}": fused(t)[
                     f"model.layers.1.self_attn.qkv_proj.{k}"
                 ]
+                for k in ("weight", "bias")
+            },
+        },
+    ),
+    "head by head": (
+        '- {from: "model.{x}.query_key_value.{w}", groups: 2, to: '
+        '["model.{x}.q_proj.{w}", "model.{x}.k_proj.{w}", "model.{x}.v_proj.{w}"]}',
+        lambda t: {
+            **{n: v for n, v in t.items() if "self_attn" not in n},
+            **{
+                f"model.layers.1.self_attn.query_key_value.{k}": head_by_head(
+                    t, f"model.layers.1.self_attn.{{}}_proj.{k}", 2
+                )
                 for k in ("weight", "bias")
             },
         },
@@ -82,6 +96,8 @@ WRONG = {
     "{from: a}": "'to' is a tensor name",
     "{from: a, to: b, axis: -1}": "axis -1 is not 0",
     "{from: a, to: b, transpose: maybe}": "transpose 'maybe'",
+    "{from: a, to: b, groups: 2}": "groups 2 is no number of groups",
+    "{from: a, to: [b, c], groups: 0}": "groups 0 is no number of groups",
     "{from: a, to: b, axes: 1}": "'axes' is unknown in a rule",
 }
 

@@ -142,3 +142,23 @@ def test_the_base_decides_the_names(tmp_path: Path) -> None:
     assert found.labels == ("b", "a")
     (step,) = [step for step in found.steps if step.name == "x"]
     assert step.dtype.name == "F16"
+
+
+def test_buffers_that_models_compute_are_nobodys_fault(tmp_path: Path) -> None:
+    masks = {
+        "h.0.attn.bias": torch.ones(1, 1, 4, 4),
+        "h.0.attn.masked_bias": torch.tensor(-1e4),
+        "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "transformer.rotary_pos_emb.inv_freq": torch.ones(4),
+    }
+    write_checkpoint(tmp_path / "old", tensors(1.0, **masks))
+    write_checkpoint(tmp_path / "new", tensors(2.0))
+    first = plan(tmp_path, "old", "new")
+    assert set(first.matches.missing) == set(masks)
+    assert {step.name for step in first.steps if step.task is None} == set(masks)
+    second = plan(tmp_path, "new", "old")
+    assert set(second.matches.surplus) == set(masks)
+    assert not {step.name for step in second.steps} & set(masks)
+    # A bias of that name is a weight.
+    write_checkpoint(tmp_path / "biased", tensors(1.0, **{"h.0.attn.bias": torch.ones(4)}))
+    assert "1 tensors that new has not: h.0.attn.bias" in fault(tmp_path, "new", "biased")

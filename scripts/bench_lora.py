@@ -1,0 +1,71 @@
+"""What scripts/bench times of adapters: extract-lora, mergekit-extract-lora, and both their errors.
+
+As a program it prints the errors of an adapter, module by module; a process of its own keeps the
+memory of scripts/bench out of its children's peaks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench_runs import Run, command
+
+METHOD = "extract-lora"
+PREFIX = "base_model.model."
+Contender = tuple[str, Callable[[], Run]]
+
+
+def contenders(
+    models: Sequence[Path], work: Path, rank: int, dtype: str, peer: str | None
+) -> Iterator[Contender]:
+    """Ours and the peer's command for the adapter that makes the second model of the first."""
+    base, tuned, out, log = models[0], models[1], work / "out", work / "logs"
+    ours = [sys.executable, "-m", "worker", "extract-lora", base, tuned, out]
+    ours += ["--rank", rank, "--dtype", dtype]
+    yield "worker", partial(_extracted, ours, base, tuned, out, log / "extract-lora")
+    if peer not in (None, "none"):
+        theirs: list[object] = [Path(str(peer)).with_name("mergekit-extract-lora")]
+        theirs += ["--base-model", base, "--model", tuned, "--out-path", out, "--max-rank", rank]
+        yield "peer", partial(_extracted, theirs, base, tuned, out, log / "peer")
+
+
+def _extracted(argv: Sequence[object], base: Path, tuned: Path, out: Path, log: Path) -> Run:
+    done = command([str(word) for word in argv], log)
+    words = [sys.executable, __file__, str(base), str(tuned), str(out)]
+    told = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    return done._replace(parts=json.loads(told.stdout))
+
+
+def errors(base: Path, tuned: Path, adapter: Path) -> dict[str, float]:
+    """What the factors miss of each matrix, in relation to what changed in it."""
+    import torch
+    from safetensors import safe_open
+
+    def opened(folder: Path) -> dict[str, Any]:
+        files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+        return {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    before, after, factors = opened(base), opened(tuned), opened(adapter)
+    found = {}
+    for name in factors:
+        module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+        if f"{PREFIX}{module}.lora_A.weight" != name:
+            continue
+        key = f"{module}.weight"
+        delta = after[key].get_tensor(key).float() - before[key].get_tensor(key).float()
+        a, b = (f"{PREFIX}{module}.lora_{side}.weight" for side in "AB")
+        norm = torch.linalg.vector_norm(delta)
+        missed = delta.addmm_(factors[b].get_tensor(b).float(), factors[a].get_tensor(a).float(),
+                              alpha=-1)  # fmt: skip
+        found[module] = float(torch.linalg.vector_norm(missed) / norm)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(errors(*map(Path, sys.argv[1:4]))))
