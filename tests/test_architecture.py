@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The worker's flow, lowest first: a module imports only what stands before it. A package stands
 # for its modules.
 WORKER_STAGES = {
-    "words and tables": "errors features dtypes crc computed layers layer_count layer_fields "
+    "words and tables": "errors features dtypes checksum computed layers layer_count layer_fields "
     "layer_config modules components progress settings schedules cpus flush stopping units "
     "quick_torch commands from_mergekit forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents "

@@ -9,13 +9,12 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .card import model_card
-from .crc import combine
+from .checksum import checksum, total
 from .hashes import Hashes
 from .layout import index_json
 from .manifest import NAME, manifest
@@ -101,17 +100,13 @@ def _outputs(store: Store, sha256: bool) -> list[dict[str, Any]]:
     """Size and checksums of every shard, from the checksums of its pieces."""
     plan = store.plan
     by_step = store.by_step()
-    parts: list[list[tuple[int, int, int]]] = [[] for _ in plan.layout.shards]
+    parts = [[checksum(memoryview(shard.header), 0)] for shard in plan.layout.shards]
     for number, step in enumerate(plan.steps):
-        for entry in by_step.get(number, ()):
-            start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
-            position = step.offset + start * step.dtype.bytes
-            parts[step.shard].append((position, entry.crc, (stop - start) * step.dtype.bytes))
-    found: list[dict[str, Any]] = []
-    for shard, pieces in zip(plan.layout.shards, parts, strict=True):
-        header = (zlib.crc32(shard.header), len(shard.header))
-        crc = combine([header, *((crc, length) for _, crc, length in sorted(pieces))])
-        found.append({"file": shard.name, "bytes": shard.size, "crc32": f"{crc:08x}"})
+        parts[step.shard] += (entry.checksum for entry in by_step.get(number, ()))
+    found: list[dict[str, Any]] = [
+        {"file": shard.name, "bytes": shard.size, "sum128": str(total(pieces))}
+        for shard, pieces in zip(plan.layout.shards, parts, strict=True)
+    ]
     if sha256:
         hashes = store.hashes or Hashes([shard.header for shard in plan.layout.shards])
         sizes = [shard.size for shard in plan.layout.shards]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
+from .checksum import DIGITS, Checksum, parse
 from .cut import Piece
 
 
@@ -14,11 +15,13 @@ class Entry:
 
     step: int
     piece: Piece
-    crc: int
+    checksum: Checksum
     nonfinite: int
 
     def line(self) -> bytes:
-        text = f"{self.step} {self.piece.first} {self.piece.blocks} {self.crc} {self.nonfinite}"
+        text = (
+            f"{self.step} {self.piece.first} {self.piece.blocks} {self.checksum} {self.nonfinite}"
+        )
         return f"{text} {zlib.crc32(text.encode())}\n".encode()
 
 
@@ -33,5 +36,7 @@ def parse_line(line: bytes) -> Entry | None:
     fields = text.split()
     if len(fields) != 5 or not check.isdigit() or zlib.crc32(text) != int(check):
         return None
-    step, first, blocks, crc, nonfinite = (int(field) for field in fields)
-    return Entry(step, Piece(first, blocks), crc, nonfinite)
+    if len(fields[3]) != DIGITS:  # of a version with other checksums
+        return None
+    step, first, blocks, nonfinite = (int(fields[number]) for number in (0, 1, 2, 4))
+    return Entry(step, Piece(first, blocks), parse(fields[3]), nonfinite)

@@ -10,11 +10,11 @@ import json
 import os
 import shutil
 import threading
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from .checksum import checksum, total
 from .cut import Piece
 from .errors import OutputError, Stopped, WorkerError
 from .hashes import Hashes
@@ -84,7 +84,7 @@ class Store:
                 file.copy(*same, data, position)
             if self.hashes is not None:
                 self.hashes.wrote(step.shard, file.fd, position, data)
-            entry = Entry(number, piece, zlib.crc32(data), nonfinite)
+            entry = Entry(number, piece, checksum(data, position), nonfinite)
             with self._lock:
                 line = entry.line()
                 while line:
@@ -228,14 +228,15 @@ class Store:
         step = self.plan.steps[entry.step]
         start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
         position, end = (step.offset + n * step.dtype.bytes for n in (start, stop))
-        crc = 0
+        found, room = [], bytearray(min(VERIFY_BYTES, end - position))
         while position < end:
-            data = os.pread(self.files[step.shard].fd, min(VERIFY_BYTES, end - position), position)
-            if not data:
+            data = memoryview(room)[: end - position]
+            got = os.preadv(self.files[step.shard].fd, [data], position)
+            if not got:
                 return False
-            crc = zlib.crc32(data, crc)
-            position += len(data)
-        return crc == entry.crc
+            found.append(checksum(data[:got], position))
+            position += got
+        return total(found) == entry.checksum
 
 
 class output_errors:

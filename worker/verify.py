@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import open_checkpoint
+from .checksum import checksum, total
 from .cli import need_torch
 from .dtypes import Kind
 from .errors import InputError, printable
@@ -68,16 +69,31 @@ def _file_fault(out: Path, entry: dict[str, Any]) -> str | None:
         return f"{path}: missing"
     if path.stat().st_size != entry["bytes"]:
         return f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
-    if "crc32" in entry:
-        crc = 0
-        with path.open("rb") as file:
-            while data := file.read(CHUNK):
-                crc = zlib.crc32(data, crc)
-        if f"{crc:08x}" != entry["crc32"]:
-            return f"{path}: checksum {crc:08x}, the manifest says {entry['crc32']}; it was changed"
+    for name, found in (("sum128", _sum128), ("crc32", _crc32)):
+        if name in entry and (now := found(path)) != entry[name]:
+            return f"{path}: checksum {now}, the manifest says {entry[name]}; it was changed"
     if "sha256" in entry and file_sha256(path) != entry["sha256"]:
         return f"{path}: SHA-256 differs from the manifest; it was changed"
     return None
+
+
+def _sum128(path: Path) -> str:
+    """Of what the worker writes, as in the journal."""
+    found, position, room = [], 0, bytearray(CHUNK)
+    with path.open("rb", buffering=0) as file:
+        while got := file.readinto(room):
+            found.append(checksum(memoryview(room)[:got], position))
+            position += got
+    return str(total(found))
+
+
+def _crc32(path: Path) -> str:
+    """Of what other programs have written, such as mergekit as the engine."""
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(CHUNK):
+            crc = zlib.crc32(data, crc)
+    return f"{crc:08x}"
 
 
 def _nonfinite(out: Path) -> dict[str, int]:
