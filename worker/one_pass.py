@@ -59,11 +59,14 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
     total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
     title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
     progress = Progress(options.progress, total, title)
+    progress.rank, progress.world = rank.number, rank.world
     try:
         with by_signal(stop), by_clock(stop, options.deadline_s, clock.began), progress:
             work = join(
                 [share(s.plan.steps, rank, _done(s, options, progress, stop)) for s in stores]
             )
+            if rank.world > 1:  # its own share is the whole of it
+                progress.done_before, progress.total_out = 0, sum(map(_result_bytes, work))
             memory = _memory(stores, work)
             fetcher = Fetcher(files, work, progress, options.prune and rank.world == 1)
             with fetcher, ReadAhead(files, work) as ahead:
@@ -77,6 +80,8 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
                 engine = Engine(stores, memory, progress, found, files, ahead, stop)
                 engine.allow_nonfinite, engine.fetcher = options.allow_nonfinite, fetcher
                 of_inputs(stores, files, rank, progress)
+                progress.latest = Latest(stores)
+                progress.begins()
                 engine.forget = sum(s.plan.input_bytes for s in stores) > _memory_bytes() // 2
                 with Flusher([file.fd for store in stores for file in store.files]):
                     engine.run(work)
@@ -90,6 +95,30 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
         files.close()
     clock.moved = progress.bytes_in + progress.bytes_out
     return engine.differing
+
+
+def _result_bytes(work: Work) -> int:
+    """What this process writes of a tensor."""
+    spans = [work.step.grid.span(piece.first, piece.blocks) for piece in work.todo]
+    return sum(stop - start for start, stop in spans) * work.step.result_bytes
+
+
+class Latest:
+    """The tensor that was written last, and how many values so far are not finite."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.stores = stores
+        self.seen = [0] * len(stores)
+        self.nonfinite, self.name = 0, ""
+
+    def __call__(self) -> tuple[str, int]:
+        for number, store in enumerate(self.stores):
+            fresh = list(store.entries.values())[self.seen[number] :]
+            self.seen[number] += len(fresh)
+            self.nonfinite += sum(entry.nonfinite for entry in fresh)
+            if fresh:
+                self.name = store.plan.steps[fresh[-1].step].name
+        return self.name, self.nonfinite
 
 
 def _refuse_changed(stores: Sequence[Store]) -> None:
