@@ -100,6 +100,7 @@ class Crew:
                 self._live(number, taken, watch, tell)
             os.close(tell)
             self._answers[answer] = process
+        self.progress.processes = list(self._answers.values())
         os.close(taken)
         os.close(watch)
 

@@ -59,6 +59,7 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
     total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
     title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
     progress = Progress(options.progress, total, title)
+    progress.rank, progress.world = rank.number, rank.world
     one = _Pass(stores, options, rank, clock, progress)
     try:
         with by_signal(one.stop):
@@ -100,6 +101,10 @@ class _Pass:
         own = [share(p.steps, self.rank, d) for p, d in zip(plans, done, strict=True)]
         self.work = join(own)
         self.memory = _memory(self.stores, self.work)
+        self.progress.names = [item.step.name for item in self.work]
+        if self.rank.world > 1:  # its own share is the whole of it
+            share_bytes = sum(map(_result_bytes, self.work))
+            self.progress.done_before, self.progress.total_out = 0, share_bytes
 
     def run(self) -> list[str]:
         """Do the work; returns the names of differing copies."""
@@ -115,6 +120,7 @@ class _Pass:
             crew = None if fetcher.busy else self._crew()
             with self.progress, Flusher([f.fd for store in self.stores for f in store.files]):
                 of_inputs(self.stores, self.files, self.rank, self.progress)
+                self.progress.begins()
                 if crew is not None:
                     differing = crew.wait(self.stop)
                 else:
@@ -158,6 +164,12 @@ class _Pass:
             return engine.differing
 
         return run
+
+
+def _result_bytes(work: Work) -> int:
+    """What this process writes of a tensor."""
+    spans = [work.step.grid.span(piece.first, piece.blocks) for piece in work.todo]
+    return sum(stop - start for start, stop in spans) * work.step.result_bytes
 
 
 def _refuse_changed(stores: Sequence[Store]) -> None:

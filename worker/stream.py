@@ -161,7 +161,7 @@ class Engine:
         step, partials = item.step, None
         lane.make_room(step, piece, self.memory.bound // self.memory.lanes)
         if step.task is None:
-            self._copy(lane, step, piece)
+            self._copy(lane, item, piece)
         else:
             # Only what is looked at more than once is kept, or what a device computes.
             whole = any(item.reduces()) and piece.blocks == step.grid.blocks
@@ -199,7 +199,7 @@ class Engine:
                 self._report_nonfinite(item.step, loaded or lane.load(item.step, part), bad)
             work = (member.number, member.step)
             self.stores[member.result].write(work, part, raw, bad)
-            self.progress.wrote(len(raw))
+            self.progress.wrote(len(raw), item.work.number, bad)
 
     def _done(self, item: _Open, piece: Piece, partials: list[list[Any]] | None) -> None:
         with self._condition:
@@ -230,8 +230,9 @@ class Engine:
             for info in stored(source):
                 self.files.done_with(info.file, info.offset, info.nbytes)
 
-    def _copy(self, lane: Lane, step: Joint, piece: Piece) -> None:
+    def _copy(self, lane: Lane, item: _Open, piece: Piece) -> None:
         """Bytes as they are; sources that differ are noted, since only the first is kept."""
+        step = item.step
         start, stop = step.grid.span(piece.first, piece.blocks)
         values = lane.read(step.sources[0], start, stop, "in0")
         first = lane.host.memory("in0", values.nbytes)
@@ -249,7 +250,7 @@ class Engine:
         for member in step.members:
             work = (member.number, member.step)
             self.stores[member.result].write(work, piece, first, bad, same)
-            self.progress.wrote(len(first))
+            self.progress.wrote(len(first), item.work.number, bad)
         self.progress.read(len(first) * len(step.sources))
 
     def _report_nonfinite(self, step: Joint, loaded: Loaded, bad: int) -> NoReturn:

@@ -15,7 +15,7 @@ FEW = 3
 
 
 UNITS = {
-    "moved": "length of the task vector / base",
+    "moved": "task vector / base",
     "apart": "distance / mean length",
     "cosine": "cosine",
     "conflicts": "share of opposite signs",

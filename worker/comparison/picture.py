@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ..errors import printable
@@ -45,9 +46,20 @@ def figure(comparison: Comparison, chosen: Sequence[Metric]) -> Any:
             box = _Box(left, bottom, panel, tall, wide, total)
             _panels(drawn, grid, group, box, place == 0)
             left += panel * len(group) + BESIDE
-    words = "hatched: the layer has no such part; grey: there is no such figure of it"
-    drawn.text(LEFT / wide, 0.02 / total, words, fontsize=6, color="0.35")
+    drawn.text(LEFT / wide, 0.02 / total, _legend(grid, chosen), fontsize=6, color="0.35")
     return drawn
+
+
+def _legend(grid: Grid, chosen: Sequence[Metric]) -> str:
+    """What is meant by cells without a value, as far as there are any."""
+    there = [grid.there(place, part) for place in grid.places for part in grid.components]
+    empty = [
+        math.isnan(value) and here
+        for metric in chosen
+        for value, here in zip(chain(*grid.values(metric)), there, strict=True)
+    ]
+    words = [] if all(there) else ["hatched: the layer has no such part"]
+    return "; ".join([*words, *(["grey: there is no such figure of it"] if any(empty) else [])])
 
 
 @dataclass(frozen=True)
