@@ -20,6 +20,8 @@ from .source import Merge, safe_name
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
 SHORT_NAME = 15
 THEN = "-then"
+SECRET = r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$"
+"""Names of variables that hold one."""
 MERGEKIT_TAKES = (
     "--device",
     "--threads",
@@ -64,6 +66,13 @@ class Job:
                 for text in texts
                 if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
             ]
+        faults += [
+            f"--env {name}: everybody who sees the job's text would read it; on Beaker say "
+            f"--secret {name}=SECRET, else have the job read it: "
+            f"--setup 'export {name}=$(cat FILE)'"
+            for name in self.options.variables()
+            if re.search(SECRET, name, re.IGNORECASE)
+        ]
         if not self.python or "\n" in self.python:
             faults.append("--python must name one program")
         if self.options.engine == "mergekit":

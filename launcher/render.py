@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker.errors import printable
 
+from .errors import UsageError
 from .job import Job
 
 if TYPE_CHECKING:
@@ -75,7 +76,14 @@ def environment() -> jinja2.Environment:
 
 
 def render(backend: Backend[Any], job: Job, resources: object) -> str:
-    """The exact text that is submitted."""
+    """The exact text that is submitted. UsageError if it is too long."""
     template = environment().get_template(backend.template)
     context = backend.context(job, resources)
-    return template.render(job=job, run=backend.run(resources), **context)
+    text = template.render(job=job, run=backend.run(resources), **context)
+    size = len(text.encode(errors="surrogateescape"))
+    if backend.longest_text is not None and size > backend.longest_text:
+        raise UsageError(
+            f"the job has {size} bytes, {backend.name} takes {backend.longest_text}; shorten the "
+            f"recipe, which travels in it"
+        )
+    return text

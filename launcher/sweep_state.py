@@ -98,7 +98,9 @@ def _found(
     status = said[ask.key(merge)] if merge is not None else None
     on_its_way = status is not None and not status.state.over
     if merged(member) and not (on_its_way and status and status.state is JobState.RUNNING):
-        return Found(JobState.DONE, "", merge, then, after)
+        # What followed within the job was not done, though the merge was.
+        broken = status if status is not None and status.state is JobState.FAILED else None
+        return Found(JobState.DONE, "", merge, then, after or broken)
     if status is None:
         return Found(None, "", merge, then, after)
     return Found(status.state, status.detail, merge, then, after)

@@ -105,6 +105,9 @@ class Backend(ABC, Generic[R]):
         """Why the job cannot be submitted, though its text can be shown."""
         return []
 
+    longest_text: ClassVar[int | None] = None
+    """Bytes of a job."""
+
     def python(self) -> str:
         """The interpreter where the user names none."""
         return "python3"

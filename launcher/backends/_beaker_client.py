@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from launcher import __version__
 from launcher.errors import ClusterError
 from worker.errors import printable
 
-from . import _beaker_dataset
+from . import _beaker_config, _beaker_dataset
 from ._beaker_words import OVER, in_words
 
 DEADLINE_S = 10.0
@@ -44,6 +43,7 @@ def connected() -> Iterator[Client]:
             "beaker-py is not installed here; pip install 'merge-launch[beaker]', "
             "or add --dry-run to see the job"
         ) from None
+    _beaker_config.check_file()
     try:
         made = beaker.Beaker.from_env(
             check_for_upgrades=False, user_agent=f"merge-launch v{__version__}"
@@ -54,6 +54,7 @@ def connected() -> Iterator[Client]:
         raise ClusterError(
             f"beaker: {CONFIG} is not valid ({printable(' '.join(str(error).split()))})"
         ) from None
+    _beaker_config.check_addresses(made.config.rpc_address)
     try:
         with made as client:
             yield Client(client)
@@ -152,7 +153,7 @@ class Client:
                 "datasets", method="POST", query=query, data=where, exceptions_for_status=taken
             ).json()
             made, storage = str(answer["id"]), answer["storage"]
-            place = {"base_url": storage_url(storage), "token": storage["token"]}
+            place = {"base_url": _beaker_dataset.storage_url(storage), "token": storage["token"]}
             for file, data in files.items():
                 path = f"datasets/{storage['id']}/files/{file}"
                 request(path, method="PUT", data=data, timeout=UPLOAD_S, **place)
@@ -179,12 +180,6 @@ class Client:
         if answer is None:
             raise ClusterError(f"beaker: there is no workspace {printable(f'{owner}/{rest}')}")
         return str(answer.workspace_id)
-
-
-def storage_url(storage: Mapping[str, str]) -> str:
-    if storage.get("address"):
-        return storage["address"].replace("fh://", "https://", 1)
-    return f"https://{urllib.parse.urlparse(storage['urlv2']).netloc}"
 
 
 def _or_none(future: Any) -> Any | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import urllib.parse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,12 @@ def name(held: Mapping[str, bytes]) -> str:
     for file, data in sorted(held.items()):
         digest.update(f"{file} {len(data)}\n".encode() + data)
     return PREFIX + digest.hexdigest()[:32]
+
+
+def storage_url(storage: Mapping[str, str]) -> str:
+    if storage.get("address"):
+        return storage["address"].replace("fh://", "https://", 1)
+    return f"https://{urllib.parse.urlparse(storage['urlv2']).netloc}"
 
 
 def load(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +118,15 @@ class Pbs(Scheduler[PbsResources]):
 
     def run(self, resources: PbsResources) -> Run:
         launcher = _pbs_dialects.DIALECTS[resources.dialect].launcher or "merge_on_nodes"
+        mask = umask(resources)
         return Run(
             walltime_s=seconds(resources.walltime),
             ranks=resources.nodes,
             launcher=launcher.format(nodes=resources.nodes) if resources.nodes > 1 else "",
-            identity="" if "mpiexec" in launcher else "export RANK=$3 WORLD_SIZE=$4",
+            identity="\n".join(
+                ([] if mask is None else [f"umask {mask}"])
+                + ([] if "mpiexec" in launcher else ["export RANK=$3 WORLD_SIZE=$4"])
+            ),
         )
 
     def context(self, job: Job, resources: PbsResources) -> dict[str, object]:
@@ -143,6 +149,7 @@ class Pbs(Scheduler[PbsResources]):
         output = job.log if own_log is None else str(Path(job.log).with_suffix(".end"))
         return {
             "setup": dialect.setup,
+            "umask": umask(resources),
             "log": own_log,
             "by_pbsdsh": resources.nodes > 1 and not dialect.launcher,
             "directives": [
@@ -181,6 +188,15 @@ class Pbs(Scheduler[PbsResources]):
         return ["qdel", job_id]
 
 
+def umask(resources: PbsResources) -> str | None:
+    """That of this process, unless the job is asked to have another."""
+    if any("umask=" in line for line in resources.directive):
+        return None
+    mask = os.umask(0)
+    os.umask(mask)
+    return f"{mask:04o}"
+
+
 # Options that would take away what the rest relies on, each with what to say instead.
 REFUSED = {
     "-z": "qsub would not say the job's id",
@@ -195,21 +211,27 @@ REFUSED = {
     "-J": "merge-launch sweep SWEEP.yml pbs --array makes one",
     "-t": "merge-launch sweep SWEEP.yml pbs --array makes one",
     "-C": "the lines begin with #PBS",
+    "-R": "the log would be removed",
     "-r": "a job that runs again resumes its output",
 }
 
 
 def directive_faults(line: str) -> list[str]:
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        return [f"--directive '{line}': {str(error).lower()}"]
+    # A line may hold several options.
     found = [
         f"--directive '{line}': {reason}"
         for start, reason in REFUSED.items()
-        if line.startswith(start)
+        if any(word.startswith(start) for word in words)
     ]
-    for word, reason in (
+    for part, reason in (
         ("block=", "qsub would wait for the job's end"),
         ("sandbox=", "its folder is deleted with the job"),
     ):
-        if line.startswith("-W") and word in line:
+        if "-W" in line and part in line:
             found.append(f"--directive '{line}': {reason}")
     if re.search(r"\s#", line):
         found.append(f"--directive '{line}': qsub takes no comment behind a directive")

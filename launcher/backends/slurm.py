@@ -111,6 +111,8 @@ class Slurm(Scheduler[SlurmResources]):
     resources = SlurmResources
     suffix = "sbatch"
     dependencies = True
+    # Of 4 MiB (max_script_size); beyond it sbatch speaks of a path that is too long.
+    longest_text = 4_000_000
     # The second knows jobs for months, where there is a database.
     sources = ("squeue", "sacct")
     unknown_words = "(?i)invalid job id|accounting storage is disabled"

@@ -90,7 +90,10 @@ def begin(job: dict, wait: bool) -> None:
         "PBS_O_WORKDIR": job["cwd"],
         "PBS_NODEFILE": str(nodes),
         "PBS_ENVIRONMENT": "PBS_BATCH",
+        # With the brackets of an array's member.
+        "TMPDIR": str(HOME / f"pbs.{job['id']}"),
     }
+    Path(env["TMPDIR"]).mkdir(exist_ok=True)
     if "array" in job:
         env |= {"PBS_ARRAYID" if TORQUE else "PBS_ARRAY_INDEX": str(numbers(job["id"])[1])}
     output = f"{job['o']}{job['id']}.OU" if job["o"].endswith("/") else job["o"]
@@ -103,6 +106,7 @@ def begin(job: dict, wait: bool) -> None:
             env=env,
             cwd=env["HOME"],
             start_new_session=True,
+            umask=0o077,
         )
     keep(job | {"state": "R", "pid": process.pid, "runs": job["runs"] + 1, "comment": "Job run"})
     if wait:

@@ -7,6 +7,8 @@
 #PBS -j oe
 #PBS -o "/home/me/work/out.job/out.end"
 #PBS -r y
+# PBS gives jobs one of 077; this is that of who submitted.
+umask 0022
 source /etc/profile.d/modules.sh
 # Starts a script on each node, of which the file of nodes has one line or several.
 merge_on_nodes() {
@@ -107,6 +109,7 @@ merge_folder=$1 merge_deadline=$2
 trap 'printf "%s\n" "$?" > "$merge_folder/$HOSTNAME.$$.code"' EXIT
 # So that this shell waits for the worker, which gets the signal too.
 trap : TERM INT HUP USR1
+umask 0022
 export RANK=$3 WORLD_SIZE=$4
 cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
 # Modules and environments trip over unset variables of their own.

@@ -7,6 +7,8 @@
 #PBS -j oe
 #PBS -o "/home/me/work/out.job/out.end"
 #PBS -r y
+# PBS gives jobs one of 077; this is that of who submitted.
+umask 0022
 source /etc/profile.d/modules.sh
 # linear of m1, m2. Made by merge-launch 0.0.0.
 #

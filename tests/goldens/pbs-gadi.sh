@@ -9,6 +9,8 @@
 #PBS -j oe
 #PBS -o "/scratch/ab12/me/out.job/out.end"
 #PBS -r y
+# PBS gives jobs one of 077; this is that of who submitted.
+umask 0022
 # linear of m1, m2. Made by merge-launch 0.0.0.
 #
 # What runs here is the worker of merge-launch, Python sources that become one zip archive. They are

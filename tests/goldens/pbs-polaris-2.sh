@@ -10,6 +10,8 @@
 #PBS -j oe
 #PBS -o "/home/me/work/out.job/out.log"
 #PBS -r y
+# PBS gives jobs one of 077; this is that of who submitted.
+umask 0022
 # linear of m1, m2. Made by merge-launch 0.0.0.
 #
 # What runs here is the worker of merge-launch, Python sources that become one zip archive. They are
@@ -91,6 +93,7 @@ merge_folder=$1 merge_deadline=$2
 trap 'printf "%s\n" "$?" > "$merge_folder/$HOSTNAME.$$.code"' EXIT
 # So that this shell waits for the worker, which gets the signal too.
 trap : TERM INT HUP USR1
+umask 0022
 cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
 # Modules and environments trip over unset variables of their own.
 set +u

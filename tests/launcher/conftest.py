@@ -46,6 +46,7 @@ def _one_payload() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of the machine, no environment of a cluster job, an empty folder to be in."""
+    os.umask(0o022)
     for name in list(os.environ):
         if name.startswith(("MERGE_LAUNCH_", "SLURM_", "PBS_", "BEAKER_", "XDG_")):
             monkeypatch.delenv(name)

@@ -33,3 +33,13 @@ def test_all_faults_at_once(make_job) -> None:
 def test_names_that_no_scheduler_takes(make_job, name: str) -> None:
     with pytest.raises(UsageError, match="--name"):
         make_job(name=name)
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "TOKEN", "WANDB_API_KEY", "aws_secret_access_key"])
+def test_a_secret_is_in_no_text(make_job, name: str) -> None:
+    with pytest.raises(UsageError, match=f"--env {name}: everybody who sees .* --secret {name}="):
+        make_job(env=(f"{name}=hf_abc",))
+
+
+def test_what_only_sounds_like_one_is_none(make_job) -> None:
+    assert make_job(env=("TOKENIZERS_PARALLELISM=false", "KEYS=1", "HF_TOKEN_PATH=/f"))

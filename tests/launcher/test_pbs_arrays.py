@@ -146,6 +146,12 @@ def test_what_follows_runs_at_the_end_of_its_member(words, launch, sweep: Path, 
     ]
 
 
+def test_what_follows_fails(words, launch, sweep: Path, fakes) -> None:
+    assert launch(*words, "--then", '[ "${PWD##*w}" != 3 ]').code == 0
+    fakes.pbs("schedule")
+    assert states(launch) == {"w1": "done", "w3": "done, then failed", "w7": "done"}
+
+
 def test_torque(words, launch, sweep: Path, fakes, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_PBS", "torque")
     monkeypatch.setenv("FAKE_RUN", "1")

@@ -185,6 +185,14 @@ def test_a_server_without_history(pbs, launch, fakes) -> None:
     assert "was over already" in launch("cancel", job).out
 
 
+def test_what_a_job_writes_has_the_modes_of_who_submitted(pbs, fakes, work: Path) -> None:
+    """PBS gives jobs a umask of 077."""
+    pbs(ONCE + '; touch "$4/file"')
+    fakes.pbs("schedule")
+    assert (work / "out" / "file").stat().st_mode & 0o777 == 0o644
+    assert (work / "out").stat().st_mode & 0o777 == 0o755
+
+
 def test_torque(pbs, launch, fakes, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_PBS", "torque")
     job = pbs("echo streamed; sleep 0.1; exit 4", "--dialect", "torque", "--ngpus", 2)

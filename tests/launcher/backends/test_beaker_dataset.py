@@ -12,7 +12,7 @@ import yaml
 
 from launcher import backends
 from launcher.backends import _beaker_dataset
-from launcher.backends._beaker_client import storage_url
+from launcher.backends._beaker_dataset import storage_url
 
 RECIPE = """merge_method: linear
 models: [{model: m1}, {model: m3}]

@@ -248,3 +248,18 @@ def test_a_config_that_is_none(launch_process, tmp_path: Path, config: str) -> N
     assert done.code == 6
     assert len(done.err.splitlines()) <= 4, done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"BEAKER_CONFIG": "/no/such.yml"}, "BEAKER_CONFIG names /no/such.yml, which is not there"),
+        ({"BEAKER_ADDR": "https://beaker.example"}, "but questions would still go to beaker.org"),
+    ],
+)
+def test_settings_that_are_not_what_they_seem(launch_process, variables, said: str) -> None:
+    pytest.importorskip("beaker")
+    done = launch_process("beaker", *WORDS, BEAKER_TOKEN="secret", **variables)
+    assert (done.code, done.out) == (6, "")
+    assert said in done.err.splitlines()[-1]
+    assert "secret" not in done.err

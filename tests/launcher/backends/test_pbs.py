@@ -1,5 +1,6 @@
 """PBS: directives that qsub takes, its answers, and what became of a job."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -135,6 +136,38 @@ def test_commands() -> None:
     after = ["qsub", "-W", "depend=afterok:1.s", "/w/then.pbs"]
     assert PBS.submit_argv("/w/then.pbs", "1.s") == after
     assert PBS.cancel_argv("1.s") == ["qdel", "1.s"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("-z", "would not say the job's id"),
+        ("-q work -z", "would not say the job's id"),
+        ("-W depend=afterok:1 -v A=1", "anybody can read it"),
+        ("-R oe", "the log would be removed"),
+        ("-m a -W block=true", "would wait"),
+        ("-J 0-3", "sweep SWEEP.yml pbs --array"),
+        ("-A 'x", "no closing quotation"),
+    ],
+)
+def test_no_directive_takes_away_what_the_rest_relies_on(make_job, line: str, reason: str) -> None:
+    (fault,) = PBS.faults(make_job(), settings(directive=(line,)))
+    assert f"--directive '{line}': " in fault and reason in fault
+
+
+@pytest.mark.parametrize("line", ["-p -10", "-W umask=022", "-l place=scatter -q work", "-A 'x y'"])
+def test_other_directives_are_free(make_job, line: str) -> None:
+    assert PBS.faults(make_job(), settings(directive=(line,))) == []
+
+
+def test_files_get_the_modes_that_the_user_gives(make_job, render_job) -> None:
+    before = os.umask(0o027)
+    try:
+        assert "\numask 0027\n" in render_job("pbs", make_job())
+        own = render_job("pbs", make_job(), directive=("-W umask=077",))
+        assert "\numask " not in own
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("dialect", ["openpbs", "torque"])
