@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NEWER = COMMIT[::-1]
 
 
 @dataclass
@@ -21,6 +22,8 @@ class Hub:
 
     url: str = ""
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    old: dict[str, dict[str, bytes]] = field(default_factory=dict)  # of COMMIT, if it is not main
+    commits: dict[str, str] = field(default_factory=dict)  # of main; else COMMIT
     gated: set[str] = field(default_factory=set)
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, file, range
     pending: dict[str, bytes] = field(default_factory=dict)  # uploads by digest
@@ -29,6 +32,12 @@ class Hub:
         files = (path for path in folder.rglob("*") if path.is_file())
         found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
         self.repositories[name] = found
+
+    def move(self, name: str, folder: Path) -> None:
+        """Another commit on the main branch; what was there is found by its own."""
+        self.old[name] = self.repositories[name]
+        self.commits[name] = NEWER
+        self.add(name, folder)
 
     def fetched(self) -> list[str]:
         """Files that were fetched whole."""
@@ -80,15 +89,18 @@ class _Handler(BaseHTTPRequestHandler):
         found = told or file or tree
         name, revision = found.groups()[:2] if found else ("", None)
         files = self.state.repositories.get(name)
+        commit = self.state.commits.get(name, COMMIT)
+        if revision == COMMIT and commit != COMMIT:
+            files, commit = self.state.old[name], COMMIT
         if files is None:
             self.refuse(404, "RepoNotFound")
         elif name in self.state.gated and not self.headers.get("Authorization"):
             self.refuse(403, "GatedRepo")
-        elif revision not in (None, "main", COMMIT):
+        elif revision not in (None, "main", COMMIT, commit):
             self.refuse(404, "RevisionNotFound")
         elif told:
             siblings = [{"rfilename": n, "size": len(data)} for n, data in files.items()]
-            self.say({"id": name, "sha": COMMIT, "siblings": siblings, "private": False})
+            self.say({"id": name, "sha": commit, "siblings": siblings, "private": False})
         elif tree:
             self.say(
                 [
@@ -97,11 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
             )
         elif file and file[3] in files:
-            self.file(method, file[3], files[file[3]])
+            self.file(method, file[3], files[file[3]], commit)
         else:
             self.refuse(404, "EntryNotFound")
 
-    def file(self, method: str, name: str, data: bytes) -> None:
+    def file(self, method: str, name: str, data: bytes, commit: str) -> None:
         span = self.headers.get("Range") or ""
         self.state.asked.append((method, name, span))
         status, part = 200, data
@@ -110,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, part = 206, data[first : last + 1]
         self.send_response(status)
         self.send_header("ETag", f'"{_digest(data)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("Content-Length", str(len(part)))
         if status == 206:
             self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")

@@ -140,6 +140,28 @@ def test_what_did_not_change_is_not_in_the_adapter(
         assert float((merged[name] - expected).abs().max()) < 1e-5, name
 
 
+def test_the_base_is_called_what_others_can_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.chdir(tmp_path)
+    weights = {"w.weight": torch.randn(8, 8)}
+    cached = Path("hub") / "models--org--base" / "snapshots" / commit
+    for place, more in (("base", 0.0), (cached, 0.0), ("tuned", 1.0)):
+        write_checkpoint(tmp_path / place, {n: w + more for n, w in weights.items()})
+    for words, name, revision, told in (
+        (["base"], "base", None, "---\nlibrary_name"),
+        ([str(tmp_path / cached)], "org/base", commit, '---\nbase_model: "org/base"\n'),
+        (["base", "--base-name", "org/it"], "org/it", None, '---\nbase_model: "org/it"\n'),
+    ):
+        base, *rest = words
+        assert run("extract-lora", base, "tuned", "out", "--overwrite", *rest) == 0
+        config = read_adapter(tmp_path / "out")[0]
+        assert (config["base_model_name_or_path"], config["revision"]) == (name, revision)
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert card.startswith(told) and str(tmp_path) not in card
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [

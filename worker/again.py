@@ -12,7 +12,8 @@ from .errors import InputError, UsageError, WorkerError
 from .manifest import NAME, result_options
 from .match import Rules
 from .plan import Plan, PlanOptions, make_plan
-from .recipe import parse
+from .recipe import parse, parse_model
+from .remote import pins
 
 
 def said_again(path: Path, text: str) -> dict[str, Any] | None:
@@ -29,10 +30,14 @@ def said_again(path: Path, text: str) -> dict[str, Any] | None:
 def plan_again(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Plan:
     """The plan of a manifest. InputError if its models are not found, or are others by now.
 
+    Models of the hub are those of the commits that it tells, wherever their branches are by now.
     Beside the manifest stands the recipe as it was given, with the folders that its models were in;
     a manifest from elsewhere has only their names, which `--relative-to` leads to.
     """
     options = _options(path, value, options)
+    for entry in value["inputs"]:
+        _pin(entry)
+    made = {e["file"]: e["crc32"] for e in value.get("outputs", ()) if "crc32" in e}
     beside = path.parent / "mergekit_config.yml"
     texts = [beside.read_text(encoding="utf-8")] if beside.is_file() else []
     texts.append(str(value["recipe"].get("text", "")))
@@ -43,7 +48,7 @@ def plan_again(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Pl
             try:
                 plan = make_plan(parse(text, str(path)), replace(options, relative_to=start))
                 _check(path, value, plan)
-                return plan
+                return replace(plan, made=made)
             except WorkerError as error:
                 first = first or error
     assert first is not None
@@ -69,6 +74,20 @@ def _options(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Plan
     if isinstance(found.get("rules"), dict):
         found["rules"] = Rules(**found["rules"])
     return replace(options, **found)
+
+
+def _pin(entry: Mapping[str, Any]) -> None:
+    try:
+        ref = parse_model(str(entry.get("model")))
+    except ValueError:  # a folder of such a name
+        return
+    adapter = entry.get("adapter") or {}
+    for name, revision, told in (
+        (ref.path, ref.revision, entry),
+        (ref.lora, ref.lora_revision, adapter),
+    ):
+        if name and told.get("commit"):
+            pins[name, revision] = str(told["commit"])
 
 
 def _tuples(value: Any) -> Any:

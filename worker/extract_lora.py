@@ -18,6 +18,7 @@ from .errors import InputError, UsageError
 from .layers import layer_of
 from .plan import locate, usable_cpus
 from .recipe import ModelRef, parse_model
+from .remote import snapshot
 from .units import at_least_one, device_word, size
 
 if TYPE_CHECKING:
@@ -77,9 +78,8 @@ def command(arguments: argparse.Namespace) -> str:
             *([] if arguments.lora_only else arranged.wholes),
         ]
         extraction.run(work, devices(arguments.device), arguments.threads or usable_cpus())
-        name = arguments.base_name or arguments.base
         extraction.fill()
-        written = _finish(extraction, arranged, name)
+        written = _finish(extraction, arranged, _base_of(arguments.base_name, arguments.base, base))
     found = sorted(extraction.found, key=lambda found: found.target.name)
     facts = {
         "out": arguments.out,
@@ -108,6 +108,14 @@ def _open(word: str) -> Checkpoint:
     return model
 
 
+def _base_of(name: str | None, word: str, base: Checkpoint) -> tuple[str, str | None]:
+    """What the adapter calls its base, and its revision: the words of the hub, or the folder."""
+    if name or "+" in word:
+        return name or word, None
+    ref = parse_model(word)
+    return snapshot(base.path) or (ref.path, ref.revision)
+
+
 def _factor_names(targets: Iterable[Target]) -> dict[str, str]:
     """What stands before `lora_A`: parameters of one module are wrapped one in the other."""
     names: dict[str, str] = {}
@@ -124,7 +132,7 @@ def _factor_names(targets: Iterable[Target]) -> dict[str, str]:
     return names
 
 
-def _finish(extraction: Extraction, arranged: Arranged, base: str) -> int:
+def _finish(extraction: Extraction, arranged: Arranged, base: tuple[str, str | None]) -> int:
     """Write what was found; returns the bytes of the weights."""
     import torch
 
@@ -141,7 +149,7 @@ def _finish(extraction: Extraction, arranged: Arranged, base: str) -> int:
     other = {f.target.key: f.rank for f in changed if f.rank != most}
     targets = [found.target for found in changed]
     config = config_of(
-        base, most, rank_pattern=other, alpha_pattern=other,
+        base[0], most, revision=base[1], rank_pattern=other, alpha_pattern=other,
         target_modules=_short([t.name for t in targets if not t.parameter], arranged),
         fan_in_fan_out=any(t.turned and t.kind == "linear" for t in targets),
     )  # fmt: skip
@@ -160,7 +168,7 @@ def _finish(extraction: Extraction, arranged: Arranged, base: str) -> int:
     files = Files()
     try:
         lane = Lane(torch.device("cpu"), files, staged=False)
-        return extraction.output.finish(config, lane, base)
+        return extraction.output.finish(config, lane, base[0])
     finally:
         files.close()
 

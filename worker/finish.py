@@ -9,15 +9,18 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .card import model_card
 from .checksum import checksum, total
+from .errors import ResultError
 from .hashes import Hashes
 from .layout import index_json
 from .manifest import NAME, manifest
+from .plan import Plan
 from .side_files import copy_side_files
 from .store import Store, output_errors, write_file
 from .target import COMMITTING, Target
@@ -42,6 +45,7 @@ def finish(store: Store, target: Target, run: dict[str, Any], sha256: bool) -> d
         write_file(staged / "mergekit_config.yml", plan.recipe.text)
         early = [n for n in names if n not in late] + ["README.md", "mergekit_config.yml"]
         outputs = _outputs(store, sha256)
+        _as_before(plan, out, outputs)
         outputs += [
             {"file": name, "bytes": (staged / name).stat().st_size} for name in early + late
         ]
@@ -53,6 +57,17 @@ def finish(store: Store, target: Target, run: dict[str, Any], sha256: bool) -> d
         )
     commit(store, target)
     return value
+
+
+def _as_before(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
+    """ResultError unless a merge that is done again has the same bytes; values are seen here."""
+    for entry in outputs:
+        if plan.made.get(entry["file"], entry["crc32"]) != entry["crc32"]:
+            raise ResultError(
+                f"{out}: {entry['file']} would not be what the manifest tells of; a model has "
+                f"other values by now, or it was made on another kind of device\n"
+                f"  merge the recipe mergekit_config.yml to have it nevertheless"
+            )
 
 
 def commit(store: Store, target: Target) -> None:

@@ -34,9 +34,12 @@ def worker_facts() -> dict[str, str | None]:
 
 def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
     """One input, recognisable without its path: sizes and digests of the headers."""
+    files = [Path(shard.path) for shard in model.shards]
+    adapter = [file.parent for file in files if file.name == "adapter_model.safetensors"]
     return {
         "model": label,
-        **({"hub": found[0], "commit": found[1]} if (found := snapshot(model.path)) else {}),
+        **_commit(model.path),
+        **({"adapter": found} if adapter and (found := _commit(adapter[-1])) else {}),
         "bytes": sum(shard.size for shard in model.shards),
         "tensors": sum(len(shard.tensors) for shard in model.shards),
         "shards": [
@@ -44,6 +47,12 @@ def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
             for s in model.shards
         ],
     }
+
+
+def _commit(folder: Path) -> dict[str, str]:
+    """Where on the hub a folder of its cache is from."""
+    found = snapshot(folder)
+    return {"hub": found[0], "commit": found[1]} if found else {}
 
 
 def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:

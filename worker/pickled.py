@@ -71,8 +71,8 @@ def read_pickled(path: Path) -> tuple[Shard, dict[str, Origin]]:
 def _no_zip(head: bytes, size: int) -> str:
     if head.startswith(b"\x80"):
         return (
-            "a pickle without its zip, as torch wrote it before 1.6; load it with torch and save "
-            "it again"
+            "a pickle without its zip, as torch wrote it before 1.6; if you trust its source, "
+            "torch.load(FILE, weights_only=True) reads it, and torch.save(…) writes the new form"
         )
     known = what_it_is(head, size)
     return "not a zip as torch.save writes it" if "safetensors" in known else known

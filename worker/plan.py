@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Plan:
     stages: tuple[Plan, ...] = ()  # to be done before, each into its `folder`
     lazy: tuple[Plan, ...] = ()  # made while streaming
     folder: Path | None = None  # where the result goes if it is a stage
+    made: Mapping[str, str] = field(default_factory=dict)  # checksums, if it was made before
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:

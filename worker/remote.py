@@ -21,6 +21,9 @@ class Remote(NamedTuple):
 
 files: dict[str, Remote] = {}
 
+pins: dict[tuple[str, str | None], str] = {}
+"""Commits to take for models and their revisions, where a merge is done again."""
+
 _SNAPSHOT = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
 
 
@@ -48,7 +51,7 @@ def resolve(name: str, revision: str | None) -> Path:
     """The folder of a model in the cache, with all files but the weights. InputError."""
     with needed("hub"):
         from .hub import resolve
-    return resolve(name, revision)
+    return resolve(name, pins.get((name, revision), revision))
 
 
 def read_header(path: Path) -> Shard:

@@ -110,6 +110,26 @@ def test_changed_models_and_options(tmp_path: Path, models: list[Path], capsys: 
     assert "its headers differ" in capsys.readouterr().err
 
 
+def test_other_values_under_the_same_headers(
+    tmp_path: Path, models: list[Path], capsys: Capture
+) -> None:
+    assert average(tmp_path / "out", models) == 0
+    files = {path: path.read_bytes() for path in models[1].iterdir()}
+    for path, raw in files.items():
+        if path.suffix == ".safetensors":
+            middle = (8 + int.from_bytes(raw[:8], "little") + len(raw)) // 2
+            path.write_bytes(raw[:middle] + bytes(byte ^ 1 for byte in raw[middle:]))
+    assert again(tmp_path / "out", "changed") == 5
+    told = capsys.readouterr().err
+    assert "model.safetensors would not be what the manifest tells of" in told
+    assert not (tmp_path / "changed" / "merge_manifest.json").exists()
+    assert not list((tmp_path / "changed").glob("*.safetensors"))
+    for path, raw in files.items():
+        path.write_bytes(raw)
+    assert again(tmp_path / "out", "same") == 0
+    assert digest(tmp_path / "same") == digest(tmp_path / "out")
+
+
 def test_json_that_is_a_recipe(tmp_path: Path, models: list[Path]) -> None:
     recipe = tmp_path / "r.json"
     recipe.write_text(

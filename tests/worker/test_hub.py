@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import write_adapter
 from checkpoints import read_tensors, write_checkpoint
 from hub_server import COMMIT, Hub, serving
 
@@ -162,3 +164,35 @@ def test_no_path_of_this_machine_is_uploaded(hub: Hub, tmp_path: Path) -> None:
     assert mine in (tmp_path / "out" / "mergekit_config.yml").read_text()
     for name, content in hub.repositories["me/mine"].items():
         assert str(tmp_path).encode() not in content, name
+
+
+def test_adapters_of_the_hub_on_models_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    base = {f"layers.{n}.w.weight": torch.randn(9, 7) for n in range(2)}
+    hub.add("org/base", write_checkpoint(tmp_path / "base", base, config=CONFIG))
+    a, b = torch.randn(2, 7), torch.randn(9, 2)
+    name = "base_model.model.layers.1.w.lora_{}.weight"
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    factors = {name.format("A"): a, name.format("B"): b}
+    hub.add("org/lora", write_adapter(tmp_path / "lora", config, factors))
+    home = tmp_path / "home"
+    home.mkdir()
+    done = worker(hub, home, "average", "out", "org/base@main+org/lora@main", "org/base")
+    assert done.returncode == 0, done.stderr
+    merged = read_tensors(home / "out")
+    expected = base["layers.1.w.weight"].double() + b.double() @ a.double()
+    assert merged["layers.0.w.weight"].equal(base["layers.0.w.weight"])
+    assert torch.allclose(merged["layers.1.w.weight"].double(), expected, rtol=1e-6, atol=1e-6)
+    inputs = json.loads((home / "out" / "merge_manifest.json").read_text())["inputs"]
+    assert inputs[0]["hub"] == "org/base" and inputs[0]["commit"] == COMMIT
+    assert inputs[0]["adapter"] == {"hub": "org/lora", "commit": COMMIT}
+    # Branches that have moved since do not matter: the manifest tells commits.
+    shutil.rmtree(home / "hf")
+    moved = {name.format("A"): a + 1, name.format("B"): b}
+    hub.move("org/lora", write_adapter(tmp_path / "new", config, moved))
+    hub.move("org/base", write_checkpoint(tmp_path / "newer", base, config=CONFIG))
+    card = (home / "out" / "README.md").read_text()
+    assert '- "org/base"\n- "org/lora"\n' in card
+    again = worker(hub, home, "merge", "out/merge_manifest.json", "again")
+    assert again.returncode == 0, again.stderr
+    files = [home / out / "model.safetensors" for out in ("out", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..adapter import CONFIG, WEIGHTS
+from ..checkpoint import is_hub_id
 from ..dtypes import BY_NAME, DType
 from ..errors import OutputError
 from ..lane import host_view
@@ -149,7 +150,8 @@ def _copy(parts: Sequence[Origin], reader: Reader, file: IO[bytes]) -> None:
 
 
 def _card(base: str, title: str) -> str:
-    lines = ["---", f"base_model: {json.dumps(base)}"] if base else ["---"]
+    """Names a base of the hub; it refuses cards with folders there, which are nobody's business."""
+    lines = ["---", f"base_model: {json.dumps(base)}"] if is_hub_id(base) else ["---"]
     return "\n".join([*lines, "library_name: peft", "tags:", "- lora", "---", "", f"# {title}", ""])
 
 
