@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 class Ended(NamedTuple):

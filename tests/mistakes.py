@@ -213,5 +213,5 @@ def _launch(words: Sequence[str], world: World, env: Mapping[str, str]) -> Answe
         **env,
     }
     argv = [sys.executable, "-m", "launcher", *words]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=world, env=given, timeout=120)
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=world, env=given, timeout=300)
     return Answer(done.returncode, done.stderr)

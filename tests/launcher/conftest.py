@@ -99,7 +99,7 @@ def launch_process() -> Callable[..., Outcome]:
     def run(*words: object, **variables: str) -> Outcome:
         argv = [sys.executable, "-m", "launcher", *map(str, words)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-        done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=120)
+        done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=300)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
@@ -115,7 +115,7 @@ class Fakes(NamedTuple):
     def pbs(self, *words: str) -> None:
         """What only the other side of PBS does: schedule, schedule begin, qrerun ID."""
         argv = [sys.executable, str(FAKES / "pbs.py"), *words]
-        subprocess.run(argv, check=True, timeout=120)
+        subprocess.run(argv, check=True, timeout=300)
 
     def switch(self, name: str, on: bool = True) -> None:
         """A state of the PBS server: down, no-history, quota."""
@@ -224,7 +224,7 @@ def bare_bash(tmp_path: Path) -> Callable[..., Outcome]:
     def run(*words: str, cwd: Path | None = None, **variables: str) -> Outcome:
         env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **variables}
         argv = ["bash", *words]
-        done = subprocess.run(argv, capture_output=True, text=True, env=env, cwd=cwd, timeout=120)
+        done = subprocess.run(argv, capture_output=True, text=True, env=env, cwd=cwd, timeout=300)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run

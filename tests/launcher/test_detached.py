@@ -40,7 +40,7 @@ def python(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -16,7 +16,7 @@ def test_several_processes_write_at_once(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     code = (
         "import sys; from launcher import records\n"
-        "for n in range(40):\n"
+        "for n in range(20):\n"
         "    for name in ('own' + sys.argv[1], 'shared'):\n"
         "        records.keep(records.Record(f'{name}-{n}', 'pbs', '', '/out' * 200, '/log'))\n"
         "        held, faults = records.load()\n"
@@ -25,9 +25,9 @@ def test_several_processes_write_at_once(monkeypatch, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, "-c", code]
     processes = [subprocess.Popen([*argv, str(number)], env=env) for number in range(3)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]
     held, faults = records.load()
-    assert (len(held), faults) == (4 * 40, [])
+    assert (len(held), faults) == (4 * 20, [])
     assert not [path for path in records.folder().iterdir() if path.suffix != ".json"]
 
 

@@ -17,6 +17,8 @@ from worker.stopping import Stop
 from worker.store import PARTIAL, Store
 
 ROOT = Path(__file__).resolve().parents[2]
+WITHIN_S = 10.0
+"""Five, and as many for machines that others load."""
 SLOW = ("--threads", "1", "--memory", "2MiB", "--shard-size", "6MB", "--progress", "off")
 
 
@@ -92,7 +94,7 @@ def test_a_polite_signal(
     began = time.monotonic()
     fork.kill(number)
     ended = fork.wait()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < WITHIN_S
     assert ended.code == 75, ended
     assert re.fullmatch(
         rf"(warning: .*\n)*merge-worker: stopped by {number.name} at \d+ %; nothing is lost, "
@@ -136,7 +138,7 @@ def test_a_real_process(tmp_path: Path, big: list[Path], after_s: float) -> None
         process.terminate()
         began = time.monotonic()
         _, text = process.communicate()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < WITHIN_S
     assert process.returncode in (0, 75), text
     told = [line for line in text.splitlines() if line.startswith("merge-worker: ")]
     assert process.returncode == 0 or ("stopped by SIGTERM" in text and len(told) == 1), text

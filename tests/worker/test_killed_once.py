@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import write_checkpoint
-from forks import Fork, Forks
+from forks import PATIENCE_S, Fork, Forks
 from merges import digest
 
 from worker.journal import parse_line
@@ -80,7 +80,7 @@ def claimed(out: Path, plan: Plan) -> int:
 
 def wait_for(out: Path, plan: Plan, share: float, forks: list[Fork]) -> None:
     """Until so much of the merge is in the journals, or nobody works any more."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and any(fork.running() for fork in forks):
         if claimed(out, plan) >= share * plan.output_bytes:
             return

@@ -221,9 +221,9 @@ def test_the_same_again_is_nothing_to_do(
     out = tmp_path / "out"
     assert average(out, models) == 0
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    began = time.monotonic()
+    began = time.process_time()
     assert average(out, models) == 0
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
     assert "already there; nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert average(out, models, "--weights", "1,2,3") == 4

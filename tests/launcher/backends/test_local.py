@@ -181,7 +181,7 @@ def test_a_signal_to_the_shell_alone_reaches_the_worker(slow, when: str, code: i
     time.sleep(0.1)
     if when == "late":
         job.send_signal(number)
-    out, _ = job.communicate(timeout=20)
+    out, _ = job.communicate(timeout=120)
     assert job.returncode == code
     assert ("got TERM" in out) == (when != "default")
 
@@ -194,7 +194,7 @@ def test_the_launcher_hands_a_signal_on_and_waits(models, python) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.terminate()
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=120)
     assert (process.returncode, out) == (75, "got TERM\n")
 
 
