@@ -37,7 +37,7 @@ def plan_again(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Pl
     options = _options(path, value, options)
     for entry in value["inputs"]:
         _pin(entry)
-    made = {e["file"]: e["crc32"] for e in value.get("outputs", ()) if "crc32" in e}
+    made = {e["file"]: e["sum128"] for e in value.get("outputs", ()) if "sum128" in e}
     beside = path.parent / "mergekit_config.yml"
     texts = [beside.read_text(encoding="utf-8")] if beside.is_file() else []
     texts.append(str(value["recipe"].get("text", "")))
