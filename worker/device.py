@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from . import quick_torch
@@ -40,6 +42,14 @@ def devices_of(word: str, number: int, count: int) -> list[torch.device]:
     """Those of one of `count` processes: one for each, or several, but none is left out."""
     found = devices(word)
     return found[number::count] or [found[number % len(found)]]
+
+
+def load_linalg(found: Sequence[torch.device]) -> None:
+    """What matrix methods need there, before several threads ask for it at once: torch's loader
+    of it is not safe against that."""
+    for device in found:
+        if device.type != "cpu":
+            torch.linalg.qr(torch.ones(1, 1, device=device))
 
 
 def wait(device: torch.device) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from .crew import Hints
 from .cut import Piece, pieces
-from .device import OUT_OF_MEMORY
+from .device import OUT_OF_MEMORY, load_linalg
 from .dtypes import Kind
 from .errors import ResultError, Stopped, UsageError, printable
 from .fetch import Fetcher
@@ -87,6 +87,8 @@ class Engine:
     def run(self, work: Iterable[Work]) -> None:
         """Do all of `work`, taken as needed. Stopped if asked to; the first error of a lane."""
         torch.set_num_threads(1)
+        if any(step.flops for store in self.stores for step in store.plan.steps):
+            load_linalg(self.devices)
         self._pending = iter(work)
         lanes = [
             threading.Thread(target=self._lane, args=(self.devices[i % len(self.devices)],))

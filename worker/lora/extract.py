@@ -13,6 +13,7 @@ import torch
 from .. import quick_torch
 from ..adapted import Adapted
 from ..checkpoint import Checkpoint
+from ..device import load_linalg
 from ..errors import InputError, first_names, printable
 from ..files import Files
 from ..lane import Lane
@@ -67,6 +68,7 @@ class Extraction:
     ) -> None:
         """Do all of it on so many threads. The first error of any is raised."""
         torch.set_num_threads(1)
+        load_linalg(devices)
         waiting: queue.SimpleQueue[Target | Whole] = queue.SimpleQueue()
         for item in sorted(work, key=self.elements, reverse=True):
             waiting.put(item)
