@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOOR_BLOCK = 1 << 20
+SAMPLED_S = 0.1
 
 
 class Failed(Exception):
@@ -21,7 +22,7 @@ class Failed(Exception):
 
 
 class Run(NamedTuple):
-    """One run of a contender; seconds, and bytes at the peak of the largest process."""
+    """One run of a contender; seconds, and bytes at the peak of all its processes together."""
 
     wall_s: float
     cpu_s: float
@@ -61,6 +62,7 @@ def command(argv: Sequence[str], log: Path, ranks: int = 1) -> Run:
     """Run a command, as so many ranks at once. Failed if one of them does."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     ended: list[tuple[int, float, int]] = []
+    peak = 0
 
     def wait(process: subprocess.Popen[bytes]) -> None:
         _, status, usage = os.wait4(process.pid, 0)
@@ -70,7 +72,7 @@ def command(argv: Sequence[str], log: Path, ranks: int = 1) -> Run:
 
     started = time.perf_counter()
     with log.open("wb") as sink:
-        waiting = []
+        waiting, running = [], []
         for rank in range(ranks):
             place = {"RANK": str(rank), "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
             process = subprocess.Popen(
@@ -78,13 +80,30 @@ def command(argv: Sequence[str], log: Path, ranks: int = 1) -> Run:
             )
             waiting.append(threading.Thread(target=wait, args=(process,)))
             waiting[-1].start()
-        for thread in waiting:
-            thread.join()
+            running.append(process.pid)
+        while any(thread.is_alive() for thread in waiting):
+            peak = max(peak, sum(map(tree_bytes, running)))
+            for thread in waiting:
+                thread.join(SAMPLED_S / ranks)
     wall = time.perf_counter() - started
     codes = [code for code, _, _ in ended if code]
     if codes:
         raise Failed(f"{' '.join(argv)}\n  ended with {codes[0]}; see {log}")
-    return Run(wall, sum(cpu for _, cpu, _ in ended), max(peak for *_, peak in ended), {})
+    # The kernel knows the peak of each, samples that of all.
+    peak = max(peak, *(largest for *_, largest in ended))
+    return Run(wall, sum(cpu for _, cpu, _ in ended), peak, {})
+
+
+def tree_bytes(process: int) -> int:
+    """What a process and all below it hold, pages that they share counted once."""
+    place = Path(f"/proc/{process}")
+    try:
+        text = (place / "smaps_rollup").read_text(encoding="ascii")
+        below = (place / "task" / str(process) / "children").read_text(encoding="ascii").split()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    own = next((line for line in text.splitlines() if line.startswith("Pss:")), "Pss: 0")
+    return int(own.split()[1]) * 1024 + sum(map(tree_bytes, map(int, below)))
 
 
 def floor(inputs: Sequence[Path], output: Path, results: int = 1) -> Run:
