@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worker import device
-from worker.device import devices
+from worker.device import devices, devices_of
 from worker.errors import UsageError
 
 
@@ -29,6 +29,17 @@ def test_named_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices("cpu") == [torch.device("cpu")]
     assert len(devices("cuda")) == 3
     assert devices("cuda:2") == [torch.device("cuda", 2)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 16])
+def test_processes_share_all_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    seen(monkeypatch, cuda=8)
+    shares = [devices_of("auto", number, count) for number in range(count)]
+    assert {device for share in shares for device in share} == set(devices("auto"))
+    # A context on a device takes half a GiB of it: no more of them than needed.
+    assert all(len(share) == 1 for share in shares) or sum(map(len, shares)) == 8
+    seen(monkeypatch)
+    assert devices_of("auto", count - 1, count) == [torch.device("cpu")]
 
 
 @pytest.mark.parametrize("word", ["cuda:7", "xpu", "mps"])
