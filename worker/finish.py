@@ -20,8 +20,8 @@ from .hashes import Hashes
 from .layout import index_json
 from .manifest import NAME, manifest
 from .side_files import copy_side_files
-from .store import Store, output_errors, write_file
-from .target import COMMITTING, Target
+from .store import COMMITTING, Store, output_errors, write_file
+from .target import Target
 
 INDEX = "model.safetensors.index.json"
 FILES = "files"

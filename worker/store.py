@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 from .cut import Piece
 from .errors import OutputError, Stopped, WorkerError
@@ -25,6 +26,9 @@ from .step import Step
 from .stopping import Stop
 
 PARTIAL = ".merge-partial"
+COMMITTING = "committing.json"
+"""In the partial folder: the shards are whole, files are being moved to their final names."""
+
 VERIFY_BYTES = 8 << 20
 SETTLED_S = 60.0
 """After this long, what was written on one host can be read on all others."""
@@ -62,6 +66,16 @@ class Store:
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self.folder / name, flags, 0o666)
+            if (self.folder / COMMITTING).exists():
+                self._forget_made()
+
+    def _forget_made(self) -> NoReturn:
+        """Another rank moves the shards to their names: what was made here in their place is none,
+        and would be moved in a later run if that rank were killed now."""
+        for file in self.files:
+            if file.made:
+                file.path.unlink(missing_ok=True)
+        raise OutputError(f"{self.out}: another rank has just finished; run the same command again")
 
     def write(
         self,
@@ -186,12 +200,9 @@ class Store:
         return f"journal-{self.plan.key[:16]}"
 
     def _clear(self, resume: bool) -> None:
-        """Remove all but locks and what ranks of this merge may have made by now.
-
-        The key stays until it is replaced: without it, ranks that begin now would see shards of
-        nobody.
-        """
-        ours = {f"{shard.name}.partial" for shard in self.plan.layout.shards} | {"key.json"}
+        """Remove all but locks and what ranks of this merge may have made by now."""
+        ours = {f"{shard.name}.partial" for shard in self.plan.layout.shards}
+        ours.add("key.json")  # until it is replaced: who begins now would see shards of nobody
         for path in self.folder.iterdir():
             kept = path.name in ours or (resume and path.name.startswith(self._journals))
             if path.is_dir() and not path.is_symlink():

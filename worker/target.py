@@ -12,10 +12,7 @@ from pathlib import Path
 from .errors import OutputError, first_names
 from .manifest import NAME, read_manifest
 from .plan import Plan
-from .store import PARTIAL, output_errors, read_key
-
-COMMITTING = "committing.json"
-"""In the partial folder: the shards are whole, files are being moved to their final names."""
+from .store import COMMITTING, PARTIAL, output_errors, read_key
 
 SPARE_BYTES = 64 << 20
 
