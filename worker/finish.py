@@ -17,10 +17,11 @@ from typing import Any
 from .card import model_card
 from .crc import combine
 from .hashes import Hashes
+from .journal import COMMITTING
 from .layout import index_json
 from .manifest import NAME, manifest
 from .side_files import copy_side_files
-from .store import COMMITTING, Store, output_errors, write_file
+from .store import Store, output_errors, write_file
 from .target import Target
 
 INDEX = "model.safetensors.index.json"

@@ -19,16 +19,13 @@ from typing import NoReturn
 from .cut import Piece
 from .errors import OutputError, Stopped, WorkerError
 from .hashes import Hashes
-from .journal import Entry, claim_of, parse_line
+from .journal import Entry, claim_of, committing, parse_line, read_key
 from .outfile import OutFile
 from .plan import Plan
 from .step import Step
 from .stopping import Stop
 
 PARTIAL = ".merge-partial"
-COMMITTING = "committing.json"
-"""In the partial folder: the shards are whole, files are being moved to their final names."""
-
 VERIFY_BYTES = 8 << 20
 SETTLED_S = 60.0
 """After this long, what was written on one host can be read on all others."""
@@ -66,7 +63,7 @@ class Store:
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self.folder / name, flags, 0o666)
-            if (self.folder / COMMITTING).exists():
+            if committing(self.folder) is not None:
                 self._forget_made()
 
     def _forget_made(self) -> NoReturn:
@@ -265,17 +262,6 @@ class output_errors:
                 f"{f' ({error.filename})' if error.filename else ''}\n"
                 f"  what is done stays; the same command continues when the cause is mended"
             ) from None
-
-
-def read_key(folder: Path) -> str | None:
-    """The key of the merge in a partial folder, "" if it cannot be read, None if there is none."""
-    shards = False
-    with contextlib.suppress(OSError):  # shards first: who makes them has written the key before
-        shards = any(path.suffix == ".partial" for path in folder.iterdir())
-    try:
-        return str(json.loads((folder / "key.json").read_text())["key"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return "" if shards else None
 
 
 def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:
