@@ -18,12 +18,13 @@ from .card import model_card
 from .checksum import checksum, total
 from .errors import ResultError
 from .hashes import Hashes
+from .journal import COMMITTING
 from .layout import index_json
 from .manifest import NAME, manifest
 from .plan import Plan
 from .side_files import copy_side_files
 from .store import Store, output_errors, write_file
-from .target import COMMITTING, Target
+from .target import Target
 
 INDEX = "model.safetensors.index.json"
 FILES = "files"

@@ -1,12 +1,19 @@
-"""Lines of a journal: which piece of which tensor is in the shards, with its checksum."""
+"""Notes in the partial folder: whose it is, which piece of which tensor is in the shards, with its
+checksum, and whether the end has begun."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from .checksum import DIGITS, Checksum, parse
 from .cut import Piece
+
+COMMITTING = "committing.json"
+"""In the partial folder: the shards are whole, files are being moved to their final names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +47,22 @@ def parse_line(line: bytes) -> Entry | None:
         return None
     step, first, blocks, nonfinite = (int(fields[number]) for number in (0, 1, 2, 4))
     return Entry(step, Piece(first, blocks), parse(fields[3]), nonfinite)
+
+
+def read_key(folder: Path) -> str | None:
+    """The key of the merge in a partial folder, "" if it cannot be read, None if there is none."""
+    shards = False
+    with contextlib.suppress(OSError):  # shards first: who makes them has written the key before
+        shards = any(path.suffix == ".partial" for path in folder.iterdir())
+    try:
+        return str(json.loads((folder / "key.json").read_text())["key"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "" if shards else None
+
+
+def committing(partial: Path) -> tuple[str, ...] | None:
+    """What a merge that was stopped while it moved its files replaces; None if there is none."""
+    try:
+        return tuple(json.loads((partial / COMMITTING).read_text())["replaces"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

@@ -27,10 +27,14 @@ LEAST_DIRECT = 16 * PAGE
 
 
 class OutFile:
-    """`size` bytes at `path`, those that are there already included. OSError."""
+    """`size` bytes at `path`, those that are there already included. OSError.
+
+    `made`: none were.
+    """
 
     def __init__(self, path: Path, size: int) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.path, self.made = path, os.fstat(self.fd).st_size == 0
         if os.fstat(self.fd).st_size != size:
             os.ftruncate(self.fd, size)
         kind = _file_system(self.fd)

@@ -17,7 +17,7 @@ from .errors import OutputError, Stopped, printable
 from .features import needed
 from .finish import commit, finish
 from .hashes import Hashes
-from .lock import Lock, held, refuse_others
+from .lock import Busy, Lock, held, refuse_others
 from .manifest import read_manifest
 from .one_pass import Clock, RunOptions, stream
 from .plan import Plan
@@ -79,19 +79,21 @@ def run_merges(
         differing = _stream_all(left, options, rank, clock) if left else []
         for job in left:
             if not job.told:
-                _unless_others_end(job, lambda job: _end(job, differing, clock))
+                _unless_others_end(job, lambda job: _end(job, differing, clock), tries=2)
     for job in jobs:
         if job.plan.stages and _key_in(job.store.out) == job.plan.key:
             _remove_stages(job.plan)
     return [job.told for job in jobs]
 
 
-def _unless_others_end(job: Job, act: Callable[[Job], None]) -> None:
+def _unless_others_end(job: Job, act: Callable[[Job], None], tries: int = 1) -> None:
     """Whoever is last of all ranks finishes, and the folder of the others goes away with it."""
     try:
         act(job)
-    except OutputError:
+    except OutputError as error:
         if job.rank.world == 1 or not _others_end(job):
+            if tries > 1 and isinstance(error, Busy):  # who held the lock has died since
+                return _unless_others_end(job, act, tries - 1)
             raise
         job.told = f"{_share_of(job)}; another rank finishes"
 

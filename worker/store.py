@@ -13,12 +13,13 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 from .checksum import checksum, total
 from .cut import Piece
 from .errors import OutputError, Stopped, WorkerError
 from .hashes import Hashes
-from .journal import Entry, claim_of, parse_line
+from .journal import Entry, claim_of, committing, parse_line, read_key
 from .outfile import OutFile
 from .plan import Plan
 from .step import Step
@@ -62,6 +63,16 @@ class Store:
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self.folder / name, flags, 0o666)
+            if committing(self.folder) is not None:
+                self._forget_made()
+
+    def _forget_made(self) -> NoReturn:
+        """Another rank moves the shards to their names: what was made here in their place is none,
+        and would be moved in a later run if that rank were killed now."""
+        for file in self.files:
+            if file.made:
+                file.path.unlink(missing_ok=True)
+        raise OutputError(f"{self.out}: another rank has just finished; run the same command again")
 
     def write(
         self,
@@ -186,12 +197,9 @@ class Store:
         return f"journal-{self.plan.key[:16]}"
 
     def _clear(self, resume: bool) -> None:
-        """Remove all but locks and what ranks of this merge may have made by now.
-
-        The key stays until it is replaced: without it, ranks that begin now would see shards of
-        nobody.
-        """
-        ours = {f"{shard.name}.partial" for shard in self.plan.layout.shards} | {"key.json"}
+        """Remove all but locks and what ranks of this merge may have made by now."""
+        ours = {f"{shard.name}.partial" for shard in self.plan.layout.shards}
+        ours.add("key.json")  # until it is replaced: who begins now would see shards of nobody
         for path in self.folder.iterdir():
             kept = path.name in ours or (resume and path.name.startswith(self._journals))
             if path.is_dir() and not path.is_symlink():
@@ -255,17 +263,6 @@ class output_errors:
                 f"{f' ({error.filename})' if error.filename else ''}\n"
                 f"  what is done stays; the same command continues when the cause is mended"
             ) from None
-
-
-def read_key(folder: Path) -> str | None:
-    """The key of the merge in a partial folder, "" if it cannot be read, None if there is none."""
-    shards = False
-    with contextlib.suppress(OSError):  # shards first: who makes them has written the key before
-        shards = any(path.suffix == ".partial" for path in folder.iterdir())
-    try:
-        return str(json.loads((folder / "key.json").read_text())["key"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return "" if shards else None
 
 
 def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:

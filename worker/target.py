@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from .errors import OutputError, first_names
+from .journal import committing, read_key
 from .manifest import NAME, read_manifest
 from .plan import Plan
-from .store import PARTIAL, output_errors, read_key
-
-COMMITTING = "committing.json"
-"""In the partial folder: the shards are whole, files are being moved to their final names."""
+from .store import PARTIAL, output_errors
 
 SPARE_BYTES = 64 << 20
 
@@ -61,7 +58,7 @@ def _moment(out: Path) -> tuple[object, ...]:
     partial, paths = out / PARTIAL, list[Path]()
     with contextlib.suppress(OSError):
         paths = sorted(out.iterdir())
-    return paths, read_key(partial), _committing(partial)
+    return paths, read_key(partial), committing(partial)
 
 
 def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
@@ -73,7 +70,7 @@ def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
         raise OutputError(f"{out}: is a file; give a folder for the merged model")
     partial = out / PARTIAL
     key = _key(partial, plan)
-    replaces = _committing(partial)
+    replaces = committing(partial)
     if replaces is not None and key == plan.key:
         return Target(State.COMMIT, replaces)
     finished = read_manifest(out)
@@ -136,14 +133,6 @@ def _unchanged(out: Path, finished: dict[str, object]) -> None:
                 f"{path}: missing or changed since this merge was finished\n"
                 f"  --overwrite makes all of it again"
             )
-
-
-def _committing(partial: Path) -> tuple[str, ...] | None:
-    """What a merge that was stopped while it moved its files replaces; None if there is none."""
-    try:
-        return tuple(json.loads((partial / COMMITTING).read_text())["replaces"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def _outside_inputs(plan: Plan, out: Path) -> None:

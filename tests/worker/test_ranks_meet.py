@@ -13,9 +13,10 @@ from merges import average, one_tensor_models, plan_of, stream_into
 from worker import manifest, store, target
 from worker import run as worker_run
 from worker.errors import OutputError, Stopped
-from worker.lock import Lock
+from worker.journal import COMMITTING, read_key
+from worker.lock import Busy, Lock
 from worker.plan import Plan
-from worker.store import PARTIAL, Store, read_key
+from worker.store import PARTIAL, Store
 from worker.target import State, survey
 
 
@@ -54,7 +55,7 @@ def before(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, Callable[[], 
     return patch
 
 
-@pytest.mark.parametrize("moment", ["read_key", "_committing", "read_manifest"])
+@pytest.mark.parametrize("moment", ["read_key", "committing", "read_manifest"])
 def test_others_finish_while_one_looks(
     moment: str, plan: Plan, big: list[Path], half: Path, before: Any
 ) -> None:
@@ -67,7 +68,7 @@ def test_others_rename_while_one_looks(plan: Plan, half: Path, before: Any) -> N
     """Shards have their names, the manifest is not there yet."""
 
     def renamed() -> None:
-        (half / PARTIAL / target.COMMITTING).write_text('{"replaces": []}')
+        (half / PARTIAL / COMMITTING).write_text('{"replaces": []}')
         shard = plan.layout.shards[0].name
         (half / PARTIAL / f"{shard}.partial").rename(half / shard)
 
@@ -165,3 +166,36 @@ def test_two_take_the_folder_away(half: Path, plan: Plan, before: Any) -> None:
     before(store.os, "urandom", Store(half, plan).remove)
     Store(half, plan).remove()
     assert not list(half.glob(".merge-partial*"))
+
+
+def test_who_opens_shards_while_another_renames_them(plan: Plan, half: Path) -> None:
+    """Were the other killed now, a file of zeros would become a shard of the result."""
+    folder, shard = half / PARTIAL, plan.layout.shards[0].name
+    (folder / COMMITTING).write_text('{"replaces": []}')
+    (folder / f"{shard}.partial").rename(half / shard)
+    late = Store(half, plan)
+    with pytest.raises(OutputError, match="another rank has just finished"):
+        late.open()
+    late.close()
+    assert not list(folder.glob("*.partial"))
+
+
+def test_the_finisher_dies_while_one_asks_for_its_lock(
+    half: Path, plan: Plan, big: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then that one finishes."""
+    real, left = worker_run._lock, ["finish"]
+
+    def lock(store: Store, name: str) -> Lock:
+        if name in left:
+            left.remove(name)
+            raise Busy("another merge writes here")
+        return real(store, name)
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert average(half, big) == 0
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(worker_run, "_lock", lock)
+    assert average(half, big) == 0 and not left
+    assert (half / manifest.NAME).exists()

@@ -12,6 +12,7 @@ from merges import average, digest, manifest, one_tensor_models, plan_of, some_m
 
 from worker import target
 from worker.errors import OutputError, Stopped
+from worker.journal import COMMITTING
 from worker.plan import Plan
 from worker.store import PARTIAL
 from worker.target import State, survey
@@ -191,7 +192,7 @@ def test_a_damaged_partial_folder(
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_a_damaged_note_of_the_end(plan: Plan, half: Path, text: str) -> None:
-    (half / PARTIAL / target.COMMITTING).write_text(text)
+    (half / PARTIAL / COMMITTING).write_text(text)
     assert average(half, [model.path for model in plan.models]) == 0
 
 
