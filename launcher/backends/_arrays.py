@@ -71,7 +71,8 @@ class PbsArrays(Arrays):
         return [self.flag, f"0-{count - 1}{many}", "-N", name]
 
     def output(self, folder: str) -> list[str]:
-        return ["-o", f"{folder}/"]
+        # Copied there at the end, one file for each; the members write their logs themselves.
+        return ["-k", "n", "-o", f"{folder}/"]
 
     def member(self, array_id: str, number: int) -> str:
         head, dot, server = array_id.partition(".")

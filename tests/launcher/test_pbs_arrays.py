@@ -57,7 +57,7 @@ def test_from_the_queue_to_the_verdicts(launch, sweep: Path, fakes) -> None:
     assert ids(done.out) == [f"12[{n}].pbs-server" for n in range(3)]
     calls = [call.replace("\\", "") for call in fakes.calls()]
     script = sweep.parent / "runs.job" / "s-0.pbs"
-    assert calls == ["qstat -B -f", f"qsub -J 0-2%2 -N s -o {script.parent}/ {script}"]
+    assert calls == ["qstat -B -f", f"qsub -J 0-2%2 -N s -k n -o {script.parent}/ {script}"]
     assert states(launch) == dict.fromkeys(("w1", "w3", "w7"), "queued")
     assert "3 of 3 are done or on their way" in launch(*WORDS, sys.executable).err
     fakes.pbs("schedule")
@@ -157,7 +157,7 @@ def test_torque(words, launch, sweep: Path, fakes, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_RUN", "1")
     done = launch(*words, "--dialect", "torque", "--at-once", "1")
     assert done.code == 0, done.err
-    assert "qsub -t 0-2%1 -N s -o " in fakes.calls()[1]
+    assert "qsub -t 0-2%1 -N s -k n -o " in fakes.calls()[1]
     assert states(launch) == dict.fromkeys(("w1", "w3", "w7"), "done")
     assert fakes.calls()[-1].replace("\\", "").startswith("qstat -f 12[")
 

@@ -236,12 +236,12 @@ def test_the_environment_of_an_outer_job_stays_out(launch, fakes, models, monkey
     assert (fakes.folder / "environment").read_text() == "SLURM_CONF=7\n"
 
 
-def test_a_job_that_no_sbatch_takes(launch, models, fakes) -> None:
+def test_a_job_that_no_sbatch_takes(launch, models, fakes, monkeypatch) -> None:
     """Beyond 4 MiB it says that a path is too long."""
-    recipe = "merge_method: linear\nmodels: [{model: m1}, {model: m2}]\nparameters: {weight: 1}\n"
-    Path("long.yml").write_text(f"# {'of no use ' * 40_000}\n" * 8 + recipe)
-    done = launch("slurm", "long.yml", "out")
+    assert SLURM.longest_text is not None and SLURM.longest_text < 4 * 1024**2
+    monkeypatch.setattr(type(SLURM), "longest_text", 50_000)
+    done = launch("slurm", "out", *models)
     assert (done.code, done.out) == (2, "")
-    assert "slurm takes 4000000; shorten the recipe" in done.err
+    assert "slurm takes 50000; shorten the recipe" in done.err
     assert fakes.calls() == [] and not Path("out.job").exists()
-    assert launch("pbs", "long.yml", "out", "--dry-run").code == 0
+    assert launch("pbs", "out", *models, "--dry-run").code == 0
