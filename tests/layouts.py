@@ -151,8 +151,43 @@ LAYOUTS: dict[str, dict[str, Callable[[Tensors], Tensors] | None]] = {
 }
 
 
+# Families whose released names are not those in memory; rules that are their own, or of others.
+OWN = ("ernie4_5_moe", "exaone_moe", "gpt_neox", "lfm3")
+OTHERS = (
+    *("qwen2_moe", "olmoe", "phimoe", "dots1", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
+    *("hunyuan_v1_moe", "flex_olmo", "longcat_flash", "afmoe", "granitemoe", "minimax_m2"),
+    *("granitemoeshared", "deepseek_v2", "deepseek_v32", "solar_open", "cohere2_moe", "mellum"),
+)
+LAYOUTS |= {name: {"released": None, "in memory": same} for name in (*OWN, *OTHERS)}
+
+# What makes a model of any of them small, as far as its config has such words.
+SMALL: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "index_n_heads"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(("expert_ffn_hidden_size", "index_head_dim"), 16),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim"), 8),
+    **dict.fromkeys(("v_head_dim", "head_dim"), 8),
+    **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace", "n_shared_experts"), 1),
+    **dict.fromkeys(("num_shared_experts", "zero_expert_num", "num_dense_layers", "num_layers"), 1),
+    **dict.fromkeys(("rotary_dim", "index_topk"), 4),
+    "ffn_hidden_size": 64,
+    "num_key_value_heads": 4,
+}
+
+
+def small(model_type: str) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    if model_type not in (*OWN, *OTHERS):
+        return MORE.get(model_type, {})
+    known = AutoConfig.for_model(model_type).to_dict()
+    return {key: value for key, value in SMALL.items() if key in known}
+
+
 def save_pair(folder: Path, model_type: str, layouts: tuple[str, str]) -> list[Path]:
-    model = make_model(model_type, **MORE.get(model_type, {}))
+    model = make_model(model_type, **small(model_type))
     paths = []
     for number, layout in enumerate(layouts):
         disturb(model, number)

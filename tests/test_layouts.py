@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import load, read_tensors, ulps_from_mean, write_checkpoint
-from layouts import LAYOUTS, exporter, save_pair
+from layouts import LAYOUTS, OTHERS, exporter, save_pair
 
 from worker import cli
 
 PAIRS = [
-    (model_type, pair)
+    pytest.param(model_type, pair, marks=[pytest.mark.slow] if model_type in OTHERS else [])
     for model_type, layouts in LAYOUTS.items()
     for pair in itertools.permutations(layouts, 2)
 ]

@@ -120,6 +120,8 @@ EXPERTS = (
     ),
     _renamed("block_sparse_moe.gate.weight", "mlp.gate.weight", "mlp.router.weight"),
     _renamed("block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"),
+    _renamed("mlp.e_score_correction_bias", "mlp.gate.e_score_correction_bias"),
+    _renamed(*(f"mlp.{place}moe_statics.e_score_correction_bias" for place in ("", "gate."))),
 )
 
 PROJECTIONS = (
@@ -147,10 +149,12 @@ KIMI_LINEAR = (
     _renamed("block_sparse_moe.{x}", "mlp.{x}"),
 )
 
-# BERT as TensorFlow had it, as the releases still do; torch's own two ways to keep lengths apart.
+# BERT as TensorFlow had it, as the releases still do; gates of attention (LFM 3); torch's own two
+# ways to keep lengths apart.
 RENAMED = (
     _renamed("LayerNorm.weight", "LayerNorm.gamma"),
     _renamed("LayerNorm.bias", "LayerNorm.beta"),
+    _renamed("self_attn.gate_proj.{_w}", "self_attn.g_proj.{_w}"),
     _renamed("weight_g", "parametrizations.weight.original0"),
     _renamed("weight_v", "parametrizations.weight.original1"),
 )
@@ -195,9 +199,12 @@ INTERNLM2 = (
     _plain("lm_head.weight", "output.weight"),
 )
 
+GPT_NEOX = (_plain("embed_out.weight", "lm_head.weight"),)
+
 RULES = (
     *(*OLMO_HYBRID, *CONVOLUTIONS, *STACKED_OTHERWISE),
     *(*EXPERTS, *PROJECTIONS, *KIMI_LINEAR, *RENAMED, *GLM, *INTERNLM2),
+    *GPT_NEOX,
 )
 """In this order; tensors that one rule has taken are gone for the next."""
 
