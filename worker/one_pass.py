@@ -56,10 +56,7 @@ class Clock:
 def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Clock) -> list[str]:
     """Do this rank's share of what the stores wait for; returns the names of differing copies."""
     stop, files = Stop(), Files()
-    total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
-    title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
-    progress = Progress(options.progress, total, title)
-    progress.rank, progress.world = rank.number, rank.world
+    progress = _progress(stores, options.progress, rank)
     try:
         with by_signal(stop), by_clock(stop, options.deadline_s, clock.began), progress:
             work = join(
@@ -95,6 +92,14 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
         files.close()
     clock.moved = progress.bytes_in + progress.bytes_out
     return engine.differing
+
+
+def _progress(stores: Sequence[Store], mode: str, rank: Rank) -> Progress:
+    total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
+    title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
+    progress = Progress(mode, total, title)
+    progress.rank, progress.world = rank.number, rank.world
+    return progress
 
 
 def _result_bytes(work: Work) -> int:
