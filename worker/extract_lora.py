@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,8 @@ def command(arguments: argparse.Namespace) -> str:
     arranged = arrange(tuned, arguments.embed_lora)
     check_alike(base, tuned, arranged.wholes)
     rank = arguments.rank or (32 if arguments.energy is None else 1 << 30)
-    with Output(Path(arguments.out), arguments.overwrite) as output:
+    inputs = dict(_places(arguments.base, arguments.finetune))
+    with Output(Path(arguments.out), inputs, arguments.overwrite) as output:
         extraction = Extraction(
             base, tuned, output, Wanted(rank, arguments.energy or 1.0),
             _factor_names(arranged.targets), arguments.dtype,
@@ -106,6 +107,15 @@ def _open(word: str) -> Checkpoint:
     if reason:
         raise InputError(f"{word}: {reason}; dequantise it first")
     return model
+
+
+def _places(*words: str) -> Iterator[tuple[str, Path]]:
+    """The folders that are read."""
+    for word in words:
+        ref = parse_model(word)
+        yield word, locate(ModelRef(ref.path, ref.revision), Path.cwd())
+        if ref.lora:
+            yield ref.lora, locate(ModelRef(ref.lora), Path.cwd())
 
 
 def _factor_names(targets: Iterable[Target]) -> dict[str, str]:
