@@ -186,8 +186,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def say(notes: Iterable[str], progress: Progress) -> None:
     for note in notes:
-        clear = "\r\x1b[K" if progress.mode == "bar" else ""
         if progress.mode == "json":
             progress.event("warning", text=note)
         else:
-            print(f"{clear}warning: {printable(note)}", file=progress.stream)
+            progress.say(f"warning: {printable(note)}")

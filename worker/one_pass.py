@@ -178,4 +178,4 @@ def _say_resumed(store: Store, progress: Progress, lost: int) -> None:
     if progress.mode == "json":
         progress.event("resumed", percent=progress.percent, damaged=lost)
     elif progress.mode != "off":
-        print(line, file=progress.stream)
+        progress.say(line)
