@@ -67,6 +67,12 @@ def _others(world: World) -> dict[str, torch.Tensor]:
     }
 
 
+def _linked(world: World) -> None:
+    folder = world / "out" / ".merge-partial"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors.partial").symlink_to(world / "m1" / "model.safetensors")
+
+
 OF_OUTPUTS = [
     Mistake("A file for an output folder", "merge-worker average notes.txt m1 m2", 4,
             prepare=write("notes.txt", "mine")),
@@ -75,6 +81,9 @@ OF_OUTPUTS = [
     Mistake("OUT contains the inputs", "merge-worker average . m1 m2", 4),
     Mistake("OUT is a link to an input", "merge-worker average out m1 m2", 4,
             prepare=lambda w: (w / "out").symlink_to(w / "m1")),
+    Mistake("An input under the name of an unfinished result", AVERAGE, 4,
+            made="Somebody laid a link to `m1` into the folder of an unfinished merge.",
+            prepare=_linked),
     Mistake("Somebody's files are in OUT", AVERAGE, 4, prepare=write("out/thesis.tex", "x")),
     Mistake("Another merge is in OUT", "merge-worker average out m1 m3", 4, first=[AVERAGE]),
     Mistake("A finished merge was changed", AVERAGE, 4, first=[AVERAGE],

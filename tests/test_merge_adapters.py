@@ -176,6 +176,26 @@ def test_dare_drops_at_random_and_rescales(method: str) -> None:
     assert found[0].equal(again[0]) and not found[0].equal(other[0])
 
 
+def test_adapters_that_are_merged_are_not_changed(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for out in ("one", "one/out", "."):
+        assert run("merge-adapters", out, "one", "two", "--overwrite") == 4
+        assert "inputs are never changed" in capsys.readouterr().err
+    # A link that waits under the name of a part is removed, not followed.
+    (tmp_path / "out").mkdir()
+    trap = tmp_path / "out" / ".adapter_model.safetensors.partial"
+    trap.symlink_to(folder / "one" / "adapter_model.safetensors")
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")
+    assert run("merge-adapters", tmp_path / "out", "one", "two", "--overwrite") == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [

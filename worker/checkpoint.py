@@ -174,7 +174,8 @@ def _none_missing(folder: Path, names: set[str]) -> None:
         lost = [one for one in all_of_it if one not in names]
         if lost:
             raise InputError(
-                f"{folder}: {len(lost)} of {int(total)} shards are missing: {first_names(lost)}"
+                f"{folder}: {len(lost)} of {int(total)} shards are missing: {first_names(lost)}\n"
+                f"  the download or copy is incomplete"
             )
 
 

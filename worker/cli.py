@@ -226,7 +226,8 @@ class _Parser(argparse.ArgumentParser):
         if found := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose .*\)", message):
             choices = list(self.commands) or re.findall(r"[\w-]+", message.rpartition("from ")[2])
             hint = nearest(found[2], choices)
-            text = f"{found[1]}: no '{found[2]}'{hint}; one of {', '.join(choices)}"
+            what = "no command" if found[1] == "COMMAND" else f"{found[1]}: no"
+            text = f"{what} '{found[2]}'{hint}; one of {', '.join(choices)}"
         elif message.startswith("unrecognized arguments: "):
             asked = self.commands[self.asked]
             word = message.partition(": ")[2].split()[0]

@@ -174,15 +174,19 @@ def of_result(store: Store, progress: Progress) -> list[str]:
         files.close()
     others = [label for label in store.plan.labels if label not in alike]
     if alike:
-        left = f"; {' and '.join(others)} left no trace" if others else ", which all are the same"
-        say([f"the result is {' and '.join(alike)}, bit for bit{left}"], progress)
+        left = f"; {_listed(others)} left no trace" if others else ": they all are the same"
+        say([f"the result is {_listed(alike)}, bit for bit{left}"], progress)
     return alike
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
 
 
 def say(notes: Iterable[str], progress: Progress) -> None:
     for note in notes:
-        clear = "\r\x1b[K" if progress.mode == "bar" else ""
         if progress.mode == "json":
             progress.event("warning", text=note)
         else:
-            print(f"{clear}warning: {printable(note)}", file=progress.stream)
+            progress.say(f"warning: {printable(note)}")

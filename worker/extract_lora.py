@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,8 @@ def command(arguments: argparse.Namespace) -> str:
     arranged = arrange(tuned, arguments.embed_lora)
     check_alike(base, tuned, arranged.wholes)
     rank = arguments.rank or (32 if arguments.energy is None else 1 << 30)
-    with Output(Path(arguments.out), arguments.overwrite) as output:
+    inputs = dict(_places(arguments.base, arguments.finetune))
+    with Output(Path(arguments.out), inputs, arguments.overwrite) as output:
         extraction = Extraction(
             base, tuned, output, Wanted(rank, arguments.energy or 1.0),
             _factor_names(arranged.targets), arguments.dtype,
@@ -114,6 +115,15 @@ def _base_of(name: str | None, word: str, base: Checkpoint) -> tuple[str, str | 
         return name or word, None
     ref = parse_model(word)
     return snapshot(base.path) or (ref.path, ref.revision)
+
+
+def _places(*words: str) -> Iterator[tuple[str, Path]]:
+    """The folders that are read."""
+    for word in words:
+        ref = parse_model(word)
+        yield word, locate(ModelRef(ref.path, ref.revision), Path.cwd())
+        if ref.lora:
+            yield ref.lora, locate(ModelRef(ref.lora), Path.cwd())
 
 
 def _factor_names(targets: Iterable[Target]) -> dict[str, str]:

@@ -114,7 +114,7 @@ def shard_of(path: Path, size: int, head: bytes) -> Shard:
         if info.offset != position:
             kind = "overlaps its neighbour" if info.offset < position else "leaves a hole before it"
             raise InputError(
-                f"{path}: tensor '{printable(info.name)}' {kind}; the header is damaged"
+                f"{path}: tensor '{printable(info.name)}' {kind}; copy or download the file again"
             )
         position += info.nbytes
     if position != size:
@@ -166,9 +166,11 @@ def what_it_is(head: bytes, size: int) -> str:
     if head.lstrip().lower().startswith((b"<!doc", b"<html")):
         return "an HTML page, not weights; the download failed"
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
-        return "a PyTorch pickle with the name of a safetensors file"
+        return (
+            "a PyTorch pickle with the name of a safetensors file; rename it to pytorch_model.bin"
+        )
     if head.startswith(b"GGUF"):
-        return "a GGUF file with the name of a safetensors file"
+        return "a GGUF file with the name of a safetensors file, which cannot be merged"
     return f"not a safetensors file, or a damaged one (its header would end after its {size} bytes)"
 
 
@@ -188,7 +190,7 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
         reason = str(error) if str(error) == "a name stands twice" else "not valid JSON"
         if isinstance(error, MemoryError):
             reason = f"its {len(raw)} bytes need more memory than there is"
-        raise InputError(f"{path}: damaged header: {reason}") from None
+        raise InputError(f"{path}: damaged header: {reason}; copy or download it again") from None
     header.pop("__metadata__", None)
     return header
 

@@ -86,7 +86,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
             "missing": len(plan.matches.missing),
             "surplus": len(plan.matches.surplus),
         },
-        "notes": [public_text(plan, note) for note in notes],
+        "notes": list(dict.fromkeys(public_text(plan, note) for note in notes)),
         **run,
     }
 

@@ -13,7 +13,7 @@ from .assemble import Group
 from .checkpoint import Checkpoint
 from .computed import is_computed
 from .dtypes import DType, Kind
-from .errors import InputError, UsageError, first_names
+from .errors import InputError, UsageError, first_names, printable
 from .features import needed
 from .origin import Origin
 from .subtree import chosen, idle
@@ -122,7 +122,12 @@ class _Matcher:
             peers.append((number, info))
         kinds = {peer.dtype.kind for _, peer in peers}
         if len(kinds) > 1:
-            self.mixed.append(name)
+            other = next(n for n, peer in peers if peer.dtype.kind is not first.dtype.kind)
+            kind = next(peer.dtype.torch_name for n, peer in peers if n == other)
+            self.mixed.append(
+                f"{printable(name)} is {first.dtype.torch_name} in {label} but {kind} "
+                f"in {self.labels[part.models[other]]}"
+            )
         whole = len(peers) == len(group.tensors) and kinds == {Kind.FLOAT}
         self.tensors.append(Match(name, first, tuple(peers), whole, group))
 
@@ -140,8 +145,8 @@ class _Matcher:
             if len(self.shapes) > 3:
                 faults[-1] += f"\n  and {len(self.shapes) - 3} more"
         if self.mixed:
-            names = first_names(self.mixed)
-            faults.append(f"{len(self.mixed)} tensors are floating in one model only: {names}")
+            shown = "\n  ".join(self.mixed[:3])
+            faults.append(f"{len(self.mixed)} tensors differ in kind:\n  {shown}")
         if faults:
             raise InputError("\n".join([*faults, "  these models are not of one family"]))
         missing = _names(self.lost)

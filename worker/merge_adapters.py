@@ -62,7 +62,9 @@ def command(arguments: argparse.Namespace) -> str:
     _check(adapters, how.method)
     files = Files()
     try:
-        with torch.inference_mode(), Output(Path(arguments.out), arguments.overwrite) as output:
+        inputs = {word: Path(word) for word in arguments.adapter}
+        output = Output(Path(arguments.out), inputs, arguments.overwrite)
+        with torch.inference_mode(), output:
             lane = Lane(torch.device("cpu"), files, staged=False)
             ranks = _merge(adapters, weights, how, output, lane)
             config = _config(adapters, ranks)

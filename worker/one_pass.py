@@ -56,10 +56,7 @@ class Clock:
 
 def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Clock) -> list[str]:
     """Do this rank's share of what the stores wait for; returns the names of differing copies."""
-    total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
-    title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
-    progress = Progress(options.progress, total, title)
-    progress.rank, progress.world = rank.number, rank.world
+    progress = _progress(stores, options.progress, rank)
     one = _Pass(stores, options, rank, clock, progress)
     try:
         with by_signal(one.stop):
@@ -166,6 +163,14 @@ class _Pass:
         return run
 
 
+def _progress(stores: Sequence[Store], mode: str, rank: Rank) -> Progress:
+    total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
+    title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
+    progress = Progress(mode, total, title)
+    progress.rank, progress.world = rank.number, rank.world
+    return progress
+
+
 def _result_bytes(work: Work) -> int:
     """What this process writes of a tensor."""
     spans = [work.step.grid.span(piece.first, piece.blocks) for piece in work.todo]
@@ -225,4 +230,4 @@ def _say_resumed(store: Store, progress: Progress, lost: int) -> None:
     if progress.mode == "json":
         progress.event("resumed", percent=progress.percent, damaged=lost)
     elif progress.mode != "off":
-        print(line, file=progress.stream)
+        progress.say(line)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from . import remote
 from .checkpoint import Checkpoint, exists, is_hub_id, open_checkpoint
-from .errors import InputError
+from .errors import InputError, nearest, printable
 from .features import needed
 from .planned import Planned
 from .recipe import ModelRef, Recipe
@@ -78,8 +79,18 @@ def locate(ref: ModelRef, relative_to: Path) -> Path:
     if not ref.revision and exists(path):
         return path
     if not is_hub_id(str(ModelRef(ref.path, ref.revision))):
-        raise InputError(f"{ref}: no such folder ({path}), and no name of the hub (org/name)")
+        place = f" ({path})" if str(path) != str(ref) else ""
+        near = printable(nearest(path.name, _beside(path)))
+        raise InputError(f"{ref}: no such folder{place}{near}; models of the hub are org/name")
     return remote.resolve(ref.path, ref.revision)
+
+
+def _beside(path: Path) -> list[str]:
+    """Names in the folder where a path would be, to find the one that was meant."""
+    try:
+        return [other.name for other in islice(path.parent.iterdir(), 1000)]
+    except (OSError, ValueError):
+        return []
 
 
 def _alike(models: Sequence[Checkpoint]) -> bool:

@@ -53,8 +53,8 @@ def plan_options(arguments: argparse.Namespace, out: str | None = None) -> PlanO
     return PlanOptions(
         relative_to=Path(arguments.relative_to),
         dtype=arguments.dtype,
-        shard_bytes=parse_size(arguments.shard_size),
-        memory_bytes=parse_size(arguments.memory) if arguments.memory else None,
+        shard_bytes=parse_size(arguments.shard_size, "--shard-size"),
+        memory_bytes=parse_size(arguments.memory, "--memory") if arguments.memory else None,
         threads=arguments.threads,
         seed=arguments.seed,
         strict=arguments.strict,

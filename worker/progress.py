@@ -127,6 +127,11 @@ class Progress:
             self.stream.write(json.dumps({"event": kind, **facts}) + "\n")
             self.stream.flush()
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        self.stream.write(("\r\x1b[K" if self.mode == "bar" else "") + line + "\n")
+        self.stream.flush()
+
     def _run(self) -> None:
         period = BAR_PERIOD_S if self.mode == "bar" else PLAIN_PERIOD_S
         if self.mode == "json":
@@ -155,7 +160,9 @@ def _words(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     if facts["nonfinite"]:
         found.append((f"{facts['nonfinite']} NaN or Inf",))
-    found.append((f"{duration(facts['left_s'])} left" if facts["left_s"] >= 0 else "starting",))
+    if facts["left_s"] < 0:
+        return [*found, ("starting",)]
+    found.append((f"{duration(facts['left_s'])} left",))
     rates = f"{facts['gib_s_in']:.2f}", f"{facts['gib_s_out']:.2f}"
     found.append((f"{rates[0]} GiB/s in, {rates[1]} out", f"{rates[0]} + {rates[1]} GiB/s"))
     if facts["memory_bytes"]:

@@ -46,7 +46,10 @@ def rearranged(
             done = ", ".join(f"{count} tensors {what}" for what, count in work.counts.items())
             notes.append(f"{label} is in another layout than {labels[0]}: {done}")
     if faults:
-        raise InputError("\n".join(faults))
+        hint = (
+            f"  it has the names of {labels[0]} in another layout; are both of one kind and size?"
+        )
+        raise InputError("\n".join([*faults, hint]))
     if idle and len(models) > 1:
         raise UsageError("\n".join(_idle(rule, labels[0]) for rule in idle))
     return tuple(found), notes

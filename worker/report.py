@@ -89,11 +89,12 @@ def describe(plan: Plan, speed: Speed | None = None) -> str:
     facts = as_json(plan, speed)
     tensors, models = facts["tensors"], plan.labels
     stacks = ", ".join(f"{printable(stack)}* {depth}" for stack, depth in facts["layers"].items())
-    forced = facts["memory"]["forced_by"]
+    most = max((plan, *plan.stages), key=lambda each: each.memory.bound)
+    forced = most.memory.forced_by
     rows = [
         *_stages(plan),
         ("method", plan.method.name + (" (experimental)" if plan.method.experimental else "")),
-        *(("model" if i else "first", printable(name)) for i, name in enumerate(models)),
+        *((_role(plan, i), printable(name)) for i, name in enumerate(models)),
         (
             "tensors",
             f"{tensors['merged']} merged, {tensors['copied']} copied, "
@@ -106,7 +107,7 @@ def describe(plan: Plan, speed: Speed | None = None) -> str:
         ("reads", size(plan.input_bytes)),
         ("writes", f"{size(plan.output_bytes)} in {len(facts['shards'])} file(s), "
                    f"{', '.join(facts['dtypes'])}"),
-        ("memory", f"at most {size(plan.memory.bound)} of buffers in {plan.memory.lanes} lanes"
+        ("memory", f"at most {size(most.memory.bound)} of buffers in {most.memory.lanes} lanes"
                    + (f" (needed by {printable(forced)})" if forced else "")),
         *_time(facts["storage"]),
     ]  # fmt: skip
@@ -123,7 +124,17 @@ def _stages(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _kept(stage: Plan) -> str:
-    return size(stage.output_bytes) if stage.folder else "made on the way"
+    if stage.folder is None:
+        return "made on the way"
+    return f"reads {size(stage.input_bytes)}, keeps {size(stage.output_bytes)} meanwhile"
+
+
+def _role(plan: Plan, number: int) -> str:
+    """Of a model: the base, or the first, whose other files are taken, or one more."""
+    base = plan.recipe.base
+    if base is not None and plan.labels[number] == str(base):
+        return "base"
+    return "model" if number else "first"
 
 
 def _shares(groups: dict[str, int]) -> list[tuple[str, str]]:

@@ -140,7 +140,7 @@ def _end(job: Job, differing: list[str], clock: Clock) -> None:
         with by_signal(Stop()):
             alike = of_result(store, Progress(job.options.progress, 0, ""))
         run = {
-            "notes": kept_notes(store.folder),
+            "notes": [*kept_notes(store.folder), *_notes_of_stages(store.plan)],
             "identical_to": [public_text(store.plan, label) for label in alike],
             "nonfinite": store.nonfinite(),
             "differing_copies": differing,
@@ -160,6 +160,12 @@ def _remove_stages(plan: Plan) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # somebody else's files
             place.rmdir()
+
+
+def _notes_of_stages(plan: Plan) -> list[str]:
+    """What was told of intermediate results, whose own manifests go away with them."""
+    folders = [stage.folder for stage in plan.stages if stage.folder]
+    return [str(note) for f in folders for note in (read_manifest(f) or {}).get("notes", ())]
 
 
 def _stages(plan: Plan, options: RunOptions, rank: Rank, clock: Clock) -> None:

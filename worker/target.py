@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from .errors import OutputError, first_names
+from .errors import OutputError, first_names, printable
 from .journal import committing, read_key
 from .manifest import NAME, read_manifest
 from .plan import Plan
@@ -62,13 +64,14 @@ def _moment(out: Path) -> tuple[object, ...]:
 
 
 def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
-    _outside_inputs(plan, out)
+    refuse_inputs(out, {label: model.path for label, model in plan.inputs.items()})
     if not out.exists():
         _space(plan, out, 0)
         return Target(State.FRESH)
     if not out.is_dir():
         raise OutputError(f"{out}: is a file; give a folder for the merged model")
     partial = out / PARTIAL
+    _no_links(partial)
     key = _key(partial, plan)
     replaces = committing(partial)
     if replaces is not None and key == plan.key:
@@ -98,6 +101,22 @@ def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     again = key == plan.key and resume
     _space(plan, out, _allocated(partial) if key is not None else 0)
     return Target(State.RESUME if again else State.FRESH, ours)
+
+
+def _no_links(partial: Path) -> None:
+    """Refuse to write into files that have another name elsewhere: it may be an input's."""
+    found = [partial] if partial.is_symlink() else []
+    for here, folders, names in os.walk(partial):
+        for path in (Path(here) / name for name in (*folders, *names)):
+            with contextlib.suppress(FileNotFoundError):  # other ranks come and go
+                status = path.lstat()
+                twice = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+                found += [path] if twice or stat.S_ISLNK(status.st_mode) else []
+    if found:
+        raise OutputError(
+            f"{printable(str(found[0]))}: is a link, or has a second name elsewhere, and nothing "
+            f"is written through it\n  remove {printable(str(partial))}, or choose another folder"
+        )
 
 
 def _key(partial: Path, plan: Plan) -> str | None:
@@ -135,10 +154,11 @@ def _unchanged(out: Path, finished: dict[str, object]) -> None:
             )
 
 
-def _outside_inputs(plan: Plan, out: Path) -> None:
+def refuse_inputs(out: Path, inputs: Mapping[str, Path]) -> None:
+    """OutputError if OUT is one of the inputs, in one, or around one; links are followed."""
     real = out.resolve()
-    for label, model in plan.inputs.items():
-        place = model.path.resolve()
+    for label, path in inputs.items():
+        place = path.resolve()
         if real == place or place in real.parents or real in place.parents:
             how = "is" if real == place else "is inside" if place in real.parents else "contains"
             raise OutputError(

@@ -8,15 +8,16 @@ import re
 from .errors import UsageError, printable
 
 
-def parse_size(word: str) -> int:
-    """Bytes of `4GiB`, `5GB`, `512M` or plain digits. UsageError otherwise."""
+def parse_size(word: str, option: str = "") -> int:
+    """Bytes of `4GiB`, `5GB`, `512M` or plain digits. UsageError otherwise, of `option`."""
+    where = f"{option}: " if option else ""
     found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([KMGT]?)(i?)B?", word.strip(), re.IGNORECASE)
     if found is None:
-        raise UsageError(f"'{printable(word)}' is not a size; write 5GB, 512MiB or bytes")
+        raise UsageError(f"{where}'{printable(word)}' is not a size; write 5GB, 512MiB or bytes")
     power = " KMGT".index(found[2].upper() or " ")
     value = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
     if value <= 0:
-        raise UsageError(f"'{printable(word)}' is not a size above zero")
+        raise UsageError(f"{where}'{printable(word)}' is not a size above zero")
     return value
 
 

@@ -32,14 +32,18 @@ def verify(out: Path) -> str:
     """A line that says all is well. InputError names every file or tensor that is not."""
     value = read_manifest(out)
     if value is None:
-        raise InputError(f"{out}: no {NAME}; this is no finished merge")
+        raise InputError(
+            f"{out}: no {NAME}; this is no finished merge\n"
+            f"  one that was stopped is finished by the command that began it"
+        )
     outputs: list[dict[str, Any]] = value.get("outputs") or []
     expected = value.get("nonfinite", 0)
     if not _well_formed(outputs) or not isinstance(expected, int):
         raise InputError(f"{out / NAME}: damaged; it does not list what the merge wrote")
     faults = [fault for entry in outputs if (fault := _file_fault(out, entry))]
     if faults:
-        raise InputError("\n".join(faults))
+        hint = "  the command that made it makes it anew with --overwrite"
+        raise InputError("\n".join([*faults, hint]))
     nonfinite = _nonfinite(out)
     if sum(nonfinite.values()) != expected:
         names = "; ".join(f"{printable(n)}: {count}" for n, count in list(nonfinite.items())[:3])

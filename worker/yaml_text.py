@@ -66,6 +66,9 @@ def read_documents(text: str, where: str) -> list[Document]:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark is not None else where
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if "determine a constructor" in problem:
+            tag = problem.rpartition("'tag:")[2].partition(":")[2].rstrip("'")
+            problem = f"the tag '{tag}' is not read in recipes; write plain values"
         raise UsageError(f"{place}: not valid YAML: {printable(problem)}") from None
     except RecursionError:
         raise UsageError(f"{where}: nested too deeply; not a recipe") from None

@@ -123,6 +123,7 @@ def test_documents_that_are_made_on_the_way(tmp_path: Path, capsys: Capture) -> 
     assert merge(tmp_path, text) == 0
     said = capsys.readouterr().err
     assert said.count("strange differs from b by 1.") == 1 and "a differs" not in said
+    assert "strange differs from b" in manifest(tmp_path / "out")["notes"][0]
     plan = make_plan(parse(text), PlanOptions(relative_to=tmp_path))
     assert len(plan.lazy) == 2
     with pytest.MonkeyPatch.context() as patch:
@@ -131,6 +132,19 @@ def test_documents_that_are_made_on_the_way(tmp_path: Path, capsys: Capture) -> 
         places = {Path(path).parent.name for path, _ in probe._places(plan)}
     assert found is not None and places == {"a", "b", "strange"}
     assert "time       about" in describe(plan, found)
+
+
+def test_documents_that_are_kept_meanwhile(tmp_path: Path, capsys: Capture) -> None:
+    """What was told of an intermediate result outlives it."""
+    model(tmp_path, "a")
+    strange = {name: torch.randn_like(values) for name, values in BASE.items()}
+    write_checkpoint(tmp_path / "strange", strange)
+    slerp = "merge_method: slerp\nbase_model: a\nmodels: [{model: strange}]\nparameters: {t: 0.5}\n"
+    assert merge(tmp_path, several("name: two\n" + slerp, document(None, "a", "two"))) == 0
+    assert capsys.readouterr().err.count("strange differs from a") == 1
+    notes = manifest(tmp_path / "out")["notes"]
+    assert sum("strange differs from a" in note for note in notes) == 1
+    assert sum("intermediate results take" in note for note in notes) == 1
 
 
 @pytest.mark.parametrize("change", ["time", "size", "inode", "header", "gone"])

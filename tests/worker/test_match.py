@@ -82,7 +82,7 @@ def test_shapes_that_differ(tmp_path: Path) -> None:
 def test_floats_beside_integers(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(x=torch.ones(3)))
     write_checkpoint(tmp_path / "b", tensors(x=torch.ones(3, dtype=torch.int64)))
-    assert "1 tensors are floating in one model only: x" in fault(tmp_path, "a", "b")
+    assert "x is float32 in a but int64 in b" in fault(tmp_path, "a", "b")
 
 
 def test_integers_are_copied_from_the_first(tmp_path: Path) -> None:

@@ -55,7 +55,14 @@ def test_a_log_has_what_the_bar_has() -> None:
 
 
 def test_nothing_written_yet() -> None:
-    assert "), starting, " in shown("plain", io.StringIO())
+    assert shown("plain", io.StringIO()).endswith("), starting\n")
+
+
+def test_lines_that_stay_begin_where_lines_begin() -> None:
+    for mode, text in (("bar", "\r\x1b[Kout: continuing\n"), ("plain", "out: continuing\n")):
+        stream = Terminal()
+        Progress(mode, 1, "x", stream).say("out: continuing")
+        assert stream.getvalue() == text
 
 
 def test_what_an_earlier_run_did_counts_for_the_whole_but_not_for_the_rate() -> None:

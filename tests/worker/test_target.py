@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from merges import average, digest, manifest, one_tensor_models, plan_of, some_models, stream_into
+from merges import (
+    average,
+    digest,
+    manifest,
+    one_tensor_models,
+    plan_of,
+    run,
+    some_models,
+    stream_into,
+)
 
 from worker import target
 from worker.errors import OutputError, Stopped
@@ -153,6 +162,43 @@ def test_inputs_are_never_changed(tmp_path: Path, plan: Plan) -> None:
     assert "contains the input" in refusal(plan, first.parent)
     assert average(first, [model.path for model in plan.models], "--overwrite") == 4
     assert digest(first) == before
+
+
+@pytest.mark.parametrize("how", ["link", "hard link", "folder", "staged"])
+def test_nothing_is_written_through_a_link(
+    tmp_path: Path, plan: Plan, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever laid it: a file of the unfinished merge that is an input under another name."""
+    models = [model.path for model in plan.models]
+    before = [digest(model) for model in models]
+    partial, weights = tmp_path / "out" / PARTIAL, models[0] / "model.safetensors"
+    (partial / "files").mkdir(parents=True)
+    place = partial / "model.safetensors.partial"
+    if how == "link":
+        place.symlink_to(weights)
+    elif how == "hard link":
+        place.hardlink_to(weights)
+    elif how == "staged":
+        (partial / "files" / "config.json").symlink_to(models[0] / "config.json")
+    else:
+        shutil.rmtree(partial)
+        partial.symlink_to(models[0])
+    for words in ((), ("--overwrite",), ("--no-resume",)):
+        assert average(tmp_path / "out", models, *words) == 4
+        assert "is a link, or has a second name" in capsys.readouterr().err
+    assert [digest(model) for model in models] == before
+
+
+def test_an_output_that_is_an_input_by_hard_links(tmp_path: Path, models: list[Path]) -> None:
+    """A finished merge whose shard is an input under another name is replaced, not written to."""
+    out = tmp_path / "out"
+    assert average(out, models) == 0
+    before = digest(models[0])
+    (out / "model.safetensors").unlink()
+    (out / "model.safetensors").hardlink_to(models[0] / "model.safetensors")
+    assert average(out, models, "--weights", "3,2,1", "--overwrite") == 0
+    assert digest(models[0]) == before
+    assert run("verify", out) == 0
 
 
 def test_an_input_that_is_a_link(tmp_path: Path, models: list[Path]) -> None:

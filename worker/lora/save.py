@@ -19,6 +19,7 @@ from ..errors import OutputError
 from ..lane import host_view
 from ..origin import Origin, Reader
 from ..store import output_errors, write_file
+from ..target import refuse_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,10 +71,12 @@ class Output:
     """The folder of a new adapter, which gets its names when all is there."""
 
     out: Path
+    inputs: Mapping[str, Path]
     overwrite: bool = False
     whole: dict[str, tuple[Origin, ...]] = field(default_factory=dict)
 
     def __enter__(self) -> Output:
+        refuse_inputs(self.out, self.inputs)
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             if not self.overwrite:
                 raise OutputError(f"{self.out}: there already; choose another OUT, or --overwrite")
@@ -81,6 +84,8 @@ class Output:
                 raise OutputError(f"{self.out}: no adapter, which --overwrite would replace")
         with output_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
+            for rest in self.out.glob(f".{WEIGHTS}.part*"):
+                rest.unlink()  # of a run that was killed; or a link to somebody's file
         self.spool = Spool(self.out / f".{WEIGHTS}.parts")
         return self
 
@@ -103,7 +108,6 @@ class Output:
             entries[PREFIX + name] = (first.dtype, (*rows, *first.shape[1:]), write)
         unfinished = self.out / f".{WEIGHTS}.partial"
         with output_errors(self.out):
-            (self.out / CONFIG).unlink(missing_ok=True)
             with unfinished.open("wb") as file:
                 file.write(_header({name: entry[:2] for name, entry in sorted(entries.items())}))
                 for name in sorted(entries):
@@ -111,6 +115,8 @@ class Output:
                 file.flush()
                 os.fsync(file.fileno())
                 size = file.tell()
+            # An older adapter is whole until the new one is.
+            (self.out / CONFIG).unlink(missing_ok=True)
             shutil.move(unfinished, self.out / WEIGHTS)
             write_file(self.out / "README.md", _card(base, self.out.resolve().name))
             write_file(self.out / CONFIG, json.dumps(dict(config), indent=2) + "\n", durable=True)
