@@ -18,11 +18,12 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import errors
+from .cut import pieces
 from .errors import Stopped, WorkerError
 from .files import Files
 from .origin import stored
@@ -197,12 +198,12 @@ def _orphaned(watch: int, stop: Stop) -> None:
 
 def batches(work: Sequence[Work], most: int) -> list[list[Work]]:
     """Runs of the work of about the same cost; what costs much by itself comes first."""
-    costs = [_cost(item) for item in work]
-    share = max(1, sum(costs) // most)
-    heavy = sorted((c, n) for n, c in enumerate(costs) if c > share)
-    found = [[work[number]] for _, number in reversed(heavy)]
+    share = max(1, sum(map(_cost, work)) // most)
+    priced = [(_cost(part), part) for item in work for part in _parts(item, share)]
+    heavy = [(price, place) for place, (price, _) in enumerate(priced) if price > share]
+    found = [[priced[place][1]] for _, place in sorted(heavy, key=lambda one: (-one[0], one[1]))]
     filled = share
-    for item, price in zip(work, costs, strict=True):
+    for price, item in priced:
         if price > share:
             continue
         if filled + price > share:
@@ -211,6 +212,18 @@ def batches(work: Sequence[Work], most: int) -> list[list[Work]]:
         found[-1].append(item)
         filled += price
     return found
+
+
+def _parts(item: Work, share: int) -> Iterator[Work]:
+    """A tensor in parts, where none needs to know of the others."""
+    whole, blocks = _cost(item), sum(piece.blocks for piece in item.todo)
+    if item.step.reads > 1 or whole <= share or not blocks:
+        yield item
+        return
+    each = max(1, blocks * share // whole)
+    for run in item.todo:
+        for piece in pieces(run.first, run.first + run.blocks, each):
+            yield replace(item, todo=(piece,))
 
 
 def _cost(item: Work) -> int:

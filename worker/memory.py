@@ -98,10 +98,12 @@ def budget(
 
 
 def _processes(steps: Sequence[Step], threads: int, accelerated: bool) -> int:
-    """How many processes share a merge; whole tensors are what they take."""
+    """How many processes share a merge."""
     each = DEVICE_THREADS_EACH if accelerated else THREADS_EACH
     sizes = [step.grid.count * step.reads for step in steps]
-    if sum(sizes) < SMALL or 2 * max(sizes) > sum(sizes):
+    # What is looked at first cannot be shared: two would look at all of it.
+    largest = max((n for n, step in zip(sizes, steps, strict=True) if step.reads > 1), default=0)
+    if sum(sizes) < SMALL or 2 * largest > sum(sizes):
         return 1
     return max(1, min(MOST_PROCESSES, threads // each))
 

@@ -127,7 +127,7 @@ class _Pass:
 
     def _crew(self) -> Crew | None:
         """Processes that share the work, if there are processors for them."""
-        count = min(self.memory.processes, len(self.work))
+        count = self.memory.processes
         hashing = any(store.hashes for store in self.stores)
         if count < 2 or hashing or not possible():
             return None

@@ -22,7 +22,6 @@ from worker import crew
 from worker.crew import batches, possible
 from worker.cut import Piece
 from worker.memory import MOST_PROCESSES, budget
-from worker.ranks import cost
 from worker.readahead import Work
 
 LAYERS = 40
@@ -215,28 +214,35 @@ def test_a_process_with_threads_of_libraries_does_not_fork(
 
 
 works = st.lists(
-    st.builds(
-        lambda count, share: (count, share),
-        st.integers(1, 1 << 22),
-        st.floats(0.1, 1.0),
-    ),
-    max_size=60,
+    st.tuples(st.integers(1, 1 << 22), st.floats(0.1, 1.0), st.integers(1, 3)), max_size=60
 )
 
 
 @given(works, st.integers(1, 200))
-def test_batches_hold_all_of_the_work_once(made: list[tuple[int, float]], most: int) -> None:
+def test_batches_hold_all_of_the_work_once(made: list[tuple[int, float, int]], most: int) -> None:
     work = []
-    for number, (count, share) in enumerate(made):
-        one = step(count, 1 << 10, ("BF16", "BF16"))
+    for number, (count, share, reads) in enumerate(made):
+        one = step(count, 1 << 10, ("BF16", "BF16"), reads)
         work.append(Work(number, one, (Piece(0, max(1, int(share * one.grid.blocks))),)))
     found = batches(work, most)
-    assert sorted(w.number for batch in found for w in batch) == list(range(len(work)))
     assert all(found)
-    # Nobody waits for one that began late with much to do.
-    alone = [cost(batch[0].step) for batch in found if len(batch) == 1]
-    assert len(found) <= 2 * most + len(work) and len(alone) <= len(work)
+    done: dict[int, list[Piece]] = {}
+    for item in (item for batch in found for item in batch):
+        done.setdefault(item.number, []).extend(item.todo)
+    for item in work:
+        parts = sorted(done.pop(item.number), key=lambda piece: piece.first)
+        covered = [n for piece in parts for n in range(piece.first, piece.first + piece.blocks)]
+        assert covered == list(range(item.todo[0].blocks))
+        # What is looked at first is looked at once.
+        assert len(parts) == 1 or item.step.reads == 1
+    assert not done
     assert len(found) < 1 << 15  # what the pipe holds
+
+
+def test_one_large_tensor_is_shared_where_it_is_read_once() -> None:
+    large = Work(0, step(1 << 26, 1 << 17, ("BF16", "BF16")), (Piece(0, 512),))
+    assert len(batches([large], 64)) == 64
+    assert budget([large.step], None, 8).processes == 8
 
 
 def test_few_threads_or_one_large_tensor_need_no_processes() -> None:
@@ -247,7 +253,7 @@ def test_few_threads_or_one_large_tensor_need_no_processes() -> None:
     assert budget(even, None, 4, accelerated=True).processes == 1
     assert budget(even, None, 8, accelerated=True).processes == 2
     assert budget(even, None, 500).processes == MOST_PROCESSES
-    assert budget([*even, step(1 << 28, 1 << 17, ("BF16",))], None, 8).processes == 1
+    assert budget([*even, step(1 << 28, 1 << 17, ("BF16",), 2)], None, 8).processes == 1
     # Little memory is better spent on lanes of one process.
     assert budget(even, 2 << 20, 16).processes == 1
     for threads in (4, 7, 16, 64):
