@@ -15,6 +15,7 @@ import base64
 import bz2
 import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from . import bare, carried
 LINE_COLUMNS = 76
 BEGIN = "\f"
 """Stands before the name of each source."""
+HELP = r', help="[^"\\\n]*"(?=[,)])'
 CHUNK_BYTES = 96 * 1024
 """Of base64. One argument of a program holds 128 KiB on Linux."""
 
@@ -121,6 +123,9 @@ def _members(
         f"worker/{name}": bare.of(name, path.read_text(encoding="utf-8")).text
         for name, path in found.items()
     }
+    if methods is not None:
+        # Nobody asks a job what its options mean.
+        texts = {name: re.sub(HELP, "", text) for name, text in texts.items()}
     texts["__main__.py"] = texts[f"worker/{carried.ENTRY}"]
     texts["worker/__init__.py"] += f'__sources__ = "{sources_digest(package)}"\n'
     return dict(sorted(texts.items()))

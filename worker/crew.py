@@ -61,13 +61,10 @@ class Hints:
     """Tells the kernel of what a process has just taken, while it is at what it took before."""
 
     files: Files
-    work: Sequence[Work]
-
-    def __post_init__(self) -> None:
-        self._by_number = {item.number: item for item in self.work}
+    work: Sequence[Work]  # in the order of its numbers
 
     def reached(self, number: int) -> None:
-        for source in self._by_number[number].step.sources:
+        for source in self.work[number].step.sources:
             for info in stored(source):
                 self.files.will_need(info.file, info.offset, info.nbytes)
 

@@ -1,6 +1,8 @@
 """What is left of the sources in a payload: the same code on the same lines, without words."""
 
 import ast
+import builtins
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,20 +10,45 @@ from pathlib import Path
 import pytest
 
 import worker
-from launcher.squeeze import without_words
+from launcher.squeeze import BLIND, without_words
 
 SOURCES = Path(worker.__file__).parent
 
 
+class Untyped(ast.NodeTransformer):
+    """Without imports for types; assignments are plain ones, but those of classes."""
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        for each in node.body:
+            if not isinstance(each, ast.AnnAssign):
+                self.visit(each)
+            elif each.target.lineno == each.annotation.end_lineno:
+                each.annotation = ast.Constant(0, lineno=each.annotation.lineno)
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        self.generic_visit(node)
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse else node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        return None if node.module in ("collections.abc", "pathlib", "types", "typing") else node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        several = node.target.lineno != node.annotation.end_lineno
+        if node.value is None or several:
+            return node
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+
 def code_of(text: str) -> str:
-    """The syntax tree with line numbers, less strings that are statements and the annotations of
-    functions that nothing decorates."""
-    tree = ast.parse(text)
+    """The syntax tree with line numbers, less strings that are statements, names of types, and the
+    annotations of variables and of functions that nothing decorates."""
+    tree = Untyped().visit(ast.parse(text))
     for node in ast.walk(tree):
         for field in ("col_offset", "end_col_offset", "end_lineno"):
             if hasattr(node, field):
                 setattr(node, field, 0)
-        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+        if isinstance(node, ast.FunctionDef) and is_blind(node):
             node.returns = None
             for argument in ast.walk(node.args):
                 if isinstance(argument, ast.arg):
@@ -30,6 +57,10 @@ def code_of(text: str) -> str:
         if isinstance(body, list) and len(body) > 1:
             body[:] = [each for each in body if not is_string(each)]
     return ast.dump(tree, include_attributes=True)
+
+
+def is_blind(node: ast.FunctionDef) -> bool:
+    return {ast.unparse(each) for each in node.decorator_list} <= BLIND
 
 
 def is_string(node: ast.AST) -> bool:
@@ -47,11 +78,48 @@ def test_annotations_go_where_nothing_reads_them() -> None:
     text = (
         "def f(a: int, *b: 'x', c: dict[str, int] = {}, **d: Any) -> list[int]:\n    x: int = a\n"
     )
-    assert without_words(text) == "def f(a, *b, c = {}, **d):\n    x: int = a\n"
+    assert without_words(text) == "def f(a, *b, c = {}, **d):\n    x = a\n"
     told = "@merge_method(SPAN)\ndef f(a: Tensor, *, t: float = 0.5) -> Tensor:\n    return a\n"
     assert without_words(told) == told
     field = "class A:\n    x: int = 1\n\n    def g(self, é: 'ü') -> '→': return é\n"
-    assert without_words(field) == "class A:\n    x: int = 1\n\n    def g(self, é): return é\n"
+    assert without_words(field) == "class A:\n    x: 0 = 1\n\n    def g(self, é): return é\n"
+    kept = "class A:\n    x: ClassVar[int] = 1\n    y: 0\n    @property\n    def z(self): ...\n"
+    assert without_words(kept.replace("z(self)", "z(self) -> int")) == kept
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES.rglob("*.py")), ids=lambda path: path.stem)
+def test_names_that_are_used_are_there(path: Path) -> None:
+    """Every name that is read is bound somewhere, if it was before."""
+
+    def missing(text: str) -> set[str]:
+        bound, read = set(dir(builtins)), set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Name):
+                (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+            elif isinstance(node, ast.alias):
+                bound.add((node.asname or node.name).split(".")[0])
+            elif isinstance(node, ast.arg):
+                bound.add(node.arg)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler):
+                bound.add(node.name or "")
+        return read - bound
+
+    text = path.read_text(encoding="utf-8")
+    types = {"Tensor", *re.findall(r"^    from .* import (.*)$", text, re.MULTILINE)}
+    assert missing(without_words(text)) <= missing(text) | types
+
+
+def test_types_go_where_nothing_reads_them() -> None:
+    text = "from typing import Any, cast\nfrom collections.abc import Iterator\nx: Any = cast(y)\n"
+    assert without_words(text) == "from typing import cast\n\nx = cast(y)\n"
+    text = "if TYPE_CHECKING:\n    from a import b\n\n    c = 1\nx: dict[str, 'é'] = {}\ny: int\n"
+    assert without_words(text) == "\n\n\n\nx = {}\ny: int\n"
+    inner = "def f(self):\n    self.x: list[int] = [1]\n    with g() as h:\n        k: int = 2\n"
+    assert without_words(inner) == (
+        "def f(self):\n    self.x = [1]\n    with g() as h:\n        k = 2\n"
+    )
+    both = "if TYPE_CHECKING:\n    a = 1\nelse:\n    a = 2\n"
+    assert without_words(both) == both
 
 
 def test_an_annotation_of_several_lines_stays() -> None:

@@ -194,12 +194,10 @@ def test_interrupted_while_planning(
     monkeypatch.setattr(cli, "make_plan", slow)
     assert "stopped by SIGTERM" in refused(capsys, 75, "average", tmp_path / "out", models[0])
     monkeypatch.setattr(cli, "make_plan", lambda *_: signal.raise_signal(signal.SIGINT))
-    # Shells have what they start in the background ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert "interrupted" in refused(capsys, 75, "average", tmp_path / "out", models[0])
-    finally:
-        signal.signal(signal.SIGINT, before)
+    said = refused(capsys, 75, "average", tmp_path / "out", models[0])
+    signal.signal(signal.SIGINT, before)
+    assert "interrupted" in said
 
 
 def test_version_and_help(capsys: Capture) -> None:

@@ -9,15 +9,45 @@ first of them, half the last, which makes the probability that of the rank in th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ._bracket import bits, dtype_name, has_numpy, scalar
-from ._define import Block
+from ._define import Block, Cut, Task
+from ._order import Threshold
 from ._random import Stream, least
+from ._sparsify import KEEP_ALL, KEEP_NONE, Apply, Chance, Mask, Sparsifier
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def ranked_chance(density: float, epsilon: float) -> Sparsifier:
+    """Each element with a probability from density − epsilon to density + epsilon, by rank."""
+    if not epsilon >= 0:
+        raise ValueError(f"epsilon is {epsilon:g}; it is a spread of probabilities, 0 or more")
+    if density >= 1:
+        return KEEP_ALL
+    if density <= 0:
+        return KEEP_NONE
+    if not (density - epsilon > 0 and density + epsilon < 1):
+        raise ValueError(
+            f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): "
+            f"epsilon must be smaller than {min(density, 1 - density):g}"
+        )
+    return RankedChance(density, epsilon) if epsilon > 0 else Chance(density)
+
+
+@dataclass(frozen=True)
+class RankedChance(Sparsifier):
+    density: float
+    epsilon: float
+    cut: Cut = Cut.ROW
+
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
+        stream = Stream.of(task.seed, task.name, model)
+        return RankedMask(stream, task.shape, self.density, self.epsilon, again)
 
 
 def row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -40,7 +70,7 @@ REMEMBERED = 1 << 25
 
 
 @dataclass
-class RankedMask:
+class RankedMask(Mask):
     """Draws for the rows of one model's delta. `again` says that every part is asked for twice."""
 
     stream: Stream
@@ -49,6 +79,9 @@ class RankedMask:
     epsilon: float
     again: bool
     _kept: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def on(self, block: Block) -> Apply:
+        return self.draw
 
     def draw(self, part: Block, delta: Tensor, bits: Tensor) -> None:
         """Set what is not kept of a part of whole rows to zero."""

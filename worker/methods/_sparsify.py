@@ -11,7 +11,6 @@ from ._bracket import dtype_name, scalar
 from ._define import Block, Cut, Task
 from ._order import Threshold, Values
 from ._random import Stream, least
-from ._rank import RankedMask
 from ._select import base_of, deltas_of, elements
 
 if TYPE_CHECKING:
@@ -85,22 +84,6 @@ def chance(density: float) -> Sparsifier:
     if density >= 1:
         return KEEP_ALL
     return Chance(density) if density > 0 else KEEP_NONE
-
-
-def ranked_chance(density: float, epsilon: float) -> Sparsifier:
-    """Each element with a probability from density − epsilon to density + epsilon, by rank."""
-    if not epsilon >= 0:
-        raise ValueError(f"epsilon is {epsilon:g}; it is a spread of probabilities, 0 or more")
-    if density >= 1:
-        return KEEP_ALL
-    if density <= 0:
-        return KEEP_NONE
-    if not (density - epsilon > 0 and density + epsilon < 1):
-        raise ValueError(
-            f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): "
-            f"epsilon must be smaller than {min(density, 1 - density):g}"
-        )
-    return RankedChance(density, epsilon) if epsilon > 0 else Chance(density)
 
 
 def magnitudes(work: str, models: Sequence[int]) -> Values:
@@ -205,19 +188,3 @@ class _ChanceMask(Mask):
         torch.ge(words, scalar(self.bound, "int32"), out=words)
         # A product with 0 or 1 as whole numbers: products with bool are ten times slower.
         bits.mul_(words)
-
-
-@dataclass(frozen=True)
-class RankedChance(Sparsifier):
-    density: float
-    epsilon: float
-    cut: Cut = Cut.ROW
-
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
-        stream = Stream.of(task.seed, task.name, model)
-        return _RankedMask(stream, task.shape, self.density, self.epsilon, again)
-
-
-class _RankedMask(RankedMask, Mask):
-    def on(self, block: Block) -> Apply:
-        return self.draw

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ._define import Base, merge_method
+from ._rank import ranked_chance
 from ._select import DENSITY, SELECT
-from ._sparsify import ranked_chance
 from ._vote import Vote
 
 EPSILON: Any = 0.15
