@@ -97,17 +97,21 @@ class _Model:
                 )
 
     def prefixes(self) -> None:
-        """Other beginnings of names, the one that fits most names first."""
+        """Other beginnings of names: the longest that fit first, and of them what fits most."""
+        done: set[tuple[str, str]] = set()  # none comes again, nor goes back
         while True:
             wanted = self.first.keys() - self.names.keys()
             lone = [name for name in self.names if name not in self.first]
             fits: dict[tuple[str, str], int] = {}
             for old, new in (pair for both in PREFIXES for pair in (both, both[::-1])):
+                if {(old, new), (new, old)} & done:
+                    continue
                 hits = sum(n.startswith(old) and new + n[len(old) :] in wanted for n in lone)
                 fits |= {(old, new): hits} if hits else {}
             if not fits:
                 return
-            old, new = best = max(fits, key=lambda pair: fits[pair])
+            old, new = best = max(fits, key=lambda pair: (len(pair[0]), fits[pair]))
+            done.add(best)
             rivals = [p for p in fits if p[0] == old and fits[p] == fits[best]]
             if len(rivals) > 1:
                 listed = " or ".join(f"'{beginning}…'" for _, beginning in rivals)
@@ -115,7 +119,8 @@ class _Model:
             for name in [n for n in lone if n.startswith(old)]:
                 rest = name[len(old) :]
                 # Also what is in another form below; but nothing that the first has no place for.
-                if any(n.startswith(f"{new}{rest.partition('.')[0]}.") for n in self.first):
+                place = f"{new}{rest.partition('.')[0]}."
+                if new + rest in wanted or any(n.startswith(place) for n in self.first):
                     self.put({new + rest: self.names[name]}, [name], "renamed")
 
     def by_style(self, rule: Rule, here: Mapping[Key, Held], there: Mapping[Key, Held]) -> None:

@@ -63,6 +63,24 @@ def language(seed: int) -> Tensors:
     return {f"model.layers.{n}.norm.weight": numbered(H, seed=seed + n) for n in range(3)}
 
 
+def seeing(seed: int) -> Tensors:
+    """A model that sees, as transformers has it in memory."""
+    words = {f"model.language_{n}": t for n, t in language(seed).items()}
+    more = {"lm_head.weight": (4, H), "model.vision_tower.patch.weight": (H, 3)}
+    more["model.multi_modal_projector.linear.bias"] = (H,)
+    return words | {n: numbered(*s, seed=seed + len(n)) for n, s in more.items()}
+
+
+def llava(tensors: Tensors) -> Tensors:
+    """As it was released."""
+    words = [
+        ("model.language_model.", "language_model.model."),
+        ("lm_head", "language_model.lm_head"),
+    ]
+    words += [("model.vision", "vision"), ("model.multi_modal", "multi_modal")]
+    return renamed(tensors, *words)
+
+
 def whole(seed: int) -> Tensors:
     """A model of one layer, as transformers names its parts."""
     outer = {"model.embed_tokens": (5, H), "model.norm": (H,), "lm_head": (5, H)}
@@ -144,6 +162,13 @@ PAIRS: dict[str, tuple[Callable[[int], Tensors], Callable[[Tensors], Tensors]]] 
             tensors,
             ("weight_g", "parametrizations.weight.original0"),
             ("weight_v", "parametrizations.weight.original1"),
+        ),
+    ),
+    "LLaVA": (seeing, llava),
+    "Qwen2-VL": (
+        lambda seed: renamed(seeing(seed), ("vision_tower", "visual")),
+        lambda tensors: renamed(
+            tensors, ("model.language_model.", "model."), ("model.visual", "visual")
         ),
     ),
     "backbone": (language, beginning("model.", "backbone.")),
