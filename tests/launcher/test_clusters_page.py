@@ -22,6 +22,7 @@ def variables(fakes, models, work: Path, tmp_path: Path) -> dict[str, str]:
     return {"PATH": path, "FAKE_RUN": "1", "MERGE_LAUNCH_PYTHON": sys.executable}
 
 
+@pytest.mark.slow
 def test_every_command(work: Path, variables: dict[str, str]) -> None:
     found = list(walk(PAGE, work, variables))
     assert [text for answer in found if (text := wrong(answer, work, "/here"))] == []
