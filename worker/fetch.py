@@ -85,8 +85,7 @@ class Fetcher:
             self._progress.event("fetching", file=path, bytes=count)
         elif self._progress.mode != "off":
             # In one call, since several of these threads talk.
-            told = f"fetching {path.rpartition('/')[2]} ({count / 1e9:.2f} GB)\n"
-            self._progress.stream.write(told)
+            self._progress.say(f"fetching {path.rpartition('/')[2]} ({count / 1e9:.2f} GB)")
 
 
 def _paths(item: Work) -> list[str]:

@@ -19,6 +19,7 @@ from .errors import InputError, printable
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
 
+LARGE = 1 << 20
 MAX_ELEMENTS = 1 << 63
 """More than any file holds; a product of absurd extents would take minutes to compute."""
 
@@ -175,6 +176,10 @@ def what_it_is(head: bytes, size: int) -> str:
 
 
 def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
+    # A tensor takes fifty bytes or more; what is mostly commas would take gigabytes as values.
+    if len(raw) > LARGE and sum(map(raw.count, (b",", b"[", b"{"))) > len(raw) // 4:
+        raise InputError(f"{path}: damaged header: {len(raw)} bytes that are no list of tensors")
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -216,6 +221,6 @@ def _tensor(file: str, name: str, entry: Any, begin: int) -> TensorInfo:
         if count > MAX_ELEMENTS:
             break
     if not whole or last - first != (count * dtype.bits + 7) // 8:
-        shown = printable(str(entry))[:120]
-        raise InputError(f"{file}: damaged header: tensor '{printable(name)}' is {shown}")
+        shown, name = printable(str(entry))[:120], printable(name)[:120]
+        raise InputError(f"{file}: damaged header: tensor '{name}' is {shown}")
     return TensorInfo(name, dtype, shape, file, begin + first, last - first)

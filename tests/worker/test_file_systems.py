@@ -6,6 +6,7 @@ Each time: code 4 in words, what is done stays, and the same command ends with t
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,54 @@ from worker.progress import Progress
 from worker.store import PARTIAL
 
 pytestmark = pytest.mark.slow
-Capture = pytest.CaptureFixture[str]
 OUT_BYTES = 20_000_000
+# In small pieces, so that there is a half-way.
+WORDS = ("--threads", "1", "--memory", "4MiB")
+
+
+@dataclass
+class Trial:
+    """A disk, what is merged into it, and what an undisturbed merge has."""
+
+    disk: Disk
+    models: list[Path]
+    whole: dict[str, int]
+    capsys: pytest.CaptureFixture[str]
+    patch: pytest.MonkeyPatch
+
+    @property
+    def out(self) -> Path:
+        return self.disk.place / "out"
+
+    def merge(self, *words: str) -> int:
+        for lock in (self.out / PARTIAL).glob("lock-*"):
+            lock.unlink()  # a process that ended would not hold it; these tests live on
+        return average(self.out, self.models, *WORDS, *words)
+
+    def told(self, *words: str) -> None:
+        text = self.capsys.readouterr().err
+        assert any(word in text for word in words), text
+        assert "the same command continues" in text and "Traceback" not in text
+        assert len(text.strip().splitlines()) <= 3
+
+    def half_way(self, act: Callable[[], object]) -> None:
+        """Have something happen once when a third of the result is written."""
+        real, waits = Progress.wrote, [act]
+
+        def wrote(progress: Progress, count: int) -> None:
+            real(progress, count)
+            if progress.bytes_out > OUT_BYTES // 3 and waits:
+                waits.pop()()
+
+        self.patch.setattr(Progress, "wrote", wrote)
+
+    def ends(self, continues: bool = True) -> None:
+        """The cause is mended."""
+        self.capsys.readouterr()
+        assert self.merge("--progress", "plain") == 0
+        assert not continues or "continuing at" in self.capsys.readouterr().err
+        assert digest(self.out) == self.whole
+        assert not list(self.out.glob(f"{PARTIAL}*"))
 
 
 @pytest.fixture(scope="module")
@@ -28,191 +75,113 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def whole(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """What an undisturbed merge has."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert average(out, models) == 0
     return digest(out)
 
 
 @pytest.fixture
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    made = make_disk(request.param, tmp_path)
-    yield made
-    while os.path.ismount(made.place):
-        run("umount", "-l", str(made.place))
-
-
-@pytest.fixture
-def half_way(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Has something happen once when a third of the result is written."""
-
-    def happens(act: Callable[[], object]) -> None:
-        real, waits = Progress.wrote, [act]
-
-        def wrote(self: Progress, count: int) -> None:
-            real(self, count)
-            if self.bytes_out > OUT_BYTES // 3 and waits:
-                waits.pop()()
-
-        monkeypatch.setattr(Progress, "wrote", wrote)
-
-    return happens
-
-
-def merge(disk: Disk, models: list[Path], *words: str) -> int:
-    """In small pieces, so that there is a half-way."""
-    for lock in (disk.place / "out" / PARTIAL).glob("lock-*"):
-        lock.unlink()  # a process that ended would not hold it; these tests live on
-    return average(disk.place / "out", models, "--threads", "1", "--memory", "4MiB", *words)
-
-
-def ends(disk: Disk, models: list[Path], whole: dict[str, int], capsys: Capture) -> None:
-    capsys.readouterr()
-    assert merge(disk, models, "--progress", "plain") == 0
-    assert "continuing at" in capsys.readouterr().err, "not from the beginning"
-    assert digest(disk.place / "out") == whole
-    assert not list((disk.place / "out").glob(f"{PARTIAL}*"))
-
-
-def told(capsys: Capture, *words: str) -> None:
-    text = capsys.readouterr().err
-    assert any(word in text for word in words), text
-    assert "the same command continues" in text and "Traceback" not in text
-    assert len(text.strip().splitlines()) <= 3
-
-
-@pytest.mark.parametrize("disk", ["tmpfs", "ext4", "xfs", "btrfs"], indirect=True)
-def test_no_room_from_the_beginning(disk: Disk, models: list[Path], capsys: Capture) -> None:
-    ballast = disk.fill(8 * MIB)
-    assert merge(disk, models) == 4
-    assert "are free there" in capsys.readouterr().err
-    assert [path.name for path in disk.place.iterdir() if path.name != "lost+found"] == [
-        ballast.name
-    ]
-
-
-@pytest.mark.parametrize("disk", ["tmpfs", "ext4", "xfs", "btrfs"], indirect=True)
-def test_full_half_way(
-    disk: Disk,
-    models: list[Path],
-    whole: dict[str, int],
-    capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ballast = disk.fill(12 * MIB)
-    monkeypatch.setattr(target, "SPARE_BYTES", -(1 << 30))  # as if it filled up later
-    assert merge(disk, models) == 4
-    told(capsys, "No space left on device")
-    assert [path.name for path in (disk.place / "out").iterdir()] == [PARTIAL]
-    ballast.unlink()
-    run("sync", "-f", str(disk.place))
-    if disk.kind == "ext4":  # which takes the room before it begins
-        assert merge(disk, models) == 0
-        assert digest(disk.place / "out") == whole
-    else:
-        ends(disk, models, whole, capsys)
-
-
-@pytest.mark.parametrize("disk", ["btrfs"], indirect=True)
-def test_a_quota_half_way(
-    disk: Disk, models: list[Path], whole: dict[str, int], capsys: Capture
-) -> None:
-    out = disk.place / "out"
-    assert run("btrfs", "subvolume", "create", str(out)).returncode == 0
-    limits = ("btrfs", "qgroup", "limit")
-    if run("btrfs", "quota", "enable", str(disk.place)).returncode != 0:
-        pytest.skip("this kernel has no quotas of btrfs")
-    assert run(*limits, "10M", str(out)).returncode == 0
-    assert merge(disk, models) == 4
-    told(capsys, "Disk quota exceeded")
-    assert run(*limits, "none", str(out)).returncode == 0
-    ends(disk, models, whole, capsys)
-
-
-@pytest.mark.parametrize("disk", ["ext4"], indirect=True)
-def test_read_only_half_way(
-    disk: Disk,
-    models: list[Path],
-    whole: dict[str, int],
-    capsys: Capture,
-    half_way: Callable[[Callable[[], object]], None],
-) -> None:
-    half_way(disk.fail)
-    assert merge(disk, models) == 4
-    told(capsys, "Read-only file system", "Input/output error")
-    assert average(disk.place / "out", models) == 4, "it still is"
-    disk.again()
-    assert merge(disk, models) == 0
-    assert digest(disk.place / "out") == whole
-
-
-@pytest.mark.parametrize("power", [False, True])
-@pytest.mark.parametrize("disk", ["ext4", "xfs"], indirect=True)
-def test_pulled_out_half_way(
-    disk: Disk,
-    models: list[Path],
-    whole: dict[str, int],
-    capsys: Capture,
-    half_way: Callable[[Callable[[], object]], None],
-    power: bool,
-) -> None:
-    half_way(lambda: disk.pull_out(power))
-    assert merge(disk, models) == 4
-    told(capsys, "Input/output error", "Structure needs cleaning", "Read-only")
-    disk.again()
-    if power:  # what was never synced may be lost, and nothing of it may be trusted
-        assert merge(disk, models) == 0
-        assert digest(disk.place / "out") == whole
-    else:
-        ends(disk, models, whole, capsys)
-
-
-@pytest.mark.parametrize("disk", ["tmpfs", "ext4", "xfs"], indirect=True)
-def test_unmounted_half_way(
-    disk: Disk,
-    models: list[Path],
-    whole: dict[str, int],
-    capsys: Capture,
-    half_way: Callable[[Callable[[], object]], None],
-) -> None:
-    half_way(lambda: disk.unmount("-l"))
-    assert merge(disk, models) == 4
-    told(capsys, "No such file or directory")
-    assert not (disk.place / "out").exists(), "nothing goes where the mount was"
-    if disk.kind == "tmpfs":
-        return  # it is gone, with all that was in it
-    disk.mount()
-    ends(disk, models, whole, capsys)
-
-
-@pytest.mark.parametrize("disk", ["ext4", "xfs"], indirect=True)
-def test_inputs_that_are_pulled_out(
-    disk: Disk,
+def trial(
+    request: pytest.FixtureRequest,
     models: list[Path],
     whole: dict[str, int],
     tmp_path: Path,
-    capsys: Capture,
-    half_way: Callable[[Callable[[], object]], None],
-) -> None:
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Trial]:
+    disk = make_disk(request.param, tmp_path)
+    yield Trial(disk, models, whole, capsys, monkeypatch)
+    while os.path.ismount(disk.place):
+        run("umount", "-l", str(disk.place))
+
+
+def on(*kinds: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("trial", kinds, indirect=True)
+
+
+@on("tmpfs", "ext4", "xfs", "btrfs")
+def test_no_room_from_the_beginning(trial: Trial) -> None:
+    ballast = trial.disk.fill(8 * MIB)
+    assert trial.merge() == 4
+    assert "are free there" in trial.capsys.readouterr().err
+    left = {path.name for path in trial.disk.place.iterdir()} - {"lost+found"}
+    assert left == {ballast.name}
+
+
+@on("tmpfs", "ext4", "xfs", "btrfs")
+def test_full_half_way(trial: Trial) -> None:
+    ballast = trial.disk.fill(12 * MIB)
+    trial.patch.setattr(target, "SPARE_BYTES", -(1 << 30))  # as if it filled up later
+    assert trial.merge() == 4
+    trial.told("No space left on device")
+    assert [path.name for path in trial.out.iterdir()] == [PARTIAL]
+    ballast.unlink()
+    run("sync", "-f", str(trial.disk.place))
+    trial.ends(continues=trial.disk.kind != "ext4")  # which takes the room before it begins
+
+
+@on("btrfs")
+def test_a_quota_half_way(trial: Trial) -> None:
+    assert run("btrfs", "subvolume", "create", str(trial.out)).returncode == 0
+    if run("btrfs", "quota", "enable", str(trial.disk.place)).returncode != 0:
+        pytest.skip("this kernel has no quotas of btrfs")
+    limit = ("btrfs", "qgroup", "limit")
+    assert run(*limit, "10M", str(trial.out)).returncode == 0
+    assert trial.merge() == 4
+    trial.told("Disk quota exceeded")
+    assert run(*limit, "none", str(trial.out)).returncode == 0
+    trial.ends()
+
+
+@on("ext4")
+def test_read_only_half_way(trial: Trial) -> None:
+    trial.half_way(trial.disk.fail)
+    assert trial.merge() == 4
+    trial.told("Read-only file system", "Input/output error")
+    assert average(trial.out, trial.models) == 4, "it still is"
+    trial.disk.again()
+    trial.ends(continues=False)  # ext4 keeps nothing then that was not synced
+
+
+@pytest.mark.parametrize("power", [False, True])
+@on("ext4", "xfs")
+def test_pulled_out_half_way(trial: Trial, power: bool) -> None:
+    trial.half_way(lambda: trial.disk.pull_out(power))
+    assert trial.merge() == 4
+    trial.told("Input/output error", "Structure needs cleaning", "Read-only")
+    trial.disk.again()
+    # With the power goes what was never synced, and nothing of it may be trusted.
+    trial.ends(continues=not power)
+
+
+@on("tmpfs", "ext4", "xfs")
+def test_unmounted_half_way(trial: Trial) -> None:
+    trial.half_way(lambda: trial.disk.unmount("-l"))
+    assert trial.merge() == 4
+    trial.told("No such file or directory")
+    assert not trial.out.exists(), "nothing goes where the mount was"
+    if trial.disk.kind != "tmpfs":  # which is gone with all that was in it
+        trial.disk.mount()
+        trial.ends()
+
+
+@on("ext4", "xfs")
+def test_inputs_that_are_pulled_out(trial: Trial, tmp_path: Path) -> None:
     """Code 3 then, since it is an input that cannot be read."""
-    if disk.free_bytes() < 50 * MIB:
-        pytest.skip("too small")
-    inputs = [disk.place / model.name for model in models]
-    for model, here in zip(models, inputs, strict=True):
+    inputs = [trial.disk.place / model.name for model in trial.models]
+    for model, here in zip(trial.models, inputs, strict=True):
         shutil.copytree(model, here)
-    disk.again()  # out of the page cache
-    out = tmp_path / "out"
+    trial.disk.again()  # out of the page cache
 
     def lost() -> None:
-        disk.pull_out()
+        trial.disk.pull_out()
         Path("/proc/sys/vm/drop_caches").write_text("1")
 
-    half_way(lost)
-    words = ("--threads", "1", "--memory", "4MiB")
-    code = average(out, inputs, *words)
-    text = capsys.readouterr().err
-    assert code == 3 and "Traceback" not in text, text
+    trial.half_way(lost)
+    assert average(tmp_path / "out", inputs, *WORDS) == 3
+    text = trial.capsys.readouterr().err
     assert "Input/output error" in text or "Structure needs cleaning" in text
-    disk.again()
-    assert average(out, inputs, *words) == 0
-    assert shards_of(out).items() <= whole.items()
+    assert "Traceback" not in text
+    trial.disk.again()
+    assert average(tmp_path / "out", inputs, *WORDS) == 0
+    assert shards_of(tmp_path / "out").items() <= trial.whole.items()

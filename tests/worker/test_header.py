@@ -149,6 +149,17 @@ def test_a_name_that_stands_twice(tmp_path: Path) -> None:
     assert "a name stands twice" in header_fault(tmp_path, text)
 
 
+@pytest.mark.parametrize("part", [b"[],", b"{},", b"0,", b'"",'])
+def test_a_header_of_nothing_but_commas(tmp_path: Path, part: bytes) -> None:
+    """Read as JSON it would take forty times its size."""
+    text = b'{"a":[' + part * (4_000_000 // len(part)) + b"0]}"
+    with pytest.raises(InputError, match="no list of tensors"):
+        read_shard(raw_file(tmp_path / "m.safetensors", text))
+    names = {f"layers.{n}.a": entry([1, 1, 1, 1], 4 * n, 4 * n + 4) for n in range(20_000)}
+    path = raw_file(tmp_path / "n.safetensors", names, bytes(80_000))
+    assert path.stat().st_size > 1 << 20 and len(read_shard(path).tensors) == 20_000
+
+
 def test_an_unknown_dtype_is_named(tmp_path: Path) -> None:
     text = header_fault(tmp_path, {"a": entry([3], 0, 12, "F13")})
     assert "tensor 'a' has dtype 'F13'" in text and "unknown" in text
