@@ -33,7 +33,7 @@ class OutFile:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         self.path, self.made = path, os.fstat(self.fd).st_size == 0
         if os.fstat(self.fd).st_size != size:
             os.ftruncate(self.fd, size)

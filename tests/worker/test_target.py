@@ -26,6 +26,8 @@ from worker.plan import Plan
 from worker.store import PARTIAL
 from worker.target import State, survey
 
+Capture = pytest.CaptureFixture[str]
+
 
 def state(plan: Plan, out: Path, overwrite: bool = False, resume: bool = True) -> State:
     return survey(plan, out, overwrite=overwrite, resume=resume).state
@@ -273,10 +275,7 @@ def test_a_small_disk(tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFi
 
 
 def test_a_disk_that_fills_up_half_way(
-    tmp_path: Path,
-    small_disk: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     models = one_tensor_models(tmp_path, 10_000_000)
     ballast = small_disk / "ballast"
