@@ -52,8 +52,8 @@ class Trial:
         """Have something happen once when a third of the result is written."""
         real, waits = Progress.wrote, [act]
 
-        def wrote(progress: Progress, count: int) -> None:
-            real(progress, count)
+        def wrote(progress: Progress, count: int, *which: int) -> None:
+            real(progress, count, *which)
             if progress.bytes_out > OUT_BYTES // 3 and waits:
                 waits.pop()()
 
