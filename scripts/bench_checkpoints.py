@@ -115,12 +115,14 @@ def header(shapes: Shapes, dtype: str, width: int) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def blocks(elements: int, base: torch.Generator, own: torch.Generator) -> Iterator[Tensor]:
+def blocks(
+    elements: int, base: torch.Generator, own: torch.Generator, spread: float
+) -> Iterator[Tensor]:
     weights, delta = torch.empty(BLOCK), torch.empty(BLOCK)
     for start in range(0, elements, BLOCK):
         size = min(BLOCK, elements - start)
         weights[:size].normal_(std=SIGMA, generator=base)
-        delta[:size].normal_(std=DELTA, generator=own)
+        delta[:size].normal_(std=spread, generator=own)
         yield weights[:size].add_(delta[:size])
 
 
@@ -134,7 +136,7 @@ def write_model(folder: Path, number: int, shapes: Shapes, args: argparse.Namesp
         file = f"model-{index:05}-of-{len(dealt):05}.safetensors"
         with (folder / file).open("wb") as sink:
             sink.write(header(part, args.dtype, dtype.itemsize))
-            for block in blocks(sum(map(count, part.values())), base, own):
+            for block in blocks(sum(map(count, part.values())), base, own, args.delta):
                 sink.write(block.to(dtype).view(torch.uint8).numpy().tobytes())
         places.update(dict.fromkeys(part, file))
     text = json.dumps({"metadata": {}, "weight_map": places})
@@ -150,6 +152,8 @@ def make(args: argparse.Namespace) -> list[Path]:
         shapes = {"weight": (max(1, int(args.params) // 4096), 4096)}
     # No plus sign: it separates a model from its adapter in the peer's recipes.
     stem = f"{config['model_type']}-{args.params:.0f}-{args.dtype}-{args.shard_size:.0f}"
+    if args.delta != DELTA:
+        stem += f"-{args.delta:g}"
     found = []
     for number in range(args.models):
         folder = args.work / f"{stem}-{number}"
@@ -176,6 +180,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=int, required=True)
     parser.add_argument("--dtype", choices=SHORT, required=True)
     parser.add_argument("--shard-size", type=float, required=True)
+    parser.add_argument("--delta", type=float, default=DELTA)
     parser.add_argument("--one-tensor", action="store_true")
     return parser.parse_args()
 

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 GIB = 1 << 30
 EXTRACTION = "extract-lora"
+ALIKE = 0.001
+"""How far apart models are if nothing is said: as fine-tunes of one base, by a twentieth."""
+
 Case = Mapping[str, Any]
 
 
@@ -39,7 +42,9 @@ def ratio(over: float | None, under: float | None) -> float | None:
 
 
 def what(case: Case) -> str:
-    return f"{case['models']} × {short(case['params'])} {case['dtype']}"
+    delta = case.get("delta", ALIKE)
+    apart = f", apart by σ {delta:g}" if delta != ALIKE else ""
+    return f"{case['models']} × {short(case['params'])} {case['dtype']}{apart}"
 
 
 def short(count: float) -> str:
@@ -71,7 +76,7 @@ def _whole_rows(cases: Sequence[Case]) -> Iterator[tuple[str, ...]]:
         bottom, peer = median(case, "floor"), median(case, "peer")
         if whole is not None:
             yield (
-                what(case), case["cache"], case["method"],
+                what(case), case["cache"], f"{case['method']} {case['options']}".strip(),
                 cell(whole), cell(streaming), cell(bottom), cell(ratio(streaming, bottom)),
                 cell(peer), cell(ratio(peer, whole), 1),
                 cell(peak_gib(case, "worker")), cell(peak_gib(case, "peer")),
