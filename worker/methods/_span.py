@@ -160,8 +160,9 @@ class WeightedSum(Final):
         if len(self.used) == 1 and self.coefficients[self.used[0]] * self.scale == 1.0:
             out.copy_(block.tensors[self.used[0]])
             return
-        total = block.scratch.take("sum", out.numel(), self.work)
-        term = block.scratch.take("term", out.numel(), self.work)
+        work = "float32" if out.device.type == "mps" else self.work  # it knows no float64
+        total = block.scratch.take("sum", out.numel(), work)
+        term = block.scratch.take("term", out.numel(), work)
         if out.dim() > 1:
             total, term = total.view(out.shape), term.view(out.shape)
         for number, source in enumerate(self.used):
