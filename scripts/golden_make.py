@@ -12,7 +12,7 @@ import torch
 import vocabularies
 import yaml
 from checkpoints import read_tensors
-from golden_models import make_models
+from golden_models import SIXTEEN_BITS, make_models, make_models_of_16_bits
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
@@ -90,6 +90,12 @@ def main(wanted: list[str]) -> None:
             tensors = merged(recipe, folder, folder / "out", 1)
             save_file(dict(sorted(tensors.items())), GOLDENS / f"{name}.safetensors")
             print(name, len(tensors))
+    make_models_of_16_bits(folder / "16 bits")
+    for name, recipe in recipes("recipes.yml"):
+        if name in SIXTEEN_BITS and (not wanted or f"bfloat16-{name}" in wanted):
+            tensors = merged(recipe, folder / "16 bits", folder / "out", 1)
+            save_file(dict(sorted(tensors.items())), GOLDENS / f"bfloat16-{name}.safetensors")
+            print(f"bfloat16-{name}", {str(tensor.dtype) for tensor in tensors.values()})
     vocabularies.make_models(folder / "with tokens")
     for name, recipe in recipes("tokenizers.yml"):
         if not wanted or name in wanted:

@@ -163,5 +163,19 @@ def make_models(folder: Path) -> None:
         write_checkpoint(folder / f"tied-{name}", tied, config=config)
 
 
+SIXTEEN_BITS = ("linear", "slerp", "task_arithmetic", "ties", "model_stock", "karcher", "sce")
+"""Recipes whose results of bfloat16 models are kept as well."""
+
+
+def make_models_of_16_bits(folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """The base and its fine-tunes rounded to bfloat16, kept in `dtype`."""
+    base = base_tensors()
+    config = {**CONFIG, "torch_dtype": str(dtype).removeprefix("torch.")}
+    for name, tensors in {"base": base, **{seed: fine_tune(base, seed) for seed in "abc"}}.items():
+        for kind, values in (("", tensors), ("loud-", louder(tensors))):
+            rounded = {key: tensor.bfloat16().to(dtype) for key, tensor in values.items()}
+            write_checkpoint(folder / f"{kind}{name}", rounded, config=config)
+
+
 def write_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}), encoding="utf-8")

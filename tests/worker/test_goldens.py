@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from checkpoints import read_tensors
-from golden_models import make_models
+from golden_models import SIXTEEN_BITS, make_models, make_models_of_16_bits
 from merges import run
 from safetensors.torch import load_file
 from torch import Tensor
@@ -63,6 +64,27 @@ def test_same_result(name: str, recipe: dict[str, Any], models: Path, tmp_path: 
     for key, tensor in golden.items():
         assert (ours[key].dtype, ours[key].shape) == (tensor.dtype, tensor.shape), key
         assert difference(ours[key], tensor) <= TOLERANCE.get(name, 2e-5), key
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [one for one in recipes("recipes.yml") if one.id in SIXTEEN_BITS]
+)
+def test_results_of_16_bits_are_nearer_to_the_exact_ones(
+    name: str, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """Than mergekit's; the exact ones are ours of the same numbers in float64."""
+    make_models_of_16_bits(tmp_path / "narrow")
+    make_models_of_16_bits(tmp_path / "wide", torch.float64)
+    golden = load_file(GOLDENS / f"bfloat16-{name}.safetensors")
+    ours = merged(recipe, tmp_path / "narrow", tmp_path / "out")
+    exact = merged(recipe, tmp_path / "wide", tmp_path / "exact")
+    assert ours.keys() == golden.keys() == exact.keys()
+    for key, want in exact.items():
+        assert ours[key].dtype == golden[key].dtype == torch.bfloat16
+        mine, theirs = ((x.double() - want).abs() for x in (ours[key], golden[key]))
+        assert float(mine.norm()) <= float(theirs.norm()) * (1 + 1e-9), key
+        # No farther than half a step of the largest from what is nearest, whoever is nearer there.
+        assert float(mine.max()) <= max(float(theirs.max()), float(want.abs().max()) * 2.0**-9), key
 
 
 @pytest.mark.parametrize(("name", "recipe"), recipes("random.yml"))
