@@ -37,6 +37,9 @@ BATCHES_EACH = 64
 
 LOOK_S = 0.2
 
+HINTED = 64 << 20
+"""Bytes of a source to tell of at most: there are several sources, tensors and processes."""
+
 TASKS = Path("/proc/self/task")
 """The threads of this process, where the system tells them."""
 
@@ -56,17 +59,19 @@ def possible() -> bool:
     return native == threading.active_count()
 
 
-@dataclass
-class Hints:
-    """Tells the kernel of what a process has just taken, while it is at what it took before."""
-
-    files: Files
-    work: Sequence[Work]  # in the order of its numbers
-
-    def reached(self, number: int) -> None:
-        for source in self.work[number].step.sources:
+def hinted(work: Iterable[Work], files: Files) -> Iterator[Work]:
+    """The same; the kernel is told of each when it is taken, while earlier ones are at work."""
+    for item in work:
+        blocks = sum(piece.blocks for piece in item.todo)
+        start, stop = item.step.grid.span(item.todo[0].first, blocks)
+        for source in item.step.sources:
             for info in stored(source):
-                self.files.will_need(info.file, info.offset, info.nbytes)
+                # Of what is read as it is stored, only the part that is to do.
+                first, count = start * info.dtype.bytes, (stop - start) * info.dtype.bytes
+                if info is not source:
+                    first, count = 0, info.nbytes
+                files.will_need(info.file, info.offset + first, min(count, HINTED))
+        yield item
 
 
 @dataclass
@@ -146,10 +151,7 @@ class Crew:
                 break
             raise _error(one)
         if stop.is_set():
-            raise Stopped(
-                f"{stop.reason} at {self.progress.percent:.0f} %; nothing is lost, "
-                f"run the same command again to continue"
-            )
+            raise stop.error(self.progress.percent)
         return list(dict.fromkeys(name for one in told for name in one["differing"]))
 
     def _told(self, answer: int) -> dict[str, Any]:

@@ -16,6 +16,11 @@ COMMITTING = "committing.json"
 """In the partial folder: the shards are whole, files are being moved to their final names."""
 
 
+def beginning(key: str) -> str:
+    """Of the names of the journals of a merge."""
+    return f"journal-{key[:16]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A finished piece in the journal."""

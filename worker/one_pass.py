@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .crew import Crew, Do, Hints, possible
+from .crew import Crew, Do, hinted, possible
 from .cut import Piece
 from .errors import InputError, first_names, printable
 from .fetch import Fetcher
@@ -136,13 +136,14 @@ class _Pass:
         def start(number: int, stop: Stop) -> Do:
             # Locks of the parent's may have been held when this process began.
             self.files = Files()
-            return self._engine(Hints(self.files, self.work), None, stop, (number, count))
+            do = self._engine(None, None, stop, (number, count))
+            return lambda work: do(hinted(work, self.files))
 
         return Crew(self.work, count, self.progress, start)
 
     def _engine(
         self,
-        ahead: ReadAhead | Hints,
+        ahead: ReadAhead | None,
         fetcher: Fetcher | None,
         stop: Stop,
         process: tuple[int, int] = (0, 1),

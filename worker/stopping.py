@@ -35,6 +35,11 @@ class Stop:
     def is_set(self) -> bool:
         return self._event.is_set()
 
+    def error(self, percent: float) -> Stopped:
+        """What to raise when so much is done."""
+        text = f"{self.reason} at {percent:.0f} %; nothing is lost, run the same command again"
+        return Stopped(f"{text} to continue")
+
 
 def hurry(reason: str) -> None:
     """End with code 75 in GRACE_S, whatever other threads are at; the main thread calls this.

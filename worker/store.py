@@ -19,13 +19,16 @@ from .checksum import checksum, total
 from .cut import Piece
 from .errors import OutputError, Stopped, WorkerError
 from .hashes import Hashes
-from .journal import Entry, claim_of, committing, parse_line, read_key
+from .journal import Entry, beginning, claim_of, committing, parse_line, read_key
 from .outfile import OutFile
 from .plan import Plan
 from .step import Step
 from .stopping import Stop
 
 PARTIAL = ".merge-partial"
+PASSING = (".", "lock-", "claim-")
+"""How files begin that ranks make and remove at any time: locks, and what is not renamed yet."""
+
 VERIFY_BYTES = 8 << 20
 SETTLED_S = 60.0
 """After this long, what was written on one host can be read on all others."""
@@ -194,7 +197,7 @@ class Store:
     @property
     def _journals(self) -> str:
         """How journals begin; other ranks may be here before what an older merge left is gone."""
-        return f"journal-{self.plan.key[:16]}"
+        return beginning(self.plan.key)
 
     def _clear(self, resume: bool) -> None:
         """Remove all but locks and what ranks of this merge may have made by now."""
@@ -204,7 +207,7 @@ class Store:
             kept = path.name in ours or (resume and path.name.startswith(self._journals))
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif not kept and not path.name.startswith((".", "lock-", "claim-")):
+            elif not kept and not path.name.startswith(PASSING):
                 path.unlink(missing_ok=True)
 
     def by_step(self) -> dict[int, list[Entry]]:

@@ -15,11 +15,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from .crew import Hints
 from .cut import Piece, pieces
 from .device import OUT_OF_MEMORY, load_linalg
 from .dtypes import Kind
-from .errors import ResultError, Stopped, UsageError, printable
+from .errors import ResultError, UsageError, printable
 from .fetch import Fetcher
 from .files import Files
 from .lane import Lane, Loaded
@@ -72,7 +71,7 @@ class Engine:
     progress: Progress
     devices: Sequence[torch.device]
     files: Files = field(default_factory=Files)
-    ahead: ReadAhead | Hints | None = None
+    ahead: ReadAhead | None = None
     stop: Stop = field(default_factory=Stop)
     staged: bool | None = None
     allow_nonfinite: bool = False
@@ -101,10 +100,7 @@ class Engine:
         if self._error is not None:
             raise self._error
         if self.stop.is_set():
-            raise Stopped(
-                f"{self.stop.reason} at {self.progress.percent:.0f} %; nothing is lost, "
-                f"run the same command again to continue"
-            )
+            raise self.stop.error(self.progress.percent)
 
     def _lane(self, device: torch.device) -> None:
         lane = Lane(device, self.files, self.staged)

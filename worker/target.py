@@ -11,10 +11,10 @@ from enum import Enum
 from pathlib import Path
 
 from .errors import OutputError, first_names, printable
-from .journal import committing, read_key
+from .journal import beginning, committing, read_key
 from .manifest import NAME, read_manifest
 from .plan import Plan
-from .store import PARTIAL, output_errors
+from .store import PARTIAL, PASSING, output_errors
 
 SPARE_BYTES = 64 << 20
 
@@ -111,7 +111,7 @@ def _no_links(partial: Path) -> None:
             with contextlib.suppress(FileNotFoundError):  # other ranks come and go
                 status = path.lstat()
                 # A lock has two names here for a moment, and is never opened to be written.
-                own = path.name.startswith(("lock-", "claim-", "."))
+                own = path.name.startswith(PASSING)
                 twice = stat.S_ISREG(status.st_mode) and status.st_nlink > 1 and not own
                 found += [path] if twice or stat.S_ISLNK(status.st_mode) else []
     if found:
@@ -129,7 +129,7 @@ def _key(partial: Path, plan: Plan) -> str | None:
     key = read_key(partial)
     if key == "":
         names = [path.name for path in partial.glob("journal-*")]
-        if all(name.startswith(f"journal-{plan.key[:16]}") for name in names):
+        if all(name.startswith(beginning(plan.key)) for name in names):
             return plan.key
     return key
 
