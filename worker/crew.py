@@ -62,15 +62,10 @@ def possible() -> bool:
 def hinted(work: Iterable[Work], files: Files) -> Iterator[Work]:
     """The same; the kernel is told of each when it is taken, while earlier ones are at work."""
     for item in work:
-        blocks = sum(piece.blocks for piece in item.todo)
-        start, stop = item.step.grid.span(item.todo[0].first, blocks)
-        for source in item.step.sources:
+        # Once of a tensor that several share: who reads its first part tells.
+        for source in item.step.sources if item.todo[0].first == 0 else ():
             for info in stored(source):
-                # Of what is read as it is stored, only the part that is to do.
-                first, count = start * info.dtype.bytes, (stop - start) * info.dtype.bytes
-                if info is not source:
-                    first, count = 0, info.nbytes
-                files.will_need(info.file, info.offset + first, min(count, HINTED))
+                files.will_need(info.file, info.offset, min(info.nbytes, HINTED))
         yield item
 
 
