@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from .dtypes import DType
 
 PAGE = 4096
-"""A page: tensors of whole pages then begin at one, and can be written without the page cache."""
+"""Of a file. What begins and ends with one is written without the page cache; the rest takes a lock
+of the file for which everybody waits who is writing to it."""
+
+LENGTH = 8
+"""Bytes before the header that tell its own length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class Layout:
 def lay_out(outputs: Sequence[Output], shard_bytes: int) -> Layout:
     """Fill shards in the given order up to `shard_bytes`; a larger tensor gets its own.
 
-    Inside a shard wider dtypes come first, so that every tensor starts aligned.
+    Inside a shard tensors of whole pages come first, then wider dtypes before narrower ones: so
+    every tensor starts aligned to its dtype, and the large ones at a page.
     """
     groups: list[list[int]] = [[]]
     filled = 0
@@ -62,7 +67,7 @@ def lay_out(outputs: Sequence[Output], shard_bytes: int) -> Layout:
     places: dict[int, tuple[int, int]] = {}
     shards: list[OutputShard] = []
     for shard, group in enumerate(groups):
-        order = sorted(group, key=lambda n: -outputs[n].dtype.bytes)
+        order = sorted(group, key=lambda n: _rank(outputs[n]))
         header, offsets = _header([outputs[n] for n in order])
         position = len(header)
         for number, offset in zip(order, offsets, strict=True):
@@ -71,6 +76,11 @@ def lay_out(outputs: Sequence[Output], shard_bytes: int) -> Layout:
         names = tuple(outputs[n].name for n in order)
         shards.append(OutputShard(_shard_name(shard, len(groups)), header, size, names))
     return Layout(tuple(shards), tuple(places[n] for n in range(len(outputs))))
+
+
+def _rank(output: Output) -> int:
+    """Lower ranks come first; equal ones stay in their order."""
+    return -output.dtype.bytes if output.nbytes % PAGE else -PAGE
 
 
 def index_json(shards: Sequence[OutputShard]) -> str:
@@ -102,5 +112,5 @@ def _header(outputs: Sequence[Output]) -> tuple[bytes, list[int]]:
         offsets.append(position)
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % PAGE)
-    return len(text).to_bytes(8, "little") + text, offsets
+    text += b" " * (-(LENGTH + len(text)) % PAGE)
+    return len(text).to_bytes(LENGTH, "little") + text, offsets

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from worker.dtypes import BY_NAME
-from worker.layout import Output, index_json, lay_out
+from worker.layout import PAGE, Output, index_json, lay_out
 
 
 def output(name: str, shape: tuple[int, ...], dtype: str = "BF16") -> Output:
@@ -48,6 +48,23 @@ def test_shards_hold_no_more_than_asked_or_one_tensor(made: list[Output], limit:
     for shard in lay_out(made, limit).shards:
         weighty = [sizes[name] for name in shard.tensors]
         assert sum(weighty) <= limit or len(shard.tensors) == 1
+
+
+def test_whole_pages_begin_at_a_page_whatever_stands_between_them() -> None:
+    """A piece that shares a page with its neighbour makes all writers of the file wait."""
+    made = [
+        output("odd", (3,)),
+        output("a", (2048, 3)),
+        output("wide", (5,), "F64"),
+        output("b", (1024,), "F32"),
+        output("narrow", (7,), "U8"),
+        output("c", (PAGE,), "U8"),
+    ]
+    layout = lay_out(made, 1 << 30)
+    (shard,) = layout.shards
+    assert len(shard.header) % PAGE == 0
+    assert shard.tensors == ("a", "b", "c", "wide", "odd", "narrow")
+    assert [offset % PAGE for _, offset in layout.places][1::2] == [0, 0, 0]
 
 
 def test_safetensors_reads_it(tmp_path: Path) -> None:
