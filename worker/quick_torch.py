@@ -8,15 +8,18 @@ can still be imported afterwards.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-TRIED = ("2.13.",)
-_SKIPPED = "torch._meta_registrations"
+TRIED = "__version__ = '2.13."
+"""How its version.py begins in those releases; to ask for a distribution's version takes 20 ms."""
 
+_SKIPPED = "torch._meta_registrations"
 
 SORTS_WITH = "X86_V4 AVX512_SKX AVX512_ICL AVX512_SPR"
 """What numpy shall not sort with there, in the words of its releases before and after 2.4."""
@@ -45,16 +48,28 @@ def prepare() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if slow_to_compress(Path("/proc/cpuinfo")):
         os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", SORTS_WITH)
-    try:
-        version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return
-    if version.startswith(TRIED):
+    # Plans and torch's modules are a million objects, none of them garbage.
+    gc.disable()
+    if _tried():
         sys.modules[_SKIPPED] = ModuleType(_SKIPPED)
+
+
+def _tried() -> bool:
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        lines = Path(spec.origin).with_name("version.py").read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(line.startswith(TRIED) for line in lines)
 
 
 def restore() -> None:
     """After the import of torch: whoever asks for the module from now on gets the real one."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
     held = sys.modules.get(_SKIPPED)
     if held is not None and held.__spec__ is None:
         del sys.modules[_SKIPPED]

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -161,22 +162,28 @@ def pick(blocks: Sequence[Counts], rank: int) -> Found:
     """The element of a rank among values that are all there; NaN is larger than any."""
     import torch
 
-    found = [(b.kept, b.times) for b in blocks if b.kept is not None]
-    values = torch.cat([kept for kept, _ in found])
-    if all(times is None for _, times in found):
+    kept = [block.kept for block in blocks if block.kept is not None]
+    values, times = torch.cat(kept), None
+    if all(block.times is None for block in blocks):
         value = float(ascending(values)[rank])
     else:
         ordered, order = torch.sort(values)
-        times = [torch.ones(len(v), dtype=torch.int64) if t is None else t for v, t in found]
-        value = float(ordered[torch.searchsorted(torch.cat(times)[order].cumsum(0), rank + 1)])
+        times = torch.cat(
+            [
+                torch.ones(len(b.kept), dtype=torch.int64) if b.times is None else b.times
+                for b in blocks
+                if b.kept is not None
+            ]
+        )
+        value = float(ordered[torch.searchsorted(times[order].cumsum(0), rank + 1)])
     if value != value:
         return Found(math.inf, 0, [0] * len(blocks))
-    upto = sum(_number(kept <= value, times) for kept, times in found)
-    return Found(value, upto - rank, [_number(kept == value, times) for kept, times in found])
-
-
-def _number(flags: Tensor, times: Tensor | None) -> int:
-    return int(flags.sum() if times is None else times[flags].sum())
+    # Over all blocks at once: there are many, and few values in each.
+    upto, equal = values <= value, values == value
+    counted = [flags.long() if times is None else flags * times for flags in (upto, equal)]
+    sums = torch.nn.functional.pad(counted[1].cumsum(0), (1, 0))
+    ends = torch.tensor([0, *accumulate(len(one) for one in kept)])
+    return Found(value, int(counted[0].sum()) - rank, sums[ends].diff().tolist())
 
 
 @cache

@@ -65,8 +65,9 @@ def row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return inner[0], behind
 
 
-REMEMBERED = 1 << 25
-"""Elements of the largest tensor whose draws are kept between passes, a bit for each."""
+REMEMBERED = 1 << 26
+"""Elements of the largest tensor whose draws are kept between passes, a bit for each: embeddings
+of 32,000 tokens are among them."""
 
 
 @dataclass
