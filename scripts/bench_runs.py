@@ -58,8 +58,12 @@ def cached_share(file: Path) -> float:
     return sum(flag & 1 for flag in resident) / pages
 
 
-def command(argv: Sequence[str], log: Path, ranks: int = 1) -> Run:
-    """Run a command, as so many ranks at once. Failed if one of them does."""
+def command(argv: Sequence[str], log: Path, ranks: int = 1, bind: bool = False) -> Run:
+    """Run a command, as so many ranks at once. Failed if one of them does.
+
+    `bind`: each on one processor of its own, as srun and mpiexec do.
+    """
+    processors = sorted(os.sched_getaffinity(0))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     ended: list[tuple[int, float, int]] = []
     peak = 0
@@ -75,8 +79,9 @@ def command(argv: Sequence[str], log: Path, ranks: int = 1) -> Run:
         waiting, running = [], []
         for rank in range(ranks):
             place = {"RANK": str(rank), "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
+            own = ["taskset", "-c", str(processors[rank % len(processors)])] if bind else []
             process = subprocess.Popen(
-                argv, stdout=sink, stderr=sink, env={**environment, **place}, cwd=ROOT
+                [*own, *argv], stdout=sink, stderr=sink, env={**environment, **place}, cwd=ROOT
             )
             waiting.append(threading.Thread(target=wait, args=(process,)))
             waiting[-1].start()

@@ -18,13 +18,13 @@ from .header import TensorInfo
 from .layout import PAGE
 from .methods._define import Block, Final, Reduce
 from .origin import Derived, Origin
+from .together import shared
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .step import Step
     from .together import Joint
-
 
 MANY_VIEWS = 1000
 
@@ -240,6 +240,7 @@ class Lane:
         outs = [self._out(number, member.step, part) for number, member in enumerate(step.members)]
         parts = [pool.runs(out, step.grid) for pool, out in outs]
         for number, block in enumerate(self.blocks(step, part, loaded)):
+            block = shared(block, finals)
             for member, final, blocks in zip(step.members, finals, parts, strict=True):
                 final.merge(member.of(block), blocks[number])
         landed = [

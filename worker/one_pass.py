@@ -13,6 +13,7 @@ from .errors import InputError, first_names, printable
 from .fetch import Fetcher
 from .files import Files
 from .flush import Flusher
+from .header import Shard
 from .memory import Memory, budget
 from .plan import usable_cpus
 from .progress import Progress
@@ -88,7 +89,7 @@ class _Pass:
     work: list[Work] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        inputs = sum(store.plan.input_bytes for store in self.stores)
+        inputs = sum(shard.size for shard in _shards(self.stores).values())
         self.forget = inputs > _memory_bytes() // 2
 
     def find_work(self) -> None:
@@ -180,14 +181,18 @@ def _result_bytes(work: Work) -> int:
 
 def _refuse_changed(stores: Sequence[Store]) -> None:
     """InputError if a file is not what it was: the result is of two versions of it."""
-    plans = [plan for store in stores for plan in (store.plan, *store.plan.lazy)]
-    shards = {s.path: s for plan in plans for m in plan.models for s in m.shards}
-    found = [f"{path}: {what}" for path, s in shards.items() if (what := s.changed())]
+    found = [f"{path}: {what}" for path, s in _shards(stores).items() if (what := s.changed())]
     if found:
         raise InputError(
             f"{first_names(found)}, while the merge read it; nothing is finished\n"
             f"  when nobody writes to it any more, the same command with --no-resume begins anew"
         )
+
+
+def _shards(stores: Sequence[Store]) -> dict[str, Shard]:
+    """Every file that is read, once, by its path."""
+    plans = [plan for store in stores for plan in (store.plan, *store.plan.lazy)]
+    return {s.path: s for plan in plans for m in plan.models for s in m.shards}
 
 
 def _memory_bytes() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .cut import Piece
-from .methods._define import Block
+from .methods._define import Block, Final
 from .origin import Origin
 from .readahead import Work
 from .step import Step
@@ -28,7 +28,7 @@ class Member:
         """The member's share of a joint block."""
         if self.picks is None:
             return block
-        return replace(block, tensors=[block.tensors[pick] for pick in self.picks])
+        return Block([block.tensors[pick] for pick in self.picks], block.start, block.scratch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,26 @@ def _joint(members: Sequence[Member]) -> Joint:
         sources = tuple(places)
     return Joint(
         first.name, first.dtype, first.shape, sources, first.task, first.method, first.grid,
-        max(m.step.reads for m in members), max(m.step.scratch for m in members), first.shard,
+        max(m.step.reads for m in members), _scratch(members, len(sources)), first.shard,
         first.offset, sum(m.step.flops for m in members), tuple(members),
     )  # fmt: skip
+
+
+def _scratch(members: Sequence[Member], sources: int) -> int:
+    """Of the one that needs most, and for all sources in float32 where several share those."""
+    most = max(member.step.scratch for member in members)
+    return most + 4 * sources if len(members) > 1 else most
+
+
+def shared(block: Block, finals: Sequence[Final]) -> Block:
+    """The sources converted once, if that is what all of several members would do."""
+    if len(finals) < 2 or any(final.takes != "float32" for final in finals):
+        return block
+    found = []
+    for number, source in enumerate(block.tensors):
+        wide = block.scratch.take(f"wide{number}", source.numel(), "float32").view(source.shape)
+        found.append(wide.copy_(source))
+    return Block(found, block.start, block.scratch)
 
 
 def _union(runs: Sequence[Piece]) -> Iterator[Piece]:

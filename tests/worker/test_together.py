@@ -9,7 +9,7 @@ from checkpoints import write_checkpoint
 from merges import one_tensor_models, shards_of
 from vocabularies import make_models
 
-from worker import evidence, files
+from worker import evidence, files, one_pass
 from worker.cli import main
 from worker.cut import Piece
 from worker.together import _union
@@ -101,6 +101,44 @@ def test_the_inputs_are_read_once(
         words += ["-a", str(tmp_path / f"{number}.yml"), str(tmp_path / str(number))]
     assert run(folder, *words) == 0
     assert len(seen) == len(set(seen)) > 0
+
+
+def sweep(folder: Path, place: Path) -> list[tuple[Path, Path]]:
+    """Recipes that only add up: each with weights of its own, the first not always 1."""
+    found = []
+    for number, weights in enumerate(((1, 2, 3), (3, 1, 1), (0.3, 0.21, 0.77), (0, 2, 0))):
+        rows = "".join(
+            f"- {{model: big{n}, parameters: {{weight: {w}}}}}\n" for n, w in enumerate(weights)
+        )
+        recipe = place / f"sweep{number}.yml"
+        recipe.write_text(f"merge_method: linear\nmodels:\n{rows}")
+        found.append((recipe, place / f"sweep{number}"))
+    return found
+
+
+@pytest.mark.parametrize("taken", [slice(0, 2), slice(0, 4)], ids=["whole numbers", "any"])
+def test_sums_of_the_same_models(folder: Path, tmp_path: Path, taken: slice) -> None:
+    """Sources that all convert alike are converted once; no bit is another for it."""
+    pairs = sweep(folder, tmp_path)[taken]
+    words = [str(word) for pair in pairs for word in ("-a", *pair)]
+    assert run(folder, *words) == 0
+    for recipe, out in pairs:
+        alone = tmp_path / "alone" / out.name
+        assert run(folder, str(recipe), str(alone)) == 0
+        assert shards_of(out) == shards_of(alone)
+
+
+@pytest.mark.parametrize(("share", "forgotten"), [(3, False), (1, True)])
+def test_inputs_count_once_against_the_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: int, forgotten: bool
+) -> None:
+    """What fits into the page cache stays in it, however many recipes read it."""
+    size = sum(path.stat().st_size for path in folder.glob("big*/*.safetensors"))
+    monkeypatch.setattr(one_pass, "_memory_bytes", lambda: share * size)
+    dropped: list[str] = []
+    monkeypatch.setattr(files.Files, "done_with", lambda self, path, *place: dropped.append(path))
+    assert run(folder, *(str(w) for p in sweep(folder, tmp_path) for w in ("-a", *p))) == 0
+    assert bool(dropped) is forgotten
 
 
 def test_an_unfinished_one_goes_on_with_the_others(

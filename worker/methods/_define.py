@@ -122,6 +122,8 @@ class Reduce(ABC):
 class Final(ABC):
     """The pass that computes: one call per block."""
 
+    takes: str = ""  # the dtype in which it adds sources up without converting them, if it is one
+
     @abstractmethod
     def merge(self, block: Block, out: Tensor) -> None:
         """Write the merged block to `out`, rounding once to its dtype."""

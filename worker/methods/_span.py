@@ -153,7 +153,13 @@ class WeightedSum(Final):
         other.work = "float64"
         return other
 
+    @property
+    def takes(self) -> str:  # type: ignore[override]
+        return self.work
+
     def merge(self, block: Block, out: Tensor) -> None:
+        import torch
+
         if not self.used:
             out.zero_()
             return
@@ -166,15 +172,18 @@ class WeightedSum(Final):
         if out.dim() > 1:
             total, term = total.view(out.shape), term.view(out.shape)
         for number, source in enumerate(self.used):
-            c = self.coefficients[source]
-            if number == 0:
-                total.copy_(block.tensors[source])
+            c, values = self.coefficients[source], block.tensors[source]
+            if number == 0 and values.dtype == total.dtype and c != 1.0:
+                torch.mul(values, c, out=total)
+            elif number == 0:
+                total.copy_(values)
                 if c != 1.0:
                     total.mul_(c)
             else:
-                # Two passes over cached memory: half the time of one that mixes dtypes.
-                term.copy_(block.tensors[source])
-                total.add_(term, alpha=c)
+                if values.dtype != total.dtype:
+                    # Two passes over cached memory: half the time of one that mixes dtypes.
+                    values = term.copy_(values)
+                total.add_(values, alpha=c)
         if self.scale != 1.0:
             total.mul_(self.scale)
         out.copy_(total)
