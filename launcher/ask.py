@@ -110,25 +110,43 @@ def _from_sources(
 ) -> tuple[dict[str, Status], LauncherError | None]:
     found: dict[str, Status] = {}
     failure: LauncherError | None = None
+    forms = list(backend.forms)
     for source in backend.sources:
         left = [each for each in ids if each not in found]
         if not left:
             return found, None
-        argv = backend.status_argv(source, left, dialect)
-        if argv is None:
-            continue
-        try:
-            text = answer(argv)
-        except CommandFailed as error:
-            # The found ones are printed even where the status is that of the last unknown one.
-            text = error.output
-            if not re.search(backend.unknown_words, str(error)):
-                failure = failure or error
-        except ClusterError as error:
-            failure, text = failure or error, ""
-        said = backend.parse_status(source, text)
+        said, failed = _from_source(backend, source, forms, left, dialect)
+        failure = failure or failed
         found |= {each: said[each] for each in left if each in said}
     return found, failure if len(found) < len(ids) else None
+
+
+def _from_source(
+    backend: Scheduler[Any], source: str, forms: list[str], ids: Sequence[str], dialect: str
+) -> tuple[dict[str, Status], LauncherError | None]:
+    """Forms that turn out to be of no use are taken from the list, for the sources to come too."""
+    argv = backend.status_argv(f"{source} {forms[0]}".strip(), ids, dialect)
+    if argv is None:
+        return {}, None
+    text, failure = _reply(argv)
+    formless = failure is not None and re.search(backend.formless_words, str(failure))
+    said = None if formless else backend.parse_status(source, text)
+    if said is None and len(forms) > 1:
+        del forms[0]
+        return _from_source(backend, source, forms, ids, dialect)
+    if failure is not None and re.search(backend.unknown_words, str(failure)):
+        failure = None
+    return said or {}, failure
+
+
+def _reply(argv: Sequence[str]) -> tuple[str, LauncherError | None]:
+    """The found jobs are printed even where the status is that of the last unknown one."""
+    try:
+        return answer(argv), None
+    except CommandFailed as error:
+        return error.output, error
+    except ClusterError as error:
+        return "", error
 
 
 def patient() -> Callable[[Record], Status]:

@@ -4,7 +4,8 @@ there, and Torque's letters where $FAKE_PBS is torque.
     python3 pbs.py qsub|qstat|qdel|qrerun|schedule WORDS…
 
 Settings are files in $FAKES/pbs: `down` (no server), `no-history`, `quota` (one job a user),
-`array-limit` (holds a number).
+`array-limit` (holds a number), `no-json` (PBS Pro 13), `raw-json` (later, but not by much),
+`variables` (of every job).
 `schedule` is for tests: it runs what may run, one job after the other (`schedule begin`: starts it
 only). With $FAKE_RUN each job runs at once.
 """

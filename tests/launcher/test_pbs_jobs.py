@@ -96,10 +96,10 @@ def test_one_question_for_all_jobs(pbs, launch, fakes) -> None:
         [SECOND, "b", "cancelled"],
         [FIRST, "out", "queued"],
     ]
-    assert fakes.calls()[before:] == [f"qstat -x -f 14.pbs-server {SECOND} {FIRST}"]
+    assert fakes.calls()[before:] == [f"qstat -x -f -F json 14.pbs-server {SECOND} {FIRST}"]
     # What is over is not asked about again.
     launch("jobs")
-    assert fakes.calls()[-1] == f"qstat -x -f 14.pbs-server {FIRST}"
+    assert fakes.calls()[-1] == f"qstat -x -f -F json 14.pbs-server {FIRST}"
     rows = json.loads(launch("jobs", "--json").out)
     assert [row["job"] for row in rows] == ["14.pbs-server", SECOND, FIRST]
 
@@ -179,7 +179,7 @@ def test_a_server_without_history(pbs, launch, fakes) -> None:
     job = pbs(ONCE)
     # `qstat -x` says nothing there, of no job.
     assert state(launch, job) == "queued"
-    assert fakes.calls()[-2:] == [f"qstat -x -f {job}", f"qstat -f {job}"]
+    assert fakes.calls()[-2:] == [f"qstat -x -f -F json {job}", f"qstat -f -F json {job}"]
     fakes.pbs("schedule")
     assert launch("status", job).out.startswith(f"{job}  done  (exit code 0)")
     assert "was over already" in launch("cancel", job).out
