@@ -133,6 +133,18 @@ def test_cancel_while_it_waits(pbs, launch, fakes) -> None:
     assert (again.code, again.out) == (0, f"{job}  was over already (cancelled)\n")
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_cancel_of_what_ended_meanwhile(forgotten: bool, pbs, launch, fakes) -> None:
+    """qdel fails with 35 then, or with 153 where the server has forgotten it."""
+    job = pbs(ONCE)
+    fakes.pbs("schedule")
+    if forgotten:
+        (fakes.folder / "pbs" / f"{job}.job").unlink()
+    done = launch("cancel", job)
+    assert (done.code, done.out) == (0, f"{job}  was over already\n"), done.err
+    assert f"qdel {job}" in fakes.calls()
+
+
 def test_cancel_while_it_runs_and_retry(pbs, launch, fakes, tmp_path: Path, work: Path) -> None:
     job = pbs(ENDLESS)
     fakes.pbs("schedule", "begin")
