@@ -202,7 +202,7 @@ def retry_command(
 
 def told(fresh: list[Record], follow: bool) -> int:
     """Print what a user needs to know of jobs on their way; note them; follow the first."""
-    from . import logs
+    from . import logs, rivals
 
     first = fresh[0]
     ours = "merge-launch"
@@ -215,6 +215,8 @@ def told(fresh: list[Record], follow: bool) -> int:
         print(f"then    {later.job_id}  (after it; log {printable(later.log)})", flush=True)
     position = logs.size(first)
     keep(fresh)
+    if beside := rivals.warning(fresh):
+        say(f"warning: {beside}")
     if not follow:
         return 0
     backend = backends.get(first.backend)
