@@ -55,6 +55,8 @@ def jobs_command(
     found, failures = ask.statuses(shown)
     rows = [row(each, found[ask.key(each)]) for each in shown]
     table.show(rows, COLUMNS, as_json)
+    if not held and not as_json:
+        say("nothing was submitted from here yet")
     if len(shown) < len(held) and not as_json:
         say(f"{len(held) - len(shown)} older ones with --all")
     for failure in failures:

@@ -133,7 +133,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         *([shape.short] if shape.short else []),
         option.flag,
         help=shape.help,
-        metavar=shape.metavar,
+        metavar=shape.metavar or (None if option.kind is bool else "WORD"),
         show_default=False,
     )
     # Numbers are read by `read`, so that a flag and a profile are told the same.

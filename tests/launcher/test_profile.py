@@ -248,6 +248,8 @@ def test_show(launch, work: Path) -> None:
     assert found["threads"] == (4, here)
     assert found["queue"] == ("gpuvolta", "built in: gadi: [pbs]")
     assert "gpuvolta" in launch("profile", "show", "mine").out
+    assert "env " in (table := launch("profile", "show", "gadi").out)
+    assert " HF_HUB_OFFLINE=1 " in table and "['" not in table
 
 
 def test_check(launch, work: Path) -> None:

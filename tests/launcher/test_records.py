@@ -55,6 +55,21 @@ def test_a_damaged_record_does_not_hide_the_others(launch) -> None:
     assert done.out.splitlines()[1].startswith("5 ")
 
 
+def test_no_jobs_yet(launch) -> None:
+    done = launch("jobs")
+    assert (done.code, done.err) == (0, "merge-launch: nothing was submitted from here yet\n")
+    done = launch("jobs", "--json")
+    assert (done.code, done.out, done.err) == (0, "[]\n", "")
+
+
+def test_a_beginning_of_many_ids(launch) -> None:
+    for number in range(1, 7):
+        records.keep(Record(f"1{number}", "pbs", "", "/out", "/log", submitted_s=number))
+    done = launch("status", "1")
+    assert done.code == 2
+    assert "1: 6 jobs begin so (16, 15, 14, 13 and 2 more); say more of it" in done.err
+
+
 def test_the_shell_completes_ids_and_names(launch_process) -> None:
     records.keep(Record("34.server", "pbs", "", "/out", "/log", name="soup"))
     assert following.complete_job("3") == ["34.server"]
