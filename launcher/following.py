@@ -155,7 +155,7 @@ def why_command(job: JobWord, as_json: AsJson = False) -> int:
     if isinstance(backend, Service):
         log = backend.log_lines(record.job_id, follow=False)
     else:
-        log = logs.lines(record)
+        log = iter(()) if logs.of_another(record) else logs.lines(record)
     found = why.explain(record.job_id, status, code, more, log)
     if as_json:
         print(json.dumps({**row(record, status), "why": found}, indent=1))

@@ -140,3 +140,15 @@ def test_retry_tells_it_too(twice, launch, fakes) -> None:
     twice("pbs")
     done = launch("retry", "12.pbs-server")
     assert "13.pbs-server is queued for the same OUT" in done.err
+
+
+def test_why_does_not_quote_the_first(twice, launch, fakes, python) -> None:
+    """In whose log both write."""
+    twice("pbs", "out", "--python", python(running="echo 'error: m2 is truncated'; exit 3"))
+    fakes.pbs("schedule")
+    assert "m2 is truncated" in launch("why", "12.pbs-server").out
+    twice("pbs")
+    launch("cancel", "13.pbs-server")
+    said = launch("why", "13.pbs-server").out
+    assert "It ended without having run" in said and "m2 is truncated" not in said
+    assert "m2 is truncated" in launch("why", "12.pbs-server").out
