@@ -130,7 +130,8 @@ def resource_lines(wanted: PbsResources, job: Job) -> list[str]:
     dialect = DIALECTS[wanted.dialect]
     own = {name for line in wanted.resource for name in _names(line)}
     lines = [line for line in dialect.lines(wanted) if own.isdisjoint(_names(line))]
-    lines += wanted.resource
+    # That of a site or profile gives way to a nearer one.
+    lines += {tuple(_names(line)) or line: line for line in wanted.resource}.values()
     if dialect.mounts is not None:
         mounts = dialect.mounts([*job.merge.local_models(), job.merge.out, job.merge.folder])
         named = mounts.partition("=")[0]

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher import following, logs, records
+import pytest
+
+from launcher import logs, records
 from launcher.records import Record
 
 ROOT = Path(records.__file__).parents[1]
@@ -70,11 +72,19 @@ def test_a_beginning_of_many_ids(launch) -> None:
     assert "1: 6 jobs begin so (16, 15, 14, 13 and 2 more); say more of it" in done.err
 
 
-def test_the_shell_completes_ids_and_names(launch_process) -> None:
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("merge-launch logs so", ["soup"]),
+        ("merge-launch logs 3", ["34.server"]),
+        ("merge-launch pbs --dialect po", ["polaris"]),
+        ("merge-launch pbs --profile gadi-", ["gadi-a100"]),
+        ("merge-launch slurm --engine mergekit", ["mergekit"]),
+    ],
+)
+def test_the_shell_completes(words: str, found: list[str]) -> None:
     records.keep(Record("34.server", "pbs", "", "/out", "/log", name="soup"))
-    assert following.complete_job("3") == ["34.server"]
-    assert following.complete_job("so") == ["soup"]
-    asked = {"COMP_WORDS": "merge-launch logs so", "COMP_CWORD": "2"}
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     code = "import sys; sys.argv[0] = 'merge-launch'; from launcher import cli; cli.main()"
     env = {
         **os.environ,
@@ -83,7 +93,7 @@ def test_the_shell_completes_ids_and_names(launch_process) -> None:
         **asked,
     }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.stdout.split() == ["soup"], done.stderr
+    assert done.stdout.split() == found, done.stderr
 
 
 def test_an_interrupt_leaves_the_job_alone(launch, fakes, models, monkeypatch) -> None:

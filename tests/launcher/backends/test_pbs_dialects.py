@@ -185,6 +185,10 @@ def test_a_place_needs_chunks(launch, fakes, models) -> None:
 def test_what_nobody_asked_for_gives_way(make_job, render_job) -> None:
     text = render_job("pbs", make_job(), dialect="torque", resource=("nodes=1:ppn=8:fat",))
     assert [line for line in directives(text) if "nodes" in line] == ["-l nodes=1:ppn=8:fat"]
+    text = render_job("pbs", make_job(), resource=("select=1:x=y", "wd", "select=1:z=1", "ssd"))
+    assert [line[3:] for line in directives(text) if line.startswith("-l")] == [
+        *("select=1:z=1", "wd", "ssd")
+    ]
     text = render_job("pbs", make_job(), nodes=2, ngpus=1, resource=("place=scatter:excl",))
     assert [line for line in directives(text) if "place" in line] == ["-l place=scatter:excl"]
 
