@@ -19,7 +19,10 @@ PATIENCE_S = 5.0
 
 def warning(fresh: Sequence[Record]) -> str | None:
     """On jobs that run or will run beside the first of these."""
-    held, _ = records.load()
+    try:
+        held, _ = records.load()
+    except OSError:
+        return None
     ids = {record.job_id for record in fresh}
     open_ones = [
         each

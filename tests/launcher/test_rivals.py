@@ -133,6 +133,15 @@ def test_damaged_records_are_no_fault(twice) -> None:
     assert twice("pbs") == ("", ["qsub"])
 
 
+def test_a_state_folder_that_cannot_be_read_is_no_fault(twice, monkeypatch) -> None:
+    def shut() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    twice("pbs")
+    monkeypatch.setattr(records, "load", shut)
+    assert twice("pbs") == ("", ["qsub"])
+
+
 def test_retry_tells_it_too(twice, launch, fakes) -> None:
     twice("pbs")
     launch("cancel", "out")
