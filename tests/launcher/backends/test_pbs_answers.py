@@ -66,7 +66,13 @@ def test_nothing_is_read_back_from_variables() -> None:
     }
 
 
-@pytest.mark.parametrize("answer", ["", "\n", json.dumps(HEAD), json.dumps({**HEAD, "Jobs": {}})])
+# Torque answers -x with XML.
+XML = "<Data><Job><Job_Id>12.s</Job_Id><job_state>R</job_state></Job></Data>\n"
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "\n", json.dumps(HEAD), json.dumps({**HEAD, "Jobs": {}}), XML]
+)
 def test_an_answer_of_no_job(answer: str) -> None:
     assert statuses(answer) == {}
 
