@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import backends, records
 from .backends import Here, JobState, Scheduler, Service, Status
 from .backends._base import state_of_exit
-from .command import CommandFailed, answer
+from .command import TIMEOUT_S, CommandFailed, answer
 from .errors import ClusterError, LauncherError, in_one_line
 from .records import Record
 
@@ -24,7 +24,7 @@ def key(record: Record) -> Key:
 
 
 def statuses(
-    held: Sequence[Record], settled_too: bool = False
+    held: Sequence[Record], settled_too: bool = False, timeout_s: float = TIMEOUT_S
 ) -> tuple[dict[Key, Status], list[LauncherError]]:
     """Of all records, asking each scheduler once; what it failed to say is as it was last heard."""
     found = {key(record): record.last for record in held if settled(record)}
@@ -34,7 +34,7 @@ def statuses(
         if settled_too or not settled(record):
             groups.setdefault((record.backend, record.dialect), []).append(record)
     for group in groups.values():
-        said, failure = _asked(group)
+        said, failure = _asked(group, timeout_s)
         if failure is not None:
             failures.append(failure)
         for each in group:
@@ -85,7 +85,9 @@ def verdict(record: Record, said: Status | None) -> Status:
     return Status(JobState.UNKNOWN, FORGOTTEN)
 
 
-def _asked(group: Sequence[Record]) -> tuple[dict[str, Status], LauncherError | None]:
+def _asked(
+    group: Sequence[Record], timeout_s: float
+) -> tuple[dict[str, Status], LauncherError | None]:
     backend: Any = backends.get(group[0].backend)
     ids = [record.job_id for record in group]
     if isinstance(backend, Service):
@@ -101,34 +103,60 @@ def _asked(group: Sequence[Record]) -> tuple[dict[str, Status], LauncherError | 
                 detail = f"ask on {each.host}, where it was started"
                 far[each.job_id] = Status(JobState.UNKNOWN, detail)
     near = [each for each in ids if each not in far]
-    found, failure = _from_sources(backend, near, group[0].dialect)
+    found, failure = _from_sources(backend, near, group[0].dialect, timeout_s)
     return far | found, failure
 
 
 def _from_sources(
-    backend: Scheduler[Any], ids: Sequence[str], dialect: str
+    backend: Scheduler[Any], ids: Sequence[str], dialect: str, timeout_s: float
 ) -> tuple[dict[str, Status], LauncherError | None]:
     found: dict[str, Status] = {}
     failure: LauncherError | None = None
+    forms = list(backend.forms)
     for source in backend.sources:
         left = [each for each in ids if each not in found]
-        if not left:
-            return found, None
-        argv = backend.status_argv(source, left, dialect)
-        if argv is None:
-            continue
-        try:
-            text = answer(argv)
-        except CommandFailed as error:
-            # The found ones are printed even where the status is that of the last unknown one.
-            text = error.output
-            if not re.search(backend.unknown_words, str(error)):
-                failure = failure or error
-        except ClusterError as error:
-            failure, text = failure or error, ""
-        said = backend.parse_status(source, text)
+        # What kept silent would do so again.
+        if not left or (isinstance(failure, ClusterError) and failure.unanswered):
+            break
+        said, failed = _from_source(backend, source, forms, Question(left, dialect, timeout_s))
+        failure = failure or failed
         found |= {each: said[each] for each in left if each in said}
     return found, failure if len(found) < len(ids) else None
+
+
+class Question(NamedTuple):
+    ids: Sequence[str]
+    dialect: str
+    timeout_s: float
+
+
+def _from_source(
+    backend: Scheduler[Any], source: str, forms: list[str], question: Question
+) -> tuple[dict[str, Status], LauncherError | None]:
+    """Forms that turn out to be of no use are taken from the list, for the sources to come too."""
+    words = f"{source} {forms[0]}".strip()
+    argv = backend.status_argv(words, question.ids, question.dialect)
+    if argv is None:
+        return {}, None
+    text, failure = _reply(argv, question.timeout_s)
+    formless = failure is not None and re.search(backend.formless_words, str(failure))
+    said = None if formless else backend.parse_status(source, text)
+    if said is None and len(forms) > 1:
+        del forms[0]
+        return _from_source(backend, source, forms, question)
+    if failure is not None and re.search(backend.unknown_words, str(failure)):
+        failure = None
+    return said or {}, failure
+
+
+def _reply(argv: Sequence[str], timeout_s: float) -> tuple[str, LauncherError | None]:
+    """The found jobs are printed even where the status is that of the last unknown one."""
+    try:
+        return answer(argv, timeout_s), None
+    except CommandFailed as error:
+        return error.output, error
+    except ClusterError as error:
+        return "", error
 
 
 def patient() -> Callable[[Record], Status]:

@@ -55,6 +55,8 @@ def jobs_command(
     found, failures = ask.statuses(shown)
     rows = [row(each, found[ask.key(each)]) for each in shown]
     table.show(rows, COLUMNS, as_json)
+    if not held and not as_json:
+        say("nothing was submitted from here yet")
     if len(shown) < len(held) and not as_json:
         say(f"{len(held) - len(shown)} older ones with --all")
     for failure in failures:
@@ -153,7 +155,7 @@ def why_command(job: JobWord, as_json: AsJson = False) -> int:
     if isinstance(backend, Service):
         log = backend.log_lines(record.job_id, follow=False)
     else:
-        log = logs.lines(record)
+        log = iter(()) if logs.of_another(record) else logs.lines(record)
     found = why.explain(record.job_id, status, code, more, log)
     if as_json:
         print(json.dumps({**row(record, status), "why": found}, indent=1))
@@ -202,7 +204,7 @@ def retry_command(
 
 def told(fresh: list[Record], follow: bool) -> int:
     """Print what a user needs to know of jobs on their way; note them; follow the first."""
-    from . import logs
+    from . import logs, rivals
 
     first = fresh[0]
     ours = "merge-launch"
@@ -215,6 +217,8 @@ def told(fresh: list[Record], follow: bool) -> int:
         print(f"then    {later.job_id}  (after it; log {printable(later.log)})", flush=True)
     position = logs.size(first)
     keep(fresh)
+    if beside := rivals.warning(fresh):
+        say(f"warning: {beside}")
     if not follow:
         return 0
     backend = backends.get(first.backend)

@@ -62,6 +62,12 @@ def lines(record: Record) -> Iterator[str]:
             yield from file
 
 
+def of_another(record: Record) -> bool:
+    """Whether the log holds only what an earlier job for the same OUT wrote."""
+    last = max((path.stat().st_mtime for path in files(record)), default=0.0)
+    return record.exit_code() is None and last < record.submitted_s
+
+
 def show(record: Record, target: TextIO) -> bool:
     """False if there is nothing yet."""
     if not files(record):

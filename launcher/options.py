@@ -11,7 +11,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -127,14 +127,23 @@ def parameters(groups: Iterable[type]) -> list[inspect.Parameter]:
     return [_parameter(option) for group in groups for option in options_of(group)]
 
 
+def _completion(pattern: str) -> Callable[[str], list[str]] | None:
+    """Of options that take one of some words."""
+    words = pattern.split("|")
+    if len(words) == 1 or not all(re.fullmatch(r"[\w-]+", word) for word in words):
+        return None
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
 def _parameter(option: Option) -> inspect.Parameter:
     shape = option.shape
     declared = typer.Option(
         *([shape.short] if shape.short else []),
         option.flag,
         help=shape.help,
-        metavar=shape.metavar,
+        metavar=shape.metavar or (None if option.kind is bool else "WORD"),
         show_default=False,
+        autocompletion=_completion(shape.pattern or ""),
     )
     # Numbers are read by `read`, so that a flag and a profile are told the same.
     kind: Any = list[str] if option.kind is tuple else bool if option.kind is bool else str

@@ -81,9 +81,10 @@ def _near(word: str, folder: str) -> str:
     """` (did you mean …?)` where the name on the hub looks like a folder here."""
     parent = Path(folder) / Path(word).parent
     try:
-        return nearest(Path(word).name, [each.name for each in parent.iterdir() if each.is_dir()])
+        found = nearest(Path(word).name, [each.name for each in parent.iterdir() if each.is_dir()])
     except OSError:
         return ""
+    return found.replace("'", f"'{Path(word).parent}/", 1)
 
 
 def _perhaps_a_folder(word: str, folder: str) -> str:

@@ -126,21 +126,42 @@ class Held:
 def table_faults(table: Table, place: str, more: set[str]) -> Iterator[str]:
     """Keys that nothing reads, in a profile or at the top of a file."""
     common = {option.name for group in COMMON for option in options_of(group)}
+    tables = of_backends()
     for key, value in table.items():
         if key in backends.names() and isinstance(value, dict):
             own = {option.name for option in options_of(backends.get(key).resources)}
-            yield from _unknown(value, common | own, f"{place}: [{key}]")
+            yield from _unknown(value, common | own, f"{place}: [{key}]", tables)
         elif key in more:
             if not isinstance(value, str):
                 yield f"{place}: '{key}' must be text"
         else:
-            yield from _unknown({key: value}, common | more | set(backends.names()), place)
+            known = common | more | set(backends.names())
+            yield from _unknown({key: value}, known, place, tables, known | set(tables))
 
 
-def _unknown(table: Table, known: set[str], place: str) -> Iterator[str]:
+def of_backends() -> dict[str, str]:
+    """What only some backends have, and the tables where it may stand."""
+    found: dict[str, list[str]] = {}
+    for name in backends.names():
+        for option in options_of(backends.get(name).resources):
+            found.setdefault(option.name, []).append(f"[{name}]")
+    return {name: " or ".join(tables) for name, tables in found.items()}
+
+
+def _unknown(
+    table: Table,
+    known: set[str],
+    place: str,
+    elsewhere: Mapping[str, str],
+    near: set[str] | None = None,
+) -> Iterator[str]:
+    """`elsewhere`: keys of another table, and of which. `near`: what may be meant."""
     for key, value in table.items():
-        if key.replace("-", "_") not in known:
-            yield f"{place}: nothing reads '{printable(key)}'{nearest(key, known)}"
+        name = key.replace("-", "_")
+        if name in elsewhere and name not in known:
+            yield f"{place}: '{printable(key)}' belongs into {elsewhere[name]}"
+        elif name not in known:
+            yield f"{place}: nothing reads '{printable(key)}'{nearest(key, near or known)}"
         elif isinstance(value, dict) or key in (*OF_THE_FILE, *backends.names()):
             yield f"{place}: '{printable(key)}' is a value where a table belongs, or the reverse"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from worker.errors import nearest, printable
+from worker.errors import first_names, nearest, printable
 
 from .backends import JobState, Status
 from .command import replace_text
@@ -132,7 +132,7 @@ def find(word: str) -> Record:
     if len(begins) == 1:
         return begins[0]
     if begins:
-        some = ", ".join(each.job_id for each in begins[:4])
+        some = first_names((each.job_id for each in begins), 4)
         raise UsageError(f"{printable(word)}: {len(begins)} jobs begin so ({some}); say more of it")
     copies = beside(Path(f"{out.rstrip('/')}.job"))
     if copies:

@@ -25,7 +25,7 @@ def show(
         print(json.dumps([dict(row) for row in rows], indent=1), file=target)
         return
     cells = [[column.upper() for column in columns]]
-    cells += [[printable(str(row[column])) for column in columns] for row in rows]
+    cells += [[printable(_cell(row[column])) for column in columns] for row in rows]
     widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
     coloured = target.isatty() and not os.environ.get("NO_COLOR")
     for line in cells:
@@ -34,6 +34,10 @@ def show(
         if coloured:
             padded = [_painted(text) for text in padded]
         print("  ".join(padded), file=target)
+
+
+def _cell(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _painted(text: str) -> str:

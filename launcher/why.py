@@ -10,8 +10,8 @@ from .logs import PROGRESS, clean
 
 LINES = 6
 NOTED = re.compile(
-    r"(?i)merge-(worker|launch):|error|traceback|exception|killed|out of memory|denied|"
-    r"no space|not found|=>> PBS|slurmstepd"
+    r"(?i)merge-(worker|launch):(?! begun on )|error|traceback|exception|killed|out of memory|"
+    r"denied|no space|no such file|not found|=>> PBS|slurmstepd"
 )
 CODES = {
     1: "a bug of merge-worker, or a failing line of --setup or --then; the log says which",

@@ -159,6 +159,11 @@ class Scheduler(Backend[R]):
     suffix: ClassVar[str]
     sources: ClassVar[tuple[str, ...]] = ()
     """What knows of jobs; a later one is asked for those that the earlier left out."""
+    forms: ClassVar[tuple[str, ...]] = ("",)
+    """Words behind a source: the forms of its answer, the best first. Once one cannot be had or
+    read, the next is asked for."""
+    formless_words: ClassVar[str] = "(?!)"
+    """A pattern of errors of a source that cannot print the form."""
     gone: ClassVar[tuple[int, ...]] = ()
     """Exit statuses of `cancel_argv` that say that the job was over already."""
     unknown_words: ClassVar[str] = "(?!)"
@@ -184,12 +189,14 @@ class Scheduler(Backend[R]):
 
     @abstractmethod
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:
-        """One call for many jobs of one dialect; None where the dialect has no such source."""
+        """One call for many jobs of one dialect, of a source with one of its forms; None where the
+        dialect has no such source."""
 
     @abstractmethod
-    def parse_status(self, source: str, text: str) -> dict[str, Status]:
+    def parse_status(self, source: str, text: str) -> dict[str, Status] | None:
         """By job id as `parse_submit` gave it; jobs that the answer does not speak of are left out.
-        The text is also that of a call that failed: found jobs are printed all the same."""
+        The text is also that of a call that failed: found jobs are printed all the same. None where
+        this form of the answer cannot be read."""
 
     def why_argv(self, job_id: str, dialect: str) -> list[str] | None:
         """One more question for `why`, where the reasons of `parse_status` are not all."""

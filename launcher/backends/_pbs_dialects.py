@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -127,13 +128,52 @@ def queue(wanted: PbsResources) -> str | None:
 def resource_lines(wanted: PbsResources, job: Job) -> list[str]:
     """The values of -l, one a line."""
     dialect = DIALECTS[wanted.dialect]
-    lines = [*dialect.lines(wanted), *wanted.resource]
+    own = {name for line in wanted.resource for name in _names(line)}
+    lines = [line for line in dialect.lines(wanted) if own.isdisjoint(_names(line))]
+    # That of a site or profile gives way to a nearer one.
+    lines += {tuple(_names(line)) or line: line for line in wanted.resource}.values()
     if dialect.mounts is not None:
         mounts = dialect.mounts([*job.merge.local_models(), job.merge.out, job.merge.folder])
         named = mounts.partition("=")[0]
         if mounts and not any(line.startswith(f"{named}=") for line in wanted.resource):
             lines.append(mounts)
     return lines
+
+
+WHOLE_JOB = {"ncpus", "ngpus", "mem", "nodes"}
+
+
+def _overruled(wanted: PbsResources) -> Iterator[str]:
+    """Of two values of -l with one name the last holds alone, and nobody hears of it."""
+    lines = DIALECTS[wanted.dialect].lines
+    ours = {name: line for line in lines(wanted) for name in _names(line)}
+    unasked = lines(dataclasses.replace(wanted, ngpus=None, ncpus=None, mem=None, nodes=1))
+    for place, value in _values_of_l(wanted):
+        for name in _names(value):
+            if name == "walltime":
+                yield f"{place}: say --walltime, from which the worker has its deadline"
+            elif name in ours and name != "place" and ours[name] not in unasked:
+                yield (
+                    f"{place}: it would replace '-l {ours[name]}'; write all of that there, and "
+                    f"leave --ngpus, --ncpus, --mem and --nodes out"
+                )
+            elif name not in ours and name in WHOLE_JOB and "select" in ours:
+                yield (
+                    f"{place}: PBS takes nothing for the whole job beside '-l {ours['select']}'; "
+                    f"say --{name}"
+                )
+
+
+def _names(line: str) -> list[str]:
+    return re.findall(r"(?:^|,)(\w+)=", line)
+
+
+def _values_of_l(wanted: PbsResources) -> Iterator[tuple[str, str]]:
+    for value in wanted.resource:
+        yield f"--resource {value}", value
+    for line in wanted.directive:
+        for value in re.findall(r"(?:^|\s)-l\s*(\S+)", line):
+            yield f"--directive '{line}'", value.strip("'\"")
 
 
 def faults(wanted: PbsResources, name: str) -> list[str]:
@@ -166,4 +206,4 @@ def faults(wanted: PbsResources, name: str) -> list[str]:
             for each in ("ngpus", "ncpus", "mem")
             if getattr(wanted, each) is not None
         ]
-    return found
+    return [*found, *_overruled(wanted)]

@@ -1,12 +1,12 @@
 """What PBS says of a job → states and sentences. Codes as seen with OpenPBS 23.06, letters also of
-Torque. The plain text of `qstat -f` is read, not its JSON: every version has that, and it turns no
-value into another type."""
+Torque."""
 
 from __future__ import annotations
 
 import re
 
 from ._base import JobState, Status, state_of_exit
+from ._pbs_answers import Fields, decoded
 
 QUEUED = {
     "Q": "It is in the queue.",
@@ -37,33 +37,23 @@ KILLS = {
 }
 RESUMABLE = (-29, -20, -11)
 DROPPED = "It ended without having run: deleted, or what it waited for failed."
-RECORD = re.compile(r"^Job Id:[ \t]*(\S+)[ \t]*$", re.MULTILINE)
-FIELD = re.compile(r"^ +([\w.]+) = (.*)$", re.MULTILINE)
 
 
-def statuses(text: str) -> dict[str, Status]:
+def statuses(text: str) -> dict[str, Status] | None:
     """Without jobs of which it does not say how they ended, though they ran: so is the qstat that
-    some sites have in front of Slurm."""
-    words = RECORD.split(text)[1:]
-    found = {}
-    for job_id, body in zip(words[::2], words[1::2], strict=True):
-        fields = _fields(body)
-        ended_somehow = fields.get("job_state") == "C" and "exit_status" not in fields
-        if not (ended_somehow and "exec_host" in fields):
-            found[job_id] = status(fields)
-    return found
+    some sites have in front of Slurm. None of an answer that cannot be read."""
+    jobs = decoded(text)
+    if jobs is None:
+        return None
+    return {job_id: status(fields) for job_id, fields in jobs.items() if not _mute(fields)}
 
 
-def _fields(body: str) -> dict[str, str]:
-    # Long values go on in lines that begin with a tab; in front of Slurm every field does.
-    lines = body.replace("\n\t", "\n    " if body.startswith("\n\t") else "")
-    fields: dict[str, str] = {}
-    for key, value in FIELD.findall(lines):
-        fields.setdefault(key.lower(), value.strip())
-    return fields
+def _mute(fields: Fields) -> bool:
+    ended_somehow = fields.get("job_state") == "C" and "exit_status" not in fields
+    return ended_somehow and "exec_host" in fields
 
 
-def status(fields: dict[str, str]) -> Status:
+def status(fields: Fields) -> Status:
     code = fields.get("job_state", "?")
     comment = fields.get("comment", "")
     reasons = [f"PBS says: {comment}."] if comment else []
@@ -80,7 +70,7 @@ def status(fields: dict[str, str]) -> Status:
     return Status(JobState.UNKNOWN, detail, (f"PBS gives its state as '{code}'.", *reasons))
 
 
-def _waits(fields: dict[str, str]) -> list[str]:
+def _waits(fields: Fields) -> list[str]:
     found = []
     if fields.get("hold_types", "n") not in ("n", ""):
         kinds = {"u": "its user", "o": "an operator", "s": "the system", "p": "a bad password"}

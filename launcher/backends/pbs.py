@@ -103,7 +103,10 @@ class Pbs(Scheduler[PbsResources]):
     suffix = "pbs"
     dependencies = True
     # A server without history answers the first with nothing at all, also of jobs that run.
-    sources = ("qstat -x", "qstat")
+    sources = ("qstat -x -f", "qstat -f")
+    # Old servers, and the qstat that stands in front of Slurm, print text only.
+    forms = ("-F json", "")
+    formless_words = r"(?i)failed with status 2:|(?:invalid|unknown|illegal) option"
     gone = (35,)
     unknown_words = (
         "(?i)unknown job|has finished|not configured to maintain|failed with status 153:"
@@ -176,12 +179,13 @@ class Pbs(Scheduler[PbsResources]):
         return lines[-1]
 
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:
-        # -x asks for finished jobs as well; in Torque it asks for XML.
+        # -x asks for finished jobs as well; in Torque it asks for XML, and -F is not known there.
         if dialect == "torque" and "-x" in source:
             return None
-        return [*source.split(), "-f", *ids]
+        words = source.split()
+        return [*(words[:2] if dialect == "torque" else words), *ids]
 
-    def parse_status(self, source: str, text: str) -> dict[str, Status]:
+    def parse_status(self, source: str, text: str) -> dict[str, Status] | None:
         return statuses(text)
 
     def cancel_argv(self, job_id: str) -> list[str]:

@@ -4,7 +4,8 @@ there, and Torque's letters where $FAKE_PBS is torque.
     python3 pbs.py qsub|qstat|qdel|qrerun|schedule WORDS…
 
 Settings are files in $FAKES/pbs: `down` (no server), `no-history`, `quota` (one job a user),
-`array-limit` (holds a number).
+`array-limit` (holds a number), `no-json` (PBS Pro 13), `raw-json` (later, but not by much),
+`variables` (of every job).
 `schedule` is for tests: it runs what may run, one job after the other (`schedule begin`: starts it
 only). With $FAKE_RUN each job runs at once.
 """
@@ -76,6 +77,20 @@ def resources(value: str) -> None:
         raise Refused("Illegal attribute or resource value Resource_List.walltime", 166)
 
 
+def unmixed(text: str) -> None:
+    """Chunks, and what is for the whole job, do not go together."""
+    names = re.findall(r"^#PBS -l *(\w+)", text, re.MULTILINE)
+    for name, status in (("ncpus", 5), ("mem", 5), ("nodes", 6)):
+        if "select" in names and name in names:
+            raise Refused(
+                f'"-lresource=" cannot be used with "select", resource is: {name}', status
+            )
+    if "place" in names and "select" not in names and not TORQUE:
+        raise Refused("-lplace= cannot be used without -lselect=", 7)
+    if len(set(names)) < len(names):
+        raise Refused("a real server would take the last of two equal resources", 99)
+
+
 def qsub(words: list[str]) -> None:
     *given, name = words
     script = Path(name)
@@ -93,6 +108,7 @@ def qsub(words: list[str]) -> None:
         checked(option, value)
         if option in "NoqWJt":
             job[option] = shlex.split(value)[0]
+    unmixed(text)
     if switched("quota") and jobs():
         raise Refused("would exceed limit on number of jobs a user may have", 188)
     output = Path(job["o"])

@@ -1,20 +1,18 @@
-"""What qstat of the fake PBS prints: the full form of jobs, and of the server."""
+"""What qstat of the fake PBS prints: the full form of jobs, as text or JSON, and of the server."""
 
+import json
+import re
 import sys
 
 from pbs_jobs import HOME, TORQUE, Refused, jobs, switched
+
+USAGE = "usage:\nqstat [-f] [-J] [-p] [-t] [-x] [-E] [-F format] [-D delim] [ job_identifier… ]"
 
 
 def limit() -> int:
     """Of an array's members."""
     path = HOME / "array-limit"
     return int(path.read_text()) if path.exists() else 10000
-
-
-def field(name: str, value: object) -> str:
-    """Lines of 79 columns, and what does not fit goes on behind a tab."""
-    line = f"    {name} = {value}"
-    return "\n\t".join(line[at : at + 79] for at in range(0, len(line), 79))
 
 
 def letter(job: dict) -> str:
@@ -25,22 +23,66 @@ def letter(job: dict) -> str:
     return "C" if TORQUE else "X" if others else "F"
 
 
-def described(job: dict) -> str:
-    lines = [f"Job Id: {job['id']}", field("Job_Name", job["N"]), field("Job_Owner", "me@login")]
-    lines.append(field("job_state", letter(job)))
-    lines.append(field("queue", job.get("q", "workq")))
-    if job["depend"] and job["state"] == "H":
-        lines += [field("Hold_Types", "s"), field("depend", job["depend"] + "@pbs-server")]
-    lines.append(field("Output_Path", f"login:{job['o']}"))
-    lines.append(field("Rerunable", True))
+def variables() -> list[tuple[str, str]]:
+    """Of every job: those that a test put into $FAKES/pbs/variables, with a NUL between them."""
+    path = HOME / "variables"
+    given = path.read_text().split("\0") if path.exists() else []
     # What a user's own variables may hold is no field of the job's.
-    lines.append(field("Variable_List", "PBS_O_HOME=/home/me,A=job_state = F"))
+    pairs = ["PBS_O_HOME=/home/me", "A=job_state = F", *given]
+    return [tuple(pair.split("=", 1)) for pair in pairs]
+
+
+def fields(job: dict) -> dict[str, object]:
+    found: dict[str, object] = {"Job_Name": job["N"], "Job_Owner": "me@login"}
+    found |= {"job_state": letter(job), "queue": job.get("q", "workq")}
+    if job["depend"] and job["state"] == "H":
+        found |= {"Hold_Types": "s", "depend": job["depend"] + "@pbs-server"}
+    found |= {"Output_Path": f"login:{job['o']}", "Rerunable": True, "Variable_List": variables()}
     if job["comment"]:
-        lines.append(field("comment", job["comment"]))
-    lines.append(field("run_count", job["runs"]))
+        found["comment"] = job["comment"]
+    found["run_count"] = job["runs"]
     if "code" in job:
-        lines.append(field("exit_status" if TORQUE else "Exit_status", job["code"]))
-    return "\n".join([*lines, field("project", "_pbs_project_default"), ""])
+        found["exit_status" if TORQUE else "Exit_status"] = job["code"]
+    return found | {"project": "_pbs_project_default"}
+
+
+def as_text(job: dict) -> str:
+    lines = [f"Job Id: {job['id']}"]
+    for name, value in fields(job).items():
+        if isinstance(value, list):
+            value = ",".join("=".join(pair) for pair in value)
+        # Lines of 79 columns, and what does not fit goes on behind a tab.
+        line = f"    {name} = {value}"
+        lines.append("\n\t".join(line[at : at + 79] for at in range(0, len(line), 79)))
+    return "\n".join([*lines, ""])
+
+
+def coerced(value: str) -> object:
+    """What looks like a number or a truth becomes one, and backslashes come out doubled."""
+    if value in ("true", "false"):
+        return value == "true"
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value):
+        number = float(value)
+        return int(number) if number.is_integer() else number
+    return value.replace("\\", "\\\\")
+
+
+def as_json(found: list[dict]) -> str:
+    answer: dict[str, object] = {"timestamp": 1764100000, "pbs_version": "23.06.06"}
+    answer["pbs_server"] = "pbs-server"
+    for job in found:
+        listed = fields(job)
+        listed["Variable_List"] = {name: coerced(value) for name, value in variables()}
+        answer.setdefault("Jobs", {})[job["id"]] = listed
+    text = json.dumps(answer, indent=4, ensure_ascii=False)
+    if not switched("raw-json"):
+        return text
+    # Of older versions, which escape nothing and write what looks like a number as it was given.
+    for name, value in variables():
+        word = json.dumps(coerced(value), ensure_ascii=False)
+        raw = f'"{value}"' if isinstance(coerced(value), str) else value
+        text = text.replace(f'"{name}": {word}', f'"{name}": {raw}')
+    return text
 
 
 def qstat(words: list[str]) -> int:
@@ -48,17 +90,26 @@ def qstat(words: list[str]) -> int:
         name = "max_job_array_size" if TORQUE else "max_array_size"
         print(f"Server: pbs-server\n    server_state = Active\n    {name} = {limit()}\n")
         return 0
-    history = "-x" in words
-    if "-F" in words or (history and TORQUE):
-        raise Refused("the caller reads plain text", 2)
-    ids = [word for word in words if not word.startswith("-")]
+    history, as_document = "-x" in words, "-F" in words
+    if as_document and (TORQUE or switched("no-json")):
+        raise Refused(f"invalid option -- 'F'\n{USAGE}", 2)
+    if history and TORQUE:
+        raise Refused("a real one would print XML", 2)
+    ids = [word for word in words if not word.startswith("-") and word != "json"]
     if history and switched("no-history"):
         print("PBS is not configured to maintain job history", file=sys.stderr)
         return 0
-    status = 0
-    known = jobs()
+    found, status = known(ids, history)
+    if found or as_document:
+        print(as_json(found) if as_document else "\n".join(map(as_text, found)))
+    return status
+
+
+def known(ids: list[str], history: bool) -> tuple[list[dict], int]:
+    """Those that it prints, and the status of the last that it does not."""
+    found, status, held = [], 0, jobs()
     for job_id in ids:
-        job = known.get(job_id)
+        job = held.get(job_id)
         if job is None or (switched("no-history") and letter(job) == "F"):
             print(f"qstat: Unknown Job Id {job_id}", file=sys.stderr)
             status = 153
@@ -66,5 +117,5 @@ def qstat(words: list[str]) -> int:
             print(f"qstat: {job_id} Job has finished, use -x or -H", file=sys.stderr)
             status = 35
         else:
-            print(described(job))
-    return status
+            found.append(job)
+    return found, status

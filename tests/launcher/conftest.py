@@ -118,7 +118,7 @@ class Fakes(NamedTuple):
         subprocess.run(argv, check=True, timeout=300)
 
     def switch(self, name: str, on: bool = True) -> None:
-        """A state of the PBS server: down, no-history, quota."""
+        """A state of the PBS server: down, no-history, quota, no-json, raw-json."""
         path = self.folder / "pbs" / name
         path.parent.mkdir(exist_ok=True)
         path.touch() if on else path.unlink()

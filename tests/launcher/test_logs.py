@@ -85,6 +85,8 @@ def test_the_lines_that_name_a_fault() -> None:
     log = ["loading\n", "merge-worker: m2: no space left\n", BAR.format(3.0), "cleaning up\n", "\n"]
     assert why.last_words(log) == ["merge-worker: m2: no space left"]
     assert why.last_words(["a\n", "b\n", "c\n"]) == ["b", "c"]
+    log = ["merge-launch: begun on n1 at 12:00\n", "12.SC: line 9: /nope: No such file\n", "bye\n"]
+    assert why.last_words(log) == [log[1].rstrip()]
     assert len(why.last_words(f"error {n}\n" for n in range(50))) == why.LINES
 
 

@@ -96,10 +96,10 @@ def test_one_question_for_all_jobs(pbs, launch, fakes) -> None:
         [SECOND, "b", "cancelled"],
         [FIRST, "out", "queued"],
     ]
-    assert fakes.calls()[before:] == [f"qstat -x -f 14.pbs-server {SECOND} {FIRST}"]
+    assert fakes.calls()[before:] == [f"qstat -x -f -F json 14.pbs-server {SECOND} {FIRST}"]
     # What is over is not asked about again.
     launch("jobs")
-    assert fakes.calls()[-1] == f"qstat -x -f 14.pbs-server {FIRST}"
+    assert fakes.calls()[-1] == f"qstat -x -f -F json 14.pbs-server {FIRST}"
     rows = json.loads(launch("jobs", "--json").out)
     assert [row["job"] for row in rows] == ["14.pbs-server", SECOND, FIRST]
 
@@ -131,6 +131,18 @@ def test_cancel_while_it_waits(pbs, launch, fakes) -> None:
     assert "It ended without having run" in launch("why", job).out
     again = launch("cancel", job)
     assert (again.code, again.out) == (0, f"{job}  was over already (cancelled)\n")
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_cancel_of_what_ended_meanwhile(forgotten: bool, pbs, launch, fakes) -> None:
+    """qdel fails with 35 then, or with 153 where the server has forgotten it."""
+    job = pbs(ONCE)
+    fakes.pbs("schedule")
+    if forgotten:
+        (fakes.folder / "pbs" / f"{job}.job").unlink()
+    done = launch("cancel", job)
+    assert (done.code, done.out) == (0, f"{job}  was over already\n"), done.err
+    assert f"qdel {job}" in fakes.calls()
 
 
 def test_cancel_while_it_runs_and_retry(pbs, launch, fakes, tmp_path: Path, work: Path) -> None:
@@ -179,7 +191,7 @@ def test_a_server_without_history(pbs, launch, fakes) -> None:
     job = pbs(ONCE)
     # `qstat -x` says nothing there, of no job.
     assert state(launch, job) == "queued"
-    assert fakes.calls()[-2:] == [f"qstat -x -f {job}", f"qstat -f {job}"]
+    assert fakes.calls()[-2:] == [f"qstat -x -f -F json {job}", f"qstat -f -F json {job}"]
     fakes.pbs("schedule")
     assert launch("status", job).out.startswith(f"{job}  done  (exit code 0)")
     assert "was over already" in launch("cancel", job).out

@@ -60,7 +60,8 @@ def test_a_misspelt_folder_is_not_quietly_a_name_on_the_hub(models, work: Path) 
     merge = merge_of(models[0], "models/cod", "models/other-things", folder=work)
     first, second = preflight.look(merge, WorkerOptions(), everything=False).told()
     assert first == (
-        "models/cod: no such folder here, so it is taken for one of the hub (did you mean 'code'?)"
+        "models/cod: no such folder here, so it is taken for one of the hub "
+        "(did you mean 'models/code'?)"
     )
     assert second == "on the hub, so nobody looked into it yet: models/cod, models/other-things"
 

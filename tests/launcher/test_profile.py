@@ -104,11 +104,17 @@ def test_faults_of_all_origins_at_once(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("pyhton = 1", "nothing reads 'pyhton' (did you mean 'python'?)"),
-        ("queue = 'x'", "nothing reads 'queue'"),
+        ("queue = 'x'", "toml: 'queue' belongs into [pbs]"),
+        ("mem = '8G'", "toml: 'mem' belongs into [beaker] or [pbs] or [slurm]"),
+        ("partion = 'x'", "toml: nothing reads 'partion' (did you mean 'partition'?)"),
+        ("[profile.a]\npartion = 'x'", "nothing reads 'partion' (did you mean 'partition'?)"),
+        ("[slurm]\npartion = 'x'", "nothing reads 'partion' (did you mean 'partition'?)"),
+        # Of another backend it would be no help.
+        ("[slurm]\nqueu = 'x'", "[slurm]: nothing reads 'queu' (did you mean 'requeue'?)"),
         ("[pbs]\nqueu = 'x'", "[pbs]: nothing reads 'queu' (did you mean 'queue'?)"),
-        ("[pbs]\npartition = 'x'", "[pbs]: nothing reads 'partition'"),
-        ("[profile.a]\nqueue = 'x'", "profile.a: nothing reads 'queue'"),
-        ("[profile.a.slurm]\nqueue = 'x'", "nothing reads 'queue'"),
+        ("[pbs]\npartition = 'x'", "[pbs]: 'partition' belongs into [slurm]"),
+        ("[profile.a]\nqueue = 'x'", "profile.a: 'queue' belongs into [pbs]"),
+        ("[profile.a.slurm]\nqueue = 'x'", "[slurm]: 'queue' belongs into [pbs]"),
         ("pbs = 3", "'pbs' is a value where a table belongs"),
         ("profile = 'gadi'", "'profile' is a value where a table belongs"),
         ("[profile]\nx = 1", "profile.x must be a table"),
@@ -242,6 +248,8 @@ def test_show(launch, work: Path) -> None:
     assert found["threads"] == (4, here)
     assert found["queue"] == ("gpuvolta", "built in: gadi: [pbs]")
     assert "gpuvolta" in launch("profile", "show", "mine").out
+    assert "env " in (table := launch("profile", "show", "gadi").out)
+    assert " HF_HUB_OFFLINE=1 " in table and "['" not in table
 
 
 def test_check(launch, work: Path) -> None:

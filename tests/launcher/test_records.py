@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher import following, logs, records
+import pytest
+
+from launcher import logs, records
 from launcher.records import Record
 
 ROOT = Path(records.__file__).parents[1]
@@ -55,11 +57,34 @@ def test_a_damaged_record_does_not_hide_the_others(launch) -> None:
     assert done.out.splitlines()[1].startswith("5 ")
 
 
-def test_the_shell_completes_ids_and_names(launch_process) -> None:
+def test_no_jobs_yet(launch) -> None:
+    done = launch("jobs")
+    assert (done.code, done.err) == (0, "merge-launch: nothing was submitted from here yet\n")
+    done = launch("jobs", "--json")
+    assert (done.code, done.out, done.err) == (0, "[]\n", "")
+
+
+def test_a_beginning_of_many_ids(launch) -> None:
+    for number in range(1, 7):
+        records.keep(Record(f"1{number}", "pbs", "", "/out", "/log", submitted_s=number))
+    done = launch("status", "1")
+    assert done.code == 2
+    assert "1: 6 jobs begin so (16, 15, 14, 13 and 2 more); say more of it" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("merge-launch logs so", ["soup"]),
+        ("merge-launch logs 3", ["34.server"]),
+        ("merge-launch pbs --dialect po", ["polaris"]),
+        ("merge-launch pbs --profile gadi-", ["gadi-a100"]),
+        ("merge-launch slurm --engine mergekit", ["mergekit"]),
+    ],
+)
+def test_the_shell_completes(words: str, found: list[str]) -> None:
     records.keep(Record("34.server", "pbs", "", "/out", "/log", name="soup"))
-    assert following.complete_job("3") == ["34.server"]
-    assert following.complete_job("so") == ["soup"]
-    asked = {"COMP_WORDS": "merge-launch logs so", "COMP_CWORD": "2"}
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     code = "import sys; sys.argv[0] = 'merge-launch'; from launcher import cli; cli.main()"
     env = {
         **os.environ,
@@ -68,7 +93,7 @@ def test_the_shell_completes_ids_and_names(launch_process) -> None:
         **asked,
     }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.stdout.split() == ["soup"], done.stderr
+    assert done.stdout.split() == found, done.stderr
 
 
 def test_an_interrupt_leaves_the_job_alone(launch, fakes, models, monkeypatch) -> None:

@@ -130,3 +130,12 @@ def test_an_unknown_job_has_no_words_there(torque, launch, models, work: Path) -
         path.write_text(path.read_text().replace(f'"job_id": "{job}"', '"job_id": "77777"'))
     assert "77777  unknown" in launch("status", "out").out
     torque.ask("scancel", job)
+
+
+def test_jobs_of_another_dialect_are_known_there_too(torque, launch, models, work: Path) -> None:
+    """Its qstat takes neither -x nor -F."""
+    (job,) = submitted(launch("pbs", "out", *models, *WORDS, "--directive=-h"))
+    for path in [*(work.parent / "home").rglob("*.json"), *(work / "out.job").glob("*.json")]:
+        path.write_text(path.read_text().replace('"dialect": "torque"', '"dialect": "openpbs"'))
+    assert state(launch, job) == "queued"
+    torque.ask("scancel", job)

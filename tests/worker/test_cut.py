@@ -1,9 +1,11 @@
 """The grid of blocks: covers everything once, keeps rows whole, depends on the tensor alone."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.cut import Grid, Piece, grid, pieces
+from worker import cut as cut_module
+from worker.cut import CPU_BLOCK, DEVICE_BLOCK, Grid, Piece, block_for, grid, pieces
 from worker.methods._define import Cut
 
 shapes = st.lists(st.integers(0, 40), max_size=4).map(tuple)
@@ -73,3 +75,24 @@ def test_pieces_are_a_run(first: int, blocks: int, most: int) -> None:
 
 def test_pieces_in_words() -> None:
     assert list(pieces(2, 7, 2)) == [Piece(2, 2), Piece(4, 2), Piece(6, 1)]
+
+
+@pytest.mark.parametrize(
+    ("visible", "block"),
+    [
+        # PBS sets nothing, or with its hook UUIDs, and an empty text for jobs without GPUs.
+        (None, DEVICE_BLOCK),
+        ("0,1", DEVICE_BLOCK),
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", DEVICE_BLOCK),
+        ("", CPU_BLOCK),
+        ("-1", CPU_BLOCK),
+    ],
+)
+def test_devices_as_schedulers_show_them(visible: str | None, block: int, monkeypatch) -> None:
+    monkeypatch.setattr(cut_module, "_DEVICE_FILES", ("/dev/null",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert block_for("auto") == block
+    assert block_for("cpu") == CPU_BLOCK
+    assert block_for("cuda:1") == DEVICE_BLOCK

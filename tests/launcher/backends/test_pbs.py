@@ -130,9 +130,11 @@ def test_ids(text: str, job_id: str | None) -> None:
 def test_commands() -> None:
     assert PBS.submit_argv("/w/out.job/out.pbs") == ["qsub", "/w/out.job/out.pbs"]
     two = ["1.s", "2.s"]
-    assert PBS.status_argv("qstat -x", two, "openpbs") == ["qstat", "-x", "-f", "1.s", "2.s"]
-    assert PBS.status_argv("qstat -x", two, "torque") is None
-    assert PBS.status_argv("qstat", two, "torque") == ["qstat", "-f", "1.s", "2.s"]
+    for dialect in ("openpbs", "generic"):
+        argv = PBS.status_argv("qstat -x -f -F json", two, dialect)
+        assert argv == ["qstat", "-x", "-f", "-F", "json", "1.s", "2.s"]
+    assert PBS.status_argv("qstat -x -f -F json", two, "torque") is None
+    assert PBS.status_argv("qstat -f -F json", two, "torque") == ["qstat", "-f", "1.s", "2.s"]
     after = ["qsub", "-W", "depend=afterok:1.s", "/w/then.pbs"]
     assert PBS.submit_argv("/w/then.pbs", "1.s") == after
     assert PBS.cancel_argv("1.s") == ["qdel", "1.s"]

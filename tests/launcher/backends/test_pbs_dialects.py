@@ -145,6 +145,54 @@ def test_directives_that_would_break_the_rest(line: str, launch) -> None:
     assert f"--directive '{line}': " in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--ngpus 2 --resource select=1:gpu_mem=16gb", "would replace '-l select=1:ngpus=2'"),
+        ("--ngpus 2 --directive=-lselect=1:x=y", "would replace '-l select=1:ngpus=2'"),
+        ("--nodes 2 --resource select=2:ncpus=4", "'-l select=2:mpiprocs=1'"),
+        ("--ngpus 2 --resource ncpus=4", "beside '-l select=1:ngpus=2'; say --ncpus"),
+        ("--ngpus 2 --resource nodes=1:ppn=2", "beside '-l select=1:ngpus=2'; say --nodes"),
+        ("--dialect torque --ncpus 8 --resource nodes=1:fat", "would replace '-l nodes=1:ppn=8'"),
+        ("--dialect torque --mem 8gb --directive=-lmem=9gb", "would replace '-l mem=8gb'"),
+        ("--dialect gadi --project p --ngpus 1 --resource ncpus=24", "'-l ngpus=1,ncpus=12'"),
+        ("--resource walltime=60", "say --walltime, from which the worker has its deadline"),
+        ("--directive=-lplace=free,walltime=60", "say --walltime"),
+    ],
+)
+def test_of_two_equal_resources_the_last_would_hold_alone(words: str, reason: str, launch) -> None:
+    done = launch("pbs", "out", "m1", "m2", *words.split(), "--dry-run")
+    assert (done.code, done.out) == (2, "")
+    assert reason in done.err
+
+
+def test_resources_that_do_not_meet_ours(launch) -> None:
+    for words in (
+        "--resource select=1:ncpus=4:gpu_mem=16gb",
+        "--nodes 2 --resource place=scatter:excl",
+        "--ngpus 1 --resource storage=gdata/ab12 --directive=-lsoftware=x",
+    ):
+        done = launch("pbs", "out", "m1", "m2", *words.split(), "--dry-run")
+        assert done.code == 0, done.err
+
+
+def test_a_place_needs_chunks(launch, fakes, models) -> None:
+    done = launch("pbs", "out", *models, "--resource", "place=scatter")
+    assert (done.code, done.out) == (6, "")
+    assert "qsub failed with status 7: qsub: -lplace= cannot be used" in done.err
+
+
+def test_what_nobody_asked_for_gives_way(make_job, render_job) -> None:
+    text = render_job("pbs", make_job(), dialect="torque", resource=("nodes=1:ppn=8:fat",))
+    assert [line for line in directives(text) if "nodes" in line] == ["-l nodes=1:ppn=8:fat"]
+    text = render_job("pbs", make_job(), resource=("select=1:x=y", "wd", "select=1:z=1", "ssd"))
+    assert [line[3:] for line in directives(text) if line.startswith("-l")] == [
+        *("select=1:z=1", "wd", "ssd")
+    ]
+    text = render_job("pbs", make_job(), nodes=2, ngpus=1, resource=("place=scatter:excl",))
+    assert [line for line in directives(text) if "place" in line] == ["-l place=scatter:excl"]
+
+
 def test_what_is_charged_has_the_option_that_the_site_wants(make_job, render_job) -> None:
     assert "-A ab12" in directives(render_job("pbs", make_job(), project="ab12", charge="A"))
 

@@ -57,6 +57,13 @@ def test_states(text: str, state: str, detail: str) -> None:
         (["S"], "It is suspended, for a more urgent job."),
         (["H", "    Hold_Types = s", "    depend = afterok:1.s@s"], "It waits for afterok:1.s@s."),
         (["H", "    Hold_Types = u"], "The hold is that of its user."),
+        # After 21 tries, where the folder of its log has gone.
+        (
+            ["H", "    Hold_Types = s", "    comment = job held, too many failed attempts to run"],
+            "PBS says: job held, too many failed attempts to run.",
+        ),
+        (["F", "    Exit_status = -20"], "Its node was lost."),
+        (["F", "    Exit_status = -3"], "PBS could not start it, and tries again."),
         (["Q", "    comment = Not Running: Queue full"], "PBS says: Not Running: Queue full."),
         (["F", "    Exit_status = -29"], "Its walltime was over."),
         (["F", "    Exit_status = -27"], "It used more memory than it asked for (--mem)."),
