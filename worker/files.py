@@ -9,6 +9,7 @@ import threading
 
 from . import remote
 from .errors import InputError
+from .turns import Turns
 
 LARGEST_READ = 1 << 30
 """Linux moves at most 2 GiB - 4 KiB in one call."""
@@ -40,13 +41,22 @@ class Files:
                 self._open[path] = fd
             return fd
 
-    def read(self, path: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`. InputError if the file ends early or cannot be read."""
+    def read(self, path: str, offset: int, buffer: memoryview, turns: Turns | None = None) -> None:
+        """Fill `buffer` from `offset`. InputError if the file ends early or cannot be read.
+
+        While the storage is waited for, whoever is next of `turns` computes.
+        """
         fd = self.descriptor(path)
         done, total = 0, len(buffer)
         while done < total:
+            part = buffer[done : done + LARGEST_READ]
             try:
-                got = os.preadv(fd, [buffer[done : done + LARGEST_READ]], offset + done)
+                got = _cached(fd, part, offset + done) if turns and turns.limited else 0
+                if not got and turns:
+                    with turns.away:
+                        got = os.preadv(fd, [part], offset + done)
+                elif not got:
+                    got = os.preadv(fd, [part], offset + done)
             except OSError as error:
                 raise InputError(f"{path}: {error.strerror} at byte {offset + done}") from None
             if got == 0:
@@ -78,6 +88,16 @@ class Files:
             for fd in self._open.values():
                 os.close(fd)
             self._open.clear()
+
+
+def _cached(fd: int, part: memoryview, offset: int) -> int:
+    """What is read of it without waiting; 0 if nothing is, or the system cannot tell."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return 0
+    try:
+        return os.preadv(fd, [part], offset, os.RWF_NOWAIT)
+    except OSError:
+        return 0
 
 
 def _allow_many() -> None:

@@ -19,6 +19,7 @@ from .layout import PAGE
 from .methods._define import Block, Final, Reduce
 from .origin import Derived, Origin
 from .together import shared
+from .turns import Turns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,9 +114,14 @@ def host_view(buffer: Tensor) -> memoryview:
 class Lane:
     """Buffers and streams of one worker thread. Not shared between threads."""
 
-    def __init__(self, device: torch.device, files: Files, staged: bool | None = None) -> None:
-        self.device = device
-        self.files = files
+    def __init__(
+        self,
+        device: torch.device,
+        files: Files,
+        staged: bool | None = None,
+        turns: Turns | None = None,
+    ) -> None:
+        self.device, self.files, self.turns = device, files, turns
         # With an accelerator, values pass through pinned host memory; tests stage on CPU too.
         self.staged = device.type != "cpu" if staged is None else staged
         self.host = Pool(torch.device("cpu"), pinned=device.type in ("cuda", "xpu"))
@@ -168,7 +174,7 @@ class Lane:
         if isinstance(source, TensorInfo):
             size = dtype.bytes
             memory = self.host.memory(slot, (stop - start) * size)
-            self.files.read(source.file, source.offset + start * size, memory)
+            self.files.read(source.file, source.offset + start * size, memory, self.turns)
         else:
             source.fill(self, start, stop, out, f"{slot}.")
         return out

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 DEFAULT_BYTES = 512 << 20
 """Enough to run at full speed: more buffers fall out of the caches, and gain nothing."""
 
-PIECE_ELEMENTS = 1 << 19
-"""Elements that a lane reads at a time when one read is enough: requests of a MiB and more."""
+PIECE_ELEMENTS = 1 << 21
+"""Elements that a lane writes at a time when one read is enough: what comes with each piece (its
+journal, its checksum, its turn among threads) took a fifth of the processor at 2^19."""
 
+LEAST_ELEMENTS = 1 << 19
+"""The same of small merges: requests of a MiB and more."""
+
+MERGE_SHARE = 512
+"""A piece is at most this part of the merge, which is what a kill costs of each lane's work."""
 
 PROCESS_BYTES = 128 << 20
 """The same for each process, where there are many."""
@@ -53,16 +59,24 @@ class Memory:
     bound: int
     forced_by: str | None = None
     processes: int = 1
+    piece: int = LEAST_ELEMENTS  # elements, where one read is enough
+    computing: int = 0  # so many lanes at a time, others wait for the storage; 0: all
 
     @property
     def of_process(self) -> Memory:
         """One process' part."""
         share = self.processes
-        return replace(self, lanes=self.lanes // share, bound=self.bound // share, processes=1)
+        return replace(
+            self,
+            lanes=self.lanes // share,
+            bound=self.bound // share,
+            computing=-(-self.computing // share),
+            processes=1,
+        )
 
     def piece_blocks(self, step: Step) -> int:
         """Blocks of `step` that one lane takes at a time."""
-        return _piece_blocks(step, held(step), self.lane_bytes)
+        return _piece_blocks(step, held(step), self.lane_bytes, self.piece)
 
 
 def held(step: Step) -> Room:
@@ -92,9 +106,12 @@ def budget(
     processes = max(1, min(processes, lanes // 2))
     lanes -= lanes % processes
     share = max(total // lanes, least)
-    taken = max((_lane_bytes(s, r, _piece_blocks(s, r, share)) for s, r in rooms), default=0)
+    piece = sum(step.grid.count for step in steps) // MERGE_SHARE
+    piece = max(LEAST_ELEMENTS, min(PIECE_ELEMENTS, piece))
+    taken = max((_lane_bytes(s, r, _piece_blocks(s, r, share, piece)) for s, r in rooms), default=0)
     bound = lanes * taken
-    return Memory(lanes, share, bound, largest if bound > total else None, processes)
+    forced_by, computing = largest if bound > total else None, 0 if accelerated else threads
+    return Memory(lanes, share, bound, forced_by, processes, piece, computing)
 
 
 def _processes(steps: Sequence[Step], threads: int, accelerated: bool) -> int:
@@ -114,8 +131,8 @@ def _lane_bytes(step: Step, room_of: Room, blocks: int) -> int:
     return min(blocks * block, step.grid.count) * room_of.per_element + room_of.fixed
 
 
-def _piece_blocks(step: Step, room_of: Room, lane_bytes: int) -> int:
+def _piece_blocks(step: Step, room_of: Room, lane_bytes: int, piece: int) -> int:
     block = max(1, min(step.grid.block, step.grid.count))
-    most = max(1, PIECE_ELEMENTS // block) if step.reads == 1 else max(1, step.grid.blocks)
+    most = max(1, piece // block) if step.reads == 1 else max(1, step.grid.blocks)
     fitting = (lane_bytes - room_of.fixed) // (block * room_of.per_element)
     return max(1, min(most, fitting))

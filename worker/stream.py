@@ -30,6 +30,7 @@ from .readahead import ReadAhead, Work
 from .stopping import Stop
 from .store import Store
 from .together import Joint
+from .turns import Turns
 
 OPEN_STEPS = 4
 """Tensors in several passes at a time: one pass waits for its last piece while the next begins."""
@@ -81,11 +82,13 @@ class Engine:
     _condition: threading.Condition = field(default_factory=threading.Condition)
     _open: list[_Open] = field(default_factory=list)
     _error: BaseException | None = None
+    _turns: Turns = field(default_factory=Turns)
     _pending: Iterator[Work] = field(default_factory=lambda: iter(()))
 
     def run(self, work: Iterable[Work]) -> None:
         """Do all of `work`, taken as needed. Stopped if asked to; the first error of a lane."""
         torch.set_num_threads(1)
+        self._turns = Turns(self.memory.computing)
         if any(step.flops for store in self.stores for step in store.plan.steps):
             load_linalg(self.devices)
         self._pending = iter(work)
@@ -103,12 +106,13 @@ class Engine:
             raise self.stop.error(self.progress.percent)
 
     def _lane(self, device: torch.device) -> None:
-        lane = Lane(device, self.files, self.staged)
+        lane = Lane(device, self.files, self.staged, self._turns)
         try:
             with lane.stream(), torch.inference_mode():
                 while (task := self._next()) is not None:
                     try:
-                        self._do(lane, *task)
+                        with self._turns:
+                            self._do(lane, *task)
                     except OUT_OF_MEMORY:
                         self._smaller(lane, *task)
         except BaseException as error:
@@ -196,7 +200,8 @@ class Engine:
             if bad and not self.allow_nonfinite:
                 self._report_nonfinite(item.step, loaded or lane.load(item.step, part), bad)
             work = (member.number, member.step)
-            self.stores[member.result].write(work, part, raw, bad)
+            with self._turns.away:
+                self.stores[member.result].write(work, part, raw, bad)
             self.progress.wrote(len(raw), item.work.number, bad)
 
     def _done(self, item: _Open, piece: Piece, partials: list[list[Any]] | None) -> None:
@@ -247,7 +252,8 @@ class Engine:
             same = (self.files.descriptor(source.file), place)
         for member in step.members:
             work = (member.number, member.step)
-            self.stores[member.result].write(work, piece, first, bad, same)
+            with self._turns.away:
+                self.stores[member.result].write(work, piece, first, bad, same)
             self.progress.wrote(len(first), item.work.number, bad)
         self.progress.read(len(first) * len(step.sources))
 
