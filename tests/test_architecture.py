@@ -16,7 +16,7 @@ WORKER_STAGES = {
     "layer_config modules components progress settings schedules cpus flush stopping units "
     "quick_torch commands from_mergekit forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents "
-    "recipe_tokenizer recipe_names recipe_reader",
+    "recipe_tokenizer recipe_names recipe_reader direct",
     "what is on disk": "header remote hub files origin views regroup opcodes pickled checkpoint "
     "dequantise token_files token_kinds token_ids chat_template vocabulary rows adapter low_rank "
     "layout",
@@ -26,7 +26,7 @@ WORKER_STAGES = {
     "evidence",
     "write": "card manifest again published spoken side_files target finish lock mergekit",
     "command": "one_pass options run cli __main__",
-    "looks": "check verify comparison compare finished lora extract_lora merge_adapters",
+    "looks": "average check verify comparison compare finished lora extract_lora merge_adapters",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()
 METHODS_MAY_IMPORT = {"errors", "dtypes"}

@@ -13,6 +13,7 @@ from types import ModuleType
 from .errors import UsageError
 
 LATE = {
+    "average": ("average", "weighted average of models, no recipe needed"),
     "check": ("check", "plan a recipe from headers; nothing is written"),
     "compare": ("compare", "how models differ, layer by layer, and what to merge them with"),
     "report": ("finished", "how far a finished merge is from each of its inputs, layer by layer"),

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter, Pair, open_adapter
+from .direct import parse_number
 from .errors import InputError, UsageError, printable
-from .units import at_least_one, parse_number, size
+from .units import at_least_one, size
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -32,14 +32,6 @@ def parse_duration(word: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
-def parse_number(word: str) -> float:
-    """One of the words of `--weights`. UsageError if it is no number."""
-    try:
-        return float(word)
-    except ValueError:
-        raise UsageError(f"--weights: '{printable(word)}' is not a number; write 2,1,1") from None
-
-
 def at_least_one(word: str) -> int:
     """A count, for argparse."""
     if not word.isdecimal() or int(word) < 1:

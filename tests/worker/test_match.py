@@ -7,10 +7,11 @@ import torch
 from checkpoints import write_checkpoint
 from torch import Tensor
 
+from worker.direct import direct_recipe
 from worker.errors import InputError
 from worker.match import Rules
 from worker.plan import Plan, PlanOptions, make_plan
-from worker.recipe import direct_recipe, parse
+from worker.recipe import parse
 
 TIED = {"tie_word_embeddings": True}
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from worker.direct import direct_recipe
 from worker.errors import UsageError
-from worker.recipe import ModelRef, Recipe, direct_recipe, parse, parse_model
+from worker.recipe import ModelRef, Recipe, parse, parse_model
 
 
 def faults(text: str) -> list[str]:
