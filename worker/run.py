@@ -58,6 +58,8 @@ def run_merges(
     jobs = []
     for plan, out in plans:
         target = survey(plan, out, overwrite=options.overwrite, resume=options.resume)
+        for line in target.warnings:
+            print(f"warning: {line}", file=sys.stderr)
         jobs.append(Job(Store(out, plan), target, options, rank))
     for job in jobs:
         if job.target.state is State.FINISHED:

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from .checksum import checksum, total
 from .cut import Piece
+from .disk import PARTIAL
 from .errors import OutputError, Stopped, WorkerError
 from .hashes import Hashes
 from .journal import Entry, beginning, claim_of, committing, parse_line, read_key
@@ -25,7 +26,6 @@ from .plan import Plan
 from .step import Step
 from .stopping import Stop
 
-PARTIAL = ".merge-partial"
 PASSING = (".", "lock-", "claim-")
 """How files begin that ranks make and remove at any time: locks, and what is not renamed yet."""
 
