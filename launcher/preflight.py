@@ -12,7 +12,7 @@ from worker.errors import WorkerError, first_names, nearest
 
 from . import needs
 from .settings import WorkerOptions
-from .source import MANIFEST, Merge
+from .source import Merge
 
 if TYPE_CHECKING:
     from worker.plan import Plan
@@ -121,10 +121,9 @@ def look(merge: Merge, options: WorkerOptions, everything: bool) -> Look:
 
 def _full(plan: Plan, out: Path, options: WorkerOptions) -> list[str]:
     """Warnings about the disk of OUT, if that is here. OutputError where the merge does not fit."""
-    from worker.disk import room
+    from worker.disk import finished, room
 
-    # What is finished needs no room, and what else is there is for the worker to judge.
-    if not out.parent.is_dir() or ((out / MANIFEST).exists() and not options.overwrite):
+    if not out.parent.is_dir() or (finished(out) and not options.overwrite):
         return []
     try:
         found = room(plan, out)

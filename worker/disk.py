@@ -16,6 +16,7 @@ from .plan import Plan
 if TYPE_CHECKING:
     from .quota import Quota
 
+MANIFEST = "merge_manifest.json"
 PARTIAL = ".merge-partial"
 SPARE_BYTES = 64 << 20
 SPARE_FILES = 16
@@ -64,6 +65,11 @@ def room(plan: Plan, out: Path) -> Room:
         found.f_favail if found.f_files else None,
         _quotas(place),
     )
+
+
+def finished(out: Path) -> bool:
+    """Whether there is a whole merge, which needs no more room unless it is to be replaced."""
+    return (out / MANIFEST).exists()
 
 
 def _device(folder: Path) -> int:

@@ -179,9 +179,9 @@ def test_what_is_there_already_is_not_needed_again(
 
 
 def test_results_that_are_kept_meanwhile_count(tmp_path: Path, models: list[Path]) -> None:
-    first = f"name: first\nmerge_method: linear\nparameters: {{weight: 1}}\nmodels: [{models[0]}]\n"
-    last = f"merge_method: ties\nbase_model: {models[1]}\nmodels: [{{model: first}}]\n"
-    text = f"{first}---\n{last}parameters: {{weight: 1, density: 0.5}}\n"
+    first = f"name: first\nmerge_method: slerp\nbase_model: {models[1]}\nmodels: [{models[0]}]\n"
+    last = f"merge_method: linear\nmodels: [first, {models[2]}]\nparameters: {{weight: 1}}\n"
+    text = f"{first}parameters: {{t: 0.5}}\n---\n{last}"
     plan = make_plan(parse(text), PlanOptions(stages=tmp_path / ".out.stages"))
     (stage,) = plan.stages
     assert stage.folder is not None
