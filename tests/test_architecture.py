@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKER_STAGES = {
     "words and tables": "errors features dtypes checksum computed layers layer_count layer_fields "
     "layer_config modules components progress settings schedules cpus flush stopping units "
-    "quick_torch mounts commands from_mergekit forms families subtree",
+    "quick_torch mounts commands command_help misspelt from_mergekit forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents "
     "recipe_tokenizer recipe_names recipe_reader direct",
     "what is on disk": "header remote hub files origin views regroup opcodes pickled checkpoint "

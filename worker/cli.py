@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import io
 import os
-import re
 import sys
 import time
 import traceback
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from . import __version__, quick_torch
-from .commands import LATE, load
-from .errors import InputError, Stopped, UsageError, WorkerError, nearest, printable
+from .commands import LATE, installed, load
+from .errors import InputError, Stopped, UsageError, WorkerError, input_errors, printable
 from .features import needed
 from .manifest import NAME
 from .one_pass import Clock
@@ -95,10 +94,9 @@ def _tell(text: str, stream: TextIO) -> None:
 
 def _understood(words: Sequence[str]) -> Sequence[str]:
     """Old habits as ours. Jobs do not carry the table, since their words are ours."""
-    module = f"{__package__}.from_mergekit"
-    if importlib.util.find_spec(module) is None:
+    known = installed("from_mergekit")
+    if known is None:
         return words
-    known = importlib.import_module(module)
     ours, notes = known.translated(words) if words[:1] in (["merge"], ["average"]) else (words, ())
     for note in notes:
         _tell(f"note: {note}", sys.stderr)
@@ -161,7 +159,9 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
 
 
 def _late(arguments: argparse.Namespace, clock: Clock) -> int:
-    _tell(load(arguments.late).command(arguments), sys.stdout)
+    with input_errors(arguments.late):
+        text = load(arguments.late).command(arguments)
+    _tell(text, sys.stdout)
     return 0
 
 
@@ -194,20 +194,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """A line with the nearest right word, in place of the usage on fifteen."""
-        text = message
-        asked: argparse.ArgumentParser = self
-        if found := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose .*\)", message):
-            choices = list(self.commands) or re.findall(r"[\w-]+", message.rpartition("from ")[2])
-            hint = nearest(found[2], choices)
-            what = "no command" if found[1] == "COMMAND" else f"{found[1]}: no"
-            text = f"{what} '{found[2]}'{hint}; one of {', '.join(choices)}"
-        elif message.startswith("unrecognized arguments: "):
-            asked = self.commands[self.asked]
-            word = message.partition(": ")[2].split()[0]
-            known = re.findall("--[a-z0-9-]+", asked.format_usage())
-            text = f"no option {word}{nearest(word.partition('=')[0], known)}"
-        where = asked.prog.partition(" ")[2]
-        raise UsageError(f"{where}{': ' if where else ''}{text}\n  see {asked.prog} --help")
+        known = installed("misspelt")
+        raise UsageError(known.explained(self, message) if known else message)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -229,8 +217,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     merge.set_defaults(command=_merge)
     add_plan_options(merge)
     add_run_options(merge)
-    for name, (_, line) in LATE.items():
-        late = commands.add_parser(name, help=line)
+    told = installed("command_help")
+    for name in LATE:
+        late = commands.add_parser(name, help=told.LINES[name] if told else None)
         late.set_defaults(command=_average if name == "average" else _late, late=name)
         if argv[:1] == [name]:
             load(name).options(late)

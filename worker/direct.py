@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from .errors import UsageError, printable
+from .errors import UsageError, counted, printable
 from .recipe import find_method
 from .schedules import weights as weights_of
 
@@ -28,7 +28,7 @@ def direct_recipe(
     merged = [word for word in models if word != base_model]
     if weights is not None and len(weights) != len(merged):
         raise UsageError(
-            f"--weights has {len(weights)} values for {len(merged)} models "
+            f"--weights has {counted(len(weights), 'values')} for {counted(len(merged), 'models')} "
             f"({', '.join(printable(m) for m in merged)}); give one per model"
         )
     given = [1.0] * len(merged) if weights is None else list(weights)

@@ -6,10 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .commands import installed
 from .errors import OutputError
 from .plan import Plan
 
@@ -88,8 +88,6 @@ def _taken(folder: Path) -> Iterator[int]:
 
 def _quotas(place: Path) -> tuple[Quota, ...]:
     """None in the worker of a job, which does not carry that: who submits it looks before."""
-    try:
-        found: tuple[Quota, ...] = import_module(".quota", __package__).quotas_of(place)
-    except ModuleNotFoundError:
-        return ()
+    known = installed("quota")
+    found: tuple[Quota, ...] = known.quotas_of(place) if known else ()
     return found

@@ -66,7 +66,7 @@ class Files:
         with self._lock:
             fd = self._open.pop(path, None)
         if fd is not None:
-            os.close(fd)
+            _close(fd)
 
     def done_with(self, path: str, offset: int, count: int) -> None:
         """Leave the page cache to others; only a hint."""
@@ -76,8 +76,13 @@ class Files:
     def close(self) -> None:
         with self._lock:
             for fd in self._open.values():
-                os.close(fd)
+                _close(fd)
             self._open.clear()
+
+
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):  # all that was wanted of it has been read
+        os.close(fd)
 
 
 def _allow_many() -> None:

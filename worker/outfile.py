@@ -87,9 +87,11 @@ class OutFile:
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        os.close(self.fd)
-        if self._direct >= 0:
-            os.close(self._direct)
+        try:
+            os.close(self.fd)
+        finally:
+            if self._direct >= 0:
+                os.close(self._direct)
 
 
 def _write(fd: int, data: memoryview, position: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .components import COMPONENTS, component_of
 from .disk import SPARE_BYTES, Room, finished, room
 from .dtypes import Kind
-from .errors import WorkerError, printable
+from .errors import WorkerError, counted, printable
 from .layers import depths
 from .origin import moved
 from .plan import Plan
@@ -148,9 +148,10 @@ def describe(plan: Plan, speed: Speed | None = None, disk: Room | None = None) -
         ("layers", stacks or "none found in the names"),
         *([("vocabulary", plan.text.summary)] if plan.text.summary else []),
         ("reads", size(plan.input_bytes)),
-        ("writes", f"{size(plan.output_bytes)} in {len(facts['shards'])} file(s), "
+        ("writes", f"{size(plan.output_bytes)} in {counted(len(facts['shards']), 'files')}, "
                    f"{', '.join(facts['dtypes'])}"),
-        ("memory", f"at most {size(most.memory.bound)} of buffers in {most.memory.lanes} lanes"
+        ("memory", f"at most {size(most.memory.bound)} of buffers "
+                   f"in {counted(most.memory.lanes, 'lanes')}"
                    + (f" (needed by {printable(forced)})" if forced else "")),
         ("disk", _room(facts["disk"])),
         *_time(facts["storage"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from .errors import UsageError, printable
+from .errors import UsageError, counted, printable
 
 
 def parse_size(word: str, option: str = "") -> int:
@@ -52,4 +52,4 @@ def size(count: int) -> str:
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if count >= 1024**power:
             return f"{count / 1024**power:.2f} {unit}"
-    return f"{count} bytes"
+    return counted(count, "bytes")

@@ -71,7 +71,7 @@ def test_for_people(models: list[Path]) -> None:
     assert "6 merged, 2 copied, 0 missing, 0 surplus" in text
     assert f"first      {models[0]}" in text and f"model      {models[1]}" in text
     assert "layers.* 2" in text
-    assert "in 1 file(s), bfloat16, bool, int64" in text
+    assert "in 1 file, bfloat16, bool, int64" in text
 
 
 def test_warnings_and_escapes(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_warnings_and_escapes(tmp_path: Path) -> None:
     for name, dtype in (("a", torch.float32), ("b", torch.bfloat16)):
         write_checkpoint(tmp_path / name, {evil: torch.ones(3).to(dtype)})
     text = describe(plan_of([tmp_path / "a", tmp_path / "b"]))
-    assert "warning: 1 tensors are stored with different dtypes" in text
+    assert "warning: 1 tensor is stored with different dtypes" in text
     assert "\x1b" not in text and "\\x1b[2J.* 1" in text
 
 

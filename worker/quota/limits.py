@@ -7,7 +7,7 @@ import pwd
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import OutputError, printable
+from ..errors import OutputError, counted, printable
 
 
 class Owner(NamedTuple):
@@ -90,4 +90,4 @@ def _gigabytes(count: int) -> str:
 
 
 def _files(count: int) -> str:
-    return f"{count:,} files"
+    return counted(count, "files")
