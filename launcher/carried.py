@@ -38,7 +38,7 @@ def needed(
     """
     sources = everything(package)
     roots = [ENTRY, *(f"methods/{name}.py" for name in {*ALWAYS, *methods})]
-    roots += [f"{LATE[name][0]}.py" for name in commands]
+    roots += [f"{LATE[name]}.py" for name in commands]
     waiting = [name for name in roots if name in sources]
     found: set[str] = set()
     while waiting:

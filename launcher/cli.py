@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -118,7 +117,6 @@ def launch(request: Request) -> int:
 
 def check(source: list[str], given: dict[str, Any]) -> int:
     from worker import report
-    from worker.probe import probe
 
     from . import preflight
 
@@ -130,8 +128,10 @@ def check(source: list[str], given: dict[str, Any]) -> int:
     plan = preflight.plan_of(merge, worker_options)
     for warning in plan.warnings if printing.json else ():  # else they end the text
         say(f"warning: {warning}")
-    told = (plan, probe(plan))
-    print(json.dumps(report.as_json(*told), indent=1) if printing.json else report.describe(*told))
+    told = report.checked(plan, Path(merge.out), printing.json)
+    print(told.text)
+    if told.fault is not None:
+        raise told.fault
     return 0
 
 

@@ -28,7 +28,7 @@ from . import bare, carried
 LINE_COLUMNS = 76
 BEGIN = "\f"
 """Stands before the name of each source."""
-HELP = r', (?:help|metavar)=f?"[^"\\\n]*"(?=[,)])'
+HELP = r', (?:description|help|metavar)=f?"[^"\\\n]*"(?=[,)]|\n *\))'
 CHUNK_BYTES = 96 * 1024
 """Of base64. One argument of a program holds 128 KiB on Linux."""
 

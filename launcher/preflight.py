@@ -113,4 +113,21 @@ def look(merge: Merge, options: WorkerOptions, everything: bool) -> Look:
     except WorkerError as error:
         return Look(said | needs.UNSEEN, fault=error)
     # The same job text from here and from where the hub was not asked.
-    return Look(said | (needs.UNSEEN if hub else features.used), plan.warnings)
+    found = said | (needs.UNSEEN if hub else features.used)
+    try:
+        return Look(found, (*plan.warnings, *_full(plan, Path(merge.out), options)))
+    except WorkerError as error:
+        return Look(found, plan.warnings, error)
+
+
+def _full(plan: Plan, out: Path, options: WorkerOptions) -> list[str]:
+    """Warnings about the disk of OUT, if that is here. OutputError where the merge does not fit."""
+    from worker.disk import finished, room
+
+    if not out.parent.is_dir() or (finished(out) and not options.overwrite):
+        return []
+    try:
+        found = room(plan, out)
+    except OSError:  # that it cannot be looked at here need not hold on the node
+        return []
+    return found.refuse(out)

@@ -128,8 +128,7 @@ def _direct(words: Sequence[str], options: MergeOptions) -> tuple[list[str], str
 def _direct_recipe(
     models: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
 ) -> bytes:
-    from worker.recipe import direct_recipe
-    from worker.schedules import weighted
+    from worker.direct import direct_recipe, weighted
 
     weights = None if options.weights is None else [float(w) for w in options.weights.split(",")]
     base = None if options.base_model is None else _located(options.base_model, folder)

@@ -38,6 +38,7 @@ def without_words(text: str, tree: ast.Module | None = None) -> str:
     tree = tree or ast.parse(text)
     for suite in _suites(tree):
         _empty_strings(suite, lines)
+        _drop_lists_of_names(suite, lines)
     for suite in _suites(tree):
         _drop_annotations(suite, lines)
     _drop_types(tree, lines)
@@ -52,6 +53,14 @@ def without_words(text: str, tree: ast.Module | None = None) -> str:
         for number, line in enumerate(line.decode() for line in lines)
     )
     return re.sub(NAMES_OF_TYPES, lambda found: _used(found, bare), bare, flags=re.MULTILINE)
+
+
+def _drop_lists_of_names(suite: list[ast.stmt], lines: list[bytes]) -> None:
+    """`__all__`, which only an import of everything reads."""
+    for node in suite:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            last = node.end_lineno or node.lineno
+            lines[node.lineno - 1 : last] = [b""] * (last - node.lineno + 1)
 
 
 def _used(found: re.Match[str], text: str) -> str:

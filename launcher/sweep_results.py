@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from worker.errors import first_names, nearest, printable
+from worker.errors import counted, first_names, nearest, printable
 
 from . import backends, logs
 from .backends import Service
@@ -151,7 +151,11 @@ def columns(
     telling = [r for r in results if any(_is_number(row[r]) for row in table)] or list(results)
     shown = list(chosen) or telling[:MOST_COLUMNS]
     left = len(results) - len(shown)
-    word = f"{left} more columns: --column NAME, --json or --csv" if left and not chosen else None
+    word = (
+        f"{counted(left, 'more columns')}: --column NAME, --json or --csv"
+        if left and not chosen
+        else None
+    )
     return ["member", *sweep.labels, "state", *shown, "job"], word
 
 

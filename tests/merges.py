@@ -12,6 +12,7 @@ from torch import Tensor
 
 from worker.cli import main
 from worker.cut import Grid
+from worker.direct import direct_recipe
 from worker.dtypes import BY_NAME
 from worker.finish import finish
 from worker.header import TensorInfo
@@ -19,7 +20,7 @@ from worker.plan import Plan, PlanOptions, make_plan
 from worker.progress import Progress
 from worker.ranks import Rank, share
 from worker.readahead import Work
-from worker.recipe import direct_recipe, parse
+from worker.recipe import parse
 from worker.step import Step
 from worker.store import Store
 from worker.stream import Engine

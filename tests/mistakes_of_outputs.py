@@ -9,6 +9,8 @@ import torch
 from mistakes import TWO, Mistake, System, World, change, refuses, write
 from mistakes_of_models import AVERAGE, WEIGHTS
 
+from worker import quota
+
 NAN = torch.full((8,), float("nan"), dtype=torch.bfloat16)
 LARGE = torch.full((8,), 3e38, dtype=torch.bfloat16)
 ARITHMETIC = "merge_method: task_arithmetic\nbase_model: base\ndtype: bfloat16\n"
@@ -19,6 +21,14 @@ def free_bytes(count: int) -> System:
     def system(patch: pytest.MonkeyPatch, world: World) -> None:
         found = namedtuple("found", "f_bavail f_frsize f_favail f_files f_flag")
         patch.setattr(os, "statvfs", lambda _: found(count, 1, 1000, 1000, 0))
+
+    return system
+
+
+def quota_of(most: int, used: float) -> System:
+    def system(patch: pytest.MonkeyPatch, world: World) -> None:
+        told = quota.Quota("user anna", quota.Limit(int(used), hard=most))
+        patch.setattr(quota, "quotas_of", lambda folder: (told,))
 
     return system
 
@@ -93,6 +103,8 @@ OF_OUTPUTS = [
     Mistake("A file system that is read-only", AVERAGE, 4,
             system=refuses("mkdir", errno.EROFS, path="out")),
     Mistake("A disk without room", AVERAGE, 4, system=free_bytes(1000)),
+    Mistake("A quota without room", AVERAGE, 4, system=quota_of(100 * 10**9, 99.99 * 10**9),
+            made="Of the 100 GB that the user anna may use on that file system, 99.99 are used."),
     Mistake("A disk that fills up half-way", AVERAGE, 4,
             system=refuses("pwrite", errno.ENOSPC, after=3, path="out")),
     Mistake("A quota that is used up half-way", AVERAGE, 4,

@@ -107,6 +107,10 @@ OF_RECIPES = [
         f"models: [{{model: {b}}}, {{model: m1}}]\n" for a, b in ("xy", "yx"))
         + "---\nmerge_method: linear\nparameters: {weight: 1}\n"
         "models: [{model: x}, {model: m1}]\n"),
+    Mistake("Values of several models that are missing or wrong", CHECK, 2,
+            recipe="merge_method: ties\nbase_model: base\n"
+            "models:\n- {model: m1, parameters: {weight: 1, density: 20}}\n"
+            "- {model: m2, parameters: {density: 0.2}}\n"),
     Mistake("Several mistakes at once", CHECK, 2, recipe="merge_method: tie\nbase_modle: base\n"
             "dtype: half\nmodels:\n- {model: m1, parameters: {wieght: 1}}\n- {model: m1}\n"),
 ]  # fmt: skip

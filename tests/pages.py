@@ -18,6 +18,7 @@ _OTHER_EACH_TIME = (
     (re.compile(r"[\d.]+ (s\b|GiB/s)"), "#"),
     (re.compile(r"^(memory +).*", re.MULTILINE), r"\1#"),
     (re.compile(r"[\d.]+( KiB, as the manifest)"), r"#\1"),
+    (re.compile(r"[\d.]+ [KMGT]iB free"), "# free"),
 )
 
 

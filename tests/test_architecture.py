@@ -13,20 +13,20 @@ ROOT = Path(__file__).resolve().parent.parent
 # for its modules.
 WORKER_STAGES = {
     "words and tables": "errors features dtypes checksum computed layers layer_count layer_fields "
-    "layer_config modules components progress settings schedules cpus flush stopping units "
-    "quick_torch commands from_mergekit forms families subtree",
+    "layer_config modules components progress settings schedules cpus flush stopping turns units "
+    "quick_torch mounts commands command_help misspelt from_mergekit forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents "
-    "recipe_tokenizer recipe_names recipe_reader",
+    "recipe_tokenizer recipe_names recipe_reader direct",
     "what is on disk": "header remote hub files origin views regroup opcodes pickled checkpoint "
     "dequantise token_files token_kinds token_ids chat_template vocabulary rows adapter low_rank "
     "layout",
     "plan": "cut step planned stacks heads adapted relayout text same_tokens token_rows by_token "
-    "fit assemble suggest match memory effort resolve lazy opened plan probe report",
-    "stream": "readahead fetch ranks crew together device lane hashes outfile journal store stream "
-    "evidence",
+    "fit assemble suggest match memory effort resolve lazy opened plan quota disk probe report",
+    "stream": "readahead fetch ranks crew together device buffers lane hashes outfile journal store "
+    "stream evidence",
     "write": "card manifest again published spoken side_files target finish lock mergekit",
     "command": "one_pass options run cli __main__",
-    "looks": "check verify comparison compare finished lora extract_lora merge_adapters",
+    "looks": "average check verify comparison compare finished lora extract_lora merge_adapters",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()
 METHODS_MAY_IMPORT = {"errors", "dtypes"}

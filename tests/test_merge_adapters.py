@@ -202,7 +202,7 @@ def test_adapters_that_are_merged_are_not_changed(
         (("one", "wide", "--method", "linear"), 3, "ranks 4, 6 differ"),
         (("one", "two", "--method", "ties"), 2, "needs --density"),
         (("one", "two", "--density", "0.5"), 2, "takes no --density"),
-        (("one", "two", "--weights", "1"), 2, "1 values for 2 adapters"),
+        (("one", "two", "--weights", "1"), 2, "1 value for 2 adapters"),
         (("one", "base"), 3, "no adapter_config.json"),
         (("one", "two", "--method", "nearest"), 2, "'nearest'"),
     ],

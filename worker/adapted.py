@@ -17,7 +17,7 @@ from typing import Any
 from .adapter import Adapter, Pair, open_adapter
 from .checkpoint import Checkpoint
 from .dtypes import BY_NAME, DType, Kind
-from .errors import InputError, first_names, printable
+from .errors import InputError, counted, first_names, printable
 from .header import TensorInfo
 from .heads import implied_head, is_head, ties_head
 from .low_rank import LowRank, Shifted
@@ -97,8 +97,8 @@ class _Fitting:
         faults = []
         if self.lost:
             faults.append(
-                f"{path}: {len(self.lost)} tensors of the adapter match nothing in {base}: "
-                f"{first_names(self.lost)}\n  it was trained on another model"
+                f"{path}: {counted(len(self.lost), 'tensors of the adapter match nothing')} in "
+                f"{base}: {first_names(self.lost)}\n  it was trained on another model"
             )
         if self.misfits:
             faults.append(f"{path}: does not fit {base}: {'; '.join(self.misfits[:3])}")

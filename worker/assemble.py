@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .checkpoint import Checkpoint
-from .errors import UsageError, first_names
+from .errors import UsageError, counted, first_names
 from .layers import Pick, depth_fraction, depths, fraction, is_input
 from .modules import tensors_of
 from .origin import Origin
@@ -169,7 +169,7 @@ class _Assembler:
                 good = False
                 self.faults[
                     f"{source.place}.layer_range: {list(layers)}, but {source.model} has "
-                    f"{stack.depth} layers ({stack.prefix}0 to {stack.depth - 1})"
+                    f"{counted(stack.depth, 'layers')} ({stack.prefix}0 to {stack.depth - 1})"
                 ] = None
         return good
 
@@ -208,7 +208,8 @@ class _Assembler:
         left = {n: info for n, info in self.models[0].tensors.items() if n not in taken}
         if left:
             self.notes.append(
-                f"{len(left)} tensors are in none of the modules {', '.join(names)}; copied from "
+                f"{counted(len(left), 'tensors are in none of the modules')} "
+                f"{', '.join(names)}; copied from "
                 f"{self.label(0)}: {first_names(left)}"
             )
             ref = next(ref for ref, number in self.numbers.items() if number == 0)

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import __version__
 from .checkpoint import Checkpoint, is_hub_id
+from .errors import counted
 from .heads import is_vocabulary
 from .plan import Plan
 from .recipe import ModelRef
@@ -47,7 +48,7 @@ def model_card(plan: Plan, title: str) -> str:
     lines += [
         f"# {title}",
         "",
-        f"A merge of {len(refs)} models by "
+        f"A merge of {counted(len(refs), 'models')} by "
         f"[{plan.method.name}]({plan.method.reference}), made with merge-launch {__version__}.",
         "",
         *(f"- {public_name(ref)}{' (base)' if ref == recipe.base else ''}" for ref in refs),

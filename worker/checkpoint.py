@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 from . import remote
 from .dtypes import Kind
-from .errors import InputError, first_names, printable
+from .errors import InputError, counted, first_names, printable
 from .features import needed
 from .header import MAX_HEADER_BYTES, Shard, read_shard
 from .origin import Origin
@@ -56,12 +57,20 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
 
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
 def exists(path: Path) -> bool:
-    """Whether there is such a path; a word that can be no path is none."""
+    """Whether there is such a path; a word that can be no path is none. OSError: nobody knows."""
     try:
-        return path.exists()
-    except (OSError, ValueError):
+        path.stat()
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
         return False
+    except ValueError:
+        return False
+    return True
 
 
 def is_hub_id(word: str) -> bool:
@@ -69,7 +78,11 @@ def is_hub_id(word: str) -> bool:
 
     A word is a path if it exists here, starts with `/`, `.` or `~`, or ends in `/`.
     """
-    if word.startswith(("/", ".", "~")) or word.endswith("/") or exists(Path(word)):
+    try:
+        here = exists(Path(word))
+    except OSError:  # whatever is wrong with it, it is here
+        here = True
+    if here or word.startswith(("/", ".", "~")) or word.endswith("/"):
         return False
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", word) is not None
 
@@ -139,7 +152,7 @@ def _shard_files(folder: Path) -> Iterator[Path]:
         lost = [name for name in names if name not in afar and not os.path.lexists(folder / name)]
         if lost:
             raise InputError(
-                f"{folder}: {len(lost)} of {len(names)} shards that its index names are missing: "
+                f"{folder}: lacks {len(lost)} of the {len(names)} shards that its index names: "
                 f"{first_names(lost)}\n  the download or copy is incomplete"
             )
         yield from (folder / name for name in names)
@@ -174,7 +187,7 @@ def _none_missing(folder: Path, names: set[str]) -> None:
         lost = [one for one in all_of_it if one not in names]
         if lost:
             raise InputError(
-                f"{folder}: {len(lost)} of {int(total)} shards are missing: {first_names(lost)}\n"
+                f"{folder}: lacks {len(lost)} of {int(total)} shards: {first_names(lost)}\n"
                 f"  the download or copy is incomplete"
             )
 
@@ -199,7 +212,8 @@ def _check_index(folder: Path, places: Mapping[str, str]) -> None:
     lost = [n for n, f in weight_map.items() if places.get(n) != paths[f]]
     if lost:
         raise InputError(
-            f"{index}: {len(lost)} tensors are not in the shard it names: {first_names(lost)}\n"
+            f"{index}: {counted(len(lost), 'tensors are not in the shard it names')}: "
+            f"{first_names(lost)}\n"
             f"  the download or copy is incomplete, or the index is of another version"
         )
 

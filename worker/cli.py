@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import io
 import os
-import re
 import sys
 import time
 import traceback
@@ -16,19 +15,17 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from . import __version__, quick_torch
-from .commands import LATE, load
-from .errors import InputError, Stopped, UsageError, WorkerError, nearest, printable
+from .commands import LATE, installed, load
+from .errors import InputError, Stopped, UsageError, WorkerError, input_errors, printable
 from .features import needed
 from .manifest import NAME
 from .one_pass import Clock
 from .options import add_plan_options, add_run_options, plan_options, run_options
 from .plan import Plan, make_plan
 from .ranks import from_environment
-from .recipe import direct_recipe, parse
+from .recipe import parse
 from .run import run_merges
-from .schedules import FORMS, weighted
 from .stopping import Signals, asked, relax
-from .units import parse_number
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
 
@@ -63,7 +60,7 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may not fit the locale
     try:
-        words = _weights_apart(_understood(list(sys.argv[1:] if argv is None else argv)))
+        words = _understood(list(sys.argv[1:] if argv is None else argv))
         arguments = _parser(words).parse_args(words)
         code: int = arguments.command(arguments, clock)
         signals.over = True
@@ -95,26 +92,15 @@ def _tell(text: str, stream: TextIO) -> None:
     print("\n".join(printable(line) for line in text.split("\n")), file=stream)
 
 
-def _weights_apart(argv: Sequence[str]) -> list[str]:
-    """`--weights -1,2` as one word, since argparse takes the second for an option."""
-    words: list[str] = []
-    for word in argv:
-        if words and words[-1] == "--weights" and re.match(r"-[\d.]", word):
-            words[-1] += f"={word}"
-        else:
-            words.append(word)
-    return words
-
-
 def _understood(words: Sequence[str]) -> Sequence[str]:
-    """mergekit's options as ours. Jobs do not carry the table, since their words are ours."""
-    module = f"{__package__}.from_mergekit"
-    if words[:1] not in (["merge"], ["average"]) or importlib.util.find_spec(module) is None:
+    """Old habits as ours. Jobs do not carry the table, since their words are ours."""
+    known = installed("from_mergekit")
+    if known is None:
         return words
-    ours, notes = importlib.import_module(module).translated(words)
+    ours, notes = known.translated(words) if words[:1] in (["merge"], ["average"]) else (words, ())
     for note in notes:
         _tell(f"note: {note}", sys.stderr)
-    return [str(word) for word in ours]
+    return [str(word) for word in known.weights_apart(ours)]
 
 
 def _merge(arguments: argparse.Namespace, clock: Clock) -> int:
@@ -151,22 +137,7 @@ def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = No
 
 
 def _average(arguments: argparse.Namespace, clock: Clock) -> int:
-    weights = arguments.weights and [parse_number(word) for word in arguments.weights.split(",")]
-    models = arguments.model
-    if arguments.schedule:
-        if weights:
-            raise UsageError("--schedule and --weights exclude each other; keep one")
-        models, weights = weighted(arguments.schedule, models, arguments.base_model)
-    parameters = {} if arguments.normalize else {"normalize": False}
-    text = direct_recipe(
-        models,
-        method=arguments.method,
-        weights=weights,
-        base_model=arguments.base_model,
-        dtype=arguments.dtype,
-        parameters=parameters,
-    )
-    plan = make_plan(parse(text, "average"), plan_options(arguments, arguments.out))
+    plan = load("average").plan_of(arguments)
     return _run([(plan, Path(arguments.out))], arguments, clock)
 
 
@@ -188,7 +159,9 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
 
 
 def _late(arguments: argparse.Namespace, clock: Clock) -> int:
-    _tell(load(arguments.late).command(arguments), sys.stdout)
+    with input_errors(arguments.late):
+        text = load(arguments.late).command(arguments)
+    _tell(text, sys.stdout)
     return 0
 
 
@@ -221,20 +194,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """A line with the nearest right word, in place of the usage on fifteen."""
-        text = message
-        asked: argparse.ArgumentParser = self
-        if found := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose .*\)", message):
-            choices = list(self.commands) or re.findall(r"[\w-]+", message.rpartition("from ")[2])
-            hint = nearest(found[2], choices)
-            what = "no command" if found[1] == "COMMAND" else f"{found[1]}: no"
-            text = f"{what} '{found[2]}'{hint}; one of {', '.join(choices)}"
-        elif message.startswith("unrecognized arguments: "):
-            asked = self.commands[self.asked]
-            word = message.partition(": ")[2].split()[0]
-            known = re.findall("--[a-z0-9-]+", asked.format_usage())
-            text = f"no option {word}{nearest(word.partition('=')[0], known)}"
-        where = asked.prog.partition(" ")[2]
-        raise UsageError(f"{where}{': ' if where else ''}{text}\n  see {asked.prog} --help")
+        known = installed("misspelt")
+        raise UsageError(known.explained(self, message) if known else message)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -254,25 +215,12 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         help="several pairs: one pass over the inputs, one output each",
     )
     merge.set_defaults(command=_merge)
-    average = commands.add_parser("average", help="weighted average of models, no recipe needed")
-    average.add_argument("out", metavar="OUT")
-    average.add_argument("model", metavar="MODEL", nargs="+")
-    average.add_argument("--weights", metavar="2,1,1", help="one per model; default: equal")
-    average.add_argument(
-        "--schedule",
-        metavar="NAME",
-        help=f"weights of checkpoints, given from old to new: {FORMS}",
-    )
-    average.add_argument("--method", default="linear")
-    average.add_argument("--base-model", metavar="MODEL")
-    average.add_argument("--no-normalize", dest="normalize", action="store_false")
-    average.set_defaults(command=_average)
-    for command in (merge, average):
-        add_plan_options(command)
-        add_run_options(command)
-    for name, (_, line) in LATE.items():
-        late = commands.add_parser(name, help=line)
-        late.set_defaults(command=_late, late=name)
+    add_plan_options(merge)
+    add_run_options(merge)
+    told = installed("command_help")
+    for name in LATE:
+        late = commands.add_parser(name, help=told.LINES[name] if told else None)
+        late.set_defaults(command=_average if name == "average" else _late, late=name)
         if argv[:1] == [name]:
             load(name).options(late)
     parser.commands, parser.asked = commands.choices, "".join(argv[:1])

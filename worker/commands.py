@@ -13,23 +13,30 @@ from types import ModuleType
 from .errors import UsageError
 
 LATE = {
-    "check": ("check", "plan a recipe from headers; nothing is written"),
-    "compare": ("compare", "how models differ, layer by layer, and what to merge them with"),
-    "report": ("finished", "how far a finished merge is from each of its inputs, layer by layer"),
-    "extract-lora": ("extract_lora", "the difference of two models as an adapter"),
-    "mergekit": ("mergekit", "merge by mergekit itself, and look at what it wrote"),
-    "merge-adapters": ("merge_adapters", "several LoRA adapters into one"),
-    "methods": ("describe", "the merge methods and their parameters"),
-    "verify": ("verify", "re-read an output and compare it to its manifest"),
+    "average": "average",
+    "check": "check",
+    "compare": "compare",
+    "report": "finished",
+    "extract-lora": "extract_lora",
+    "mergekit": "mergekit",
+    "merge-adapters": "merge_adapters",
+    "methods": "describe",
+    "verify": "verify",
 }
+
+
+def installed(name: str) -> ModuleType | None:
+    """A module of the worker; None in that of a job, which does without some."""
+    module = f"{__package__}.{name}"
+    return import_module(module) if find_spec(module) else None
 
 
 def load(name: str) -> ModuleType:
     """The module of a command. UsageError in a job's worker, which does not carry it."""
-    module = f"{__package__}.{LATE[name][0]}"
-    if find_spec(module) is None:
+    module = installed(LATE[name])
+    if module is None:
         raise UsageError(
             f"{name}: the worker of a job carries only what its merge needs; use an installed "
             f"merge-worker, or the file that 'merge-launch payload -o merge-worker.pyz' writes"
         )
-    return import_module(module)
+    return module

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .checkpoint import Checkpoint, scales_of
 from .dtypes import BY_NAME, FLOATS, DType, Kind, from_torch_name
-from .errors import InputError, first_names, printable
+from .errors import InputError, counted, first_names, printable
 from .origin import Derived, Origin, Reader, Room, room
 from .views import by_row
 
@@ -83,7 +83,9 @@ def dequantised(model: Checkpoint) -> Checkpoint:
             tensors[name] = source
     left = [name for name, source in tensors.items() if source.dtype.kind is Kind.PACKED]
     if left:
-        raise InputError(f"{model.path}: {len(left)} tensors have no scales: {first_names(left)}")
+        raise InputError(
+            f"{model.path}: {counted(len(left), 'tensors have no scales')}: {first_names(left)}"
+        )
     return replace(model, tensors=tensors, plain=True)
 
 

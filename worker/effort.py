@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .errors import counted
 from .memory import Memory
 from .step import Step
 
@@ -27,8 +28,10 @@ def notes(steps: Sequence[Step], memory: Memory, threads: int) -> list[str]:
         more = f"; --memory {-(-need >> 30)}GiB lets {threads} threads work, not just {working}"
     method = next(step.method.name for step in heavy if step.method)
     return [
-        f"{method} computes {flops:.1e} floating-point operations on {len(heavy)} tensors: about "
-        f"{_hours(seconds)} on {working} processor cores{more}; minutes on a GPU (--device)"
+        f"{method} computes {flops:.1e} floating-point operations on "
+        f"{counted(len(heavy), 'tensors')}: about "
+        f"{_hours(seconds)} on {counted(working, 'processor cores')}{more}; "
+        f"minutes on a GPU (--device)"
     ]
 
 

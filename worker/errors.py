@@ -5,8 +5,12 @@ The text of an error names a place, a fact and a way out; `cli` alone prints it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+
+ONE = {"are": "is", "have": "has", "differ": "differs", "match": "matches", "take": "takes"}
+"""Verbs of one thing, by those of several."""
 
 
 class WorkerError(Exception):
@@ -45,6 +49,16 @@ class Stopped(WorkerError):
     exit_code = 75
 
 
+@contextmanager
+def input_errors(where: object) -> Iterator[None]:
+    """Turns the system's refusals while reading into one line."""
+    try:
+        yield
+    except OSError as error:
+        place = printable(str(error.filename or where))
+        raise InputError(f"{place}: {error.strerror or error}") from None
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """` (did you mean 'dare_ties'?)`, or nothing when no allowed word is near."""
     plain = {name.replace("-", "_").lower(): name for name in allowed}
@@ -57,6 +71,16 @@ def first_names(names: Iterable[str], limit: int = 3) -> str:
     listed = list(names)
     shown = ", ".join(printable(name) for name in listed[:limit])
     return shown + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
+
+
+def counted(count: int, words: str) -> str:
+    """`3 tensors are missing`, `1 tensor is missing`: `words` are those for several."""
+    text = f" {words} "
+    if count == 1:
+        text = text.replace("s ", " ", 1)
+        for several, one in ONE.items():
+            text = text.replace(f" {several} ", f" {one} ")
+    return f"{count}{text}"[:-1]
 
 
 def printable(text: str) -> str:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from . import remote
-from .errors import printable
+from .buffers import host_view
+from .errors import counted, printable
 from .files import Files
-from .lane import Lane, host_view
+from .lane import Lane
 from .origin import stored
 from .plan import Plan
 from .progress import Progress
@@ -96,7 +97,7 @@ class Look:
                 sums[1] += norm
 
     def _note(self, label: str, base: str, apart: float, norm: float) -> str:
-        looked = f"{self.seen} values of {self.tensors} tensors"
+        looked = f"{counted(self.seen, 'values')} of {counted(self.tensors, 'tensors')}"
         if apart == 0.0:
             return f"{label} is the same as {base} in all of {looked}: it changes nothing here"
         if norm and apart > norm:

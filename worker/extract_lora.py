@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .adapted import open_adapted
 from .checkpoint import Checkpoint, is_quantised, open_checkpoint
 from .dtypes import FLOATS
-from .errors import InputError, UsageError
+from .errors import InputError, UsageError, counted
 from .layers import layer_of
 from .plan import locate, usable_cpus
 from .recipe import ModelRef, parse_model
@@ -153,7 +153,7 @@ def _finish(extraction: Extraction, arranged: Arranged, base: tuple[str, str | N
     changed = [found for found in extraction.found if found.rank]
     where = extraction.tuned.path
     if not changed:
-        kept = f", only {len(extraction.kept)} others" if extraction.kept else ""
+        kept = f", only {counted(len(extraction.kept), 'others')}" if extraction.kept else ""
         raise InputError(f"{where}: no matrix differs from the base{kept}; an adapter needs one")
     most = Counter(found.rank for found in changed).most_common(1)[0][0]
     other = {f.target.key: f.rank for f in changed if f.rank != most}
@@ -230,8 +230,9 @@ def _table(found: Sequence[Found], facts: Mapping[str, Any]) -> str:
         lines += [f"{title:<24} {'tensors':>8} {'rank':>9} {'error':>8}", *_rows(found, key), ""]
     size_of = size(int(facts["bytes"]))
     lines.append(
-        f"{facts['out']}: {size_of}, {sum(f.rank > 0 for f in found)} modules with factors, "
-        f"{len(facts['whole'])} tensors whole, relative error {_together(found):.4f} "
+        f"{facts['out']}: {size_of}, "
+        f"{counted(sum(f.rank > 0 for f in found), 'modules with factors')}, "
+        f"{counted(len(facts['whole']), 'tensors whole')}, relative error {_together(found):.4f} "
         f"in {facts['seconds']} s"
     )
     return "\n".join(lines)

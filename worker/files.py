@@ -9,7 +9,7 @@ import threading
 
 from . import remote
 from .errors import InputError
-from .turns import Turns
+from .turns import ANY, Turns
 
 LARGEST_READ = 1 << 30
 """Linux moves at most 2 GiB - 4 KiB in one call."""
@@ -41,7 +41,7 @@ class Files:
                 self._open[path] = fd
             return fd
 
-    def read(self, path: str, offset: int, buffer: memoryview, turns: Turns | None = None) -> None:
+    def read(self, path: str, offset: int, buffer: memoryview, turns: Turns = ANY) -> None:
         """Fill `buffer` from `offset`. InputError if the file ends early or cannot be read.
 
         While the storage is waited for, whoever is next of `turns` computes.
@@ -51,12 +51,10 @@ class Files:
         while done < total:
             part = buffer[done : done + LARGEST_READ]
             try:
-                got = _cached(fd, part, offset + done) if turns and turns.limited else 0
-                if not got and turns:
+                got = _cached(fd, part, offset + done) if turns.limited else 0
+                if not got:
                     with turns.away:
                         got = os.preadv(fd, [part], offset + done)
-                elif not got:
-                    got = os.preadv(fd, [part], offset + done)
             except OSError as error:
                 raise InputError(f"{path}: {error.strerror} at byte {offset + done}") from None
             if got == 0:
@@ -76,7 +74,7 @@ class Files:
         with self._lock:
             fd = self._open.pop(path, None)
         if fd is not None:
-            os.close(fd)
+            _close(fd)
 
     def done_with(self, path: str, offset: int, count: int) -> None:
         """Leave the page cache to others; only a hint."""
@@ -86,7 +84,7 @@ class Files:
     def close(self) -> None:
         with self._lock:
             for fd in self._open.values():
-                os.close(fd)
+                _close(fd)
             self._open.clear()
 
 
@@ -98,6 +96,11 @@ def _cached(fd: int, part: memoryview, offset: int) -> int:
         return os.preadv(fd, [part], offset, os.RWF_NOWAIT)
     except OSError:
         return 0
+
+
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):  # all that was wanted of it has been read
+        os.close(fd)
 
 
 def _allow_many() -> None:

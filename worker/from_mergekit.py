@@ -78,3 +78,14 @@ def _size(value: str) -> str:
     """5B, a billion of bytes, as 5GB; 500M as 500MB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbB])", value)
     return f"{found[1]}{found[2].upper().replace('B', 'G')}B" if found else value
+
+
+def weights_apart(words: Sequence[str]) -> list[str]:
+    """`--weights -1,2` as one word, since argparse takes the second for an option."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] == "--weights" and re.match(r"-[\d.]", word):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .dtypes import BY_NAME, DType
-from .errors import InputError, printable
+from .errors import InputError, input_errors, printable
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
@@ -61,12 +61,10 @@ class Shard:
         """
         if not self.stamp:
             return ""
-        fd = open_regular(Path(self.path))
-        try:
-            now = stamp_of(os.fstat(fd))
-            header = read_exactly(fd, self.head_bytes, 8, Path(self.path))
-        finally:
-            os.close(fd)
+        path = Path(self.path)
+        with input_errors(path), os.fdopen(open_regular(path), "rb", 0) as file:
+            now = stamp_of(os.fstat(file.fileno()))
+            header = read_exactly(file.fileno(), self.head_bytes, 8, path)
         named = ("another file has its name", "it was written to", "it has another size")
         found = [what for what, a, b in zip(named, self.stamp, now, strict=True) if a != b]
         if hashlib.sha256(header).hexdigest() != self.header_sha256 and self.head_bytes:
@@ -82,16 +80,14 @@ class Shard:
 
 def read_shard(path: Path) -> Shard:
     """Header of one file, checked so that every byte range of it can be trusted."""
-    fd = open_regular(path)
-    try:
+    with input_errors(path), os.fdopen(open_regular(path), "rb", 0) as file:
+        fd = file.fileno()
         found = os.fstat(fd)
         size = found.st_size
         head = read_exactly(fd, 8, 0, path)
         length = int.from_bytes(head, "little")
         if length <= MAX_HEADER_BYTES and length + 8 <= size:
             head += read_exactly(fd, length, 8, path)
-    finally:
-        os.close(fd)
     return replace(shard_of(path, size, head), stamp=stamp_of(found))
 
 
@@ -130,12 +126,11 @@ def shard_of(path: Path, size: int, head: bytes) -> Shard:
 def open_regular(path: Path) -> int:
     """An open descriptor; never blocks on a FIFO, never reads a device."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise InputError(f"{printable(str(path))}: {error.strerror}") from None
+        with input_errors(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            mode = os.fstat(fd).st_mode
     except ValueError:
         raise InputError(f"{printable(str(path))}: not a file name") from None
-    mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         os.close(fd)
         kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))

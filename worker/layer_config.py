@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import UsageError, printable
+from .errors import UsageError, counted, printable
 from .layer_count import Count, counts
 from .layer_fields import (
     HANDLERS,
@@ -47,7 +47,7 @@ def restacked_config(
             return config, []
         known = ", ".join(f"{'.'.join(c.path)} {c.value}" for c in counts(config)) or "none"
         raise UsageError(
-            f"the config has no field with its {depths[0]} layers ({prefix}*); "
+            f"the config has no field with its {counted(depths[0], 'layers')} ({prefix}*); "
             f"fields with layer counts: {known}"
         )
     path = found[0].path[:-1]

@@ -12,11 +12,12 @@ from typing import Any
 from . import __version__
 from .card import public_name, public_recipe, public_text
 from .checkpoint import Checkpoint, read_json
+from .disk import MANIFEST
 from .errors import InputError
 from .plan import Plan, PlanOptions
 from .remote import snapshot
 
-NAME = "merge_manifest.json"
+NAME = MANIFEST
 IRRELEVANT = ("relative_to", "memory_bytes", "threads", "strict", "stages")
 """Options of a plan that its result does not depend on."""
 

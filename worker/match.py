@@ -13,7 +13,7 @@ from .assemble import Group
 from .checkpoint import Checkpoint
 from .computed import is_computed
 from .dtypes import DType, Kind
-from .errors import InputError, UsageError, first_names, printable
+from .errors import InputError, UsageError, counted, first_names, printable
 from .features import needed
 from .origin import Origin
 from .subtree import chosen, idle
@@ -141,12 +141,12 @@ class _Matcher:
             raise InputError("\n".join([*faults, f"  {hint} ones", *self._rules_to_add()]))
         if self.shapes:
             shown = "\n  ".join(self.shapes[:3])
-            faults.append(f"{len(self.shapes)} tensors differ in shape:\n  {shown}")
+            faults.append(f"{counted(len(self.shapes), 'tensors differ in shape')}:\n  {shown}")
             if len(self.shapes) > 3:
                 faults[-1] += f"\n  and {len(self.shapes) - 3} more"
         if self.mixed:
             shown = "\n  ".join(self.mixed[:3])
-            faults.append(f"{len(self.mixed)} tensors differ in kind:\n  {shown}")
+            faults.append(f"{counted(len(self.mixed), 'tensors differ in kind')}:\n  {shown}")
         if faults:
             raise InputError("\n".join([*faults, "  these models are not of one family"]))
         missing = _names(self.lost)
@@ -159,11 +159,15 @@ class _Matcher:
         for (label, first), infos in self.lost.items():
             heavy = [info.name for info in infos if _weighs(info)]
             if heavy and self.rules.missing == "error":
-                yield f"{label}: {len(heavy)} tensors of {first} are missing: {first_names(heavy)}"
+                what = counted(len(heavy), "tensors of %s are missing") % first
+                yield f"{label}: {what}: {first_names(heavy)}"
         for (label, first), infos in self.more.items():
             extra = [info.name for info in infos if _weighs(info)]
             if extra and self.rules.surplus == "error":
-                yield f"{label}: {len(extra)} tensors that {first} has not: {first_names(extra)}"
+                yield (
+                    f"{label}: {counted(len(extra), 'tensors')} that {first} has not: "
+                    f"{first_names(extra)}"
+                )
 
     def _rules_to_add(self) -> Iterable[str]:
         """What would make the names match, where that is clear."""
@@ -176,17 +180,17 @@ class _Matcher:
     def _notes(self, missing: Sequence[str], surplus: Sequence[str]) -> Iterable[str]:
         if self.apart:
             yield (
-                f"{len(self.apart)} tensors that are not to be merged are copied: "
+                f"{counted(len(self.apart), 'tensors that are not to be merged are copied')}: "
                 f"{first_names(self.apart)}"
             )
         if missing:
             yield (
-                f"{len(missing)} tensors that not every model has are copied: "
+                f"{counted(len(missing), 'tensors that not every model has are copied')}: "
                 f"{first_names(missing)}"
             )
         if surplus:
             yield (
-                f"{len(surplus)} tensors that the first model has not are left out: "
+                f"{counted(len(surplus), 'tensors that the first model has not are left out')}: "
                 f"{first_names(surplus)}"
             )
         # One line when models store the same tensors with different precision.
@@ -197,7 +201,7 @@ class _Matcher:
                 f"{self.labels[models[i]]} {_dtype(info).torch_name}"
                 for i, info in mixed[0].sources
             )
-            yield f"{len(mixed)} tensors are stored with different dtypes ({found})"
+            yield f"{counted(len(mixed), 'tensors are stored with different dtypes')} ({found})"
 
 
 def _weighs(source: Origin) -> bool:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter, Pair, open_adapter
-from .errors import InputError, UsageError, printable
-from .units import at_least_one, parse_number, size
+from .direct import parse_number
+from .errors import InputError, UsageError, counted, printable
+from .units import at_least_one, size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,8 +74,8 @@ def command(arguments: argparse.Namespace) -> str:
     finally:
         files.close()
     return (
-        f"{arguments.out}: {len(adapters)} adapters by {arguments.method}, {len(ranks)} modules of "
-        f"rank {config['r']}, {size(count)}"
+        f"{arguments.out}: {counted(len(adapters), 'adapters')} by {arguments.method}, "
+        f"{counted(len(ranks), 'modules')} of rank {config['r']}, {size(count)}"
     )
 
 
@@ -84,7 +85,10 @@ def _weights(arguments: argparse.Namespace) -> list[float]:
         return [1 / count] * count
     found = [parse_number(word) for word in arguments.weights.split(",")]
     if len(found) != count:
-        raise UsageError(f"--weights has {len(found)} values for {count} adapters; give one each")
+        raise UsageError(
+            f"--weights has {counted(len(found), 'values')} for {counted(count, 'adapters')}; "
+            f"give one each"
+        )
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from .crew import Crew, Do, hinted, possible
 from .cut import Piece
-from .errors import InputError, first_names, printable
+from .errors import InputError, counted, first_names, printable
 from .fetch import Fetcher
 from .files import Files
 from .flush import Flusher
@@ -231,7 +231,7 @@ def _say_resumed(store: Store, progress: Progress, lost: int) -> None:
         step = store.plan.steps[entry.step]
         start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
         progress.done_before += (stop - start) * step.dtype.bytes
-    damaged = f", {lost} damaged pieces are done again" if lost else ""
+    damaged = f", {counted(lost, 'damaged pieces are')} done again" if lost else ""
     line = f"{printable(str(store.out))}: continuing at {progress.percent:.0f} %{damaged}"
     if progress.mode == "json":
         progress.event("resumed", percent=progress.percent, damaged=lost)

@@ -13,6 +13,7 @@ from ctypes import addressof, c_char
 from pathlib import Path
 
 from .layout import PAGE
+from .mounts import mount_of
 
 MEASURED = frozenset({"ext2", "ext3", "ext4", "xfs"})
 SHARES = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
@@ -37,7 +38,7 @@ class OutFile:
         self.path, self.made = path, os.fstat(self.fd).st_size == 0
         if os.fstat(self.fd).st_size != size:
             os.ftruncate(self.fd, size)
-        kind = _file_system(self.fd)
+        kind = mount_of(self.fd).kind
         if kind in RESERVES and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.fd, 0, size)
         self._direct = _open_direct(path) if kind in MEASURED else -1
@@ -86,9 +87,11 @@ class OutFile:
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        os.close(self.fd)
-        if self._direct >= 0:
-            os.close(self._direct)
+        try:
+            os.close(self.fd)
+        finally:
+            if self._direct >= 0:
+                os.close(self._direct)
 
 
 def _write(fd: int, data: memoryview, position: int) -> None:
@@ -107,15 +110,3 @@ def _open_direct(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
     except (AttributeError, OSError):
         return -1
-
-
-def _file_system(fd: int) -> str:
-    """The type of the file system that an open file is on; empty if the system does not tell."""
-    device = os.fstat(fd).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    found = [line for line in lines if line.split()[2] == number]
-    return found[-1].rpartition(" - ")[2].split()[0] if found else ""

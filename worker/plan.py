@@ -15,7 +15,7 @@ from .assemble import Assembly, assemble
 from .checkpoint import Checkpoint, refuse_quantised
 from .cpus import usable_cpus
 from .effort import notes as effort_notes
-from .errors import UsageError
+from .errors import UsageError, counted, input_errors
 from .features import needed
 from .fit import fit
 from .layout import Layout, lay_out
@@ -74,7 +74,11 @@ class Plan:
 
 def make_plan(recipe: Recipe, options: PlanOptions | None = None) -> Plan:
     """Plan a merge. UsageError for faults of the recipe, InputError for faults of the inputs."""
-    options = options or PlanOptions()
+    with input_errors(recipe.where):
+        return _make_plan(recipe, options or PlanOptions())
+
+
+def _make_plan(recipe: Recipe, options: PlanOptions) -> Plan:
     if options.strict and recipe.warnings:
         raise UsageError("\n".join([*recipe.warnings, "  --strict makes these errors"]))
     stages: list[Plan] = []
@@ -90,7 +94,8 @@ def make_plan(recipe: Recipe, options: PlanOptions | None = None) -> Plan:
     if stages:
         size = sum(plan.output_bytes for plan in stages) / 1e9
         told += [
-            f"{len(stages)} intermediate results take {size:.2f} GB beside the result meanwhile"
+            f"{counted(len(stages), 'intermediate results take')} {size:.2f} GB beside the "
+            f"result meanwhile"
         ]
     told = [*final.warnings, *told]
     return replace(final, stages=tuple(stages), lazy=tuple(lazy), warnings=tuple(told))

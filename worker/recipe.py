@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -185,39 +184,6 @@ def parse_model(word: str) -> ModelRef:
         pairs.append((path, revision[0] if revision else None))
     lora = pairs[1] if len(pairs) > 1 else (None, None)
     return ModelRef(*pairs[0], *lora)
-
-
-def direct_recipe(
-    models: Sequence[str],
-    *,
-    method: str = "linear",
-    weights: Sequence[float] | None = None,
-    base_model: str | None = None,
-    dtype: str | None = None,
-    parameters: Mapping[str, object] | None = None,
-) -> str:
-    """The recipe text of a direct merge. UsageError when the weights do not fit the models."""
-    if not models:
-        raise UsageError("no models given; name OUT and then at least one model")
-    merged = [word for word in models if word != base_model]
-    if weights is not None and len(weights) != len(merged):
-        raise UsageError(
-            f"--weights has {len(weights)} values for {len(merged)} models "
-            f"({', '.join(printable(m) for m in merged)}); give one per model"
-        )
-    given = [1.0] * len(merged) if weights is None else list(weights)
-    takes_weight = any(p.name == "weight" for p in find_method(method, "--method").parameters)
-    if weights is not None and not takes_weight:
-        raise UsageError(f"--weights: the method '{method}' takes no weights")
-    entries: list[dict[str, object]] = [
-        {"model": word, "parameters": {"weight": weight}} if takes_weight else {"model": word}
-        for word, weight in zip(merged, given, strict=True)
-    ]
-    recipe: dict[str, object] = {"merge_method": method, "models": entries}
-    recipe |= {"base_model": base_model} if base_model else {}
-    recipe |= {"parameters": dict(parameters)} if parameters else {}
-    recipe |= {"out_dtype": dtype} if dtype not in (None, "same") else {}
-    return json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
 
 
 def find_method(name: str, place: str) -> Method:

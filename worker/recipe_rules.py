@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .errors import counted
 from .methods import Method
 from .methods._define import Base
 from .recipe import ModelRef, Recipe, Slice
@@ -65,7 +66,7 @@ def _lengths(part: Slice) -> Iterator[str]:
     for source in part.sources:
         if source.layers and source.layers[1] - source.layers[0] != part.length:
             yield (
-                f"{source.place}: takes {source.layers[1] - source.layers[0]} layers, "
+                f"{source.place}: takes {counted(source.layers[1] - source.layers[0], 'layers')}, "
                 f"the first source of this slice {part.length}; a slice merges equally many"
             )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .checkpoint import Checkpoint
-from .errors import InputError, UsageError
+from .errors import InputError, UsageError, counted
 from .families import PREFIXES, RULES, of_heads
 from .forms import Form, Key, Members, Rule, find, general, missing
 from .origin import Origin
@@ -43,7 +43,9 @@ def rearranged(
             faults.append(f"{label}: {error}")
         found.append(replace(model, tensors=work.names) if work.counts else model)
         if work.counts:
-            done = ", ".join(f"{count} tensors {what}" for what, count in work.counts.items())
+            done = ", ".join(
+                f"{counted(count, 'tensors')} {what}" for what, count in work.counts.items()
+            )
             notes.append(f"{label} is in another layout than {labels[0]}: {done}")
     if faults:
         hint = (

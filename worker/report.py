@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from .components import COMPONENTS, component_of
+from .disk import SPARE_BYTES, Room, finished, room
 from .dtypes import Kind
-from .errors import printable
+from .errors import WorkerError, counted, printable
 from .layers import depths
 from .origin import moved
 from .plan import Plan
-from .probe import Speed
+from .probe import Speed, probe
 from .progress import duration
 from .units import size
 
 
-def as_json(plan: Plan, speed: Speed | None = None) -> dict[str, Any]:
+class Checked(NamedTuple):
+    """What is printed of a plan, and why the merge would be refused all the same."""
+
+    text: str
+    fault: WorkerError | None
+
+
+def checked(plan: Plan, out: Path | None, json_wanted: bool) -> Checked:
+    """Look at the storage of the inputs and the disk of OUT, and tell everything."""
+    disk, told, fault = None, list[str](), None
+    if out is not None:
+        try:
+            disk = room(plan, out)
+            told = [] if finished(out) else disk.refuse(out)
+        except OSError:  # the plan is good all the same, and the merge itself has words for it
+            disk = None
+        except WorkerError as error:
+            fault = error
+    speed = probe(plan)
+    if json_wanted:
+        facts = as_json(plan, speed, disk)
+        facts["warnings"] += told
+        return Checked(json.dumps(facts, indent=1), fault)
+    return Checked("\n".join([describe(plan, speed, disk), *map(_warning, told)]), fault)
+
+
+def _warning(line: str) -> str:
+    return f"warning: {line}"
+
+
+def as_json(plan: Plan, speed: Speed | None = None, disk: Room | None = None) -> dict[str, Any]:
     """The plan's facts for programs; bytes are bytes. Stages are plans of their own."""
     merged = [step for step in plan.steps if step.task is not None]
     groups = _groups(plan)
@@ -41,6 +74,7 @@ def as_json(plan: Plan, speed: Speed | None = None) -> dict[str, Any]:
             "bound_bytes": plan.memory.bound,
             "forced_by": plan.memory.forced_by,
         },
+        "disk": _disk(plan, disk),
         "storage": _storage(plan, speed),
         "vocabulary": plan.text.summary or None,
         "warnings": list(plan.warnings),
@@ -72,6 +106,15 @@ def _moved(plan: Plan) -> int:
     return total
 
 
+def _disk(plan: Plan, disk: Room | None) -> dict[str, Any]:
+    """Bytes that the merge takes, with a margin; what there is of them, where OUT is known."""
+    if disk is None:
+        kept = sum(each.output_bytes for each in (plan, *plan.stages))
+        return {"needs_bytes": kept + SPARE_BYTES, "free_bytes": None, "quotas": []}
+    quotas = [quota.as_json() for quota in disk.quotas]
+    return {"needs_bytes": disk.needs, "free_bytes": disk.free, "quotas": quotas}
+
+
 def _storage(plan: Plan, speed: Speed | None) -> dict[str, Any] | None:
     """What the probe found, and the seconds that reading and writing take at that speed."""
     if speed is None:
@@ -84,9 +127,9 @@ def _storage(plan: Plan, speed: Speed | None) -> dict[str, Any] | None:
     }
 
 
-def describe(plan: Plan, speed: Speed | None = None) -> str:
+def describe(plan: Plan, speed: Speed | None = None, disk: Room | None = None) -> str:
     """The same for people, a few aligned lines."""
-    facts = as_json(plan, speed)
+    facts = as_json(plan, speed, disk)
     tensors, models = facts["tensors"], plan.labels
     stacks = ", ".join(f"{printable(stack)}* {depth}" for stack, depth in facts["layers"].items())
     most = max((plan, *plan.stages), key=lambda each: each.memory.bound)
@@ -105,14 +148,16 @@ def describe(plan: Plan, speed: Speed | None = None) -> str:
         ("layers", stacks or "none found in the names"),
         *([("vocabulary", plan.text.summary)] if plan.text.summary else []),
         ("reads", size(plan.input_bytes)),
-        ("writes", f"{size(plan.output_bytes)} in {len(facts['shards'])} file(s), "
+        ("writes", f"{size(plan.output_bytes)} in {counted(len(facts['shards']), 'files')}, "
                    f"{', '.join(facts['dtypes'])}"),
-        ("memory", f"at most {size(most.memory.bound)} of buffers in {most.memory.lanes} lanes"
+        ("memory", f"at most {size(most.memory.bound)} of buffers "
+                   f"in {counted(most.memory.lanes, 'lanes')}"
                    + (f" (needed by {printable(forced)})" if forced else "")),
+        ("disk", _room(facts["disk"])),
         *_time(facts["storage"]),
     ]  # fmt: skip
     text = "\n".join(f"{name:<11}{value}".rstrip() for name, value in rows)
-    return "\n".join([text, *(f"warning: {warning}" for warning in plan.warnings)])
+    return "\n".join([text, *map(_warning, plan.warnings)])
 
 
 def _stages(plan: Plan) -> list[tuple[str, str]]:
@@ -146,6 +191,16 @@ def _shares(groups: dict[str, int]) -> list[tuple[str, str]]:
         ("", f"{count:>{width},}  {100 * count / total:5.1f} %  {component}")
         for component, count in groups.items()
     ]
+
+
+def _room(disk: dict[str, Any]) -> str:
+    told = f"needs {size(disk['needs_bytes'])} with a margin"
+    if disk["free_bytes"] is not None:
+        told += f", {size(disk['free_bytes'])} free"
+    for quota in disk["quotas"]:
+        if quota["bytes"]["left"] is not None:
+            told += f", {size(quota['bytes']['left'])} left of the quota of {quota['of']}"
+    return told
 
 
 def _time(storage: dict[str, Any] | None) -> list[tuple[str, str]]:

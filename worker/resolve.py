@@ -34,6 +34,8 @@ from .schedules import weights
 from .settings import Found, Scalar, convert, look_up
 from .step import Step
 
+MOST_FAULTS = 10
+
 
 @dataclass(frozen=True)
 class PlanOptions:
@@ -98,6 +100,17 @@ class _NoValueError(ValueError):
     """A parameter that must be given is not."""
 
 
+def _told(faults: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The first faults, each group of the same tensors with their names once."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for text, names in list(faults.items())[:MOST_FAULTS]:
+        groups.setdefault(tuple(names), []).append(text)
+    for names, texts in groups.items():
+        yield "\n".join([*texts, f"  for {first_names(names)}"])
+    if len(faults) > MOST_FAULTS:
+        yield f"  and {len(faults) - MOST_FAULTS} more like these"
+
+
 class Resolver:
     """Gives every matched tensor the values that the recipe's scopes hold for it."""
 
@@ -115,13 +128,12 @@ class Resolver:
             try:
                 yield self._draft(match)
             except (ValueError, ZeroDivisionError) as error:
-                text = str(error)
-                own = text.startswith(f"{self.recipe.where}:")
-                faults.setdefault(text if own else f"{self.recipe.where}: {text}", []).append(
-                    match.name
-                )
+                for text in dict.fromkeys(error.args):
+                    own = text.startswith(f"{self.recipe.where}:")
+                    told = text if own else f"{self.recipe.where}: {text}"
+                    faults.setdefault(told, []).append(match.name)
         if faults:
-            raise UsageError("\n".join(f"{t}\n  for {first_names(n)}" for t, n in faults.items()))
+            raise UsageError("\n".join(_told(faults)))
 
     def _draft(self, match: Match) -> Draft:
         part = match.group.part
@@ -178,18 +190,28 @@ class Resolver:
             except UsageError as error:
                 raise ValueError(str(error)) from None
         values: dict[str, Any] = {}
+        faults: list[ValueError] = []
+
+        def value(parameter: Parameter, pair: tuple[int, Origin] | None = None) -> Scalar:
+            try:
+                return self._value(parameter, match, pair)
+            except ValueError as error:
+                faults.append(error)
+                return 0
+
         for parameter in self.method.parameters:
             if not parameter.per_model:
-                values[parameter.name] = self._value(parameter, match, None)
+                values[parameter.name] = value(parameter)
             elif parameter.name == "weight" and scheduled:
                 for pair in models:
                     if found := self._find(parameter, match, pair):
                         raise ValueError(f"{found.place}: a weight beside a schedule; keep one")
                 values[parameter.name] = scheduled
             else:
-                values[parameter.name] = tuple(
-                    self._value(parameter, match, pair) for pair in models
-                )
+                values[parameter.name] = tuple(value(parameter, pair) for pair in models)
+        if faults:
+            missing = all(isinstance(fault, _NoValueError) for fault in faults)
+            raise (_NoValueError if missing else ValueError)(*map(str, faults))
         return values
 
     def _scale(self, match: Match) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .card import public_text
-from .errors import OutputError, Stopped, printable
+from .errors import OutputError, Stopped, counted, printable
 from .features import needed
 from .finish import commit, finish
 from .hashes import Hashes
@@ -58,6 +58,8 @@ def run_merges(
     jobs = []
     for plan, out in plans:
         target = survey(plan, out, overwrite=options.overwrite, resume=options.resume)
+        for line in target.warnings:
+            print(f"warning: {line}", file=sys.stderr)
         jobs.append(Job(Store(out, plan), target, options, rank))
     for job in jobs:
         if job.target.state is State.FINISHED:
@@ -89,7 +91,8 @@ def run_merges(
 def _unless_others_end(job: Job, act: Callable[[Job], None], tries: int = 1) -> None:
     """Whoever is last of all ranks finishes, and the folder of the others goes away with it."""
     try:
-        act(job)
+        with output_errors(job.store.out):
+            act(job)
     except OutputError as error:
         if job.rank.world == 1 or not _others_end(job):
             if tries > 1 and isinstance(error, Busy):  # who held the lock has died since
@@ -217,13 +220,13 @@ def _summary(plan: Plan, out: Path, clock: Clock, differing: list[str]) -> str:
     merged = sum(step.task is not None for step in plan.steps)
     rate = clock.moved / GIB / max(1e-9, clock.stream_s)
     text = (
-        f"{out}: {merged} tensors merged, {len(plan.steps) - merged} copied; "
+        f"{out}: {counted(merged, 'tensors')} merged, {len(plan.steps) - merged} copied; "
         f"{size(plan.output_bytes)} in {duration(timings['total_s'])} ({rate:.2f} GiB/s)"
     )
     if differing:
         print(
-            f"warning: {len(differing)} copied tensors differ between the models, the first "
-            f"model's were taken: {printable(differing[0])}",
+            f"warning: {counted(len(differing), 'copied tensors differ')} between the models, "
+            f"the first model's were taken: {printable(differing[0])}",
             file=sys.stderr,
         )
     return text

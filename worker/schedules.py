@@ -7,7 +7,7 @@ arXiv:2507.17634): a decay s(x), x from 0 to 1, becomes weights that add up to 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 from .errors import UsageError, nearest, printable
@@ -39,16 +39,6 @@ def weights(schedule: str, count: int) -> tuple[float, ...]:
     if name == "minus-sqrt":
         return _of_decay(lambda x: 1 - math.sqrt(x), count)
     return (1 / count,) * count
-
-
-def weighted(
-    schedule: str, models: Sequence[str], base: str | None
-) -> tuple[list[str], list[float]]:
-    """The models that a schedule gives a weight, with it; the base is none of the checkpoints."""
-    merged = [model for model in models if model != base]
-    given = weights(schedule, len(merged))
-    kept = [model for model, weight in zip(merged, given, strict=True) if weight]
-    return kept, [weight for weight in given if weight]
 
 
 def _of_decay(decay: Callable[[float], float], count: int) -> tuple[float, ...]:

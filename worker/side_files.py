@@ -29,7 +29,7 @@ _NOT_FOLDERS = {".git", ".cache", ".merge-partial", "original", "onnx", "runs", 
 
 def side_files(folder: Path) -> Iterator[str]:
     """Relative names of the files to copy: tokenizer, processor, templates, `*.py`, licence …"""
-    for here, folders, names in os.walk(folder, followlinks=False):
+    for here, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(f for f in folders if f not in _NOT_FOLDERS and not f.startswith("."))
         if "trainer_state.json" in names and Path(here) != folder:
             folders[:] = []
@@ -40,6 +40,11 @@ def side_files(folder: Path) -> Iterator[str]:
             if (name in _NOT_FILES and Path(here) == folder) or not _wanted(path, name):
                 continue
             yield path.relative_to(folder).as_posix()
+
+
+def _refuse(error: OSError) -> None:
+    """In place of leaving out, unseen, what cannot be looked into."""
+    raise error
 
 
 def _wanted(path: Path, name: str) -> bool:

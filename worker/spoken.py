@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import ResultError, first_names
+from .errors import ResultError, counted, first_names
 from .text import Text
 from .token_files import FULL, OLD_ADDED, SETTINGS, Beside
 from .vocabulary import PLAIN
@@ -40,8 +40,8 @@ def spoken(text: Text) -> str | None:
         return f"the tokenizer was extended unchecked: pip install {error.name}"
     if faults:
         raise ResultError(
-            f"{before.folder}: its tokenizer with {len(text.appended)} more tokens is not what it "
-            f"was before:\n  " + "\n  ".join(faults[:4])
+            f"{before.folder}: its tokenizer with {counted(len(text.appended), 'more tokens')} "
+            f"is not what it was before:\n  " + "\n  ".join(faults[:4])
         )
     return None
 
@@ -52,7 +52,10 @@ def _faults(text: Text, old: Any, new: Any) -> Iterator[str]:
     there = new.vocabulary
     other = [t for t in {**there, **known.ids} if there.get(t) != known.ids.get(t)]
     if other:
-        yield f"{len(other)} tokens have another id than their row: {first_names(sorted(other))}"
+        yield (
+            f"{counted(len(other), 'tokens have another id than row')}: "
+            f"{first_names(sorted(other))}"
+        )
     gone = {number for token, number in old.vocabulary.items() if token not in known.ids}
     for sample in SAMPLES:
         one, two = old.encode(sample), new.encode(sample)

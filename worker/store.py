@@ -6,6 +6,7 @@ All of it lies in `OUT/.merge-partial`, so that nothing in OUT looks like a mode
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from typing import NoReturn
 
 from .checksum import checksum, total
 from .cut import Piece
-from .errors import OutputError, Stopped, WorkerError
+from .disk import PARTIAL
+from .errors import InputError, OutputError, Stopped, WorkerError, printable
 from .hashes import Hashes
 from .journal import Entry, beginning, claim_of, committing, parse_line, read_key
 from .outfile import OutFile
@@ -25,10 +27,10 @@ from .plan import Plan
 from .step import Step
 from .stopping import Stop
 
-PARTIAL = ".merge-partial"
 PASSING = (".", "lock-", "claim-")
 """How files begin that ranks make and remove at any time: locks, and what is not renamed yet."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 VERIFY_BYTES = 8 << 20
 SETTLED_S = 60.0
 """After this long, what was written on one host can be read on all others."""
@@ -176,11 +178,14 @@ class Store:
             file.forget()
 
     def close(self) -> None:
-        for file in self.files:
-            file.close()
-        if self._journal >= 0:
-            os.close(self._journal)
+        """OutputError: some systems tell only now that what was written is lost."""
+        files, journal = self.files, self._journal
         self.files, self._journal = [], -1
+        with output_errors(self.out), contextlib.ExitStack() as every:
+            if journal >= 0:
+                every.callback(os.close, journal)
+            for file in files:
+                every.callback(file.close)
 
     def remove(self) -> None:
         """Take the folder away, under another name first: other ranks may look into it now."""
@@ -261,6 +266,11 @@ class output_errors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, WorkerError):
+            place = Path(error.filename or self.out)
+            ours = self.out in (place, *place.parents) or place in self.out.parents
+            # Of a copy, nobody can tell which of both files it was.
+            if not ours and error.filename2 is None and error.errno not in FULL:
+                raise InputError(f"{printable(str(place))}: {error.strerror}") from None
             raise OutputError(
                 f"{self.out}: cannot write: {error.strerror}"
                 f"{f' ({error.filename})' if error.filename else ''}\n"

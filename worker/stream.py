@@ -18,7 +18,7 @@ import torch
 from .cut import Piece, pieces
 from .device import OUT_OF_MEMORY, load_linalg
 from .dtypes import Kind
-from .errors import ResultError, UsageError, printable
+from .errors import ResultError, UsageError, counted, printable
 from .fetch import Fetcher
 from .files import Files
 from .lane import Lane, Loaded
@@ -272,7 +272,8 @@ class Engine:
             f"{step.dtype.torch_name} holds up to {torch.finfo(kind).max:.3g}"
         )
         raise ResultError(
-            f"tensor '{printable(step.name)}': {bad} values of the result are NaN or Inf\n"
+            f"tensor '{printable(step.name)}': "
+            f"{counted(bad, 'values of the result are NaN or Inf')}\n"
             f"  {reason}\n"
             f"  --allow-nonfinite writes them all the same"
         )

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from .disk import PARTIAL, room
 from .errors import OutputError, first_names, printable
 from .journal import beginning, committing, read_key
 from .manifest import NAME, read_manifest
 from .plan import Plan
-from .store import PARTIAL, PASSING, output_errors
-
-SPARE_BYTES = 64 << 20
+from .store import PASSING, output_errors
 
 LOOKS = 100
 """At what changes meanwhile; a merge changes it a few times."""
@@ -37,6 +36,7 @@ class Target:
 
     state: State
     replaces: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
@@ -66,8 +66,7 @@ def _moment(out: Path) -> tuple[object, ...]:
 def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     refuse_inputs(out, {label: model.path for label, model in plan.inputs.items()})
     if not out.exists():
-        _space(plan, out, 0)
-        return Target(State.FRESH)
+        return Target(State.FRESH, warnings=_space(plan, out))
     if not out.is_dir():
         raise OutputError(f"{out}: is a file; give a folder for the merged model")
     partial = out / PARTIAL
@@ -99,8 +98,7 @@ def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
             f"  --no-resume discards it, or choose another folder"
         )
     again = key == plan.key and resume
-    _space(plan, out, _allocated(partial) if key is not None else 0)
-    return Target(State.RESUME if again else State.FRESH, ours)
+    return Target(State.RESUME if again else State.FRESH, ours, _space(plan, out))
 
 
 def _no_links(partial: Path) -> None:
@@ -168,25 +166,11 @@ def refuse_inputs(out: Path, inputs: Mapping[str, Path]) -> None:
             )
 
 
-def _space(plan: Plan, out: Path, allocated: int) -> None:
-    """Refuse before the start what the file system cannot hold."""
-    there = out
-    while not there.exists():
-        there = there.parent
+def _space(plan: Plan, out: Path) -> tuple[str, ...]:
+    """Refuse before the start what the file system or a quota cannot hold; warnings."""
     with output_errors(out):
-        found = os.statvfs(there)
-    if found.f_files and not found.f_favail:
-        raise OutputError(f"{out}: no more files fit there (inodes); choose another folder")
-    free = found.f_bavail * found.f_frsize
-    need = plan.output_bytes - allocated + SPARE_BYTES
-    if need > free:
-        raise OutputError(
-            f"{out}: needs {need / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free there\n"
-            f"  make room, or choose another folder"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(f"{there}: no permission to write here")
-
-
-def _allocated(partial: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in partial.glob("*.partial"))
+        there = room(plan, out)
+    told = there.refuse(out)
+    if not os.access(there.place, os.W_OK | os.X_OK):
+        raise OutputError(f"{there.place}: no permission to write here")
+    return tuple(told)

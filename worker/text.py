@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint
+from .errors import counted
 from .planned import beside_of
 from .recipe import ModelRef
 from .token_files import Beside
@@ -44,7 +45,7 @@ class Text:
         """What becomes of the rows, in words; empty if nothing does."""
         if self.rows is None or (self.rows[0] == self.rows[1] and not self.appended):
             return ""
-        more = f", {len(self.appended)} tokens appended" if self.appended else ""
+        more = f", {counted(len(self.appended), 'tokens')} appended" if self.appended else ""
         return f"{self.rows[0]} rows become {self.rows[1]}{more}"
 
     @property

@@ -52,3 +52,7 @@ class Away:
         trace: TracebackType | None,
     ) -> None:
         self._turns.__enter__()
+
+
+ANY = Turns()
+"""No limit, and no lock."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from .errors import UsageError, printable
+from .errors import UsageError, counted, printable
 
 
 def parse_size(word: str, option: str = "") -> int:
@@ -32,14 +32,6 @@ def parse_duration(word: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
-def parse_number(word: str) -> float:
-    """One of the words of `--weights`. UsageError if it is no number."""
-    try:
-        return float(word)
-    except ValueError:
-        raise UsageError(f"--weights: '{printable(word)}' is not a number; write 2,1,1") from None
-
-
 def at_least_one(word: str) -> int:
     """A count, for argparse."""
     if not word.isdecimal() or int(word) < 1:
@@ -60,4 +52,4 @@ def size(count: int) -> str:
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if count >= 1024**power:
             return f"{count / 1024**power:.2f} {unit}"
-    return f"{count} bytes"
+    return counted(count, "bytes")

@@ -11,7 +11,7 @@ from .checkpoint import open_checkpoint
 from .checksum import checksum, total
 from .cli import need_torch
 from .dtypes import Kind
-from .errors import InputError, printable
+from .errors import InputError, counted, printable
 from .finish import file_sha256
 from .manifest import NAME, read_manifest
 from .units import size
@@ -47,10 +47,12 @@ def verify(out: Path) -> str:
     nonfinite = _nonfinite(out)
     if sum(nonfinite.values()) != expected:
         names = "; ".join(f"{printable(n)}: {count}" for n, count in list(nonfinite.items())[:3])
-        raise InputError(f"{out}: {sum(nonfinite.values())} values are NaN or Inf ({names})")
+        raise InputError(
+            f"{out}: {counted(sum(nonfinite.values()), 'values are NaN or Inf')} ({names})"
+        )
     total = sum(int(entry["bytes"]) for entry in outputs)
-    note = f"{expected} values are NaN or Inf" if expected else "no NaN or Inf"
-    return f"{out}: {len(outputs)} files, {size(total)}, as the manifest says; {note}"
+    note = counted(expected, "values are NaN or Inf") if expected else "no NaN or Inf"
+    return f"{out}: {counted(len(outputs), 'files')}, {size(total)}, as the manifest says; {note}"
 
 
 def _well_formed(outputs: object) -> bool:

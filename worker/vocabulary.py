@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import InputError, UsageError, first_names, printable
+from .errors import InputError, UsageError, counted, first_names, printable
 from .token_files import (
     FLAGS,
     FULL,
@@ -70,13 +70,14 @@ def joined(start: Vocabulary, models: Sequence[Named], extra: Iterable[str]) -> 
     notes = []
     if plain:
         notes.append(
-            f"{plain} regular tokens are appended as added tokens, which match their text wherever "
-            f"it stands: {first_names(t for t, flags in appended.items() if flags is PLAIN)}"
+            f"{counted(plain, 'regular tokens are appended')} in the way of added tokens, which "
+            f"match their text wherever it stands: "
+            f"{first_names(t for t, flags in appended.items() if flags is PLAIN)}"
         )
     if clashes:
         notes.append(
-            f"{len(clashes)} added tokens are defined in different ways, the first definition "
-            f"counts: {first_names(clashes)}"
+            f"{counted(len(clashes), 'added tokens are defined')} in different ways, the first "
+            f"definition counts: {first_names(clashes)}"
         )
     return Tokens(_numbered(start, appended), appended, frozenset(), tuple(notes))
 
@@ -143,8 +144,8 @@ def _take_out(model: dict[str, Any], removed: frozenset[str], beside: Beside) ->
         return
     if model.get("type") != "BPE":
         raise UsageError(
-            f"{beside.folder}: {len(gone)} tokens have no row, and cannot be taken out of a "
-            f"{model.get('type')} tokenizer: {first_names(sorted(gone))}"
+            f"{beside.folder}: {counted(len(gone), 'tokens have no row')}, and cannot be taken "
+            f"out of a {model.get('type')} tokenizer: {first_names(sorted(gone))}"
         )
     model["vocab"] = {t: n for t, n in model["vocab"].items() if t not in gone}
     pairs = [(m, m.split(" ") if isinstance(m, str) else m) for m in model.get("merges") or ()]

@@ -114,6 +114,15 @@ def test_check_as_json(launch, models) -> None:
     assert isinstance(json.loads(launch("check", "out", *models, "--json").out), dict)
 
 
+def test_check_of_a_merge_that_does_not_fit(launch, models, monkeypatch) -> None:
+    from worker import disk
+
+    monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)
+    done = launch("check", "out", *models)
+    assert done.code == 4
+    assert "\ndisk       needs 1048576.00 TiB" in done.out and "are free there" in done.err
+
+
 def test_check_reports_what_headers_show(launch, models) -> None:
     weights = models[1] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])

@@ -7,7 +7,8 @@ import pytest
 from launcher import preflight
 from launcher.settings import MergeOptions, WorkerOptions
 from launcher.source import read_source
-from worker.errors import InputError
+from worker import disk, quota
+from worker.errors import InputError, OutputError
 from worker.units import parse_size
 
 
@@ -64,6 +65,46 @@ def test_a_misspelt_folder_is_not_quietly_a_name_on_the_hub(models, work: Path) 
         "(did you mean 'models/code'?)"
     )
     assert second == "on the hub, so nobody looked into it yet: models/cod, models/other-things"
+
+
+def told(models, work: Path, **options) -> list[str]:
+    merge = merge_of(*models, folder=work)
+    return preflight.look(merge, WorkerOptions(**options), everything=False).told()
+
+
+def test_a_disk_or_a_quota_that_is_too_small(models, work: Path, monkeypatch) -> None:
+    """What jobs ask for only when they run, and of quotas never."""
+    spare, most = disk.SPARE_BYTES, quota.Limit(0, hard=1 << 20)
+    monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(OutputError, match="are free there"):
+        told(models, work)
+    monkeypatch.setattr(disk, "SPARE_BYTES", spare)
+    monkeypatch.setattr(quota, "quotas_of", lambda folder: (quota.Quota("user anna", most),))
+    with pytest.raises(OutputError, match="left of the quota of user anna there"):
+        told(models, work)
+    monkeypatch.setattr(
+        quota, "quotas_of", lambda folder: (quota.Quota("user anna", quota.Limit(soft=1)),)
+    )
+    (warning,) = told(models, work)
+    assert warning.startswith(f"{work}/out: ") and "soft limit of user anna" in warning
+
+
+def test_what_is_finished_or_elsewhere_needs_no_room(models, work: Path, monkeypatch) -> None:
+    monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)
+    (work / "out").mkdir()
+    (work / "out" / "merge_manifest.json").write_text("{}")
+    assert told(models, work) == []
+    with pytest.raises(OutputError):
+        told(models, work, overwrite=True)
+    merge = read_source(["/gone/out", *map(str, models)], MergeOptions(), None, str(work))
+    assert preflight.look(merge, WorkerOptions(), everything=False).told() == []
+
+
+def test_a_full_disk_changes_no_job(models, work: Path, monkeypatch) -> None:
+    merge = merge_of(*models, folder=work)
+    before = preflight.look(merge, WorkerOptions(), everything=False).features
+    monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)
+    assert preflight.look(merge, WorkerOptions(), everything=False).features == before
 
 
 def test_on_this_machine_absence_is_an_error(models, work: Path) -> None:

@@ -33,6 +33,9 @@ class Untyped(ast.NodeTransformer):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
         return None if node.module in ("collections.abc", "pathlib", "types", "typing") else node
 
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        return None if ast.unparse(node.targets[0]) == "__all__" else node
+
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         several = node.target.lineno != node.annotation.end_lineno
         if node.value is None or several:
@@ -120,6 +123,11 @@ def test_types_go_where_nothing_reads_them() -> None:
     )
     both = "if TYPE_CHECKING:\n    a = 1\nelse:\n    a = 2\n"
     assert without_words(both) == both
+
+
+def test_lists_of_names_go() -> None:
+    text = "__all__ = [\n    'a',\n]\na = 1\n"
+    assert without_words(text) == "\n\n\na = 1\n"
 
 
 def test_an_annotation_of_several_lines_stays() -> None:

@@ -79,7 +79,7 @@ def test_no_tensors(tmp_path: Path) -> None:
 def test_a_missing_shard(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m", some_tensors(0), shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    assert "1 of 3 shards that its index names are missing" in fault(folder)
+    assert "lacks 1 of the 3 shards that its index names" in fault(folder)
 
 
 def test_a_missing_shard_without_an_index(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_missing_shard_without_an_index(tmp_path: Path) -> None:
     (folder / INDEX).unlink()
     (folder / "model-00002-of-00004.safetensors").unlink()
     (folder / "model-00004-of-00004.safetensors").unlink()
-    assert "2 of 4 shards are missing: model-00002-of-00004.safetensors" in fault(folder)
+    assert "lacks 2 of 4 shards: model-00002-of-00004.safetensors" in fault(folder)
 
 
 def test_a_tensor_in_two_files(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_bug_keeps_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(cli, "make_plan", broken)
+    monkeypatch.setattr("worker.average.make_plan", broken)
     assert run("average", tmp_path / "out", models[0]) == 1
     text = capsys.readouterr().err
     assert "Traceback" in text and "oops" in text and "please report it" in text
@@ -191,9 +191,9 @@ def test_interrupted_while_planning(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(cli, "make_plan", slow)
+    monkeypatch.setattr("worker.average.make_plan", slow)
     assert "stopped by SIGTERM" in refused(capsys, 75, "average", tmp_path / "out", models[0])
-    monkeypatch.setattr(cli, "make_plan", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("worker.average.make_plan", lambda *_: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     said = refused(capsys, 75, "average", tmp_path / "out", models[0])
     signal.signal(signal.SIGINT, before)

@@ -204,9 +204,9 @@ def test_what_does_not_match_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     write_checkpoint(tmp_path / "b", {"x": one * 2, "v": torch.ones(5, 2), "m": one})
     facts = measured(capsys, tmp_path / "a", tmp_path / "b")
     assert facts["left_out"] == [
-        "1 tensors are not in all models: m",
-        "1 tensors differ in shape: v ([4, 2], [5, 2])",
-        "1 tensors of integers or booleans are not compared",
+        "1 tensor is not in all models: m",
+        "1 tensor differs in shape: v ([4, 2], [5, 2])",
+        "1 tensor of integers or booleans is not compared",
     ]
     assert not facts["mergeable"] and facts["advice"]["recipe"] is None
     assert [row["name"] for row in facts["tensors"]] == ["x"]
@@ -228,7 +228,7 @@ def test_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compare", *models, "--base", base, "--progress", "off") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "base       model0" and lines[2] == "model      model2"
-    assert "left out   1 tensors of integers or booleans are not compared" in lines
+    assert "left out   1 tensor of integers or booleans is not compared" in lines
     head = next(line for line in lines if line.startswith("layer "))
     assert "moved model1" in head and "cosine" in head and "rank model2" in head
     assert any(line.startswith("model.layers.1  MLP") for line in lines)

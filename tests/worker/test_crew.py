@@ -170,7 +170,7 @@ def test_an_error_is_told_once_with_its_code(tmp_path: Path, forks: Forks) -> No
         models.append(write_checkpoint(tmp_path / f"m{seed}", tensors))
     ended = forks.start("average", tmp_path / "out", *models, *OPTIONS).wait()
     assert ended.code == 5
-    assert ended.err.count("'layers.7': 1 values of the result are NaN or Inf") == 1
+    assert ended.err.count("'layers.7': 1 value of the result is NaN or Inf") == 1
     assert "Traceback" not in ended.err
 
 

@@ -118,7 +118,7 @@ def test_scales_that_fit_nothing(tmp_path: Path) -> None:
 def test_codes_without_scales(tmp_path: Path) -> None:
     tensors = {"a.weight": codes(4, 4), "a.weight_scale": scales(1), "b.weight": codes(4, 4)}
     folder = write_checkpoint(tmp_path / "m", tensors)
-    with pytest.raises(InputError, match=r"1 tensors have no scales: b\.weight"):
+    with pytest.raises(InputError, match=r"1 tensor has no scales: b\.weight"):
         dequantised(open_checkpoint(folder))
 
 

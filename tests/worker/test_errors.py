@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker import errors
-from worker.errors import first_names, nearest, printable
+from worker.errors import counted, first_names, nearest, printable
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,27 @@ from worker.errors import first_names, nearest, printable
 def test_exit_codes_of_the_contract(kind: type[errors.WorkerError], code: int) -> None:
     assert kind.exit_code == code
     assert issubclass(kind, errors.WorkerError)
+
+
+@pytest.mark.parametrize(
+    ("words", "one"),
+    [
+        ("tensors", "1 tensor"),
+        ("bytes", "1 byte"),
+        ("more tokens", "1 more token"),
+        ("tensors differ in shape", "1 tensor differs in shape"),
+        ("values are NaN or Inf", "1 value is NaN or Inf"),
+        ("tensors have no scales", "1 tensor has no scales"),
+        ("tensors that are not to be merged are copied", "1 tensor that is not to be merged "
+         "is copied"),
+        ("tensors that the first model has not", "1 tensor that the first model has not"),
+        ("intermediate results take", "1 intermediate result takes"),
+        ("tensors of the adapter match nothing", "1 tensor of the adapter matches nothing"),
+    ],
+)  # fmt: skip
+def test_one_is_not_several(words: str, one: str) -> None:
+    assert counted(1, words) == one
+    assert [counted(n, words) for n in (0, 2, 11)] == [f"{n} {words}" for n in (0, 2, 11)]
 
 
 def test_nearest_name_forgives_case_and_dashes() -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from checkpoints import write_checkpoint
 from merges import average, digest, one_tensor_models, shards_of
 from small_disks import MIB, Disk, make_disk, run
 
-from worker import target
+from worker import disk
 from worker.progress import Progress
 from worker.store import PARTIAL
 
@@ -111,7 +113,7 @@ def test_no_room_from_the_beginning(trial: Trial) -> None:
 @on("tmpfs", "ext4", "xfs", "btrfs")
 def test_full_half_way(trial: Trial) -> None:
     ballast = trial.disk.fill(12 * MIB)
-    trial.patch.setattr(target, "SPARE_BYTES", -(1 << 30))  # as if it filled up later
+    trial.patch.setattr(disk, "SPARE_BYTES", -(1 << 30))  # as if it filled up later
     assert trial.merge() == 4
     trial.told("No space left on device")
     assert [path.name for path in trial.out.iterdir()] == [PARTIAL]
@@ -128,9 +130,28 @@ def test_a_quota_half_way(trial: Trial) -> None:
     limit = ("btrfs", "qgroup", "limit")
     assert run(*limit, "10M", str(trial.out)).returncode == 0
     assert trial.merge() == 4
+    assert "left of the quota of qgroup 0/" in trial.capsys.readouterr().err
+    trial.patch.setattr(disk, "_quotas", lambda place: ())  # as if nobody could see it
+    assert trial.merge() == 4
     trial.told("Disk quota exceeded")
     assert run(*limit, "none", str(trial.out)).returncode == 0
     trial.ends()
+
+
+@on("btrfs")
+def test_what_is_copied_takes_no_room(trial: Trial, tmp_path: Path) -> None:
+    """Of models that lie in their files as we lay them."""
+    tensors = {"a": torch.ones(3), "numbers": torch.randint(1 << 60, (10 * MIB // 8,))}
+    first = write_checkpoint(tmp_path / "first", tensors)
+    models = [trial.disk.place / name for name in ("m1", "m2")]
+    assert [average(model, [first]) for model in models] == [0, 0]
+    run("sync", "-f", str(trial.disk.place))
+    before = trial.disk.free_bytes()
+    assert average(trial.out, models) == 0
+    run("sync", "-f", str(trial.disk.place))
+    assert before - trial.disk.free_bytes() < 2 * MIB
+    assert average(tmp_path / "out", models) == 0
+    assert digest(trial.out) == digest(tmp_path / "out")
 
 
 @on("ext4")

@@ -54,7 +54,7 @@ def test_other_row_counts_need_a_word(place: Path, capsys: Capture) -> None:
 def test_check_tells_what_becomes_of_the_rows(place: Path, capsys: Capture) -> None:
     assert merge(place, "tokenizer_source: union") == 0
     assert run("check", place / "r.yml", "--relative-to", place) == 0
-    assert "\nvocabulary 29 rows become 30, 1 tokens appended\n" in capsys.readouterr().out
+    assert "\nvocabulary 29 rows become 30, 1 token appended\n" in capsys.readouterr().out
 
 
 def test_middle_layers_of_a_model_with_other_rows(place: Path) -> None:

@@ -7,9 +7,10 @@ import torch
 from checkpoints import write_checkpoint
 from merges import one_tensor_models, plan_of
 
+from worker.buffers import Pool, host_view
 from worker.cut import Piece
 from worker.files import Files
-from worker.lane import Lane, Pool, host_view
+from worker.lane import Lane
 from worker.layout import PAGE
 from worker.methods._define import Block, Final
 from worker.plan import Plan

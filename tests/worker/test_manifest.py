@@ -75,7 +75,7 @@ def test_integers_that_differ_are_told(tmp_path: Path, capsys: pytest.CaptureFix
         write_checkpoint(tmp_path / name, tensors)
     assert average(tmp_path / "out", [tmp_path / "a", tmp_path / "b"]) == 0
     assert manifest(tmp_path / "out")["differing_copies"] == ["ids"]
-    assert "1 copied tensors differ between the models" in capsys.readouterr().err
+    assert "1 copied tensor differs between the models" in capsys.readouterr().err
 
 
 def test_damaged_manifests(tmp_path: Path) -> None:

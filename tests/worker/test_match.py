@@ -7,10 +7,11 @@ import torch
 from checkpoints import write_checkpoint
 from torch import Tensor
 
+from worker.direct import direct_recipe
 from worker.errors import InputError
 from worker.match import Rules
 from worker.plan import Plan, PlanOptions, make_plan
-from worker.recipe import direct_recipe, parse
+from worker.recipe import parse
 
 TIED = {"tie_word_embeddings": True}
 
@@ -49,7 +50,7 @@ def test_missing_and_surplus_tensors_are_named(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(bias=torch.ones(3)))
     write_checkpoint(tmp_path / "b", tensors(gate=torch.ones(3), extra=torch.ones(2)))
     assert fault(tmp_path, "a", "b").splitlines() == [
-        "b: 1 tensors of a are missing: bias",
+        "b: 1 tensor of a is missing: bias",
         "b: 2 tensors that a has not: extra, gate",
         "  --missing copy takes missing tensors from the base, --surplus drop omits extra ones",
     ]
@@ -73,7 +74,7 @@ def test_shapes_that_differ(tmp_path: Path) -> None:
     other = {**tensors(), "layers.0.w": torch.zeros(3, 2)}
     write_checkpoint(tmp_path / "b", other)
     assert fault(tmp_path, "a", "b").splitlines() == [
-        "1 tensors differ in shape:",
+        "1 tensor differs in shape:",
         "  layers.0.w is [2, 3] in a but [3, 2] in b",
         "  these models are not of one family",
     ]
@@ -97,7 +98,7 @@ def test_mixed_precision_is_told(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(x=torch.ones(3)))
     write_checkpoint(tmp_path / "b", tensors(x=torch.ones(3).half()))
     found = plan(tmp_path, "a", "b")
-    assert found.warnings == ("1 tensors are stored with different dtypes (a float32, b float16)",)
+    assert found.warnings == ("1 tensor is stored with different dtypes (a float32, b float16)",)
     assert {step.dtype.name for step in found.steps} == {"F32"}
 
 
@@ -132,7 +133,7 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
 def test_a_head_that_is_nowhere(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors() | HEAD)
     write_checkpoint(tmp_path / "b", tensors())
-    assert "b: 1 tensors of a are missing: lm_head.weight" in fault(tmp_path, "a", "b")
+    assert "b: 1 tensor of a is missing: lm_head.weight" in fault(tmp_path, "a", "b")
 
 
 def test_the_base_decides_the_names(tmp_path: Path) -> None:
@@ -161,4 +162,4 @@ def test_buffers_that_models_compute_are_nobodys_fault(tmp_path: Path) -> None:
     assert not {step.name for step in second.steps} & set(masks)
     # A bias of that name is a weight.
     write_checkpoint(tmp_path / "biased", tensors(1.0, **{"h.0.attn.bias": torch.ones(4)}))
-    assert "1 tensors that new has not: h.0.attn.bias" in fault(tmp_path, "new", "biased")
+    assert "1 tensor that new has not: h.0.attn.bias" in fault(tmp_path, "new", "biased")

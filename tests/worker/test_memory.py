@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from merges import average, one_tensor_models, plan_of, run, step, stream_into
 
 from worker import stream
-from worker.lane import Lane, Pool
+from worker.buffers import Pool
+from worker.lane import Lane
 from worker.memory import DEFAULT_BYTES, budget, held
 from worker.step import Step
 

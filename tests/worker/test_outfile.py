@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from worker import outfile
 from worker.layout import PAGE
+from worker.mounts import Mount, mount_of
 from worker.outfile import LEAST_DIRECT, OutFile
 
 SIZE = 4 * LEAST_DIRECT + 123
@@ -91,27 +92,16 @@ def test_other_faults_are_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_only_measured_file_systems_are_written_directly(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outfile, "_file_system", lambda fd: "lustre")
+    monkeypatch.setattr(outfile, "mount_of", lambda fd: Mount("lustre"))
     file = OutFile(path, SIZE)
     assert file._direct == -1
     file.close()
 
 
-def test_the_type_of_a_file_system() -> None:
-    reading, writing = os.pipe()  # on no mounted file system
-    assert outfile._file_system(reading) == ""
-    os.close(reading)
-    os.close(writing)
-    if Path("/proc/self/mountinfo").exists() and Path("/dev/shm").is_mount():
-        held = os.open("/dev/shm", os.O_RDONLY)
-        assert outfile._file_system(held) == "tmpfs"
-        os.close(held)
-
-
 def test_copies_of_whole_pages_are_left_to_the_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outfile, "_file_system", lambda fd: "btrfs")
+    monkeypatch.setattr(outfile, "mount_of", lambda fd: Mount("btrfs"))
     data = bytes(range(251)) * 400
     (tmp_path / "source").write_bytes(b"." * 100 + data)
     source = os.open(tmp_path / "source", os.O_RDONLY)
@@ -137,7 +127,7 @@ def test_copies_of_whole_pages_are_left_to_the_file_system(
 def test_a_copy_that_the_file_system_refuses_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    monkeypatch.setattr(outfile, "_file_system", lambda fd: "xfs")
+    monkeypatch.setattr(outfile, "mount_of", lambda fd: Mount("xfs"))
 
     def refuse(*_: object) -> int:
         raise OSError(code, "no")
@@ -154,7 +144,7 @@ def test_space_is_taken_at_once(tmp_path: Path) -> None:
     """Where the file system can; else a disk that fills up is noticed only when it has."""
     OutFile(tmp_path / "x", 3_000_000).close()
     fd = os.open(tmp_path / "x", os.O_RDONLY)
-    reserves = outfile._file_system(fd) in outfile.RESERVES
+    reserves = mount_of(fd).kind in outfile.RESERVES
     os.close(fd)
     if not reserves:
         pytest.skip("this file system does not reserve")

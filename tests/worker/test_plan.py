@@ -108,6 +108,32 @@ def test_a_value_that_cannot_work(models: Path) -> None:
     ]
 
 
+def test_values_of_all_models_are_told_at_once(models: Path) -> None:
+    listed = "- {model: a, parameters: {density: 3}}\n- {model: b, parameters: {density: -1}}\n"
+    assert fault(models, f"merge_method: ties\nbase_model: base\nmodels:\n{listed}") == [
+        "r.yml:4: models[0]: ties needs a value of 'weight' of a",
+        "r.yml:5: models[1]: ties needs a value of 'weight' of b",
+        "r.yml:4: models[0].parameters.density: 3.0 is no share; give 0 to 1 of the values to keep",
+        "r.yml:5: models[1].parameters.density: -1.0 is no share; "
+        "give 0 to 1 of the values to keep",
+        "  for embed.weight, layers.0.mlp.w, layers.1.mlp.w and 2 more",
+    ]
+
+
+def test_no_more_faults_than_can_be_read(models: Path) -> None:
+    values = ", ".join(f"{{filter: layers.{n}., value: {n + 2}}}" for n in range(12))
+    for name in ("deep", "deeper", "deepest"):
+        tensors = {f"layers.{n}.w": torch.ones(2) for n in range(12)}
+        write_checkpoint(models / name, tensors, config={})
+    listed = f"models:\n- deep\n- deeper\nparameters: {{weight: 1, density: [{values}]}}\n"
+    told = fault(models, f"merge_method: ties\nbase_model: deepest\n{listed}")
+    assert told[:2] == [
+        "r.yml:6: parameters.density: 2.0 is no share; give 0 to 1 of the values to keep",
+        "  for layers.0.w",
+    ]
+    assert told[-1] == "  and 2 more like these" and len(told) == 2 * 10 + 1
+
+
 def test_all_models_that_are_not_there(models: Path) -> None:
     text = "{merge_method: linear, models: [x, a, y], parameters: {weight: 1}}"
     found = fault(models, text)

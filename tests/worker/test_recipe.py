@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from worker.direct import direct_recipe
 from worker.errors import UsageError
-from worker.recipe import ModelRef, Recipe, direct_recipe, parse, parse_model
+from worker.recipe import ModelRef, Recipe, parse, parse_model
 
 
 def faults(text: str) -> list[str]:
@@ -280,7 +281,7 @@ def test_a_direct_recipe_says_the_same() -> None:
     ("models", "more", "expected"),
     [
         ([], {}, "no models given"),
-        (["a", "b"], {"weights": [1.0]}, "--weights has 1 values for 2 models (a, b)"),
+        (["a", "b"], {"weights": [1.0]}, "--weights has 1 value for 2 models (a, b)"),
         (["a"], {"method": "linaer"}, "--method: unknown method 'linaer' (did you mean 'linear'?)"),
         (
             ["a", "b"],

@@ -1,6 +1,7 @@
 """The plan in words and as JSON, from headers alone."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,13 @@ import torch
 from checkpoints import read_tensors, save_fine_tunes, write_checkpoint
 from merges import plan_of, some_models
 
+from worker import disk, quota
+from worker.disk import SPARE_BYTES
+from worker.errors import OutputError
 from worker.plan import PlanOptions, make_plan
+from worker.quota import Limit, Quota
 from worker.recipe import parse
-from worker.report import as_json, describe, size
+from worker.report import as_json, checked, describe, size
 
 
 def test_facts(models: list[Path]) -> None:
@@ -66,7 +71,7 @@ def test_for_people(models: list[Path]) -> None:
     assert "6 merged, 2 copied, 0 missing, 0 surplus" in text
     assert f"first      {models[0]}" in text and f"model      {models[1]}" in text
     assert "layers.* 2" in text
-    assert "in 1 file(s), bfloat16, bool, int64" in text
+    assert "in 1 file, bfloat16, bool, int64" in text
 
 
 def test_warnings_and_escapes(tmp_path: Path) -> None:
@@ -74,7 +79,7 @@ def test_warnings_and_escapes(tmp_path: Path) -> None:
     for name, dtype in (("a", torch.float32), ("b", torch.bfloat16)):
         write_checkpoint(tmp_path / name, {evil: torch.ones(3).to(dtype)})
     text = describe(plan_of([tmp_path / "a", tmp_path / "b"]))
-    assert "warning: 1 tensors are stored with different dtypes" in text
+    assert "warning: 1 tensor is stored with different dtypes" in text
     assert "\x1b" not in text and "\\x1b[2J.* 1" in text
 
 
@@ -107,3 +112,36 @@ def test_layers_of_no_names(tmp_path: Path) -> None:
 def test_shards_are_listed(models: list[Path]) -> None:
     facts = as_json(plan_of(models, shard_bytes=5000))
     assert facts["shards"] == [f"model-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)]
+
+
+def test_the_disk(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(models)
+    needs = plan.output_bytes + SPARE_BYTES
+    assert as_json(plan)["disk"] == {"needs_bytes": needs, "free_bytes": None, "quotas": []}
+    assert f"disk       needs {size(needs)} with a margin\n" in describe(plan) + "\n"
+    held = Quota("user anna", Limit(5 << 20, hard=100 << 20))
+    monkeypatch.setattr(quota, "quotas_of", lambda folder: (held, Quota("group b", Limit(soft=9))))
+    found = checked(plan, tmp_path / "out", False)
+    line = re.search(r"^disk .* with a margin, [\d.]+ [KMGT]iB free, (.*)$", found.text, re.M)
+    assert line is not None and line[1] == "95.00 MiB left of the quota of user anna"
+    assert found.fault is None
+    assert re.search("^warning: .* soft limit of group b", found.text, re.MULTILINE)
+    facts = json.loads(checked(plan, tmp_path / "out", True).text)
+    assert facts["disk"]["free_bytes"] > 0
+    assert facts["disk"]["quotas"][0]["bytes"] == {
+        "used": 5 << 20, "soft": None, "hard": 100 << 20, "left": 95 << 20
+    }  # fmt: skip
+    assert "soft limit" in facts["warnings"][-1]
+
+
+def test_what_does_not_fit_is_told_with_the_plan(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out = plan_of(models), tmp_path / "out"
+    monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)
+    for json_wanted in (False, True):
+        found = checked(plan, out, json_wanted)
+        assert "linear" in found.text and isinstance(found.fault, OutputError)
+    out.mkdir()
+    (out / "merge_manifest.json").write_text("{}")
+    assert checked(plan, out, False).fault is None, "it is there already"

@@ -168,7 +168,7 @@ def test_nan_and_inf_of_an_input(tmp_path: Path, capsys: Capture, value: str) ->
     out = tmp_path / "out"
     assert average(out, [models[0], bad]) == 5
     text = capsys.readouterr().err
-    assert "tensor 'layers.1.weight': 1 values of the result are NaN or Inf" in text
+    assert "tensor 'layers.1.weight': 1 value of the result is NaN or Inf" in text
     assert f"{bad / 'model.safetensors'} has 1 NaN or Inf there" in text
     assert f"{models[0]}/" not in text and "Traceback" not in text
     assert [path.name for path in out.iterdir()] == [PARTIAL]

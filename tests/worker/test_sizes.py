@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from merges import manifest, sparse_file
 
+from worker.direct import direct_recipe
 from worker.plan import PlanOptions, make_plan
 from worker.ranks import Rank, cost, share
-from worker.recipe import direct_recipe, parse
+from worker.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30

@@ -42,8 +42,8 @@ def test_a_tokenizer_that_went_wrong(
     monkeypatch.setattr(by_token, "edited", wrong)
     assert merge(tmp_path) == 5
     text = capsys.readouterr().err
-    assert "its tokenizer with 1 more tokens is not what it was before" in text
-    assert "1 tokens have another id than their row: <tool>" in text
+    assert "its tokenizer with 1 more token is not what it was before" in text
+    assert "1 token has another id than row: <tool>" in text
     assert '"abcd efgh' in text, "the text that is encoded in another way"
     assert not list(tmp_path.glob("out/*"))
 

@@ -19,7 +19,7 @@ from merges import (
     stream_into,
 )
 
-from worker import target
+from worker import disk
 from worker.errors import OutputError, Stopped
 from worker.journal import COMMITTING
 from worker.plan import Plan
@@ -247,7 +247,7 @@ def test_a_damaged_note_of_the_end(plan: Plan, half: Path, text: str) -> None:
 def test_space_is_looked_at_before_the_start(
     tmp_path: Path, plan: Plan, half: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)
     assert "GB are free there" in refusal(plan, tmp_path / "out")
     assert "GB are free there" in refusal(plan, half)
     assert not (tmp_path / "out").exists()
@@ -280,7 +280,7 @@ def test_a_disk_that_fills_up_half_way(
     models = one_tensor_models(tmp_path, 10_000_000)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(72 << 20))  # 8 MiB are left of the 20 that are needed
-    monkeypatch.setattr(target, "SPARE_BYTES", -(1 << 30))  # as if it filled up later
+    monkeypatch.setattr(disk, "SPARE_BYTES", -(1 << 30))  # as if it filled up later
     assert average(small_disk / "out", models) == 4
     text = capsys.readouterr().err
     assert "No space left on device" in text and "the same command continues" in text

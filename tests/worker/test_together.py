@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,9 +89,9 @@ def test_the_inputs_are_read_once(
     read = files.Files.read
     seen: list[tuple[str, int]] = []
 
-    def noted(self: files.Files, path: str, offset: int, buffer: memoryview) -> None:
+    def noted(self: files.Files, path: str, offset: int, *rest: Any) -> None:
         seen.append((path, offset))
-        read(self, path, offset, buffer)
+        read(self, path, offset, *rest)
 
     monkeypatch.setattr(files.Files, "read", noted)
     monkeypatch.setattr(evidence.Look, "chosen", lambda self: iter(()))  # reads samples by itself

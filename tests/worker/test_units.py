@@ -4,8 +4,9 @@ import argparse
 
 import pytest
 
+from worker.direct import parse_number
 from worker.errors import UsageError
-from worker.units import at_least_one, device_word, parse_duration, parse_number, parse_size
+from worker.units import at_least_one, device_word, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoint import Checkpoint, is_quantised, open_checkpoint
 from ..components import component_of, place_of
 from ..dtypes import Kind
-from ..errors import InputError, first_names, printable
+from ..errors import InputError, counted, first_names, printable
 from ..header import TensorInfo
 from ..heads import implied_head
 from ..methods._define import matrix_shape
@@ -133,11 +133,11 @@ def _tied_twin(name: str, model: Checkpoint, models: Sequence[Checkpoint]) -> bo
 def _left_out(lost: list[str], shapes: list[str], integers: int) -> list[str]:
     told = []
     if lost:
-        told.append(f"{len(lost)} tensors are not in all models: {first_names(lost)}")
+        told.append(f"{counted(len(lost), 'tensors are not in all models')}: {first_names(lost)}")
     if shapes:
-        told.append(f"{len(shapes)} tensors differ in shape: {first_names(shapes)}")
+        told.append(f"{counted(len(shapes), 'tensors differ in shape')}: {first_names(shapes)}")
     if integers:
-        told.append(f"{integers} tensors of integers or booleans are not compared")
+        told.append(counted(integers, "tensors of integers or booleans are not compared"))
     return told
 
 

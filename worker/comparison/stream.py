@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..buffers import Pool
 from ..files import Files
-from ..lane import Pool
 from ..methods._define import matrix_shape
 from ..progress import Progress
 from .models import Models, Shared

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..lane import Pool
+from ..buffers import Pool
 
 if TYPE_CHECKING:
     from torch import Tensor

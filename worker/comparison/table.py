@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import printable
+from ..errors import counted, printable
 from .facts import Comparison, Facts, Row
 from .metrics import GROUPS, Metric
 
@@ -53,7 +53,9 @@ def heading(comparison: Comparison) -> str:
     lines = [f"base       {models.labels[0]}"] if models.has_base else []
     lines += [f"model      {models.labels[i]}" for i in models.own]
     facts = comparison.total.facts
-    lines.append(f"compared   {comparison.total.tensors} tensors, {facts.elements:,} parameters")
+    lines.append(
+        f"compared   {counted(comparison.total.tensors, 'tensors')}, {facts.elements:,} parameters"
+    )
     lines += [f"left out   {line}" for line in models.left_out]
     for label, count in zip(models.labels, facts.nonfinite, strict=True):
         if count:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..adapter import CONFIG, WEIGHTS
+from ..buffers import host_view
 from ..checkpoint import is_hub_id
 from ..dtypes import BY_NAME, DType
 from ..errors import OutputError
-from ..lane import host_view
 from ..origin import Origin, Reader
 from ..store import output_errors, write_file
 from ..target import refuse_inputs

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ResultError
+from ..errors import ResultError, counted
 from ._define import Base, Block, Cut, Final, Method, Reduce, Task
 from ._geometry import ColumnGram, Vectors, VectorSum, WholeGram, shape_of_vectors
 
@@ -117,7 +117,7 @@ def check_sources(method: Method, task: Task) -> None:
         raise ValueError(f"{method.name} needs the base among the sources of '{task.name}'")
     least, most = method.least_models, method.most_models
     if task.models < least or (most is not None and task.models > most):
-        wanted = f"{least} models" if most == least else f"at least {least} models"
+        wanted = ("" if most == least else "at least ") + counted(least, "models")
         beside = " beside the base" if task.has_base else ""
         raise ValueError(f"{method.name} merges {wanted}{beside}; '{task.name}' has {task.models}")
 

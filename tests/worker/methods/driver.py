@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from worker import methods
+from worker.buffers import Pool
 from worker.cut import CPU_BLOCK, Grid, grid
 from worker.dtypes import from_torch_name
-from worker.lane import Pool
 from worker.methods import Method
 from worker.methods._define import SCALED_SCRATCH, Base, Block, Reduce, Task
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from worker import methods
+from worker.buffers import Pool
 from worker.cut import grid
-from worker.lane import Pool
 from worker.methods._define import Block, Cut, Final, Reduce
 
 A = torch.tensor([[1.0, 0], [0, 2]], dtype=torch.float64)

@@ -18,5 +18,5 @@ def test_bits_are_kept(dtype: torch.dtype) -> None:
 
 
 def test_a_second_source_is_refused() -> None:
-    with pytest.raises(ValueError, match="passthrough merges 1 models"):
+    with pytest.raises(ValueError, match="passthrough merges 1 model"):
         merge("passthrough", [torch.ones(1)], torch.ones(1))

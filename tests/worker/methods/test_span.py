@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from worker import methods
-from worker.lane import Pool
+from worker.buffers import Pool
 from worker.methods._define import Block, Final
 from worker.methods._geometry import WholeGram
 from worker.methods._span import WeightedSum, whole_ratio
