@@ -22,8 +22,8 @@ WORKER_STAGES = {
     "layout",
     "plan": "cut step planned stacks heads adapted relayout text same_tokens token_rows by_token "
     "fit assemble suggest match memory effort resolve lazy opened plan quota disk probe report",
-    "stream": "readahead fetch ranks crew together device buffers lane hashes outfile journal store "
-    "stream evidence",
+    "stream": "readahead fetch ranks crew together device buffers lane hashes outfile journal "
+    "store stream evidence",
     "write": "card manifest again published spoken side_files target finish lock mergekit",
     "command": "one_pass options run cli __main__",
     "looks": "average check verify comparison compare finished lora extract_lora merge_adapters",
