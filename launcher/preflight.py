@@ -121,12 +121,14 @@ def look(merge: Merge, options: WorkerOptions, everything: bool) -> Look:
 
 
 def _full(plan: Plan, out: Path, options: WorkerOptions) -> list[str]:
-    """Warnings about the disk of OUT, if that is here. OutputError where the merge does not fit."""
+    """Warnings about OUT and its disk, if that is here. OutputError where the merge cannot go."""
     from worker.disk import finished, room
+    from worker.occupied import refuse_occupied
 
-    if not out.parent.is_dir() or (finished(out) and not options.overwrite):
-        return []
     try:
+        refuse_occupied(plan, out)
+        if not out.parent.is_dir() or (finished(out) and not options.overwrite):
+            return []
         found = room(plan, out)
     except OSError:  # that it cannot be looked at here need not hold on the node
         return []

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections import namedtuple
+from typing import Any
 
 import pytest
 import torch
@@ -37,12 +38,12 @@ def changed_meanwhile(patch: pytest.MonkeyPatch, world: World) -> None:
     """Somebody writes into an input while it is read."""
     real, count = os.preadv, 0
 
-    def preadv(fd: int, buffers: object, offset: int) -> int:
+    def preadv(fd: int, *rest: Any) -> int:
         nonlocal count
         count += 1
         if count == 3:
             os.utime(world / WEIGHTS, ns=(1, 1))
-        return real(fd, buffers, offset)  # type: ignore[arg-type]
+        return real(fd, *rest)
 
     patch.setattr(os, "preadv", preadv)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import threading
@@ -15,6 +16,9 @@ LARGEST_READ = 1 << 30
 """Linux moves at most 2 GiB - 4 KiB in one call."""
 
 MANY_FILES = 1 << 16
+
+UNTOLD = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""A read would wait, or the file system does not know whether it would."""
 
 
 class Files:
@@ -94,8 +98,10 @@ def _cached(fd: int, part: memoryview, offset: int) -> int:
         return 0
     try:
         return os.preadv(fd, [part], offset, os.RWF_NOWAIT)
-    except OSError:
-        return 0
+    except OSError as error:
+        if error.errno in UNTOLD:
+            return 0
+        raise
 
 
 def _close(fd: int) -> None:

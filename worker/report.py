@@ -11,6 +11,7 @@ from .disk import SPARE_BYTES, Room, finished, room
 from .dtypes import Kind
 from .errors import WorkerError, counted, printable
 from .layers import depths
+from .occupied import refuse_occupied
 from .origin import moved
 from .plan import Plan
 from .probe import Speed, probe
@@ -31,6 +32,7 @@ def checked(plan: Plan, out: Path | None, json_wanted: bool) -> Checked:
     if out is not None:
         try:
             disk = room(plan, out)
+            refuse_occupied(plan, out)
             told = [] if finished(out) else disk.refuse(out)
         except OSError:  # the plan is good all the same, and the merge itself has words for it
             disk = None

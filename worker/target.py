@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from .disk import PARTIAL, room
-from .errors import OutputError, first_names, printable
+from .errors import OutputError, printable
 from .journal import beginning, committing, read_key
 from .manifest import NAME, read_manifest
+from .occupied import inputs_of, refuse_file, refuse_foreign, refuse_inputs
 from .plan import Plan
 from .store import PASSING, output_errors
 
@@ -64,11 +64,10 @@ def _moment(out: Path) -> tuple[object, ...]:
 
 
 def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
-    refuse_inputs(out, {label: model.path for label, model in plan.inputs.items()})
+    refuse_inputs(out, inputs_of(plan))
     if not out.exists():
         return Target(State.FRESH, warnings=_space(plan, out))
-    if not out.is_dir():
-        raise OutputError(f"{out}: is a file; give a folder for the merged model")
+    refuse_file(out)
     partial = out / PARTIAL
     _no_links(partial)
     key = _key(partial, plan)
@@ -85,13 +84,7 @@ def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
             f"or --overwrite to replace it"
         )
     ours = _files_of(finished) if finished is not None else ()
-    names = sorted(path.name for path in out.iterdir())
-    foreign = [name for name in names if not name.startswith(PARTIAL) and name not in ours]
-    if foreign:
-        raise OutputError(
-            f"{out}: not empty, and not of a merge of ours: {first_names(foreign)}\n"
-            f"  choose another folder, or move these files away"
-        )
+    refuse_foreign(out, ours)
     if key is not None and key != plan.key and not overwrite and resume:
         raise OutputError(
             f"{out}: holds an unfinished merge of another recipe, other options or changed inputs\n"
@@ -151,18 +144,6 @@ def _unchanged(out: Path, finished: dict[str, object]) -> None:
             raise OutputError(
                 f"{path}: missing or changed since this merge was finished\n"
                 f"  --overwrite makes all of it again"
-            )
-
-
-def refuse_inputs(out: Path, inputs: Mapping[str, Path]) -> None:
-    """OutputError if OUT is one of the inputs, in one, or around one; links are followed."""
-    real = out.resolve()
-    for label, path in inputs.items():
-        place = path.resolve()
-        if real == place or place in real.parents or real in place.parents:
-            how = "is" if real == place else "is inside" if place in real.parents else "contains"
-            raise OutputError(
-                f"{out}: {how} the input {label}; inputs are never changed, choose another folder"
             )
 
 

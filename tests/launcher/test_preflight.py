@@ -89,6 +89,31 @@ def test_a_disk_or_a_quota_that_is_too_small(models, work: Path, monkeypatch) ->
     assert warning.startswith(f"{work}/out: ") and "soft limit of user anna" in warning
 
 
+def test_what_stands_in_the_way_is_told_before_a_job_waits_for_it(models, work: Path) -> None:
+    merge = merge_of(*models, folder=work)
+    out = work / "out"
+    out.write_bytes(b"")
+    with pytest.raises(OutputError, match="out: is a file"):
+        preflight.look(merge, WorkerOptions(), everything=True).told()
+    out.unlink()
+    out.mkdir()
+    assert preflight.look(merge, WorkerOptions(), everything=True).told() == []
+    (out / ".merge-partial").mkdir()
+    assert preflight.look(merge, WorkerOptions(), everything=True).told() == []
+    (out / "thesis.tex").touch()
+    with pytest.raises(OutputError, match=r"not empty.*thesis\.tex"):
+        preflight.look(merge, WorkerOptions(), everything=True).told()
+    (out / "merge_manifest.json").write_text("{}")  # the worker knows what it may replace
+    assert preflight.look(merge, WorkerOptions(), everything=True).told() == []
+
+
+def test_inputs_are_no_place_for_a_result(models, work: Path) -> None:
+    words = [f"{models[0]}/out", *map(str, models)]
+    merge = read_source(words, MergeOptions(), None, str(work))
+    with pytest.raises(OutputError, match="is inside the input"):
+        preflight.look(merge, WorkerOptions(), everything=True).told()
+
+
 def test_what_is_finished_or_elsewhere_needs_no_room(models, work: Path, monkeypatch) -> None:
     monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)
     (work / "out").mkdir()

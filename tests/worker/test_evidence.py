@@ -144,7 +144,7 @@ def test_documents_that_are_kept_meanwhile(tmp_path: Path, capsys: Capture) -> N
     assert capsys.readouterr().err.count("strange differs from a") == 1
     notes = manifest(tmp_path / "out")["notes"]
     assert sum("strange differs from a" in note for note in notes) == 1
-    assert sum("intermediate results take" in note for note in notes) == 1
+    assert sum("intermediate result takes" in note for note in notes) == 1
 
 
 @pytest.mark.parametrize("change", ["time", "size", "inode", "header", "gone"])

@@ -17,9 +17,9 @@ from ..buffers import host_view
 from ..checkpoint import is_hub_id
 from ..dtypes import BY_NAME, DType
 from ..errors import OutputError
+from ..occupied import refuse_inputs
 from ..origin import Origin, Reader
 from ..store import output_errors, write_file
-from ..target import refuse_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
