@@ -20,9 +20,11 @@ SAID: dict[str, Callable[[Recipe, WorkerOptions], bool]] = {
     "adapters": lambda recipe, _: any(ref.lora for ref in recipe.own_refs()),
     "chat_template": lambda recipe, _: recipe.chat_template is not None,
     "dequantize": lambda recipe, options: options.dequantize or recipe.dequantize,
+    "documents": lambda recipe, _: "---" in recipe.text,
     "hub": lambda recipe, options: bool(options.push) or any(map(_on_hub, recipe.all_refs())),
     "layers": lambda recipe, _: any(module.sliced for module in recipe.modules),
     "layouts": lambda recipe, _: bool(recipe.key_map),
+    "schedule": lambda recipe, _: "schedule" in recipe.text,
     "tokenizer": lambda recipe, _: recipe.tokenizer is not None,
 }
 

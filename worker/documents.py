@@ -14,8 +14,6 @@ from .recipe import Recipe
 
 def arrange(recipes: Sequence[Recipe]) -> Recipe:
     """The document that makes the result, with those it needs as stages. UsageError."""
-    if len(recipes) == 1:
-        return recipes[0]
     named: dict[str | None, Recipe] = {recipe.name: recipe for recipe in recipes if recipe.name}
     faults = list(_faults(recipes))
     if faults:

@@ -17,11 +17,13 @@ FEATURES = {
     "adapters": "a model with an adapter",
     "chat_template": "chat_template",
     "dequantize": "dequantize",
+    "documents": "a recipe of several documents",
     "hub": "a model of the hub, or --push",
     "layers": "layer_range",
     "layouts": "a model whose tensors have other names or shapes than the first one's",
     "manifests": "a recipe in a file .json",
     "pickled": "a model without safetensors",
+    "schedule": "schedule",
     "tokenizer": "tokenizer",
     "vocabularies": "models with different tokenizers",
 }

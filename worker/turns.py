@@ -7,7 +7,6 @@ interpreter's lock to and fro at every operation: a tenth of the time.
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 
 
 class Turns:
@@ -21,12 +20,7 @@ class Turns:
         if self.limited:
             self._free.acquire()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.limited:
             self._free.release()
 
@@ -43,14 +37,9 @@ class Away:
         self._turns = turns
 
     def __enter__(self) -> None:
-        self._turns.__exit__(None, None, None)
+        self._turns.__exit__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._turns.__enter__()
 
 

@@ -101,6 +101,16 @@ def pickled(folder: Path) -> dict[str, Any]:
     return recipe([first, second])
 
 
+def several(folder: Path) -> str:
+    listed = recipe(pair(folder))
+    return "\n---\n".join(map(json.dumps, ({**listed, "name": "spare"}, listed)))
+
+
+def scheduled(folder: Path) -> dict[str, Any]:
+    listed = [{"model": name} for name in pair(folder)]
+    return {**recipe([]), "models": listed, "parameters": {"schedule": "ema:0.5"}}
+
+
 def with_tokenizer(folder: Path) -> dict[str, Any]:
     return recipe(pair(folder), tokenizer={"source": "union"})
 
@@ -110,13 +120,15 @@ def of_other_tokens(folder: Path) -> dict[str, Any]:
     return recipe([str(model(folder / "a")), str(other)])
 
 
-CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
+CASES: dict[str, Callable[[Path], Any]] = {
     "adapters": with_adapter,
     "chat_template": with_template,
     "dequantize": quantised,
+    "documents": several,
     "layers": layers,
     "layouts": renamed,
     "pickled": pickled,
+    "schedule": scheduled,
     "tokenizer": with_tokenizer,
     "vocabularies": of_other_tokens,
 }
@@ -138,7 +150,8 @@ def merges(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     bare.write_bytes(payload.build(methods=LINEAR).archive)
     for feature, made in CASES.items():
         path, archive = folder / f"{feature}.yml", folder / f"{feature}.pyz"
-        path.write_text(json.dumps(made(folder / feature)))
+        text = made(folder / feature)
+        path.write_text(text if isinstance(text, str) else json.dumps(text))
         found[feature] = [seen(path)]
         archive.write_bytes(payload.build(methods=LINEAR, features=found[feature][0]).archive)
         runs += [[str(a), str(path), f"{a}-{feature}"] for a in (archive, bare)]

@@ -53,7 +53,7 @@ def test_of_a_job_in_a_queue(launch, fakes, models, hook: str, work: Path) -> No
 
 def test_of_a_failure_here(launch_process, models, hook: str, work: Path) -> None:
     (work / "out").mkdir()
-    (work / "out" / "precious").touch()
+    (work / "out" / ".merge-partial").touch()
     done = launch_process("local", "out", *models, "--notify", hook)
     assert done.code == 4
     assert "out failed (exit code 4)" in RAN[0]["text"]

@@ -20,7 +20,7 @@ grid: {models.1.parameters.weight: [1, 3, 7]}
 WORDS = ("sweep", "s.yml", "pbs", "--array", "--python")
 # What a merge leaves, of a worker that needs no time.
 MERGE = """
-[ ! -e "$4/foreign" ] || exit 4
+[ ! -e "$4/.merge-partial" ] || exit 4
 mkdir -p "$4" && cp "$3" "$4/mergekit_config.yml" && echo '{}' > "$4/merge_manifest.json"
 """
 RESULTS = ("sweep", "s.yml", "results")
@@ -74,11 +74,11 @@ def test_one_member_fails_and_goes_again_alone(
 ) -> None:
     monkeypatch.setenv("FAKE_RUN", "1")
     (sweep / "w3").mkdir(parents=True)
-    (sweep / "w3" / "foreign").touch()
+    (sweep / "w3" / ".merge-partial").touch()
     assert launch(*words).code == 0
     assert states(launch) == {"w1": "done", "w3": "failed", "w7": "done"}
     assert "Its exit code is 4" in launch("why", "12[1].pbs-server").out
-    (sweep / "w3" / "foreign").unlink()
+    (sweep / "w3" / ".merge-partial").unlink()
     again = launch(*words)
     assert "2 of 3 are done or on their way" in again.err
     # PBS takes no array of one member.
@@ -99,7 +99,7 @@ def test_retry_of_a_member(words, launch, sweep: Path, fakes) -> None:
 def test_members_that_have_ended_while_others_run(words, launch, sweep: Path, fakes) -> None:
     """PBS gives them the letter X, and their codes with it."""
     (sweep / "w3").mkdir(parents=True)
-    (sweep / "w3" / "foreign").touch()
+    (sweep / "w3" / ".merge-partial").touch()
     launch(*words)
     last = fakes.folder / "pbs" / "12[2].pbs-server.job"
     last.write_text(json.dumps(json.loads(last.read_text()) | {"state": "R"}))

@@ -113,7 +113,7 @@ def test_submit_and_follow(slurm, launch, models, work: Path) -> None:
 
 def test_a_job_that_fails(slurm, launch, models, work: Path) -> None:
     (work / "out").mkdir()
-    (work / "out" / "foreign").touch()
+    (work / "out" / ".merge-partial").touch()
     words = ("slurm", "out", *models, *OPTIONS, "--python", sys.executable)
     job_id = submitted(launch(*words, "--then", "touch never"))
     slurm.wait(job_id, "FAILED")
@@ -242,7 +242,7 @@ grid: {models.1.parameters.weight: [1, 2, 3, 4, 5, 6]}
 def test_an_array_with_one_member_that_fails(slurm, launch, models, work: Path) -> None:
     (work / "s.yml").write_text(SWEEP)
     (work / "runs" / "w4").mkdir(parents=True)
-    (work / "runs" / "w4" / "foreign").touch()
+    (work / "runs" / "w4" / ".merge-partial").touch()
     then = """printf '{"loss": {"valid": 0.%s}}\\n' "${PWD: -1}" """
     words = ("sweep", "s.yml", "slurm", "--array", "--at-once", "2", *OPTIONS)
     words = (*words, "--python", sys.executable, "--then", then)
@@ -256,7 +256,7 @@ def test_an_array_with_one_member_that_fails(slurm, launch, models, work: Path) 
     assert [row["valid"] for row in results if row["state"] == "done"] == [
         *(0.1, 0.2, 0.3, 0.5, 0.6)
     ]
-    (work / "runs" / "w4" / "foreign").unlink()
+    (work / "runs" / "w4" / ".merge-partial").unlink()
     again = launch(*words)
     assert again.code == 0, again.err
     assert "5 of 6 are done" in again.err

@@ -81,7 +81,7 @@ def test_gpus_of_the_torque_form(torque, launch, models, work: Path) -> None:
 
 def test_a_failure_and_what_waits_for_it(torque, launch, models, work: Path) -> None:
     (work / "out").mkdir()
-    (work / "out" / "foreign").touch()
+    (work / "out" / ".merge-partial").touch()
     words = ("pbs", "out", *models, *WORDS, "--python", sys.executable, "--then", "touch never")
     job, later = submitted(launch(*words))
     assert waited(launch, job, "failed")

@@ -40,7 +40,7 @@ def test_a_job_from_submission_to_verdict(
 def test_a_job_that_fails(backend: str, launch, fakes, models, work: Path, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_RUN", "1")
     (work / "out").mkdir()
-    (work / "out" / "foreign").touch()
+    (work / "out" / ".merge-partial").touch()
     words = [backend, "out", *models, "--python", sys.executable]
     assert launch(*words).code == 0
     assert "  failed  (exit code 4)" in launch("status", IDS[backend]).out

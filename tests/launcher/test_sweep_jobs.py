@@ -148,11 +148,11 @@ def test_the_text_of_an_array(launch, sweep: Path, fakes) -> None:
 
 def test_only_what_failed_is_submitted_again(launch, sweep: Path, fakes, runs) -> None:
     (sweep / "w3").mkdir(parents=True)
-    (sweep / "w3" / "foreign").touch()
+    (sweep / "w3" / ".merge-partial").touch()
     words = ("sweep", "s.yml", "slurm", "--array", *PYTHON)
     assert launch(*words).code == 0
     assert states(launch) == {"w1": "done", "w3": "failed", "w7": "done"}
-    (sweep / "w3" / "foreign").unlink()
+    (sweep / "w3" / ".merge-partial").unlink()
     again = launch(*words)
     assert "2 of 3 are done or on their way" in again.err
     assert again.out.splitlines()[0] == "35_0  w3"
@@ -179,7 +179,7 @@ def test_a_member_is_a_job_like_any_other(launch, sweep: Path, fakes, runs) -> N
 
 def test_here_one_after_the_other(launch_process, sweep: Path, work: Path) -> None:
     (sweep / "w3").mkdir(parents=True)
-    (sweep / "w3" / "foreign").touch()
+    (sweep / "w3" / ".merge-partial").touch()
     done = launch_process("sweep", "s.yml", "local", "--then", THEN, "--progress", "plain")
     assert done.code == 4
     assert "w3: ended with code 4" in done.err

@@ -89,11 +89,11 @@ def test_local_runs_the_text_that_it_shows(
 
 def test_the_exit_code_is_the_workers(launch_process, models, work: Path) -> None:
     (work / "out").mkdir()
-    (work / "out" / "precious.txt").write_text("mine")
+    (work / "out" / ".merge-partial").write_text("mine")
     done = launch_process("local", "out", *models)
     assert done.code == 4, done.err
     assert "merge-worker:" in done.err
-    assert (work / "out" / "precious.txt").read_text() == "mine"
+    assert (work / "out" / ".merge-partial").read_text() == "mine"
 
 
 def test_setup_environment_and_then(launch_process, models, work: Path) -> None:

@@ -218,7 +218,7 @@ def test_what_follows_waits_for_the_merge(launch, fakes, models, work: Path, mon
 def test_what_follows_a_failure_never_runs(launch, fakes, models, work: Path, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_RUN", "1")
     (work / "out").mkdir()
-    (work / "out" / "foreign").touch()
+    (work / "out" / ".merge-partial").touch()
     launch("slurm", "out", *models, "--python", sys.executable, "--then", "touch x")
     assert not (work / "out.job" / "out-then.log").exists()
     assert "can never run: the job that it waits for" in launch("why", "35").out

@@ -165,7 +165,7 @@ def test_hours_are_told_beforehand(tmp_path: Path) -> None:
         text = recipe(tmp_path, method, folders).read_text()
         (warning,) = make_plan(parse(text), PlanOptions(threads=4, memory_bytes=1 << 30)).warnings
         assert f"{method} computes" in warning
-        assert "about " in warning and " on 1 processor cores" in warning
+        assert "about " in warning and " on 1 processor core;" in warning
         assert "lets 4 threads work, not just 1" in warning
     text = recipe(tmp_path, "task_arithmetic", folders, weight=1).read_text()
     assert make_plan(parse(text)).warnings == ()
