@@ -168,16 +168,18 @@ class Combine(Final):
         how, factors = self.rule.consensus, list(self.factors.values())
         if how is None:
             return gather(kept.each[0], kept.each, factors)
-        for y, factor in zip(kept.each, factors, strict=True):
-            if factor != 1.0:
+        if min(factors) <= 0:
+            for y, factor in zip(kept.each, factors, strict=True):
                 y.mul_(scalar(factor, self.work))
-        total, divisor = elect(part, kept, how, Shares(None, self.divide))
+            factors = [1.0] * len(factors)
+        total, divisor = elect(part, kept, how, Shares(factors, factors, self.divide))
         return total if divisor is None else _divide(part, total, divisor, self.divide or ())
 
 
 class Shares(NamedTuple):
-    """Factors of the models in the sum after the vote, and in the divisor."""
+    """Factors of the models in the sum that is voted on, in that after the vote, in the divisor."""
 
+    vote: Sequence[float] | None
     total: Sequence[float] | None
     divisor: Sequence[float] | None
 
@@ -185,13 +187,13 @@ class Shares(NamedTuple):
 def elect(part: Block, kept: Deltas, how: str, shares: Shares) -> tuple[Tensor, Tensor | None]:
     """The sum of those y_m whose sign is elected, and that of their shares in the divisor.
 
-    `kept` is overwritten.
+    Factors are positive. `kept` is overwritten.
     """
     import torch
 
     count, work = kept.all.shape[1], dtype_name(kept.all)
     whole = "int32" if work == "float32" else "int64"
-    _ballot(part, kept, how)
+    _ballot(part, kept, how, shares.vote)
     sign = part.scratch.take("sign", count, whole).bitwise_and_(_sign_bit(whole))
     # Turned by the elected sign, agreeing terms are positive and the others are not.
     kept.all_bits.bitwise_xor_(sign)
@@ -240,14 +242,14 @@ def _divide(part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float
     return total.div_(divisor)
 
 
-def _ballot(part: Block, kept: Deltas, how: str) -> None:
+def _ballot(part: Block, kept: Deltas, how: str, factors: Sequence[float] | None) -> None:
     """Σ y_m or Σ sign(y_m) in scratch "sign"; never −0 unless all of them are zero."""
     import torch
 
     count, work = kept.all.shape[1], dtype_name(kept.all)
     out = part.scratch.take("sign", count, work)
     if how == "sum":
-        gather(out, kept.each, None)
+        gather(out, kept.each, factors)
         return
     term = part.scratch.take("mask", count, work)
     torch.sign(kept.each[0], out=out)

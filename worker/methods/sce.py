@@ -146,7 +146,7 @@ class Fuse(Final):
         edge = self.threshold.ties(block) if self.threshold else 0
         for part, here in parts_into(block, out):
             base, deltas = selected_deltas(block, part, self.task, self.threshold, edge)
-            total, divisor = elect(part, deltas, "sum", Shares(self.shares, self.shares))
+            total, divisor = elect(part, deltas, "sum", Shares(None, self.shares, self.shares))
             if divisor is not None:
                 total.div_(divisor.clamp_min_(1e-6))
             here.copy_(base.add_(total))
