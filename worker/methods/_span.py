@@ -145,6 +145,11 @@ class WeightedSum(Final):
         if large or (self.given and not exact):
             self.work = "float64"
         self.used = [i for i, c in enumerate(self.coefficients) if c != 0.0]
+        first = abs(self.coefficients[self.used[0]]) if self.used else 0.0
+        if math.frexp(first)[0] == 0.5:
+            # A power of two moves to the scale without rounding, and saves a product.
+            self.coefficients = [c / first for c in self.coefficients]
+            self.scale *= first
 
     def wide(self) -> Final | None:
         if self.work == "float64":
@@ -158,8 +163,6 @@ class WeightedSum(Final):
         return self.work
 
     def merge(self, block: Block, out: Tensor) -> None:
-        import torch
-
         if not self.used:
             out.zero_()
             return
@@ -171,22 +174,32 @@ class WeightedSum(Final):
         term = block.scratch.take("term", out.numel(), work)
         if out.dim() > 1:
             total, term = total.view(out.shape), term.view(out.shape)
-        for number, source in enumerate(self.used):
-            c, values = self.coefficients[source], block.tensors[source]
-            if number == 0 and values.dtype == total.dtype and c != 1.0:
-                torch.mul(values, c, out=total)
-            elif number == 0:
-                total.copy_(values)
-                if c != 1.0:
-                    total.mul_(c)
-            else:
-                if values.dtype != total.dtype:
-                    # Two passes over cached memory: half the time of one that mixes dtypes.
-                    values = term.copy_(values)
-                total.add_(values, alpha=c)
+        self._add_up(block, total, term)
         if self.scale != 1.0:
             total.mul_(self.scale)
         out.copy_(total)
+
+    def _add_up(self, block: Block, total: Tensor, term: Tensor) -> None:
+        import torch
+
+        first, *rest = self.used
+        c, values, dtype = self.coefficients[first], block.tensors[first], total.dtype
+        if values.dtype == dtype and c != 1.0:
+            torch.mul(values, c, out=total)
+        elif values.dtype == dtype and rest and block.tensors[rest[0]].dtype == dtype:
+            second = rest.pop(0)
+            c = self.coefficients[second]
+            torch.add(values, block.tensors[second], alpha=c, out=total)
+        else:
+            total.copy_(values)
+            if c != 1.0:
+                total.mul_(c)
+        for source in rest:
+            values = block.tensors[source]
+            if values.dtype != dtype:
+                # Two passes over cached memory: half the time of one that mixes dtypes.
+                values = term.copy_(values)
+            total.add_(values, alpha=self.coefficients[source])
 
 
 def whole_ratio(
