@@ -135,10 +135,10 @@ def count_reads(note: Path) -> None:
         counter = memoryview(mmap.mmap(file.fileno(), 8)).cast("Q")
     real, lock = Files.read, threading.Lock()
 
-    def read(self: Files, path: str, offset: int, buffer: memoryview) -> None:
+    def read(self: Files, path: str, offset: int, buffer: memoryview, *rest: Any) -> None:
         with lock:
             counter[0] += buffer.nbytes
-        real(self, path, offset, buffer)
+        real(self, path, offset, buffer, *rest)
 
     Files.read = read  # type: ignore[method-assign]
 
