@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker import from_mergekit
+from worker.errors import WorkerError
 
 from . import __version__, backends, profile, profile_command
 from .backends import Backend, Here, Scheduler, Service
@@ -21,7 +22,7 @@ from .following import COMMANDS
 from .job import Job
 from .profile import Layer
 from .settings import CheckOptions, JobOptions, MergeOptions, WorkerOptions
-from .source import Merge, current_folder, read_source
+from .source import Merge, current_folder, read_source, with_absent
 
 if TYPE_CHECKING:
     from .preflight import Look
@@ -124,7 +125,10 @@ def check(source: list[str], given: dict[str, Any]) -> int:
     found: list[Any] = profile.resolve(groups, layers(given, None))
     merge_options, worker_options, printing = found
     folder = current_folder(os.environ)
-    merge = read_source(source, merge_options, worker_options.dtype, folder)
+    try:
+        merge = read_source(source, merge_options, worker_options.dtype, folder)
+    except WorkerError as error:
+        raise with_absent(error, source, folder) from None
     plan = preflight.plan_of(merge, worker_options)
     for warning in plan.warnings if printing.json else ():  # else they end the text
         say(f"warning: {warning}")

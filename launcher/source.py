@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.errors import printable
+from worker.errors import UsageError as OfRecipe
+from worker.errors import WorkerError, printable
 
 from .errors import UsageError
 from .settings import MergeOptions
@@ -84,6 +85,19 @@ def read_source(
     recipe = parse(decoded(text, where), where)
     name = out or default_name(recipe.method, [ref.path for ref in recipe.model_refs()])
     return Merge(text, recipe, absolute(name, folder), folder)
+
+
+def with_absent(error: WorkerError, words: Sequence[str], folder: str) -> WorkerError:
+    """The faults of a recipe, and the models that are not here: all at once."""
+    from worker.named import with_absent_models
+
+    if not isinstance(error, OfRecipe) or not words[0].endswith(RECIPE_ENDS):
+        return error
+    try:
+        text = Path(words[0]).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return error
+    return with_absent_models(error, text, Path(folder))
 
 
 def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:

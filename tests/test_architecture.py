@@ -21,7 +21,7 @@ WORKER_STAGES = {
     "dequantise token_files token_kinds token_ids chat_template vocabulary rows adapter low_rank "
     "layout",
     "plan": "cut step planned stacks heads adapted relayout text same_tokens token_rows by_token "
-    "fit assemble suggest match memory effort resolve lazy opened plan quota disk "
+    "fit assemble suggest match memory effort resolve lazy opened named plan quota disk "
     "occupied probe report",
     "stream": "readahead fetch ranks crew together device buffers lane hashes outfile journal "
     "store stream evidence",

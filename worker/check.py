@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .cli import recipe_plan
-from .options import add_plan_options
+from .cli import read_recipe, recipe_plan
+from .errors import UsageError
+from .named import with_absent_models
+from .options import add_plan_options, plan_options
 from .report import checked
 
 
@@ -19,7 +21,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: argparse.Namespace) -> str:
     """The plan in words or as JSON. WorkerError with every fault that headers and the disk show."""
-    plan = recipe_plan(arguments.recipe, arguments, arguments.out)
+    try:
+        plan = recipe_plan(arguments.recipe, arguments, arguments.out)
+    except UsageError as error:
+        text = read_recipe(Path(arguments.recipe))
+        raise with_absent_models(error, text, plan_options(arguments, None).relative_to) from None
     found = checked(plan, arguments.out and Path(arguments.out), arguments.json)
     if found.fault is not None:
         print(found.text)

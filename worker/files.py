@@ -93,11 +93,9 @@ class Files:
 
 
 def _cached(fd: int, part: memoryview, offset: int) -> int:
-    """What is read of it without waiting; 0 if nothing is, or the system cannot tell."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return 0
+    """What is read of it without waiting (where there is such a thing); 0 if nothing is."""
     try:
-        return os.preadv(fd, [part], offset, os.RWF_NOWAIT)
+        return os.preadv(fd, [part], offset, getattr(os, "RWF_NOWAIT", 0))
     except OSError as error:
         if error.errno in UNTOLD:
             return 0

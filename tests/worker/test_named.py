@@ -1,0 +1,58 @@
+"""check tells what is wrong with a recipe and which of its models are missing, all at once."""
+
+from pathlib import Path
+
+import pytest
+from checkpoints import write_checkpoint
+from torch import zeros
+
+from worker.cli import main
+from worker.named import absent
+
+RECIPE = """
+merge_method: lineal
+base_model: base
+dtype: bfloat61
+models:
+- gone+/no/adapter
+- {model: org/name, parameters: {weight: 1}}
+- {model: here, parameters: {weigth: 1}}
+- {model: /nowhere/at/all}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("here", "bases"):
+        write_checkpoint(tmp_path / name, {"w": zeros(2)}, config={})
+    (tmp_path / "r.yml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_everything_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "r.yml"]) == 2
+    told = capsys.readouterr().err
+    for word in ("lineal", "base: no such folder", "gone+/no/adapter: no such folder", "/nowhere"):
+        assert word in told
+    assert "did you mean 'bases'" in told
+    assert "org/name:" not in told and "here:" not in told, "of the hub; there"
+
+
+def test_the_launcher_too(folder: Path) -> None:
+    from launcher.cli import check
+    from worker.errors import UsageError
+
+    given = {"profile": None}
+    with pytest.raises(UsageError, match=r"(?s)lineal.*base: no such folder.*/nowhere"):
+        check(["r.yml"], given)
+
+
+def test_results_of_other_documents_are_no_models(tmp_path: Path) -> None:
+    text = "name: one\nmodels: [a]\n---\nmodels: [{model: one}, {model: b}]\n"
+    assert [line.split(":")[0] for line in absent(text, tmp_path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["", "- [", "models: 3\n", "models: [[[[a]]]]\n", "a: &a [*a]\n"])
+def test_texts_that_are_no_recipes(text: str, tmp_path: Path) -> None:
+    assert absent(text, tmp_path) == []
