@@ -11,6 +11,7 @@ from .checkpoint import is_hub_id
 from .errors import InputError, UsageError
 from .opened import locate
 from .recipe import parse_model
+from .yaml_text import read_documents
 
 
 def with_absent_models(error: UsageError, text: str, folder: Path) -> UsageError:
@@ -21,15 +22,11 @@ def with_absent_models(error: UsageError, text: str, folder: Path) -> UsageError
 def absent(text: str, folder: Path) -> list[str]:
     """What is named as a folder, and is none. Nothing of a text that is no YAML."""
     try:
-        import yaml
-    except ImportError:  # which is what is told
+        documents = [document.value for document in read_documents(text, "")]
+    except UsageError:  # which is what is told
         return []
-    try:
-        documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError:
-        return []
-    results = {each.get("name") for each in documents if isinstance(each, dict)}
-    words = dict.fromkeys(word for each in documents for word in _models(each, 0))
+    results = {str(each.get("name")) for each in documents if isinstance(each, dict)}
+    words = dict.fromkeys(word for each in documents for word in _models(each))
     found = []
     for word in words:
         if word in results:
@@ -45,19 +42,13 @@ def absent(text: str, folder: Path) -> list[str]:
     return found
 
 
-DEEPEST = 8
-"""In a recipe: modules, their slices, sources, a model."""
-
-
-def _models(value: object, depth: int) -> Iterator[str]:
+def _models(value: object) -> Iterator[str]:
     """What stands where a recipe names a model."""
-    if depth > DEEPEST:
-        return
     for each in value if isinstance(value, list) else ():
-        yield from _models(each, depth + 1)
+        yield from _models(each)
     for key, each in value.items() if isinstance(value, dict) else ():
         if key in ("model", "base_model") and isinstance(each, str):
             yield each
         elif key == "models" and isinstance(each, list):
             yield from (one for one in each if isinstance(one, str))
-        yield from _models(each, depth + 1)
+        yield from _models(each)

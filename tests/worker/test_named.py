@@ -53,6 +53,18 @@ def test_results_of_other_documents_are_no_models(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in absent(text, tmp_path)] == ["a", "b"]
 
 
-@pytest.mark.parametrize("text", ["", "- [", "models: 3\n", "models: [[[[a]]]]\n", "a: &a [*a]\n"])
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 12))
+NO_RECIPES = [
+    "",
+    "- [",
+    "models: 3\n",
+    "models: [[[[a]]]]\n",
+    "a: &a [*a]\n",
+    "name: [a]\n",
+    "!!int x",
+]
+
+
+@pytest.mark.parametrize("text", [*NO_RECIPES, BOMB, "[" * 3000])
 def test_texts_that_are_no_recipes(text: str, tmp_path: Path) -> None:
     assert absent(text, tmp_path) == []
