@@ -2,10 +2,11 @@
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from checkpoints import write_checkpoint
 from torch import Tensor
@@ -182,3 +183,15 @@ def digest(out: Path) -> dict[str, int]:
 
 def shards_of(out: Path) -> dict[str, int]:
     return {name: crc for name, crc in digest(out).items() if name.endswith(".safetensors")}
+
+
+def after_a_third(patch: pytest.MonkeyPatch, count: int, act: Callable[[], object]) -> None:
+    """Have something happen once when a third of a result of so many bytes is written."""
+    real, waits = Progress.wrote, [act]
+
+    def wrote(progress: Progress, written: int, *which: int) -> None:
+        real(progress, written, *which)
+        if progress.bytes_out > count // 3 and waits:
+            waits.pop()()
+
+    patch.setattr(Progress, "wrote", wrote)

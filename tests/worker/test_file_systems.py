@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import write_checkpoint
-from merges import average, digest, one_tensor_models, shards_of
+from merges import after_a_third, average, digest, one_tensor_models, shards_of
 from small_disks import MIB, Disk, make_disk, run
 
 from worker import disk
-from worker.progress import Progress
 from worker.store import PARTIAL
 
 pytestmark = pytest.mark.slow
@@ -52,14 +51,7 @@ class Trial:
 
     def half_way(self, act: Callable[[], object]) -> None:
         """Have something happen once when a third of the result is written."""
-        real, waits = Progress.wrote, [act]
-
-        def wrote(progress: Progress, count: int, *which: int) -> None:
-            real(progress, count, *which)
-            if progress.bytes_out > OUT_BYTES // 3 and waits:
-                waits.pop()()
-
-        self.patch.setattr(Progress, "wrote", wrote)
+        after_a_third(self.patch, OUT_BYTES, act)
 
     def ends(self, continues: bool = True) -> None:
         """The cause is mended."""

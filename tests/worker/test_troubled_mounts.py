@@ -7,14 +7,13 @@ command ends with the same bytes.
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from merges import average, digest, one_tensor_models, shards_of, some_models
+from merges import after_a_third, average, digest, one_tensor_models, shards_of, some_models
 from troubled_mounts import Mount, make_mount
 
-from worker.progress import Progress
 from worker.store import PARTIAL
 
 pytestmark = pytest.mark.slow
@@ -63,18 +62,6 @@ def told(capsys: Capture, *words: str) -> str:
     return text
 
 
-def half_way(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Have something happen once when a third of the result is written."""
-    real, waits = Progress.wrote, [act]
-
-    def wrote(progress: Progress, count: int, *which: int) -> None:
-        real(progress, count, *which)
-        if progress.bytes_out > OUT_BYTES // 3 and waits:
-            waits.pop()()
-
-    patch.setattr(Progress, "wrote", wrote)
-
-
 @pytest.mark.parametrize(
     "fault",
     [
@@ -110,7 +97,7 @@ def test_a_mount_that_vanishes_half_way(
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    half_way(monkeypatch, mount.vanish)
+    after_a_third(monkeypatch, OUT_BYTES, mount.vanish)
     assert merge(mount, models) == 4
     told(capsys, os.strerror(errno.ENOTCONN), "Software caused connection abort")
     assert average(mount.place / "out", models, *WORDS) == 4, "it still is"
@@ -129,7 +116,7 @@ def test_inputs_that_vanish_half_way(
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    half_way(monkeypatch, mount.vanish)
+    after_a_third(monkeypatch, OUT_BYTES, mount.vanish)
     assert average(tmp_path / "out", inputs, *WORDS) == 3
     told(capsys, os.strerror(errno.ENOTCONN), "Software caused connection abort")
     assert average(tmp_path / "out", inputs, *WORDS) == 3, "they still are"
