@@ -20,6 +20,8 @@ merge_folder=$(mktemp -d)
 readonly merge_folder
 finish() {
     local code=$?
+    # A signal that comes now would end what cleans up.
+    trap '' TERM INT HUP USR1
     rm -rf -- "$merge_folder"
 }
 trap finish EXIT

@@ -33,6 +33,8 @@ merge_folder=$(mktemp -d)
 readonly merge_folder
 finish() {
     local code=$?
+    # A signal that comes now would end what cleans up.
+    trap '' TERM INT HUP USR1
     rm -rf -- "$merge_folder"
     printf '%s\n' "$code" > /home/me/work/out.job/"${PBS_JOBID:-${SLURM_JOB_ID:-job}}".exit || :
 }

@@ -36,6 +36,8 @@ merge_folder=$(mktemp -d)
 readonly merge_folder
 finish() {
     local code=$?
+    # A signal that comes now would end what cleans up.
+    trap '' TERM INT HUP USR1
     rm -rf -- "$merge_folder"
     printf '%s\n' "$code" > /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit || :
 }
@@ -107,8 +109,10 @@ trap - TERM INT HUP
 if [ -n "$stopped" ] && [[ $code -gt 128 || $code -lt 0 ]]; then code=75; fi
 if [ -n "${merge_warned:-}" ] && [ "$code" -gt 128 ]; then code=75; fi
 if [ "$code" -eq 75 ] && [ -z "$stopped" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
-    # Its time is over. Until the next run has ended there is no exit code.
-    trap 'rm -rf -- "$merge_folder"' EXIT
+    # Its time is over. Until the next run has ended there is no exit code. Slurm ends this script, and
+    # whatever it has started, while it is still being answered.
+    rm -rf -- "$merge_folder"
+    trap - EXIT
     echo "merge-launch: time is over; back into the queue (time $((${SLURM_RESTART_COUNT:-0} + 1)) of 10)"
     scontrol requeue "$SLURM_JOB_ID" && exit 75
     trap finish EXIT
