@@ -40,6 +40,10 @@ DEVICE_THREADS_EACH = 4
 SMALL = 1 << 22
 """Elements to read of a merge that is over before processes have begun."""
 
+MOST_WAITING = 3
+"""Lanes of a process that wait for the storage where each writes several results in a row: one that
+writes five keeps the others from it five times as long."""
+
 MOST_PROCESSES = 16
 """More than any storage keeps busy with what one processor computes; then threads are added."""
 
@@ -101,7 +105,9 @@ def budget(
         if need > least:
             least, largest = need, step.name
     each = threads // processes
-    wanted = processes * (each + max(1, each // 4))
+    results = max((step.results for step in steps), default=1)
+    waiting = max(1, each // 4, min(MOST_WAITING, (results + 1) // 2))
+    wanted = processes * (each + waiting)
     lanes = max(1, min(wanted, total // max(1, least)))
     processes = max(1, min(processes, lanes // 2))
     lanes -= lanes % processes

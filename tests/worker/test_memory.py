@@ -1,5 +1,6 @@
 """`--memory` is a bound: what the plan promises is what the lanes take."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from worker.buffers import Pool
 from worker.lane import Lane
 from worker.memory import DEFAULT_BYTES, budget, held
 from worker.step import Step
+from worker.together import Joint, Member
 
 MIB = 1 << 20
 
@@ -57,6 +59,16 @@ def test_more_lanes_than_threads_but_fewer_when_blocks_are_large() -> None:
     assert budget(large, 100 * MIB, 4).lanes == 2
     assert budget(large, 10 * MIB, 4).lanes == 1
     assert budget(large, 10 * MIB, 4).forced_by == large[0].name
+
+
+@pytest.mark.parametrize(("results", "lanes"), [(1, 4), (2, 4), (3, 6), (5, 8), (40, 8)])
+def test_more_lanes_wait_where_each_has_several_results_to_write(results: int, lanes: int) -> None:
+    own = step(1 << 24, 1 << 17, ("BF16", "BF16"))
+    fields = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
+    joint = Joint(**fields, members=(Member(0, 0, own),) * results)
+    memory = budget([joint], None, 2)
+    assert (memory.lanes, memory.processes, memory.computing) == (lanes, 2, 2)
+    assert memory.bound <= DEFAULT_BYTES
 
 
 def test_one_read_goes_in_pieces_of_a_mebibyte_and_several_reads_in_large_ones() -> None:
