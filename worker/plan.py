@@ -223,7 +223,8 @@ def _key(
     for step in steps:
         task, values = step.task, dict[str, Any](step.task.values if step.task else {})
         sources = [_origin(source, files) for source in step.sources]
-        place = [step.name, step.dtype.name, step.shape, step.shard, step.offset]
+        cut = [step.grid.block, step.shard, step.offset]
+        place = [step.name, step.dtype.name, step.shape, *cut]
         # The same sources with or without one of them as the base are two merges.
         role = [step.method and step.method.name, task and [task.scale, task.models, task.has_base]]
         add([*place, values, role, sources])

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from . import methods
 from .assemble import Part
-from .cut import CPU_BLOCK, grid
+from .cut import AGAIN, CPU_BLOCK, grid
 from .dtypes import DType, Kind, from_torch_name
 from .errors import UsageError, first_names
 from .features import needed
@@ -79,6 +79,8 @@ class Draft:
         cut = family.cut(self.method, task.values) if task else Cut.ELEMENT
         reads = family.reads(self.method, task.values) if task else 1
         scratch = family.scratch_bytes(self.method, len(self.sources)) if task else 0
+        if reads > 1 and block == CPU_BLOCK:
+            block *= AGAIN
         flops = 0
         if task and _is_heavy(type(family)):
             flops, scratch = cast(Heavy, family).effort(self.method, task)

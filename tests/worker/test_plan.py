@@ -8,6 +8,8 @@ import torch
 from checkpoints import write_checkpoint
 from merges import run
 
+from worker import resolve
+from worker.cut import CPU_BLOCK, DEVICE_BLOCK
 from worker.errors import InputError, UsageError
 from worker.plan import Plan, PlanOptions, make_plan
 from worker.recipe import parse
@@ -170,6 +172,26 @@ def test_the_key_covers_inputs_and_not_words(models: Path) -> None:
     assert plan(models, TEXT, seed=1).key != before
     (models / "a" / "config.json").write_text('{"model_type": "other"}')
     assert plan(models, TEXT).key != before
+
+
+def test_what_is_read_again_is_cut_into_larger_blocks(models: Path) -> None:
+    values = "parameters: {weight: 1, density: %s}"
+    ties = "{merge_method: ties, base_model: base, models: [a, b], " + values + "}"
+
+    def blocks(text: str, **options: int) -> set[int]:
+        return {step.grid.block for step in plan(models, text, **options).steps}
+
+    assert blocks(TEXT) == blocks(ties % 1) == {CPU_BLOCK}
+    assert blocks(ties % 0.5) == {2 * CPU_BLOCK}
+    assert blocks(ties % 0.5, block=DEVICE_BLOCK) == {DEVICE_BLOCK}
+
+
+def test_the_key_covers_the_cut(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another release may cut otherwise; pieces that it left are not of this one's blocks."""
+    text = "{merge_method: slerp, base_model: a, models: [a, b], parameters: {t: 0.5}}"
+    before = plan(models, text).key
+    monkeypatch.setattr(resolve, "AGAIN", 1)
+    assert plan(models, text).key != before
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 Values = Callable[[Block], Sequence["Tensor"]]
 """`values(block)`: flat numbers of every series, in scratch; NaN counts as the largest."""
 
-PART = 1 << 18
-"""Elements of all models to work on at a time: few enough for the caches of a core, and enough for
-the interpreter to take no more time than the maths (2^17: a tenth slower)."""
+PART = 1 << 19
+"""Elements of all models to work on at a time: few enough for a processor's caches, and enough for
+the interpreter to take less time than the maths (2^18: a twentieth slower, 2^20: a tenth)."""
 
 LEAST_PART = 1 << 13
 """Fewer, and the time goes into calls, for which lanes queue."""
