@@ -1,4 +1,6 @@
-"""A job cannot be built wrong, and its names are such that every scheduler takes them."""
+"""A job cannot be built wrong, has a name that every scheduler takes, and cleans up."""
+
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +45,18 @@ def test_a_secret_is_in_no_text(make_job, name: str) -> None:
 
 def test_what_only_sounds_like_one_is_none(make_job) -> None:
     assert make_job(env=("TOKENIZERS_PARALLELISM=false", "KEYS=1", "HF_TOKEN_PATH=/f"))
+
+
+@pytest.mark.parametrize("backend", ["pbs", "slurm"])
+def test_a_signal_that_comes_at_the_end_ends_nothing(
+    backend: str, job_argv, models, bare_bash, python, work: Path, tmp_path: Path
+) -> None:
+    """Schedulers send TERM again while a job that was stopped still cleans up."""
+    setup = 'rm() { kill -TERM $$; command rm "$@"; }'
+    words = ("--python", python(running="exit 4"), "--setup", setup)
+    for folder in (tmp_path / "node", work / "out.job"):
+        folder.mkdir()
+    done = bare_bash(*job_argv(backend, "out", *models, *words), TMPDIR=str(tmp_path / "node"))
+    assert done.code == 4
+    assert [file.read_text() for file in (work / "out.job").glob("*.exit")] == ["4\n"]
+    assert not list((tmp_path / "node").iterdir())
