@@ -41,8 +41,8 @@ SMALL = 1 << 22
 """Elements to read of a merge that is over before processes have begun."""
 
 MOST_WAITING = 3
-"""Lanes of a process beyond those that compute, where each has several results to write: with one,
-the storage had nothing to do whenever that one was done before the next (measured: a tenth)."""
+"""Lanes of a process that wait for the storage where each writes several results in a row: one that
+writes five keeps the others from it five times as long."""
 
 MOST_PROCESSES = 16
 """More than any storage keeps busy with what one processor computes; then threads are added."""
