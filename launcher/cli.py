@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,9 +22,6 @@ from .job import Job
 from .profile import Layer
 from .settings import CheckOptions, JobOptions, MergeOptions, WorkerOptions
 from .source import Merge, current_folder, read_source, with_absent
-
-if TYPE_CHECKING:
-    from .preflight import Look
 
 SWEEP = "Make many merges: one recipe, many values."
 REPORT = "This is a bug of merge-launch. Please report it with the lines above and the command."
@@ -54,26 +50,20 @@ class Request:
         self.backend = backend
         self.shown = shown or self.options.dry_run
 
-    @cached_property
-    def look(self) -> Look:
-        """At its models, unless that would mean to ask the hub for a text that is only shown."""
-        from . import needs, preflight
+    def look(self) -> list[str]:
+        """Warnings of a plan of the merge. WorkerError with all faults."""
+        from . import preflight
 
-        if self.options.commands:  # mergekit refuses and takes other things than we do
-            return preflight.Look(needs.said(self.merge.recipe, self.worker))
-        everything = isinstance(self.backend, Here) and not self.shown
-        return preflight.look(self.merge, self.worker, everything)
+        if self.options.engine == "mergekit":  # it refuses and takes other things than the worker
+            return []
+        return preflight.look(self.merge, self.worker, isinstance(self.backend, Here))
 
     def parts(self) -> list[tuple[Job, str]]:
         """The jobs of the merge, each with its text: one, or another for `--then`."""
         from . import payload, render
 
         python = self.options.python or self.backend.python()
-        methods = payload.methods_of(self.merge.text)
-        carried = payload.build(
-            methods=methods, commands=self.options.commands, features=self.look.features
-        )
-        whole = Job(self.merge, self.options, self.worker, carried, python)
+        whole = Job(self.merge, self.options, self.worker, payload.build(), python)
         jobs = whole.apart() if self.backend.dependencies else (whole,)
         refuse(self.backend.faults(jobs[0], self.resources))
         return [(job, render.render(self.backend, job, self.resources)) for job in jobs]
@@ -93,16 +83,15 @@ def show(request: Request) -> int:
 
 
 def launch(request: Request) -> int:
-    from . import bare, following, submit
+    from . import following, submit
 
     backend, resources = request.backend, request.resources
     parts = request.parts()
     job, text = parts[0]
     refuse(backend.obstacles(job, resources))
-    warnings = request.look.told()
+    warnings = request.look()
     if isinstance(backend, Here) and not backend.detached(resources):
         # The worker tells its warnings itself.
-        bare.keep()
         return submit.run_here(backend, text, request.options.notify)
     for warning in warnings:
         say(f"warning: {warning}")
@@ -112,7 +101,6 @@ def launch(request: Request) -> int:
         fresh = submit.submit(backend, parts, resources)
     else:
         raise TypeError(f"nothing knows how to run a {type(backend).__name__}")
-    bare.keep()
     return following.told(fresh, request.options.follow)
 
 
@@ -154,7 +142,7 @@ def payload_command(
         except OSError as error:
             raise OutputError(f"{output}: {error.strerror}") from None
     print(f"{made.digest}  {output or 'merge-worker.pyz'}")
-    say(f"{len(made.archive)} bytes, {len(made.encoded)} in a job")
+    say(f"{len(made.archive)} bytes, {len(made.parcel.encoded)} in a job")
     return 0
 
 

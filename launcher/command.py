@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 
 from worker.errors import printable
@@ -109,11 +108,3 @@ def foreground(argv: Sequence[str], variables: Mapping[str, str] | None = None) 
         for number, handler in before.items():
             signal.signal(number, handler)
     return 128 - code if code < 0 else code
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
-    with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.write(text)
-    partial.replace(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from worker.errors import printable
 
 from .errors import refuse
-from .payload import Payload, base64_lines
+from .payload import Parcel, Payload
 from .settings import JobOptions, WorkerOptions
 from .source import Merge, safe_name
 
@@ -91,7 +90,7 @@ class Job:
     @property
     def command(self) -> str:
         """The worker's, which takes RECIPE OUT and the options."""
-        return next(iter(self.options.commands), "merge")
+        return "mergekit" if self.options.engine == "mergekit" else "merge"
 
     @property
     def name(self) -> str:
@@ -130,20 +129,12 @@ class Job:
         """Holds the address, which may be a secret: the job's text does not."""
         return str(Path(self.folder) / f"{self.name}.notify")
 
-    def recipe_base64(self) -> str:
-        return base64_lines(self.merge.text)
+    def recipes(self) -> list[tuple[str, Merge]]:
+        """Each merge by the name that its recipe has on the node."""
+        further = ((f"recipe-{number}.yml", merge) for number, merge in enumerate(self.also, 2))
+        return [("recipe.yml", self.merge), *further]
 
-    def recipe_digest(self) -> str:
-        return hashlib.sha256(self.merge.text).hexdigest()
-
-    def further(self) -> list[dict[str, str]]:
-        """What a template needs of each merge of `also`."""
-        return [
-            {
-                "file": f"recipe-{number}.yml",
-                "base64": base64_lines(merge.text),
-                "digest": hashlib.sha256(merge.text).hexdigest(),
-                "out": merge.out,
-            }
-            for number, merge in enumerate(self.also, 2)
-        ]
+    def parcels(self) -> list[Parcel]:
+        """The worker, then every recipe."""
+        recipes = (Parcel(name, merge.text) for name, merge in self.recipes())
+        return [self.payload.parcel, *recipes]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker import features
-from worker.errors import WorkerError, first_names, nearest
+from worker.errors import first_names, nearest
 
-from . import needs
 from .settings import WorkerOptions
 from .source import Merge
 
@@ -62,21 +59,6 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Look:
-    """What a look at the models of a merge has shown; `features` are the parts that it needs."""
-
-    features: frozenset[str]
-    warnings: tuple[str, ...] = ()
-    fault: WorkerError | None = None
-
-    def told(self) -> list[str]:
-        """The warnings. WorkerError with all faults."""
-        if self.fault is not None:
-            raise self.fault
-        return list(self.warnings)
-
-
 def _near(word: str, folder: str) -> str:
     """` (did you mean …?)` where the name on the hub looks like a folder here."""
     parent = Path(folder) / Path(word).parent
@@ -91,14 +73,13 @@ def _perhaps_a_folder(word: str, folder: str) -> str:
     return f"{word}: no such folder here, so it is taken for one of the hub{_near(word, folder)}"
 
 
-def look(merge: Merge, options: WorkerOptions, everything: bool) -> Look:
-    """Plan the merge where its models are here; else say that nobody could look.
+def look(merge: Merge, options: WorkerOptions, everything: bool) -> list[str]:
+    """Warnings of a plan where the models are here, else which are not. WorkerError, all faults.
 
     `everything`: what is not here is nowhere.
     """
     absent = [path for path in merge.local_models() if not Path(path).exists()]
     hub = merge.hub_models()
-    said = needs.said(merge.recipe, options)
     notes = []
     if absent:
         notes.append(f"not on this machine, so nobody looked into it yet: {first_names(absent)}")
@@ -106,18 +87,9 @@ def look(merge: Merge, options: WorkerOptions, everything: bool) -> Look:
     if hub:
         notes.append(f"on the hub, so nobody looked into it yet: {first_names(hub)}")
     if notes and not everything:
-        return Look(said | needs.UNSEEN, (*notes, *merge.recipe.warnings))
-    features.used.clear()
-    try:
-        plan = plan_of(merge, options)
-    except WorkerError as error:
-        return Look(said | needs.UNSEEN, fault=error)
-    # The same job text from here and from where the hub was not asked.
-    found = said | (needs.UNSEEN if hub else features.used)
-    try:
-        return Look(found, (*plan.warnings, *_full(plan, Path(merge.out), options)))
-    except WorkerError as error:
-        return Look(found, plan.warnings, error)
+        return [*notes, *merge.recipe.warnings]
+    plan = plan_of(merge, options)
+    return [*plan.warnings, *_full(plan, Path(merge.out), options)]
 
 
 def _full(plan: Plan, out: Path, options: WorkerOptions) -> list[str]:

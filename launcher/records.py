@@ -18,7 +18,6 @@ from urllib.parse import quote
 from worker.errors import first_names, nearest, printable
 
 from .backends import JobState, Status
-from .command import replace_text
 from .errors import UsageError
 
 
@@ -80,13 +79,19 @@ def file_of(record: Record, suffix: str = ".json") -> Path:
 def keep(record: Record) -> None:
     """OSError when the state folder cannot be written."""
     folder().mkdir(parents=True, exist_ok=True)
-    replace_text(file_of(record), text_of(record))
+    _write(file_of(record), text_of(record))
 
 
 def keep_beside(record: Record) -> None:
     """In OUT.job/, where OUT finds it on another machine; not of jobs that leave nothing there."""
     if Path(record.log).parent.is_dir() and Path(record.log).is_absolute():
-        replace_text(record.exit_file.with_suffix(".json"), text_of(record))
+        _write(record.exit_file.with_suffix(".json"), text_of(record))
+
+
+def _write(path: Path, text: str) -> None:
+    from worker.store import write_file  # Late: it loads what plans a merge, which `jobs` need not.
+
+    write_file(path, text)
 
 
 def text_of(record: Record) -> str:

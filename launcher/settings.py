@@ -86,11 +86,6 @@ class JobOptions:
     dry_run: bool = option(False, Shape("print the job and do nothing else"))
     follow: bool = option(False, Shape("show the log until the job ends", "-f"))
 
-    @property
-    def commands(self) -> tuple[str, ...]:
-        """What the job runs of the worker in place of `merge`."""
-        return ("mergekit",) if self.engine == "mergekit" else ()
-
     def variables(self) -> dict[str, str]:
         """Later ones win."""
         return {key: value for key, _, value in (pair.partition("=") for pair in self.env)}

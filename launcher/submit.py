@@ -16,12 +16,19 @@ from worker.errors import printable
 
 from . import backends, records
 from .backends import Here, Scheduler, Service
-from .command import CommandFailed, answer, find, foreground, replace_text
+from .command import CommandFailed, answer, find, foreground
 from .errors import ClusterError, LauncherError, OutputError
 from .job import Job
 from .records import Record
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the text of a job. File names in it need not be UTF-8; their bytes stay as they are."""
+    from worker.store import write_file
+
+    write_file(path, text.encode(errors="surrogateescape"))
 
 
 def run_here(backend: Here[Any], text: str, notify: str | None = None) -> int:
@@ -30,7 +37,7 @@ def run_here(backend: Here[Any], text: str, notify: str | None = None) -> int:
     os.close(handle)
     path = Path(name)
     try:
-        replace_text(path, text)
+        _write(path, text)
         program, *words = backend.run_argv(name)
         secrets = {} if notify is None else {"MERGE_LAUNCH_NOTIFY": notify}
         return foreground([find(program), *words], secrets)
@@ -99,7 +106,7 @@ def written_text(script: Path, text: str, secrets: Mapping[str, str] = NOTHING) 
     try:
         # The schedulers do not make the log's folder: without it the job is lost or held.
         script.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(script, text)
+        _write(script, text)
         for name, value in secrets.items():
             Path(name).touch(mode=0o600)
             Path(name).chmod(0o600)
@@ -155,19 +162,17 @@ def named(record: Record, job_id: str) -> Record:
 def submit_to_service(backend: Service[Any], job: Job, text: str, resources: Any) -> Record:
     ticket = backend.ticket(job, resources)
     record = Record("", backend.name, "", job.merge.out, "", job.name, ticket=ticket)
-    return hand_to_service(backend, record, text, backend.files(job))
+    return hand_to_service(backend, record, text)
 
 
-def hand_to_service(
-    backend: Service[Any], record: Record, text: str, files: Mapping[str, bytes] = NOTHING
-) -> Record:
+def hand_to_service(backend: Service[Any], record: Record, text: str) -> Record:
     """Submit a text; the record with its id. The text is kept, for `again`."""
-    given = backend.submit(text, record.ticket, files)
+    given = backend.submit(text, record.ticket)
     made = named(dataclasses.replace(record, log=given.log), given.job_id)
     path = records.file_of(made, ".txt")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, text)
+        _write(path, text)
         made = dataclasses.replace(made, script=str(path))
     return made
 

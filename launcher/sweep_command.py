@@ -156,7 +156,7 @@ def look(order: Any, members: Sequence[Member]) -> list[str]:
             faults.append((each.name, fault))
             kinds.append(Taken)
         try:
-            warnings += [(each.name, line) for line in order.look(each).told()]
+            warnings += [(each.name, line) for line in order.look(each)]
         except WorkerError as error:
             faults += [(each.name, line) for line in str(error).splitlines()]
             kinds.append(type(error))
@@ -167,7 +167,7 @@ def look(order: Any, members: Sequence[Member]) -> list[str]:
 
 
 def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
-    from . import bare, following, sweep_arrays, sweep_jobs
+    from . import following, sweep_arrays, sweep_jobs
 
     already = len(order.sweep.members) - len(todo)
     if already:
@@ -189,7 +189,6 @@ def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
             print(f"{ids}  {member.name}", flush=True)
     except (LauncherError, WorkerError) as error:
         failure = error
-    bare.keep()
     asks = ["merge-launch", "sweep", order.sweep.where, "results"]
     asks += ["--out", how.out] if how.out else []
     if failure is not None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from . import payload, preflight, render, submit
 from .backends import Backend, Here, Scheduler, Service
 from .errors import LauncherError
 from .job import Job
-from .payload import Payload
-from .preflight import Look
 from .records import Record
 from .settings import JobOptions, WorkerOptions
 from .sweep import Member, Sweep
@@ -38,30 +36,17 @@ class Order:
     options: JobOptions
     worker: WorkerOptions
     resources: Any
-    _payloads: dict[tuple[frozenset[str], ...], Payload] = field(default_factory=dict)
-    _looks: dict[str, Look] = field(default_factory=dict)
 
-    def look(self, member: Member) -> Look:
-        """At its models, once."""
-        if member.name not in self._looks:
-            here = isinstance(self.backend, Here)
-            self._looks[member.name] = preflight.look(member.merge, self.worker, everything=here)
-        return self._looks[member.name]
+    def look(self, member: Member) -> list[str]:
+        """Warnings of its plan. WorkerError with all faults."""
+        return preflight.look(member.merge, self.worker, isinstance(self.backend, Here))
 
     def job(self, *members: Member) -> Job:
         """One job; of several members in one pass."""
-        texts = [member.merge.text for member in members]
-        methods = frozenset().union(*(payload.methods_of(text) for text in texts))
-        features = frozenset().union(*(self.look(member).features for member in members))
-        carried = (methods, features)
-        if carried not in self._payloads:
-            self._payloads[carried] = payload.build(
-                methods=methods, commands=self.options.commands, features=features
-            )
         python = self.options.python or self.backend.python()
         first, *rest = (member.merge for member in members)
-        made = Job(first, self.options, self.worker, self._payloads[carried], python)
-        return dataclasses.replace(made, also=tuple(rest)) if rest else made
+        carried = payload.build()
+        return Job(first, self.options, self.worker, carried, python, also=tuple(rest))
 
     def parts(self, *members: Member, apart: bool = True) -> Parts:
         """With `apart`, what follows is a job of its own where the scheduler has such."""

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The worker's flow, lowest first: a module imports only what stands before it. A package stands
 # for its modules.
 WORKER_STAGES = {
-    "words and tables": "errors features dtypes checksum computed layers layer_count layer_fields "
+    "words and tables": "errors dtypes checksum computed layers layer_count layer_fields "
     "layer_config modules components progress settings schedules cpus flush stopping turns units "
-    "quick_torch mounts commands command_help misspelt from_mergekit forms families subtree",
+    "quick_torch mounts commands misspelt from_mergekit forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents "
     "recipe_tokenizer recipe_names recipe_reader direct",
     "what is on disk": "header remote hub files origin views regroup opcodes pickled checkpoint "
@@ -34,16 +34,16 @@ METHODS_MAY_IMPORT = {"errors", "dtypes"}
 # Late imports that go up, each with its reason.
 UPWARD = {
     ("recipe", "recipe_reader"): "parse() stands beside Recipe, and its reader makes Recipes",
-    ("remote", "hub"): "what a job without models of the hub does not carry",
+    ("remote", "hub"): "hub asks remote which files are not here yet",
 }
 
 # What login nodes run: none of it may load torch.
-TORCH_FREE = set(WORKER_FLOW[: WORKER_FLOW.index("report") + 1])
+TORCH_FREE = {*WORKER_FLOW[: WORKER_FLOW.index("report") + 1], "store"}
 
 WORKER_ROOTS = {"torch", "safetensors", "yaml"}
 # Only inside functions, so that a node without them can merge.
 WORKER_LATE_ROOTS = {"matplotlib", "numpy", "tokenizers", "transformers", "huggingface_hub"}
-LAUNCHER_ROOTS = {"typer", "jinja2", "yaml", "rich", "platformdirs", "tomli"}
+LAUNCHER_ROOTS = {"typer", "jinja2", "yaml", "platformdirs", "tomli"}
 # Imports that one module alone may make.
 LAUNCHER_ONLY_IN = {
     "beaker": "launcher/backends/_beaker_client.py",

@@ -15,9 +15,9 @@ from typing import Any
 from . import remote
 from .dtypes import Kind
 from .errors import InputError, counted, first_names, printable
-from .features import needed
 from .header import MAX_HEADER_BYTES, Shard, read_shard
 from .origin import Origin
+from .pickled import read_pickled
 
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -124,8 +124,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _read(file: Path) -> tuple[Shard, dict[str, Origin]]:
     if file.suffix in PICKLES:
-        with needed("pickled"):
-            from .pickled import read_pickled
         return read_pickled(file)
     shard = remote.read_header(file) if remote.absent(str(file)) else read_shard(file)
     return shard, {info.name: info for info in shard.tensors}

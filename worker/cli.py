@@ -14,14 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from . import __version__, quick_torch
-from .commands import LATE, installed, load
+from . import __version__, from_mergekit, misspelt, quick_torch
+from .again import plan_again, said_again
+from .commands import LATE, load
 from .errors import InputError, Stopped, UsageError, WorkerError, input_errors, printable
-from .features import needed
+from .hub import is_repository, upload
 from .manifest import NAME
 from .one_pass import Clock
 from .options import add_plan_options, add_run_options, plan_options, run_options
 from .plan import Plan, make_plan
+from .published import published
 from .ranks import from_environment
 from .recipe import parse
 from .run import run_merges
@@ -93,14 +95,13 @@ def _tell(text: str, stream: TextIO) -> None:
 
 
 def _understood(words: Sequence[str]) -> Sequence[str]:
-    """Old habits as ours. Jobs do not carry the table, since their words are ours."""
-    known = installed("from_mergekit")
-    if known is None:
-        return words
-    ours, notes = known.translated(words) if words[:1] in (["merge"], ["average"]) else (words, ())
+    """Options of mergekit as those of the worker."""
+    ours, notes = (
+        from_mergekit.translated(words) if words[:1] in (["merge"], ["average"]) else (words, ())
+    )
     for note in notes:
         _tell(f"note: {note}", sys.stderr)
-    return [str(word) for word in known.weights_apart(ours)]
+    return [str(word) for word in from_mergekit.weights_apart(ours)]
 
 
 def _merge(arguments: argparse.Namespace, clock: Clock) -> int:
@@ -128,11 +129,8 @@ def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = No
     """The plan of a recipe, or of the manifest of a merge that is to be done again."""
     path, options = Path(recipe), plan_options(arguments, out)
     text = read_recipe(path)
-    if path.suffix == ".json":
-        with needed("manifests"):
-            from .again import plan_again, said_again
-        if manifest := said_again(path, text):
-            return plan_again(path, manifest, options)
+    if path.suffix == ".json" and (manifest := said_again(path, text)):
+        return plan_again(path, manifest, options)
     return make_plan(parse(text, str(path)), options)
 
 
@@ -145,12 +143,8 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
     need_torch()
     for warning in dict.fromkeys(line for plan, _ in plans for line in plan.warnings):
         _tell(f"warning: {warning}", sys.stderr)
-    if arguments.push:
-        with needed("hub"):
-            from .hub import is_repository, upload
-            from .published import published
-        if len(plans) > 1 or not is_repository(arguments.push):
-            raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
+    if arguments.push and (len(plans) > 1 or not is_repository(arguments.push)):
+        raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
     for line in run_merges(plans, run_options(arguments), from_environment(), clock):
         _tell(line, sys.stdout)
     if arguments.push and (plans[0][1] / NAME).is_file():  # else other ranks still work
@@ -194,8 +188,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """A line with the nearest right word, in place of the usage on fifteen."""
-        known = installed("misspelt")
-        raise UsageError(known.explained(self, message) if known else message)
+        raise UsageError(misspelt.explained(self, message))
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -217,9 +210,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     merge.set_defaults(command=_merge)
     add_plan_options(merge)
     add_run_options(merge)
-    told = installed("command_help")
-    for name in LATE:
-        late = commands.add_parser(name, help=told.LINES[name] if told else None)
+    for name, each in LATE.items():
+        late = commands.add_parser(name, help=each.help)
         late.set_defaults(command=_average if name == "average" else _late, late=name)
         if argv[:1] == [name]:
             load(name).options(late)

@@ -1,42 +1,38 @@
-"""Commands that merge nothing, by name: the module of each is imported only when it is asked for.
+"""Commands beside `merge`: the module of each is imported only when it is asked for, since some
+load torch.
 
-So a job's worker, which carries what `merge` imports, does without them. Such a module has
-`options(parser)`, and `command(arguments)`, which answers with the text to print.
+Such a module has `options(parser)`, and `command(arguments)`, which answers with the text to print.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
+from typing import NamedTuple
 
-from .errors import UsageError
+
+class Late(NamedTuple):
+    """A module of the worker, and the line of `merge-worker --help` on its command."""
+
+    module: str
+    help: str
+
 
 LATE = {
-    "average": "average",
-    "check": "check",
-    "compare": "compare",
-    "report": "finished",
-    "extract-lora": "extract_lora",
-    "mergekit": "mergekit",
-    "merge-adapters": "merge_adapters",
-    "methods": "describe",
-    "verify": "verify",
+    "average": Late("average", "weighted average of models, no recipe needed"),
+    "check": Late("check", "plan a recipe from headers; nothing is written"),
+    "compare": Late("compare", "how models differ, layer by layer, and what to merge them with"),
+    "report": Late(
+        "finished", "how far a finished merge is from each of its inputs, layer by layer"
+    ),
+    "extract-lora": Late("extract_lora", "the difference of two models as an adapter"),
+    "mergekit": Late("mergekit", "merge by mergekit itself, and look at what it wrote"),
+    "merge-adapters": Late("merge_adapters", "several LoRA adapters into one"),
+    "methods": Late("describe", "the merge methods and their parameters"),
+    "verify": Late("verify", "re-read an output and compare it to its manifest"),
 }
 
 
-def installed(name: str) -> ModuleType | None:
-    """A module of the worker; None in that of a job, which does without some."""
-    module = f"{__package__}.{name}"
-    return import_module(module) if find_spec(module) else None
-
-
 def load(name: str) -> ModuleType:
-    """The module of a command. UsageError in a job's worker, which does not carry it."""
-    module = installed(LATE[name])
-    if module is None:
-        raise UsageError(
-            f"{name}: the worker of a job carries only what its merge needs; use an installed "
-            f"merge-worker, or the file that 'merge-launch payload -o merge-worker.pyz' writes"
-        )
-    return module
+    """The module of a command."""
+    return import_module(f"{__package__}.{LATE[name].module}")

@@ -1,7 +1,4 @@
-"""Direct merges: the recipe that OUT, models and weights on a command line stand for.
-
-Jobs do without, since they have a recipe.
-"""
+"""Direct merges: the recipe that OUT, models and weights on a command line stand for."""
 
 from __future__ import annotations
 

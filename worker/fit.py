@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .by_token import fitted
+from .chat_template import asked_template, with_template
 from .checkpoint import Checkpoint
-from .features import needed
 from .heads import settle_heads
 from .recipe import Recipe
 from .same_tokens import differences
@@ -23,12 +24,8 @@ def fit(recipe: Recipe, inputs: Inputs) -> tuple[tuple[Checkpoint, ...], Text]:
     if recipe.tokenizer is None:
         text = Text(inputs.besides[0], notes=tuple(differences(recipe, inputs)))
     else:
-        with needed("tokenizer"):
-            from .by_token import fitted
         models, text = fitted(recipe, recipe.tokenizer, inputs)
     if recipe.chat_template:
-        with needed("chat_template"):
-            from .chat_template import asked_template, with_template
         where, besides = recipe.where, inputs.besides
         template = asked_template(recipe.chat_template, besides, inputs.relative_to, where)
         made = with_template(text.beside, template) if template else {}

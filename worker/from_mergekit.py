@@ -1,6 +1,6 @@
 """mergekit's options as ours, so that old habits work: one table, for both commands and the docs.
 
-What needs no option here is taken with a word on why. Jobs do without: their words are ours.
+What needs no option here is taken with a word on why.
 """
 
 from __future__ import annotations

@@ -23,14 +23,14 @@ IRRELEVANT = ("relative_to", "memory_bytes", "threads", "strict", "stages")
 
 
 def worker_facts() -> dict[str, str | None]:
-    """`sha256` of the zip this worker runs from, which holds what its job needed, and `sources` of
-    the whole worker, the same for all jobs of a release; both as the launcher prints them, and None
-    from a checkout."""
+    """SHA-256 of the zip that this worker runs from, as the launcher prints; None from a checkout.
+
+    Under two names: `sources` is that of the whole worker, and jobs have carried parts of it.
+    """
     package = sys.modules[__package__ or "worker"]
     path = getattr(getattr(package, "__loader__", None), "archive", None)
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
-    sources = getattr(package, "__sources__", None)
-    return {"version": __version__, "sha256": digest, "sources": sources}
+    return {"version": __version__, "sha256": digest, "sources": digest}
 
 
 def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:

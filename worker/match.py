@@ -14,9 +14,9 @@ from .checkpoint import Checkpoint
 from .computed import is_computed
 from .dtypes import DType, Kind
 from .errors import InputError, UsageError, counted, first_names, printable
-from .features import needed
 from .origin import Origin
 from .subtree import chosen, idle
+from .suggest import suggested
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +171,6 @@ class _Matcher:
 
     def _rules_to_add(self) -> Iterable[str]:
         """What would make the names match, where that is clear."""
-        with needed("layouts"):
-            from .suggest import suggested
         for pair, infos in self.lost.items():
             if lines := suggested(infos, self.more.get(pair, [])):
                 yield f"  or, if these are the same tensors, add to the recipe:\n{lines}"

@@ -1,4 +1,4 @@
-"""What is said of a command line that argparse does not understand. Jobs do without."""
+"""What is said of a command line that argparse does not understand."""
 
 from __future__ import annotations
 

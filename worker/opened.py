@@ -7,11 +7,13 @@ from itertools import islice
 from pathlib import Path
 
 from . import remote
+from .adapted import open_adapted
 from .checkpoint import Checkpoint, exists, is_hub_id, open_checkpoint
+from .dequantise import dequantised
 from .errors import InputError, nearest, printable
-from .features import needed
 from .planned import Planned
 from .recipe import ModelRef, Recipe
+from .relayout import rearranged
 from .resolve import PlanOptions
 from .token_files import Beside
 
@@ -45,12 +47,8 @@ def open_all(
 
 def _treated(model: Checkpoint, options: PlanOptions, lora: Path | None) -> Checkpoint:
     if options.dequantize:
-        with needed("dequantize"):
-            from .dequantise import dequantised
         model = dequantised(model)
     if lora:
-        with needed("adapters"):
-            from .adapted import open_adapted
         model = open_adapted(model, lora)
     return model
 
@@ -105,6 +103,4 @@ def relaid(
     """The models in the layout of the first, and what was done. UsageError, InputError."""
     if not recipe.key_map and _alike(models):
         return models, []
-    with needed("layouts"):
-        from .relayout import rearranged
     return rearranged(models, labels, recipe.key_map)

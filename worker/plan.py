@@ -16,8 +16,8 @@ from .checkpoint import Checkpoint, refuse_quantised
 from .cpus import usable_cpus
 from .effort import notes as effort_notes
 from .errors import UsageError, counted, input_errors
-from .features import needed
 from .fit import fit
+from .layer_config import restacked_config
 from .layout import Layout, lay_out
 from .lazy import Merged, lazily
 from .match import Matches, Rules, match
@@ -167,8 +167,6 @@ def _config(
     configs = [dict(model.config) for model in models]
     notes: list[str] = []
     for restacked in assembly.restacked:
-        with needed("layers"):
-            from .layer_config import restacked_config
         try:
             configs[0], told = restacked_config(
                 configs, restacked.stack.prefix, restacked.depths, restacked.picks

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from .features import needed
+from .forms import one_way
 from .recipe import KeyRule, ModelRef, TokenizerChoice
+from .recipe_tokenizer import read_choice
 from .yaml_text import Document, Path
 
 
@@ -31,8 +32,6 @@ def read_key_map(reader: Reader, top: Mapping[str, object]) -> Iterator[KeyRule]
     given = top.get("key_map")
     if not given:
         return
-    with needed("layouts"):
-        from .forms import one_way
     for number, item in enumerate(reader.sequence(given, ("key_map",))):
         path: Path = ("key_map", number)
         body = reader.mapping(item, path, "a rule")
@@ -48,8 +47,6 @@ def read_tokenizer(reader: Reader, top: Mapping[str, object]) -> TokenizerChoice
     """The choice of `tokenizer` or `tokenizer_source`, or None where there is neither."""
     if top.get("tokenizer_source") is None and top.get("tokenizer") is None:
         return None
-    with needed("tokenizer"):
-        from .recipe_tokenizer import read_choice
     return read_choice(reader, top)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from . import methods
+from .documents import arrange
 from .dtypes import FLOATS
 from .errors import UsageError, nearest, printable
-from .features import needed
 from .methods import Method
 from .recipe import ModelRef, Module, Recipe, Slice, Source, find_method, parse_model
 from .recipe_names import read_flag, read_key_map, read_patterns, read_tokenizer
@@ -39,8 +39,6 @@ def read_recipe(text: str, where: str) -> Recipe:
         raise UsageError("\n".join(faults))
     if len(recipes) == 1:
         return recipes[0]
-    with needed("documents"):
-        from .documents import arrange
     return arrange(recipes)
 
 

@@ -1,4 +1,4 @@
-"""Files that the hub has, and who gets them: hub.py, which only jobs with such models carry."""
+"""Files that the hub has. hub.py, which gets them, is imported late, since it imports this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .features import needed
 from .header import Shard
 
 
@@ -49,15 +48,15 @@ def size(path: str) -> int:
 
 def resolve(name: str, revision: str | None) -> Path:
     """The folder of a model in the cache, with all files but the weights. InputError."""
-    with needed("hub"):
-        from .hub import resolve
+    from .hub import resolve
+
     return resolve(name, pins.get((name, revision), revision))
 
 
 def read_header(path: Path) -> Shard:
     """The header of a file, fetched without the rest. InputError."""
-    with needed("hub"):
-        from .hub import read_header
+    from .hub import read_header
+
     return read_header(path)
 
 
@@ -65,14 +64,14 @@ def ensure(path: str) -> bool:
     """Fetch a file unless it is here; others that ask meanwhile wait. True if it was fetched."""
     if not absent(path):
         return False
-    with needed("hub"):
-        from .hub import ensure
+    from .hub import ensure
+
     return ensure(path)
 
 
 def prune(path: str) -> None:
     """Remove a file that was fetched by this process."""
     if path in files:
-        with needed("hub"):
-            from .hub import prune
+        from .hub import prune
+
         prune(path)

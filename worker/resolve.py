@@ -13,7 +13,6 @@ from .assemble import Part
 from .cut import AGAIN, CPU_BLOCK, grid
 from .dtypes import DType, Kind, from_torch_name
 from .errors import UsageError, first_names
-from .features import needed
 from .layers import depths, fraction, layer_of
 from .layout import Output
 from .match import Match, Matches, Rules
@@ -31,6 +30,7 @@ from .methods._define import (
 from .origin import Origin
 from .recipe import Recipe
 from .recipe_rules import plays_base
+from .schedules import weights
 from .settings import Found, Scalar, convert, look_up
 from .step import Step
 
@@ -187,8 +187,6 @@ class Resolver:
         schedule = self._modifier(SCHEDULE, match)
         scheduled: tuple[float, ...] | None = None
         if schedule is not None:
-            with needed("schedule"):
-                from .schedules import weights
             try:
                 scheduled = weights(str(schedule), len(models))
             except UsageError as error:

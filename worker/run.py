@@ -14,7 +14,6 @@ from typing import Any
 
 from .card import public_text
 from .errors import OutputError, Stopped, counted, printable
-from .features import needed
 from .finish import commit, finish
 from .hashes import Hashes
 from .lock import Busy, Lock, held, refuse_others
@@ -23,6 +22,7 @@ from .one_pass import Clock, RunOptions, stream
 from .plan import Plan
 from .progress import GIB, Progress, duration
 from .ranks import Rank
+from .spoken import spoken
 from .stopping import Stop, by_signal
 from .store import Store, output_errors
 from .target import State, Target, survey
@@ -68,11 +68,8 @@ def run_merges(
         elif job.plan.stages and job.target.state is not State.COMMIT:
             _stages(job.plan, options, rank, clock)
         begins = not job.told and job.target.state is not State.COMMIT and rank.number == 0
-        if begins and job.plan.text.before:
-            with needed("tokenizer"):
-                from .spoken import spoken
-            if warning := spoken(job.plan.text):
-                print(f"warning: {warning}", file=sys.stderr)
+        if begins and job.plan.text.before and (warning := spoken(job.plan.text)):
+            print(f"warning: {warning}", file=sys.stderr)
     with contextlib.ExitStack() as locks:
         for job in jobs:
             if not job.told:

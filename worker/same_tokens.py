@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .errors import InputError, UsageError, printable
-from .features import needed
 from .heads import rows_of, vocabulary_names
 from .modules import tensors_of
 from .recipe import Recipe
 from .text import Inputs
 from .token_files import stripped
+from .token_kinds import vocabulary
 
 
 def _concerned(recipe: Recipe, inputs: Inputs) -> list[int]:
@@ -58,8 +58,6 @@ def _evidence(inputs: Inputs, first: int, second: int, rows: int) -> str:
     names = [n for n in (*a.names(), *b.names()) if "chat" not in n and "config" not in n]
     if all(a.read(name) == b.read(name) for name in names):
         return ""
-    with needed("vocabularies"):
-        from .token_kinds import vocabulary
     try:
         mine, theirs = vocabulary(a), vocabulary(b)
     except (InputError, UsageError):

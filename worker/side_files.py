@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import read_json
-from .dtypes import DType
 from .plan import Plan, final_config
 from .store import write_file
 from .token_files import LARGEST, of_tokenizer
@@ -88,11 +87,3 @@ def merged_config(plan: Plan) -> dict[str, Any] | None:
     folder = plan.models[0].folder
     file = folder / "config.json" if folder else None
     return config if file is None or not file.is_file() or config != read_json(file) else None
-
-
-def stored_dtypes(plan: Plan) -> dict[str, int]:
-    """Number of stored elements by dtype name."""
-    found: dict[DType, int] = {}
-    for step in plan.steps:
-        found[step.dtype] = found.get(step.dtype, 0) + step.grid.count
-    return {dtype.torch_name: count for dtype, count in found.items()}

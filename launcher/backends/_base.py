@@ -128,14 +128,8 @@ class Service(Backend[R]):
         """What `submit` needs beside the text, kept with the record so that `retry` has it."""
         return {}
 
-    def files(self, job: Job) -> dict[str, bytes]:
-        """What the text does not hold. A job that is submitted again finds them at the service."""
-        return {}
-
     @abstractmethod
-    def submit(
-        self, text: str, ticket: Mapping[str, str], files: Mapping[str, bytes]
-    ) -> Submitted: ...
+    def submit(self, text: str, ticket: Mapping[str, str]) -> Submitted: ...
 
     @abstractmethod
     def statuses(self, ids: Sequence[str]) -> dict[str, Status]:

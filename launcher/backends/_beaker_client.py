@@ -16,11 +16,10 @@ from launcher import __version__
 from launcher.errors import ClusterError
 from worker.errors import printable
 
-from . import _beaker_config, _beaker_dataset
+from . import _beaker_config
 from ._beaker_words import OVER, in_words
 
 DEADLINE_S = 10.0
-UPLOAD_S = 120.0
 NEWEST = 20
 """Runs of a task that are looked at. Each answer carries the job's whole text."""
 CONFIG = "the config file ($BEAKER_CONFIG or ~/.beaker/config.yml)"
@@ -128,42 +127,6 @@ class Client:
         answer = _or_none(asked)
         return None if answer is None else str(answer.workload_id)
 
-    def dataset(self, author: str, name: str) -> str | None:
-        """The id of a dataset that is whole."""
-        asked = self.begin("ResolveDatasetName", author_name=author, dataset_name=name)
-        answer = _or_none(asked)
-        if answer is None:
-            return None
-        found = self.ask("GetDataset", dataset_id=answer.dataset_id).dataset
-        return str(found.id) if found.HasField("committed") else None
-
-    def create_dataset(self, name: str, workspace: str, files: Mapping[str, bytes]) -> str | None:
-        """The id of a new dataset of these files; None if there is one of the name.
-
-        beaker-py's own `create`, when it tries again, goes on behind what it has read of a file.
-        """
-        from beaker.exceptions import BeakerDatasetConflict
-
-        request = self.client.dataset.http_request
-        where = {"workspace": workspace}
-        taken = {409: BeakerDatasetConflict(name)}
-        query = {"name": name}
-        try:
-            answer = request(
-                "datasets", method="POST", query=query, data=where, exceptions_for_status=taken
-            ).json()
-            made, storage = str(answer["id"]), answer["storage"]
-            place = {"base_url": _beaker_dataset.storage_url(storage), "token": storage["token"]}
-            for file, data in files.items():
-                path = f"datasets/{storage['id']}/files/{file}"
-                request(path, method="PUT", data=data, timeout=UPLOAD_S, **place)
-            request(f"datasets/{made}", method="PATCH", data={"commit": True})
-        except BeakerDatasetConflict:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ClusterError(f"beaker: no storage for the job's files ({error!r})") from None
-        return made
-
     def url(self, job_id: str) -> str:
         return f"{self.client.config.agent_address}/ex/{job_id}"
 
@@ -193,17 +156,11 @@ def _or_none(future: Any) -> Any | None:
         raise
 
 
-def submitted(
-    client: Client, spec: dict[str, Any], ticket: Mapping[str, str], files: Mapping[str, bytes]
-) -> str:
-    """The id of the one experiment that this call makes, even where the server's answer is lost.
-
-    `files` become the dataset that the spec mounts for them."""
+def submitted(client: Client, spec: Mapping[str, Any], ticket: Mapping[str, str]) -> str:
+    """The id of the one experiment that this call makes, even where the server's answer is lost."""
     author = client.ask("GetUser").user.name
     taken = taken_over(spec)
     workspace = client.workspace_id(ticket.get("workspace"))
-    if _beaker_dataset.load(client, spec, (author, workspace), files):
-        taken = taken_over(spec)
     name = _free_name(client, author, ticket)
     for attempt in (1, 2):
         found = _posted(client, f"workspaces/{workspace}/experiments", name, taken, attempt)

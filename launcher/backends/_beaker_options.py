@@ -68,7 +68,7 @@ class BeakerResources(Resources):
     image: str | None = option(
         None,
         Shape(
-            "an image with python, torch, safetensors and pyyaml; docker://TAG for Docker's",
+            "an image with python, torch and pyyaml; docker://TAG for Docker's",
             metavar="AUTHOR/NAME",
             pattern=r"(docker://)?[A-Za-z0-9][A-Za-z0-9_.:/@-]*",
             form="AUTHOR/NAME or docker://TAG",

@@ -14,7 +14,7 @@ from worker.errors import nearest, printable
 
 ARGUMENT_BYTES = 131_071
 """Longest argument of a program on Linux (MAX_ARG_STRLEN less the final NUL)."""
-ARGUMENTS_BYTES = 1_500_000
+ARGUMENTS_BYTES = 900 * 1024
 """Of all of them; Linux takes a quarter of the stack, 2 MiB as a rule, with the environment."""
 PRIORITIES = ("low", "normal", "high", "urgent", "immediate")
 DURATION = r"(\d+(\.\d+)?[hms])+"

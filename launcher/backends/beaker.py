@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ClusterError, UsageError
-from launcher.payload import base64_chunks
 from worker.errors import printable
 
-from . import _beaker_dataset
 from ._base import Run, Service, Status, Submitted
-from ._beaker_options import BeakerResources, Mount, covered, duration_s, mounts
-from ._beaker_spec import faults
+from ._beaker_options import BeakerResources, covered, duration_s, mounts
+from ._beaker_spec import ARGUMENTS_BYTES, faults
 
 if TYPE_CHECKING:
     from launcher.job import Job
@@ -32,6 +30,7 @@ class Beaker(Service[BeakerResources]):
     template = "beaker.yaml.j2"
     help = "Submit to Beaker."
     resources = BeakerResources
+    longest_text = ARGUMENTS_BYTES
 
     def run(self, resources: BeakerResources) -> Run:
         return Run(walltime_s=duration_s(resources.timeout), ranks=resources.replicas)
@@ -43,18 +42,12 @@ class Beaker(Service[BeakerResources]):
                 "--then: not with --replicas and --overwrite: the replica that runs it would take "
                 "the old merge for the new one"
             )
-        for file, data in _beaker_dataset.files(job).items():
-            if len(data) > _beaker_dataset.LARGEST:
-                most = _beaker_dataset.LARGEST
-                found.append(f"{file}: {len(data)} bytes, at most {most} travel; shorten it")
         return found
 
     def obstacles(self, job: Job, resources: BeakerResources) -> list[str]:
         found = []
         if resources.image is None:
-            found.append(
-                "no image: add --image AUTHOR/NAME, one with python, torch, safetensors and pyyaml"
-            )
+            found.append("no image: add --image AUTHOR/NAME, one with python, torch and pyyaml")
         paths = [mount.path for mount in mounts(resources)]
         lost = [path for path in job.merge.local_models() if not covered(path, paths)]
         # Each replica has results of its own.
@@ -74,17 +67,12 @@ class Beaker(Service[BeakerResources]):
         docker = image.startswith("docker://")
         about = resources.description or f"{job.merge.title()} into {job.merge.out}"
         cpus = None if resources.cpus is None else float(resources.cpus)
-        apart = _beaker_dataset.files(job)
-        freight = [Mount("beaker", _beaker_dataset.name(apart), "", _beaker_dataset.MOUNT)]
         return {
             "resources": resources,
             "description": about[:LONGEST_DESCRIPTION],
             "image": {"docker" if docker else "beaker": image.removeprefix("docker://")},
             "cpus": int(cpus) if cpus is not None and cpus.is_integer() else cpus,
-            "freight": _beaker_dataset.MOUNT if apart else None,
-            "recipe": [] if apart else base64_chunks(job.merge.text),
-            "worker_chunks": [] if apart else base64_chunks(job.payload.packed),
-            "mounts": mounts(resources) + (freight if apart else []),
+            "mounts": mounts(resources),
             "secrets": dict(pair.split("=", 1) for pair in resources.secret),
             "results": RESULTS,
         }
@@ -103,15 +91,12 @@ class Beaker(Service[BeakerResources]):
         wanted = {"stem": job.name, "name": job.options.name, "workspace": resources.workspace}
         return {key: value for key, value in wanted.items() if value is not None}
 
-    def files(self, job: Job) -> dict[str, bytes]:
-        return _beaker_dataset.files(job)
-
-    def submit(self, text: str, ticket: Mapping[str, str], files: Mapping[str, bytes]) -> Submitted:
+    def submit(self, text: str, ticket: Mapping[str, str]) -> Submitted:
         spec = self.spec(text)
         from ._beaker_client import connected, submitted
 
         with connected() as client:
-            job_id = submitted(client, spec, ticket, files)
+            job_id = submitted(client, spec, ticket)
             return Submitted(job_id, client.url(job_id))
 
     def statuses(self, ids: Sequence[str]) -> dict[str, Status]:
