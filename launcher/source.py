@@ -142,22 +142,12 @@ def _direct(words: Sequence[str], options: MergeOptions) -> tuple[list[str], str
 def _direct_recipe(
     models: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
 ) -> bytes:
-    from worker.direct import direct_recipe, weighted
+    from worker.direct import recipe_from_values
 
-    weights = None if options.weights is None else [float(w) for w in options.weights.split(",")]
     base = None if options.base_model is None else _located(options.base_model, folder)
     located = [_located(word, folder) for word in models]
-    if options.schedule is not None:
-        if weights is not None:
-            raise UsageError("--schedule gives the weights; drop --weights")
-        located, weights = weighted(options.schedule, located, base)
-    return direct_recipe(
-        located,
-        method=options.method or "linear",
-        weights=weights,
-        base_model=base,
-        dtype=dtype,
-    ).encode()
+    values = {**vars(options), "base_model": base, "dtype": dtype}
+    return recipe_from_values(located, values).encode()
 
 
 def _located(word: str, folder: str) -> str:

@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The worker's flow, lowest first: a module imports only what stands before it. A package stands
 # for its modules.
 WORKER_STAGES = {
-    "words and tables": "errors features dtypes checksum computed layers layer_count layer_fields "
-    "layer_config modules components progress settings schedules cpus flush stopping turns units "
+    "words and tables": "errors units option_table features dtypes checksum computed layers "
+    "layer_count layer_fields layer_config modules components progress settings schedules cpus "
+    "flush stopping turns "
     "quick_torch mounts commands command_help misspelt from_mergekit forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents "
     "recipe_tokenizer recipe_names recipe_reader direct",

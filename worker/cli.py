@@ -20,7 +20,7 @@ from .errors import InputError, Stopped, UsageError, WorkerError, input_errors, 
 from .features import needed
 from .manifest import NAME
 from .one_pass import Clock
-from .options import add_plan_options, add_run_options, plan_options, run_options
+from .options import add_options, plan_options, run_options
 from .plan import Plan, make_plan
 from .ranks import from_environment
 from .recipe import parse
@@ -215,8 +215,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         help="several pairs: one pass over the inputs, one output each",
     )
     merge.set_defaults(command=_merge)
-    add_plan_options(merge)
-    add_run_options(merge)
+    add_options(merge, "merge")
     told = installed("command_help")
     for name in LATE:
         late = commands.add_parser(name, help=told.LINES[name] if told else None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .commands import installed
 from .errors import OutputError
 from .plan import Plan
+from .units import gigabytes
 
 if TYPE_CHECKING:
     from .quota import Quota
@@ -39,7 +40,7 @@ class Room:
             raise OutputError(f"{out}: no more files fit there (inodes); choose another folder")
         if self.needs > self.free:
             raise OutputError(
-                f"{out}: needs {self.needs / 1e9:.2f} GB, only {self.free / 1e9:.2f} GB are free "
+                f"{out}: needs {gigabytes(self.needs)}, only {gigabytes(self.free)} are free "
                 f"there\n  make room, or choose another folder"
             )
         return [line for quota in self.quotas for line in quota.refuse(out, self.needs, self.files)]

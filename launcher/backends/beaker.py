@@ -15,8 +15,8 @@ from launcher.payload import base64_chunks
 from worker.errors import printable
 
 from . import _beaker_dataset
-from ._base import Run, Service, Status, Submitted
-from ._beaker_options import BeakerResources, Mount, covered, duration_s, mounts
+from ._base import Run, Service, Status, Submitted, seconds
+from ._beaker_options import BeakerResources, Mount, covered, mounts
 from ._beaker_spec import faults
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Beaker(Service[BeakerResources]):
     resources = BeakerResources
 
     def run(self, resources: BeakerResources) -> Run:
-        return Run(walltime_s=duration_s(resources.timeout), ranks=resources.replicas)
+        return Run(walltime_s=seconds(resources.timeout), ranks=resources.replicas)
 
     def faults(self, job: Job, resources: BeakerResources) -> list[str]:
         found = []
