@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def plan_of(merge: Merge, options: WorkerOptions) -> Plan:
     """Plan a merge as the worker will. Raises its UsageError or InputError, with every fault."""
-    from worker.plan import PlanOptions, make_plan
+    from worker.plan import make_plan
+    from worker.resolve import PlanOptions
 
     values = {**vars(options), "relative_to": merge.folder}
     return make_plan(merge.recipe, PlanOptions.from_values(values, merge.out))

@@ -26,8 +26,8 @@ WORKER_STAGES = {
     "occupied probe report",
     "stream": "readahead fetch ranks crew together device buffers lane hashes outfile journal "
     "store stream evidence",
-    "write": "card manifest again published spoken side_files target finish lock mergekit",
-    "command": "one_pass options run cli __main__",
+    "write": "card manifest again published spoken side_files target finish lock",
+    "command": "one_pass options mergekit run cli __main__",
     "looks": "average check verify comparison compare finished lora extract_lora merge_adapters",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()
@@ -53,7 +53,7 @@ LAUNCHER_ONLY_IN = {
     "subprocess": "launcher/command.py",
 }
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 40
 MAX_PARAMETERS = 6
 # Their signature is a schema that users see: options of a command, parameters of a method.

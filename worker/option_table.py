@@ -78,7 +78,7 @@ OPTIONS = (
     SharedOption(
         "base_model", ("average",), "the base, for methods that need one", metavar="MODEL"
     ),
-    _switch("no_normalize", ("average",), "use the weights as they are", launch=False),
+    _switch("no_normalize", ("average",), "do not divide by the sum of the weights", launch=False),
     SharedOption(
         "device", (*RUNS, *MERGEKIT, *EXTRACTS),
         "where the mathematics runs; default: auto, every visible GPU, else the CPU",
@@ -136,7 +136,7 @@ OPTIONS = (
     _switch("allow_nonfinite", RUNS, "write NaN and Inf instead of stopping"),
     _switch(
         "trust_remote_code", (*RUNS, *MERGEKIT),
-        "handed to mergekit where that merges; otherwise no code of a model is ever run",
+        "for a merge by mergekit itself; otherwise ignored, since no code of a model is run",
     ),
     _switch("strict", PLANS, "warnings about the recipe are errors"),
     _switch("json", CHECKS, "print the plan as JSON"),
