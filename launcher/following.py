@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from worker.errors import printable
+from worker.units import ago
 
 from . import backends
 from .backends import Scheduler, Service, Status
@@ -65,8 +66,6 @@ def jobs_command(
 
 
 def row(record: Record, status: Status) -> dict[str, object]:
-    from . import table
-
     return {
         "job": record.job_id,
         "name": record.name,
@@ -74,7 +73,7 @@ def row(record: Record, status: Status) -> dict[str, object]:
         "detail": status.detail,
         "exit_code": record.exit_code(),
         "backend": record.backend,
-        "submitted": table.ago(time.time() - record.submitted_s),
+        "submitted": ago(time.time() - record.submitted_s),
         "submitted_s": record.submitted_s,
         "out": record.out,
         "log": record.log,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.errors import printable
+from worker.option_table import options_of
 
 from .errors import refuse
 from .payload import Parcel, Payload
@@ -21,14 +22,7 @@ SHORT_NAME = 15
 THEN = "-then"
 SECRET = r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$"
 """Names of variables that hold one."""
-MERGEKIT_TAKES = (
-    "--device",
-    "--threads",
-    "--seed",
-    "--overwrite",
-    "--trust-remote-code",
-    "--deadline",
-)
+MERGEKIT_TAKES = tuple(option.flag for option in options_of("mergekit") if option.launch)
 
 
 class Part(enum.Enum):

@@ -29,7 +29,7 @@ class Shape:
     metavar: str | None = None
     pattern: str | None = None
     form: str = ""
-    minimum: int = 0
+    minimum: int | None = 0
     adds_up: bool = False
 
 
@@ -108,9 +108,10 @@ def _truth(value: object) -> bool:
 def _number(option: Option, value: object) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,18}", str(value)):
         raise Fault("must be a whole number")
-    if int(str(value)) < option.shape.minimum:
-        raise Fault(f"must be at least {option.shape.minimum}")
-    return int(str(value))
+    least, number = option.shape.minimum, int(str(value))
+    if least is not None and number < least:
+        raise Fault(f"must be at least {least}")
+    return number
 
 
 def _checked(option: Option, text: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from worker.errors import first_names, nearest
 
@@ -14,49 +13,14 @@ from .source import Merge
 if TYPE_CHECKING:
     from worker.plan import Plan
 
-UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
-BINARY_UNITS = {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
-
-
-def size_bytes(text: str | None) -> int | None:
-    """4GiB, 5GB, 800M, 12345."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"([\d.]+)\s*([kmgt]?i?)b?", text.lower())
-    units = UNITS | BINARY_UNITS
-    if found is None or found[2] not in units:
-        raise ValueError(text)
-    return int(float(found[1]) * units[found[2]])
-
 
 def plan_of(merge: Merge, options: WorkerOptions) -> Plan:
-    """UsageError or InputError of the worker, with every fault."""
-    from worker.match import Rules
+    """Plan a merge as the worker will. Raises its UsageError or InputError, with every fault."""
     from worker.plan import make_plan
     from worker.resolve import PlanOptions
 
-    include, exclude = ((text or "").split(",") for text in (options.include, options.exclude))
-    rules = Rules(
-        **_given(missing=options.missing, surplus=options.surplus),
-        include=tuple(filter(None, include)),
-        exclude=tuple(filter(None, exclude)),
-    )
-    given = _given(
-        dtype=options.dtype,
-        shard_bytes=size_bytes(options.shard_size),
-        memory_bytes=size_bytes(options.memory),
-        threads=options.threads,
-        seed=options.seed,
-        dequantize=options.dequantize,
-    )
-    folder = Path(merge.folder)
-    chosen = PlanOptions(relative_to=folder, strict=options.strict, rules=rules, **given)
-    return make_plan(merge.recipe, chosen)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    """The defaults of what was not given are the worker's."""
-    return {name: value for name, value in values.items() if value is not None}
+    values = {**vars(options), "relative_to": merge.folder}
+    return make_plan(merge.recipe, PlanOptions.from_values(values, merge.out))
 
 
 def _near(word: str, folder: str) -> str:

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from worker.option_table import BY_NAME
+from worker.units import at_least_one
 
 from .options import Shape, option, options_of
 
-SIZE = r"\d+(\.\d+)?([kKmMgGtT]i?)?[bB]?"
-NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+DIRECT = "direct merge: "
+
+
+def shared(name: str, before: str = "") -> Any:
+    """Make a field of an option that merge-worker has too; `before` begins its help."""
+    known = BY_NAME[name]
+    shape = Shape(
+        before + known.help,
+        metavar=known.metavar or "|".join(known.choices) or None,
+        pattern=known.pattern or "|".join(known.choices) or None,
+        form=known.form or " or ".join([", ".join(known.choices[:-1]), *known.choices[-1:]]),
+        minimum=1 if known.type is at_least_one else None,
+    )
+    return option(False if known.type is bool else None, shape)
 
 
 @dataclass(frozen=True)
@@ -15,30 +31,10 @@ class MergeOptions:
     """What is merged, beside the SOURCE words."""
 
     out: str | None = option(None, Shape("the folder of the merged model", "-o", "DIR"))
-    method: str | None = option(
-        None, Shape("direct merge: the method (linear, the weighted average)", metavar="NAME")
-    )
-    weights: str | None = option(
-        None,
-        Shape(
-            "direct merge: one weight for each model",
-            metavar="2,1,1",
-            pattern=f"{NUMBER}(,{NUMBER})*",
-            form="numbers with commas between, such as 2,1,1",
-        ),
-    )
-    schedule: str | None = option(
-        None,
-        Shape(
-            "direct merge of checkpoints from the oldest to the newest: weights by a schedule",
-            metavar="uniform|minus-sqrt|ema:BETA|last-k:N",
-            pattern=r"[a-z-]+(:[0-9.]+)?",
-            form="a schedule such as minus-sqrt, ema:0.9 or last-k:4",
-        ),
-    )
-    base_model: str | None = option(
-        None, Shape("direct merge: the base of methods that need one", metavar="MODEL")
-    )
+    method: str | None = shared("method", DIRECT)
+    weights: str | None = shared("weights", DIRECT)
+    schedule: str | None = shared("schedule", DIRECT)
+    base_model: str | None = shared("base_model", DIRECT)
 
 
 @dataclass(frozen=True)
@@ -93,87 +89,29 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What is handed to the worker, word for word; nothing where nothing was said."""
+    """Options handed to the worker as they are; None and False are not handed on."""
 
-    device: str | None = option(
-        None,
-        Shape(
-            "auto, cpu, cuda, cuda:N, xpu or mps",
-            pattern=r"auto|cpu|mps|(cuda|xpu)(:\d+)?",
-            form="auto, cpu, cuda, cuda:N, xpu or mps",
-        ),
-    )
-    threads: int | None = option(None, Shape("threads of the worker", metavar="N", minimum=1))
-    memory: str | None = option(
-        None,
-        Shape(
-            "bound on the worker's buffers",
-            metavar="4GiB",
-            pattern=SIZE,
-            form="a size such as 4GiB",
-        ),
-    )
-    shard_size: str | None = option(
-        None,
-        Shape("size of an output file", metavar="5GB", pattern=SIZE, form="a size such as 5GB"),
-    )
-    dtype: str | None = option(
-        None,
-        Shape(
-            "same, bfloat16, float16, float32 or float64",
-            pattern="same|bfloat16|float16|float32|float64",
-            form="same, bfloat16, float16, float32 or float64",
-        ),
-    )
-    missing: str | None = option(
-        None,
-        Shape(
-            "tensors that not every model has: error or copy",
-            pattern="error|copy",
-            form="error or copy",
-        ),
-    )
-    surplus: str | None = option(
-        None,
-        Shape(
-            "tensors that the first model has not: error or drop",
-            pattern="error|drop",
-            form="error or drop",
-        ),
-    )
-    include: str | None = option(
-        None, Shape("merge only these tensors: words of names, or patterns", metavar="A,B")
-    )
-    exclude: str | None = option(
-        None, Shape("leave these tensors to the base: words of names, or patterns", metavar="A,B")
-    )
-    dequantize: bool = option(False, Shape("read FP8 weights with their scales"))
-    prune_downloads: bool = option(False, Shape("remove weights of the hub after use"))
-    push: str | None = option(None, Shape("upload the finished OUT to the hub", metavar="ORG/NAME"))
-    overwrite: bool = option(False, Shape("replace another merge in OUT"))
-    no_resume: bool = option(False, Shape("start afresh, even if OUT holds a part of this merge"))
-    sha256: bool = option(False, Shape("SHA-256 of the output in its manifest"))
-    seed: int | None = option(None, Shape("seed of the random methods", metavar="N"))
-    deadline: str | None = option(
-        None,
-        Shape(
-            "stop in good order this long after the start",
-            metavar="12:00:00",
-            pattern=r"\d+(:\d\d){0,2}|\d+(\.\d+)?[smhd]",
-            form="such as 12:00:00, 30m or 2h",
-        ),
-    )
-    progress: str | None = option(
-        None,
-        Shape(
-            "auto, plain, json or off",
-            pattern="auto|plain|json|off",
-            form="auto, plain, json or off",
-        ),
-    )
-    allow_nonfinite: bool = option(False, Shape("let NaN and Inf through"))
-    trust_remote_code: bool = option(False, Shape("let the tokenizer run code of the models"))
-    strict: bool = option(False, Shape("unread keys of a recipe are errors"))
+    device: str | None = shared("device")
+    threads: int | None = shared("threads")
+    memory: str | None = shared("memory")
+    shard_size: str | None = shared("shard_size")
+    dtype: str | None = shared("dtype")
+    missing: str | None = shared("missing")
+    surplus: str | None = shared("surplus")
+    include: str | None = shared("include")
+    exclude: str | None = shared("exclude")
+    dequantize: bool = shared("dequantize")
+    prune_downloads: bool = shared("prune_downloads")
+    push: str | None = shared("push")
+    overwrite: bool = shared("overwrite")
+    no_resume: bool = shared("no_resume")
+    sha256: bool = shared("sha256")
+    seed: int | None = shared("seed")
+    deadline: str | None = shared("deadline")
+    progress: str | None = shared("progress")
+    allow_nonfinite: bool = shared("allow_nonfinite")
+    trust_remote_code: bool = shared("trust_remote_code")
+    strict: bool = shared("strict")
 
     def argv(self) -> tuple[str, ...]:
         words: list[str] = []
@@ -190,7 +128,7 @@ class WorkerOptions:
 class CheckOptions:
     """How `check` prints."""
 
-    json: bool = option(False, Shape("the plan as JSON"))
+    json: bool = shared("json")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from worker.errors import UsageError as OfRecipe
 from worker.errors import WorkerError, printable
 
 from .errors import UsageError
+from .options import options_of
 from .settings import MergeOptions
 
 if TYPE_CHECKING:
@@ -103,15 +104,9 @@ def with_absent(error: WorkerError, words: Sequence[str], folder: str) -> Worker
 def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:
     if len(words) > 2:
         raise UsageError(f"{words[2]}: a recipe takes one OUT and names its models itself; {FORMS}")
-    direct = {
-        "--method": options.method,
-        "--weights": options.weights,
-        "--schedule": options.schedule,
-        "--base-model": options.base_model,
-    }
-    for flag, value in direct.items():
-        if value is not None:
-            raise UsageError(f"{flag} is for a direct merge; write it into {words[0]}")
+    for each in options_of(MergeOptions):
+        if each.name != "out" and getattr(options, each.name) is not None:
+            raise UsageError(f"{each.flag} is for a direct merge; write it into {words[0]}")
     if Path(words[0]).name == MANIFEST:
         raise UsageError(
             f"{words[0]}: the manifest of a merge; 'merge-worker merge {words[0]} OUT' makes it "
@@ -142,22 +137,12 @@ def _direct(words: Sequence[str], options: MergeOptions) -> tuple[list[str], str
 def _direct_recipe(
     models: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
 ) -> bytes:
-    from worker.direct import direct_recipe, weighted
+    from worker.direct import recipe_from_values
 
-    weights = None if options.weights is None else [float(w) for w in options.weights.split(",")]
     base = None if options.base_model is None else _located(options.base_model, folder)
     located = [_located(word, folder) for word in models]
-    if options.schedule is not None:
-        if weights is not None:
-            raise UsageError("--schedule gives the weights; drop --weights")
-        located, weights = weighted(options.schedule, located, base)
-    return direct_recipe(
-        located,
-        method=options.method or "linear",
-        weights=weights,
-        base_model=base,
-        dtype=dtype,
-    ).encode()
+    values = {**vars(options), "base_model": base, "dtype": dtype}
+    return recipe_from_values(located, values).encode()
 
 
 def _located(word: str, folder: str) -> str:

@@ -43,10 +43,3 @@ def _cell(value: object) -> str:
 def _painted(text: str) -> str:
     colour = COLOURS.get(text.strip().partition(",")[0])
     return text if colour is None else f"\x1b[{colour}m{text}\x1b[0m"
-
-
-def ago(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit} ago"
-    return f"{max(0, int(seconds))} s ago"

@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The worker's flow, lowest first: a module imports only what stands before it. A package stands
 # for its modules.
 WORKER_STAGES = {
-    "words and tables": "errors dtypes checksum computed layers layer_count layer_fields "
-    "layer_config modules components progress settings schedules cpus flush stopping turns units "
+    "words and tables": "errors units option_table dtypes checksum computed layers "
+    "layer_count layer_fields layer_config modules components progress settings schedules cpus "
+    "flush stopping turns "
     "quick_torch mounts commands misspelt from_mergekit forms families subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents "
     "recipe_tokenizer recipe_names recipe_reader direct",
@@ -25,8 +26,8 @@ WORKER_STAGES = {
     "occupied probe report",
     "stream": "readahead fetch ranks crew together device buffers lane hashes outfile journal "
     "store stream evidence",
-    "write": "card manifest again published spoken side_files target finish lock mergekit",
-    "command": "one_pass options run cli __main__",
+    "write": "card manifest again published spoken side_files target finish lock",
+    "command": "one_pass options mergekit run cli __main__",
     "looks": "average check verify comparison compare finished lora extract_lora merge_adapters",
 }
 WORKER_FLOW = " ".join(WORKER_STAGES.values()).split()
@@ -52,7 +53,7 @@ LAUNCHER_ONLY_IN = {
     "subprocess": "launcher/command.py",
 }
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 40
 MAX_PARAMETERS = 6
 # Their signature is a schema that users see: options of a command, parameters of a method.

@@ -8,15 +8,14 @@ from pathlib import Path
 from .cli import read_recipe, recipe_plan
 from .errors import UsageError
 from .named import with_absent_models
-from .options import add_plan_options, plan_options
+from .options import add_options, plan_options
 from .report import checked
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE.yml")
     parser.add_argument("out", metavar="OUT", nargs="?", help="whether it fits on that disk, too")
-    parser.add_argument("--json", action="store_true")
-    add_plan_options(parser)
+    add_options(parser, "check")
 
 
 def command(arguments: argparse.Namespace) -> str:

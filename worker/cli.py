@@ -21,7 +21,7 @@ from .errors import InputError, Stopped, UsageError, WorkerError, input_errors, 
 from .hub import is_repository, upload
 from .manifest import NAME
 from .one_pass import Clock
-from .options import add_plan_options, add_run_options, plan_options, run_options
+from .options import add_options, plan_options, run_options
 from .plan import Plan, make_plan
 from .published import published
 from .ranks import from_environment
@@ -208,8 +208,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         help="several pairs: one pass over the inputs, one output each",
     )
     merge.set_defaults(command=_merge)
-    add_plan_options(merge)
-    add_run_options(merge)
+    add_options(merge, "merge")
     for name, each in LATE.items():
         late = commands.add_parser(name, help=each.help)
         late.set_defaults(command=_average if name == "average" else _late, late=name)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import UsageError
-from .units import at_least_one
+from .options import add_options
 
 if TYPE_CHECKING:
     from .comparison.advice import Advice
@@ -36,8 +36,7 @@ def output_options(parser: argparse.ArgumentParser) -> None:
     add("--tensors", action="store_true", help="a line for each tensor, not each component")
     add("--json", action="store_true", help="everything, for programs")
     add("--plot", metavar="FILE.png|.html", help="heat maps by layer and component")
-    add("--threads", type=at_least_one, metavar="N")
-    add("--progress", choices=("auto", "plain", "json", "off"), default="auto")
+    add_options(parser, "compare")
 
 
 def command(arguments: argparse.Namespace) -> str:

@@ -7,7 +7,7 @@ import argparse
 from . import methods
 from .errors import UsageError, nearest, printable
 from .methods._define import Base, Method, Parameter
-from .schedules import FORMS
+from .option_table import SCHEDULES
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ _MODIFIERS = {
     "the base times",
     "lines_beta": "  alpha + beta * (l-1)/(L-1) in layer l of L, times alpha outside of layers "
     "(arXiv:2410.17146)",
-    "schedule": f"schedule (str, in place of weights; models from old to new): {FORMS}",
+    "schedule": f"schedule (str, in place of weights; models from old to new): {SCHEDULES}",
 }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .errors import UsageError, counted, printable
+from .option_table import DEFAULTS, with_defaults
 from .recipe import find_method
 from .schedules import weights as weights_of
 
@@ -13,7 +15,7 @@ from .schedules import weights as weights_of
 def direct_recipe(
     models: Sequence[str],
     *,
-    method: str = "linear",
+    method: str = DEFAULTS["method"],
     weights: Sequence[float] | None = None,
     base_model: str | None = None,
     dtype: str | None = None,
@@ -41,6 +43,24 @@ def direct_recipe(
     recipe |= {"parameters": dict(parameters)} if parameters else {}
     recipe |= {"out_dtype": dtype} if dtype not in (None, "same") else {}
     return json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
+
+
+def recipe_from_values(models: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Return the recipe text of a direct merge with option values of `option_table`, by name."""
+    given = with_defaults(values)
+    weights = given["weights"] and [parse_number(word) for word in given["weights"].split(",")]
+    if given["schedule"]:
+        if weights:
+            raise UsageError("--schedule and --weights exclude each other; keep one")
+        models, weights = weighted(given["schedule"], models, given["base_model"])
+    return direct_recipe(
+        models,
+        method=given["method"],
+        weights=weights,
+        base_model=given["base_model"],
+        dtype=given["dtype"],
+        parameters={"normalize": False} if given["no_normalize"] else {},
+    )
 
 
 def weighted(

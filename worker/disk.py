@@ -11,6 +11,7 @@ from pathlib import Path
 from .errors import OutputError
 from .plan import Plan
 from .quota import Quota, quotas_of
+from .units import gigabytes
 
 MANIFEST = "merge_manifest.json"
 PARTIAL = ".merge-partial"
@@ -35,7 +36,7 @@ class Room:
             raise OutputError(f"{out}: no more files fit there (inodes); choose another folder")
         if self.needs > self.free:
             raise OutputError(
-                f"{out}: needs {self.needs / 1e9:.2f} GB, only {self.free / 1e9:.2f} GB are free "
+                f"{out}: needs {gigabytes(self.needs)}, only {gigabytes(self.free)} are free "
                 f"there\n  make room, or choose another folder"
             )
         return [line for quota in self.quotas for line in quota.refuse(out, self.needs, self.files)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .errors import counted
 from .memory import Memory
 from .step import Step
+from .units import duration
 
 CORE_FLOPS = 25e9
 """A second of one processor core in matrix methods (measured: 38e9 to 50e9 with AVX-512)."""
@@ -30,10 +31,6 @@ def notes(steps: Sequence[Step], memory: Memory, threads: int) -> list[str]:
     return [
         f"{method} computes {flops:.1e} floating-point operations on "
         f"{counted(len(heavy), 'tensors')}: about "
-        f"{_hours(seconds)} on {counted(working, 'processor cores')}{more}; "
+        f"{duration(seconds)} on {counted(working, 'processor cores')}{more}; "
         f"minutes on a GPU (--device)"
     ]
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"

@@ -16,10 +16,11 @@ from .checkpoint import Checkpoint, is_quantised, open_checkpoint
 from .dtypes import FLOATS
 from .errors import InputError, UsageError, counted
 from .layers import layer_of
+from .options import add_options
 from .plan import locate, usable_cpus
 from .recipe import ModelRef, parse_model
 from .remote import snapshot
-from .units import at_least_one, device_word, size
+from .units import at_least_one, size
 
 if TYPE_CHECKING:
     from .lora.extract import Extraction, Found
@@ -38,8 +39,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--embed-lora", action="store_true", help="factors for embeddings and head, not copies")
     add("--lora-only", action="store_true", help="leave out what has no factors (norms, …)")
     add("--dtype", choices=FLOATS[:3], default="float32", help="of the factors")
-    add("--device", type=device_word, default="auto", metavar="auto|cpu|cuda|cuda:N|xpu|mps")
-    add("--threads", type=at_least_one, metavar="N")
+    add_options(parser, "extract-lora")
     add("--base-name", metavar="ORG/NAME", help="base_model_name_or_path; default: BASE as given")
     add("--overwrite", action="store_true", help="replace an adapter in OUT")
     add("--json", action="store_true", help="every module, for programs")

@@ -12,6 +12,7 @@ from .files import Files
 from .origin import stored
 from .progress import Progress
 from .readahead import Work
+from .units import gigabytes
 
 THREADS = 2
 """Files at a time: the client splits each into connections of its own."""
@@ -85,7 +86,7 @@ class Fetcher:
             self._progress.event("fetching", file=path, bytes=count)
         elif self._progress.mode != "off":
             # In one call, since several of these threads talk.
-            self._progress.say(f"fetching {path.rpartition('/')[2]} ({count / 1e9:.2f} GB)")
+            self._progress.say(f"fetching {path.rpartition('/')[2]} ({gigabytes(count)})")
 
 
 def _paths(item: Work) -> list[str]:

@@ -30,9 +30,10 @@ from .computed import is_computed
 from .errors import InputError, OutputError, ResultError, Stopped, UsageError, first_names
 from .layers import layer_of
 from .manifest import NAME, read_manifest, worker_facts
+from .options import add_options
 from .ranks import from_environment
 from .recipe import ModelRef, Recipe, parse
-from .units import device_word, parse_duration
+from .units import parse_duration
 
 PIN = "0.1.5"
 PROGRAM = "mergekit-yaml"
@@ -53,16 +54,9 @@ Merged by mergekit {} from this recipe:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("recipe", metavar="RECIPE.yml")
-    add("out", metavar="OUT")
-    add("--device", type=device_word, default="auto", metavar="auto|cpu|cuda|cuda:N")
-    add("--threads", type=int, metavar="N")
-    add("--seed", type=int, default=0)
-    add("--overwrite", action="store_true", help="replace another merge of ours in OUT")
-    add("--trust-remote-code", action="store_true")
-    add("--deadline", metavar="12:00:00", help="stop this long after the start")
-    add("--relative-to", default=".", metavar="DIR", help="where relative model paths start")
+    parser.add_argument("recipe", metavar="RECIPE.yml")
+    parser.add_argument("out", metavar="OUT")
+    add_options(parser, "mergekit")
 
 
 def command(arguments: argparse.Namespace) -> str:

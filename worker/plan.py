@@ -30,6 +30,7 @@ from .recipe import Recipe
 from .resolve import PlanOptions, Resolver
 from .step import Step
 from .text import Inputs, Text
+from .units import gigabytes
 
 __all__ = ["Plan", "PlanOptions", "final_config", "locate", "make_plan", "usable_cpus"]
 
@@ -92,9 +93,9 @@ def _make_plan(recipe: Recipe, options: PlanOptions) -> Plan:
         return final
     told = [line for plan in (*lazy, *stages) for line in plan.warnings]
     if stages:
-        size = sum(plan.output_bytes for plan in stages) / 1e9
+        size = gigabytes(sum(plan.output_bytes for plan in stages))
         told += [
-            f"{counted(len(stages), 'intermediate results take')} {size:.2f} GB beside the "
+            f"{counted(len(stages), 'intermediate results take')} {size} beside the "
             f"result meanwhile"
         ]
     told = [*final.warnings, *told]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import printable
+from .units import GIB, duration
 
-GIB = 1 << 30
 PLAIN_PERIOD_S = 10.0
 BAR_PERIOD_S = 0.2
 LEAST_BAR, LEAST_NAME = 6, 16
@@ -216,16 +216,6 @@ def _own_bytes(process: int) -> int:
         return 0
     facts = dict(line.split(":", 1) for line in text.splitlines()[1:])
     return int(facts.get("Private_Dirty", "0").split()[0]) * 1024
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3:07 min`, `2:05 h`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
 
 
 def _bar(fraction: float, width: int) -> str:

@@ -15,8 +15,7 @@ from .occupied import refuse_occupied
 from .origin import moved
 from .plan import Plan
 from .probe import Speed, probe
-from .progress import duration
-from .units import size
+from .units import duration, size
 
 
 class Checked(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from . import methods
 from .assemble import Part
-from .cut import AGAIN, CPU_BLOCK, grid
+from .cut import AGAIN, CPU_BLOCK, block_for, grid
 from .dtypes import DType, Kind, from_torch_name
 from .errors import UsageError, first_names
 from .layers import depths, fraction, layer_of
@@ -27,31 +27,55 @@ from .methods._define import (
     Parameter,
     Task,
 )
+from .option_table import DEFAULTS, with_defaults
 from .origin import Origin
 from .recipe import Recipe
 from .recipe_rules import plays_base
 from .schedules import weights
 from .settings import Found, Scalar, convert, look_up
 from .step import Step
+from .units import parse_size
 
 MOST_FAULTS = 10
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the command line adds to a recipe; all of it has defaults."""
+    """Options of the command line that add to a recipe; all have defaults."""
 
     relative_to: Path = field(default_factory=Path.cwd)
     dtype: str | None = None  # None: the recipe decides; "same": that of the first model
-    shard_bytes: int = 5_000_000_000
+    shard_bytes: int = parse_size(DEFAULTS["shard_size"])
     memory_bytes: int | None = None
     threads: int | None = None
-    seed: int = 0
+    seed: int = DEFAULTS["seed"]
     strict: bool = False
     dequantize: bool = False  # FP8 weights with scales are read as what they stand for
     rules: Rules = field(default_factory=Rules)
     block: int = CPU_BLOCK
     stages: Path = Path(".merge-stages")  # where results of other documents are kept meanwhile
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], out: str | None) -> PlanOptions:
+        """Make the plan options of a merge into `out` from values of `option_table`, by name.
+
+        None and absence mean the default. Raises UsageError for a size that is not one.
+        """
+        given = with_defaults(values)
+        include, exclude = _patterns(given["include"]), _patterns(given["exclude"])
+        return cls(
+            relative_to=Path(given["relative_to"]),
+            dtype=given["dtype"],
+            shard_bytes=parse_size(given["shard_size"], "--shard-size"),
+            memory_bytes=parse_size(given["memory"], "--memory") if given["memory"] else None,
+            threads=given["threads"],
+            seed=given["seed"],
+            strict=given["strict"],
+            dequantize=given["dequantize"],
+            rules=Rules(given["missing"], given["surplus"], include, exclude),
+            block=block_for(given["device"]),
+            stages=stage_folder(out),
+        )
 
     @property
     def accelerated(self) -> bool:
@@ -60,9 +84,15 @@ class PlanOptions:
 
 
 def stage_folder(out: str | None) -> Path:
-    """Where intermediate results of a merge into `out` are kept: beside it, hidden."""
+    """Return the hidden folder beside `out` that holds intermediate results of the merge."""
     place = Path(out or "merge")
     return place.parent / f".{place.name or 'merge'}.stages"
+
+
+def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Split one text with commas, or several."""
+    texts = [given] if isinstance(given, str) else given or ()
+    return tuple(pattern for text in texts for pattern in text.split(",") if pattern)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,13 @@ from .lock import Busy, Lock, held, refuse_others
 from .manifest import read_manifest
 from .one_pass import Clock, RunOptions, stream
 from .plan import Plan
-from .progress import GIB, Progress, duration
+from .progress import Progress
 from .ranks import Rank
 from .spoken import spoken
 from .stopping import Stop, by_signal
 from .store import Store, output_errors
 from .target import State, Target, survey
-from .units import size
+from .units import GIB, duration, size
 
 WAIT_S = 0.5
 """Between looks at whether the other ranks have finished a stage."""

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from .errors import UsageError, nearest, printable
+from .option_table import SCHEDULES
 
-FORMS = "uniform, linear, minus-sqrt, ema[:BETA], last-k:N"
 BETA = 0.9
 _NAMES = ("uniform", "linear", "minus-sqrt", "ema", "last-k")
 
@@ -28,7 +28,7 @@ def weights(schedule: str, count: int) -> tuple[float, ...]:
     takes_number = name in ("ema", "last-k")
     if name not in _NAMES or (number and not takes_number) or (name == "last-k" and not number):
         hint = nearest(name, _NAMES) if name not in _NAMES else ""
-        raise UsageError(f"no schedule '{printable(schedule)}'{hint}; one of {FORMS}")
+        raise UsageError(f"no schedule '{printable(schedule)}'{hint}; one of {SCHEDULES}")
     if count < 1:
         raise UsageError(f"schedule {schedule}: no checkpoints to weigh")
     if name == "ema":

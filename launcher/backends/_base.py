@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from worker.errors import printable
+from worker.units import parse_duration
 
 from ._arrays import Arrays
 
@@ -227,11 +228,6 @@ def log_faults(job: Job) -> list[str]:
     ]
 
 
-def seconds(text: str | None) -> int | None:
-    """HH:MM:SS, MM:SS or seconds, as PBS and `--deadline` have them."""
-    if text is None:
-        return None
-    total = 0
-    for part in text.split(":"):
-        total = 60 * total + int(part)
-    return total
+def seconds(duration: str | None) -> int | None:
+    """Return a time limit in whole seconds, or None without one."""
+    return None if duration is None else int(parse_duration(duration))

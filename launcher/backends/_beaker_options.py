@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -154,11 +153,3 @@ def covered(path: str, by: list[str]) -> bool:
         plain == root or plain.startswith(root.rstrip("/") + "/")
         for root in (posixpath.normpath(each) for each in by)
     )
-
-
-def duration_s(text: str | None) -> int | None:
-    """90m, 1h30m, in seconds."""
-    if text is None:
-        return None
-    units = {"h": 3600, "m": 60, "s": 1}
-    return int(sum(float(n) * units[unit] for n, unit in re.findall(r"([\d.]+)([hms])", text)))

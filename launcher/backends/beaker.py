@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from launcher.errors import ClusterError, UsageError
 from worker.errors import printable
 
-from ._base import Run, Service, Status, Submitted
-from ._beaker_options import BeakerResources, covered, duration_s, mounts
+from ._base import Run, Service, Status, Submitted, seconds
+from ._beaker_options import BeakerResources, covered, mounts
 from ._beaker_spec import ARGUMENTS_BYTES, faults
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Beaker(Service[BeakerResources]):
     longest_text = ARGUMENTS_BYTES
 
     def run(self, resources: BeakerResources) -> Run:
-        return Run(walltime_s=duration_s(resources.timeout), ranks=resources.replicas)
+        return Run(walltime_s=seconds(resources.timeout), ranks=resources.replicas)
 
     def faults(self, job: Job, resources: BeakerResources) -> list[str]:
         found = []

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launcher.options import Shape, option
+from worker.units import parse_slurm_time
 
 from . import _slurm_words as words
 from ._arrays import Arrays, SlurmArrays
@@ -203,19 +204,8 @@ class Slurm(Scheduler[SlurmResources]):
 
 
 def limit_s(time: str | None) -> int | None:
-    """Seconds of `--time`: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S. 0 is no limit."""
-    if time is None:
-        return None
-    days, dash, rest = time.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if dash:
-        hours, minutes, seconds = (*parts, 0, 0)[:3]
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:
-        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
-    total = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-    return total or None
+    """Return the seconds of `--time`, or None if there is no limit, which Slurm writes as 0."""
+    return parse_slurm_time(time or "0") or None
 
 
 def _directive_faults(line: str) -> Iterator[str]:

@@ -108,7 +108,7 @@ def test_no_option_of_a_backend_hides_a_shared_one(name: str) -> None:
 def test_help_has_no_names_of_types(launch) -> None:
     for name in (*backends.names(), "check"):
         _, _, options = launch(name, "--help").out.partition("\nOptions:\n")
-        assert "--device WORD" in options and "<str>" not in options
+        assert "--device auto|cpu|" in options and "<str>" not in options
 
 
 def test_the_worker_takes_what_we_hand_on() -> None:

@@ -9,14 +9,6 @@ from launcher.settings import MergeOptions, WorkerOptions
 from launcher.source import read_source
 from worker import disk, quota
 from worker.errors import InputError, OutputError
-from worker.units import parse_size
-
-
-@pytest.mark.parametrize(
-    "text", ["4GiB", "5GB", "512M", "1.5g", "800", "2KiB", "3TB", "10B", "7kb"]
-)
-def test_sizes_are_those_of_the_worker(text: str) -> None:
-    assert preflight.size_bytes(text) == parse_size(text)
 
 
 def merge_of(*models: object, folder: Path):

@@ -71,7 +71,7 @@ def test_a_schedule_weighs_checkpoints_from_the_oldest_to_the_newest() -> None:
     found = json.loads(merge.text)["models"]
     assert [Path(entry["model"]).name for entry in found] == ["m2", "m3"]
     assert [entry["parameters"]["weight"] for entry in found] == [0.5, 0.5]
-    with pytest.raises(UsageError, match="drop --weights"):
+    with pytest.raises(WorkerUsageError, match="--schedule and --weights exclude each other"):
         read("out", "m1", "m2", schedule="ema", weights="1,2")
     with pytest.raises(WorkerUsageError, match="no schedule 'emu' \\(did you mean 'ema'"):
         read("out", "m1", "m2", schedule="emu")

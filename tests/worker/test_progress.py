@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from worker import progress
-from worker.progress import GIB, Progress, duration
+from worker.progress import Progress
+from worker.units import GIB
 
 
 class Terminal(io.StringIO):
@@ -177,11 +178,3 @@ def test_off_says_nothing() -> None:
 
 def test_nothing_to_write_is_all_of_it() -> None:
     assert Progress("off", 0, "x", io.StringIO()).percent == 100.0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (7500, "2:05 h")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

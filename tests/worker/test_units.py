@@ -6,7 +6,17 @@ import pytest
 
 from worker.direct import parse_number
 from worker.errors import UsageError
-from worker.units import at_least_one, device_word, parse_duration, parse_size
+from worker.units import (
+    ago,
+    at_least_one,
+    device_word,
+    duration,
+    gigabytes,
+    parse_duration,
+    parse_size,
+    parse_slurm_time,
+    size,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +28,7 @@ from worker.units import at_least_one, device_word, parse_duration, parse_size
         ("4GiB", 4 << 30),
         ("512M", 512_000_000),
         ("512MiB", 512 << 20),
-        ("1.5k", 1500),
+        *(("1.5k", 1500), ("1.5g", 1_500_000_000), ("7kb", 7000)),
         ("2TiB", 2 << 40),
         (" 7b ", 7),
     ],
@@ -39,14 +49,16 @@ def test_what_is_no_size(word: str) -> None:
     ("word", "seconds"),
     [
         *(("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 172_800)),
-        *(("10:30", 630), ("12:00:00", 43_200), ("0", 0)),
+        *(("10:30", 630), ("12:00:00", 43_200), ("0", 0), ("1h30m", 5400), ("1d12h", 129_600)),
     ],
 )
 def test_durations(word: str, seconds: float) -> None:
     assert parse_duration(word) == seconds
 
 
-@pytest.mark.parametrize("word", ["", "x", "1:2:3:4", "-5", "5w", ":", "1::2", "²", "9" * 400])
+@pytest.mark.parametrize(
+    "word", ["", "x", "1h30", "1:2:3:4", "-5", "5w", ":", "1::2", "²", "9" * 400]
+)
 def test_what_is_no_duration(word: str) -> None:
     with pytest.raises(UsageError, match="is not a duration"):
         parse_duration(word)
@@ -71,3 +83,30 @@ def test_counts() -> None:
     for word in ("0", "-1", "1.5", "", "²"):
         with pytest.raises(argparse.ArgumentTypeError):
             at_least_one(word)
+
+
+@pytest.mark.parametrize(
+    ("word", "seconds"),
+    [
+        *(("90", 5400), ("10:30", 630), ("1:02:03", 3723), ("0", 0)),
+        *(("2-1", 176_400), ("1-02:03", 93_780), ("1-02:03:04", 93_784)),
+    ],
+)
+def test_times_of_slurm(word: str, seconds: int) -> None:
+    assert parse_slurm_time(word) == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (7500, "2:05 h")],
+)
+def test_durations_as_text(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_ages_and_sizes_as_text() -> None:
+    assert [ago(s) for s in (-1, 59.9, 60, 7300, 200_000)] == [
+        *("0 s ago", "59 s ago", "1 min ago", "2 h ago", "2 d ago"),
+    ]
+    assert [size(n) for n in (1, 2048, 3 << 30)] == ["1 byte", "2.00 KiB", "3.00 GiB"]
+    assert gigabytes(2_050_000_000) == "2.05 GB"
