@@ -84,6 +84,6 @@ def render(backend: Backend[Any], job: Job, resources: object) -> str:
     if backend.longest_text is not None and size > backend.longest_text:
         raise UsageError(
             f"the job has {size} bytes, {backend.name} takes {backend.longest_text}; shorten the "
-            f"recipe, which travels in it"
+            f"recipe, which travels in it, or merge fewer in one pass"
         )
     return text

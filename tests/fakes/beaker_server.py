@@ -5,8 +5,7 @@
 writes FOLDER/config.yml and FOLDER/cert.pem, prints "ready", and adds each request to
 FOLDER/requests. Experiments stand in FOLDER/state.json, which tests change to let them proceed.
 FOLDER/mishap names what befalls the next POST. Strict where the client is not: the token, types,
-names that are taken. Calls that are not here answer UNIMPLEMENTED. A dataset is a folder of its
-files, FOLDER/datasets/ID, with ID.name beside it and, when it is whole, ID.committed.
+names that are taken. Calls that are not here answer UNIMPLEMENTED.
 """
 
 import json
@@ -24,8 +23,6 @@ from beaker import beaker_pb2_grpc
 
 TOKEN = "right-token"
 FOLDER = Path(sys.argv[1])
-DATASETS = FOLDER / "datasets"
-STORAGE_TOKEN = "token-of-the-storage"
 LOCK = threading.Lock()
 QUEUED = 2
 
@@ -71,14 +68,6 @@ def job_of(job_id: str, number: int, each: dict[str, Any]) -> pb2.Job:
     group = made.system_details.replica_group_details
     group.size, group.rank = each.get("size", 0), each.get("rank", 0)
     return made
-
-
-def named(dataset: str) -> str:
-    return (DATASETS / f"{dataset}.name").read_text()
-
-
-def dataset_named(name: str) -> str | None:
-    return next((p.stem for p in DATASETS.glob("*.name") if p.read_text() == name), None)
 
 
 class Service(beaker_pb2_grpc.BeakerServicer):
@@ -147,20 +136,6 @@ class Service(beaker_pb2_grpc.BeakerServicer):
             made.append(event)
         return pb2.ListSummarizedJobEventsResponse(summarized_job_events=made)
 
-    def ResolveDatasetName(self, request, context):
-        self._enter("ResolveDatasetName", context, name=request.dataset_name)
-        held = dataset_named(request.dataset_name)
-        if held is None or request.author_name != "ada":
-            context.abort(grpc.StatusCode.NOT_FOUND, "no such dataset")
-        return pb2.ResolveDatasetNameResponse(dataset_id=held)
-
-    def GetDataset(self, request, context):
-        self._enter("GetDataset", context)
-        found = pb2.Dataset(id=request.dataset_id, name=named(request.dataset_id))
-        if (DATASETS / f"{request.dataset_id}.committed").exists():
-            found.committed.FromSeconds(1_000_000)
-        return pb2.GetDatasetResponse(dataset=found)
-
     def CancelWorkloads(self, request, context):
         self._enter("CancelWorkloads", context, ids=list(request.workload_ids))
         return pb2.CancelWorkloadsResponse(workload_ids=request.workload_ids)
@@ -181,44 +156,7 @@ class Web(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers["Content-Length"]))
 
-    def _create_dataset(self, name: str) -> None:
-        body = json.loads(self._body())
-        note("POST dataset", name=name, workspace=body["workspace"])
-        if self.headers["Authorization"] != f"Bearer {TOKEN}":
-            self._answer(401, {"message": "no such token"})
-        elif dataset_named(name) is not None:
-            self._answer(409, {"message": "name is already in use"})
-        else:
-            made = f"01DATA{len(list(DATASETS.glob('*.name')))}"
-            (DATASETS / made).mkdir(parents=True)
-            (DATASETS / f"{made}.name").write_text(name)
-            address = f"http://127.0.0.1:{self.server.server_port}/storage"  # type: ignore[attr-defined]
-            storage = {"id": f"s-{made}", "token": STORAGE_TOKEN, "tokenExpires": "2099-01-01"}
-            self._answer(200, {"id": made, "storage": storage | {"address": address}})
-
-    def do_PUT(self) -> None:
-        """A file of a dataset, into the storage."""
-        data = self._body()
-        _, _, dataset, _, name = self.path.removeprefix("/").split("/", 4)
-        note("PUT", path=self.path, bytes=len(data))
-        if mishap() == "storage full":
-            self._answer(507, {"message": "no space"})
-        elif self.headers["Authorization"] != f"Bearer {STORAGE_TOKEN}":
-            self._answer(401, {"message": "no such token"})
-        else:
-            (DATASETS / dataset.removeprefix("s-") / name).write_bytes(data)
-            self._answer(200, {})
-
-    def do_PATCH(self) -> None:
-        assert json.loads(self._body()) == {"commit": True}
-        note("PATCH", path=self.path)
-        (DATASETS / f"{self.path.rpartition('/')[2]}.committed").touch()
-        self._answer(200, {})
-
     def do_POST(self) -> None:
-        if "/datasets?" in self.path:
-            self._create_dataset(self.path.partition("name=")[2])
-            return
         body = json.loads(self._body())
         agent = self.headers["User-Agent"]
         note("POST", path=self.path, spec=body, agent=agent)

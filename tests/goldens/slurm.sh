@@ -17,13 +17,13 @@
 trap 'merge_warned=1 asked=1; kill -TERM "${worker:-}" 2> /dev/null || :' USR1
 # linear of m1, m2, m3. Made by merge-launch 0.0.0.
 #
-# What runs here is the worker of merge-launch, Python sources that become one zip archive. They are
-# carried along, packed by bzip2 and as base64 text, further down, so the node needs nothing of ours installed:
-# bash, coreutils, and Python 3.10 or newer with torch, safetensors and pyyaml, which unpacks it too.
+# The worker of merge-launch runs here: Python files in one zip archive, packed by bzip2 and as base64
+# text, further down. So the node needs no merge-launch installed, but
+# bash, coreutils, and Python 3.10 or newer with torch and pyyaml, which unpacks it too.
 # SHA-256 of the archive, checked before it runs:
 #   0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3
-# To read it:
-#   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | bzip2 -d > merge-worker.txt
+# To read it, write it to a file, which `unzip` takes apart:
+#   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | bzip2 -d > merge-worker.pyz
 
 set -euo pipefail
 
@@ -49,7 +49,7 @@ base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_f
 cGFja2VkIGFyY2hpdmU=
 MERGE_WORKER_PYZ
 
-# The recipe as it was given.
+# Recipes as they were given.
 base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_fail 'the recipe in this job is damaged; submit it again'
 ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
 ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
@@ -72,15 +72,11 @@ cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the
 
 # By the Python that will run it, which --setup may have brought; isolated, since a bz2.py that lies
 # about here is not what is meant.
-python3 -I -c 'import bz2, sys, zipfile
+python3 -I -c 'import bz2, sys
 if sys.version_info < (3, 10):
     sys.exit("this is Python " + sys.version)
-with bz2.open(sys.argv[1]) as packed, zipfile.ZipFile(sys.argv[2], "w") as archive:
-    for one in packed.read().split(b"\f")[1:]:
-        name, _, text = one.partition(b"\n")
-        info = zipfile.ZipInfo(name.decode())
-        info.create_system = 3
-        archive.writestr(info, text)
+with bz2.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as archive:
+    archive.write(packed.read())
 ' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_fail 'python3 cannot unpack the worker (the reason is above): it takes Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
 merge_check <<'MERGE_SHA_256'
 0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz

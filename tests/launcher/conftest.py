@@ -1,12 +1,11 @@
 """Models of a few bytes, jobs made of values, goldens, and schedulers that are not there."""
 
-import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import yaml
 from checkpoints import write_checkpoint
 from typer.testing import CliRunner
 
-from launcher import backends, cli, payload, render
+from launcher import backends, cli, render
 from launcher.job import Job
 from launcher.payload import Payload
 from launcher.settings import JobOptions, MergeOptions, WorkerOptions
@@ -33,14 +32,6 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_payload() -> Iterator[None]:
-    """Built once: the sources do not change while the tests run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(payload, "build", functools.cache(payload.build))
-        yield
 
 
 @pytest.fixture(autouse=True)

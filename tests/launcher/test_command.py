@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.command import CommandFailed, answer, foreground, own_words, replace_text
+from launcher.command import CommandFailed, answer, foreground, own_words
 from launcher.errors import ClusterError
 
 
@@ -72,12 +72,3 @@ def test_foreground_leaves_signals_as_they_were() -> None:
     before = signal.getsignal(signal.SIGINT)
     foreground([sys.executable, "-c", ""])
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "job"
-    path.parent.mkdir()
-    path.write_text("old")
-    replace_text(path, "new é\n")
-    assert path.read_bytes() == "new é\n".encode()
-    assert list(path.parent.iterdir()) == [path]

@@ -1,29 +1,28 @@
-"""The payload: the same bytes everywhere, small, runnable, and bare of what it need not hold."""
+"""The payload: the same bytes everywhere, small enough for every job, once in each script."""
 
 import base64
 import bz2
 import hashlib
 import io
 import os
-import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import worker
 from launcher import payload
-from worker import methods
 
 SOURCES = Path(worker.__file__).parent
+MOST_BYTES = 400_000
+"""Of base64: half of what all arguments of a Beaker job may be."""
 
 
 def copied(target: Path) -> Path:
     """The worker as another checkout has it: other times, other modes, and litter."""
-    for path in SOURCES.rglob("*.py"):
+    for path in (each for each in SOURCES.rglob("*") if each.suffix in payload.SUFFIXES):
         copy = target / path.relative_to(SOURCES)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
@@ -40,6 +39,13 @@ def copied(target: Path) -> Path:
 def test_bytes_do_not_depend_on_the_checkout(tmp_path: Path) -> None:
     there, here = payload.build(copied(tmp_path / "worker")), payload.build(SOURCES)
     assert (there.archive, there.packed) == (here.archive, here.packed)
+
+
+def test_two_builds_are_alike() -> None:
+    first = payload.build()
+    payload.build.cache_clear()
+    again = payload.build()
+    assert first is not again and first == again
 
 
 def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
@@ -68,73 +74,38 @@ def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
 def test_members() -> None:
     members = zipfile.ZipFile(io.BytesIO(payload.build().archive)).infolist()
     names = [member.filename for member in members]
-    assert names == sorted(names)
-    assert {
-        "__main__.py",
-        "worker/__init__.py",
-        "worker/cli.py",
-        "worker/methods/linear.py",
-    } <= set(names)
+    files = [each for each in SOURCES.rglob("*") if each.suffix in payload.SUFFIXES]
+    assert names == ["__main__.py", *sorted(f"worker/{p.relative_to(SOURCES)}" for p in files)]
+    assert {"worker/cli.py", "worker/comparison/page.html", "worker/methods/ties.py"} <= set(names)
     for member in members:
         assert member.compress_type == zipfile.ZIP_STORED
         assert member.date_time == (1980, 1, 1, 0, 0, 0)
         assert (member.external_attr >> 16, member.create_system) == (0o600, 3)
 
 
-def text_of(made: payload.Payload) -> Iterator[str]:
-    """What is packed: each member behind its name."""
-    archive = zipfile.ZipFile(io.BytesIO(made.archive))
-    for member in archive.namelist():
-        text = archive.read(member).decode()
-        assert payload.BEGIN not in text
-        yield f"{payload.BEGIN}{member}\n{text}"
+def test_nothing_of_the_worker_stays_behind() -> None:
+    """A kind of file that is new has to be packed too."""
+    kinds = {path.suffix for path in SOURCES.rglob("*") if path.is_file()}
+    assert kinds - {".pyc"} == set(payload.SUFFIXES)
 
 
 def test_encoded_is_the_archive_and_the_digest_is_of_it() -> None:
     made = payload.build()
-    packed = base64.b64decode(made.wrapped())
-    assert base64.b64decode(made.encoded) == packed
-    assert bz2.decompress(packed).decode() == "".join(text_of(made))
-    assert hashlib.sha256(packed).hexdigest() == made.packed_digest
+    assert base64.b64decode(made.parcel.lines) == base64.b64decode(made.parcel.encoded)
+    assert bz2.decompress(base64.b64decode(made.parcel.encoded)) == made.archive
     assert hashlib.sha256(made.archive).hexdigest() == made.digest
-    assert max(map(len, made.wrapped().splitlines())) == 76
+    assert hashlib.sha256(made.packed).hexdigest() == made.parcel.digest
+    assert max(map(len, made.parcel.lines.splitlines())) == 76
+    assert "".join(made.parcel.chunks) == made.parcel.encoded
+    assert max(map(len, made.parcel.chunks)) <= 96 * 1024
 
 
-def test_the_same_recipe_gives_the_same_payload() -> None:
-    recipe = b"merge_method: TIES\nmodels: []\n"
-    first = payload.build(methods=payload.methods_of(recipe))
-    again = payload.build(methods=payload.methods_of(recipe + b"# and a comment\n"))
-    assert (first.archive, first.packed) == (again.archive, again.packed)
-    assert first.digest != payload.build().digest
+def test_it_is_small_enough_for_every_job() -> None:
+    assert len(payload.build().parcel.encoded) < MOST_BYTES
 
 
-@pytest.mark.parametrize(
-    ("recipe", "methods"),
-    [
-        ('{"merge_method": "linear", "models": []}', {"linear"}),
-        ("merge_method: Dare_TIES", {"dare_ties"}),
-        ("name: a\nmerge_method: ties\n---\nmerge_method: slerp\n", {"ties", "slerp"}),
-        (
-            "a: &a {merge_method: sce}\nmodels: [{use: *a}, {x: [{merge_method: cabs}]}]",
-            {"sce", "cabs"},
-        ),
-        ("\ufeffmerge_method: ties # merge_method: slerp\n", {"ties"}),
-        ("merge_method: 3", set()),
-    ],
-)
-def test_the_methods_that_a_recipe_names(recipe: str, methods: set[str]) -> None:
-    assert payload.methods_of(recipe.encode()) == methods
-
-
-def test_every_payload_says_of_which_worker_it_is_a_part(tmp_path: Path) -> None:
-    folder = copied(tmp_path / "worker")
-    digests = set()
-    for part in (None, frozenset({"ties"})):
-        archive = zipfile.ZipFile(io.BytesIO(payload.build(folder, part).archive))
-        digests.add(archive.read("worker/__init__.py").decode().splitlines()[-1])
-    assert digests == {f'__sources__ = "{payload.sources_digest(SOURCES)}"'}
-    (folder / "methods" / "slerp.py").write_text("changed = 1\n")
-    assert payload.sources_digest(folder) != payload.sources_digest(SOURCES)
+def test_an_empty_file_travels_too() -> None:
+    assert payload.Parcel("recipe.yml", b"").chunks == [""]
 
 
 def test_the_archive_runs_where_a_foreign_worker_lies_about(tmp_path: Path) -> None:
@@ -154,19 +125,52 @@ def test_the_archive_runs_where_a_foreign_worker_lies_about(tmp_path: Path) -> N
     )
 
 
-def methods_of(archive: Path, *words: str) -> str:
-    argv = [sys.executable, str(archive), "methods", *words]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def test_a_changed_worker_has_another_digest(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "worker")
+    (folder / "methods" / "slerp.py").write_text("changed = 1\n")
+    assert payload.build(folder).digest != payload.build().digest
 
 
-def test_the_archive_tells_its_methods_without_docstrings(tmp_path: Path) -> None:
-    archive = tmp_path / "merge-worker.pyz"
-    archive.write_bytes(payload.build().archive)
-    lines = methods_of(archive).splitlines()
-    assert [line.split()[0] for line in lines] == list(methods.names())
-    assert re.fullmatch("linear +weight, normalize", lines[methods.names().index("linear")])
-    page = methods_of(archive, "linear")
-    assert page.startswith("linear\n\nmodels: 1 or more;")
-    assert "  weight (float per model, required)\n" in page
+@pytest.mark.parametrize("size", [1, 96 * 1024 * 3 // 4, 96 * 1024])
+def test_chunks(size: int) -> None:
+    parcel = payload.Parcel("x", bytes(size))
+    assert base64.b64decode("".join(parcel.chunks)) == bytes(size)
+    assert len(parcel.chunks) == 1 + (size * 4 // 3 > 96 * 1024)
+
+
+SWEEP = """
+recipe:
+  merge_method: linear
+  models: [{model: m1, parameters: {weight: 1}}, {model: m2, parameters: {weight: 1}}]
+out: runs
+name: "w{weight}"
+grid: {models.1.parameters.weight: [1, 3, 7]}
+"""
+
+
+def workers_in(script: Path) -> int:
+    return script.read_text().count(payload.build().parcel.lines[:500])
+
+
+@pytest.fixture
+def runs(work: Path, models: list[Path]) -> Path:
+    (work / "s.yml").write_text(SWEEP)
+    return work / "runs"
+
+
+@pytest.mark.parametrize(("backend", "ending"), [("slurm", "sbatch"), ("pbs", "pbs")])
+def test_a_script_of_an_array_holds_the_worker_once(
+    backend: str, ending: str, launch, runs: Path, fakes
+) -> None:
+    assert launch("sweep", "s.yml", backend, "--array").code == 0
+    members = [runs / f"w{n}.job" / f"w{n}.{ending}" for n in (1, 3, 7)]
+    assert [workers_in(each) for each in members] == [1, 1, 1]
+    array = runs.with_name("runs.job") / f"s-0.{ending}"
+    assert workers_in(array) == 0, "it runs the texts of its members"
+
+
+def test_one_pass_over_several_recipes_holds_it_once(launch, runs: Path, fakes) -> None:
+    assert launch("sweep", "s.yml", "slurm", "--one-pass").code == 0
+    (script,) = runs.parent.rglob("*.sbatch")
+    assert workers_in(script) == 1
+    assert script.read_text().count("\nMERGE_RECIPE_YML\n") == 3

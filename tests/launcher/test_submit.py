@@ -1,5 +1,6 @@
 """From submission to verdict with fake schedulers that run the job."""
 
+import os
 import sys
 import threading
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import logs, records
+from launcher import logs, records, submit
 from launcher.backends import JobState, Status
 from launcher.errors import UsageError
 from launcher.records import Record
@@ -206,3 +207,12 @@ def test_follow_ends_with_a_job_that_left_no_exit_code(tmp_path: Path, monkeypat
     monkeypatch.setattr(logs, "ASK_EVERY_S", 0.1)
     record = Record("5", "slurm", "", str(tmp_path / "out"), str(tmp_path / "log"))
     assert follow(record, JobState.CANCELLED) == (None, "")
+
+
+def test_a_text_is_replaced_whole_with_the_bytes_of_its_names(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "job"
+    path.parent.mkdir()
+    path.write_text("old")
+    with submit.written_text(path, os.fsdecode(b"new \xe9 \xc3\xa9\n")):
+        assert path.read_bytes() == b"new \xe9 \xc3\xa9\n"
+    assert list(path.parent.iterdir()) == [path]

@@ -283,7 +283,8 @@ def test_a_profile_holds_the_limits(launch, sweep: Path, fakes) -> None:
 
 def test_one_payload_for_members_alike(launch, sweep: Path, fakes, monkeypatch) -> None:
     made = []
-    build = payload.build
-    monkeypatch.setattr(payload, "build", lambda **words: made.append(words) or build(**words))
+    pack = payload._zipped
+    monkeypatch.setattr(payload, "_zipped", lambda package: made.append(package) or pack(package))
+    payload.build.cache_clear()
     assert launch("sweep", "s.yml", "slurm").code == 0
     assert len(made) == 1

@@ -70,5 +70,4 @@ def beaker_server(_running_beaker: Server) -> Server:
     """Without experiments."""
     for name in ("requests", "state.json", "mishap"):
         (_running_beaker.folder / name).unlink(missing_ok=True)
-    shutil.rmtree(_running_beaker.folder / "datasets", ignore_errors=True)
     return _running_beaker

@@ -11,7 +11,6 @@ import yaml
 from launcher import backends, payload
 from launcher.backends import _beaker_spec as beaker_spec
 from launcher.errors import UsageError
-from launcher.needs import UNSEEN
 
 BEAKER = backends.get("beaker")
 READY = ["--image", "ada/torch", "--weka", "bucket:/weka/bucket"]
@@ -63,12 +62,22 @@ def test_the_least(make_job, render_job) -> None:
 
 def test_no_argument_is_near_the_limit(launch) -> None:
     (task,) = rendered(launch, *WORDS)["tasks"]
-    script, name, count, recipe, *chunks = task["arguments"]
-    assert (name, count) == ("merge-launch", "1")
+    script, name, *chunks, recipe = task["arguments"]
+    assert name == "merge-launch"
     assert b"merge_method" in base64.b64decode(recipe)
-    assert "".join(chunks) == payload.build(methods=frozenset({"linear"}), features=UNSEEN).encoded
+    assert "".join(chunks) == payload.build().parcel.encoded
     assert max(map(len, chunks)) <= 96 * 1024
     assert len(script) < 30_000
+
+
+def test_a_recipe_that_no_arguments_hold_is_refused(launch, models, work) -> None:
+    least = len(payload.build().parcel.encoded)
+    recipe = "merge_method: linear\nmodels: [{model: /weka/bucket/m1}]\nparameters: {weight: 1}\n"
+    for size, code in ((900 * 1024 - least - 20_000, 0), (900 * 1024 - least, 2)):
+        (work / "long.yml").write_text("#" * (size * 3 // 4) + "\n" + recipe)
+        done = launch("render", "beaker", "long.yml", *WORDS[:1], *READY)
+        assert done.code == code, done.err
+    assert "beaker takes 921600; shorten the recipe" in done.err and done.out == ""
 
 
 def test_a_secret_is_named_never_shown(launch, monkeypatch) -> None:

@@ -12,7 +12,6 @@ from checkpoints import read_tensors
 
 from launcher import payload
 from launcher.errors import ClusterError
-from launcher.needs import UNSEEN
 
 WORDS = [
     *["/weka/bucket/out", "/weka/bucket/m1", "/weka/bucket/m2"],
@@ -100,9 +99,7 @@ def test_submission(beaker, beaker_server, bare_bash) -> None:
     assert sent["path"].endswith("/workspaces/w1/experiments?name=soup")
     assert sent["agent"].startswith("merge-launch v")
     (task,) = sent["spec"]["tasks"]
-    linear = payload.build(methods=frozenset({"linear"}), features=UNSEEN)
-    assert task["arguments"][2] == "1"
-    assert "".join(task["arguments"][4:]) == linear.encoded
+    assert "".join(task["arguments"][2:-1]) == payload.build().parcel.encoded
     assert task["timeout"] == 4 * 3600 * 10**9
     assert bare_bash("-n", "-c", task["arguments"][0]).code == 0
 
@@ -113,8 +110,8 @@ def test_what_arrived_merges(beaker, beaker_server, bare_bash, models, work, tmp
     (task,) = posted(beaker_server)["spec"]["tasks"]
     argv = [*task["command"], *task["arguments"]]
     assert argv.pop(0) == "bash"
-    other = {"A": "B", "B": "A"}.get(argv[-1][5000], "A")
-    broken = [*argv[:-1], argv[-1][:5000] + other + argv[-1][5001:]]
+    other = {"A": "B", "B": "A"}.get(argv[-2][5000], "A")
+    broken = [*argv[:-2], argv[-2][:5000] + other + argv[-2][5001:], argv[-1]]
     assert bare_bash(*broken, cwd=tmp_path).code == 3
     assert not (work / "out").exists()
     done = bare_bash(*argv, cwd=tmp_path)
@@ -132,11 +129,39 @@ def test_a_recipe_that_no_argument_holds_travels_in_several(
     done = beaker("beaker", *words, "--python", sys.executable)
     assert done.code == 0, done.err
     (task,) = posted(beaker_server)["spec"]["tasks"]
-    assert int(task["arguments"][2]) > 1
+    assert len(task["arguments"]) > 2 + len(payload.build().parcel.chunks) + 1
     assert max(map(len, task["arguments"])) <= 96 * 1024
     done = bare_bash(*task["command"][1:], *task["arguments"])
     assert done.code == 0, done.err
     assert (work / "out" / "mergekit_config.yml").read_text().startswith(comment)
+
+
+def test_many_recipes_of_one_pass_are_further_arguments(
+    beaker, beaker_server, bare_bash, models, work: Path
+) -> None:
+    members = ", ".join(str(number / 100) for number in range(1, 61))
+    recipe = "".join(f"  {line}\n" for line in RECIPE.splitlines())
+    (work / "s.yml").write_text(
+        f"recipe:\n  note: {'x' * 1500}\n{recipe}"
+        f"name: 'w{{weight}}'\ngrid: {{parameters.weight: [{members}]}}\nout: {work}/runs\n"
+    )
+    words = ["sweep", "s.yml", "beaker", "--one-pass", "--image", "ada/torch"]
+    done = beaker(*words, "--weka", f"bucket:{work}", "--python", sys.executable)
+    assert done.code == 0, done.err
+    (task,) = posted(beaker_server)["spec"]["tasks"]
+    script, _, *rest = task["arguments"]
+    assert len(script) < 64_000 and len(rest) == len(payload.build().parcel.chunks) + 60
+    done = bare_bash(*task["command"][1:], *task["arguments"])
+    assert done.code == 0, done.err
+    assert (work / "runs" / "w0.6" / "merge_manifest.json").exists()
+
+
+def test_a_retry_sends_the_very_text(beaker, beaker_server) -> None:
+    assert beaker("beaker", *WORDS).code == 0
+    beaker_server.proceed("01ABC0", 9, {"exit_code": 75})
+    assert beaker("retry", "01ABC0").code == 0
+    first, second = (each["spec"] for each in beaker_server.requests("POST"))
+    assert first == second
 
 
 def test_names_without_a_name_differ(beaker, beaker_server) -> None:
