@@ -10,7 +10,7 @@ import torch
 from mistakes import TWO, Mistake, System, World, change, refuses, write
 from mistakes_of_models import AVERAGE, WEIGHTS
 
-from worker import quota
+from worker import disk, quota
 
 NAN = torch.full((8,), float("nan"), dtype=torch.bfloat16)
 LARGE = torch.full((8,), 3e38, dtype=torch.bfloat16)
@@ -29,7 +29,7 @@ def free_bytes(count: int) -> System:
 def quota_of(most: int, used: float) -> System:
     def system(patch: pytest.MonkeyPatch, world: World) -> None:
         told = quota.Quota("user anna", quota.Limit(int(used), hard=most))
-        patch.setattr(quota, "quotas_of", lambda folder: (told,))
+        patch.setattr(disk, "quotas_of", lambda folder: (told,))
 
     return system
 

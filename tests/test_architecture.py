@@ -52,8 +52,8 @@ LAUNCHER_ONLY_IN = {
     "subprocess": "launcher/command.py",
 }
 
-MAX_FILE_LINES = 300
-MAX_FUNCTION_LINES = 40
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 6
 # Their signature is a schema that users see: options of a command, parameters of a method.
 SCHEMA_DECORATORS = {"command", "callback", "merge_method"}

@@ -7,14 +7,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .commands import installed
 from .errors import OutputError
 from .plan import Plan
-
-if TYPE_CHECKING:
-    from .quota import Quota
+from .quota import Quota, quotas_of
 
 MANIFEST = "merge_manifest.json"
 PARTIAL = ".merge-partial"
@@ -63,7 +59,7 @@ def room(plan: Plan, out: Path) -> Room:
         files,
         found.f_bavail * found.f_frsize,
         found.f_favail if found.f_files else None,
-        _quotas(place),
+        quotas_of(place),
     )
 
 
@@ -84,10 +80,3 @@ def _taken(folder: Path) -> Iterator[int]:
         for path in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 yield path.stat().st_blocks * 512
-
-
-def _quotas(place: Path) -> tuple[Quota, ...]:
-    """None in the worker of a job, which does not carry that: who submits it looks before."""
-    known = installed("quota")
-    found: tuple[Quota, ...] = known.quotas_of(place) if known else ()
-    return found

@@ -79,11 +79,11 @@ def test_a_disk_or_a_quota_that_is_too_small(models, work: Path, monkeypatch) ->
     with pytest.raises(OutputError, match="are free there"):
         told(models, work)
     monkeypatch.setattr(disk, "SPARE_BYTES", spare)
-    monkeypatch.setattr(quota, "quotas_of", lambda folder: (quota.Quota("user anna", most),))
+    monkeypatch.setattr(disk, "quotas_of", lambda folder: (quota.Quota("user anna", most),))
     with pytest.raises(OutputError, match="left of the quota of user anna there"):
         told(models, work)
     monkeypatch.setattr(
-        quota, "quotas_of", lambda folder: (quota.Quota("user anna", quota.Limit(soft=1)),)
+        disk, "quotas_of", lambda folder: (quota.Quota("user anna", quota.Limit(soft=1)),)
     )
     (warning,) = told(models, work)
     assert warning.startswith(f"{work}/out: ") and "soft limit of user anna" in warning

@@ -9,7 +9,7 @@ import torch
 from checkpoints import read_tensors, save_fine_tunes, write_checkpoint
 from merges import plan_of, some_models
 
-from worker import disk, quota
+from worker import disk
 from worker.disk import SPARE_BYTES
 from worker.errors import OutputError
 from worker.plan import PlanOptions, make_plan
@@ -120,7 +120,7 @@ def test_the_disk(models: list[Path], tmp_path: Path, monkeypatch: pytest.Monkey
     assert as_json(plan)["disk"] == {"needs_bytes": needs, "free_bytes": None, "quotas": []}
     assert f"disk       needs {size(needs)} with a margin\n" in describe(plan) + "\n"
     held = Quota("user anna", Limit(5 << 20, hard=100 << 20))
-    monkeypatch.setattr(quota, "quotas_of", lambda folder: (held, Quota("group b", Limit(soft=9))))
+    monkeypatch.setattr(disk, "quotas_of", lambda folder: (held, Quota("group b", Limit(soft=9))))
     found = checked(plan, tmp_path / "out", False)
     line = re.search(r"^disk .* with a margin, [\d.]+ [KMGT]iB free, (.*)$", found.text, re.M)
     assert line is not None and line[1] == "95.00 MiB left of the quota of user anna"
