@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # The worker's flow, lowest first: a module imports only what stands before it. A package stands
 # for its modules.
 WORKER_STAGES = {
-    "words and tables": "errors features dtypes checksum computed layers layer_count layer_fields "
-    "layer_config modules components progress settings schedules cpus flush stopping turns units "
-    "quick_torch mounts commands command_help misspelt from_mergekit forms families subtree",
+    "words and tables": "errors output_files features dtypes checksum computed layers layer_count "
+    "layer_fields components layer_config modules progress settings schedules cpus flush stopping "
+    "turns units quick_torch mounts commands command_help misspelt from_mergekit forms families "
+    "subtree",
     "what is asked for": "methods describe yaml_text recipe recipe_rules documents "
     "recipe_tokenizer recipe_names recipe_reader direct",
     "what is on disk": "header remote hub files origin views regroup opcodes pickled checkpoint "

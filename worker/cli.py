@@ -18,12 +18,13 @@ from . import __version__, quick_torch
 from .commands import LATE, installed, load
 from .errors import InputError, Stopped, UsageError, WorkerError, input_errors, printable
 from .features import needed
-from .manifest import NAME
 from .one_pass import Clock
 from .options import add_plan_options, add_run_options, plan_options, run_options
+from .output_files import MANIFEST
 from .plan import Plan, make_plan
 from .ranks import from_environment
 from .recipe import parse
+from .remote import is_hub_name
 from .run import run_merges
 from .stopping import Signals, asked, relax
 
@@ -147,13 +148,13 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
         _tell(f"warning: {warning}", sys.stderr)
     if arguments.push:
         with needed("hub"):
-            from .hub import is_repository, upload
+            from .hub import upload
             from .published import published
-        if len(plans) > 1 or not is_repository(arguments.push):
+        if len(plans) > 1 or not is_hub_name(arguments.push):
             raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
     for line in run_merges(plans, run_options(arguments), from_environment(), clock):
         _tell(line, sys.stdout)
-    if arguments.push and (plans[0][1] / NAME).is_file():  # else other ranks still work
+    if arguments.push and (plans[0][1] / MANIFEST).is_file():  # else other ranks still work
         _tell(upload(published(plans[0][1]), arguments.push), sys.stdout)
     return 0
 

@@ -12,8 +12,9 @@ from .checksum import checksum, total
 from .cli import need_torch
 from .dtypes import Kind
 from .errors import InputError, counted, printable
-from .finish import file_sha256
-from .manifest import NAME, read_manifest
+from .hashes import file_sha256
+from .manifest import read_manifest
+from .output_files import MANIFEST
 from .units import size
 
 CHUNK = 8 << 20
@@ -33,13 +34,13 @@ def verify(out: Path) -> str:
     value = read_manifest(out)
     if value is None:
         raise InputError(
-            f"{out}: no {NAME}; this is no finished merge\n"
+            f"{out}: no {MANIFEST}; this is no finished merge\n"
             f"  one that was stopped is finished by the command that began it"
         )
     outputs: list[dict[str, Any]] = value.get("outputs") or []
     expected = value.get("nonfinite", 0)
     if not _well_formed(outputs) or not isinstance(expected, int):
-        raise InputError(f"{out / NAME}: damaged; it does not list what the merge wrote")
+        raise InputError(f"{out / MANIFEST}: damaged; it does not list what the merge wrote")
     faults = [fault for entry in outputs if (fault := _file_fault(out, entry))]
     if faults:
         hint = "  the command that made it makes it anew with --overwrite"

@@ -16,7 +16,7 @@ from merges import after_a_third, average, digest, one_tensor_models, shards_of
 from small_disks import MIB, Disk, make_disk, run
 
 from worker import disk
-from worker.store import PARTIAL
+from worker.output_files import PARTIAL
 
 pytestmark = pytest.mark.slow
 OUT_BYTES = 20_000_000

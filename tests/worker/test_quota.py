@@ -13,6 +13,7 @@ from merges import average, plan_of, some_models
 from worker import disk, quota
 from worker.errors import OutputError
 from worker.mounts import Mount
+from worker.output_files import PARTIAL
 from worker.plan import PlanOptions, make_plan
 from worker.quota import Limit, Owner, Quota, quotas_of
 from worker.recipe import parse
@@ -299,8 +300,8 @@ def test_what_is_there_already_is_not_needed_again(
     plan, out = plan_of(models), tmp_path / "out"
     before = disk.room(plan, out).needs
     assert before == plan.output_bytes + disk.SPARE_BYTES
-    (out / disk.PARTIAL).mkdir(parents=True)
-    with (out / disk.PARTIAL / "model.safetensors.partial").open("wb") as file:
+    (out / PARTIAL).mkdir(parents=True)
+    with (out / PARTIAL / "model.safetensors.partial").open("wb") as file:
         file.write(os.urandom(8192))
         file.truncate(1 << 30)  # a hole takes nothing
         os.fsync(file.fileno())
