@@ -41,9 +41,11 @@ UPWARD = {
 # What login nodes run: none of it may load torch.
 TORCH_FREE = set(WORKER_FLOW[: WORKER_FLOW.index("report") + 1])
 
-WORKER_ROOTS = {"torch", "safetensors", "yaml"}
+WORKER_ROOTS = {"torch", "yaml"}
 # Only inside functions, so that a node without them can merge.
-WORKER_LATE_ROOTS = {"matplotlib", "numpy", "tokenizers", "transformers", "huggingface_hub"}
+WORKER_LATE_ROOTS = {
+    *("matplotlib", "numpy", "safetensors", "tokenizers", "transformers", "huggingface_hub"),
+}
 LAUNCHER_ROOTS = {"typer", "jinja2", "yaml", "rich", "platformdirs", "tomli"}
 # Imports that one module alone may make.
 LAUNCHER_ONLY_IN = {

@@ -11,7 +11,7 @@ from checkpoints import write_checkpoint
 from merges import average, manifest, plan_of, run
 
 from worker import side_files
-from worker.side_files import merged_config, stored_dtypes
+from worker.side_files import merged_config
 
 TAKEN = [
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "merges.txt"),
@@ -110,10 +110,3 @@ def test_an_untouched_config_is_copied_byte_by_byte(tmp_path: Path, folder: Path
     (folder / "config.json").write_text(text)
     assert average(tmp_path / "out", [folder]) == 0
     assert (tmp_path / "out" / "config.json").read_text() == text
-
-
-def test_dtypes_that_are_stored(tmp_path: Path) -> None:
-    tensors = {"x": torch.ones(3), "y": torch.ones(5), "z": torch.arange(2)}
-    made = write_checkpoint(tmp_path / "c", tensors)
-    assert stored_dtypes(plan_of([made])) == {"float32": 8, "int64": 2}
-    assert stored_dtypes(plan_of([made], dtype="float16")) == {"float16": 8, "int64": 2}
