@@ -89,7 +89,7 @@ def keep_beside(record: Record) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    from worker.store import write_file  # Late: it loads what plans a merge, which `jobs` need not.
+    from worker.output_files import write_file
 
     write_file(path, text)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from worker.errors import UsageError as OfRecipe
 from worker.errors import WorkerError, printable
+from worker.output_files import MANIFEST, RECIPE
 
 from .errors import UsageError
 from .options import options_of
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 FORMS = "give OUT MODEL MODEL… or RECIPE.yml [OUT]"
 RECIPE_ENDS = (".yml", ".yaml", ".json")
-MANIFEST = "merge_manifest.json"
 LONGEST_NAME = 80
 
 
@@ -110,7 +110,7 @@ def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:
     if Path(words[0]).name == MANIFEST:
         raise UsageError(
             f"{words[0]}: the manifest of a merge; 'merge-worker merge {words[0]} OUT' makes it "
-            "again, a job takes the mergekit_config.yml beside it"
+            f"again, a job takes the {RECIPE} beside it"
         )
     try:
         return Path(words[0]).expanduser().read_bytes()

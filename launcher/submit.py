@@ -26,7 +26,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 def _write(path: Path, text: str) -> None:
     """Write the text of a job. File names in it need not be UTF-8; their bytes stay as they are."""
-    from worker.store import write_file
+    from worker.output_files import write_file
 
     write_file(path, text.encode(errors="surrogateescape"))
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,9 +162,7 @@ def _rows(table: Mapping[str, Any], word: str) -> Iterator[dict[Place, Any]]:
     if not grid and sets == [{}]:
         faults.append(f"{word}: nothing varies; give 'grid' or 'list'")
     refuse(faults)
-    count = len(sets)
-    for values in grid.values():
-        count *= len(values)
+    count = len(sets) * math.prod(len(values) for values in grid.values())
     if count > MOST:
         raise UsageError(f"{word}: {count} members, more than {MOST}; is the grid meant so?")
     axes = [(Place.read(str(path), word), values) for path, values in grid.items()]

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.output_files import MANIFEST, RECIPE
+
 from . import ask, records
 from .backends import JobState, Status
 from .errors import in_one_line
 from .records import Record
 from .source import safe_name
 from .sweep import Member, Sweep
-
-MANIFEST = "merge_manifest.json"
-RECIPE = "mergekit_config.yml"
 
 
 @dataclass(frozen=True)

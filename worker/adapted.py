@@ -18,35 +18,11 @@ from .adapter import Adapter, Pair, open_adapter
 from .checkpoint import Checkpoint
 from .dtypes import BY_NAME, DType, Kind
 from .errors import InputError, counted, first_names, printable
+from .families import NAMES_IN_FILES, SINGLE_EXPERTS, STACKED_EXPERTS, TRANSPOSED_EXPERTS
 from .header import TensorInfo
 from .heads import implied_head, is_head, ties_head
 from .low_rank import LowRank, Shifted
 from .origin import Origin
-
-# A name in memory → one of files: prefixes of models of several parts, modules that were renamed.
-_RENAMES = (
-    (r"^model\.language_model\.", "language_model.model."),
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"^lm_head\.", "language_model.lm_head."),
-    (r"^model\.(?=visual|vision|audio|multi_modal)", ""),
-    (r"^model\.", "backbone."),
-    (r"^model\.", ""),
-    (r"^(?=layers\.|embed_tokens\.)", "model."),
-    (r"\.mlp\.(?=experts|gate\b)", ".block_sparse_moe."),
-    (r"\.block_sparse_moe\.", ".mlp."),
-    (r"\.router\.", ".router.layer."),
-    (r"\.input_layernorm\.", ".attention_layer_norm."),
-    (r"\.post_attention_layernorm\.", ".feedforward_layer_norm."),
-)
-# A parameter of all experts → what it is made of where experts are stored one by one.
-_EXPERTS = {
-    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
-    "down_proj": (("down_proj",), ("w2",)),
-    "up_proj": (("up_proj",),),
-}
-_STACKED = {"gate_up_proj": "input_linear", "down_proj": "output_linear"}
-# Experts whose matrices are stored as (in, out); told from the shape unless they are square.
-_TRANSPOSED = {"gpt_oss", "aria", "aria_text", "openai_privacy_filter"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +85,7 @@ class _Fitting:
 
     def names(self, name: str) -> Iterator[str]:
         yield name
-        for pattern, text in _RENAMES:
+        for pattern, text in NAMES_IN_FILES:
             renamed = re.sub(pattern, text, name)
             if renamed != name:
                 yield renamed
@@ -211,7 +187,7 @@ class _Fitting:
             if not f".{pair.module}".endswith(f".{module}"):
                 continue
             full += self.names(f"{pair.module}.{name}")
-        usual = self.base.config.get("model_type") in _TRANSPOSED
+        usual = self.base.config.get("model_type") in TRANSPOSED_EXPERTS
         # Up and down of experts without a gate have each other's sides.
         return any(
             self.stacked(name, pair, turned) or self.one_by_one(name, pair, turned)
@@ -220,7 +196,7 @@ class _Fitting:
 
     def stacked(self, name: str, pair: Pair, turned: bool) -> bool:
         parent, _, last = name.rpartition(".experts.")
-        for found in (name, f"{parent}.{_STACKED.get(last)}.weight"):
+        for found in (name, f"{parent}.{STACKED_EXPERTS.get(last)}.weight"):
             base = self.tensors.get(found)
             if base is None or isinstance(base, LowRank) or len(base.shape) not in (2, 3):
                 continue
@@ -238,7 +214,7 @@ class _Fitting:
 
     def one_by_one(self, name: str, pair: Pair, turned: bool) -> bool:
         parent, _, last = name.rpartition(".")
-        for parts in _EXPERTS.get(last, ()):
+        for parts in SINGLE_EXPERTS.get(last, ()):
             numbers = range(self.experts_of(f"{parent}.{{}}.{parts[0]}.weight"))
             names = [[f"{parent}.{n}.{part}.weight" for part in parts] for n in numbers]
             if not names or any(n not in self.tensors for one in names for n in one):

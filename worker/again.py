@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, UsageError, WorkerError
-from .manifest import NAME, result_options
+from .manifest import result_options
 from .match import Rules
+from .output_files import MANIFEST, RECIPE
 from .plan import Plan, PlanOptions, make_plan
 from .recipe import parse, parse_model
 from .remote import pins
@@ -38,7 +39,7 @@ def plan_again(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Pl
     for entry in value["inputs"]:
         _pin(entry)
     made = {e["file"]: e["sum128"] for e in value.get("outputs", ()) if "sum128" in e}
-    beside = path.parent / "mergekit_config.yml"
+    beside = path.parent / RECIPE
     texts = [beside.read_text(encoding="utf-8")] if beside.is_file() else []
     texts.append(str(value["recipe"].get("text", "")))
     starts = dict.fromkeys((options.relative_to, path.parent.resolve().parent))
@@ -102,6 +103,6 @@ def _check(path: Path, value: Mapping[str, Any], plan: Plan) -> None:
     found = [[shard.header_sha256 for shard in model.shards] for model in plan.inputs.values()]
     for label, one, two in zip(plan.inputs, found, told, strict=False):
         if one != two:
-            raise InputError(f"{label}: is not what {NAME} was made from; its headers differ")
+            raise InputError(f"{label}: is not what {MANIFEST} was made from; its headers differ")
     if len(found) != len(told):
         raise InputError(f"{path}: tells of {len(told)} inputs, its recipe of {len(found)}")

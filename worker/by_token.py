@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from .checkpoint import Checkpoint
 from .errors import InputError
+from .header import CONFIG
 from .heads import rows_of
 from .recipe import ModelRef, Recipe, TokenizerChoice
 from .text import Inputs, Text
@@ -45,7 +46,7 @@ def fitted(
         (rows[0], alignment.size),
         tuple(token for token in tokens.appended if token not in start.ids),
         {number: tokens.ids.get(token) for token, number in withrow[0].ids.items()},
-        donor.json("config.json") if donor else {},
+        donor.json(CONFIG) if donor else {},
         (*notes, *tokens.notes),
         beside,
     )
@@ -92,6 +93,6 @@ def _vocabularies(
 def _generation(own: Beside, donor: Beside, text: Text) -> dict[str, bytes]:
     """The generation config with the ids of a tokenizer from elsewhere."""
     before = own.json(GENERATION)
-    said = {**donor.json("config.json"), **donor.json(GENERATION)}
+    said = {**donor.json(CONFIG), **donor.json(GENERATION)}
     after = with_ids(before, text.ids, said)
     return {GENERATION: as_json(after)} if after != before else {}

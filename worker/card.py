@@ -12,6 +12,7 @@ from . import __version__
 from .checkpoint import Checkpoint, is_hub_id
 from .errors import counted
 from .heads import is_vocabulary
+from .output_files import MANIFEST
 from .plan import Plan
 from .recipe import ModelRef
 from .remote import snapshot
@@ -57,7 +58,7 @@ def model_card(plan: Plan, title: str) -> str:
         "|---|---|",
         *(f"| {what} | {count} |" for what, count in _table(plan)),
         "",
-        "Everything else about this merge is in `merge_manifest.json`, which merges again.",
+        f"Everything else about this merge is in `{MANIFEST}`, which merges again.",
         "",
         "```yaml",
         public_recipe(plan).rstrip(),

@@ -15,11 +15,10 @@ from typing import Any
 from . import remote
 from .dtypes import Kind
 from .errors import InputError, counted, first_names, printable
-from .header import MAX_HEADER_BYTES, Shard, read_shard
+from .header import CONFIG, INDEX, MAX_HEADER_BYTES, WEIGHTS, Shard, read_shard
 from .origin import Origin
 from .pickled import read_pickled
 
-INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CODES = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("_scale_inv", "_scale")
@@ -42,7 +41,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """`config.json`, or empty where there is none. InputError if it is not JSON."""
-        path = self.path / "config.json"
+        path = self.path / CONFIG
         if self.folder is None or not path.is_file():
             return {}
         value = read_json(path)
@@ -84,7 +83,7 @@ def is_hub_id(word: str) -> bool:
         here = True
     if here or word.startswith(("/", ".", "~")) or word.endswith("/"):
         return False
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", word) is not None
+    return remote.is_hub_name(word, revision=True)
 
 
 def read_json(path: Path) -> Any:
@@ -156,8 +155,8 @@ def _shard_files(folder: Path) -> Iterator[Path]:
         yield from (folder / name for name in names)
         return
     afar = remote.names(folder)
-    if (folder / "model.safetensors").exists() or "model.safetensors" in afar:
-        yield folder / "model.safetensors"
+    if (folder / WEIGHTS).exists() or WEIGHTS in afar:
+        yield folder / WEIGHTS
         return
     # Some releases hold the same weights twice; adapters belong to another model.
     found = sorted(

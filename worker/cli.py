@@ -18,14 +18,15 @@ from . import __version__, from_mergekit, misspelt, quick_torch
 from .again import plan_again, said_again
 from .commands import LATE, load
 from .errors import InputError, Stopped, UsageError, WorkerError, input_errors, printable
-from .hub import is_repository, upload
-from .manifest import NAME
+from .hub import upload
 from .one_pass import Clock
 from .options import add_options, plan_options, run_options
+from .output_files import MANIFEST
 from .plan import Plan, make_plan
 from .published import published
 from .ranks import from_environment
 from .recipe import parse
+from .remote import is_hub_name
 from .run import run_merges
 from .stopping import Signals, asked, relax
 
@@ -143,11 +144,11 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
     need_torch()
     for warning in dict.fromkeys(line for plan, _ in plans for line in plan.warnings):
         _tell(f"warning: {warning}", sys.stderr)
-    if arguments.push and (len(plans) > 1 or not is_repository(arguments.push)):
+    if arguments.push and (len(plans) > 1 or not is_hub_name(arguments.push)):
         raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
     for line in run_merges(plans, run_options(arguments), from_environment(), clock):
         _tell(line, sys.stdout)
-    if arguments.push and (plans[0][1] / NAME).is_file():  # else other ranks still work
+    if arguments.push and (plans[0][1] / MANIFEST).is_file():  # else other ranks still work
         _tell(upload(published(plans[0][1]), arguments.push), sys.stdout)
     return 0
 

@@ -6,6 +6,7 @@ memory, threads or ranks; pieces are just how many blocks one lane takes at a ti
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -60,9 +61,7 @@ class Grid:
 
 def grid(shape: tuple[int, ...], cut: Cut, block: int) -> Grid:
     """The grid of a tensor; `block` elements is the aim, whole rows or the whole tensor a must."""
-    count = 1
-    for extent in shape:
-        count *= extent
+    count = math.prod(shape)
     if cut is Cut.ELEMENT or count == 0:
         return Grid(count, block, None)
     if cut is Cut.MATRIX:

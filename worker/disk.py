@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import OutputError
+from .output_files import MANIFEST, PARTIAL, unfinished
 from .plan import Plan
 from .quota import Quota, quotas_of
 from .units import gigabytes
 
-MANIFEST = "merge_manifest.json"
-PARTIAL = ".merge-partial"
 SPARE_BYTES = 64 << 20
 SPARE_FILES = 16
 
@@ -77,7 +76,7 @@ def _device(folder: Path) -> int:
 
 def _taken(folder: Path) -> Iterator[int]:
     """What shards there have of the disk by now; they are made with holes."""
-    for pattern in ("*.partial", "*.safetensors", f"{PARTIAL}/*.partial"):
+    for pattern in (unfinished("*"), "*.safetensors", f"{PARTIAL}/{unfinished('*')}"):
         for path in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 yield path.stat().st_blocks * 512

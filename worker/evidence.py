@@ -23,11 +23,12 @@ from .errors import counted, printable
 from .files import Files
 from .lane import Lane
 from .origin import stored
+from .output_files import output_errors, unfinished, write_file
 from .plan import Plan
 from .progress import Progress
 from .ranks import Rank
 from .step import Step
-from .store import Store, output_errors, write_file
+from .store import Store
 
 SAMPLE = 1 << 13
 KINDS = 24
@@ -127,7 +128,7 @@ class Look:
     def _compare(self, number: int, store: Store, alike: dict[str, bool], count: int) -> None:
         """Note which models still may be the result after the first `count` elements of a step."""
         step, labels = self.plan.steps[number], self.labels(number)
-        path = store.folder / f"{self.plan.layout.shards[step.shard].name}.partial"
+        path = store.folder / unfinished(self.plan.layout.shards[step.shard].name)
         for label in alike:
             alike[label] &= label in labels
         for start in range(0, min(count, step.grid.count), CHUNK):

@@ -229,3 +229,46 @@ PREFIXES = (
     )),
 )  # fmt: skip
 """Beginnings of names that mean the same, either way round."""
+
+STACKED_EXPERTS = {"gate_up_proj": "input_linear", "down_proj": "output_linear"}
+"""A parameter of all experts, and the module that holds it in files of Granite."""
+
+SINGLE_EXPERTS = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "down_proj": (("down_proj",), ("w2",)),
+    "up_proj": (("up_proj",),),
+}
+"""A parameter of all experts, and the matrices it is made of where each expert has its own."""
+
+TRANSPOSED_EXPERTS = {"gpt_oss", "aria", "aria_text", "openai_privacy_filter"}
+"""Model types that store the matrices of experts as (in, out)."""
+
+NAMES_IN_FILES = (
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.(?=visual|vision|audio|multi_modal)", ""),
+    (r"^model\.", "backbone."),
+    (r"^model\.", ""),
+    (r"^(?=layers\.|embed_tokens\.)", "model."),
+    (r"\.mlp\.(?=experts|gate\b)", ".block_sparse_moe."),
+    (r"\.block_sparse_moe\.", ".mlp."),
+    (r"\.router\.", ".router.layer."),
+    (r"\.input_layernorm\.", ".attention_layer_norm."),
+    (r"\.post_attention_layernorm\.", ".feedforward_layer_norm."),
+)
+"""Renamed modules, from names in memory to names that files may have; each row is one guess."""
+
+NAMES_IN_MEMORY = (
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"\.block_sparse_moe\.(?=experts\.\d|gate\.)", ".mlp."),
+    *(
+        (rf"\.block_sparse_moe\.{module}\.weight$", f".block_sparse_moe.experts.{parameter}")
+        for parameter, module in STACKED_EXPERTS.items()
+    ),
+    (r"\.router\.layer\.", ".router."),
+    (r"\.attention_layer_norm\.", ".input_layernorm."),
+    (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."),
+)
+"""Renamed modules, from names in files to those of transformers in memory; all rows apply."""

@@ -5,11 +5,10 @@ Every step may be repeated: a run that is stopped in here is finished by the nex
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,46 +17,53 @@ from .card import model_card
 from .checksum import checksum, total
 from .errors import ResultError
 from .hashes import Hashes
+from .header import CONFIG, INDEX
 from .journal import COMMITTING
 from .layout import index_json
-from .manifest import NAME, manifest
+from .manifest import manifest
+from .output_files import (
+    CARD,
+    FINAL_FILES,
+    MANIFEST,
+    PARTIAL,
+    RECIPE,
+    output_errors,
+    sync,
+    unfinished,
+    write_file,
+)
 from .plan import Plan
 from .side_files import copy_side_files
-from .store import Store, output_errors, write_file
+from .store import Store, remove_partial
 from .target import Target
-
-INDEX = "model.safetensors.index.json"
-FILES = "files"
 
 
 def finish(store: Store, target: Target, run: dict[str, Any], sha256: bool) -> dict[str, Any]:
     """Give everything its final name; returns the manifest. OutputError leaves it repeatable."""
-    plan, out, folder = store.plan, store.out, store.folder
+    plan, out = store.plan, store.out
+    staged = store.folder / FINAL_FILES
     with output_errors(out):
-        staged = folder / FILES
         staged.mkdir(exist_ok=True)
         names = copy_side_files(plan, staged)
-        # Names that a loader goes by come after the shards.
-        late = [name for name in names if name == "config.json"]
         if len(plan.layout.shards) > 1:
             write_file(staged / INDEX, index_json(plan.layout.shards))
-            late.insert(0, INDEX)
-        write_file(staged / "README.md", model_card(plan, out.resolve().name))
-        write_file(staged / "mergekit_config.yml", plan.recipe.text)
-        early = [n for n in names if n not in late] + ["README.md", "mergekit_config.yml"]
+            names.append(INDEX)
+        write_file(staged / CARD, model_card(plan, out.resolve().name))
+        write_file(staged / RECIPE, plan.recipe.text)
         outputs = _outputs(store, sha256)
         _as_before(plan, out, outputs)
         outputs += [
-            {"file": name, "bytes": (staged / name).stat().st_size} for name in early + late
+            {"file": name, "bytes": (staged / name).stat().st_size}
+            for name in loaders_last([*names, CARD, RECIPE])
         ]
         value = manifest(plan, outputs, run)
-        write_file(staged / NAME, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        _sync_tree(staged)
-        write_file(
-            folder / COMMITTING, json.dumps({"replaces": list(target.replaces)}), durable=True
-        )
-    commit(store, target)
+    seal(out, value, target.replaces)
     return value
+
+
+def loaders_last(names: Iterable[str]) -> list[str]:
+    """Sort the files that a loader looks for first behind all others."""
+    return sorted(names, key=lambda name: (name == CONFIG, name == INDEX))
 
 
 def _as_before(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
@@ -67,44 +73,63 @@ def _as_before(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]]) -> N
             raise ResultError(
                 f"{out}: {entry['file']} would not be what the manifest tells of; a model has "
                 f"other values by now, or it was made on another kind of device\n"
-                f"  merge the recipe mergekit_config.yml to have it nevertheless"
+                f"  merge the recipe {RECIPE} to have it nevertheless"
             )
 
 
-def commit(store: Store, target: Target) -> None:
+def seal(out: Path, value: Mapping[str, Any], replaces: Sequence[str]) -> None:
+    """Commit a merge whose files are whole in the partial folder, with its manifest.
+
+    `replaces` are the names of an older merge in OUT. OutputError leaves it repeatable.
+    """
+    partial = out / PARTIAL
+    staged = partial / FINAL_FILES
+    with output_errors(out):
+        write_file(staged / MANIFEST, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        # The storage writes small files together: after the first, the others hardly wait.
+        for path in staged.rglob("*"):
+            if path.is_file():
+                sync(path)
+        sync(staged)
+        notes = json.dumps({"replaces": list(replaces)})
+        write_file(partial / COMMITTING, notes, durable=True)
+    commit(out, replaces)
+
+
+def commit(out: Path, replaces: Sequence[str]) -> None:
     """Rename everything; the manifest makes it a model. Repeatable from any point."""
-    out = store.out
-    last = store.folder / FILES / NAME
+    last = out / PARTIAL / FINAL_FILES / MANIFEST
     with output_errors(out):
         if last.exists():
             names = [entry["file"] for entry in json.loads(last.read_text())["outputs"]]
-            _remove_old(store, target, {name.split("/")[0] for name in names})
+            _remove_old(out, replaces, {name.split("/")[0] for name in names})
             for name in names:
-                source = _source(store, name)
+                source = _source(out, name)
                 if source is not None:
                     (out / name).parent.mkdir(parents=True, exist_ok=True)
                     source.replace(out / name)
-            _sync(out)
-            last.replace(out / NAME)
-        _sync(out)
-    store.remove()
+            sync(out)
+            last.replace(out / MANIFEST)
+        sync(out)
+    remove_partial(out)
 
 
-def _source(store: Store, name: str) -> Path | None:
-    """Where a file waits for its final name; None if it has it already."""
-    places = (store.folder / f"{name}.partial", store.folder / FILES / name)
+def _source(out: Path, name: str) -> Path | None:
+    """Return where a file waits for its final name; None if it has it already."""
+    partial = out / PARTIAL
+    places = (partial / unfinished(name), partial / FINAL_FILES / name)
     return next((place for place in places if place.exists()), None)
 
 
-def _remove_old(store: Store, target: Target, names: set[str]) -> None:
-    """Files of the merge that this one replaces; its manifest first, so that it ends unfinished.
+def _remove_old(out: Path, replaces: Sequence[str], names: set[str]) -> None:
+    """Remove the files of an older merge; its manifest first, so that it ends unfinished.
 
-    All of them, also those of the same name: old and new files together are no model.
+    Files of the same name go too: old and new files together are not a model.
     """
-    (store.out / NAME).unlink(missing_ok=True)
-    for name in target.replaces:
-        path = store.out / name
-        if name in names and (path.is_dir() or _source(store, name) is None):
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in replaces:
+        path = out / name
+        if name in names and (path.is_dir() or _source(out, name) is None):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -126,34 +151,9 @@ def _outputs(store: Store, sha256: bool) -> list[dict[str, Any]]:
     if sha256:
         hashes = store.hashes or Hashes([shard.header for shard in plan.layout.shards])
         sizes = [shard.size for shard in plan.layout.shards]
-        paths = [str(store.folder / f"{shard.name}.partial") for shard in plan.layout.shards]
+        paths = [str(store.folder / unfinished(shard.name)) for shard in plan.layout.shards]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             digests = pool.map(hashes.finish, range(len(sizes)), paths, sizes)
             for facts, digest in zip(found, digests, strict=True):
                 facts["sha256"] = digest
     return found
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as hex (Python 3.10 has no `hashlib.file_digest`)."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
-
-
-def _sync_tree(folder: Path) -> None:
-    """Force small files to the storage together: all but the first wait for nothing."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -11,15 +11,14 @@ from .card import public_name
 from .checkpoint import Checkpoint, open_checkpoint
 from .compare import answer, check_plot, measure, output_options
 from .errors import InputError, UsageError, WorkerError, printable
-from .manifest import NAME, read_manifest
+from .manifest import read_manifest
+from .output_files import MANIFEST, RECIPE
 from .plan import locate
 from .recipe import ModelRef, parse
 
 if TYPE_CHECKING:
     from .comparison.advice import Advice
     from .comparison.facts import Comparison
-
-RECIPE = "mergekit_config.yml"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -66,11 +65,11 @@ def _inputs(out: Path) -> tuple[list[dict[str, Any]], int | None]:
     """The inputs in the manifest, and the number of the base. InputError if it is none of ours."""
     value = read_manifest(out)
     if value is None:
-        raise InputError(f"{out}: no {NAME}; this is no finished merge")
+        raise InputError(f"{out}: no {MANIFEST}; this is no finished merge")
     inputs: list[dict[str, Any]] = value.get("inputs") or []
     recipe: dict[str, Any] = value.get("recipe") or {}
     if not inputs or not all(isinstance(i, dict) and "model" in i for i in inputs):
-        raise InputError(f"{out / NAME}: damaged; it does not list what was merged")
+        raise InputError(f"{out / MANIFEST}: damaged; it does not list what was merged")
     names = [entry["model"] for entry in inputs]
     base = recipe.get("base_model")
     return inputs, names.index(base) if base in names else None

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 20
@@ -78,3 +79,12 @@ def _update(here: _Shard, descriptor: int, end: int) -> None:
             raise OSError(f"ends at byte {here.reached}, not at {end}")
         here.digest.update(data)
         here.reached += len(data)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hex (Python 3.10 has no `hashlib.file_digest`)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(CHUNK):
+            digest.update(data)
+    return digest.hexdigest()

@@ -16,6 +16,11 @@ from typing import Any
 from .dtypes import BY_NAME, DType
 from .errors import InputError, input_errors, printable
 
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Names of the files of every checkpoint; the index lists the shards where there are several."""
+
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, UsageError, printable
-from .header import Shard, read_shard, shard_of
+from .header import INDEX, WEIGHTS, Shard, read_shard, shard_of
 from .remote import Remote, files
 
 HEAD_BYTES = 1 << 20
@@ -33,11 +33,6 @@ _NO_SMALL_FILES = [
 _busy: dict[str, threading.Lock] = {}
 _fetched: set[str] = set()
 _guard = threading.Lock()
-
-
-def is_repository(name: str) -> bool:
-    """Whether a word can be `org/name`."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
 
 
 def resolve(name: str, revision: str | None) -> Path:
@@ -92,13 +87,13 @@ def _reason(hub: Any, error: Exception) -> str:
 
 def _register(folder: Path, name: str, sizes: dict[str, int]) -> None:
     """Remember the weights; fetch at once what is small, or cannot be read in parts."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     wanted = [n for n in sizes if "/" not in n and n.endswith(".safetensors")]
     if index.is_file():
         with contextlib.suppress(ValueError, AttributeError):  # told when it is opened
             wanted = list(dict.fromkeys(json.loads(index.read_text())["weight_map"].values()))
-    elif "model.safetensors" in wanted:
-        wanted = ["model.safetensors"]
+    elif WEIGHTS in wanted:
+        wanted = [WEIGHTS]
     whole = [n for n in wanted if n.startswith("adapter_")]
     if not wanted:
         whole = [n for n in sizes if re.fullmatch(r"(pytorch|adapter)_model.*\.bin", n)]

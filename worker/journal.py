@@ -11,6 +11,10 @@ from pathlib import Path
 
 from .checksum import DIGITS, Checksum, parse
 from .cut import Piece
+from .output_files import unfinished
+
+KEY = "key.json"
+"""In the partial folder: the key of the plan that it belongs to."""
 
 COMMITTING = "committing.json"
 """In the partial folder: the shards are whole, files are being moved to their final names."""
@@ -58,9 +62,9 @@ def read_key(folder: Path) -> str | None:
     """The key of the merge in a partial folder, "" if it cannot be read, None if there is none."""
     shards = False
     with contextlib.suppress(OSError):  # shards first: who makes them has written the key before
-        shards = any(path.suffix == ".partial" for path in folder.iterdir())
+        shards = any(path.name.endswith(unfinished("")) for path in folder.iterdir())
     try:
-        return str(json.loads((folder / "key.json").read_text())["key"])
+        return str(json.loads((folder / KEY).read_text())["key"])
     except (OSError, ValueError, LookupError, TypeError):
         return "" if shards else None
 

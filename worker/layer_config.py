@@ -10,6 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .components import is_vision_or_audio
 from .errors import UsageError, counted, printable
 from .layer_count import Count, counts
 from .layer_fields import (
@@ -24,8 +25,6 @@ from .layer_fields import (
     says_each_layer,
 )
 from .layers import Pick
-
-_SIGHT_AND_SOUND = ("vision", "visual", "image", "audio", "speech")
 
 
 def restacked_config(
@@ -123,8 +122,8 @@ def _fields(config: Mapping[str, Any], prefix: str, depth: int) -> list[Count]:
     """The layer counts of the stack: all in one section. UsageError where that is not clear."""
     words = prefix.lower()
     found = [count for count in counts(config) if count.value == depth]
-    sees = any(word in words for word in _SIGHT_AND_SOUND)
-    fits = [c for c in found if sees == any(w in "".join(c.path) for w in _SIGHT_AND_SOUND)]
+    sees = is_vision_or_audio(words)
+    fits = [count for count in found if sees == is_vision_or_audio(".".join(count.path))]
     found = fits or found
     if config.get("is_encoder_decoder"):
         own, other = ("decoder", "encoder") if "decoder" in words else ("encoder", "decoder")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .dtypes import DType
+from .header import WEIGHTS
 
 PAGE = 4096
 """Of a file. What begins and ends with one is written without the page cache; the rest takes a lock
@@ -26,10 +28,7 @@ class Output:
 
     @property
     def nbytes(self) -> int:
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count * self.dtype.bytes
+        return math.prod(self.shape) * self.dtype.bytes
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def lay_out(outputs: Sequence[Output], shard_bytes: int) -> Layout:
     shards: list[OutputShard] = []
     for shard, group in enumerate(groups):
         order = sorted(group, key=lambda n: _rank(outputs[n]))
-        header, offsets = _header([outputs[n] for n in order])
+        header, offsets = header_of([outputs[n] for n in order])
         position = len(header)
         for number, offset in zip(order, offsets, strict=True):
             places[number] = (shard, position + offset)
@@ -93,12 +92,15 @@ def index_json(shards: Sequence[OutputShard]) -> str:
 
 def _shard_name(number: int, total: int) -> str:
     if total == 1:
-        return "model.safetensors"
+        return WEIGHTS
     return f"model-{number + 1:05d}-of-{total:05d}.safetensors"
 
 
-def _header(outputs: Sequence[Output]) -> tuple[bytes, list[int]]:
-    """Length prefix and JSON header, padded with blanks; and offsets counted from its end."""
+def header_of(outputs: Sequence[Output], align: int = PAGE) -> tuple[bytes, list[int]]:
+    """Return length prefix and JSON header of a safetensors file, and offsets behind its end.
+
+    Blanks fill the header up to a multiple of `align` bytes. Offsets follow the order given.
+    """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets: list[int] = []
     position = 0
@@ -112,5 +114,5 @@ def _header(outputs: Sequence[Output]) -> tuple[bytes, list[int]]:
         offsets.append(position)
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(LENGTH + len(text)) % PAGE)
+    text += b" " * (-(LENGTH + len(text)) % align)
     return len(text).to_bytes(LENGTH, "little") + text, offsets

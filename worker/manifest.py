@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .adapter import WEIGHTS as ADAPTER_WEIGHTS
 from .card import public_name, public_recipe, public_text
 from .checkpoint import Checkpoint, read_json
-from .disk import MANIFEST
 from .errors import InputError
+from .output_files import MANIFEST
 from .plan import Plan, PlanOptions
 from .remote import snapshot
 
-NAME = MANIFEST
 IRRELEVANT = ("relative_to", "memory_bytes", "threads", "strict", "stages")
 """Options of a plan that its result does not depend on."""
 
@@ -36,7 +36,7 @@ def worker_facts() -> dict[str, str | None]:
 def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
     """One input, recognisable without its path: sizes and digests of the headers."""
     files = [Path(shard.path) for shard in model.shards]
-    adapter = [file.parent for file in files if file.name == "adapter_model.safetensors"]
+    adapter = [file.parent for file in files if file.name == ADAPTER_WEIGHTS]
     return {
         "model": label,
         **_commit(model.path),
@@ -121,7 +121,7 @@ def _values(plan: Plan) -> list[dict[str, Any]]:
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """The manifest in OUT, or None. InputError if it is damaged."""
-    path = out / NAME
+    path = out / MANIFEST
     if not path.is_file():
         return None
     try:

@@ -1,8 +1,7 @@
-"""`merge-worker mergekit`: the recipe by mergekit itself, for whoever must have it.
+"""`merge-worker mergekit`: run a recipe with mergekit itself.
 
-Takes the mergekit that is on the node, else installs the pinned release into an environment of its
-own for this run. What it wrote gets its name only when no tensor of the base is lost, and a
-manifest, so that the same command once more has nothing to do.
+Takes the mergekit on the node, else installs the pinned release into an environment for this run.
+The result is committed like that of any merge, once all tensors of the base are in it.
 """
 
 from __future__ import annotations
@@ -20,26 +19,31 @@ import sys
 import tempfile
 import time
 import venv
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import is_hub_id, open_checkpoint, read_json
+from .checkpoint import is_hub_id, open_checkpoint
 from .computed import is_computed
 from .errors import InputError, OutputError, ResultError, Stopped, UsageError, first_names
+from .finish import commit, loaders_last, seal
+from .hashes import file_sha256
+from .journal import KEY, committing, read_key
 from .layers import layer_of
-from .manifest import NAME, read_manifest, worker_facts
+from .lock import Lock, refuse_others
+from .manifest import read_manifest, worker_facts
 from .options import add_options
+from .output_files import CARD, FINAL_FILES, PARTIAL, RECIPE, output_errors, write_file
 from .ranks import from_environment
 from .recipe import ModelRef, Recipe, parse
+from .store import clear, remove_partial
 from .units import parse_duration
 
 PIN = "0.1.5"
 PROGRAM = "mergekit-yaml"
-CHUNK = 8 << 20
+LOCK = "lock-mergekit"
 
-CARD = """---
+CARD_TEXT = """---
 base_model_relation: merge
 tags:
 - mergekit
@@ -68,24 +72,29 @@ def command(arguments: argparse.Namespace) -> str:
     os.chdir(arguments.relative_to)  # where mergekit takes paths from, too
     recipe, flags = parse(text, str(path)), _flags(arguments)
     key = hashlib.sha256(json.dumps(["mergekit", text, flags]).encode()).hexdigest()
-    if _there(out, key, arguments.overwrite):
-        return f"{out}: this merge is already there; nothing to do"
+    with output_errors(out):
+        if (read_manifest(out) or {}).get("key") == key:
+            return f"{out}: this merge is already there; nothing to do"
+        if read_key(out / PARTIAL) == key and (replaces := committing(out / PARTIAL)) is not None:
+            with Lock(out / PARTIAL / LOCK, key):
+                commit(out, replaces)
+            return f"{out}: finished what an earlier run had merged"
+        replaces = _replaced(out, key, arguments.overwrite)
     began = time.monotonic()
     limit = parse_duration(arguments.deadline) if arguments.deadline else None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.mergekit-", dir=out.parent))
-    try:
-        with mergekit() as (program, python, version):
-            print(f"mergekit {version}: {program}", file=sys.stderr)
-            _run([program, str(path), str(partial), *flags], limit)
-            _check(recipe, partial, python)
+    with _partial(out, key) as staged, mergekit() as (program, python, version):
+        print(f"mergekit {version}: {program}", file=sys.stderr)
+        _run([program, str(path), str(staged), *flags], limit)
+        _check(recipe, staged, python)
         took = round(time.monotonic() - began, 3)
-        facts = {"engine": "mergekit", "mergekit": version, "seed": arguments.seed}
-        _finish(out, partial, {"key": key, **facts, "timings": {"total_s": took}}, text)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot write: {error.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        facts = {
+            "key": key,
+            "engine": "mergekit",
+            "mergekit": version,
+            "seed": arguments.seed,
+            "timings": {"total_s": took},
+        }
+        seal(out, _manifest(staged, text, facts), replaces)
     return f"{out}: merged by mergekit {version} in {took:.0f} s"
 
 
@@ -101,15 +110,41 @@ def _flags(arguments: argparse.Namespace) -> list[str]:
     return [*flags, *(["--trust-remote-code"] if arguments.trust_remote_code else [])]
 
 
-def _there(out: Path, key: str, overwrite: bool) -> bool:
-    """Whether OUT holds this very merge. OutputError if it holds anything else."""
-    held = read_manifest(out)
-    if held is not None and held.get("key") == key:
-        return True
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (held and overwrite):
-        advice = "add --overwrite or choose another OUT" if held else "choose another OUT"
+def _replaced(out: Path, key: str, overwrite: bool) -> tuple[str, ...]:
+    """Return the names in OUT that this merge replaces. OutputError if it may not."""
+    if not out.exists():
+        return ()
+    finished = read_manifest(out) is not None
+    names = [path.name for path in out.iterdir()] if out.is_dir() else [out.name]
+    others = tuple(name for name in names if not name.startswith(PARTIAL))
+    if (others or read_key(out / PARTIAL) not in (None, key)) and not (finished and overwrite):
+        advice = "add --overwrite or choose another OUT" if finished else "choose another OUT"
         raise OutputError(f"{out}: holds something else already; {advice}")
-    return False
+    return others
+
+
+@contextlib.contextmanager
+def _partial(out: Path, key: str) -> Iterator[Path]:
+    """Make an empty folder for the files of the result; nothing is left of it after an error."""
+    partial, made = out / PARTIAL, not out.exists()
+    staged = partial / FINAL_FILES
+    with output_errors(out):
+        partial.mkdir(parents=True, exist_ok=True)
+        with Lock(partial / LOCK, key):
+            try:
+                refuse_others(partial, key)
+                clear(partial)
+                write_file(partial / KEY, json.dumps({"key": key}))
+                staged.mkdir()
+                yield staged
+            except BaseException:
+                # Files that are being committed stay: the next run finishes that.
+                if committing(partial) is None:
+                    remove_partial(out)
+                    with contextlib.suppress(OSError):
+                        if made:
+                            out.rmdir()
+                raise
 
 
 @contextlib.contextmanager
@@ -127,12 +162,17 @@ def mergekit() -> Iterator[tuple[str, str, str]]:
 
 
 def _installed(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """In an environment that sees what this Python has, so that torch is not fetched anew."""
+    """Install mergekit into an environment that sees the packages of this Python.
+
+    So pip does not fetch torch and transformers anew, as it does with --target, and mergekit
+    imports the node's own build of transformers, also one that is installed as editable.
+    """
     print(f"no {PROGRAM} here; installing mergekit {PIN} for this run", file=sys.stderr)
     venv.create(folder, with_pip=True, symlinks=True)
     python = folder / "bin" / "python"
     (packages,) = folder.glob("lib/python3*/site-packages")
-    (packages / "of-the-node.pth").write_text("\n".join(_own_packages()) + "\n")
+    lines = (f"import site; site.addsitedir({path!r})\n" for path in _own_packages())
+    (packages / "of-the-node.pth").write_text("".join(lines))
     argv = [str(python), "-m", "pip", "install", "--quiet", f"mergekit=={PIN}"]
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
@@ -181,8 +221,7 @@ def _check(recipe: Recipe, written: Path, python: str) -> None:
     expected = {n for n, held in base.tensors.items() if not is_computed(n, held.shape)}
     if any(module.sliced for module in recipe.modules):
         expected = {name for name in expected if layer_of(name) is None}
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    if isinstance(config, dict) and config.get("tie_word_embeddings"):
+    if base.config.get("tie_word_embeddings"):
         expected.discard("lm_head.weight")
     lost = sorted(expected - held)
     if lost:
@@ -207,33 +246,19 @@ def _base_folder(ref: ModelRef, python: str) -> Path:
     return Path(done.stdout.strip().splitlines()[-1])
 
 
-def _finish(out: Path, partial: Path, facts: dict[str, Any], text: str) -> None:
-    outputs = []
-    for file in sorted(partial.glob("*.safetensors")):
-        crc = 0
-        with file.open("rb") as stream:
-            while data := stream.read(CHUNK):
-                crc = zlib.crc32(data, crc)
-            os.fsync(stream.fileno())
-        outputs.append({"file": file.name, "bytes": file.stat().st_size, "crc32": f"{crc:08x}"})
+def _manifest(staged: Path, text: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Add recipe and card to what mergekit wrote; returns the manifest of all of it."""
+    (staged / RECIPE).write_text(text, encoding="utf-8")
+    (staged / CARD).write_text(CARD_TEXT.format(facts["mergekit"], text), encoding="utf-8")
+    mode = staged.stat().st_mode & 0o777  # as the umask leaves it
+    for path in staged.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
+    files = (path for path in sorted(staged.rglob("*")) if path.is_file())
+    outputs: list[dict[str, Any]] = []
+    for name in loaders_last(path.relative_to(staged).as_posix() for path in files):
+        path = staged / name
+        outputs.append({"file": name, "bytes": path.stat().st_size})
+        if path.suffix == ".safetensors":
+            outputs[-1]["sha256"] = file_sha256(path)
     recipe = {"text": text}
-    value = {"format": 1, "worker": worker_facts(), "recipe": recipe, "outputs": outputs, **facts}
-    (partial / "mergekit_config.yml").write_text(text)
-    (partial / "README.md").write_text(CARD.format(facts["mergekit"], text))
-    (partial / NAME).write_text(json.dumps(value, indent=1) + "\n")
-    partial.chmod(0o777 & ~_umask())
-    for file in partial.iterdir():
-        file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
-    if out.is_dir():
-        old = out.with_name(f".{out.name}.replaced-{os.getpid()}")
-        out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        partial.rename(out)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return {"format": 1, "worker": worker_facts(), "recipe": recipe, "outputs": outputs, **facts}

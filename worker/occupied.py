@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from .disk import PARTIAL, finished
+from .disk import finished
 from .errors import OutputError, first_names
+from .output_files import PARTIAL
 from .plan import Plan
 
 

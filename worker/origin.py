@@ -7,6 +7,7 @@ checkpoint beside the stored ones and makes any run of its elements when it is a
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,10 +50,7 @@ class Derived(ABC):
     @property
     def count(self) -> int:
         """Elements."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:

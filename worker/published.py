@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import InputError
-from .manifest import NAME, read_manifest
-
-RECIPE = "mergekit_config.yml"
+from .manifest import read_manifest
+from .output_files import MANIFEST, RECIPE
 
 
 def published(out: Path) -> Iterator[tuple[str, Path | bytes]]:
@@ -19,10 +18,10 @@ def published(out: Path) -> Iterator[tuple[str, Path | bytes]]:
     """
     value = read_manifest(out)
     if not value or not isinstance(value.get("outputs"), list):
-        raise InputError(f"{out}: no {NAME}; this is no finished merge")
+        raise InputError(f"{out}: no {MANIFEST}; this is no finished merge")
     recipe = str(value["recipe"]["text"]).encode()
     for entry in value["outputs"]:
         if entry["file"] == RECIPE:
             entry["bytes"] = len(recipe)
         yield entry["file"], recipe if entry["file"] == RECIPE else out / entry["file"]
-    yield NAME, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    yield MANIFEST, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -100,12 +100,6 @@ class TokenizerChoice:
     multiple: int = 0  # rows are rounded up to a multiple of it
     place: str = field(default="", compare=False)
 
-    @property
-    def refs(self) -> tuple[ModelRef, ...]:
-        """Models that it speaks of."""
-        found = [self.source] if isinstance(self.source, ModelRef) else []
-        return (*found, *(rule.model for rule in self.tokens.values() if rule.model))
-
 
 @dataclass(frozen=True)
 class KeyRule:

@@ -23,7 +23,15 @@ files: dict[str, Remote] = {}
 pins: dict[tuple[str, str | None], str] = {}
 """Commits to take for models and their revisions, where a merge is done again."""
 
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_REVISION = re.compile(r"[\w./-]+")
 _SNAPSHOT = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
+
+
+def is_hub_name(word: str, revision: bool = False) -> bool:
+    """Return whether a word has the form `org/name`, or `org/name@revision` if that may follow."""
+    name, at, commit = word.partition("@") if revision else (word, "", "")
+    return bool(_HUB_NAME.fullmatch(name) and (not at or _REVISION.fullmatch(commit)))
 
 
 def snapshot(path: Path) -> tuple[str, str] | None:

@@ -19,12 +19,13 @@ from .hashes import Hashes
 from .lock import Busy, Lock, held, refuse_others
 from .manifest import read_manifest
 from .one_pass import Clock, RunOptions, stream
+from .output_files import output_errors
 from .plan import Plan
 from .progress import Progress
 from .ranks import Rank
 from .spoken import spoken
 from .stopping import Stop, by_signal
-from .store import Store, output_errors
+from .store import Store, remove_partial
 from .target import State, Target, survey
 from .units import GIB, duration, size
 
@@ -107,7 +108,7 @@ def _begin(job: Job, locks: contextlib.ExitStack) -> None:
     store, rank = job.store, job.rank
     if job.target.state is State.COMMIT:
         with _lock(store, "finish"):
-            commit(store, job.target)
+            commit(store.out, job.target.replaces)
         job.told = f"{store.out}: finished what an earlier run had merged"
         return
     with output_errors(store.out):
@@ -119,7 +120,7 @@ def _begin(job: Job, locks: contextlib.ExitStack) -> None:
     if not job.options.overwrite and _key_in(store.out) == store.plan.key:
         # Others came to the end since OUT was looked at. Not before the folder is made: they may
         # take it away, and then OUT is whole already.
-        store.remove()
+        remove_partial(store.out)
         job.told = f"{store.out}: this merge is already there; nothing to do"
         return
     if job.options.sha256 and rank.world == 1:

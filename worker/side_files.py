@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import read_json
+from .header import CONFIG
+from .output_files import CARD, MANIFEST, PARTIAL, RECIPE, write_file
 from .plan import Plan, final_config
-from .store import write_file
 from .token_files import LARGEST, of_tokenizer
 
 _WEIGHTS = (
@@ -20,10 +21,10 @@ _WEIGHTS = (
     *(".tflite", ".index.json", ".lock", ".incomplete"),
 )
 _NOT_FILES = {
-    "README.md", "merge_manifest.json", "mergekit_config.yml", "config.json",
-    "trainer_state.json", "adapter_config.json", ".gitattributes",
-}  # fmt: skip
-_NOT_FOLDERS = {".git", ".cache", ".merge-partial", "original", "onnx", "runs", "__pycache__"}
+    *(CARD, MANIFEST, RECIPE, CONFIG),
+    *("trainer_state.json", "adapter_config.json", ".gitattributes"),
+}
+_NOT_FOLDERS = {".git", ".cache", PARTIAL, "original", "onnx", "runs", "__pycache__"}
 
 
 def side_files(folder: Path) -> Iterator[str]:
@@ -68,16 +69,14 @@ def copy_side_files(plan: Plan, into: Path) -> list[str]:
     for name, content in text.beside.made.items():
         write_file(into / name, content)
     names = list(dict.fromkeys([*taken, *text.beside.made]))
-    config = folder / "config.json"
+    config = folder / CONFIG
     if config.is_file():
         changed = merged_config(plan)
         if changed is None:
-            shutil.copyfile(config, into / "config.json")
+            shutil.copyfile(config, into / CONFIG)
         else:
-            write_file(
-                into / "config.json", json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
-            )
-        names.append("config.json")
+            write_file(into / CONFIG, json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
+        names.append(CONFIG)
     return names
 
 
@@ -85,5 +84,5 @@ def merged_config(plan: Plan) -> dict[str, Any] | None:
     """The base's config with what the recipe changes, or None if that is nothing."""
     config = final_config(plan)
     folder = plan.models[0].folder
-    file = folder / "config.json" if folder else None
+    file = folder / CONFIG if folder else None
     return config if file is None or not file.is_file() or config != read_json(file) else None

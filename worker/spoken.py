@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ResultError, counted, first_names
+from .header import CONFIG
 from .text import Text
 from .token_files import FULL, OLD_ADDED, SETTINGS, Beside
 from .vocabulary import PLAIN
@@ -92,9 +93,9 @@ def _loaded(beside: Beside) -> Iterator[_Tokenizer]:
     with tempfile.TemporaryDirectory() as folder:
         for name in beside.names():
             (Path(folder) / name).write_bytes(beside.read(name) or b"")
-        config = beside.read("config.json")
+        config = beside.read(CONFIG)
         if config is not None:
-            (Path(folder) / "config.json").write_bytes(config)
+            (Path(folder) / CONFIG).write_bytes(config)
         found = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )

@@ -6,31 +6,26 @@ All of it lies in `OUT/.merge-partial`, so that nothing in OUT looks like a mode
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
 from .checksum import checksum, total
 from .cut import Piece
-from .disk import PARTIAL
-from .errors import InputError, OutputError, Stopped, WorkerError, printable
+from .errors import OutputError, Stopped
 from .hashes import Hashes
-from .journal import Entry, beginning, claim_of, committing, parse_line, read_key
+from .journal import KEY, Entry, beginning, claim_of, committing, parse_line, read_key
 from .outfile import OutFile
+from .output_files import PARTIAL, PASSING, output_errors, unfinished, write_file
 from .plan import Plan
 from .step import Step
 from .stopping import Stop
 
-PASSING = (".", "lock-", "claim-")
-"""How files begin that ranks make and remove at any time: locks, and what is not renamed yet."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 VERIFY_BYTES = 8 << 20
 SETTLED_S = 60.0
 """After this long, what was written on one host can be read on all others."""
@@ -55,14 +50,14 @@ class Store:
         with output_errors(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not resume or read_key(self.folder) not in (None, self.plan.key):
-                self._clear(resume)
-            write_file(self.folder / "key.json", json.dumps({"key": self.plan.key}))
+                self._discard(resume)
+            write_file(self.folder / KEY, json.dumps({"key": self.plan.key}))
 
     def open(self) -> None:
         """Open all shards at their final size and a journal of this process. OutputError."""
         with output_errors(self.out):
             for shard in self.plan.layout.shards:
-                file = OutFile(self.folder / f"{shard.name}.partial", shard.size)
+                file = OutFile(self.folder / unfinished(shard.name), shard.size)
                 self.files.append(file)
                 file.write(memoryview(shard.header), 0)
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
@@ -187,15 +182,8 @@ class Store:
             for file in files:
                 every.callback(file.close)
 
-    def remove(self) -> None:
-        """Take the folder away, under another name first: other ranks may look into it now."""
-        trash = self.folder.with_name(f"{self.folder.name}-{os.urandom(4).hex()}")
-        with output_errors(self.out), contextlib.suppress(FileNotFoundError):
-            self.folder.rename(trash)  # unless one of them has done so
-        shutil.rmtree(trash, ignore_errors=True)
-
     def remove_rest(self) -> None:
-        """What a run that was killed in `remove` has left."""
+        """Remove what a run left that was killed in `remove_partial`."""
         for trash in self.out.glob(f"{PARTIAL}-*"):
             shutil.rmtree(trash, ignore_errors=True)
 
@@ -204,16 +192,11 @@ class Store:
         """How journals begin; other ranks may be here before what an older merge left is gone."""
         return beginning(self.plan.key)
 
-    def _clear(self, resume: bool) -> None:
+    def _discard(self, resume: bool) -> None:
         """Remove all but locks and what ranks of this merge may have made by now."""
-        ours = {f"{shard.name}.partial" for shard in self.plan.layout.shards}
-        ours.add("key.json")  # until it is replaced: who begins now would see shards of nobody
-        for path in self.folder.iterdir():
-            kept = path.name in ours or (resume and path.name.startswith(self._journals))
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif not kept and not path.name.startswith(PASSING):
-                path.unlink(missing_ok=True)
+        names = [unfinished(shard.name) for shard in self.plan.layout.shards]
+        # The key stays until it is replaced: a rank that begins now would see shards without one.
+        clear(self.folder, (*names, KEY), self._journals if resume else "")
 
     def by_step(self) -> dict[int, list[Entry]]:
         """The journal in order of place, without what two processes did twice."""
@@ -255,45 +238,19 @@ class Store:
         return total(found) == entry.checksum
 
 
-class output_errors:
-    """Turns the system's refusals while writing into one line with the way out."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and not isinstance(error, WorkerError):
-            place = Path(error.filename or self.out)
-            ours = self.out in (place, *place.parents) or place in self.out.parents
-            # Of a copy, nobody can tell which of both files it was.
-            if not ours and error.filename2 is None and error.errno not in FULL:
-                raise InputError(f"{printable(str(place))}: {error.strerror}") from None
-            raise OutputError(
-                f"{self.out}: cannot write: {error.strerror}"
-                f"{f' ({error.filename})' if error.filename else ''}\n"
-                f"  what is done stays; the same command continues when the cause is mended"
-            ) from None
+def clear(folder: Path, names: Collection[str] = (), prefix: str = "") -> None:
+    """Empty a partial folder except for locks, these names and names with this prefix."""
+    for path in folder.iterdir():
+        kept = path.name in names or (prefix and path.name.startswith(prefix))
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif not kept and not path.name.startswith(PASSING):
+            path.unlink(missing_ok=True)
 
 
-def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:
-    """Write a whole file so that a reader sees the old one or the new one, never a part.
-
-    `durable` waits for the storage, which costs tens of milliseconds.
-    """
-    # File names need not be UTF-8: their odd bytes are written as JSON escapes them.
-    raw = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    # Not by process id: containers on two hosts often have the same.
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def remove_partial(out: Path) -> None:
+    """Remove the partial folder, renamed first: other ranks may look into it now."""
+    trash = out / f"{PARTIAL}-{os.urandom(4).hex()}"
+    with output_errors(out), contextlib.suppress(FileNotFoundError):
+        (out / PARTIAL).rename(trash)  # unless another rank has done so
+    shutil.rmtree(trash, ignore_errors=True)

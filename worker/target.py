@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from .disk import PARTIAL, room
+from .disk import room
 from .errors import OutputError, printable
 from .journal import beginning, committing, read_key
-from .manifest import NAME, read_manifest
+from .manifest import read_manifest
 from .occupied import inputs_of, refuse_file, refuse_foreign, refuse_inputs
+from .output_files import MANIFEST, PARTIAL, PASSING, output_errors
 from .plan import Plan
-from .store import PASSING, output_errors
 
 LOOKS = 100
 """At what changes meanwhile; a merge changes it a few times."""
@@ -129,7 +129,7 @@ def _files_of(finished: dict[str, object]) -> tuple[str, ...]:
     """Top-level names that a finished merge of ours wrote."""
     names = [str(entry.get("file", "")).split("/")[0] for entry in _outputs(finished)]
     # A manifest may come from elsewhere; nothing outside OUT may ever be removed for it.
-    return (*dict.fromkeys(name for name in names if name not in ("", ".", "..")), NAME)
+    return (*dict.fromkeys(name for name in names if name not in ("", ".", "..")), MANIFEST)
 
 
 def _outputs(finished: dict[str, object]) -> list[dict[str, object]]:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .components import is_vision_or_audio
+
 _IDS = re.compile(
     r"(\w+_)?token_ids?|\w+_token_index|(begin_)?suppress_tokens|bad_words_ids|forced_decoder_ids"
 )
 _OF_TOKENIZER = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token_id")
-_SIGHT_AND_SOUND = re.compile(r".*(vision|visual|image|audio|speech).*")
 
 
 def with_ids(
@@ -22,7 +23,7 @@ def with_ids(
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict) and not _SIGHT_AND_SOUND.fullmatch(key):
+        if isinstance(value, dict) and not is_vision_or_audio(key):
             inner = donor.get(key, donor)
             found[key] = with_ids(value, ids, inner if isinstance(inner, dict) else {})
         elif _OF_TOKENIZER.fullmatch(key) and donor.get(key) is not None:
@@ -42,7 +43,7 @@ def _moved(value: Any, ids: Mapping[int, int | None]) -> Any:
 def sections(config: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
     """The config and its parts that speak of text, with their keys."""
     inner = [(k, v) for k, v in config.items() if isinstance(v, dict)]
-    return [(None, config), *((k, v) for k, v in inner if not _SIGHT_AND_SOUND.fullmatch(k))]
+    return [(None, config), *((k, v) for k, v in inner if not is_vision_or_audio(k))]
 
 
 def said_rows(config: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,7 @@
-"""Re-reads a finished output and compares it to its manifest. Changes nothing."""
+"""Re-reads a finished output and compares it to its manifest. Changes nothing.
+
+Every file of weights is also opened with the package safetensors, which merges do without.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ from .checksum import checksum, total
 from .cli import need_torch
 from .dtypes import Kind
 from .errors import InputError, counted, printable
-from .finish import file_sha256
-from .manifest import NAME, read_manifest
+from .hashes import file_sha256
+from .header import read_shard
+from .manifest import read_manifest
+from .output_files import MANIFEST
 from .units import size
 
 CHUNK = 8 << 20
@@ -33,13 +38,13 @@ def verify(out: Path) -> str:
     value = read_manifest(out)
     if value is None:
         raise InputError(
-            f"{out}: no {NAME}; this is no finished merge\n"
+            f"{out}: no {MANIFEST}; this is no finished merge\n"
             f"  one that was stopped is finished by the command that began it"
         )
     outputs: list[dict[str, Any]] = value.get("outputs") or []
     expected = value.get("nonfinite", 0)
     if not _well_formed(outputs) or not isinstance(expected, int):
-        raise InputError(f"{out / NAME}: damaged; it does not list what the merge wrote")
+        raise InputError(f"{out / MANIFEST}: damaged; it does not list what the merge wrote")
     faults = [fault for entry in outputs if (fault := _file_fault(out, entry))]
     if faults:
         hint = "  the command that made it makes it anew with --overwrite"
@@ -80,6 +85,22 @@ def _file_fault(out: Path, entry: dict[str, Any]) -> str | None:
             return f"{path}: checksum {now}, the manifest says {entry[name]}; it was changed"
     if "sha256" in entry and file_sha256(path) != entry["sha256"]:
         return f"{path}: SHA-256 differs from the manifest; it was changed"
+    return _second_opinion(path) if path.suffix == ".safetensors" else None
+
+
+def _second_opinion(path: Path) -> str | None:
+    """Open a file of weights with the package safetensors, where it is installed."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+    except (SafetensorError, OSError) as error:
+        return f"{path}: the package safetensors cannot open it: {printable(str(error))}"
+    if names != {info.name for info in read_shard(path).tensors}:
+        return f"{path}: the package safetensors finds other tensors in it"
     return None
 
 
@@ -94,7 +115,7 @@ def _sum128(path: Path) -> str:
 
 
 def _crc32(path: Path) -> str:
-    """Of what other programs have written, such as mergekit as the engine."""
+    """Return the CRC that earlier releases noted of what mergekit as the engine wrote."""
     crc = 0
     with path.open("rb") as file:
         while data := file.read(CHUNK):

@@ -9,8 +9,9 @@ from checkpoints import write_checkpoint
 from merges import entry, raw_file, some_tensors
 from safetensors.torch import save_file
 
-from worker.checkpoint import INDEX, is_hub_id, is_quantised, open_checkpoint
+from worker.checkpoint import is_hub_id, is_quantised, open_checkpoint
 from worker.errors import InputError
+from worker.header import INDEX
 
 
 def fault(path: Path) -> str:

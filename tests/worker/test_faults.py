@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from merges import average, digest, some_models
 
-from worker.store import PARTIAL
+from worker.output_files import PARTIAL
 
 WORDS = ("--threads", "1", "--shard-size", "9kB", "--sha256")
 WRITES = ("pwrite", "write", "fsync", "ftruncate", "mkdir", "rename", "replace", "posix_fallocate")

@@ -13,7 +13,7 @@ from merges import average, digest, manifest, plan_of, some_models, some_tensors
 
 from worker import finish
 from worker.checksum import checksum
-from worker.store import PARTIAL
+from worker.output_files import PARTIAL
 
 
 class Killed(BaseException):

@@ -13,8 +13,9 @@ from forks import Fork, Forks
 from merges import average, digest, one_tensor_models, plan_of, stream_into
 
 from worker.errors import Stopped
+from worker.output_files import PARTIAL
 from worker.stopping import Stop
-from worker.store import PARTIAL, Store
+from worker.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN_S = 10.0

@@ -17,9 +17,9 @@ from forks import PATIENCE_S, Fork, Forks
 from merges import digest
 
 from worker.journal import parse_line
+from worker.output_files import PARTIAL
 from worker.plan import Plan, PlanOptions, make_plan
 from worker.recipe import parse
-from worker.store import PARTIAL
 
 pytestmark = pytest.mark.slow
 KILLS = 20

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import read_tensors, write_checkpoint
-from merges import run
+from merges import manifest, run
 
 from worker import mergekit
+from worker.hashes import file_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
@@ -59,6 +60,9 @@ def test_a_merge(found: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (out / "mergekit_config.yml").read_text() == RECIPE
     value = json.loads((out / "merge_manifest.json").read_text())
     assert (value["engine"], value["seed"]) == ("mergekit", 7)
+    sums = {entry["file"]: entry.get("sha256") for entry in value["outputs"]}
+    assert sums["model.safetensors"] == file_sha256(out / "model.safetensors")
+    assert list(sums)[-1] == "config.json"
     assert run("verify", "out") == 0
     mode = (found / "r.yml").stat().st_mode
     assert {file.stat().st_mode for file in out.iterdir()} == {mode}
@@ -97,6 +101,48 @@ def test_what_stands_in_out_is_not_replaced(found: Path, capsys) -> None:
     assert "--overwrite" in refused(capsys, 4, "--seed", "1")
     assert run("mergekit", "r.yml", "out", "--seed", "1", "--overwrite") == 0
     assert json.loads((found / "out" / "merge_manifest.json").read_text())["seed"] == 1
+
+
+def test_an_older_result_is_replaced_as_a_whole(found: Path) -> None:
+    assert run("mergekit", "r.yml", "out") == 0
+    out = found / "out"
+    (out / "model.safetensors.index.json").write_text("{}")  # of shards that go away
+    (out / "old").mkdir()
+    assert run("mergekit", "r.yml", "out", "--seed", "1", "--overwrite") == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {entry["file"] for entry in manifest(out)["outputs"]} | {"merge_manifest.json"}
+    assert "old" not in names and ".merge-partial" not in names
+
+
+def test_a_commit_that_was_stopped_is_finished(found: Path, capsys, monkeypatch) -> None:
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if self.name == "model.safetensors":
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    assert "cannot write" in refused(capsys, 4)
+    assert not (found / "out" / "merge_manifest.json").exists()
+    monkeypatch.setattr(Path, "replace", real)
+    monkeypatch.setenv("FAKE_MERGEKIT", "fail")  # mergekit does not run again
+    assert run("mergekit", "r.yml", "out") == 0
+    assert "finished what an earlier run had merged" in capsys.readouterr().out
+    assert run("verify", "out") == 0
+    assert not (found / "out" / ".merge-partial").exists()
+
+
+def test_another_unfinished_merge_is_not_discarded(found: Path, capsys) -> None:
+    partial = found / "out" / ".merge-partial"
+    partial.mkdir(parents=True)
+    (partial / "key.json").write_text('{"key": "another"}')
+    (partial / "model.safetensors.partial").write_bytes(b"hours of work")
+    assert "choose another OUT" in refused(capsys, 4, "--overwrite")
+    assert (partial / "model.safetensors.partial").exists()
+    (partial / "key.json").unlink()
+    (partial / "model.safetensors.partial").unlink()
+    assert run("mergekit", "r.yml", "out") == 0
 
 
 def test_the_deadline(found: Path, capsys, monkeypatch) -> None:

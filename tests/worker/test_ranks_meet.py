@@ -15,8 +15,9 @@ from worker import run as worker_run
 from worker.errors import OutputError, Stopped
 from worker.journal import COMMITTING, read_key
 from worker.lock import Busy, Lock
+from worker.output_files import MANIFEST, PARTIAL
 from worker.plan import Plan
-from worker.store import PARTIAL, Store
+from worker.store import Store, remove_partial
 from worker.target import State, survey
 
 
@@ -158,13 +159,13 @@ def test_a_manifest_that_goes_away_while_it_is_read(
     half: Path, big: list[Path], before: Any
 ) -> None:
     assert average(half, big) == 0
-    before(manifest, "read_json", (half / manifest.NAME).unlink)
+    before(manifest, "read_json", (half / MANIFEST).unlink)
     assert manifest.read_manifest(half) is None
 
 
 def test_two_take_the_folder_away(half: Path, plan: Plan, before: Any) -> None:
     before(store.os, "urandom", Store(half, plan).remove)
-    Store(half, plan).remove()
+    remove_partial(half)
     assert not list(half.glob(".merge-partial*"))
 
 
@@ -198,4 +199,4 @@ def test_the_finisher_dies_while_one_asks_for_its_lock(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(worker_run, "_lock", lock)
     assert average(half, big) == 0 and not left
-    assert (half / manifest.NAME).exists()
+    assert (half / MANIFEST).exists()

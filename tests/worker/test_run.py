@@ -14,8 +14,8 @@ from merges import average, digest, manifest, run, shards_of, some_models
 from torch import Tensor
 
 from worker.lock import Lock
+from worker.output_files import PARTIAL
 from worker.plan import usable_cpus
-from worker.store import PARTIAL
 
 Capture = pytest.CaptureFixture[str]
 # Bits of the significand, exponent of the smallest step.

@@ -14,8 +14,9 @@ from worker.checksum import Checksum
 from worker.cut import Piece
 from worker.errors import OutputError, Stopped
 from worker.journal import Entry, parse_line
+from worker.output_files import PARTIAL, output_errors, write_file
 from worker.plan import Plan
-from worker.store import PARTIAL, Store, output_errors, write_file
+from worker.store import Store
 
 naturals = st.integers(0, 1 << 40)
 

@@ -22,8 +22,8 @@ from merges import (
 from worker import disk
 from worker.errors import OutputError, Stopped
 from worker.journal import COMMITTING
+from worker.output_files import PARTIAL
 from worker.plan import Plan
-from worker.store import PARTIAL
 from worker.target import State, survey
 
 Capture = pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ import pytest
 from merges import after_a_third, average, digest, one_tensor_models, shards_of, some_models
 from troubled_mounts import Mount, make_mount
 
-from worker.store import PARTIAL
+from worker.output_files import PARTIAL
 
 pytestmark = pytest.mark.slow
 OUT_BYTES = 8_000_000

@@ -1,9 +1,13 @@
 """`verify` finds what the manifest and the files do not agree on."""
 
 import json
+import sys
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors
 import torch
 from checkpoints import write_checkpoint
 from merges import average, manifest, run
@@ -39,6 +43,50 @@ def test_one_flipped_bit_in_any_shard(out: Path, capsys: pytest.CaptureFixture[s
         assert f"{shard}: checksum" in refused(out, capsys)
         shard.write_bytes(raw)
     assert run("verify", out) == 0
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_safetensors_is_asked_too(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    opened: list[Path] = []
+    real = safetensors.safe_open
+
+    def safe_open(path: Path, framework: str) -> Any:
+        opened.append(path)
+        if path.name.startswith("model-00002"):
+            raise safetensors.SafetensorError("invalid header")
+        return real(path, framework)
+
+    monkeypatch.setattr(safetensors, "safe_open", safe_open)
+    shards = sorted(out.glob("model-*.safetensors"))
+    if installed:
+        text = refused(out, capsys)
+        assert f"{shards[1]}: the package safetensors cannot open it: invalid header" in text
+        assert opened == shards
+    else:
+        monkeypatch.setitem(sys.modules, "safetensors", None)
+        assert run("verify", out) == 0
+        assert opened == []
+
+
+def test_safetensors_finds_the_same_tensors(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_checkpoint(out.parent / "other", {"x": torch.ones(2)}) / "model.safetensors"
+    real = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", lambda path, framework: real(other, framework))
+    assert "finds other tensors in it" in refused(out, capsys)
+
+
+def test_the_crc_of_earlier_releases(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = manifest(out)
+    first = out / value["outputs"][0]["file"]
+    del value["outputs"][0]["sum128"]
+    for crc, code in ((zlib.crc32(first.read_bytes()), 0), (1, 3)):
+        value["outputs"][0]["crc32"] = f"{crc:08x}"
+        (out / "merge_manifest.json").write_text(json.dumps(value))
+        assert run("verify", out) == code
 
 
 def test_sha256(tmp_path: Path, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

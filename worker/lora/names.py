@@ -13,29 +13,17 @@ from typing import NamedTuple
 
 from ..checkpoint import Checkpoint
 from ..dtypes import Kind
+from ..families import NAMES_IN_MEMORY, TRANSPOSED_EXPERTS
 from ..heads import is_head, ties_head
 from ..origin import Origin
 
-_RENAMES = (
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"^language_model\.lm_head\.", "lm_head."),
-    (r"\.block_sparse_moe\.(?=experts\.\d|gate\.)", ".mlp."),
-    (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
-    (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
-    (r"\.router\.layer\.", ".router."),
-    (r"\.attention_layer_norm\.", ".input_layernorm."),
-    (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."),
-)
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 _KERNEL = re.compile(r"(.+\.)([qkv])_(conv1d\.(?:weight|bias))")
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe|shared|relative_attention_bias")
 # Layers of transformers that store their weights as (in, out).
 _TURNED = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-_TURNED_EXPERTS = {"gpt_oss", "aria", "aria_text", "openai_privacy_filter"}
 # PEFT gives these modules of Mamba's relatives no factors, since their kernels bypass them.
 _MAMBAS = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-
-
 _TAKEN = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
@@ -133,7 +121,7 @@ class _Arranger:
             count, rows, columns = info.shape
             size = rows * columns
             runs = tuple((Run(name, n * size, (n + 1) * size),) for n in range(count))
-            turned = self.kind in _TURNED_EXPERTS
+            turned = self.kind in TRANSPOSED_EXPERTS
             self.targets.append(Target(memory, (rows, columns), runs, "experts", turned))
         elif len(info.shape) == 2 and end == "weight":
             self.matrix(name, memory, module, info)
@@ -174,7 +162,7 @@ class _Arranger:
     def in_memory(self, name: str) -> str:
         if self.kind == "nemotron_h":
             name = re.sub(r"^backbone\.", "model.", name)
-        for pattern, text in _RENAMES:
+        for pattern, text in NAMES_IN_MEMORY:
             name = re.sub(pattern, text, name)
         return name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +16,19 @@ from ..buffers import host_view
 from ..checkpoint import is_hub_id
 from ..dtypes import BY_NAME, DType
 from ..errors import OutputError
+from ..layout import Output as TensorOutput
+from ..layout import header_of
 from ..occupied import refuse_inputs
 from ..origin import Origin, Reader
-from ..store import output_errors, write_file
+from ..output_files import CARD, output_errors, unfinished, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "base_model.model."
+ALIGN = 8
+"""Bytes; the header of an adapter ends at a multiple."""
+
 RUN = 1 << 22
 """Elements of a whole tensor that are copied at a time."""
 
@@ -91,54 +95,40 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.spool.close()
-        (self.out / f".{WEIGHTS}.partial").unlink(missing_ok=True)
+        (self.out / unfinished(f".{WEIGHTS}")).unlink(missing_ok=True)
 
     def add(self, name: str, tensor: Tensor) -> None:
         self.spool.add(PREFIX + name, tensor)
 
     def finish(self, config: Mapping[str, Any], reader: Reader, base: str) -> int:
         """Write everything; the config last, since it makes the folder an adapter. Bytes."""
-        entries: dict[str, tuple[DType, tuple[int, ...], Callable[[IO[bytes]], None]]] = {}
+        entries: dict[str, tuple[TensorOutput, Callable[[IO[bytes]], None]]] = {}
         for name, (dtype, shape, _, _) in self.spool.places.items():
-            entries[name] = (dtype, shape, partial(self.spool.copy, name))
+            entries[name] = (TensorOutput(name, dtype, shape), partial(self.spool.copy, name))
         for name, parts in self.whole.items():
             first = parts[0]
             rows = (sum(part.shape[0] for part in parts),) if first.shape else ()
-            write = partial(_copy, parts, reader)
-            entries[PREFIX + name] = (first.dtype, (*rows, *first.shape[1:]), write)
-        unfinished = self.out / f".{WEIGHTS}.partial"
+            shape = (*rows, *first.shape[1:])
+            entries[PREFIX + name] = (
+                TensorOutput(PREFIX + name, first.dtype, shape),
+                partial(_copy, parts, reader),
+            )
+        ordered = [entries[name] for name in sorted(entries)]
+        partial_file = self.out / unfinished(f".{WEIGHTS}")
         with output_errors(self.out):
-            with unfinished.open("wb") as file:
-                file.write(_header({name: entry[:2] for name, entry in sorted(entries.items())}))
-                for name in sorted(entries):
-                    entries[name][2](file)
+            with partial_file.open("wb") as file:
+                file.write(header_of([output for output, _ in ordered], ALIGN)[0])
+                for _, write in ordered:
+                    write(file)
                 file.flush()
                 os.fsync(file.fileno())
                 size = file.tell()
             # An older adapter is whole until the new one is.
             (self.out / CONFIG).unlink(missing_ok=True)
-            shutil.move(unfinished, self.out / WEIGHTS)
-            write_file(self.out / "README.md", _card(base, self.out.resolve().name))
+            partial_file.replace(self.out / WEIGHTS)
+            write_file(self.out / CARD, _card(base, self.out.resolve().name))
             write_file(self.out / CONFIG, json.dumps(dict(config), indent=2) + "\n", durable=True)
         return size
-
-
-def _header(entries: Mapping[str, tuple[DType, tuple[int, ...]]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, (dtype, shape) in entries.items():
-        count = dtype.bytes
-        for extent in shape:
-            count *= extent
-        header[name] = {
-            "dtype": dtype.name,
-            "shape": list(shape),
-            "data_offsets": [position, position + count],
-        }
-        position += count
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    return len(raw).to_bytes(8, "little") + raw
 
 
 def _bytes(tensor: Tensor) -> memoryview:

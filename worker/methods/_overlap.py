@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ._define import Block, Final, Reduce, Task
 from ._order import parts, parts_into
-from ._select import Rule, Unchanged, base_of, deltas_of, elements
+from ._select import Rule, Unchanged, base_of, deltas_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class Overlap(Rule):
         return 1 + (self.r != 0)
 
     def begin(self, task: Task) -> Reduce | Final:
-        if not elements(task):
+        if not math.prod(task.shape):
             return Unchanged()
         return Census(self, task) if self.r else Reinforce(self, task, [1.0] * task.models)
 

@@ -59,10 +59,7 @@ def row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     inner = list(shape[1:]) or [shape[0] if shape else 1]
     while len(inner) > 1 and inner[0] == 1:
         inner.pop(0)
-    behind = 1
-    for extent in inner[1:]:
-        behind *= extent
-    return inner[0], behind
+    return inner[0], math.prod(inner[1:])
 
 
 REMEMBERED = 1 << 26

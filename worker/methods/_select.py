@@ -67,13 +67,6 @@ DENSITY: Any = 1.0
 """The default of every model, which selects all; typed so for parameters of one value per model."""
 
 
-def elements(task: Task) -> int:
-    count = 1
-    for extent in task.shape:
-        count *= extent
-    return count
-
-
 class Unchanged(Final):
     """The base alone: its values, rounded if the result is narrower."""
 

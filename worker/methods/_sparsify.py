@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from ._bracket import dtype_name, scalar
 from ._define import Block, Cut, Task
 from ._order import Threshold, Values
 from ._random import Stream, least
-from ._select import base_of, deltas_of, elements
+from ._select import base_of, deltas_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +120,7 @@ class Trim(Sparsifier):
         return [rank for rank in (first, stop) if 0 < rank < count]
 
     def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
-        count = elements(task)
+        count = math.prod(task.shape)
         first, stop = self.span(count)
         if first == stop:
             return _Nothing()

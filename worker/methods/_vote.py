@@ -25,7 +25,6 @@ from ._select import (
     Unchanged,
     base_of,
     deltas_of,
-    elements,
     numbers,
     run_sums,
 )
@@ -65,7 +64,7 @@ class Vote(Rule):
 
     def begin(self, task: Task) -> Reduce | Final:
         used = [m for m, w in enumerate(self.weight) if w != 0 and self.keep[m] is not KEEP_NONE]
-        count = elements(task)
+        count = math.prod(task.shape)
         if not used or not count:
             return Unchanged()
 

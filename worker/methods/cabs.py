@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._bracket import ascending
 from ._define import Base, Block, Cut, Final, Task, merge_method
-from ._select import SELECT, Rule, Unchanged, base_of, deltas_of, elements
+from ._select import SELECT, Rule, Unchanged, base_of, deltas_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class Turns(Rule):
             raise ValueError(f"n is {self.n} and m is {self.m}; n of every m elements are kept")
 
     def begin(self, task: Task) -> Final:
-        return Take(self, task.work) if elements(task) else Unchanged()
+        return Take(self, task.work) if math.prod(task.shape) else Unchanged()
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from ._agree import keep_agreed
 from ._define import Base, Block, Final, Task, merge_method
 from ._order import parts_into
-from ._select import DENSITY, SELECT, Rule, Unchanged, base_of, deltas_of, elements
+from ._select import DENSITY, SELECT, Rule, Unchanged, base_of, deltas_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ class Agreed(Rule):
     least: int
 
     def begin(self, task: Task) -> Final:
-        return Sum(self, task) if elements(task) else Unchanged()
+        return Sum(self, task) if math.prod(task.shape) else Unchanged()
 
 
 @dataclass

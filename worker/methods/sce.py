@@ -16,7 +16,6 @@ from ._select import (
     Unchanged,
     base_of,
     deltas_of,
-    elements,
     numbers,
     run_sums,
 )
@@ -37,7 +36,7 @@ class Sce(Rule):
         return 2 + (1 + READS) * (self.select_topk < 1)
 
     def begin(self, task: Task) -> Reduce | Final:
-        if not elements(task) or self.select_topk <= 0:
+        if not math.prod(task.shape) or self.select_topk <= 0:
             return Unchanged()
         return Energy(self, task, None) if self.select_topk >= 1 else Differing(self, task)
 
@@ -81,7 +80,7 @@ class Differing(Reduce):
         selected = int(torch.tensor(sum(partials), dtype=torch.float32) * self.rule.select_topk)
         if selected == 0:
             return Unchanged()
-        count = elements(self.task)
+        count = math.prod(self.task.shape)
 
         def then(found: list[list[Threshold]]) -> Reduce | Final:
             return Energy(self.rule, self.task, found[0][0])
@@ -128,7 +127,7 @@ class Energy(Reduce):
 
     def finish(self, partials: Sequence[list[list[float]]]) -> Final:
         models = self.task.models
-        count = elements(self.task)
+        count = math.prod(self.task.shape)
         q = [math.fsum(x for p in partials for x in p[m]) / count for m in range(models)]
         total = sum(q)
         uniform = abs(total) < self.rule.min_energy or total == 0
