@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import remote
+from . import hub, remote
 from .dtypes import Kind
 from .errors import InputError, counted, first_names, printable
 from .header import CONFIG, INDEX, MAX_HEADER_BYTES, WEIGHTS, Shard, read_shard
@@ -124,7 +124,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _read(file: Path) -> tuple[Shard, dict[str, Origin]]:
     if file.suffix in PICKLES:
         return read_pickled(file)
-    shard = remote.read_header(file) if remote.absent(str(file)) else read_shard(file)
+    shard = hub.read_header(file) if remote.absent(str(file)) else read_shard(file)
     return shard, {info.name: info for info in shard.tensors}
 
 

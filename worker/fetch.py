@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from . import remote
+from . import hub, remote
 from .errors import InputError
 from .files import Files
 from .origin import stored
@@ -62,13 +62,13 @@ class Fetcher:
             self._changed.notify_all()
         for path in done:
             self._files.forget(path)
-            remote.prune(path)
+            hub.prune(path)
 
     def _run(self) -> None:
         while (path := self._following()) is not None:
             try:
                 self._tell(path)
-                remote.ensure(path)
+                hub.ensure(path)
             except InputError:
                 return  # the lane that reads it says what is wrong
 

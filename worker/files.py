@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 
-from . import remote
+from . import hub, remote
 from .errors import InputError
 from .turns import ANY, Turns
 
@@ -34,7 +34,7 @@ class Files:
         fd = self._open.get(path)
         if fd is not None:
             return fd
-        remote.ensure(path)
+        hub.ensure(path)
         with self._lock:
             fd = self._open.get(path)
             if fd is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import InputError, UsageError, printable
 from .header import INDEX, WEIGHTS, Shard, read_shard, shard_of
-from .remote import Remote, files
+from .remote import Remote, files, pins
 
 HEAD_BYTES = 1 << 20
 """More than the headers of most files have, and little to fetch."""
@@ -37,6 +37,7 @@ _guard = threading.Lock()
 
 def resolve(name: str, revision: str | None) -> Path:
     """The folder of a model in the cache, with all files but the weights. InputError."""
+    revision = pins.get((name, revision), revision)
     hub = _client(name)
     label = name + (f"@{revision}" if revision else "")
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from . import remote
+from . import hub
 from .adapted import open_adapted
 from .checkpoint import Checkpoint, exists, is_hub_id, open_checkpoint
 from .dequantise import dequantised
@@ -80,7 +80,7 @@ def locate(ref: ModelRef, relative_to: Path) -> Path:
         place = f" ({path})" if str(path) != str(ref) else ""
         near = printable(nearest(path.name, _beside(path)))
         raise InputError(f"{ref}: no such folder{place}{near}; models of the hub are org/name")
-    return remote.resolve(ref.path, ref.revision)
+    return hub.resolve(ref.path, ref.revision)
 
 
 def _beside(path: Path) -> list[str]:

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .header import Shard
-
 
 class Remote(NamedTuple):
     """A file that may not be here yet."""
@@ -52,34 +50,3 @@ def absent(path: str) -> bool:
 
 def size(path: str) -> int:
     return files[path].size
-
-
-def resolve(name: str, revision: str | None) -> Path:
-    """The folder of a model in the cache, with all files but the weights. InputError."""
-    from .hub import resolve
-
-    return resolve(name, pins.get((name, revision), revision))
-
-
-def read_header(path: Path) -> Shard:
-    """The header of a file, fetched without the rest. InputError."""
-    from .hub import read_header
-
-    return read_header(path)
-
-
-def ensure(path: str) -> bool:
-    """Fetch a file unless it is here; others that ask meanwhile wait. True if it was fetched."""
-    if not absent(path):
-        return False
-    from .hub import ensure
-
-    return ensure(path)
-
-
-def prune(path: str) -> None:
-    """Remove a file that was fetched by this process."""
-    if path in files:
-        from .hub import prune
-
-        prune(path)
