@@ -26,7 +26,7 @@ def contenders(
 ) -> Iterator[Contender]:
     """Ours and the peer's command for the adapter that makes the second model of the first."""
     base, tuned, out, log = models[0], models[1], work / "out", work / "logs"
-    ours = [sys.executable, "-m", "worker", "extract-lora", base, tuned, out]
+    ours = [sys.executable, "-m", "merge_worker", "extract-lora", base, tuned, out]
     ours += ["--rank", rank, "--dtype", dtype]
     yield "worker", partial(_extracted, ours, base, tuned, out, log / "extract-lora")
     if peer not in (None, "none"):
@@ -48,7 +48,7 @@ def errors(base: Path, tuned: Path, adapter: Path) -> dict[str, float]:
     from safetensors import safe_open
 
     def opened(folder: Path) -> dict[str, Any]:
-        files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+        files: list[Any] = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
         return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     before, after, factors = opened(base), opened(tuned), opened(adapter)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import vocabularies
 import yaml
-from checkpoints import read_tensors
-from golden_models import SIXTEEN_BITS, make_models, make_models_of_16_bits
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+
+from support import tokenizer_factory
+from support.checkpoint_factory import read_tensors
+from support.golden_models import SIXTEEN_BITS, make_models, make_models_of_16_bits
 
 GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens_mergekit"
 SEEDS = 24
@@ -96,17 +97,17 @@ def main(wanted: list[str]) -> None:
             tensors = merged(recipe, folder / "16 bits", folder / "out", 1)
             save_file(dict(sorted(tensors.items())), GOLDENS / f"bfloat16-{name}.safetensors")
             print(f"bfloat16-{name}", {str(tensor.dtype) for tensor in tensors.values()})
-    vocabularies.make_models(folder / "with tokens")
+    tokenizer_factory.make_models(folder / "with tokens")
     for name, recipe in recipes("tokenizers.yml"):
         if not wanted or name in wanted:
             place = folder / "with tokens"
             with_tokens(recipe, place, folder / "out", GOLDENS / f"{name}.safetensors")
             print(name)
     spoken = {}
-    vocabularies.make_speakers(folder / "speakers")
+    tokenizer_factory.make_speakers(folder / "speakers")
     for name, recipe in recipes("chat_templates.yml"):
         merged(recipe, folder / "speakers", folder / "out", 1)
-        spoken[name] = vocabularies.rendered(folder / "out")
+        spoken[name] = tokenizer_factory.rendered(folder / "out")
     text = json.dumps(spoken, indent=1, sort_keys=True)
     (GOLDENS / "chat_templates.json").write_text(text + "\n", encoding="utf-8")
     path = GOLDENS / "statistics.json"

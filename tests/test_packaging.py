@@ -33,15 +33,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_top_level_of_the_wheel(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"launcher", "worker"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "merge_launch",
+        "merge_worker",
+    }
 
 
 def test_the_wheel_holds_every_module_and_template(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    templates = {f"launcher/templates/{path.name}" for path in (ROOT / "templates").glob("*.j2")}
+    templates = {
+        f"merge_launch/templates/{path.name}" for path in (ROOT / "templates").glob("*.j2")
+    }
     assert templates
     modules = {
-        path.relative_to(ROOT).as_posix()
+        path.relative_to(ROOT / folder).as_posix()
         for folder in ("launcher", "worker")
         for path in (ROOT / folder).rglob("*.py")
     }
@@ -59,11 +64,11 @@ def test_an_installed_wheel_renders_a_job(wheel: Path, tmp_path: Path) -> None:
     script = tmp_path / "render.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import launcher, worker\n"
-        "print(launcher.__file__, file=sys.stderr)\n"
-        f"assert launcher.__file__.startswith({str(tmp_path)!r}), launcher.__file__\n"
-        "assert launcher.__version__ == worker.__version__\n"
-        "from launcher.cli import main\n"
+        "import merge_launch, merge_worker\n"
+        "print(merge_launch.__file__, file=sys.stderr)\n"
+        f"assert merge_launch.__file__.startswith({str(tmp_path)!r}), merge_launch.__file__\n"
+        "assert merge_launch.__version__ == merge_worker.__version__\n"
+        "from merge_launch.cli import main\n"
         "sys.argv = ['merge-launch', 'slurm', '/out', '/m1', '/m2', '--dry-run']\n"
         "main()\n",
         encoding="utf-8",
@@ -76,7 +81,7 @@ def test_an_installed_wheel_renders_a_job(wheel: Path, tmp_path: Path) -> None:
 def test_an_editable_install_sees_the_templates_as_they_are(tmp_path: Path) -> None:
     pip("install", "--no-build-isolation", "--no-deps", "--target", tmp_path, "-e", ROOT)
     (link,) = tmp_path.glob("*.pth")
-    assert {Path(line) for line in link.read_text().split()} == {ROOT}
+    assert {Path(line) for line in link.read_text().split()} == {ROOT / "launcher", ROOT / "worker"}
     # A copy inside the installation would go stale at the first edit.
     assert list(tmp_path.rglob("*.j2")) == []
 

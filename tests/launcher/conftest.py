@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from checkpoints import write_checkpoint
 from typer.testing import CliRunner
 
-from launcher import backends, cli, render
-from launcher.job import Job
-from launcher.payload import Payload
-from launcher.settings import JobOptions, MergeOptions, WorkerOptions
-from launcher.source import read_source
+from merge_launch import backends, cli
+from merge_launch.job.job import Job
+from merge_launch.job.payload import Payload
+from merge_launch.job.source import read_source
+from merge_launch.settings.groups import JobOptions, MergeOptions, WorkerOptions
+from merge_launch.submission import render
+from support.checkpoint_factory import write_checkpoint
+from support.paths import SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests/fakes"
@@ -88,8 +90,8 @@ def launch_process() -> Callable[..., Outcome]:
     """merge-launch as users start it."""
 
     def run(*words: object, **variables: str) -> Outcome:
-        argv = [sys.executable, "-m", "launcher", *map(str, words)]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+        argv = [sys.executable, "-m", "merge_launch", *map(str, words)]
+        env = {**os.environ, "PYTHONPATH": SOURCES, **variables}
         done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=300)
         return Outcome(done.returncode, done.stdout, done.stderr)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from support.paths import SOURCES
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "launch_merges.sh"
 
 
@@ -18,12 +20,12 @@ def batch(models, tmp_path: Path, work: Path):
         source.rename(work / "models" / name)
     program = tmp_path / "bin" / "merge-launch"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m launcher "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m merge_launch "$@"\n')
     program.chmod(0o755)
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         path = f"{program.parent}:{os.environ['PATH']}"
-        env = {**os.environ, "PATH": path, "PYTHONPATH": str(SCRIPT.parents[1])}
+        env = {**os.environ, "PATH": path, "PYTHONPATH": SOURCES}
         return subprocess.run(
             ["bash", str(SCRIPT), *words], env=env, capture_output=True, text=True, timeout=300
         )

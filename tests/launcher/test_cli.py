@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-import launcher.cli
-from launcher import __version__, backends, payload, records
+from merge_launch import backends, cli
+from merge_launch.job import payload
+from merge_launch.submission import prepare
+from merge_launch.tracking import records
+from merge_worker import __version__
+from support.paths import SOURCES
 
 SEEDS = [
     ["beaker", "out/", "m1", "m2", "m3"],
@@ -115,9 +119,9 @@ def test_check_as_json(launch, models) -> None:
 
 
 def test_check_of_a_merge_that_does_not_fit(launch, models, monkeypatch) -> None:
-    from worker import disk
+    from merge_worker.output import space
 
-    monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(space, "SPARE_BYTES", 1 << 60)
     done = launch("check", "out", *models)
     assert done.code == 4
     assert "\ndisk       needs 1048576.00 TiB" in done.out and "are free there" in done.err
@@ -183,8 +187,8 @@ def processor_s(*words: object) -> float:
     used = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        argv = [sys.executable, "-m", "launcher", *map(str, words)]
-        env = {**os.environ, "PYTHONPATH": str(Path(launcher.cli.__file__).parents[1])}
+        argv = [sys.executable, "-m", "merge_launch", *map(str, words)]
+        env = {**os.environ, "PYTHONPATH": SOURCES}
         subprocess.run(argv, env=env, capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
@@ -216,18 +220,17 @@ def test_the_id_of_a_job_comes_at_once(models, fakes) -> None:
 )
 def test_torch_is_never_loaded(words: list[str], models, fakes) -> None:
     code = (
-        "import sys; from launcher import cli\n"
+        "import sys; from merge_launch import cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'numpy', 'transformers', 'safetensors', 'beaker'} & set(sys.modules)\n"
         "print(heavy, file=sys.stderr)\n"
     )
-    root = str(Path(launcher.cli.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, "PYTHONPATH": SOURCES},
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "set()"
@@ -237,10 +240,10 @@ def test_a_bug_keeps_its_traceback_and_says_how_to_report(monkeypatch, capsys) -
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(launcher.cli.Request, "parts", broken)
+    monkeypatch.setattr(prepare.Request, "parts", broken)
     monkeypatch.setattr(sys, "argv", ["merge-launch", "render", "local", "out", "m1", "m2"])
     with pytest.raises(SystemExit) as end:
-        launcher.cli.main()
+        cli.main()
     assert end.value.code == 1
     shown = capsys.readouterr().err
     assert "Traceback" in shown
@@ -250,5 +253,5 @@ def test_a_bug_keeps_its_traceback_and_says_how_to_report(monkeypatch, capsys) -
 
 def test_nothing_ever_asks_a_question() -> None:
     asks = re.compile(r"\b(input|getpass|confirm|prompt)\(|prompt=")
-    sources = Path(launcher.cli.__file__).parent.rglob("*.py")
+    sources = Path(cli.__file__).parent.rglob("*.py")
     assert [path.name for path in sources if asks.search(path.read_text())] == []

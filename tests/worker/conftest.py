@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import centred
 import pytest
-from forks import Forks
-from merges import some_models
+
+from support import two_pass_method
+from support.forked_process import Forks
+from support.recipes import some_models
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +26,9 @@ def models(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def centred_method() -> Iterator[None]:
     """The method `centred` of tests/centred.py, which looks at every tensor twice."""
-    before = centred.register()
+    before = two_pass_method.register()
     yield
-    centred.restore(before)
+    two_pass_method.restore(before)
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
-from merges import average, run, some_models
 
-from worker import __version__, cli
+from merge_worker import __version__, messages
+from support.checkpoint_factory import write_checkpoint
+from support.recipes import average, run, some_models
 
 ROOT = Path(__file__).resolve().parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -134,7 +134,7 @@ def test_models_that_are_none(tmp_path: Path, models: list[Path], capsys: Captur
 
 def test_models_that_do_not_fit(tmp_path: Path, models: list[Path], capsys: Capture) -> None:
     def other(name: str, **changes: torch.Tensor | None) -> Path:
-        from merges import some_tensors
+        from support.recipes import some_tensors
 
         tensors: dict[str, Any] = {**some_tensors(5), **changes}
         return write_checkpoint(
@@ -178,7 +178,7 @@ def test_a_bug_keeps_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("worker.average.make_plan", broken)
+    monkeypatch.setattr("merge_worker.commands.merge.make_plan", broken)
     assert run("average", tmp_path / "out", models[0]) == 1
     text = capsys.readouterr().err
     assert "Traceback" in text and "oops" in text and "please report it" in text
@@ -191,9 +191,11 @@ def test_interrupted_while_planning(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr("worker.average.make_plan", slow)
+    monkeypatch.setattr("merge_worker.commands.merge.make_plan", slow)
     assert "stopped by SIGTERM" in refused(capsys, 75, "average", tmp_path / "out", models[0])
-    monkeypatch.setattr("worker.average.make_plan", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(
+        "merge_worker.commands.merge.make_plan", lambda *_: signal.raise_signal(signal.SIGINT)
+    )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     said = refused(capsys, 75, "average", tmp_path / "out", models[0])
     signal.signal(signal.SIGINT, before)
@@ -209,7 +211,7 @@ def test_version_and_help(capsys: Capture) -> None:
 
 def worker(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "worker", *map(str, words)],
+        [sys.executable, "-m", "merge_worker", *map(str, words)],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
@@ -234,7 +236,10 @@ def test_a_reader_that_stops_reading(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "worker", "methods"], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
+        [sys.executable, "-m", "merge_worker", "methods"],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
     )
     os.close(write)
     assert done.stderr == b"" and done.returncode == 0
@@ -247,7 +252,7 @@ class Absent:
         if name.partition('.')[0] in {absent!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
-from worker.cli import main
+from merge_worker.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -287,7 +292,7 @@ def test_a_signal_while_an_error_is_told(
 ) -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("only the main thread may take signals")
-    tell, told = cli._tell, 0
+    tell, told = messages._tell, 0
 
     def late(*words: Any) -> None:
         nonlocal told
@@ -296,5 +301,5 @@ def test_a_signal_while_an_error_is_told(
             signal.raise_signal(signal.SIGTERM)
         tell(*words)
 
-    monkeypatch.setattr(cli, "_tell", late)
+    monkeypatch.setattr(messages, "_tell", late)
     assert "stopped by SIGTERM" in refused(capsys, 75, "average", tmp_path / "out", tmp_path / "no")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from worker.dtypes import BY_NAME, FLOATS, DType, Kind, from_torch_name
+from merge_worker.dtypes import BY_NAME, FLOATS, DType, Kind, from_torch_name
 
 IN_TORCH = [row for row in BY_NAME.values() if hasattr(torch, row.torch_name) and row.bits >= 8]
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import errors
-from worker.errors import counted, first_names, nearest, printable
+from merge_worker import errors
+from merge_worker.messages import counted, first_names, nearest, printable
 
 
 @pytest.mark.parametrize(

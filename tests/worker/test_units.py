@@ -4,9 +4,9 @@ import argparse
 
 import pytest
 
-from worker.direct import parse_number
-from worker.errors import UsageError
-from worker.units import (
+from merge_worker.errors import UsageError
+from merge_worker.recipe.shorthand import parse_number
+from merge_worker.units import (
     ago,
     at_least_one,
     device_word,

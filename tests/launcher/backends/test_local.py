@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import read_tensors
 
-from launcher import backends, payload
-from launcher.settings import WorkerOptions
+from merge_launch import backends
+from merge_launch.job import payload
+from merge_launch.settings.groups import WorkerOptions
+from support.checkpoint_factory import read_tensors
+from support.paths import SOURCES
 
 RECIPE = """# as given
 merge_method: linear
@@ -188,8 +190,8 @@ def test_a_signal_to_the_shell_alone_reaches_the_worker(slow, when: str, code: i
 
 def test_the_launcher_hands_a_signal_on_and_waits(models, python) -> None:
     program = str(python(running=SLOW))
-    argv = [sys.executable, "-m", "launcher", "local", "out", *models, "--python", program]
-    env = {**os.environ, "PYTHONPATH": str(Path(payload.__file__).parents[1]), "WHEN": "late"}
+    argv = [sys.executable, "-m", "merge_launch", "local", "out", *models, "--python", program]
+    env = {**os.environ, "PYTHONPATH": SOURCES, "WHEN": "late"}
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

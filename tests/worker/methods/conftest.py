@@ -1,11 +1,6 @@
-"""Makes `driver` importable: the suite has no packages, so that its folders may be named freely."""
-
-import sys
-from pathlib import Path
+"""Settings of hypothesis for the tests of methods."""
 
 from hypothesis import settings
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 # A busy machine is no fault of a method; the same cases in every run are.
 settings.register_profile("methods", deadline=None, derandomize=True, max_examples=60)

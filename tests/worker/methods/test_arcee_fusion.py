@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
-from cases import Case, cases
-from driver import merge
 from hypothesis import given
 from torch import Tensor
+
+from support.method_cases import Case, cases
+from support.method_driver import merge
 
 
 def t(*values: float) -> Tensor:

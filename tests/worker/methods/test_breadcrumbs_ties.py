@@ -1,11 +1,12 @@
 import pytest
 import torch
-from cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
-from driver import merge
 from hypothesis import given
 from hypothesis import strategies as st
-from selection import DENSITIES, delta, inner, rescaled, vote
 from torch import Tensor
+
+from support.method_cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
+from support.method_driver import merge
+from support.reference_formulas import DENSITIES, delta, inner, rescaled, vote
 
 
 def t(*values: float) -> Tensor:

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from cases import Case, cases, close, size_of, weight_lists
-from driver import merge
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from support.method_cases import Case, cases, close, size_of, weight_lists
+from support.method_driver import merge
 
 
 def t(*values: float) -> Tensor:

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from driver import merge, models_of, values_of
 from torch import Tensor
 
-from worker import methods
-from worker.methods import Method
-from worker.methods._define import Base
+from merge_worker import methods
+from merge_worker.method import Base, Method
+from support.method_driver import merge, models_of, values_of
 
 METHODS = [methods.get(name) for name in methods.names()]
 SHAPES = [(), (1,), (5,), (200,), (4, 6), (40, 30), (6, 1), (1, 6), (2, 3, 5), (0,), (0, 4), (4, 0)]

@@ -1,13 +1,13 @@
 import pytest
 import torch
-from cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
-from driver import merge
 from hypothesis import given
 from hypothesis import strategies as st
-from selection import delta, kept_by_rank, rescaled, vote
 from torch import Tensor
 
-from worker.methods import _rank
+from merge_worker.algorithms import magprune
+from support.method_cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
+from support.method_driver import merge
+from support.reference_formulas import delta, kept_by_rank, rescaled, vote
 
 CHANCES = [(0.5, 0.15), (0.3, 0.2), (0.7, 0.1), (0.5, 0.4), (0.4, 0.0), (1.0, 0.15), (0.0, 0.15)]
 
@@ -117,7 +117,7 @@ def test_same_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     model = (base.float() + torch.randn(64, 700, generator=noise) * 1e-3).bfloat16()
     values = {"weight": 1, "density": 0.5, "epsilon": 0.2}
     fast = merge("della", [model], base, **values)  # type: ignore[arg-type]  # values
-    monkeypatch.setattr(_rank, "has_numpy", lambda: False)
+    monkeypatch.setattr(magprune, "has_numpy", lambda: False)
     assert merge("della", [model], base, **values).equal(fast)  # type: ignore[arg-type]  # values
 
 
@@ -143,7 +143,7 @@ def test_draws_are_kept_between_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         base = torch.randn(shape, generator=noise)
         model = base + torch.randn(shape, generator=noise)
         kept = merge("della", [model], base, weight=1, density=0.5)
-        monkeypatch.setattr(_rank, "REMEMBERED", 0)
+        monkeypatch.setattr(magprune, "REMEMBERED", 0)
         assert merge("della", [model], base, weight=1, density=0.5).equal(kept)
         monkeypatch.undo()
 
@@ -151,8 +151,8 @@ def test_draws_are_kept_between_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.lists(st.booleans(), max_size=64))
 def test_flags_as_bits(flags: list[bool]) -> None:
     whole = torch.tensor(flags, dtype=torch.bool)
-    bits = _rank.packed(whole)
+    bits = magprune.packed(whole)
     assert bits.numel() == -(-whole.numel() // 8)
-    back = _rank.unpacked(bits, whole.numel())
+    back = magprune.unpacked(bits, whole.numel())
     assert back.equal(whole)
     assert set(back.view(torch.uint8).tolist()) <= {0, 1}

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
-from driver import merge
 from hypothesis import given
 from hypothesis import strategies as st
-from selection import delta, kept_by_rank, rescaled, vote
+
+from support.method_cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
+from support.method_driver import merge
+from support.reference_formulas import delta, kept_by_rank, rescaled, vote
 
 CHANCES = [(0.5, 0.15), (0.3, 0.2), (0.7, 0.1), (0.5, 0.4), (0.4, 0.0), (1.0, 0.15), (0.0, 0.15)]
 

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from cases import Case, cases, close, size_of, within_half_an_ulp
-from driver import merge
 from hypothesis import assume, given
 from torch import Tensor
 
-from worker.methods import karcher
+from merge_worker.methods import karcher
+from support.method_cases import Case, cases, close, size_of, within_half_an_ulp
+from support.method_driver import merge
 
 
 def t(*values: float) -> Tensor:

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from driver import merge
+
+from support.method_driver import merge
 
 
 def t(*values: float) -> torch.Tensor:

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
-from driver import merge
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from worker.errors import ResultError
+from merge_worker.errors import ResultError
+from support.method_cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
+from support.method_driver import merge
 
 
 def t(*values: float) -> Tensor:

@@ -1,9 +1,10 @@
 import torch
-from cases import Case, cases, close, size_of, within_half_an_ulp
-from driver import merge
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from support.method_cases import Case, cases, close, size_of, within_half_an_ulp
+from support.method_driver import merge
 
 ts = st.sampled_from([0.0, 1e-7, 1e-4, 1e-3, 0.02, 1.0, -0.5])
 

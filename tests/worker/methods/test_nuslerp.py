@@ -1,15 +1,15 @@
 import pytest
 import torch
-from cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
-from driver import blocks, make_task, merge
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from worker import methods
-from worker.buffers import Pool
-from worker.cut import grid
-from worker.methods._define import Block, Cut, Final, Reduce
+from merge_worker import methods
+from merge_worker.engine.buffers import Pool
+from merge_worker.method import Block, Cut, Final, Reduce
+from merge_worker.planning.step import grid
+from support.method_cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
+from support.method_driver import blocks, make_task, merge
 
 A = torch.tensor([[1.0, 0], [0, 2]], dtype=torch.float64)
 B = torch.tensor([[1.0, 0], [2, 0]], dtype=torch.float64)

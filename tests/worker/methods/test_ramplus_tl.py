@@ -1,11 +1,12 @@
 import pytest
 import torch
-from cases import Case, cases, close, size_of
-from driver import merge
 from hypothesis import given
 from hypothesis import strategies as st
-from selection import delta
 from torch import Tensor
+
+from support.method_cases import Case, cases, close, size_of
+from support.method_driver import merge
+from support.reference_formulas import delta
 
 
 def t(*values: float) -> Tensor:

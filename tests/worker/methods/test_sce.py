@@ -2,11 +2,12 @@ from fractions import Fraction
 
 import pytest
 import torch
-from cases import Case, cases, close, size_of
-from driver import merge
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from support.method_cases import Case, cases, close, size_of
+from support.method_driver import merge
 
 
 def t(*values: float) -> Tensor:

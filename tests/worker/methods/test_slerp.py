@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
-from cases import Case, cases, close, size_of, within_half_an_ulp
-from driver import merge
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from support.method_cases import Case, cases, close, size_of, within_half_an_ulp
+from support.method_driver import merge
 
 ts = st.sampled_from([0.0, 0.25, 0.5, 0.8, 1.0, 1.5, -0.3, 0.123456])
 

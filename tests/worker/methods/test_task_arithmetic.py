@@ -3,10 +3,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from cases import Case, cases, close, size_of, weight_lists
-from driver import merge
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
+from support.method_cases import Case, cases, close, size_of, weight_lists
+from support.method_driver import merge
 
 ZERO = torch.zeros(4, dtype=torch.float64)
 MODELS = [torch.tensor([2.0, 2, 0, -1]).double(), torch.tensor([1.0, -1, 3, -1]).double()]

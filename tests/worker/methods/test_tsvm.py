@@ -1,10 +1,11 @@
 import pytest
 import torch
-from cases import Case
-from driver import merge
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from support.method_cases import Case
+from support.method_driver import merge
 
 
 def tsv_merge(case: Case, alpha: float = 1.0) -> Tensor:

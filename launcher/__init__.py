@@ -1,5 +1,0 @@
-"""merge-launch: preflight, job text, submission. The merge itself is the worker's."""
-
-from worker import __version__
-
-__all__ = ["__version__"]

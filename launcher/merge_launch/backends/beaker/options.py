@@ -1,0 +1,154 @@
+"""The options of Beaker, in gantry's words where it has them, and the mounts that they ask for."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ...settings.options import Shape, option
+from ..base import Resources
+from .spec import DURATION, PRIORITIES, SIZE
+
+WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+OWNED = f"{WORD}(/{WORD})?"
+
+
+@dataclass(frozen=True)
+class BeakerResources(Resources):
+    gpus: int = option(0, Shape("GPUs", metavar="N"))
+    cpus: str | None = option(
+        None, Shape("CPUs", metavar="N", pattern=r"\d+(\.\d+)?", form="a number such as 8 or 0.5")
+    )
+    mem: str | None = option(
+        None,
+        Shape("memory of the machine", metavar="64GiB", pattern=SIZE, form="a size such as 64GiB"),
+    )
+    shared_memory: str | None = option(
+        None, Shape("size of /dev/shm", metavar="10GiB", pattern=SIZE, form="a size such as 10GiB")
+    )
+    cluster: tuple[str, ...] = option(
+        (),
+        Shape(
+            "where it may run (repeatable)",
+            metavar="ORG/NAME",
+            pattern=OWNED,
+            form="such as ai2/jupiter",
+        ),
+    )
+    workspace: str | None = option(
+        None,
+        Shape(
+            "workspace, else that of your Beaker config",
+            metavar="ORG/NAME",
+            pattern=OWNED,
+            form="such as ai2/merging",
+        ),
+    )
+    budget: str | None = option(
+        None,
+        Shape(
+            "budget, else the workspace's own",
+            metavar="ORG/NAME",
+            pattern=OWNED,
+            form="such as ai2/research",
+        ),
+    )
+    group: tuple[str, ...] = option(
+        (),
+        Shape("a group that it joins (repeatable)", metavar="NAME", pattern=OWNED, form="a name"),
+    )
+    description: str | None = option(None, Shape("what the page says; else methods and models"))
+    priority: str = option(
+        "normal",
+        Shape(", ".join(PRIORITIES), pattern="|".join(PRIORITIES), form=" or ".join(PRIORITIES)),
+    )
+    image: str | None = option(
+        None,
+        Shape(
+            "an image with python, torch and pyyaml; docker://TAG for Docker's",
+            metavar="AUTHOR/NAME",
+            pattern=r"(docker://)?[A-Za-z0-9][A-Za-z0-9_.:/@-]*",
+            form="AUTHOR/NAME or docker://TAG",
+        ),
+    )
+    weka: tuple[str, ...] = option(
+        (),
+        Shape(
+            "mount a Weka bucket, at /weka/BUCKET if nothing else is said (repeatable)",
+            metavar="BUCKET[:/PATH]",
+            pattern=rf"{WORD}(:/[^:]*)?",
+            form="BUCKET or BUCKET:/PATH",
+            adds_up=True,
+        ),
+    )
+    mount: tuple[str, ...] = option(
+        (),
+        Shape(
+            "mount a dataset (name or id), a folder in it, or a host's folder (repeatable)",
+            metavar="SOURCE[:SUB]:/PATH",
+            pattern=r"[^:]+(:[^:/][^:]*)?:/[^:]*",
+            form="DATASET:/PATH, DATASET:SUB/FOLDER:/PATH or /HOST/PATH:/PATH",
+            adds_up=True,
+        ),
+    )
+    secret: tuple[str, ...] = option(
+        (),
+        Shape(
+            "set a variable from a secret of the workspace (repeatable)",
+            metavar="VAR=SECRET",
+            pattern=r"[A-Za-z_][A-Za-z0-9_]*=.+",
+            form="VARIABLE=SECRET",
+            adds_up=True,
+        ),
+    )
+    timeout: str | None = option(
+        None,
+        Shape(
+            "time limit; the merge stops in good order before it",
+            metavar="24h",
+            pattern=DURATION,
+            form="such as 30m or 4h",
+        ),
+    )
+    min_runtime: str | None = option(
+        None,
+        Shape(
+            "time that cannot be preempted",
+            metavar="1h",
+            pattern=DURATION,
+            form="such as 30m or 4h",
+        ),
+    )
+    no_auto_resume: bool = option(False, Shape("let a preempted job end"))
+    retries: int = option(0, Shape("how often a failed job is started again", metavar="N"))
+    replicas: int = option(
+        1, Shape("machines that share the merge, each with these resources", metavar="N", minimum=1)
+    )
+
+
+class Mount(NamedTuple):
+    kind: str
+    source: str
+    sub: str
+    path: str
+
+
+def mounts(resources: BeakerResources) -> list[Mount]:
+    found = []
+    for word in resources.weka:
+        bucket, _, path = word.partition(":")
+        found.append(Mount("weka", bucket, "", path or f"/weka/{bucket}"))
+    for word in resources.mount:
+        source, *sub, path = word.split(":")
+        kind = "hostPath" if source.startswith("/") else "beaker"
+        found.append(Mount(kind, source, "".join(sub), path))
+    return found
+
+
+def covered(path: str, by: list[str]) -> bool:
+    plain = posixpath.normpath(path)
+    return any(
+        plain == root or plain.startswith(root.rstrip("/") + "/")
+        for root in (posixpath.normpath(each) for each in by)
+    )

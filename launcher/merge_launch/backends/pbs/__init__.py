@@ -1,0 +1,128 @@
+"""PBS: OpenPBS, PBS Pro and Torque. Behaviour as observed with OpenPBS 23.06."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..arrays import Arrays, PbsArrays, TorqueArrays
+from ..base import Run, Scheduler, Status, log_faults, seconds
+from . import dialects
+from .resources import PbsResources, directive_faults
+from .status import statuses
+
+if TYPE_CHECKING:
+    from ...job.job import Job
+
+
+class Pbs(Scheduler[PbsResources]):
+    name = "pbs"
+    template = "pbs.sh.j2"
+    help = "Submit to PBS (OpenPBS, PBS Pro, Torque)."
+    resources = PbsResources
+    suffix = "pbs"
+    dependencies = True
+    # A server without history answers the first with nothing at all, also of jobs that run.
+    sources = ("qstat -x -f", "qstat -f")
+    # Old servers, and the qstat that stands in front of Slurm, print text only.
+    forms = ("-F json", "")
+    formless_words = r"(?i)failed with status 2:|(?:invalid|unknown|illegal) option"
+    gone = (35,)
+    unknown_words = (
+        "(?i)unknown job|has finished|not configured to maintain|failed with status 153:"
+    )
+
+    def dialect(self, resources: PbsResources) -> str:
+        return resources.dialect
+
+    def faults(self, job: Job, resources: PbsResources) -> list[str]:
+        found = log_faults(job) + dialects.faults(resources, job.name)
+        return found + [f for line in resources.directive for f in directive_faults(line)]
+
+    def run(self, resources: PbsResources) -> Run:
+        launcher = dialects.DIALECTS[resources.dialect].launcher or "merge_on_nodes"
+        mask = umask(resources)
+        return Run(
+            walltime_s=seconds(resources.walltime),
+            ranks=resources.nodes,
+            launcher=launcher.format(nodes=resources.nodes) if resources.nodes > 1 else "",
+            identity="\n".join(
+                ([] if mask is None else [f"umask {mask}"])
+                + ([] if "mpiexec" in launcher else ["export RANK=$3 WORLD_SIZE=$4"])
+            ),
+        )
+
+    def context(self, job: Job, resources: PbsResources) -> dict[str, object]:
+        dialect = dialects.DIALECTS[resources.dialect]
+        if not job.merges:
+            resources = dataclasses.replace(resources, nodes=1)
+        lines = [f"-l {line}" for line in dialects.resource_lines(resources, job)]
+        if resources.walltime is not None:
+            lines.append(f"-l walltime={resources.walltime}")
+        queue = dialects.queue(resources)
+        if queue is not None:
+            lines.append(f"-q {queue}")
+        if resources.project is not None:
+            charge = dialect.charge if resources.charge is None else f"-{resources.charge}"
+            lines.append(f"{charge} {resources.project}")
+        if dialect.keep is not None:
+            lines.append(f"-k {dialect.keep}")
+        # What PBS itself shows at the end goes beside the log that the job keeps.
+        own_log = None if dialect.keep is not None else job.log
+        output = job.log if own_log is None else str(Path(job.log).with_suffix(".end"))
+        return {
+            "setup": dialect.setup,
+            "umask": umask(resources),
+            "log": own_log,
+            "by_pbsdsh": resources.nodes > 1 and not dialect.launcher,
+            "directives": [
+                f"-N {job.name}",
+                *lines,
+                "-j oe",
+                f'-o "{output}"',
+                # A second run of the same job finds a finished merge, or resumes it.
+                "-r y",
+                *resources.directive,
+            ],
+        }
+
+    def arrays(self, resources: PbsResources) -> Arrays:
+        return TorqueArrays() if resources.dialect == "torque" else PbsArrays()
+
+    def submit_argv(self, path: str, after: str | None = None) -> list[str]:
+        return ["qsub", *(["-W", f"depend=afterok:{after}"] if after else []), path]
+
+    def parse_submit(self, text: str) -> str | None:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if not lines or not re.fullmatch(r"\d+(\[\])?(\.\S+)?", lines[-1]):
+            return None
+        return lines[-1]
+
+    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:
+        # -x asks for finished jobs as well; in Torque it asks for XML, and -F is not known there.
+        if dialect == "torque" and "-x" in source:
+            return None
+        words = source.split()
+        return [*(words[:2] if dialect == "torque" else words), *ids]
+
+    def parse_status(self, source: str, text: str) -> dict[str, Status] | None:
+        return statuses(text)
+
+    def cancel_argv(self, job_id: str) -> list[str]:
+        return ["qdel", job_id]
+
+
+def umask(resources: PbsResources) -> str | None:
+    """That of this process, unless the job is asked to have another."""
+    if any("umask=" in line for line in resources.directive):
+        return None
+    mask = os.umask(0)
+    os.umask(mask)
+    return f"{mask:04o}"
+
+
+BACKEND = Pbs()

@@ -1,0 +1,121 @@
+"""Slurm. Behaviour as observed with 22.05."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..arrays import Arrays, SlurmArrays
+from ..base import Run, Scheduler, Status, log_faults
+from . import status
+from .resources import SlurmResources, directive_faults, limit_s
+
+if TYPE_CHECKING:
+    from ...job.job import Job
+
+
+WARNING_S = 60
+"""Before the limit. Slurm may be a minute early, so that jobs of minutes would get it at once."""
+WARNED_FROM_S = 15 * 60
+
+
+class Slurm(Scheduler[SlurmResources]):
+    name = "slurm"
+    template = "slurm.sh.j2"
+    help = "Submit to Slurm."
+    resources = SlurmResources
+    suffix = "sbatch"
+    dependencies = True
+    # Of 4 MiB (max_script_size); beyond it sbatch speaks of a path that is too long.
+    longest_text = 4_000_000
+    # The second knows jobs for months, where there is a database.
+    sources = ("squeue", "sacct")
+    unknown_words = "(?i)invalid job id|accounting storage is disabled"
+
+    def faults(self, job: Job, resources: SlurmResources) -> list[str]:
+        return [
+            *log_faults(job),
+            *(fault for line in resources.directive for fault in directive_faults(line)),
+        ]
+
+    def run(self, resources: SlurmResources) -> Run:
+        nodes = resources.nodes
+        # srun does not take the cores over from the job.
+        cores = "" if resources.cpus is None else f" --cpus-per-task={resources.cpus}"
+        launcher = f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1{cores} bash"
+        return Run(
+            walltime_s=limit_s(resources.time),
+            ranks=nodes,
+            launcher=launcher if nodes > 1 else "",
+            # At SIGTERM srun kills what it runs; this one it hands on.
+            signal="USR1" if nodes > 1 else "TERM",
+        )
+
+    def context(self, job: Job, resources: SlurmResources) -> dict[str, object]:
+        nodes = resources.nodes if job.merges else 1
+        limit = limit_s(resources.time)
+        warned = job.merges and (limit is None or limit >= WARNED_FROM_S)
+        wanted = {
+            "cpus-per-task": resources.cpus,
+            # --gpus needs another plugin than some sites have.
+            "gres": None if resources.gpus is None else f"gpu:{resources.gpus}",
+            "mem": None if resources.mem is None else resources.mem.upper(),
+            "time": resources.time,
+            "partition": resources.partition,
+            "account": resources.account,
+            # To the shell alone: without srun the worker would never see it.
+            "signal": f"B:USR1@{WARNING_S}" if warned else None,
+        }
+        return {
+            "requeue": resources.requeue,
+            "warned": warned,
+            "directives": [
+                f"--job-name={job.name}",
+                f"--nodes={nodes}",
+                f"--ntasks={nodes}",
+                *(["--ntasks-per-node=1"] if nodes > 1 else []),
+                *(f"--{key}={value}" for key, value in wanted.items() if value is not None),
+                f'--output="{job.log}"',
+                # A requeued job goes on in the log of its first run.
+                "--open-mode=append",
+                "--requeue" if resources.requeue else "--no-requeue",
+                *resources.directive,
+            ],
+        }
+
+    def arrays(self, resources: SlurmResources) -> Arrays:
+        return SlurmArrays()
+
+    def submit_argv(self, path: str, after: str | None = None) -> list[str]:
+        # Without the second it would wait for ever for a job that has failed.
+        waits = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+        return ["sbatch", "--parsable", *waits, path]
+
+    def parse_submit(self, text: str) -> str | None:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        found = re.fullmatch(r"(\d+)(;\S+)?", lines[-1]) if lines else None
+        return found[1] if found else None
+
+    def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
+        jobs = f"--jobs={','.join(ids)}"
+        if source == "squeue":
+            # Without --array the waiting members of an array are one line.
+            return [source, "--noheader", "--array", "--states=all", jobs, "--format=%i|%T|%r|%S"]
+        form = ["--allocations", "--noheader", "--parsable2", "--array"]
+        return [source, *form, jobs, "--format=JobID,State,ExitCode,Reason"]
+
+    def parse_status(self, source: str, text: str) -> dict[str, Status]:
+        return status.of_squeue(text) if source == "squeue" else status.of_sacct(text)
+
+    def why_argv(self, job_id: str, dialect: str) -> list[str] | None:
+        return ["scontrol", "--oneliner", "show", "job", job_id]
+
+    def parse_why(self, text: str) -> tuple[str, ...]:
+        return status.of_scontrol(text)
+
+    def cancel_argv(self, job_id: str) -> list[str]:
+        return ["scancel", job_id]
+
+
+BACKEND = Slurm()

@@ -1,0 +1,1 @@
+"""The commands of merge-launch, one module each."""

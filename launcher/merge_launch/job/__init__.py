@@ -1,0 +1,1 @@
+"""A merge as a job: source words, preflight checks, payload."""

@@ -1,0 +1,1 @@
+"""Options and merges to jobs, to texts, to the scheduler."""

@@ -1,0 +1,90 @@
+"""Job → text: the Jinja environment, the filters that quote, and where the templates are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge_worker.messages import printable
+
+from ..errors import UsageError
+from ..job.job import Job
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from ..backends.base import Backend
+
+
+def shell_word(value: object) -> str:
+    """One word of bash, on one line whatever the text holds."""
+    text = str(value)
+    if not re.search(r"[\x00-\x1f\x7f]", text):
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # Three octal digits, so that a digit that follows is not taken for one of them.
+    return "$'" + re.sub(r"[\x00-\x1f\x7f]", lambda m: f"\\{ord(m[0]):03o}", escaped) + "'"
+
+
+def yaml_text(value: object) -> str:
+    """A YAML double-quoted scalar (or flow list of them) that every reader takes back unchanged.
+
+    JSON escapes what is beyond the BMP as two surrogates, which YAML does not join.
+    """
+    text = json.dumps(value)
+    pair = r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})"
+    return re.sub(pair, _joined, text)
+
+
+def _joined(match: re.Match[str]) -> str:
+    high, low = int(match[2], 16), int(match[3], 16)
+    return f"{match[1]}\\U{0x10000 + ((high - 0xD800) << 10) + low - 0xDC00:08x}"
+
+
+def yaml_block(text: str, columns: int) -> str:
+    """Text of many lines as a YAML literal block, which people can read, where YAML has a way."""
+    # What a literal block keeps as it is: no control characters, no line ends but ours.
+    plain = re.fullmatch(r"(?![ \n])[\n\x20-\x7e\xa0-\u1fff\u2030-\ud7ff]+(?<!\n)", text)
+    if plain is None:
+        return yaml_text(text)
+    margin = " " * columns
+    return "|-\n" + "\n".join(margin + line if line else "" for line in text.split("\n"))
+
+
+def templates() -> Path:
+    """Beside this module in a wheel, beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    places = (package / "templates", package.parents[1] / "templates")
+    return next(place for place in places if place.is_dir())
+
+
+def environment() -> jinja2.Environment:
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates()),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters.update(sh=shell_word, yaml=yaml_text, block=yaml_block, line=printable)
+    return made
+
+
+def render(backend: Backend[Any], job: Job, resources: object) -> str:
+    """The exact text that is submitted. UsageError if it is too long."""
+    template = environment().get_template(backend.template)
+    context = backend.context(job, resources)
+    text = template.render(job=job, run=backend.run(resources), **context)
+    size = len(text.encode(errors="surrogateescape"))
+    if backend.longest_text is not None and size > backend.longest_text:
+        raise UsageError(
+            f"the job has {size} bytes, {backend.name} takes {backend.longest_text}; shorten the "
+            f"recipe, which travels in it, or merge fewer in one pass"
+        )
+    return text

@@ -1,0 +1,1 @@
+"""Sweeps: one recipe, a grid of parameters, one job each or one array."""

@@ -1,0 +1,1 @@
+"""Submitted jobs: records, states, logs, reasons."""

@@ -1,0 +1,123 @@
+"""Pages that are made from the code, and recipes of a page that are planned.
+
+`pytest tests/test_reference_pages.py --update-goldens` writes methods.md and migration.md.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from merge_worker import methods
+from merge_worker.commands import mergekit_options
+from merge_worker.commands.methods import method_page
+from merge_worker.recipe.parser import _TOP
+from support.error_cases import make_world
+from support.recipes import run
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+METHODS = """# Methods
+
+What `merge-worker methods NAME` prints for each of them; made from the code.
+How they are named in recipes: [here](recipes.md).
+"""
+
+MIGRATION = """# From mergekit
+
+Recipes need no change: every key and method of mergekit 0.1.5 is read, and results agree within
+rounding (`tests/worker/test_goldens.py`). The command line is another, but mergekit's options are
+taken as well:
+
+```console
+$ merge-launch local recipe.yml out/ --cuda --lazy-unpickle --copy-tokenizer --out-shard-size 1B
+```
+
+| mergekit | here |
+|---|---|
+| `mergekit-yaml recipe.yml out` | `merge-launch local recipe.yml out` |
+| `mergekit-multi` | the same: several documents are one recipe |
+| `mergekit-extract-lora` | `merge-worker extract-lora BASE FINETUNE OUT` |
+| mergekit itself, in a job | `merge-launch … --engine mergekit` |
+
+## Options
+
+Each is taken, with a word on standard error about what it is here; `--no-…` of them too.
+
+| mergekit | here | |
+|---|---|---|
+"""
+ENDING = """
+## What is different
+
+- A result has the tensors of the base (or first model), in its layout, with its names; nothing is
+  left out silently.
+- Random masks come from seed and tensor name, so they do not depend on threads, devices or
+  the order of files; they are not the bits of mergekit's.
+- A merge that was stopped continues; a finished one is not done again; another one's folder is
+  refused.
+- NaN and Inf stop a merge; models that were not trained from one another are told.
+"""
+
+
+def methods_page() -> str:
+    parts = [METHODS]
+    for name in methods.names():
+        title, _, body = method_page(methods.get(name)).partition("\n")
+        parts.append(f"## {title}\n\n```text\n{body.strip()}\n```\n")
+    return "\n".join(parts)
+
+
+def migration_page() -> str:
+    rows = []
+    for row in mergekit_options.TABLE:
+        ours = f"`{row.ours}{' …' if row.value else ''}`" if row.ours else ""
+        rows.append(f"| `{row.option}{' …' if row.value else ''}` | {ours} | {row.note} |\n")
+    return MIGRATION + "".join(rows) + ENDING
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("methods.md", methods_page()), ("migration.md", migration_page())]
+)
+def test_pages_are_made_from_the_code(name: str, text: str, request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update-goldens", default=False):
+        (DOCS / name).write_text(text, encoding="utf-8")
+    assert (DOCS / name).read_text(encoding="utf-8") == text
+
+
+def blocks() -> dict[str, str]:
+    text = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^```yaml (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("name", blocks())
+def test_recipes_of_the_page(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(make_world(tmp_path))
+    (tmp_path / name).write_text(blocks()[name], encoding="utf-8")
+    assert run("merge", name, "out", "--strict", "--progress", "off") == 0, capsys.readouterr().err
+    assert run("verify", "out") == 0
+
+
+def test_the_page_has_every_key() -> None:
+    text = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    assert [key for key in _TOP if f"`{key}`" not in text] == []
+
+
+@pytest.mark.parametrize("row", mergekit_options.TABLE, ids=lambda row: row.option)
+def test_every_option_is_taken(row: mergekit_options.Row) -> None:
+    given = [row.option, "2B"] if row.value else [row.option]
+    ours, notes = mergekit_options.translated(["merge", *given, "recipe.yml", "out"])
+    assert ours == ["merge", *([f"{row.ours}{'=2GB' if row.value else ''}"] if row.ours else []),
+                    "recipe.yml", "out"]  # fmt: skip
+    assert len(notes) == 1 and notes[0].startswith(f"{row.option}: ")
+    if row.value and row.option.startswith("--"):
+        assert mergekit_options.translated([f"{row.option}=2B"])[0] == ours[1:-2]
+    elif not row.value and row.option.startswith("--"):
+        assert mergekit_options.translated([row.option.replace("--", "--no-", 1)])[0] == []
+
+
+def test_our_own_words_stay() -> None:
+    words = ["merge", "r.yml", "out", "--device", "cuda", "--threads=2", "--no-resume", "--no-x"]
+    assert mergekit_options.translated(words) == (words, [])

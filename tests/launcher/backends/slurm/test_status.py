@@ -1,0 +1,106 @@
+"""What Slurm says of jobs: states, reasons in words, answers that are none."""
+
+import pytest
+
+from merge_launch import backends
+from merge_launch.backends.base import JobState
+
+SLURM = backends.get("slurm")
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "detail"),
+    [
+        ("34|PENDING|Resources|N/A\n", "QUEUED", "PENDING: Resources"),
+        ("34|RUNNING|None|2026-01-02T03:04:05\n", "RUNNING", "RUNNING"),
+        ("34|COMPLETING|None|N/A\n", "RUNNING", "COMPLETING"),
+        ("34|COMPLETED|None|N/A\n", "DONE", "COMPLETED"),
+        ("34|FAILED|NonZeroExitCode|N/A\n", "FAILED", "FAILED: NonZeroExitCode"),
+        ("34|FAILED|JobLaunchFailure|N/A\n", "FAILED", "FAILED: JobLaunchFailure"),
+        ("34|TIMEOUT|TimeLimit|N/A\n", "STOPPED", "TIMEOUT: TimeLimit"),
+        ("34|PREEMPTED|None|N/A\n", "STOPPED", "PREEMPTED"),
+        ("34|NODE_FAIL|NodeDown|N/A\n", "STOPPED", "NODE_FAIL: NodeDown"),
+        ("34|CANCELLED|None|N/A\n", "CANCELLED", "CANCELLED"),
+        ("33|RUNNING|None|N/A\n34|OUT_OF_MEMORY|None|N/A\n", "FAILED", "OUT_OF_MEMORY"),
+        ("34|NEW_STATE|None|N/A\n", "UNKNOWN", "NEW_STATE"),
+    ],
+)
+def test_states(text: str, state: str, detail: str) -> None:
+    found = SLURM.parse_status("squeue", text)["34"]
+    assert (found.state, found.detail) == (JobState[state], detail)
+
+
+def test_members_of_arrays_are_jobs() -> None:
+    text = "34_1|PENDING|JobArrayTaskLimit|N/A\n34_0|RUNNING|None|2026-01-02T03:04:05\n"
+    found = SLURM.parse_status("squeue", text)
+    assert {job: status.state.name for job, status in found.items()} == {
+        "34_1": "QUEUED",
+        "34_0": "RUNNING",
+    }
+    # Without it the waiting members are one line, 34_[1-9].
+    assert "--array" in SLURM.status_argv("squeue", ["34_0"], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "detail", "reason"),
+    [
+        ("1|FAILED|4:0|NonZeroExitCode\n", "FAILED", "FAILED: NonZeroExitCode", "code 4"),
+        ("1|CANCELLED by 1000|0:15|None\n", "CANCELLED", "CANCELLED by 1000", "by 1000"),
+        ("1|TIMEOUT|0:0|TimeLimit\n", "STOPPED", "TIMEOUT: TimeLimit", "time limit"),
+        ("1|OUT_OF_MEMORY|0:125|OutOfMemory\n", "FAILED", "OUT_OF_MEMORY: OutOfMemory", "--mem"),
+    ],
+)
+def test_states_of_the_database(text: str, state: str, detail: str, reason: str) -> None:
+    found = SLURM.parse_status("sacct", text)["1"]
+    assert (found.state, found.detail) == (JobState[state], detail)
+    assert any(reason in sentence for sentence in found.reasons)
+
+
+@pytest.mark.parametrize("text", ["", "garbage\n", "a|b\n", "1|2|3|4|5\n"])
+def test_answers_that_are_none(text: str) -> None:
+    assert SLURM.parse_status("squeue", text) == {}
+    assert SLURM.parse_status("sacct", text) == {}
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Resources", "nodes to become free"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "down, drained or reserved"),
+        ("QOSMaxJobsPerUserLimit", "limit of its QOS"),
+        ("AssocGrpGRES", "account together"),
+        ("MaxMemPerLimit", "over, or waits for, a limit"),
+        ("RaisedSignal:53(Real-time_signal_19)", "by a signal"),
+        ("SomethingNew", "Slurm's reason: SomethingNew"),
+    ],
+)
+def test_reasons_in_words(reason: str, words: str) -> None:
+    found = SLURM.parse_status("squeue", f"1|PENDING|{reason}|2026-01-02T03:04:05\n")["1"]
+    assert words in found.reasons[0]
+    assert found.reasons[-1] == "Slurm expects it to start at 2026-01-02T03:04:05."
+
+
+SHOWN = (
+    "JobId=10 JobName=c UserId=me(1) JobState={state} Reason=None Dependency={waits} Requeue=1 "
+    "Restarts={again} BatchFlag=1 ExitCode={ended} RunTime=00:01:02 TimeLimit=00:10:00 "
+    "NodeList=n1 BatchHost=n1 TRES=cpu=1,mem=100M"
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentences"),
+    [
+        (("RUNNING", "(null)", "1", "0:0"), ["gone back into the queue 1 time.", "of 00:10:00 on"]),
+        (("PENDING", "afterok:9(unfulfilled)", "0", "0:0"), ["waits for afterok:9(unfulfilled)"]),
+        (("PENDING", "(null)", "2", "75:0"), ["gone back into the queue 2 times."]),
+        (("FAILED", "(null)", "0", "3:0"), ["ended with code 3"]),
+        (("TIMEOUT", "(null)", "0", "0:9"), ["number 9"]),
+        (("COMPLETED", "(null)", "0", "0:0"), []),
+    ],
+)
+def test_what_scontrol_adds(values: tuple[str, ...], sentences: list[str]) -> None:
+    state, waits, again, ended = values
+    text = SHOWN.format(state=state, waits=waits, again=again, ended=ended)
+    found = SLURM.parse_why(text)
+    assert len(found) == len(sentences)
+    assert all(words in said for words, said in zip(sentences, found, strict=True))

@@ -1,0 +1,62 @@
+"""A job cannot be built wrong, has a name that every scheduler takes, and cleans up."""
+
+from pathlib import Path
+
+import pytest
+
+from merge_launch.errors import UsageError
+
+
+def test_names_beside_out(make_job) -> None:
+    job = make_job("runs/my merge, 3", "m1", "m2")
+    assert job.name == "my-merge-3"
+    assert job.folder == "/home/me/work/runs/my-merge-3.job"
+    assert job.log == "/home/me/work/runs/my-merge-3.job/my-merge-3.log"
+
+
+def test_a_long_out_has_a_short_name(make_job) -> None:
+    assert make_job("linear-of-many-models", "m1", "m2").name == "linear-of-many"
+    assert make_job("out", "m1", "m2", name="chosen.name-1").name == "chosen.name-1"
+
+
+def test_all_faults_at_once(make_job) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_job(name="1 b", setup=("module load x\r",), then="ls\x1b[2J")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("--name '1 b' must be letters")
+    assert (
+        lines[1].strip() == r"--setup 'module load x\r' holds a control character; was it pasted?"
+    )
+    assert r"--then 'ls\x1b[2J'" in lines[2]
+
+
+@pytest.mark.parametrize("name", ["", "a" * 64, "-x", "a;touch x", "a\n", "ä"])
+def test_names_that_no_scheduler_takes(make_job, name: str) -> None:
+    with pytest.raises(UsageError, match="--name"):
+        make_job(name=name)
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "TOKEN", "WANDB_API_KEY", "aws_secret_access_key"])
+def test_a_secret_is_in_no_text(make_job, name: str) -> None:
+    with pytest.raises(UsageError, match=f"--env {name}: everybody who sees .* --secret {name}="):
+        make_job(env=(f"{name}=hf_abc",))
+
+
+def test_what_only_sounds_like_one_is_none(make_job) -> None:
+    assert make_job(env=("TOKENIZERS_PARALLELISM=false", "KEYS=1", "HF_TOKEN_PATH=/f"))
+
+
+@pytest.mark.parametrize("backend", ["pbs", "slurm"])
+def test_a_signal_that_comes_at_the_end_ends_nothing(
+    backend: str, job_argv, models, bare_bash, python, work: Path, tmp_path: Path
+) -> None:
+    """Schedulers send TERM again while a job that was stopped still cleans up."""
+    setup = 'rm() { kill -TERM $$; command rm "$@"; }'
+    words = ("--python", python(running="exit 4"), "--setup", setup)
+    for folder in (tmp_path / "node", work / "out.job"):
+        folder.mkdir()
+    done = bare_bash(*job_argv(backend, "out", *models, *words), TMPDIR=str(tmp_path / "node"))
+    assert done.code == 4
+    assert [file.read_text() for file in (work / "out.job").glob("*.exit")] == ["4\n"]
+    assert not list((tmp_path / "node").iterdir())

@@ -1,0 +1,134 @@
+"""What is looked at before a submission, with the options that the worker will have."""
+
+from pathlib import Path
+
+import pytest
+
+from merge_launch.job import preflight
+from merge_launch.job.source import read_source
+from merge_launch.settings.groups import MergeOptions, WorkerOptions
+from merge_worker.errors import InputError, OutputError
+from merge_worker.output import quota, space
+
+
+def merge_of(*models: object, folder: Path):
+    words = ["out", *map(str, models)]
+    return read_source(words, MergeOptions(), None, str(folder))
+
+
+def test_the_plan_has_the_workers_options(models, work: Path) -> None:
+    options = WorkerOptions(
+        dtype="float16", shard_size="1KB", memory="1GiB", threads=1, seed=5, strict=True
+    )
+    plan = preflight.plan_of(merge_of(*models, folder=work), options)
+    given = plan.options
+    assert (given.dtype, given.shard_bytes, given.memory_bytes) == ("float16", 1000, 1024**3)
+    assert (given.threads, given.seed, given.strict) == (1, 5, True)
+    assert given.relative_to == work
+
+
+def test_missing_tensors_as_the_worker_would_treat_them(models, work: Path) -> None:
+    from torch import zeros
+
+    from support.checkpoint_factory import write_checkpoint
+
+    partial = write_checkpoint(work / "partial", {"norm": zeros(3)}, config={})
+    merge = merge_of(models[0], partial, folder=work)
+    with pytest.raises(InputError):
+        preflight.plan_of(merge, WorkerOptions())
+    assert preflight.plan_of(merge, WorkerOptions(missing="copy"))
+
+
+def test_what_is_not_here_is_said_once_for_each_kind(models, work: Path) -> None:
+    merge = merge_of(models[0], "/gone/a", "/gone/b", "org/name", folder=work)
+    notes = preflight.look(merge, WorkerOptions(), everything=False)
+    assert notes == [
+        "not on this machine, so nobody looked into it yet: /gone/a, /gone/b",
+        "on the hub, so nobody looked into it yet: org/name",
+    ]
+
+
+def test_a_misspelt_folder_is_not_quietly_a_name_on_the_hub(models, work: Path) -> None:
+    (work / "models").mkdir()
+    models[1].rename(work / "models" / "code")
+    merge = merge_of(models[0], "models/cod", "models/other-things", folder=work)
+    first, second = preflight.look(merge, WorkerOptions(), everything=False)
+    assert first == (
+        "models/cod: no such folder here, so it is taken for one of the hub "
+        "(did you mean 'models/code'?)"
+    )
+    assert second == "on the hub, so nobody looked into it yet: models/cod, models/other-things"
+
+
+def told(models, work: Path, **options) -> list[str]:
+    merge = merge_of(*models, folder=work)
+    return preflight.look(merge, WorkerOptions(**options), everything=False)
+
+
+def test_a_disk_or_a_quota_that_is_too_small(models, work: Path, monkeypatch) -> None:
+    """What jobs ask for only when they run, and of quotas never."""
+    spare, most = space.SPARE_BYTES, quota.Limit(0, hard=1 << 20)
+    monkeypatch.setattr(space, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(OutputError, match="are free there"):
+        told(models, work)
+    monkeypatch.setattr(space, "SPARE_BYTES", spare)
+    monkeypatch.setattr(space, "quotas_of", lambda folder: (quota.Quota("user anna", most),))
+    with pytest.raises(OutputError, match="left of the quota of user anna there"):
+        told(models, work)
+    monkeypatch.setattr(
+        space, "quotas_of", lambda folder: (quota.Quota("user anna", quota.Limit(soft=1)),)
+    )
+    (warning,) = told(models, work)
+    assert warning.startswith(f"{work}/out: ") and "soft limit of user anna" in warning
+
+
+def test_what_stands_in_the_way_is_told_before_a_job_waits_for_it(models, work: Path) -> None:
+    merge = merge_of(*models, folder=work)
+    out = work / "out"
+    out.write_bytes(b"")
+    with pytest.raises(OutputError, match="out: is a file"):
+        preflight.look(merge, WorkerOptions(), everything=True)
+    out.unlink()
+    out.mkdir()
+    assert preflight.look(merge, WorkerOptions(), everything=True) == []
+    (out / ".merge-partial").mkdir()
+    assert preflight.look(merge, WorkerOptions(), everything=True) == []
+    (out / "thesis.tex").touch()
+    with pytest.raises(OutputError, match=r"not empty.*thesis\.tex"):
+        preflight.look(merge, WorkerOptions(), everything=True)
+    (out / "merge_manifest.json").write_text("{}")  # the worker knows what it may replace
+    assert preflight.look(merge, WorkerOptions(), everything=True) == []
+
+
+def test_inputs_are_no_place_for_a_result(models, work: Path) -> None:
+    words = [f"{models[0]}/out", *map(str, models)]
+    merge = read_source(words, MergeOptions(), None, str(work))
+    with pytest.raises(OutputError, match="is inside the input"):
+        preflight.look(merge, WorkerOptions(), everything=True)
+
+
+def test_what_is_finished_or_elsewhere_needs_no_room(models, work: Path, monkeypatch) -> None:
+    monkeypatch.setattr(space, "SPARE_BYTES", 1 << 60)
+    (work / "out").mkdir()
+    (work / "out" / "merge_manifest.json").write_text("{}")
+    assert told(models, work) == []
+    with pytest.raises(OutputError):
+        told(models, work, overwrite=True)
+    merge = read_source(["/gone/out", *map(str, models)], MergeOptions(), None, str(work))
+    assert preflight.look(merge, WorkerOptions(), everything=False) == []
+
+
+def test_on_this_machine_absence_is_an_error(models, work: Path) -> None:
+    with pytest.raises(InputError):
+        merge = merge_of(models[0], "/gone", folder=work)
+        preflight.look(merge, WorkerOptions(), everything=True)
+
+
+def test_relative_paths_of_a_recipe_start_here(models, work: Path, monkeypatch) -> None:
+    recipe = work / "r.yml"
+    recipe.write_text(
+        "merge_method: linear\nmodels: [{model: m1}, {model: ./m2}]\nparameters: {weight: 1}\n"
+    )
+    merge = read_source([str(recipe)], MergeOptions(), None, str(work))
+    monkeypatch.chdir("/")
+    assert preflight.look(merge, WorkerOptions(), everything=False) == []

@@ -1,0 +1,150 @@
+"""Options derive from dataclass fields: flags, values of every origin, faults in words."""
+
+import dataclasses
+import datetime
+import inspect
+
+import pytest
+
+from merge_launch import backends
+from merge_launch.settings.groups import CheckOptions, JobOptions, MergeOptions, WorkerOptions
+from merge_launch.settings.options import Fault, Shape, option, options_of, parameters, read
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    size: int = option(1, Shape("a number", minimum=1))
+    word: str | None = option(None, Shape("a word", "-w", pattern="a+", form="some a"))
+    lines: tuple[str, ...] = option((), Shape("lines"))
+    deep_switch: bool = option(False, Shape("a switch"))
+    untold: int = 0
+
+
+SIZE, WORD, LINES, SWITCH = options_of(Group)
+
+
+def test_names() -> None:
+    assert [each.flag for each in options_of(Group)] == [
+        "--size",
+        "--word",
+        "--lines",
+        "--deep-switch",
+    ]
+    assert SWITCH.variable == "MERGE_LAUNCH_DEEP_SWITCH"
+
+
+@pytest.mark.parametrize(
+    ("which", "given", "value"),
+    [
+        (SIZE, "3", 3),
+        (SIZE, 3, 3),
+        (WORD, "aa", "aa"),
+        (LINES, ["x", "y z"], ("x", "y z")),
+        (LINES, "x\ny z\n", ("x", "y z")),
+        (SWITCH, True, True),
+        (SWITCH, "no", False),
+        (SWITCH, "1", True),
+    ],
+)
+def test_values(which, given, value) -> None:
+    assert read(which, given) == value
+
+
+@pytest.mark.parametrize(
+    ("which", "given", "words"),
+    [
+        (SIZE, "three", "must be a whole number"),
+        (SIZE, "1.5", "must be a whole number"),
+        (SIZE, True, "must be a whole number"),
+        (SIZE, 0, "must be at least 1"),
+        (WORD, "b", "must be some a"),
+        (WORD, "aa\n", "must be some a"),
+        (WORD, ["a"], "must be text"),
+        (LINES, 3, "must be a list of texts"),
+        (LINES, [1], "must be a list of texts"),
+        (LINES, ["\0"], "holds a NUL"),
+        (SWITCH, "perhaps", "must be true or false"),
+    ],
+)
+def test_faults(which, given, words) -> None:
+    with pytest.raises(Fault, match=words):
+        read(which, given)
+
+
+def test_a_time_of_day_in_toml_is_a_walltime() -> None:
+    resources = backends.get("pbs").resources
+    walltime = next(each for each in options_of(resources) if each.name == "walltime")
+    assert read(walltime, datetime.time(12, 30)) == "12:30:00"
+
+
+def test_a_type_that_no_option_has_fails_loudly() -> None:
+    @dataclasses.dataclass
+    class Wrong:
+        ratio: float = option(0.5, Shape("no such thing"))
+
+    with pytest.raises(TypeError, match="float"):
+        options_of(Wrong)
+
+
+def test_parameters_are_not_given_unless_typed() -> None:
+    made = parameters([Group])
+    assert [each.name for each in made] == ["size", "word", "lines", "deep_switch"]
+    assert {each.default for each in made} == {None}
+    assert {each.kind for each in made} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_no_option_of_a_backend_hides_a_shared_one(name: str) -> None:
+    shared = [
+        each.name
+        for group in (MergeOptions, JobOptions, WorkerOptions, CheckOptions)
+        for each in options_of(group)
+    ]
+    own = [each.name for each in options_of(backends.get(name).resources)]
+    assert len(shared) == len(set(shared))
+    assert not set(shared) & set(own)
+
+
+def test_help_has_no_names_of_types(launch) -> None:
+    for name in (*backends.names(), "check"):
+        _, _, options = launch(name, "--help").out.partition("\nOptions:\n")
+        assert "--device auto|cpu|" in options and "<str>" not in options
+
+
+def test_the_worker_takes_what_we_hand_on() -> None:
+    from merge_worker.cli import _parser
+
+    given = WorkerOptions(
+        device="cuda:1",
+        threads=2,
+        memory="4GiB",
+        shard_size="5GB",
+        dtype="float32",
+        missing="copy",
+        surplus="drop",
+        include="mlp,lm_head",
+        exclude="mlp.gate",
+        dequantize=True,
+        prune_downloads=True,
+        push="org/merged",
+        overwrite=True,
+        no_resume=True,
+        sha256=True,
+        seed=3,
+        deadline="12:00:00",
+        progress="plain",
+        allow_nonfinite=True,
+        trust_remote_code=True,
+        strict=True,
+    )
+    assert all(getattr(given, each.name) for each in options_of(WorkerOptions)), "set each of them"
+    words = ["merge", "recipe.yml", "out", *given.argv()]
+    found = vars(_parser(words).parse_args(words))
+    for each in options_of(WorkerOptions):
+        value = getattr(given, each.name)
+        assert found[each.name] in (value, [value]), each.flag
+
+
+def test_nothing_is_handed_on_unasked() -> None:
+    assert WorkerOptions().argv() == ()
+    assert WorkerOptions(seed=0).argv() == ("--seed=0",)

@@ -1,0 +1,108 @@
+"""Records: several processes at once, what shells complete, and following with an interrupt."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from merge_launch.tracking import logs, records
+from merge_launch.tracking.records import Record
+from support.paths import SOURCES
+
+ROOT = Path(records.__file__).parents[1]
+
+
+def test_several_processes_write_at_once(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    code = (
+        "import sys; from merge_launch.tracking import records\n"
+        "for n in range(20):\n"
+        "    for name in ('own' + sys.argv[1], 'shared'):\n"
+        "        records.keep(records.Record(f'{name}-{n}', 'pbs', '', '/out' * 200, '/log'))\n"
+        "        held, faults = records.load()\n"
+        "        assert not faults, faults\n"
+    )
+    env = {**os.environ, "PYTHONPATH": SOURCES}
+    argv = [sys.executable, "-c", code]
+    processes = [subprocess.Popen([*argv, str(number)], env=env) for number in range(3)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]
+    held, faults = records.load()
+    assert (len(held), faults) == (4 * 20, [])
+    assert not [path for path in records.folder().iterdir() if path.suffix != ".json"]
+
+
+def test_keys_of_a_later_version_are_left_alone() -> None:
+    record = Record("5", "pbs", "", "/out", "/log", name="soup")
+    records.keep(record)
+    path = records.file_of(record)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
+    assert records.find("soup").job_id == "5"
+
+
+def test_the_same_id_of_two_schedulers() -> None:
+    for backend in ("pbs", "slurm"):
+        records.keep(Record("34", backend, "", f"/{backend}", "/log"))
+    assert len(records.load()[0]) == 2
+    assert records.find("/slurm").backend == "slurm"
+
+
+def test_a_damaged_record_does_not_hide_the_others(launch) -> None:
+    records.keep(Record("5", "pbs", "", "/out", "/log", state="DONE"))
+    (records.folder() / "pbs.6.json").write_text("{")
+    done = launch("jobs")
+    assert done.code == 0
+    assert "pbs.6.json: not a readable record" in done.err
+    assert done.out.splitlines()[1].startswith("5 ")
+
+
+def test_no_jobs_yet(launch) -> None:
+    done = launch("jobs")
+    assert (done.code, done.err) == (0, "merge-launch: nothing was submitted from here yet\n")
+    done = launch("jobs", "--json")
+    assert (done.code, done.out, done.err) == (0, "[]\n", "")
+
+
+def test_a_beginning_of_many_ids(launch) -> None:
+    for number in range(1, 7):
+        records.keep(Record(f"1{number}", "pbs", "", "/out", "/log", submitted_s=number))
+    done = launch("status", "1")
+    assert done.code == 2
+    assert "1: 6 jobs begin so (16, 15, 14, 13 and 2 more); say more of it" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("merge-launch logs so", ["soup"]),
+        ("merge-launch logs 3", ["34.server"]),
+        ("merge-launch pbs --dialect po", ["polaris"]),
+        ("merge-launch pbs --profile gadi-", ["gadi-a100"]),
+        ("merge-launch slurm --engine mergekit", ["mergekit"]),
+    ],
+)
+def test_the_shell_completes(words: str, found: list[str]) -> None:
+    records.keep(Record("34.server", "pbs", "", "/out", "/log", name="soup"))
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    code = "import sys; sys.argv[0] = 'merge-launch'; from merge_launch import cli; cli.main()"
+    env = {
+        **os.environ,
+        "PYTHONPATH": SOURCES,
+        "_MERGE_LAUNCH_COMPLETE": "complete_bash",
+        **asked,
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == found, done.stderr
+
+
+def test_an_interrupt_leaves_the_job_alone(launch, fakes, models, monkeypatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logs, "follow", interrupted)
+    done = launch("pbs", "out", *models, "--follow")
+    assert done.code == 0
+    assert "the job goes on; to cancel it: merge-launch cancel 12.pbs-server" in done.err
+    assert not [call for call in fakes.calls() if call.startswith("qdel")]

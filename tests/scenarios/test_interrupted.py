@@ -1,0 +1,186 @@
+"""Killed at any moment, the same command goes on, and the end is byte for byte the same."""
+
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from merge_worker.errors import Stopped
+from merge_worker.output.files import PARTIAL
+from merge_worker.output.store import Store
+from merge_worker.system.signals import Stop
+from support.forked_process import Fork, Forks
+from support.recipes import average, digest, one_tensor_models, plan_of, stream_into
+
+ROOT = Path(__file__).resolve().parents[2]
+WITHIN_S = 10.0
+"""Five, and as many for machines that others load."""
+SLOW = ("--threads", "1", "--memory", "2MiB", "--shard-size", "6MB", "--progress", "off")
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> list[Path]:
+    """Models that a process at its slowest needs some tenths of a second for."""
+    return one_tensor_models(tmp_path, 10_000_000, count=3)
+
+
+def command(out: Path, models: list[Path], method: str = "linear") -> list[object]:
+    return ["average", out, *models, "--method", method, *SLOW]
+
+
+def begun(out: Path, fork: Fork) -> None:
+    """Wait until the first piece is in the journal."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and fork.running():
+        if any(path.stat().st_size for path in (out / PARTIAL).glob("journal-*")):
+            return
+        time.sleep(0.002)
+
+
+def check_unfinished(out: Path) -> None:
+    """Until the manifest is there, nothing looks like a model."""
+    if out.exists() and not (out / "merge_manifest.json").exists():
+        names = {path.name for path in out.iterdir()}
+        assert not ({"config.json", "model.safetensors.index.json"} <= names)
+
+
+def kill_until_done(
+    forks: Forks, words: list[object], out: Path, numbers: list[int], most: int = 5
+) -> None:
+    """Start, kill after a random while, start again; let it end after so many times."""
+    chance = random.Random(most)
+    killed = 0
+    while True:
+        fork = forks.start(*words)
+        if killed < most:
+            if chance.random() < 0.7:
+                begun(out, fork)
+            time.sleep(chance.random() * 0.25)
+            fork.kill(chance.choice(numbers))
+        ended = fork.wait()
+        assert "Traceback" not in ended.err
+        # In the first milliseconds Python itself has not begun to listen.
+        assert ended.code in (0, 75, -signal.SIGKILL, -signal.SIGTERM), ended
+        if ended.code == 0:
+            return
+        check_unfinished(out)
+        killed += 1
+
+
+@pytest.mark.parametrize("method", ["linear", "centred"])
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGKILL]])
+@pytest.mark.usefixtures("centred_method")
+def test_killed_at_random_moments(
+    tmp_path: Path, big: list[Path], forks: Forks, method: str, numbers: list[int]
+) -> None:
+    out = tmp_path / "out"
+    kill_until_done(forks, command(out, big, method), out, numbers)
+    assert average(tmp_path / "whole", big, "--method", method, "--shard-size", "6MB") == 0
+    assert digest(out) == digest(tmp_path / "whole")
+    assert not list(out.glob(".merge-partial*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_polite_signal(
+    tmp_path: Path, big: list[Path], forks: Forks, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    fork = forks.start(*command(out, big))
+    begun(out, fork)
+    began = time.monotonic()
+    fork.kill(number)
+    ended = fork.wait()
+    assert time.monotonic() - began < WITHIN_S
+    assert ended.code == 75, ended
+    assert re.fullmatch(
+        rf"(warning: .*\n)*merge-worker: stopped by {number.name} at \d+ %; nothing is lost, "
+        r"run the same command again to continue\n",
+        ended.err,
+    )
+    assert not list((out / PARTIAL).glob("lock-*"))
+    again = forks.start(*command(out, big)[:-1], "plain").wait()
+    assert again.code == 0 and "continuing at" in again.err
+
+
+def test_a_signal_at_any_time(tmp_path: Path, big: list[Path], forks: Forks) -> None:
+    """Also while it plans, and while it finishes."""
+    for turn in range(8):
+        out = tmp_path / f"out{turn}"
+        fork = forks.start(*command(out, big))
+        time.sleep(0.02 * turn**2)
+        fork.kill(signal.SIGTERM)
+        ended = fork.wait()
+        # In the first milliseconds Python itself has not begun to listen.
+        assert ended.code in (0, 75) or (turn == 0 and ended.code == -signal.SIGTERM), ended
+        assert ended.code != 75 or ended.err.count("merge-worker: ") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", range(5))
+def test_killed_many_times(tmp_path: Path, big: list[Path], forks: Forks, turn: int) -> None:
+    out = tmp_path / "out"
+    kill_until_done(forks, command(out, big), out, [signal.SIGKILL, signal.SIGTERM], 12 + turn)
+    assert average(tmp_path / "whole", big, "--shard-size", "6MB") == 0
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.6, 1.2, 2.5])
+def test_a_real_process(tmp_path: Path, big: list[Path], after_s: float) -> None:
+    """Also while torch loads, which takes seconds."""
+    words = [sys.executable, "-m", "merge_worker", *map(str, command(tmp_path / "out", big))]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(after_s)
+        process.terminate()
+        began = time.monotonic()
+        _, text = process.communicate()
+    assert time.monotonic() - began < WITHIN_S
+    assert process.returncode in (0, 75), text
+    told = [line for line in text.splitlines() if line.startswith("merge-worker: ")]
+    assert process.returncode == 0 or ("stopped by SIGTERM" in text and len(told) == 1), text
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_killed_ranks(tmp_path: Path, big: list[Path], forks: Forks) -> None:
+    out = tmp_path / "out"
+    chance = random.Random(5)
+    for _ in range(10):
+        ranks = [
+            forks.start(*command(out, big), env={"RANK": str(n), "WORLD_SIZE": "3"})
+            for n in range(3)
+        ]
+        time.sleep(chance.random() * 0.4)
+        for fork in chance.sample(ranks, chance.randrange(1, 4)):
+            fork.kill()
+        assert all(fork.wait().code in (0, -signal.SIGKILL) for fork in ranks)
+        check_unfinished(out)
+    ended = [
+        fork.wait()
+        for fork in [
+            forks.start(*command(out, big), env={"RANK": str(n), "WORLD_SIZE": "3"})
+            for n in range(3)
+        ]
+    ]
+    assert [one.code for one in ended] == [0, 0, 0], ended
+    assert average(tmp_path / "whole", big, "--shard-size", "6MB") == 0
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+def test_a_signal_ends_the_check_of_what_is_there(tmp_path: Path, big: list[Path]) -> None:
+    """Reading terabytes back must not keep a job from ending when it is told to."""
+    plan = plan_of(big)
+    stream_into(tmp_path / "out", plan)
+    store = Store(tmp_path / "out", plan)
+    store.read_journals()
+    store.open()
+    stop = Stop()
+    stop.set("stopped by SIGTERM")
+    with pytest.raises(Stopped, match="stopped by SIGTERM; run the same command again"):
+        store.drop_damaged(2, stop)
+    store.close()

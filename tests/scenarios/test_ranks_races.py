@@ -1,0 +1,203 @@
+"""What ranks see of each other at awkward moments: no half of a state is taken for a fault.
+
+The other ranks do their part inside a call of the one that is looked at.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merge_worker.engine import run
+from merge_worker.errors import OutputError, Stopped
+from merge_worker.output import manifest, target
+from merge_worker.output import store as store_module
+from merge_worker.output.files import MANIFEST, PARTIAL
+from merge_worker.output.journal import COMMITTING, read_key
+from merge_worker.output.lock import Busy, Lock
+from merge_worker.output.store import Store, remove_partial
+from merge_worker.output.target import State, survey
+from merge_worker.planning.plan import Plan
+from support.recipes import average, one_tensor_models, plan_of, stream_into
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> list[Path]:
+    return one_tensor_models(tmp_path, 1_400_000)
+
+
+@pytest.fixture
+def plan(big: list[Path]) -> Plan:
+    return plan_of(big, threads=1, memory_bytes=2 << 20)
+
+
+@pytest.fixture
+def half(tmp_path: Path, plan: Plan) -> Path:
+    """A merge that was stopped."""
+    with pytest.raises(Stopped):
+        stream_into(tmp_path / "half", plan, stop_after=3)
+    return tmp_path / "half"
+
+
+@pytest.fixture
+def before(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, Callable[[], object]], None]:
+    """Have something happen once, just before a function of a module is called."""
+
+    def patch(module: Any, name: str, act: Callable[[], object]) -> None:
+        real, left = getattr(module, name), [act]
+
+        def late(*words: Any, **named: Any) -> Any:
+            if left:
+                left.pop()()
+            return real(*words, **named)
+
+        monkeypatch.setattr(module, name, late)
+
+    return patch
+
+
+@pytest.mark.parametrize("moment", ["read_key", "committing", "read_manifest"])
+def test_others_finish_while_one_looks(
+    moment: str, plan: Plan, big: list[Path], half: Path, before: Any
+) -> None:
+    before(target, moment, lambda: average(half, big))
+    found = survey(plan, half, overwrite=False, resume=True)
+    assert found.state is State.FINISHED
+
+
+def test_others_rename_while_one_looks(plan: Plan, half: Path, before: Any) -> None:
+    """Shards have their names, the manifest is not there yet."""
+
+    def renamed() -> None:
+        (half / PARTIAL / COMMITTING).write_text('{"replaces": []}')
+        shard = plan.layout.shards[0].name
+        (half / PARTIAL / f"{shard}.partial").rename(half / shard)
+
+    before(target, "read_manifest", renamed)
+    assert survey(plan, half, overwrite=False, resume=True).state is State.COMMIT
+
+
+def test_files_of_others_are_refused_all_the_same(plan: Plan, half: Path, before: Any) -> None:
+    before(target, "read_manifest", (half / "thesis.txt").touch)
+    with pytest.raises(OutputError, match=r"not empty, and not of a merge of ours: thesis\.txt"):
+        survey(plan, half, overwrite=False, resume=True)
+
+
+def test_somebody_who_never_ends(plan: Plan, half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, count = manifest.read_manifest, iter(range(1000))
+
+    def busy(out: Path) -> Any:
+        (half / f"file-{next(count)}").touch()
+        return real(out)
+
+    monkeypatch.setattr(target, "read_manifest", busy)
+    with pytest.raises(OutputError, match="somebody else writes here"):
+        survey(plan, half, overwrite=False, resume=True)
+
+
+def test_the_key_is_there_while_an_older_merge_goes_away(
+    half: Path, big: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = plan_of(big[::-1], threads=1, memory_bytes=2 << 20)
+    seen, real = [], Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        real(path, missing_ok)
+        seen.append(read_key(half / PARTIAL))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    old = read_key(half / PARTIAL)
+    Store(half, other).prepare()
+    assert old and set(seen) == {old}
+    assert read_key(half / PARTIAL) == other.key
+
+
+@pytest.mark.parametrize("moment", ["_lock", "refuse_others", "survey"])
+def test_who_begins_after_the_end(
+    moment: str,
+    half: Path,
+    big: list[Path],
+    before: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It had looked at OUT before the end, and leaves nothing there."""
+
+    def others() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("RANK")
+            assert average(half, big) == 0
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before(run, moment, others)
+    assert average(half, big) == 0
+    told = capsys.readouterr().out
+    assert "this merge is already there" in told or "another rank finishes" in told
+    assert not list(half.glob(".merge-partial*"))
+
+
+def test_a_lock_of_the_end_that_a_dead_run_has_left(
+    half: Path, plan: Plan, big: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody finishes, so an error is told."""
+    lock = half / PARTIAL / "lock-finish"
+    with Lock(lock, plan.key):
+        text = lock.read_text()
+    lock.write_text(text.replace('"started": ', '"started": 1'))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def full(*words: object) -> None:
+        raise OutputError("no space")
+
+    monkeypatch.setattr(Store, "open", full)
+    assert average(half, big) == 4
+
+
+def test_a_manifest_that_goes_away_while_it_is_read(
+    half: Path, big: list[Path], before: Any
+) -> None:
+    assert average(half, big) == 0
+    before(manifest, "read_json", (half / MANIFEST).unlink)
+    assert manifest.read_manifest(half) is None
+
+
+def test_two_take_the_folder_away(half: Path, plan: Plan, before: Any) -> None:
+    before(store_module.os, "urandom", Store(half, plan).remove)
+    remove_partial(half)
+    assert not list(half.glob(".merge-partial*"))
+
+
+def test_who_opens_shards_while_another_renames_them(plan: Plan, half: Path) -> None:
+    """Were the other killed now, a file of zeros would become a shard of the result."""
+    folder, shard = half / PARTIAL, plan.layout.shards[0].name
+    (folder / COMMITTING).write_text('{"replaces": []}')
+    (folder / f"{shard}.partial").rename(half / shard)
+    late = Store(half, plan)
+    with pytest.raises(OutputError, match="another rank has just finished"):
+        late.open()
+    late.close()
+    assert not list(folder.glob("*.partial"))
+
+
+def test_the_finisher_dies_while_one_asks_for_its_lock(
+    half: Path, plan: Plan, big: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then that one finishes."""
+    real, left = run._lock, ["finish"]
+
+    def lock(store: Store, name: str) -> Lock:
+        if name in left:
+            left.remove(name)
+            raise Busy("another merge writes here")
+        return real(store, name)
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert average(half, big) == 0
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(run, "_lock", lock)
+    assert average(half, big) == 0 and not left
+    assert (half / MANIFEST).exists()

@@ -1,0 +1,125 @@
+"""A signal of the scheduler in any phase: ended with 75 within five seconds, and nothing lost."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from merge_worker.errors import InputError, Stopped
+from support.forked_process import Forks
+from support.recipes import average, digest, one_tensor_models
+
+PHASES = {
+    "reads the headers": "merge_worker.planning.plan open_all",
+    "plans": "merge_worker.planning.plan lay_out",
+    "looks at OUT": "merge_worker.engine.run survey",
+    "takes the lock": "merge_worker.engine.run refuse_others",
+    "takes over journals": "merge_worker.output.store Store.read_journals",
+    "begins to read ahead": "merge_worker.engine.one_pass ReadAhead.__enter__",
+    "starts its lanes": "merge_worker.engine.stream Engine.run",
+    "reads": "merge_worker.checkpoint.reader Files.read",
+    "looks": "merge_worker.engine.lane Lane.look",
+    "merges": "merge_worker.engine.lane Lane.merge",
+    "writes": "merge_worker.output.store Store.write",
+    "forces bytes to the storage": "merge_worker.output.store Store.sync",
+    "checksums the result": "merge_worker.output.commit _outputs",
+    "hashes the result": "merge_worker.output.commit Hashes.finish",
+    "writes side files": "merge_worker.output.commit commit",
+    "cleans up": "merge_worker.output.store Store.remove",
+}
+KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+WITHIN_S = 10.0
+"""Five, and as many for machines that others load."""
+pytestmark = pytest.mark.usefixtures("centred_method")
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return one_tensor_models(tmp_path_factory.mktemp("big"), 2_600_000)
+
+
+@pytest.fixture(scope="module")
+def whole(big: list[Path], forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert forks.start(*command(out, big)).wait().code == 0
+    return out
+
+
+def command(out: Path, models: list[Path]) -> list[object]:
+    options = ["--method", "centred", "--memory", "2MiB", "--threads", 1, "--sha256"]
+    return ["average", out, *models, *options, "--progress", "off"]
+
+
+def stopped(forks: Forks, words: list[object], hurt: str) -> tuple[int, float, str]:
+    """How it ended, how long after the signal, and what it said."""
+    fork = forks.start(*words, env={"SIGNAL_IN": hurt})
+    ended = fork.wait()
+    seconds = time.monotonic() - float(fork.place.with_suffix(".at").read_text())
+    told = [line for line in ended.err.splitlines() if not line.startswith("warning: ")]
+    return ended.code, seconds, "\n".join(told)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("phase", PHASES)
+def test_any_phase(
+    tmp_path: Path, big: list[Path], whole: Path, forks: Forks, phase: str, kind: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    code, seconds, told = stopped(forks, command(out, big), f"{PHASES[phase]} {int(kind)} 0")
+    assert code == 75 and seconds < WITHIN_S, told
+    assert "run the same command" in told and "\n" not in told, told
+    assert forks.start(*command(out, big)).wait().code == 0
+    assert digest(out) == digest(whole)
+
+
+@pytest.mark.parametrize("phase", ["merges", "hashes the result"])
+def test_what_takes_minutes_does_not_keep_it(
+    tmp_path: Path, big: list[Path], whole: Path, forks: Forks, phase: str
+) -> None:
+    """A matrix at work, a file that is read back: the other threads are not waited for."""
+    out = tmp_path / "out"
+    hurt = f"{PHASES[phase]} {int(signal.SIGTERM)} 60"
+    code, seconds, told = stopped(forks, command(out, big), hurt)
+    assert code == 75 and seconds < WITHIN_S, told
+    assert "stopped by SIGTERM" in told
+    assert forks.start(*command(out, big)).wait().code == 0
+    assert digest(out) == digest(whole)
+
+
+@pytest.mark.parametrize("place", ["merge_worker.cli relax", "os _exit"])
+def test_a_signal_when_all_is_done(
+    tmp_path: Path, big: list[Path], forks: Forks, place: str
+) -> None:
+    """The answer is out, or on its way to busy storage; nothing is left that could be stopped."""
+    out = tmp_path / "out"
+    code, _, told = stopped(forks, command(out, big), f"{place} {int(signal.SIGTERM)} 0")
+    assert (code, told) == (0, "")
+    assert (out / "merge_manifest.json").exists()
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, InputError])
+def test_a_signal_that_becomes_another_error(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """As the start of an extension module does with what its handler raises."""
+
+    def half_imported(*words: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Stopped:
+            raise error("partially initialized module") from None
+
+    monkeypatch.setattr("merge_worker.planning.plan.open_all", half_imported)
+    assert average(tmp_path / "out", models) == 75
+    monkeypatch.undo()
+    assert average(tmp_path / "out", models) == 0
+
+
+def test_who_was_told_to_stop_in_this_process_is_not_killed_later(
+    tmp_path: Path, big: list[Path]
+) -> None:
+    assert average(tmp_path / "out", big) == 0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

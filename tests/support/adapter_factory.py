@@ -1,0 +1,74 @@
+"""Adapters made and judged by PEFT: what it trains, saves, merges and loads again."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from support.checkpoint_factory import make_model
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def save_base(folder: Path, model_type: str = "llama", **config: Any) -> Path:
+    """A float32 base as transformers saves it."""
+    make_model(model_type, **config).float().save_pretrained(folder)
+    return folder
+
+
+def load_base(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def adapt(base: Path, out: Path, seed: int = 0, **config: Any) -> Path:
+    """An adapter on `base` that PEFT saved, after every trainable value was moved."""
+    from peft import LoraConfig, get_peft_model
+
+    config.setdefault("r", 4)
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(load_base(base), LoraConfig(task_type="CAUSAL_LM", **config))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.requires_grad:
+                    noise = torch.randn(weight.shape, generator=generator)
+                    weight.add_(noise, alpha=0.05 if "magnitude" not in name else 0.01)
+        model.save_pretrained(out)
+    return out
+
+
+def on_base(base: Path, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(load_base(base), adapter)
+
+
+def merged_by_peft(base: Path, adapter: Path, out: Path) -> Path:
+    """`merge_and_unload` in float32, saved by transformers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        on_base(base, adapter).merge_and_unload().save_pretrained(out)
+    return out
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return config, load_file(folder / "adapter_model.safetensors")
+
+
+def write_adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
+    save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -1,0 +1,76 @@
+"""A mount that fails as networks of disks do, by tests/fakes/fuse_disk.py, where root may mount."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from support.small_disks import run
+
+SERVER = Path(__file__).resolve().parents[1] / "fakes" / "fuse_disk.py"
+
+
+@dataclass
+class Mount:
+    """`place` shows what is in `store`, and what `faults` says goes wrong."""
+
+    store: Path
+    place: Path
+    faults: Path
+    servers: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def mount(self) -> None:
+        """Again, if it was lost. Skips where the system does not let us."""
+        argv = [sys.executable, "-I", str(SERVER), *map(str, (self.store, self.place, self.faults))]
+        server = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.servers.append(server)
+        assert server.stdout is not None
+        said = server.stdout.readline().strip()
+        if said != "mounted":
+            pytest.skip(f"FUSE cannot be mounted here: {said}")
+
+    def fails(self, *faults: str) -> None:
+        """From now on; nothing if there are none."""
+        self.faults.with_suffix(".met").unlink(missing_ok=True)
+        self.faults.with_suffix(".new").write_text("\n".join(faults))
+        self.faults.with_suffix(".new").replace(self.faults)
+
+    @property
+    def met(self) -> bool:
+        """Whether one of them has happened."""
+        return self.faults.with_suffix(".met").exists()
+
+    def vanish(self) -> None:
+        """As if the network were cut: the mount stays, and nobody is behind it."""
+        self.servers[-1].send_signal(signal.SIGKILL)
+        self.servers[-1].wait(10)
+
+    def unmount(self) -> None:
+        run("umount", "-l", str(self.place))
+        for server in self.servers:
+            server.kill()
+            server.wait(10)
+            if server.stdout is not None:
+                server.stdout.close()
+        self.servers.clear()
+
+    def again(self) -> None:
+        self.unmount()
+        self.fails()
+        self.mount()
+
+
+def make_mount(folder: Path) -> Mount:
+    """A fresh one below `folder`. Skips with the reason where there can be none."""
+    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+        pytest.skip("only root may mount FUSE, where the kernel has it")
+    made = Mount(folder / "store", folder / "mount", folder / "faults")
+    made.store.mkdir(parents=True)
+    made.place.mkdir()
+    made.fails()
+    made.mount()
+    return made

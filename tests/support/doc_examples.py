@@ -1,0 +1,102 @@
+"""README and the pages under docs/ as programs: their named blocks are files, their commands run.
+
+A `bash` block has commands that succeed. A `console` block has commands behind `$` and what they
+print, which may be an error; a line `…` stands for any lines.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from support.paths import SOURCES
+
+ROOT = Path(__file__).resolve().parents[2]
+_BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_OTHER_EACH_TIME = (
+    (re.compile(r"[\d.]+ (s\b|GiB/s)"), "#"),
+    (re.compile(r"^(memory +).*", re.MULTILINE), r"\1#"),
+    (re.compile(r"[\d.]+( KiB, as the manifest)"), r"#\1"),
+    (re.compile(r"[\d.]+ [KMGT]iB free"), "# free"),
+)
+
+
+class Block(NamedTuple):
+    kind: str
+    name: str
+    text: str
+
+
+class Said(NamedTuple):
+    command: str
+    expected: str | None
+    code: int
+    out: str
+    err: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(*found) for found in _BLOCK.findall(page.read_text(encoding="utf-8"))]
+
+
+def programs(folder: Path) -> str:
+    """PATH with merge-launch, merge-worker and the tests' python3 in front."""
+    folder.mkdir()
+    ours = f"PYTHONPATH={SOURCES} exec {sys.executable} -m"
+    for name, text in {
+        # No Beaker is there: its job is printed.
+        "merge-launch": f'[ "$1" != beaker ] || export MERGE_LAUNCH_DRY_RUN=1\n{ours} merge_launch',
+        "merge-worker": f"{ours} merge_worker",
+        # A link would lose the environment that the interpreter belongs to.
+        "python3": f"exec {sys.executable}",
+    }.items():
+        (folder / name).write_text(f'#!/bin/bash\n{text} "$@"\n')
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def walk(page: Path, folder: Path, variables: Mapping[str, str]) -> Iterator[Said]:
+    """Every command of the page in its order, run in the folder."""
+    for kind, name, text in blocks(page):
+        if name:
+            (folder / name).write_text(text, encoding="utf-8")
+        if kind == "bash":
+            for command in text.replace("\\\n", "").splitlines():
+                yield _run(command, None, folder, variables)
+        elif kind == "console":
+            for session in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+                command, _, expected = session.partition("\n")
+                yield _run(command, expected, folder, variables)
+
+
+def _run(command: str, expected: str | None, folder: Path, variables: Mapping[str, str]) -> Said:
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PWD": str(folder), **variables},
+        timeout=300,
+    )
+    return Said(command, expected, done.returncode, done.stdout, done.stderr)
+
+
+def wrong(said: Said, folder: Path, shown_as: str) -> str | None:
+    """What the page does not say rightly of a command, or None."""
+    if said.expected is None:
+        return f"{said.command}\n{said.out}{said.err}" if said.code else None
+    printed = _masked((said.err + said.out).replace(str(folder), shown_as))
+    lines = [re.escape(line) for line in _masked(said.expected).splitlines()]
+    pattern = "\n".join(lines).replace("…\n", "(?:.*\n)*?").replace("\n…", "(?:\n.*)*")
+    if re.fullmatch(pattern, printed.rstrip("\n")):
+        return None
+    return f"{said.command}\nprinted\n{printed}\nthe page says\n{said.expected}"
+
+
+def _masked(text: str) -> str:
+    for pattern, to in _OTHER_EACH_TIME:
+        text = pattern.sub(to, text)
+    return text

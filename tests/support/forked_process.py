@@ -1,0 +1,191 @@
+"""Processes of merge-worker that start in milliseconds, because torch is loaded once.
+
+Run as a script, this is the parent: it loads the worker, and forks a child for every line of JSON
+on its standard input. The children are real processes with ids, signals and files of their own.
+"""
+
+import contextlib
+import importlib
+import json
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support.paths import SOURCES
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 300.0
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code, or minus the signal that killed it; what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Forks:
+    """The parent, seen from the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+        self.ended: dict[int, int] = {}
+        environment = {**os.environ, "PYTHONPATH": f"{SOURCES}{os.pathsep}{ROOT / 'tests'}"}
+        self.parent = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            bufsize=0,
+        )
+
+    def start(self, *words: object, env: Mapping[str, str] | None = None) -> "Fork":
+        self.count += 1
+        place = self.folder / str(self.count)
+        order = {"words": [str(w) for w in words], "env": dict(env or {}), "place": str(place)}
+        assert self.parent.stdin is not None
+        self.parent.stdin.write(json.dumps(order).encode() + b"\n")
+        deadline = time.monotonic() + PATIENCE_S
+        pid_file = place.with_suffix(".pid")
+        while not pid_file.exists() or not pid_file.read_text():
+            assert time.monotonic() < deadline and self.parent.poll() is None
+            time.sleep(0.002)
+        return Fork(self, int(pid_file.read_text()), place)
+
+    def collect(self, timeout_s: float) -> None:
+        assert self.parent.stdout is not None
+        ready, _, _ = select.select([self.parent.stdout], [], [], timeout_s)
+        if ready:
+            for line in self.parent.stdout.readline().splitlines():
+                pid, code = line.split()
+                self.ended[int(pid)] = int(code)
+
+    def close(self) -> None:
+        assert self.parent.stdin is not None and self.parent.stdout is not None
+        self.parent.stdin.close()
+        self.parent.wait(PATIENCE_S)
+        self.parent.stdout.close()
+
+
+class Fork(NamedTuple):
+    """One process of merge-worker."""
+
+    forks: Forks
+    pid: int
+    place: Path
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def read_bytes(self) -> int:
+        """What it read of its inputs, if COUNT_READS was set for it."""
+        note = self.place.with_suffix(".reads")
+        return int.from_bytes(note.read_bytes(), sys.byteorder) if note.exists() else 0
+
+    def running(self) -> bool:
+        self.forks.collect(0.0)
+        return self.pid not in self.forks.ended
+
+    def wait(self) -> Ended:
+        deadline = time.monotonic() + PATIENCE_S
+        while self.pid not in self.forks.ended:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"{self.place}: {self.place.with_suffix('.err').read_text()}")
+            self.forks.collect(0.1)
+        code = os.waitstatus_to_exitcode(self.forks.ended[self.pid])
+        # Killed at once, it may not even have opened them.
+        places = [self.place.with_suffix(end) for end in (".out", ".err")]
+        return Ended(code, *(place.read_text() if place.exists() else "" for place in places))
+
+
+def child(order: dict[str, Any]) -> None:
+    from merge_worker.cli import main
+
+    for number, end in ((1, ".out"), (2, ".err")):
+        fd = os.open(order["place"] + end, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(fd, number)
+    os.environ.update(order["env"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if order["env"].get("SIGNAL_IN"):
+        signal_in(*order["env"]["SIGNAL_IN"].split(), Path(order["place"] + ".at"))
+    if order["env"].get("COUNT_READS"):
+        count_reads(Path(order["place"] + ".reads"))
+    code = main(order["words"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def count_reads(note: Path) -> None:
+    """Keep the bytes of inputs that lanes began to read where a kill does not take them away."""
+    from merge_worker.checkpoint.reader import Files
+
+    note.write_bytes(bytes(8))
+    with note.open("r+b") as file:
+        counter = memoryview(mmap.mmap(file.fileno(), 8)).cast("Q")
+    real, lock = Files.read, threading.Lock()
+
+    def read(self: Files, path: str, offset: int, buffer: memoryview, *rest: Any) -> None:
+        with lock:
+            counter[0] += buffer.nbytes
+        real(self, path, offset, buffer, *rest)
+
+    Files.read = read  # type: ignore[method-assign]
+
+
+def signal_in(module: str, names: str, number: str, seconds: str, note: Path) -> None:
+    """Have the first call of a function send a signal to its process, and take so long itself."""
+    *path, name = names.split(".")
+    place: Any = importlib.import_module(module)
+    for part in path:
+        place = getattr(place, part)
+    real, first = getattr(place, name), threading.Lock()
+
+    def hurt(*words: Any, **named: Any) -> Any:
+        if first.acquire(blocking=False):
+            note.write_text(str(time.monotonic()))
+            os.kill(os.getpid(), int(number))
+            time.sleep(float(seconds))
+        return real(*words, **named)
+
+    setattr(place, name, hurt)
+
+
+def serve() -> None:
+    from merge_worker import cli
+    from merge_worker.engine import stream
+    from support import two_pass_method
+
+    assert cli and stream
+    two_pass_method.register()
+    while True:
+        ready, _, _ = select.select([sys.stdin], [], [], 0.01)
+        if ready:
+            line = sys.stdin.readline()
+            if not line:
+                return
+            order = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                child(order)
+            Path(order["place"]).with_suffix(".pid").write_text(str(pid))
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                print(pid, status, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,63 @@
+"""The fuzzer that looks for new paths through the worker's code, by atheris (pip install atheris).
+
+`python fuzz_guided.py KIND SEED COUNT FOLDER`: begins with what `fuzz_cases.py` makes, keeps in
+FOLDER what reached new code, and ends at the first case without an answer in words, which is kept
+there too. Not part of the tests; `scripts/fuzz` calls it.
+"""
+
+import contextlib
+import random
+import sys
+from pathlib import Path
+
+import atheris
+
+from support.fuzz_cases import BITS, MAKERS, WORDS
+
+with atheris.instrument_imports(include=["worker", "yaml", "pickletools", "zipfile"]):
+    from merge_worker.errors import WorkerError
+    from support import fuzz_runner
+
+    # What is imported late is followed only if that happens in here.
+    for early in range(200):
+        with contextlib.suppress(WorkerError):
+            fuzz_runner.READERS[sys.argv[1]](MAKERS[sys.argv[1]](random.Random(early)))
+
+SEEDS = 300
+LONGEST = 4096
+HANGS_S = 300
+"""On the clock, whatever else the machine does."""
+
+
+def words(folder: Path) -> Path:
+    """A dictionary of libFuzzer."""
+    file = folder / "words.dict"
+    raw = [word.encode(errors="surrogatepass") for word in (*WORDS, *BITS) if 0 < len(word) < 60]
+    lines = ["".join(f"\\x{byte:02x}" for byte in word) for word in raw]
+    file.write_text("".join(f'"{line}"\n' for line in lines))
+    return file
+
+
+def main(kind: str, seed: int, count: int, folder: Path) -> None:
+    kept = folder / kind
+    kept.mkdir(parents=True, exist_ok=True)
+    chance = random.Random(seed)
+    for number in range(SEEDS):
+        (kept / f"seed-{number}").write_bytes(MAKERS[kind](chance)[:LONGEST])
+
+    def one(case: bytes) -> None:
+        with contextlib.suppress(WorkerError):
+            fuzz_runner.timed(kind, case)
+
+    argv = [
+        sys.argv[0], f"-runs={count}", f"-seed={seed + 1}", f"-max_len={LONGEST}",
+        f"-timeout={HANGS_S}", f"-rss_limit_mb={fuzz_runner.MEMORY_BYTES >> 20}",
+        f"-dict={words(folder)}", f"-artifact_prefix={folder}/{kind}-found-", "-verbosity=1",
+        "-print_final_stats=1", str(kept),
+    ]  # fmt: skip
+    atheris.Setup(argv, one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -1,0 +1,130 @@
+"""Runs a merge method on tensors as the engine would, block by block, without files or threads."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from merge_worker import methods
+from merge_worker.dtypes import from_torch_name
+from merge_worker.engine.buffers import Pool
+from merge_worker.method import SCALED_SCRATCH, Base, Block, Method, Reduce, Task
+from merge_worker.planning.step import CPU_BLOCK, Grid, grid
+
+
+def merge(
+    name: str,
+    models: Sequence[Tensor],
+    base: Tensor | None = None,
+    *,
+    block: int = CPU_BLOCK,
+    dtype: torch.dtype | None = None,
+    tensor: str = "t",
+    seed: int = 0,
+    **values: object,
+) -> Tensor:
+    """What `name` makes of one tensor; `dtype` is the result's, that of the base or first model.
+
+    `values` are parameters as a recipe gives them: a list or one number for those per model,
+    `lambda_` for `lambda`. Defaults fill the rest.
+    """
+    method = methods.get(name)
+    if base is not None and method.base is Base.IGNORED:
+        models, base = [*models, base], None
+    task = make_task(method, models, base, values, dtype)
+    task = replace(task, name=tensor, seed=seed)
+    return run(method, task, [*models, *([] if base is None else [base])], block)
+
+
+def make_task(
+    method: Method,
+    models: Sequence[Tensor],
+    base: Tensor | None,
+    values: dict[str, object],
+    dtype: torch.dtype | None = None,
+) -> Task:
+    """What the engine tells a method of the tensor `t`; takes out of `values` what it reads."""
+    first = models[0] if base is None else base
+    out = from_torch_name(str(dtype or first.dtype))
+    resolved: dict[str, object] = {}
+    for parameter in method.parameters:
+        key = parameter.name + "_" if parameter.name == "lambda" else parameter.name
+        value = values.pop(key, parameter.default)
+        assert value is not None, f"{method.name} needs {parameter.name}"
+        if parameter.per_model:
+            value = tuple(value) if isinstance(value, list | tuple) else (value,) * len(models)
+            assert len(value) == len(models), f"one {parameter.name} per model"
+        resolved[parameter.name] = value
+    assert not values, f"{method.name} has no parameters {list(values)}"
+    work = "float64" if out.bits > 16 else "float32"
+    shape = tuple(first.shape)
+    return Task("t", shape, out, len(models), base is not None, resolved, 0, work)
+
+
+def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Tensor:
+    """All passes of a method over the grid that the engine would use."""
+    method.family.check(method, task)
+    cut = method.family.cut(method, task.values)
+    places = grid(task.shape, cut, block)
+    scratch = Meter()
+    out = torch.empty(places.count, dtype=getattr(torch, task.dtype.torch_name))
+    flat = [source.contiguous().view(-1) for source in sources]
+    with torch.inference_mode():
+        current, passes = method.begin(task), 1
+        while isinstance(current, Reduce):
+            current = current.finish([current.look(b) for b in blocks(places, flat, scratch)])
+            passes += 1
+        for item in blocks(places, flat, scratch):
+            here = out[item.start : item.start + item.tensors[0].numel()]
+            current.merge(item, here.view(item.tensors[0].shape))
+    if places.blocks:
+        assert passes <= method.family.reads(method, task.values), "more passes than declared"
+        per_element = method.family.scratch_bytes(method, len(sources))
+        per_element += SCALED_SCRATCH if task.scale != 1.0 else 0
+        allowed = per_element * min(places.block, places.count)
+        assert scratch.total <= allowed + 4096, f"scratch: {scratch.total} of {allowed} bytes"
+    return out.view(task.shape)
+
+
+def values_of(method: Method, models: int) -> dict[str, object]:
+    """Parameters with which no method does nothing: half of the elements, unequal weights."""
+    given: dict[str, object] = {}
+    for parameter in method.parameters:
+        if parameter.name == "density":
+            given["density"] = 0.5
+        elif parameter.required and parameter.per_model:
+            given[parameter.name] = [0.4, 0.7, 0.2][:models]
+        elif parameter.required:
+            given[parameter.name] = parameter.type(1) if parameter.type is int else 0.4
+    return given
+
+
+def models_of(method: Method) -> int:
+    return max(1, method.least_models, min(3, method.most_models or 3))
+
+
+class Meter(Pool):
+    """Scratch that fills what it hands out with NaN and counts what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.sizes: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+    def take(self, slot: str, count: int, dtype: str) -> Tensor:
+        taken = super().take(slot, count, dtype)
+        self.sizes[slot] = max(self.sizes.get(slot, 0), taken.nbytes)
+        return taken.fill_(float("nan")) if taken.is_floating_point() else taken
+
+
+def blocks(places: Grid, flat: Sequence[Tensor], scratch: Pool) -> Iterator[Block]:
+    for number in range(places.blocks):
+        start, stop = places.span(number, 1)
+        views = [values[start:stop] for values in flat]
+        if places.row is not None:
+            views = [view.view(-1, places.row) for view in views]
+        yield Block(views, start, scratch)

@@ -1,0 +1,218 @@
+"""Adapters on their bases while they stream, against PEFT's own `merge_and_unload`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support.adapter_factory import (
+    LINEARS,
+    adapt,
+    merged_by_peft,
+    read_adapter,
+    save_base,
+    write_adapter,
+)
+from support.checkpoint_factory import (
+    load,
+    make_model,
+    read_tensors,
+    ulps_from_mean,
+    write_checkpoint,
+)
+from support.recipes import average
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("llama", {"target_modules": LINEARS}),
+    "alpha": ("llama", {"target_modules": ["q_proj"], "lora_alpha": 7}),
+    "regex": ("llama", {"target_modules": r".*layers\.1\..*(q|v)_proj", "r": 3}),
+    "rank_pattern": (
+        "llama",
+        {
+            "target_modules": LINEARS,
+            "rank_pattern": {"q_proj": 2, r"layers\.1\..*up_proj": 6},
+            "alpha_pattern": {"q_proj": 5, "^model.layers.0.mlp.down_proj": 1},
+        },
+    ),
+    "rslora": ("llama", {"target_modules": LINEARS, "use_rslora": True}),
+    "dora": ("llama", {"target_modules": LINEARS, "use_dora": True}),
+    "dora_embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    "bias": ("llama", {"target_modules": ["q_proj"], "bias": "all"}),
+    "lora_bias": ("llama", {"target_modules": ["q_proj"], "lora_bias": True}),
+    "embedding": ("llama", {"target_modules": ["embed_tokens", "lm_head", "v_proj"]}),
+    "modules_to_save": (
+        "llama",
+        {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
+    ),
+    "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "conv1d_dora": (
+        "gpt2",
+        {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True},
+    ),
+    "olmo_hybrid": ("olmo_hybrid", {"target_modules": "all-linear"}),
+    "qwen3_next": ("qwen3_next", {"target_modules": "all-linear", "target_parameters": EXPERTS}),
+    "jamba": ("jamba", {"target_modules": ["in_proj", "x_proj", "q_proj"]}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {
+            "target_modules": ["in_proj", "q_proj"],
+            "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "router.weight"],
+        },
+    ),
+    "nemotron_h": ("nemotron_h", {"target_modules": ["in_proj", "q_proj", "embeddings"]}),
+    "qwen3_moe": ("qwen3_moe", {"target_modules": ["q_proj"], "target_parameters": EXPERTS}),
+    "mixtral": (
+        "mixtral",
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": [*EXPERTS, "mlp.gate.weight"],
+            "rank_pattern": {"experts.down_proj": 2},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_adapter_is_applied_as_peft_does(case: str, tmp_path: Path) -> None:
+    model_type, config = CASES[case]
+    options = {"attention_bias": True} if "bias" in case else {}
+    base = save_base(tmp_path / "base", model_type, **options)
+    adapter = adapt(base, tmp_path / "adapter", **config)
+    peft = read_tensors(merged_by_peft(base, adapter, tmp_path / "peft"))
+    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 0
+    ours, before = read_tensors(tmp_path / "out"), read_tensors(base)
+    assert ours.keys() == peft.keys()
+    changed = [name for name in peft if not peft[name].equal(before[name])]
+    assert changed, "the adapter changes nothing"
+    for name, expected in peft.items():
+        step = 2.0**-21 * float(expected.abs().max())
+        assert ours[name].dtype == expected.dtype
+        assert float((ours[name] - expected).abs().max()) <= step, name
+    _, info = load(tmp_path / "out")
+    assert {kind: keys for kind, keys in info.items() if keys} == {}
+
+
+def test_an_average_of_adapters_is_rounded_once(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    make_model("llama").save_pretrained(base)
+    adapters = [adapt(base, tmp_path / f"a{n}", n, target_modules=LINEARS) for n in range(2)]
+    models = [f"{base}+{adapter}" for adapter in adapters]
+    assert average(tmp_path / "out", models) == 0
+    before, merged = read_tensors(base), read_tensors(tmp_path / "out")
+    factors = [read_adapter(adapter)[1] for adapter in adapters]
+    for name, tensor in merged.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}.lora_{{}}.weight"
+        peers = [before[name].double()] * 2
+        if key.format("A") in factors[0]:
+            peers = [
+                peers[0] + 2 * f[key.format("B")].double() @ f[key.format("A")].double()
+                for f in factors
+            ]
+        assert tensor.dtype == torch.bfloat16
+        # The sums are made in float32, which is 2^-16 of the last place.
+        assert ulps_from_mean(tensor, peers) <= 0.5 + 2**-10, name
+    words = (tmp_path / "out" / "README.md", tmp_path / "out" / "mergekit_config.yml")
+    assert str(tmp_path) not in words[0].read_text() and "base+a1" in words[0].read_text()
+
+
+def test_memory_and_threads_do_not_change_a_bit(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", hidden_size=64, intermediate_size=352)
+    adapter = adapt(base, tmp_path / "adapter", target_modules=LINEARS, use_dora=True, r=8)
+    outs = []
+    for n, options in enumerate((["--threads", 1], ["--threads", 3, "--memory", "1MiB"])):
+        outs.append(tmp_path / f"out{n}")
+        assert average(outs[-1], [f"{base}+{adapter}", base], *options) == 0
+    first, second = (read_tensors(out) for out in outs)
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_a_head_of_its_own_on_a_tied_base(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", tie_word_embeddings=True)
+    config, tensors = read_adapter(adapt(base, tmp_path / "a", target_modules=["v_proj"]))
+    head = torch.randn(4, 32), torch.randn(128, 4)
+    tensors |= {
+        f"base_model.model.lm_head.lora_{x}.weight": f for x, f in zip("AB", head, strict=True)
+    }
+    adapter = write_adapter(tmp_path / "adapter", config, tensors)
+    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 0
+    model, info = load(tmp_path / "out")
+    assert {kind: keys for kind, keys in info.items() if keys} == {}
+    embedding = read_tensors(base)["model.embed_tokens.weight"]
+    assert model.model.embed_tokens.weight.equal(embedding)
+    assert torch.allclose(model.lm_head.weight, embedding + 2 * head[1] @ head[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"peft_type": "IA3"}, "the adapter is IA3, and only LORA"),
+        ({"peft_type": "LOHA"}, "the adapter is LOHA"),
+        ({"peft_type": None}, "of no peft_type"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"r": 5}, "has rank 4, adapter_config.json says 5"),
+        ({"use_dora": True}, "DoRA without lora_magnitude_vector"),
+        ({"alpha_pattern": {"[": 3}}, "no table of patterns"),
+        ({"alpha_pattern": {"(a+)+": 3}}, "a pattern that takes for ever"),
+        ({"rank_pattern": {".*" * 30: 3}}, "a pattern that takes for ever"),
+        ({"lora_alpha": "many"}, "'many' is no number"),
+        ({"lora_alpha": 10**400}, "is no number"),
+    ],
+)
+def test_adapters_that_are_refused(
+    change: dict[str, Any], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"v_proj.weight": torch.randn(6, 8)})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **change}
+    tensors = {"base_model.model.v_proj.lora_A.weight": torch.randn(4, 8)}
+    tensors["base_model.model.v_proj.lora_B.weight"] = torch.randn(6, 4)
+    adapter = write_adapter(tmp_path / "adapter", config, tensors)
+    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 3
+    told = capsys.readouterr().err
+    assert text in told and "Traceback" not in told and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "shapes", "text"),
+    [
+        (("k_proj.lora_A.weight", "k_proj.lora_B.weight"), ((4, 8), (6, 4)), "nothing in"),
+        (("v_proj.lora_A.weight",), ((4, 8),), "only one of lora_A and lora_B"),
+        (("v_proj.lora_A.weight", "v_proj.lora_B.weight"), ((4, 9), (6, 4)), "does not fit"),
+        (("v_proj.lora_A.weight", "v_proj.lora_B.weight"), ((4, 8), (6, 3)), "do not multiply"),
+        (("v_proj.weight",), ((6, 9),), "does not fit"),
+        (("score.weight",), ((2, 8),), "nothing in"),
+        (("v_proj.hada_w1_a",), ((2, 8),), "nothing in"),
+    ],
+)
+def test_weights_that_do_not_fit(
+    names: tuple[str, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"v_proj.weight": torch.randn(6, 8)})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    tensors = {f"base_model.model.{n}": torch.randn(s) for n, s in zip(names, shapes, strict=True)}
+    adapter = write_adapter(tmp_path / "adapter", config, tensors)
+    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 3
+    told = capsys.readouterr().err
+    assert text in told and "Traceback" not in told
+
+
+def test_what_is_no_adapter_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_checkpoint(tmp_path / "base", {"v_proj.weight": torch.randn(6, 8)})
+    assert average(tmp_path / "out", [f"{base}+{base}"]) == 3
+    assert "no adapter_config.json" in capsys.readouterr().err
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "pickled" / "adapter_model.bin").write_bytes(b"PK")
+    assert average(tmp_path / "out", [f"{base}+{tmp_path / 'pickled'}"]) == 3
+    assert "only adapter_model.bin" in capsys.readouterr().err
+    assert average(tmp_path / "out", [f"{base}+{tmp_path / 'nowhere'}"]) == 3
+    assert "nowhere" in capsys.readouterr().err

@@ -1,0 +1,200 @@
+"""Models of the hub by its real client, against a server on this machine."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.adapter_factory import write_adapter
+from support.checkpoint_factory import read_tensors, write_checkpoint
+from support.fake_hub import COMMIT, Hub, serving
+from support.paths import SOURCES
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with serving() as running:
+        for number, name in enumerate(("one", "two")):
+            random = torch.Generator().manual_seed(number)
+            tensors = {f"layers.{n}.w": torch.randn(9, 7, generator=random) for n in range(6)}
+            folder = write_checkpoint(tmp_path / name, tensors, shards=3, config=CONFIG)
+            (folder / "tokenizer_config.json").write_text("{}")
+            (folder / "picture.png").write_bytes(b"large")
+            running.add(f"org/{name}", folder)
+        yield running
+
+
+def worker(hub: Hub, home: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, since the client reads its variables once."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"PYTHONPATH": SOURCES, **more}
+    command = [sys.executable, "-m", "merge_worker", *words]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+
+
+def mean(tmp_path: Path) -> dict[str, torch.Tensor]:
+    one, two = read_tensors(tmp_path / "one"), read_tensors(tmp_path / "two")
+    return {name: ((one[name].double() + two[name]) / 2).float() for name in one}
+
+
+def assert_mean(tmp_path: Path, out: Path) -> None:
+    merged, expected = read_tensors(out), mean(tmp_path)
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in merged)
+
+
+def test_an_average_of_two_models(hub: Hub, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    done = worker(hub, home, "average", "out", "org/one", "org/two@main", "--progress", "plain")
+    assert done.returncode == 0, done.stderr
+    assert_mean(tmp_path, home / "out")
+    assert "fetching model-00001-of-00003.safetensors" in done.stderr
+    assert "picture.png" not in hub.fetched()
+    weights = [name for name in hub.fetched() if name.endswith(".safetensors")]
+    assert len(weights) == 6, "each file once"
+    inputs = json.loads((home / "out" / "merge_manifest.json").read_text())["inputs"]
+    assert [(i["hub"], i["commit"]) for i in inputs] == [("org/one", COMMIT), ("org/two", COMMIT)]
+    assert (home / "out" / "tokenizer_config.json").is_file()
+    # Now all is in the cache: nothing is fetched again, and no network is needed.
+    hub.asked.clear()
+    again = worker(hub, home, "average", "out", "org/one", "org/two@main")
+    assert "already there" in again.stdout and hub.fetched() == []
+    offline = worker(hub, home, "average", "off", "org/one", "org/two", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert_mean(tmp_path, home / "off")
+
+
+def test_a_plan_needs_headers_only(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "r.yml").write_text(
+        "merge_method: linear\nmodels: [org/one, org/two]\nparameters: {weight: 1}\n"
+    )
+    done = worker(hub, tmp_path, "check", "r.yml")
+    assert done.returncode == 0, done.stderr
+    assert "6 merged" in done.stdout
+    assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
+    spans = [span for _, name, span in hub.asked if name.endswith(".safetensors") and span]
+    assert len(spans) == 6
+
+
+def test_a_fault_shows_before_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    odd = {"layers.0.w": torch.ones(3)}
+    hub.add("org/odd", write_checkpoint(tmp_path / "odd", odd, config=CONFIG))
+    done = worker(hub, tmp_path, "average", "out", "org/one", "org/odd")
+    assert done.returncode == 3 and "org/odd: 5 tensors of org/one are missing" in done.stderr
+    assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
+
+
+def test_weights_are_removed_behind_the_lanes(hub: Hub, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    done = worker(hub, home, "average", "out", "org/one", "org/two", "--prune-downloads")
+    assert done.returncode == 0, done.stderr
+    assert_mean(tmp_path, home / "out")
+    assert list((home / "hf").rglob("*.safetensors")) == []
+    held = [path for path in (home / "hf").rglob("blobs/*") if path.stat().st_size > 700]
+    assert held == []
+
+
+def test_a_local_model_and_one_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    words = ["average", "out", str(tmp_path / "one"), "org/two", "--prune-downloads"]
+    done = worker(hub, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert_mean(tmp_path, tmp_path / "out")
+    assert len(list((tmp_path / "one").glob("*.safetensors"))) == 3
+
+
+def test_pickles_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    torch.save(read_tensors(tmp_path / "two"), folder / "pytorch_model.bin")
+    hub.add("org/pickled", folder)
+    done = worker(hub, tmp_path, "average", "out", "org/one", "org/pickled")
+    assert done.returncode == 0, done.stderr
+    assert_mean(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("org/none", "org/none: no such folder here, no such model on the hub"),
+        ("org/one@v9", "org/one@v9: the model has no such revision"),
+        ("org/gated", "org/gated: gated; accept its terms"),
+    ],
+)
+def test_what_the_hub_refuses(hub: Hub, tmp_path: Path, word: str, text: str) -> None:
+    hub.repositories["org/gated"] = {}
+    hub.gated.add("org/gated")
+    done = worker(hub, tmp_path, "average", "out", "org/one", word)
+    assert done.returncode == 3 and text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_a_network(hub: Hub, tmp_path: Path) -> None:
+    done = worker(hub, tmp_path, "average", "out", "org/one", "org/two", HF_HUB_OFFLINE="1")
+    assert done.returncode == 3 and "HF_HUB_OFFLINE is set" in done.stderr
+
+
+def test_a_finished_merge_is_uploaded(hub: Hub, tmp_path: Path) -> None:
+    words = ["average", "out", "org/one", "org/two", "--push", "me/merged"]
+    done = worker(hub, tmp_path, *words, HF_TOKEN="hf_test")
+    assert done.returncode == 0, done.stderr
+    files = hub.repositories["me/merged"]
+    out = tmp_path / "out"
+    assert f"{hub.url}/me/merged/commit/" in done.stdout
+    for path in (p for p in out.rglob("*") if p.is_file()):
+        assert files[path.relative_to(out).as_posix()] == path.read_bytes(), path
+
+
+def test_no_path_of_this_machine_is_uploaded(hub: Hub, tmp_path: Path) -> None:
+    words = ["--dtype", "float32", "--progress", "off"]
+    done = worker(hub, tmp_path, "average", "local", "org/one", "org/two", *words)
+    assert done.returncode == 0, done.stderr
+    mine = str(tmp_path / "local")
+    words = ["average", "out", "org/one", mine, "--push", "me/mine"]
+    done = worker(hub, tmp_path, *words, HF_TOKEN="hf_test")
+    assert done.returncode == 0, done.stderr
+    assert mine in (tmp_path / "out" / "mergekit_config.yml").read_text()
+    for name, content in hub.repositories["me/mine"].items():
+        assert str(tmp_path).encode() not in content, name
+
+
+def test_adapters_of_the_hub_on_models_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    base = {f"layers.{n}.w.weight": torch.randn(9, 7) for n in range(2)}
+    hub.add("org/base", write_checkpoint(tmp_path / "base", base, config=CONFIG))
+    a, b = torch.randn(2, 7), torch.randn(9, 2)
+    name = "base_model.model.layers.1.w.lora_{}.weight"
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    factors = {name.format("A"): a, name.format("B"): b}
+    hub.add("org/lora", write_adapter(tmp_path / "lora", config, factors))
+    home = tmp_path / "home"
+    home.mkdir()
+    done = worker(hub, home, "average", "out", "org/base@main+org/lora@main", "org/base")
+    assert done.returncode == 0, done.stderr
+    merged = read_tensors(home / "out")
+    expected = base["layers.1.w.weight"].double() + b.double() @ a.double()
+    assert merged["layers.0.w.weight"].equal(base["layers.0.w.weight"])
+    assert torch.allclose(merged["layers.1.w.weight"].double(), expected, rtol=1e-6, atol=1e-6)
+    inputs = json.loads((home / "out" / "merge_manifest.json").read_text())["inputs"]
+    assert inputs[0]["hub"] == "org/base" and inputs[0]["commit"] == COMMIT
+    assert inputs[0]["adapter"] == {"hub": "org/lora", "commit": COMMIT}
+    # Branches that have moved since do not matter: the manifest tells commits.
+    shutil.rmtree(home / "hf")
+    moved = {name.format("A"): a + 1, name.format("B"): b}
+    hub.move("org/lora", write_adapter(tmp_path / "new", config, moved))
+    hub.move("org/base", write_checkpoint(tmp_path / "newer", base, config=CONFIG))
+    card = (home / "out" / "README.md").read_text()
+    assert '- "org/base"\n- "org/lora"\n' in card
+    again = worker(hub, home, "merge", "out/merge_manifest.json", "again")
+    assert again.returncode == 0, again.stderr
+    files = [home / out / "model.safetensors" for out in ("out", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()

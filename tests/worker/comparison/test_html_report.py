@@ -1,0 +1,90 @@
+"""The page of `compare` and `report` in Chromium: silent, alone, sortable, and no wider than it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.browser import Browser
+from support.checkpoint_factory import save_fine_tunes
+from support.recipes import average, run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[Path]:
+    return save_fine_tunes(tmp_path, "olmo_hybrid", count=4)
+
+
+def column(browser: Browser, number: int) -> list[str]:
+    """What is in one column of the visible rows of the table of cells."""
+    found: list[str] = browser.evaluate(
+        "[...document.querySelectorAll('#cells tbody tr')].filter(row => !row.hidden)"
+        f".map(row => row.cells[{number}].dataset.v)"
+    )
+    return found
+
+
+def click(browser: Browser, number: int) -> list[float]:
+    browser.evaluate(f"document.querySelectorAll('#cells thead button')[{number}].click()")
+    return [float(value) for value in column(browser, number) if value]
+
+
+@pytest.mark.parametrize("kind", ["compare", "report"])
+def test_the_page_works_by_itself(
+    browser: Browser, models: list[Path], tmp_path: Path, kind: str
+) -> None:
+    file = tmp_path / "page.html"
+    if kind == "compare":
+        words: list[object] = ["compare", *models[1:], "--base", models[0]]
+    else:
+        assert average(tmp_path / "out", models) == 0
+        words = ["report", tmp_path / "out"]
+    assert run(*words, "--plot", file, "--progress", "off") == 0
+    browser.events.clear()
+    browser.open(file)
+    assert browser.evaluate("document.title")
+    # Largest first, then smallest first; what has no figure stays at the end.
+    first, again = click(browser, 3), click(browser, 3)
+    assert first == sorted(first, reverse=True) and again == sorted(first) and len(set(first)) > 3
+    assert column(browser, 3)[-1] == "" or len(again) == len(column(browser, 3))
+    layers = column(browser, 0)
+    browser.evaluate("document.querySelectorAll('#cells thead button')[0].click()")
+    assert column(browser, 0) == sorted(layers)
+    browser.evaluate(
+        "document.querySelector('details').open = true;"
+        "const box = document.querySelector('input[data-table]'); box.value = 'NORM';"
+        "box.dispatchEvent(new Event('input'))"
+    )
+    names = browser.evaluate(
+        "[...document.querySelectorAll('#tensors tbody tr')].filter(row => !row.hidden)"
+        ".map(row => row.textContent.toLowerCase())"
+    )
+    assert names and all("norm" in name for name in names)
+    wide = browser.evaluate("[document.body.scrollWidth, window.innerWidth]")
+    assert wide[0] <= wide[1], "nothing hangs over the edge"
+    assert browser.said() == []
+    assert browser.requested() == [file.resolve().as_uri()] or browser.requested() == [
+        file.resolve().as_uri(), "data:,"
+    ]  # fmt: skip
+
+
+def test_what_it_would_load_is_seen(browser: Browser, tmp_path: Path) -> None:
+    """That the test above could fail: a page that asks for more, and says so."""
+    file = tmp_path / "page.html"
+    file.write_text(
+        "<link rel=icon href=data:,><img src='https://example.invalid/x.png'>"
+        "<script>console.error('oh'); nothing()</script>"
+    )
+    browser.events.clear()
+    browser.open(file)
+    assert len(browser.said()) >= 2
+    assert "https://example.invalid/x.png" in browser.requested()

@@ -1,0 +1,277 @@
+"""Layouts on made-up tensors: every rule both ways, and what is refused."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from merge_worker import cli
+from support.checkpoint_factory import read_tensors, write_checkpoint
+from support.model_parts import (
+    COUNT,
+    MIDDLE,
+    H,
+    Tensors,
+    assert_mean,
+    average,
+    beginning,
+    experts,
+    fused,
+    head_by_head,
+    numbered,
+    projections,
+    stacked,
+)
+
+
+def in_turns(one: Tensor, two: Tensor) -> Tensor:
+    return torch.stack([one, two], -1).flatten(-2)
+
+
+def gpt_oss(apart: Tensors) -> Tensors:
+    place = "model.layers.0.mlp"
+    gate, up, down = (stacked(apart, place, w) for w in ("gate", "up", "down"))
+    biases = [stacked(apart, place, w, "bias") for w in ("gate", "up", "down")]
+    return {
+        f"{place}.experts.gate_up_proj": in_turns(gate.mT, up.mT),
+        f"{place}.experts.down_proj": down.mT.contiguous(),
+        f"{place}.experts.gate_up_proj_bias": in_turns(biases[0], biases[1]),
+        f"{place}.experts.down_proj_bias": biases[2],
+    }
+
+
+def llama4(apart: Tensors) -> Tensors:
+    place = "model.layers.0.feed_forward"
+    gate, up, down = (stacked(apart, place, w) for w in ("gate", "up", "down"))
+    return {
+        f"{place}.experts.gate_up_proj": torch.cat([gate.mT, up.mT], -1),
+        f"{place}.experts.down_proj": down.mT.contiguous(),
+        f"{place}.shared_expert.up_proj.weight": apart[f"{place}.shared_expert.up_proj.weight"],
+    }
+
+
+def shared(seed: int) -> Tensors:
+    place = "model.layers.0.feed_forward"
+    one = {f"{place}.shared_expert.up_proj.weight": numbered(MIDDLE, H, seed=seed + 50)}
+    return experts(place, seed) | one
+
+
+def language(seed: int) -> Tensors:
+    return {f"model.layers.{n}.norm.weight": numbered(H, seed=seed + n) for n in range(3)}
+
+
+def seeing(seed: int) -> Tensors:
+    """A model that sees, as transformers has it in memory."""
+    words = {f"model.language_{n}": t for n, t in language(seed).items()}
+    more = {"lm_head.weight": (4, H), "model.vision_tower.patch.weight": (H, 3)}
+    more["model.multi_modal_projector.linear.bias"] = (H,)
+    return words | {n: numbered(*s, seed=seed + len(n)) for n, s in more.items()}
+
+
+def llava(tensors: Tensors) -> Tensors:
+    """As it was released."""
+    words = [
+        ("model.language_model.", "language_model.model."),
+        ("lm_head", "language_model.lm_head"),
+    ]
+    words += [("model.vision", "vision"), ("model.multi_modal", "multi_modal")]
+    return renamed(tensors, *words)
+
+
+def whole(seed: int) -> Tensors:
+    """A model of one layer, as transformers names its parts."""
+    outer = {"model.embed_tokens": (5, H), "model.norm": (H,), "lm_head": (5, H)}
+    layer = {"self_attn.o_proj": (H, 8), "mlp.down_proj": (H, MIDDLE)}
+    layer |= {"input_layernorm": (H,), "post_attention_layernorm": (H,)}
+    shapes = outer | {f"model.layers.1.{name}": shape for name, shape in layer.items()}
+    found = {f"{n}.weight": numbered(*s, seed=seed + i) for i, (n, s) in enumerate(shapes.items())}
+    return projections(seed) | found
+
+
+def renamed(tensors: Tensors, *words: tuple[str, str]) -> Tensors:
+    found = {}
+    for name, tensor in tensors.items():
+        for old, new in words:
+            name = name.replace(old, new)
+        found[name] = tensor
+    return found
+
+
+def internlm2(apart: Tensors) -> Tensors:
+    rest = {n: tensor for n, tensor in apart.items() if not re.search("[qkv]_proj", n)}
+    for kind in ("weight", "bias"):
+        form = f"model.layers.1.self_attn.{{}}_proj.{kind}"
+        rest[f"model.layers.1.attention.wqkv.{kind}"] = head_by_head(apart, form, 2)
+    words = [("self_attn.o_proj", "attention.wo"), ("mlp.gate_proj", "feed_forward.w1")]
+    words += [("mlp.up_proj", "feed_forward.w3"), ("mlp.down_proj", "feed_forward.w2")]
+    words += [("input_layernorm", "attention_norm"), ("post_attention_layernorm", "ffn_norm")]
+    words += [("embed_tokens", "tok_embeddings"), ("lm_head", "output")]
+    return renamed(rest, *words)
+
+
+def glm(seed: int) -> Tensors:
+    """Of transformers: gate and up are one there too."""
+    apart = whole(seed)
+    both = fused(projections(seed))["model.layers.1.mlp.gate_up_proj.weight"]
+    rest = {n: tensor for n, tensor in apart.items() if not re.search("(gate|up)_proj", n)}
+    return rest | {"model.layers.1.mlp.gate_up_proj.weight": both}
+
+
+def chatglm(tensors: Tensors) -> Tensors:
+    rest = {n: tensor for n, tensor in tensors.items() if not re.search("[qkv]_proj", n)}
+    for kind in ("weight", "bias"):
+        form = f"model.layers.1.self_attn.{{}}_proj.{kind}"
+        rest[form.format("QKV")] = head_by_head(tensors, form, 1)
+    words = [("self_attn.o_proj", "self_attn.dense"), ("QKV_proj", "query_key_value")]
+    words += [("mlp.gate_up_proj", "mlp.dense_h_to_4h")]
+    words += [("mlp.down_proj", "mlp.dense_4h_to_h"), ("self_attn", "self_attention")]
+    words += [("model.layers", "transformer.encoder.layers")]
+    words += [("model.norm", "transformer.encoder.final_layernorm")]
+    words += [("model.embed_tokens", "transformer.embedding.word_embeddings")]
+    words += [("lm_head", "transformer.output_layer")]
+    return renamed(rest, *words)
+
+
+def bert(seed: int) -> Tensors:
+    place = "bert.encoder.layer.0.output.LayerNorm"
+    return {f"{place}.{kind}": numbered(H, seed=seed + len(kind)) for kind in ("weight", "bias")}
+
+
+def lengths(seed: int) -> Tensors:
+    shapes = {"weight_g": (1, 1, 3), "weight_v": (H, MIDDLE, 3)}
+    return {f"encoder.conv.{n}": numbered(*s, seed=seed + s[0]) for n, s in shapes.items()}
+
+
+CONFIGS = {"InternLM 2": {"num_key_value_heads": 2}}
+PAIRS: dict[str, tuple[Callable[[int], Tensors], Callable[[Tensors], Tensors]]] = {
+    "gpt-oss": (lambda seed: experts("model.layers.0.mlp", seed, bias=True), gpt_oss),
+    "Llama 4": (shared, llama4),
+    "projections": (projections, fused),
+    "InternLM 2": (whole, internlm2),
+    "ChatGLM": (glm, chatglm),
+    "BERT": (
+        bert,
+        lambda tensors: renamed(tensors, ("Norm.weight", "Norm.gamma"), ("Norm.bias", "Norm.beta")),
+    ),
+    "lengths": (
+        lengths,
+        lambda tensors: renamed(
+            tensors,
+            ("weight_g", "parametrizations.weight.original0"),
+            ("weight_v", "parametrizations.weight.original1"),
+        ),
+    ),
+    "LLaVA": (seeing, llava),
+    "Qwen2-VL": (
+        lambda seed: renamed(seeing(seed), ("vision_tower", "visual")),
+        lambda tensors: renamed(
+            tensors, ("model.language_model.", "model."), ("model.visual", "visual")
+        ),
+    ),
+    "backbone": (language, beginning("model.", "backbone.")),
+    "language model": (language, beginning("model.", "model.language_model.")),
+    "old language model": (language, beginning("model.", "language_model.model.")),
+    "bare": (language, beginning("model.", "")),
+    "compiled": (language, beginning("", "_orig_mod.")),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("case", PAIRS)
+def test_both_ways(case: str, turned: bool, tmp_path: Path) -> None:
+    make, change = PAIRS[case]
+    one, two = make(0), make(1000)
+    first, second = (change(one), two) if turned else (one, change(two))
+    assert average(tmp_path, first, second, **CONFIGS.get(case, {})) == 0
+    assert_mean(tmp_path, first, change(two) if turned else two)
+
+
+def test_what_is_done_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert average(tmp_path, projections(0), fused(projections(9))) == 0
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'b'} is in another layout than {tmp_path / 'a'}" in told
+    assert "8 tensors regrouped" in told
+
+
+def test_layers_that_the_first_has_not(tmp_path: Path) -> None:
+    # The second model is deeper: its last layer goes on top, in the layout of the first.
+    first, deep = projections(0), projections(5)
+    first = {n.replace("layers.1", "layers.0"): tensor for n, tensor in first.items()}
+    both = deep | {n.replace("layers.1", "layers.0"): t for n, t in projections(7).items()}
+    write_checkpoint(tmp_path / "a", first)
+    names = {"layers.0": fused(projections(7)), "layers.1": fused(deep)}
+    second = {n.replace("layers.1", layer): t for layer, ts in names.items() for n, t in ts.items()}
+    write_checkpoint(tmp_path / "b", second)
+    (tmp_path / "r.yml").write_text(
+        "merge_method: passthrough\nslices:\n"
+        f"- sources: [{{model: {tmp_path / 'a'}, layer_range: [0, 1]}}]\n"
+        f"- sources: [{{model: {tmp_path / 'b'}, layer_range: [1, 2]}}]\n"
+    )
+    command = ["merge", str(tmp_path / "r.yml"), str(tmp_path / "out"), "--progress", "off"]
+    assert cli.main(command) == 0
+    merged = read_tensors(tmp_path / "out")
+    assert merged.keys() == both.keys()
+    assert all(torch.equal(merged[name], deep[name]) for name in deep)
+
+
+def test_two_forms_of_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = projections(1) | fused(projections(1))
+    assert average(tmp_path, projections(0), second) == 3
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'b'}: there are both" in told
+    assert "self_attn.q_proj.bias and model.layers.1.self_attn.qkv_proj.bias, two forms" in told
+
+
+def test_a_part_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = projections(1)
+    del second["model.layers.1.self_attn.k_proj.weight"]
+    assert average(tmp_path, fused(projections(0)), second) == 3
+    told = capsys.readouterr().err
+    assert "model.layers.1.self_attn.k_proj.weight is not" in told
+    assert "has model.layers.1.self_attn.qkv_proj.weight" in told
+
+
+def test_an_expert_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = experts("model.layers.0.mlp")
+    first = {
+        "model.layers.0.mlp.experts.gate_up_proj": numbered(COUNT, 2 * MIDDLE, H, seed=1),
+        "model.layers.0.mlp.experts.down_proj": numbered(COUNT, H, MIDDLE, seed=2),
+    }
+    del second["model.layers.0.mlp.experts.1.up_proj.weight"]
+    assert average(tmp_path, first, second) == 3
+    assert "experts.1.up_proj.weight is not" in capsys.readouterr().err
+
+
+def test_parts_of_other_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = fused(projections(1))
+    second["model.layers.1.self_attn.qkv_proj.weight"] = numbered(11, H, seed=1)
+    assert average(tmp_path, projections(0), second) == 3
+    assert "parts would be 8 + 2 + 2" in capsys.readouterr().err
+
+
+def test_heads_that_do_not_divide_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = internlm2(whole(9))
+    assert average(tmp_path, whole(0), two, num_key_value_heads=4) == 3
+    told = capsys.readouterr().err
+    assert "wqkv.bias is [12]; 2 are not 4 equal groups" in told
+    # Without heads in the config nothing is guessed.
+    assert average(tmp_path / "bare", whole(0), two) == 3
+    assert "model.layers.1.attention.wqkv" in capsys.readouterr().err
+
+
+def test_rows_in_another_order_are_no_other_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta = renamed(
+        whole(9), ("self_attn.q_proj", "attention.wq"), ("self_attn.k_proj", "attention.wk")
+    )
+    for number, pair in enumerate(((whole(0), meta), (meta, whole(0)))):
+        assert average(tmp_path / str(number), *pair) == 3
+        told = capsys.readouterr().err
+        assert "attention.wq.weight of" in told and "rows of queries and keys are in" in told
+        assert "key_map" not in told and "Traceback" not in told

@@ -1,0 +1,151 @@
+"""A lane's buffers are reused and counted; what it merges is checked for NaN and Inf exactly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from merge_worker.checkpoint.reader import Files
+from merge_worker.engine.buffers import Pool, host_view
+from merge_worker.engine.lane import Lane
+from merge_worker.engine.work import Joint, join, share
+from merge_worker.method import Block, Final
+from merge_worker.planning.plan import Plan
+from merge_worker.planning.shards import PAGE
+from merge_worker.planning.step import Piece
+from merge_worker.system.ranks import Rank
+from support.checkpoint_factory import write_checkpoint
+from support.recipes import one_tensor_models, plan_of
+
+CPU = torch.device("cpu")
+
+
+def joint(plan: Plan, name: str = "x") -> Joint:
+    """The work on one tensor of a plan."""
+    work = join([share(plan.steps, Rank(), {})])
+    (found,) = (one.step for one in work if one.step.name == name)
+    assert isinstance(found, Joint)
+    return found
+
+
+class Copy(Final):
+    """The first source."""
+
+    def merge(self, block: Block, out: torch.Tensor) -> None:
+        out.copy_(block.tensors[0])
+
+
+def test_buffers_grow_and_are_reused() -> None:
+    pool = Pool(CPU)
+    first = pool.take("a", 10, "float32")
+    assert first.dtype is torch.float32 and first.shape == (10,)
+    assert pool.take("a", 5, "bfloat16").data_ptr() == first.data_ptr()
+    assert pool.take("a", 20, "float32").numel() == 20
+    assert pool.take("b", 3, "float64").data_ptr() != pool.take("a", 3, "float64").data_ptr()
+    assert pool.held_with({}) == 80 + 24
+    assert pool.held_with({"a": 100, "c": 1}) == 100 + 24 + 1
+    pool.clear()
+    assert pool.held_with({}) == 0
+
+
+def test_aligned_buffers_begin_at_a_page_or_as_far_beyond_one_as_asked() -> None:
+    pool = Pool(CPU, aligned=PAGE)
+    assert pool.take("out", 9, "bfloat16").data_ptr() % PAGE == 0
+    assert pool.take("out", 10_000, "bfloat16", shift=24).data_ptr() % PAGE == 24
+    assert len(pool.memory("out", 20_000, 24)) == 20_000
+    assert pool.held_with({}) == 20_024 + PAGE - 1
+
+
+def test_host_views_are_the_memory_itself() -> None:
+    buffer = torch.zeros(5, dtype=torch.uint8)
+    view = host_view(buffer)
+    view[1:3] = b"\x07\x08"
+    assert buffer.tolist() == [0, 7, 8, 0, 0]
+    assert len(host_view(torch.zeros(0, dtype=torch.uint8))) == 0
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Joint:
+    models = one_tensor_models(tmp_path, 600_000)
+    return joint(plan_of(models), "big")
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_load_reads_the_piece_of_every_source(big: Joint, staged: bool) -> None:
+    lane = Lane(CPU, Files(), staged)
+    loaded = lane.load(big, Piece(1, 2))
+    for info, values in zip(big.sources, loaded.sources, strict=True):
+        raw = Path(info.file).read_bytes()
+        first, last = (info.offset + n * 2 * big.grid.block for n in (1, 3))
+        assert bytes(values.view(torch.uint8).tolist()) == raw[first:last]
+    assert (lane.on_device is lane.host) == (not staged)
+
+
+def test_staging_changes_nothing(big: Joint) -> None:
+    results = []
+    for staged in (False, True):
+        lane = Lane(CPU, Files(), staged)
+        piece = Piece(2, big.grid.blocks - 2)  # the last block is short
+        part = Piece(3, big.grid.blocks - 3)
+        for loaded in (lane.load(big, piece), None)[: 1 if staged else 2]:
+            ((merged, bad),) = lane.merge(big, part, loaded, [Copy()])
+            assert bad == 0
+            results.append(bytes(merged))
+    assert len(set(results)) == 1
+    raw = Path(big.sources[0].file).read_bytes()
+    first = big.sources[0].offset + 3 * 2 * big.grid.block
+    assert results[0] == raw[first : big.sources[0].offset + big.grid.count * 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "bad"),
+    [
+        ([1.0, float("nan"), 2.0], 1),
+        ([float("inf"), 1.0, float("-inf")], 2),
+        ([float("inf"), float("nan"), float("nan")], 3),
+        ([3e38, 3e38, 3e38], 0),  # the sum overflows, the values do not
+        ([-3e38, 3e38, 0.0], 0),
+    ],
+)
+def test_counts_what_is_not_finite(tmp_path: Path, values: list[float], bad: int) -> None:
+    write_checkpoint(tmp_path / "m", {"x": torch.tensor(values)})
+    one = joint(plan_of([tmp_path / "m"]))
+    lane = Lane(CPU, Files())
+    ((_, found),) = lane.merge(one, Piece(0, 1), None, [Copy()])
+    assert found == bad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_large_finite_values_of_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
+    write_checkpoint(tmp_path / "m", {"x": largest})
+    one = joint(plan_of([tmp_path / "m"]))
+    lane = Lane(CPU, Files())
+    ((_, found),) = lane.merge(one, Piece(0, 1), None, [Copy()])
+    assert found == 0
+
+
+def test_rows_where_rows_count(tmp_path: Path, centred_method: None) -> None:
+    recipe = "merge_method: centred\nparameters: {cut: row}\nmodels:\n- model: m\n"
+    write_checkpoint(tmp_path / "m", {"x": torch.arange(24.0).reshape(4, 3, 2)})
+    from merge_worker.planning.options import PlanOptions
+    from merge_worker.planning.plan import make_plan
+    from merge_worker.recipe.schema import parse
+
+    one = joint(make_plan(parse(recipe), PlanOptions(relative_to=tmp_path, block=12)))
+    lane = Lane(CPU, Files())
+    for loaded in (lane.load(one, Piece(0, 2)), None):
+        blocks = lane.blocks(one, Piece(0, 2), loaded)
+        seen = [(b.start, b.tensors[0].shape, b.tensors[0][0, 0].item()) for b in blocks]
+        assert seen == [(0, (2, 6), 0.0), (12, (2, 6), 12.0)]
+
+
+def test_make_room_keeps_what_fits_and_lets_go_of_what_does_not(big: Joint) -> None:
+    lane = Lane(CPU, Files())
+    piece = Piece(0, 1)
+    lane.load(big, piece)
+    held = lane.host.held_with({})
+    lane.make_room(big, piece, 1 << 30)
+    assert lane.host.held_with({}) == held
+    lane.make_room(big, piece, held - 1)
+    assert lane.host.held_with({}) == 0

@@ -1,0 +1,80 @@
+"""Checksums of parts add up to that of the whole, by the definition; damage shows."""
+
+import random
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merge_worker.output.checksums import COLUMNS, DIGITS, Checksum, checksum, parse, total
+
+MOD = 1 << 64
+
+
+def defined(raw: bytes) -> Checksum:
+    """Word by word, as the docstring says."""
+    raw += bytes(-len(raw) % 8)
+    words = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
+    placed = sum(place * word for place, word in enumerate(words, 1))
+    return Checksum(sum(words) % MOD, placed % MOD)
+
+
+def of(raw: bytes, position: int = 0) -> Checksum:
+    return checksum(memoryview(bytearray(raw)), position)
+
+
+def test_by_hand() -> None:
+    assert of(b"\x05") == (5, 5)
+    assert of(b"\x05", 9) == (5 << 8, 2 * (5 << 8))
+    assert of((MOD - 1).to_bytes(8, "little") * 2) == (MOD - 2, MOD - 3)
+    assert of(b"") == (0, 0)
+
+
+@given(st.binary(max_size=200))
+def test_is_what_it_says(raw: bytes) -> None:
+    assert of(raw) == checksum(memoryview(raw), 0) == defined(raw)
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300)), st.randoms())
+def test_parts_add_up_in_any_order(raw: bytes, cuts: list[int], chance: random.Random) -> None:
+    edges = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
+    parts = [of(raw[a:b], a) for a, b in pairwise(edges)]
+    chance.shuffle(parts)
+    assert total(parts) == of(raw)
+
+
+@given(st.integers(0, 3 * COLUMNS * 8), st.integers(0, 40), st.integers(0, 1 << 30))
+def test_many_rows(size: int, start: int, seed: int) -> None:
+    raw = random.Random(seed).randbytes(size)
+    assert of(raw, start) == defined(bytes(start) + raw)
+    cut = size // 3
+    assert total([of(raw[:cut], start), of(raw[cut:], start + cut)]) == of(raw, start)
+
+
+def test_more_than_a_chunk() -> None:
+    raw = random.Random(0).randbytes((8 << 20) + 4099) + bytes(1 << 20)
+    cut = (1 << 20) + 3
+    assert total([of(raw[:cut]), of(raw[cut:], cut)]) == of(raw)
+
+
+@given(st.binary(min_size=64, max_size=64), st.integers(0, 511))
+def test_one_bit_shows(raw: bytes, bit: int) -> None:
+    damaged = bytearray(raw)
+    damaged[bit // 8] ^= 1 << bit % 8
+    assert of(bytes(damaged)) != of(raw)
+
+
+@given(st.lists(st.binary(min_size=8, max_size=8), min_size=2, max_size=20), st.data())
+def test_words_that_change_places_show(words: list[bytes], data: st.DataObject) -> None:
+    a, b = (data.draw(st.integers(0, len(words) - 1)) for _ in range(2))
+    moved = list(words)
+    moved[a], moved[b] = words[b], words[a]
+    apart = (int.from_bytes(words[a], "little") - int.from_bytes(words[b], "little")) * (a - b)
+    assert (of(b"".join(moved)) == of(b"".join(words))) == (apart % MOD == 0)
+
+
+@given(st.integers(0, MOD - 1), st.integers(0, MOD - 1))
+def test_as_text(plain: int, placed: int) -> None:
+    text = str(Checksum(plain, placed))
+    assert len(text) == DIGITS
+    assert parse(text) == parse(text.encode()) == (plain, placed)

@@ -1,0 +1,191 @@
+"""The end of a merge: whole or not there, whichever rename it was stopped at."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merge_worker.output import commit
+from merge_worker.output.checksums import checksum
+from merge_worker.output.files import PARTIAL
+from support.checkpoint_factory import read_tensors, write_checkpoint
+from support.recipes import (
+    average,
+    digest,
+    manifest,
+    plan_of,
+    some_models,
+    some_tensors,
+    stream_into,
+)
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone."""
+
+
+def kill_at(count: int) -> Callable[[pytest.MonkeyPatch], list[str]]:
+    """Renames and removals work `count` times, and then no more."""
+
+    def install(patch: pytest.MonkeyPatch) -> list[str]:
+        done: list[str] = []
+        for name in ("replace", "rename", "unlink", "rmdir"):
+            real = getattr(os, name)
+
+            def wrapped(*words: Any, _real: Any = real, _name: str = name, **named: Any) -> Any:
+                if len(done) >= count:
+                    raise Killed
+                done.append(_name)
+                return _real(*words, **named)
+
+            patch.setattr(os, name, wrapped)
+        return done
+
+    return install
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> list[Path]:
+    models = []
+    for seed in range(2):
+        models.append(write_checkpoint(tmp_path / f"m{seed}", some_tensors(seed), config={"a": 1}))
+        (models[-1] / "tokenizer.json").write_text("{}")
+        (models[-1] / "extra").mkdir()
+        (models[-1] / "extra" / "template.jinja").write_text("x")
+    return models
+
+
+SHARDS = ("--shard-size", "4KB", "--threads", "1")
+
+
+def test_what_is_there_at_the_end(tmp_path: Path, sharded: list[Path]) -> None:
+    out = tmp_path / "out"
+    assert average(out, sharded, *SHARDS) == 0
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    count = len([name for name in names if name.startswith("model-")])
+    assert count > 1
+    assert names == {
+        *(f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)),
+        *("model.safetensors.index.json", "config.json", "tokenizer.json", "README.md"),
+        *("extra/template.jinja", "mergekit_config.yml", "merge_manifest.json"),
+    }
+    assert set(read_tensors(out)) == set(some_tensors(0))
+    listed = manifest(out)["outputs"]
+    assert {entry["file"] for entry in listed} == names - {"merge_manifest.json"}
+    assert all((out / entry["file"]).stat().st_size == entry["bytes"] for entry in listed)
+    order = [entry["file"] for entry in listed]
+    assert order[-2:] == ["model.safetensors.index.json", "config.json"]
+    assert order[0].endswith(".safetensors")
+
+
+def test_checksums_are_those_of_the_files(tmp_path: Path, sharded: list[Path]) -> None:
+    import hashlib
+
+    assert average(tmp_path / "out", sharded, *SHARDS, "--sha256") == 0
+    shards = [e for e in manifest(tmp_path / "out")["outputs"] if "sum128" in e]
+    assert len(shards) > 1
+    for entry in shards:
+        raw = (tmp_path / "out" / entry["file"]).read_bytes()
+        assert entry["sum128"] == str(checksum(memoryview(raw), 0))
+        assert entry["sha256"] == hashlib.sha256(raw).hexdigest()
+
+
+def bury(out: Path) -> None:
+    """Its locks are of a process that lives on here; they shall be of one that is dead."""
+    for path in (out / PARTIAL).glob("lock-*"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "started": 1}))
+
+
+def no_model_yet(out: Path) -> bool:
+    """Without the manifest nothing may look like a whole model."""
+    whole = (out / "config.json").exists() and (out / "model.safetensors.index.json").exists()
+    shards = len(list(out.glob("model-*.safetensors"))) if out.exists() else 0
+    return not whole or shards > 1
+
+
+def test_stopped_at_any_rename(
+    tmp_path: Path, sharded: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert average(tmp_path / "whole", sharded, *SHARDS) == 0
+    stops = 0
+    while True:
+        out = tmp_path / f"out{stops}"
+        with monkeypatch.context() as patch:
+            kill_at(stops)(patch)
+            try:
+                code: int | None = average(out, sharded, *SHARDS)
+            except Killed:  # in the way of a lock's end
+                code = None
+        if code == 0:
+            break
+        bury(out)
+        if (out / "merge_manifest.json").exists():
+            assert digest(out).items() >= digest(tmp_path / "whole").items()
+        else:
+            assert no_model_yet(out)
+        assert average(out, sharded, *SHARDS) == 0, f"stopped at {stops}"
+        assert (out / "merge_manifest.json").exists()
+        assert {n: c for n, c in digest(out).items() if not n.startswith(PARTIAL)} == digest(
+            tmp_path / "whole"
+        )
+        assert average(out, sharded, *SHARDS) == 0
+        stops += 1
+    assert stops > 15
+
+
+def test_replacing_another_merge_stopped_at_any_rename(
+    tmp_path: Path, sharded: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old and new files are never together under names that a loader goes by."""
+    old = some_models(tmp_path / "old", 2, config={"old": True})
+    assert average(tmp_path / "whole", sharded, *SHARDS) == 0
+    whole = digest(tmp_path / "whole")
+    for stops in range(0, 60, 5):
+        out = tmp_path / f"out{stops}"
+        assert average(out, old) == 0
+        before = digest(out)
+        with monkeypatch.context() as patch:
+            kill_at(stops)(patch)
+            with contextlib.suppress(Killed):
+                average(out, sharded, *SHARDS, "--overwrite")
+        bury(out)
+        now = {n: c for n, c in digest(out).items() if not n.startswith(PARTIAL)}
+        if (out / "merge_manifest.json").exists():
+            assert now in (before, whole)
+        elif any(name.startswith("model-") for name in now):
+            assert "model.safetensors" not in now
+            assert now.get("config.json") != before["config.json"]
+        assert average(out, sharded, *SHARDS, "--overwrite") == 0
+        assert {n: c for n, c in digest(out).items() if not n.startswith(PARTIAL)} == whole
+        assert "old" not in json.loads((out / "config.json").read_text())
+
+
+def test_a_full_disk_at_the_end(
+    tmp_path: Path,
+    sharded: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "copy_side_files", full)
+        assert average(out, sharded, *SHARDS) == 4
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [PARTIAL]
+    assert average(out, sharded, *SHARDS) == 0
+
+
+def test_only_the_end_was_missing(
+    tmp_path: Path, sharded: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(sharded)
+    stream_into(tmp_path / "out", plan)
+    assert average(tmp_path / "out", sharded, "--progress", "plain") == 0
+    assert "continuing at 100 %" in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""One writer at a time; what a dead process left does not stop anybody."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merge_worker.errors import OutputError
+from merge_worker.output import lock
+from merge_worker.output.lock import Busy, Lock, refuse_others
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "out" / "partial").mkdir(parents=True)
+    return tmp_path / "out" / "partial" / "lock"
+
+
+def owner(path: Path, **changes: Any) -> None:
+    """A lock file as the owner of this process would leave it, with changes."""
+    with Lock(path):
+        content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def test_held_and_given_back(path: Path) -> None:
+    threads = threading.active_count()
+    with Lock(path):
+        assert path.exists()
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not path.exists()
+    assert threading.active_count() == threads
+    assert list(path.parent.iterdir()) == []
+
+
+def test_killed_while_it_took_over_from_a_dead_one(path: Path) -> None:
+    """Between its claim and the lock; the next does not wait for the claim to grow old."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    owner(path, pid=int(done.stdout))
+    name = f"claim-{zlib.crc32(path.name.encode() + path.read_bytes()):08x}"
+    path.with_name(name).write_bytes(path.read_bytes())
+    began = time.monotonic()
+    with Lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert time.monotonic() - began < lock.STALE_AFTER_S / 3
+    # Who lives and has claimed it is left alone.
+    owner(path, pid=int(done.stdout))
+    name = f"claim-{zlib.crc32(path.name.encode() + path.read_bytes()):08x}"
+    owner(path.with_name(name))
+    with pytest.raises(Busy, match="cannot take this lock"), Lock(path):
+        pass
+
+
+def test_given_back_after_an_error(path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Lock(path):
+        _ = 1 / 0
+    assert not path.exists()
+
+
+def test_a_second_one_is_refused_in_words(path: Path) -> None:
+    with Lock(path), pytest.raises(Busy) as caught, Lock(path):
+        pass
+    assert str(caught.value).startswith(f"{path.parent.parent}: another merge writes here")
+    assert f"process {os.getpid()} on" in str(caught.value)
+    assert caught.value.exit_code == 4
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_dead_process_of_this_host(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    owner(path, pid=int(done.stdout))
+    with Lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_dead_process_that_nobody_has_collected(path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        owner(path, **lock._identity(process.pid))
+        with pytest.raises(Busy), Lock(path):
+            pass
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with Lock(path):
+            pass
+
+
+def test_who_works_on_something_else_is_refused(path: Path) -> None:
+    with Lock(path.with_name("lock-1-of-2"), "this"):
+        refuse_others(path.parent, "this")
+        with pytest.raises(Busy, match="of another recipe"):
+            refuse_others(path.parent, "that")
+    path.with_name("lock-0-of-2").write_text(json.dumps({"pid": 1, "about": "dead"}))
+    os.utime(path.with_name("lock-0-of-2"), (1, 1))
+    refuse_others(path.parent, "that")
+
+
+def test_a_process_id_that_was_given_again(path: Path) -> None:
+    owner(path, started=1)
+    with Lock(path):
+        pass
+
+
+def test_another_host_that_is_silent(path: Path) -> None:
+    owner(path, host="elsewhere")
+    old = time.time() - lock.STALE_AFTER_S - 5
+    os.utime(path, (old, old))
+    with Lock(path):
+        assert json.loads(path.read_text())["host"] != "elsewhere"
+
+
+def test_another_host_that_shows_life(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "POLL_S", 0.01)
+    owner(path, host="elsewhere", pid=7)
+    over = threading.Event()
+
+    def live() -> None:
+        while not over.wait(0.05):
+            os.utime(path)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(Busy, match="process 7 on elsewhere"), Lock(path):
+            pass
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_another_host_that_died_a_moment_ago_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "POLL_S", 0.01)
+    monkeypatch.setattr(lock, "STALE_AFTER_S", 0.3)
+    owner(path, host="elsewhere")
+    began = time.monotonic()
+    with Lock(path):
+        assert 0.1 < time.monotonic() - began < 10
+
+
+def test_a_lock_that_is_no_lock(path: Path) -> None:
+    path.write_text("")
+    old = time.time() - lock.HEARTBEAT_S - 5
+    os.utime(path, (old, old))
+    with Lock(path):
+        pass
+    path.write_text("[1]")
+    os.utime(path, (old, old))
+    with Lock(path):
+        pass
+
+
+def test_the_heart_beats(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
+    with Lock(path):
+        os.utime(path, (1, 1))
+        deadline = time.monotonic() + 10
+        while path.stat().st_mtime < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert path.stat().st_mtime > 2
+
+
+def test_only_one_of_many_gets_it(path: Path) -> None:
+    owner(path, started=1)  # stale, and all of them see it
+    inside, most, busy = 0, 0, 0
+    guard, start = threading.Lock(), threading.Barrier(8)
+
+    def take() -> None:
+        nonlocal inside, most, busy
+        start.wait()
+        try:
+            with Lock(path):
+                with guard:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.2)
+                with guard:
+                    inside -= 1
+        except Busy:
+            with guard:
+                busy += 1
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and busy == 7
+
+
+def test_a_folder_that_is_gone_or_shut(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No such file"), Lock(tmp_path / "gone" / "lock"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="Not a directory"), Lock(tmp_path / "file" / "lock"):
+        pass
+
+
+def test_a_lock_that_was_taken_over_is_not_removed(path: Path) -> None:
+    with Lock(path):
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 1}))
+    assert path.exists()

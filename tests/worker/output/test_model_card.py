@@ -1,0 +1,87 @@
+"""The model card: hub ids for the hub, no path of this machine, the recipe as it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from merge_worker.output.model_card import model_card, public_name
+from merge_worker.recipe.schema import ModelRef
+from support.recipes import average, plan_of, run, some_models
+
+
+def front_matter(text: str) -> dict[str, object]:
+    _, head, _ = text.split("---\n", 2)
+    value: dict[str, object] = yaml.safe_load(head)
+    return value
+
+
+def test_what_it_says(tmp_path: Path, models: list[Path]) -> None:
+    assert average(tmp_path / "my-merge", models) == 0
+    text = (tmp_path / "my-merge" / "README.md").read_text()
+    head = front_matter(text)
+    assert head["tags"] == ["merge", "merge-launch"]
+    assert "base_model" not in head, "these are folders, the hub does not know them"
+    assert "# my-merge\n" in text
+    assert "[linear](https://arxiv.org/abs/2203.05482)" in text
+    assert "- m0\n- m1\n- m2\n" in text
+    assert "| merged | 6 |\n| copied | 2 |\n" in text
+    assert str(tmp_path) not in text, "no folder of this machine"
+
+
+def test_paths_leave_card_and_manifest_but_not_the_recipe(
+    tmp_path: Path, models: list[Path]
+) -> None:
+    assert average(tmp_path / "out", models) == 0
+    assert str(tmp_path) not in (tmp_path / "out" / "merge_manifest.json").read_text()
+    assert str(tmp_path) in (tmp_path / "out" / "mergekit_config.yml").read_text()
+
+
+@pytest.mark.parametrize("word", [".", "..", "m", "/tmp", "./a"])
+def test_short_paths_do_not_garble_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    home = some_models(tmp_path / "here", 1)[0]
+    places = {".": home, "..": home / "deep", "m": home.parent, "./a": home.parent}
+    (home / "deep").mkdir()
+    for name in ("m", "a"):
+        (home.parent / name).symlink_to(home)
+    monkeypatch.chdir(places.get(word, home))
+    given = str(home) if word == "/tmp" else word
+    recipe = tmp_path / "r.yml"
+    recipe.write_text(
+        f"merge_method: linear\nmodels:\n- model: {json.dumps(given)}\n"
+        "  parameters: {weight: 0.5}\n# ./b m/x a.m /models\n"
+    )
+    assert run("merge", recipe, tmp_path / "out", "--progress", "off") == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "weight: 0.5" in text and "# ./b m/x a.m /models" in text
+    assert "merge_method: linear" in text and "  parameters:" in text
+    assert str(tmp_path) not in text
+
+
+def test_names_of_models() -> None:
+    assert public_name(ModelRef("/data/models/llama/")) == "llama"
+    assert public_name(ModelRef("org/name")) == "org/name"
+    assert public_name(ModelRef("org/name", "main")) == "org/name@main"
+    assert public_name(ModelRef("../x")) == "x"
+
+
+def test_folders_below_another_start_are_no_hub_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_models(tmp_path / "org", 2)
+    recipe = tmp_path / "r.yml"
+    recipe.write_text(
+        "merge_method: linear\nparameters: {weight: 1}\n"
+        "models: [{model: org/m0}, {model: org/m1}]\n"
+    )
+    monkeypatch.chdir("/")
+    words = ("--relative-to", tmp_path, "--progress", "off")
+    assert run("merge", recipe, tmp_path / "out", *words) == 0
+    assert "base_model" not in front_matter((tmp_path / "out" / "README.md").read_text())
+
+
+def test_a_title_from_any_folder_name(tmp_path: Path, models: list[Path]) -> None:
+    assert "# x y\n" in model_card(plan_of(models), "x y")

@@ -1,0 +1,112 @@
+"""What is taken along beside the weights: everything a loader needs, nothing that is not ours."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merge_worker.output import side_files
+from merge_worker.output.side_files import merged_config
+from support.checkpoint_factory import write_checkpoint
+from support.recipes import average, manifest, plan_of, run
+
+TAKEN = [
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "merges.txt"),
+    *("chat_template.jinja", "generation_config.json", "preprocessor_config.json", "LICENSE"),
+    *("modeling_own.py", "configuration_own.py", "1_Pooling/config.json", "modules.json"),
+    "additional_chat_templates/tool.jinja",
+]
+LEFT = [
+    *("README.md", "mergekit_config.yml", "merge_manifest.json", "adapter_config.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf", "x.onnx", "flax.msgpack"),
+    *("training_args.bin", "trainer_state.json", "optimizer.pt", ".gitattributes", "a.lock"),
+    *(".git/HEAD", ".cache/huggingface/x", "original/params.json", "onnx/config.json"),
+    *("runs/events", "__pycache__/x.pyc", "checkpoint-5/trainer_state.json"),
+    *("checkpoint-5/tokenizer.json", "consolidated.safetensors"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = write_checkpoint(tmp_path / "m", {"x": torch.ones(3)}, config={"model_type": "own"})
+    for name in (*TAKEN, *LEFT):
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_text(f"content of {name}")
+    return made
+
+
+def test_what_is_taken(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    assert average(out, [folder]) == 0
+    for name in TAKEN:
+        assert (out / name).read_text() == f"content of {name}"
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    own = {"README.md", "mergekit_config.yml", "merge_manifest.json"}
+    assert found & set(LEFT) == own & set(LEFT)
+    assert (out / "README.md").read_text() != "content of README.md"
+    assert json.loads((out / "config.json").read_text()) == {"model_type": "own"}
+    assert set(TAKEN) <= {entry["file"] for entry in manifest(out)["outputs"]}
+
+
+def test_links_are_followed_and_odd_files_left(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "blob").write_text("real")
+    (folder / "linked.json").symlink_to(tmp_path / "blob")
+    (folder / "nowhere.json").symlink_to(tmp_path / "gone")
+    os.mkfifo(folder / "fifo")
+    assert average(tmp_path / "out", [folder]) == 0
+    taken = tmp_path / "out" / "linked.json"
+    assert taken.read_text() == "real" and not taken.is_symlink()
+    assert not (tmp_path / "out" / "fifo").exists()
+    assert not (tmp_path / "out" / "nowhere.json").exists()
+
+
+def test_huge_files_are_no_tokenizers(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_files, "LARGEST", 100)
+    (folder / "large.txt").write_text("x" * 101)
+    assert average(tmp_path / "out", [folder]) == 0
+    assert not (tmp_path / "out" / "large.txt").exists()
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, folder: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.txt")
+    (folder / odd).write_text("x")
+    assert average(tmp_path / "out", [folder]) == 0
+    assert (tmp_path / "out" / odd).read_text() == "x"
+    assert odd in {entry["file"] for entry in manifest(tmp_path / "out")["outputs"]}
+    assert run("verify", tmp_path / "out") == 0
+
+
+def test_a_single_file_has_nothing_beside_it(tmp_path: Path, folder: Path) -> None:
+    assert average(tmp_path / "out", [folder / "model.safetensors"]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "config.json" not in names and "tokenizer.json" not in names
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "expected"),
+    [
+        ({"torch_dtype": "float32"}, None, None),
+        ({"torch_dtype": "float32"}, "same", None),
+        ({"torch_dtype": "float32"}, "bfloat16", {"torch_dtype": "bfloat16"}),
+        ({"dtype": "float32"}, "bfloat16", {"dtype": "bfloat16"}),
+        ({"a": 1}, "float16", {"a": 1, "torch_dtype": "float16"}),
+        ({"dtype": "float16"}, "float16", None),
+    ],
+)
+def test_the_config_follows_the_dtype(
+    tmp_path: Path, config: dict[str, Any], dtype: str | None, expected: dict[str, Any] | None
+) -> None:
+    made = write_checkpoint(tmp_path / "c", {"x": torch.ones(3)}, config=config)
+    assert merged_config(plan_of([made], dtype=dtype)) == expected
+
+
+def test_an_untouched_config_is_copied_byte_by_byte(tmp_path: Path, folder: Path) -> None:
+    text = '{\n\t"model_type":   "own"}'
+    (folder / "config.json").write_text(text)
+    assert average(tmp_path / "out", [folder]) == 0
+    assert (tmp_path / "out" / "config.json").read_text() == text

@@ -1,0 +1,98 @@
+"""The grid of blocks: covers everything once, keeps rows whole, depends on the tensor alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merge_worker.method import Cut
+from merge_worker.planning import step
+from merge_worker.planning.step import CPU_BLOCK, DEVICE_BLOCK, Grid, Piece, block_for, grid, pieces
+
+shapes = st.lists(st.integers(0, 40), max_size=4).map(tuple)
+
+
+@given(shapes, st.sampled_from(Cut), st.integers(1, 500))
+def test_blocks_cover_every_element_once(shape: tuple[int, ...], cut: Cut, block: int) -> None:
+    made = grid(shape, cut, block)
+    count = 1
+    for extent in shape:
+        count *= extent
+    position = 0
+    for number in range(made.blocks):
+        start, stop = made.span(number, 1)
+        assert start == position and stop > start
+        position = stop
+    assert position == made.count == count
+    if made.blocks:
+        assert made.span(0, made.blocks) == (0, count)
+
+
+@given(shapes, st.integers(1, 500))
+def test_rows_are_never_cut(shape: tuple[int, ...], block: int) -> None:
+    made = grid(shape, Cut.ROW, block)
+    if made.count == 0:
+        return
+    assert made.row is not None
+    for number in range(made.blocks):
+        start, stop = made.span(number, 1)
+        assert start % made.row == 0 and stop % made.row == 0
+
+
+def test_by_element() -> None:
+    assert grid((10, 10), Cut.ELEMENT, 32) == Grid(100, 32, None)
+    assert grid((10, 10), Cut.ELEMENT, 32).blocks == 4
+
+
+def test_by_row_takes_as_many_rows_as_fit() -> None:
+    assert grid((10, 10), Cut.ROW, 32) == Grid(100, 30, 10)
+    assert grid((10, 10), Cut.ROW, 5) == Grid(100, 10, 10), "a row longer than a block stays whole"
+    assert grid((6, 2, 5), Cut.ROW, 25) == Grid(60, 20, 10), "a row is all behind the first axis"
+    assert grid((100,), Cut.ROW, 32) == Grid(100, 100, 100), "a vector is one row"
+
+
+def test_whole_tensors() -> None:
+    assert grid((10, 10), Cut.TENSOR, 32) == Grid(100, 100, 10)
+    assert grid((10, 10), Cut.TENSOR, 32).blocks == 1
+
+
+def test_scalars_and_empty_tensors() -> None:
+    for cut in Cut:
+        assert grid((), cut, 32).blocks == 1
+        assert grid((0, 5), cut, 32).blocks == 0
+        assert grid((5, 0), cut, 32).blocks == 0
+
+
+@given(st.integers(0, 20), st.integers(0, 100), st.integers(1, 30))
+def test_pieces_are_a_run(first: int, blocks: int, most: int) -> None:
+    found = list(pieces(first, first + blocks, most))
+    assert sum(piece.blocks for piece in found) == blocks
+    assert all(0 < piece.blocks <= most for piece in found)
+    position = first
+    for piece in found:
+        assert piece.first == position
+        position += piece.blocks
+
+
+def test_pieces_in_words() -> None:
+    assert list(pieces(2, 7, 2)) == [Piece(2, 2), Piece(4, 2), Piece(6, 1)]
+
+
+@pytest.mark.parametrize(
+    ("visible", "block"),
+    [
+        # PBS sets nothing, or with its hook UUIDs, and an empty text for jobs without GPUs.
+        (None, DEVICE_BLOCK),
+        ("0,1", DEVICE_BLOCK),
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", DEVICE_BLOCK),
+        ("", CPU_BLOCK),
+        ("-1", CPU_BLOCK),
+    ],
+)
+def test_devices_as_schedulers_show_them(visible: str | None, block: int, monkeypatch) -> None:
+    monkeypatch.setattr(step, "_DEVICE_FILES", ("/dev/null",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert block_for("auto") == block
+    assert block_for("cpu") == CPU_BLOCK
+    assert block_for("cuda:1") == DEVICE_BLOCK

@@ -1,0 +1,165 @@
+"""Rules of a recipe (`key_map`) and suggested ones: they do what they say, or are refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.model_parts import (
+    H,
+    Tensors,
+    assert_mean,
+    average,
+    beginning,
+    experts,
+    fused,
+    head_by_head,
+    projections,
+    stacked,
+)
+
+RULES = {
+    "renamed": (
+        '- {from: "net.{n}.{x}", to: "model.layers.{n}.{x}"}',
+        lambda t: {n.replace("model.layers.", "net."): v for n, v in t.items()},
+    ),
+    "split": (
+        '- {from: "model.{x}.mix.{w}", to: '
+        '["model.{x}.q_proj.{w}", "model.{x}.k_proj.{w}", "model.{x}.v_proj.{w}"]}',
+        lambda t: {
+            **{n: v for n, v in t.items() if "self_attn" not in n},
+            **{
+                f"model.layers.1.self_attn.mix.{k}": fused(t)[
+                    f"model.layers.1.self_attn.qkv_proj.{k}"
+                ]
+                for k in ("weight", "bias")
+            },
+        },
+    ),
+    "head by head": (
+        '- {from: "model.{x}.query_key_value.{w}", groups: 2, to: '
+        '["model.{x}.q_proj.{w}", "model.{x}.k_proj.{w}", "model.{x}.v_proj.{w}"]}',
+        lambda t: {
+            **{n: v for n, v in t.items() if "self_attn" not in n},
+            **{
+                f"model.layers.1.self_attn.query_key_value.{k}": head_by_head(
+                    t, f"model.layers.1.self_attn.{{}}_proj.{k}", 2
+                )
+                for k in ("weight", "bias")
+            },
+        },
+    ),
+    "transposed": (
+        '- {from: "{x}.gate_t", to: "{x}.gate_proj.weight", transpose: true}',
+        lambda t: {
+            (n.replace("gate_proj.weight", "gate_t")): (v.T.contiguous() if "gate_" in n else v)
+            for n, v in t.items()
+        },
+    ),
+    "of one model": (
+        '- {from: "{x}.UP", to: "{x}.up_proj.weight", model: MODEL}',
+        lambda t: {n.replace("up_proj.weight", "UP"): v for n, v in t.items()},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_rules_of_a_recipe(case: str, tmp_path: Path) -> None:
+    rule, change = RULES[case]
+    first, second = projections(0), projections(9)
+    text = "key_map:\n" + rule.replace("MODEL", str(tmp_path / "b"))
+    assert average(tmp_path, first, change(second), text) == 0
+    assert_mean(tmp_path, first, second)
+
+
+def test_a_rule_that_stacks_and_one_that_joins(tmp_path: Path) -> None:
+    apart = experts("model.layers.0.mlp", 7)
+    place = "model.layers.0.mlp"
+    odd = {n.replace("experts.", "parts.").replace("_proj.weight", ""): v for n, v in apart.items()}
+    words = [stacked(apart, place, word) for word in ("gate", "up", "down")]
+    whole = {"pool.wide": torch.cat(words[:2], 1), "pool.down": words[2]}
+    text = (
+        "key_map:\n"
+        '- {from: ["{x}.parts.{n}.gate", "{x}.parts.{n}.up"], to: "pool.wide"}\n'
+        '- {from: "model.layers.0.mlp.parts.{n}.down", to: "pool.down"}\n'
+    )
+    first = {name: tensor + 2 for name, tensor in whole.items()}
+    assert average(tmp_path, first, odd, text.replace("{x}", "model.layers.0.mlp")) == 0
+    assert_mean(tmp_path, first, whole)
+
+
+WRONG = {
+    "{from: 'a.{x}', to: 'b.{y}'}": "{x}, {y} stand on one side only",
+    "{from: a, to: [b, '{n}.c']}": "names of one side have different wildcards",
+    "{from: [a, b], to: [c, d]}": "several names on both sides",
+    "{from: 'a.{}', to: b}": "'{}' is no wildcard",
+    "{from: a}": "'to' is a tensor name",
+    "{from: a, to: b, axis: -1}": "axis -1 is not 0",
+    "{from: a, to: b, transpose: maybe}": "transpose 'maybe'",
+    "{from: a, to: b, groups: 2}": "groups 2 is no number of groups",
+    "{from: a, to: [b, c], groups: 0}": "groups 0 is no number of groups",
+    "{from: a, to: b, axes: 1}": "'axes' is unknown in a rule",
+}
+
+
+@pytest.mark.parametrize("rule", WRONG)
+def test_rules_that_are_none(rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert average(tmp_path, projections(0), projections(1), f"key_map:\n- {rule}\n") == 2
+    told = capsys.readouterr().err
+    assert "r.yml:5" in told and WRONG[rule] in told
+
+
+def test_a_rule_that_fits_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = 'key_map:\n- {from: "layers.{n}", to: "l.{n}"}'
+    assert average(tmp_path, projections(0), projections(1), text) == 2
+    assert "no tensor of the other models is called layers.{n}" in capsys.readouterr().err
+
+
+def test_a_name_that_is_there_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = 'key_map:\n- {from: "{x}.up_proj.weight", to: "{x}.gate_proj.weight"}'
+    assert average(tmp_path, projections(0), projections(1), text) == 3
+    assert "both model.layers.1.mlp.gate_proj.weight and" in capsys.readouterr().err
+
+
+SUGGESTED: dict[str, tuple[Callable[[Tensors], Tensors], list[str]]] = {
+    "prefix": (beginning("model.", "llm.core."), ['{from: "llm.core.{b}", to: "model.{b}"}']),
+    "no prefix": (beginning("model.layers.", "blocks."), ['"blocks.{b}", to: "model.layers.{b}"']),
+    "words": (
+        lambda t: {
+            n.replace("self_attn", "attention").replace("mlp.gate_proj", "mlp.w1"): v
+            for n, v in t.items()
+        },
+        [
+            '{from: "{a}.attention.{b}", to: "{a}.self_attn.{b}"}',
+            '{from: "{a}.w1.{b}", to: "{a}.gate_proj.{b}"}',
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SUGGESTED)
+def test_rules_are_suggested_and_work(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, rules = SUGGESTED[case]
+    first, second = projections(0), projections(9)
+    first["lm_head.weight"], second["lm_head.weight"] = torch.ones(2, H), torch.zeros(2, H)
+    assert average(tmp_path / "1", first, change(second)) == 3
+    told = capsys.readouterr().err
+    assert all(rule in told for rule in rules)
+    text = told[told.index("key_map:") :]
+    assert average(tmp_path / "2", first, change(second), text) == 0
+    assert_mean(tmp_path / "2", first, second)
+
+
+def test_nothing_is_suggested_where_two_could_be_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = {
+        n.replace("q_proj.", "one.").replace("o_proj", "two"): t for n, t in projections(1).items()
+    }
+    second = {n.replace("k_proj", "p1").replace("v_proj", "p2"): t for n, t in second.items()}
+    assert average(tmp_path, projections(0), second) == 3
+    told = capsys.readouterr().err
+    assert "are missing" in told and "key_map" not in told

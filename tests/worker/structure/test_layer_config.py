@@ -1,0 +1,215 @@
+"""Config fields that speak of single layers, after layers were picked."""
+
+from typing import Any
+
+import pytest
+
+from merge_worker.errors import UsageError
+from merge_worker.structure.layer_config import restacked_config
+from merge_worker.structure.layers import Pick, counts, extra_layers
+
+
+def restack(
+    config: dict[str, Any], layers: list[int], stack: str = "model.layers.", **more: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The config of one model, of whose stack these layers are taken."""
+    depth = more.pop("depth", config.get("num_hidden_layers"))
+    picks = [Pick(0, layer) for layer in layers]
+    return restacked_config([config], stack, {0: depth}, picks)
+
+
+def changes(config: dict[str, Any], layers: list[int], **more: Any) -> dict[str, Any]:
+    """The fields that changed, but for the number of layers, which must have."""
+    config = {"num_hidden_layers": 6, **config}
+    found, _ = restack(config, layers, **more)
+    assert found.pop("num_hidden_layers") == len(layers)
+    return {key: value for key, value in found.items() if value != config.get(key)}
+
+
+TURNED = [0, 1, 2, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "expected"),
+    [
+        ({"layer_types": list("abcdef")}, TURNED, {"layer_types": list("abcbcdef")}),
+        ({"layers_block_type": list("abcdef")}, [5, 0], {"layers_block_type": ["f", "a"]}),
+        ({"block_configs": [{"n": n} for n in range(6)]}, [4], {"block_configs": [{"n": 4}]}),
+        ({"hybrid_override_pattern": "M*M-ME"}, [1, 2, 3], {"hybrid_override_pattern": "*M-"}),
+        ({"attn_layer_indices": [1, 4]}, TURNED, {"attn_layer_indices": [1, 3, 6]}),
+        ({"full_attn_idxs": [2, 5]}, [2, 2, 5], {"full_attn_idxs": [0, 1, 2]}),
+        ({"cross_attention_layers": [3]}, [0, 1], {"cross_attention_layers": []}),
+        ({"mlp_only_layers": [0, 1]}, [1, 2], {"mlp_only_layers": [0]}),
+        # All layers: as long as the model is deep, and still a list of numbers.
+        ({"moe_layers": [0, 1, 2, 3, 4, 5]}, [3, 4], {"moe_layers": [0, 1]}),
+        ({"first_k_dense_replace": 2}, [0, 1, 1, 3], {"first_k_dense_replace": 3}),
+        ({"first_k_dense_replace": 2}, [3, 4], {"first_k_dense_replace": 0}),
+        ({"num_dense_layers": 1}, [0, 4, 5], {}),
+        ({"attn_layer_period": 3, "attn_layer_offset": 2}, [0, 1, 2, 3, 4, 5], {}),
+        (
+            {"attn_layer_period": 3, "attn_layer_offset": 2},
+            [1, 2, 3, 4, 5],
+            {"attn_layer_offset": 1},
+        ),
+        (
+            {"attn_layer_period": 3, "attn_layer_offset": 2},
+            [1, 2, 4, 5],
+            {"attn_layer_period": 2, "attn_layer_offset": 1},
+        ),
+        (
+            {"expert_layer_period": 6, "expert_layer_offset": 5},
+            [0, 1],
+            {"expert_layer_period": 3, "expert_layer_offset": 2},
+        ),
+        ({"full_attention_interval": 3}, [0, 1, 2, 0, 1, 2], {}),
+        (
+            {"full_attention_interval": 3},
+            [1, 2, 3],
+            {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+        ),
+        (
+            {"sliding_window_pattern": 2},
+            [1, 2],
+            {"layer_types": ["full_attention", "sliding_attention"]},
+        ),
+        (
+            {"decoder_sparse_step": 2, "mlp_only_layers": [5]},
+            [0, 1, 3, 5],
+            {"decoder_sparse_step": 1, "mlp_only_layers": [0, 3]},
+        ),
+        ({"interleave_moe_layer_step": 2}, [1, 2], {"moe_layers": [0]}),
+        ({"no_rope_layer_interval": 2}, [1, 2], {"no_rope_layers": [0, 1]}),
+        ({"moe_layer_freq": 2}, [2, 3, 4], {}),
+        ({"block_types": ["r", "r", "a"]}, [2, 3, 4], {"block_types": ["a", "r", "r"]}),
+        (
+            {"attention_types": [[["g", "l"], 3]]},
+            [1, 2],
+            {"attention_types": [[["l", "g"], 1]]},
+        ),
+        ({"max_window_layers": 6, "use_sliding_window": False}, [0, 1], {"max_window_layers": 2}),
+        ({"max_window_layers": 2, "use_sliding_window": True}, [1, 4], {"max_window_layers": 1}),
+        (
+            {"moe_layer_start_index": 1, "moe_layer_end_index": -1},
+            [0, 0, 3],
+            {"moe_layer_start_index": 2, "moe_layer_end_index": 2},
+        ),
+        # A list that says the same makes a period harmless.
+        (
+            {"full_attention_interval": 3, "layer_types": list("llflLF")},
+            [1, 2, 3],
+            {"layer_types": list("lfl")},
+        ),
+        (
+            {"first_k_dense_replace": 1, "mlp_layer_types": ["d", *"ssSss"]},
+            [3, 0],
+            {"mlp_layer_types": ["S", "d"]},
+        ),
+        # Not of layers, though as long.
+        ({"eos_token_id": [1, 2, 3, 4, 5, 6], "mlp_multipliers": [1] * 6}, [0], {}),
+    ],
+)  # fmt: skip
+def test_fields_follow(config: dict[str, Any], layers: list[int], expected: dict[str, Any]) -> None:
+    assert changes(config, layers) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "why"),
+    [
+        ({"first_k_dense_replace": 1}, [3, 0], "it counts layers at the start, which now are 1"),
+        ({"attn_layer_period": 3}, [0, 0, 1, 2, 3], "no period has the layers 0-1, 4"),
+        ({"moe_layer_freq": 2}, [1, 2], "layers moved to another place in its period of 2"),
+        ({"cross_layer_interval": 2}, [1], "layers moved to another place in its period of 2"),
+        ({"num_kv_shared_layers": 2}, [0, 1], "layers share weights or states with other layers"),
+        ({"num_mem_blocks": 2}, [0], "layers share weights or states with other layers"),
+        ({"moe_layer_start_index": 3}, [3, 0, 4], "it is one run of layers, which now are 0, 2"),
+        ({"full_attention_interval": [{}]}, [1], "[{}] is no value that models have there"),
+        ({"attn_layer_period": 1 << 60}, [0, 0, 1], "no period has the layers 0-1"),
+        (
+            {"attention_types": [[[], 1 << 60]]},
+            [1],
+            "[[[], 1152921504606846976]] is no value that models have there",
+        ),
+    ],
+)
+def test_fields_that_cannot_follow(config: dict[str, Any], layers: list[int], why: str) -> None:
+    name = next(iter(config))
+    with pytest.raises(UsageError) as caught:
+        changes(config, layers)
+    assert str(caught.value) == f"config.json: {name} cannot follow the layers taken: {why}"
+
+
+def test_all_faults_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        changes({"num_mem_blocks": 1, "moe_layer_freq": 2}, [1])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_every_layer_is_described_by_the_model_it_is_from() -> None:
+    one = {"num_hidden_layers": 2, "layer_types": ["a", "b"]}
+    other = {"num_hidden_layers": 3, "layer_types": ["c", "d", "e"], "attn_layer_indices": [2]}
+    picks = [Pick(1, 2), Pick(0, 0), Pick(1, 1)]
+    found, _ = restacked_config([one, other], "layers.", {0: 2, 1: 3}, picks)
+    assert found == {"num_hidden_layers": 3, "layer_types": ["e", "a", "d"]}
+    with pytest.raises(UsageError, match="describe their layers in different ways"):
+        restacked_config([one, {"num_hidden_layers": 3}], "layers.", {0: 2, 1: 3}, picks)
+
+
+def test_numbers_counted_from_one() -> None:
+    lists = {"kda_layers": [1, 2, 3, 5], "full_attn_layers": [4, 6]}
+    found = changes({"linear_attn_config": lists}, [3, 4, 5])["linear_attn_config"]
+    assert found == {"kda_layers": [2], "full_attn_layers": [1, 3]}
+
+
+def test_the_section_of_the_stack() -> None:
+    config = {
+        "text_config": {"num_hidden_layers": 4, "layer_types": list("abcd")},
+        "vision_config": {"depth": 4, "fullatt_block_indexes": [3]},
+    }
+    text, _ = restack(config, [3, 0], "model.language_model.layers.", depth=4)
+    assert text["text_config"] == {"num_hidden_layers": 2, "layer_types": ["d", "a"]}
+    assert text["vision_config"] == config["vision_config"]
+    vision, _ = restack(config, [3, 0], "model.visual.blocks.", depth=4)
+    assert vision["vision_config"] == {"depth": 2, "fullatt_block_indexes": [0]}
+    assert vision["text_config"] == config["text_config"]
+
+
+def test_encoder_and_decoder() -> None:
+    t5 = {"is_encoder_decoder": True, "num_layers": 3, "num_decoder_layers": 3}
+    assert restack(t5, [0], "encoder.block.", depth=3)[0] == {**t5, "num_layers": 1}
+    assert restack(t5, [0], "decoder.block.", depth=3)[0] == {**t5, "num_decoder_layers": 1}
+    bart = {"is_encoder_decoder": True, "encoder_layers": 3, "decoder_layers": 3}
+    bart |= {"num_hidden_layers": 3}
+    changed = {**bart, "encoder_layers": 2, "num_hidden_layers": 2}
+    assert restack(bart, [0, 1], "model.encoder.layers.", depth=3)[0] == changed
+
+
+def test_a_config_that_does_not_know_its_layers() -> None:
+    with pytest.raises(UsageError) as caught:
+        restack({"num_hidden_layers": 7}, [0, 1], depth=4)
+    assert str(caught.value) == (
+        "the config has no field with its 4 layers (model.layers.*); "
+        "fields with layer counts: num_hidden_layers 7"
+    )
+    assert restack({}, [0], depth=4) == ({}, [])
+
+
+def test_a_list_counts_where_no_number_does() -> None:
+    config = {"layers_block_type": ["mamba", "attention", "moe"]}
+    assert [(c.value, c.listed) for c in counts(config)] == [(3, True)]
+    assert restack(config, [2, 0], depth=3)[0] == {"layers_block_type": ["moe", "mamba"]}
+
+
+def test_untouched_where_all_layers_are_taken_in_order() -> None:
+    config = {"num_hidden_layers": 3, "num_mem_blocks": 1, "strange_layer_period": 3}
+    assert restack(config, [0, 1, 2]) == (config, [])
+
+
+def test_fields_that_nothing_is_known_of_are_told() -> None:
+    config = {"num_hidden_layers": 3, "strange_layer_period": 3}
+    assert restack(config, [0])[1] == ["config.json: strange_layer_period is kept as it is"]
+
+
+def test_prediction_heads() -> None:
+    assert extra_layers({"num_nextn_predict_layers": 1}) == 1
+    assert extra_layers({"text_config": {"num_nextn_predict_layers": 2}}) == 2
+    assert extra_layers({"num_nextn_predict_layers": None}) == 0

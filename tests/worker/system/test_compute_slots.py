@@ -1,0 +1,108 @@
+"""As many compute at a time as there are processors; who waits for the storage lets others in."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from merge_worker.checkpoint import reader
+from merge_worker.checkpoint.reader import Files
+from merge_worker.errors import InputError
+from merge_worker.system.compute_slots import ANY, Turns
+
+
+def most_inside(turns: Turns, threads: int, away: bool) -> tuple[int, int]:
+    """How many were inside at once, and how many away at once."""
+    lock, counts, most = threading.Lock(), [0, 0], [0, 0]
+
+    def change(which: int, by: int) -> None:
+        with lock:
+            counts[which] += by
+            most[which] = max(most[which], counts[which])
+
+    def act() -> None:
+        for _ in range(5):
+            with turns:
+                change(0, 1)
+                time.sleep(0.002)
+                change(0, -1)
+                if away:
+                    with turns.away:
+                        change(1, 1)
+                        time.sleep(0.01)
+                        change(1, -1)
+
+    found = [threading.Thread(target=act) for _ in range(threads)]
+    for thread in found:
+        thread.start()
+    for thread in found:
+        thread.join()
+    return most[0], most[1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_so_many_at_a_time(count: int) -> None:
+    inside, away = most_inside(Turns(count), 6, away=True)
+    assert inside <= count and away > count
+
+
+def test_no_limit() -> None:
+    assert most_inside(Turns(), 6, away=False)[0] > 2
+
+
+def test_an_error_ends_a_turn() -> None:
+    turns = Turns(1)
+    with pytest.raises(ValueError), turns, turns.away:
+        raise ValueError
+    assert most_inside(turns, 2, away=False)[0] == 1
+
+
+class Watched(Turns):
+    """Notes how often it was left for the storage."""
+
+    left = 0
+
+    @property
+    def away(self):  # type: ignore[no-untyped-def]
+        self.left += 1
+        return super().away
+
+
+def test_what_is_cached_is_read_without_giving_up_the_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 64)
+    buffer, turns = bytearray(10_000), Watched(1)
+
+    def cached(fd: int, part: memoryview, offset: int) -> int:
+        return os.preadv(fd, [part[:4096]], offset)  # a part of it is in memory
+
+    monkeypatch.setattr(reader, "_cached", cached)
+    with turns:
+        Files().read(str(path), 100, memoryview(buffer), turns)
+    assert buffer == path.read_bytes()[100:10_100] and turns.left == 0
+
+    monkeypatch.setattr(reader, "_cached", lambda *place: 0)
+    with turns:
+        Files().read(str(path), 100, memoryview(buffer), turns)
+        assert buffer == path.read_bytes()[100:10_100] and turns.left == 1
+        with pytest.raises(InputError, match="ends at byte 16384"):
+            Files().read(str(path), 16_000, memoryview(buffer), turns)
+    assert turns.left == 3
+
+
+@pytest.mark.parametrize("turns", [ANY, Turns(1)], ids=["any", "one"])
+def test_a_system_that_cannot_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: Turns
+) -> None:
+    """Such as file systems without RWF_NOWAIT, and other systems than Linux."""
+    monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    buffer = bytearray(4)
+    with turns:
+        Files().read(str(path), 3, memoryview(buffer), turns)
+    assert buffer == b"3456"

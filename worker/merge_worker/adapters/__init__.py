@@ -1,0 +1,1 @@
+"""PEFT adapters as inputs of a merge."""

@@ -1,0 +1,177 @@
+"""A folder in PEFT's format → low-rank pairs by module, trained copies, their scales. No torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.folder import exists, read_json
+from ..checkpoint.header import Shard, read_shard
+from ..errors import InputError
+from ..messages import first_names, printable
+from ..tensors.source import TensorInfo
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB]|lora_magnitude_vector)"
+    r"(?:\.default)?(?:\.(?P<end>weight|bias))?"
+)
+MOST = 1e300
+_SLOW = re.compile(r"[)\]][*+{]")
+"""What may take ages to match: repeated groups and sets. Patterns are names of modules, mostly."""
+
+_OTHER_KINDS = (
+    *("layer_replication", "use_qalora", "use_bdlora", "arrow_config", "kasa_config"),
+    *("monteclora_config", "alora_invocation_tokens", "trainable_token_indices"),
+)
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The factors of one module: `a` (rank, in …), `b` (out, rank …), as they are stored.
+
+    Of an embedding they are (rank, rows) and (columns, rank). `module` is as the adapter has it,
+    without `base_layer`, of which there are `depth` (modules with several adapted parameters).
+    """
+
+    module: str
+    a: TensorInfo
+    b: TensorInfo
+    bias: TensorInfo | None = None
+    magnitude: TensorInfo | None = None
+    embedding: bool = False
+    depth: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Of all experts together where the factors are of several."""
+        return self.a.shape[0]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """What a goes to and what it comes from, kernels flattened."""
+        return self.b.shape[0], math.prod(self.a.shape[1:])
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: pairs in the order of the file, and tensors that replace those of a base."""
+
+    path: Path
+    config: Mapping[str, Any] = field(repr=False)
+    shard: Shard = field(repr=False)
+    pairs: tuple[Pair, ...]
+    whole: Mapping[str, TensorInfo]
+
+    def scale(self, name: str, rank: int) -> float:
+        """What B·A of the module (or parameter) `name` is multiplied with. InputError."""
+        alpha = self._pattern("alpha_pattern", name, self.config.get("lora_alpha", 8))
+        said = self._pattern("rank_pattern", name, self.config.get("r", 8))
+        if said != rank:
+            raise InputError(
+                f"{self.path}: '{printable(name)}' has rank {rank}, {CONFIG} says {said}; "
+                f"weights and config are not of one adapter"
+            )
+        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _pattern(self, key: str, name: str, default: object) -> Any:
+        patterns = self.config.get(key) or {}
+        try:
+            if any(_SLOW.search(p) or sum(map(p.count, "*+{")) > 4 for p in patterns):
+                raise InputError(f"{self.path / CONFIG}: '{key}' has a pattern that takes for ever")
+            found = (v for p, v in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name))
+            value = next(found, default)
+        except (AttributeError, TypeError, re.error, RecursionError, OverflowError):
+            raise InputError(f"{self.path / CONFIG}: '{key}' is no table of patterns") from None
+        if not isinstance(value, int | float) or type(value) is bool or not -MOST < value < MOST:
+            raise InputError(f"{self.path / CONFIG}: '{printable(str(value))}' is no number")
+        return value
+
+
+def is_adapter(path: Path) -> bool:
+    return exists(path / CONFIG)
+
+
+def open_adapter(path: Path) -> Adapter:
+    """Read config and header of an adapter folder. InputError also for kinds other than LoRA."""
+    if not exists(path):
+        raise InputError(f"{path}: no such folder; is the adapter's path right?")
+    if not is_adapter(path):
+        raise InputError(f"{path}: no {CONFIG}; an adapter is a folder as PEFT saves it")
+    config = read_json(path / CONFIG)
+    if not isinstance(config, dict):
+        raise InputError(f"{path / CONFIG}: not a JSON object")
+    _refuse_other_kinds(path, config)
+    if not exists(path / WEIGHTS):
+        if exists(path / "adapter_model.bin"):
+            raise InputError(
+                f"{path}: only adapter_model.bin, a pickle, which is not opened; load the adapter "
+                f"with PEFT and save_pretrained(…) it once"
+            )
+        raise InputError(f"{path}: no {WEIGHTS}")
+    shard = read_shard(path / WEIGHTS)
+    pairs, whole = _sorted_out(path, shard.tensors)
+    if config.get("use_dora"):
+        bare = [pair.module for pair in pairs if pair.magnitude is None]
+        if bare:
+            raise InputError(f"{path}: DoRA without lora_magnitude_vector: {first_names(bare)}")
+    return Adapter(path, config, shard, pairs, whole)
+
+
+def _refuse_other_kinds(path: Path, config: Mapping[str, Any]) -> None:
+    kind = str(config.get("peft_type") or "of no peft_type")
+    if kind != "LORA":
+        raise InputError(
+            f"{path}: the adapter is {printable(kind)}, and only LORA can be applied to weights as "
+            f"they stream; merge it with PEFT: model.merge_and_unload().save_pretrained(…)"
+        )
+    init = str(config.get("init_lora_weights", "")).lower()
+    used = [key for key in _OTHER_KINDS if config.get(key)]
+    used += [f"init_lora_weights: {init}"] if init.startswith(_CHANGES_BASE) else []
+    if used:
+        raise InputError(
+            f"{path}: LoRA with {printable(used[0])}, which is more than a low-rank sum; merge it "
+            f"with PEFT: model.merge_and_unload().save_pretrained(…)"
+        )
+
+
+def _sorted_out(
+    path: Path, infos: Iterable[TensorInfo]
+) -> tuple[tuple[Pair, ...], dict[str, TensorInfo]]:
+    found: dict[str, dict[str, TensorInfo]] = {}
+    whole: dict[str, TensorInfo] = {}
+    for info in infos:
+        name = re.sub(r"^base_model\.model\.", "", info.name)
+        match = _FACTOR.fullmatch(name)
+        if match is None:
+            plain = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", name)
+            whole[plain] = replace(info, name=plain)
+            continue
+        bias = ".bias" if match["end"] == "bias" else ""
+        found.setdefault(match["module"], {})[match["kind"] + bias] = info
+    pairs = tuple(_pair(path, name, tensors) for name, tensors in found.items())
+    if not pairs and not whole:
+        raise InputError(f"{path}: no tensors in {WEIGHTS}")
+    return pairs, whole
+
+
+def _pair(path: Path, name: str, found: Mapping[str, TensorInfo]) -> Pair:
+    embedding = "lora_embedding_A" in found
+    kind = "lora_embedding_" if embedding else "lora_"
+    a, b = found.get(f"{kind}A"), found.get(f"{kind}B")
+    if a is None or b is None:
+        raise InputError(f"{path}: '{printable(name)}' has only one of lora_A and lora_B")
+    if min(len(a.shape), len(b.shape)) < 2 or not a.count or math.prod(b.shape[1:]) != a.shape[0]:
+        raise InputError(
+            f"{path}: '{printable(name)}' has lora_A {list(a.shape)} and lora_B {list(b.shape)}, "
+            f"which do not multiply; the adapter is damaged, or was saved without its shards"
+        )
+    module, layers = re.subn(r"\.base_layer(?=\.|$)", "", name)
+    bias, magnitude = found.get("lora_B.bias"), found.get("lora_magnitude_vector")
+    return Pair(module, a, b, bias, magnitude, embedding, layers)

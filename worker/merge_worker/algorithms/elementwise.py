@@ -1,0 +1,62 @@
+"""Family of the methods that find an element of the result from the same element of the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..method import Block, Cut, Final, Method, Task
+from .weighted_sum import WeightedSum, check_sources
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Elementwise:
+    """`method(*models, base, spare, *, parameters) -> result`.
+
+    Everything is in the working dtype; the function may overwrite all of it, the result included.
+    A source that stands alone is copied.
+    """
+
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut:
+        return Cut.ELEMENT
+
+    def reads(self, method: Method, values: Mapping[str, Any]) -> int:
+        return 1
+
+    def scratch_bytes(self, method: Method, sources: int) -> int:
+        return 8 * (sources + 1)
+
+    def check(self, method: Method, task: Task) -> None:
+        if task.models + task.has_base > 1:
+            check_sources(method, task)
+
+    def begin(self, method: Method, task: Task) -> Final:
+        if task.models + task.has_base == 1:
+            return WeightedSum([1.0], task.work)
+        return Each(method, task)
+
+
+ELEMENTWISE = Elementwise()
+
+
+@dataclass
+class Each(Final):
+    """The method's function on every block."""
+
+    method: Method
+    task: Task
+
+    def merge(self, block: Block, out: Tensor) -> None:
+        sources = [converted(block, i, self.task.work) for i in range(len(block.tensors))]
+        spare = block.scratch.take("spare", out.numel(), self.task.work).view(out.shape)
+        out.copy_(self.method.call(self.task, *sources, spare))
+
+
+def converted(block: Block, source: int, dtype: str) -> Tensor:
+    """One source of a block as `dtype`, in scratch memory."""
+    values = block.tensors[source]
+    into = block.scratch.take(f"source{source}", values.numel(), dtype)
+    return into.view(values.shape).copy_(values)

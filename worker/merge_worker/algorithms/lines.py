@@ -1,0 +1,54 @@
+"""LiNeS: the difference of any method's result from the base, scaled as the layer's depth says.
+
+One pass behind the method's own: it merges into working precision, the difference from the base
+is scaled there, and the sum is rounded once. `task.scale` is λ(l) = alpha + beta·(l-1)/(L-1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..method import Block, Final, Reduce, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def scaled(first: Reduce | Final, task: Task) -> Reduce | Final:
+    """The passes that begin with `first`, and the scaling behind them."""
+    if isinstance(first, Reduce):
+        return _Before(first, task)
+    return _Scaled(first, task)
+
+
+@dataclass
+class _Before(Reduce):
+    """A pass of the method, which scaling leaves alone."""
+
+    inner: Reduce
+    task: Task
+
+    def look(self, block: Block) -> Any:
+        return self.inner.look(block)
+
+    def finish(self, partials: Sequence[Any]) -> Reduce | Final:
+        return scaled(self.inner.finish(partials), self.task)
+
+
+@dataclass
+class _Scaled(Final):
+    """out = base + λ · (merged - base)."""
+
+    inner: Final
+    task: Task
+
+    def merge(self, block: Block, out: Tensor) -> None:
+        work, count = self.task.work, out.numel()
+        merged = block.scratch.take("scaled", count, work).view(out.shape)
+        self.inner.merge(block, merged)
+        base = block.scratch.take("scaled base", count, work).view(out.shape)
+        base.copy_(block.tensors[-1].view(out.shape))
+        merged.sub_(base).mul_(self.task.scale).add_(base)
+        out.copy_(merged)

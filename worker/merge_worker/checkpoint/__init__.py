@@ -1,0 +1,1 @@
+"""Folder or Hub name to Checkpoint, from headers only."""

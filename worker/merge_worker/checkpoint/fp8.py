@@ -1,0 +1,174 @@
+"""FP8 weights with scales → the weights that they stand for, made as they stream.
+
+A value is its code times the scale of its block; a block is a part of a matrix, a row of it, or all
+of it. Weights packed in other ways (GPTQ, AWQ, bitsandbytes, MX) are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..dtypes import BY_NAME, FLOATS, DType, Kind, from_torch_name
+from ..errors import InputError
+from ..messages import counted, first_names, printable
+from ..tensors.source import Derived, Origin, Reader, Room, room
+from ..tensors.views import by_row
+from .folder import FP8_DTYPES, SCALE_SUFFIXES, Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def is_quantised(checkpoint: Checkpoint) -> str | None:
+    """Why the weights cannot be averaged as they are, or None."""
+    method = checkpoint.config.get("quantization_config", {})
+    if isinstance(method, dict) and method:
+        return f"quantised ({printable(str(method.get('quant_method', 'quantization_config')))})"
+    packed = [n for n, info in checkpoint.tensors.items() if info.dtype.kind is Kind.PACKED]
+    suffixes = (
+        *(".qweight", ".qzeros", ".g_idx", ".weight_scale", ".weight_scale_inv"),
+        *(".weight_packed", ".absmax", ".quant_state", ".SCB"),
+    )
+    packed += [n for n in checkpoint.tensors if n.endswith(suffixes)]
+    return f"quantised: {first_names(packed)}" if packed else None
+
+
+def refuse_quantised(models: Sequence[Checkpoint], labels: Sequence[str]) -> None:
+    """InputError for models whose numbers cannot be merged as they are, with what to do."""
+    found = {n: why for n, model in enumerate(models) if (why := is_quantised(model))}
+    if found:
+        faults = [f"{labels[n]}: {why}" for n, why in found.items()]
+        hint = "dequantise first: load with transformers, model.dequantize(), save_pretrained(…)"
+        if all(any(scales_of(models[n].tensors)) for n in found):
+            hint = "FP8 with scales is read with --dequantize, or 'dequantize: true' in a recipe"
+        raise InputError("\n".join([*faults, f"  {hint}"]))
+
+
+def scales_of(tensors: Mapping[str, Origin]) -> dict[str, str]:
+    """The name of the scales of every tensor of codes."""
+    return {
+        name: name + end
+        for name, source in tensors.items()
+        for end in SCALE_SUFFIXES
+        if source.dtype.name in FP8_DTYPES and name + end in tensors
+    }
+
+
+_UNUSED = (".input_scale", ".weight_scale_ub", ".activation_scale", ".output_scale")
+"""Scales of activations, which plain weights have no use for."""
+
+
+class Blocks(NamedTuple):
+    """Rows and columns of a matrix and of its grid of scales, and of one block."""
+
+    rows: int
+    columns: int
+    scale_rows: int
+    scale_columns: int
+    height: int
+    width: int
+
+
+_ONE = Blocks(1, 1, 1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Dequantised(Derived):
+    """Codes and scales (its parts), the values in float32."""
+
+    kind = "Dequantised"
+
+    blocks: Blocks = _ONE
+
+    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+        b = self.blocks
+        out.copy_(reader.read(self.parts[0], start, stop, slot + "0"))
+        for begin, end in by_row(start, stop, b.columns):
+            while begin < end:
+                row, column = divmod(begin, b.columns)
+                matrix, inside = divmod(row, b.rows)
+                left = b.height - inside % b.height  # rows that have the same scales
+                last = min(end, (row + min(left, b.rows - inside)) * b.columns)
+                at = (matrix * b.scale_rows + inside // b.height) * b.scale_columns
+                scales = reader.read(self.parts[1], at, at + b.scale_columns, slot + "1").float()
+                wide = scales.repeat_interleave(b.width)[: b.columns]
+                here = out[begin - start : last - start].view(-1, min(b.columns, last - begin))
+                here.mul_(wide[column : column + here.shape[1]])
+                begin = last
+
+    def token(self) -> object:
+        return self.blocks
+
+    def room(self) -> Room:
+        codes, scales = (room(part) for part in self.parts)
+        row = self.blocks.scale_columns * (scales.per_element + 4 + 4 * self.blocks.width)
+        return Room(codes.per_element, codes.fixed + scales.fixed + row)
+
+
+def dequantised(model: Checkpoint) -> Checkpoint:
+    """The model with plain weights; as it is, if it has no FP8. InputError for what is left."""
+    pairs = scales_of(model.tensors)
+    if not pairs:
+        return model
+    said = _said(model)
+    used = set(pairs.values())
+    tensors: dict[str, Origin] = {}
+    for name, source in model.tensors.items():
+        if name in pairs:
+            tensors[name] = _plain(model, source, model.tensors[pairs[name]], said)
+        elif name not in used and not name.endswith(_UNUSED):
+            tensors[name] = source
+    left = [name for name, source in tensors.items() if source.dtype.kind is Kind.PACKED]
+    if left:
+        raise InputError(
+            f"{model.path}: {counted(len(left), 'tensors have no scales')}: {first_names(left)}"
+        )
+    return replace(model, tensors=tensors, plain=True)
+
+
+def _said(model: Checkpoint) -> DType:
+    """The dtype that the plain weights would have in a file."""
+    text = model.config.get("text_config")
+    places = [model.config, text if isinstance(text, dict) else {}]
+    for name in (str(place.get(key)) for place in places for key in ("dtype", "torch_dtype")):
+        if name.removeprefix("torch.") in FLOATS:
+            return from_torch_name(name)
+    return BY_NAME["BF16"]
+
+
+def _plain(model: Checkpoint, codes: Origin, scales: Origin, said: DType) -> Origin:
+    blocks = _blocks(model, codes, scales)
+    shape, dtype = codes.shape, BY_NAME["F32"]
+    return Dequantised(codes.name, dtype, shape, (codes, scales), said, blocks)
+
+
+def _blocks(model: Checkpoint, codes: Origin, scales: Origin) -> Blocks:
+    """How scales lie on codes. InputError where they do not fit."""
+    rows, columns = (1, 1, *codes.shape)[-2:]
+    matrices = prod(codes.shape[:-2])
+    grid = scales.shape
+    if prod(grid) == 1:
+        grid, matrices, rows = (1, 1), 1, rows * matrices
+    elif prod(grid) == prod(codes.shape[:-1]):  # one for each row
+        grid = (*codes.shape[:-1], 1)
+    elif prod(grid) == matrices:  # one for each matrix of a stack
+        grid = (*codes.shape[:-2], 1, 1)
+    down, across = (1, 1, *grid)[-2:]
+    config = model.config.get("quantization_config")
+    size = config.get("weight_block_size") if isinstance(config, dict) else None
+    named = size if isinstance(size, list) and len(size) == 2 else [128, 128]
+    height, width = (
+        block if type(block) is int and block > 0 and -(-extent // block) == count
+        else -(-extent // max(1, count))
+        for extent, count, block in ((rows, down, named[0]), (columns, across, named[1]))
+    )  # fmt: skip
+    fits = -(-rows // max(1, height)) == down and -(-columns // max(1, width)) == across
+    if not fits or prod(grid[:-2]) != matrices or scales.dtype.bits < 8:
+        raise InputError(
+            f"{model.path}: {printable(scales.name)} is {list(scales.shape)}, which is no grid of "
+            f"scales for {printable(codes.name)} {list(codes.shape)}"
+        )
+    return Blocks(rows, columns, down, across, height, width)

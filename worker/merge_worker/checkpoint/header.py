@@ -1,0 +1,208 @@
+"""One safetensors file → dtypes, shapes and byte ranges of its tensors. No torch.
+
+Inputs are not trusted: types of files, lengths and offsets are checked before they are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..dtypes import BY_NAME
+from ..errors import InputError, input_errors
+from ..messages import printable
+from ..tensors.source import TensorInfo
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Names of the files of every checkpoint; the index lists the shards where there are several."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors format itself."""
+
+LARGE = 1 << 20
+MAX_ELEMENTS = 1 << 63
+"""More than any file holds; a product of absurd extents would take minutes to compute."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: its size, the digest of its header, and what it holds in order of offset."""
+
+    path: str
+    size: int
+    header_sha256: str
+    tensors: tuple[TensorInfo, ...]
+    stamp: tuple[int, ...] = ()  # see `stamp_of`; empty for a file that is not here yet
+
+    def changed(self) -> str:
+        """What is no longer as it was when the header was read, in words; empty if all is.
+
+        InputError if it is not there any more.
+        """
+        if not self.stamp:
+            return ""
+        path = Path(self.path)
+        with input_errors(path), os.fdopen(open_regular(path), "rb", 0) as file:
+            now = stamp_of(os.fstat(file.fileno()))
+            header = read_exactly(file.fileno(), self.head_bytes, 8, path)
+        named = ("another file has its name", "it was written to", "it has another size")
+        found = [what for what, a, b in zip(named, self.stamp, now, strict=True) if a != b]
+        if hashlib.sha256(header).hexdigest() != self.header_sha256 and self.head_bytes:
+            found.append("its header is another")
+        return ", ".join(found)
+
+    @property
+    def head_bytes(self) -> int:
+        """Of the JSON before the tensors; 0 for files of torch.save, which have none."""
+        first = min((info.offset for info in self.tensors), default=0)
+        return first - 8 if self.path.endswith(".safetensors") else 0
+
+
+def read_shard(path: Path) -> Shard:
+    """Header of one file, checked so that every byte range of it can be trusted."""
+    with input_errors(path), os.fdopen(open_regular(path), "rb", 0) as file:
+        fd = file.fileno()
+        found = os.fstat(fd)
+        size = found.st_size
+        head = read_exactly(fd, 8, 0, path)
+        length = int.from_bytes(head, "little")
+        if length <= MAX_HEADER_BYTES and length + 8 <= size:
+            head += read_exactly(fd, length, 8, path)
+    return replace(shard_of(path, size, head), stamp=stamp_of(found))
+
+
+def stamp_of(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when somebody replaces a file or writes to it."""
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def shard_of(path: Path, size: int, head: bytes) -> Shard:
+    """The same, of a file of `size` bytes that begins with `head`."""
+    length = int.from_bytes(head[:8], "little")
+    if length > MAX_HEADER_BYTES or length + 8 > size or len(head) < length + 8:
+        raise InputError(f"{path}: {what_it_is(head[:64], size)}")
+    raw = head[8 : 8 + length]
+    header = _parse_header(raw, path)
+    begin = 8 + length
+    infos = [_tensor(str(path), name, entry, begin) for name, entry in header.items()]
+    infos.sort(key=lambda info: (info.offset, info.nbytes))
+    position = begin
+    for info in infos:
+        if info.offset != position:
+            kind = "overlaps its neighbour" if info.offset < position else "leaves a hole before it"
+            raise InputError(
+                f"{path}: tensor '{printable(info.name)}' {kind}; copy or download the file again"
+            )
+        position += info.nbytes
+    if position != size:
+        fault = "shorter" if position > size else "longer"
+        raise InputError(
+            f"{path}: {size} bytes, {fault} than the {position} its header promises; "
+            f"the copy or download is incomplete"
+        )
+    return Shard(str(path), size, hashlib.sha256(raw).hexdigest(), tuple(infos))
+
+
+def open_regular(path: Path) -> int:
+    """An open descriptor; never blocks on a FIFO, never reads a device."""
+    try:
+        with input_errors(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            mode = os.fstat(fd).st_mode
+    except ValueError:
+        raise InputError(f"{printable(str(path))}: not a file name") from None
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+        what = next((name for test, name in kinds if test(mode)), "a device")
+        raise InputError(f"{path}: {what}, not a file of weights")
+    return fd
+
+
+def read_exactly(fd: int, count: int, offset: int, path: Path) -> bytes:
+    """`count` bytes of an open file. InputError if it has fewer, or cannot be read."""
+    parts = []
+    while count:
+        try:
+            part = os.pread(fd, min(count, 1 << 30), offset)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror} at byte {offset}") from None
+        if not part:
+            raise InputError(f"{path}: the file ends at byte {offset}; the copy is incomplete")
+        parts.append(part)
+        offset += len(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def what_it_is(head: bytes, size: int) -> str:
+    """A guess at what a file that is no safetensors file is, from its first bytes."""
+    if head.startswith(b"version "):
+        return "a Git LFS pointer, not the weights; run: git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doc", b"<html")):
+        return "an HTML page, not weights; the download failed"
+    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return (
+            "a PyTorch pickle with the name of a safetensors file; rename it to pytorch_model.bin"
+        )
+    if head.startswith(b"GGUF"):
+        return "a GGUF file with the name of a safetensors file, which cannot be merged"
+    return f"not a safetensors file, or a damaged one (its header would end after its {size} bytes)"
+
+
+def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
+    # A tensor takes fifty bytes or more; what is mostly commas would take gigabytes as values.
+    if len(raw) > LARGE and sum(map(raw.count, (b",", b"[", b"{"))) > len(raw) // 4:
+        raise InputError(f"{path}: damaged header: {len(raw)} bytes that are no list of tensors")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name stands twice")
+        return found
+
+    try:
+        header = json.loads(raw, object_pairs_hook=unique)
+        if not isinstance(header, dict):
+            raise InputError(f"{path}: damaged header: not a JSON object")
+        "".join(header).encode()  # JSON can escape halves of characters, no file can hold them
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = str(error) if str(error) == "a name stands twice" else "not valid JSON"
+        if isinstance(error, MemoryError):
+            reason = f"its {len(raw)} bytes need more memory than there is"
+        raise InputError(f"{path}: damaged header: {reason}; copy or download it again") from None
+    header.pop("__metadata__", None)
+    return header
+
+
+def _tensor(file: str, name: str, entry: Any, begin: int) -> TensorInfo:
+    named = entry.get("dtype") if isinstance(entry, dict) else None
+    if isinstance(named, str) and named not in BY_NAME:
+        shown = printable(named)[:40]
+        raise InputError(
+            f"{file}: tensor '{printable(name)}' has dtype '{shown}', which is unknown here; "
+            f"the header is damaged, or the file is newer than this worker"
+        )
+    try:
+        dtype = BY_NAME[entry["dtype"]]
+        shape = tuple(entry["shape"])
+        first, last = entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, first, last))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    count = 1
+    for extent in shape if whole else ():
+        count *= extent
+        if count > MAX_ELEMENTS:
+            break
+    if not whole or last - first != (count * dtype.bits + 7) // 8:
+        shown, name = printable(str(entry))[:120], printable(name)[:120]
+        raise InputError(f"{file}: damaged header: tensor '{name}' is {shown}")
+    return TensorInfo(name, dtype, shape, file, begin + first, last - first)

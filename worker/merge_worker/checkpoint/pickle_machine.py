@@ -1,0 +1,204 @@
+"""The part of pickle's language that builds dicts of tensors, and nothing else.
+
+Names of Python objects stay names: there is no import and no call here, whatever a pickle asks for.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..messages import printable
+
+STORAGES = {
+    f"torch {name}Storage": dtype
+    for name, dtype in (
+        *(("Double", "float64"), ("Float", "float32"), ("Half", "float16")),
+        *(("BFloat16", "bfloat16"), ("Long", "int64"), ("Int", "int32"), ("Short", "int16")),
+        *(("Char", "int8"), ("Byte", "uint8"), ("Bool", "bool"), ("ComplexFloat", "complex64")),
+    )
+} | {"torch.storage UntypedStorage": ""}
+"""Dtypes by the class that stands for them in a pickle."""
+
+
+MOST_EXTENTS, MOST_ELEMENTS = 64, 1 << 63
+
+
+class Refused(Exception):
+    """A pickle does what no list of tensors needs; the text says what."""
+
+
+class Global(NamedTuple):
+    """The name of a Python object: module, space, name."""
+
+    name: str
+
+
+class Storage(NamedTuple):
+    """A run of bytes of the file: the member `data/KEY`."""
+
+    dtype: str
+    key: str
+
+
+class Rebuilt(NamedTuple):
+    """A tensor: where it begins in its storage (elements), and how it lies there."""
+
+    storage: Storage
+    dtype: str
+    first: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def build(data: bytes) -> Any:
+    """The value that a pickle describes. Refused."""
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            machine.do(opcode.name, argument)
+            if opcode.name == "STOP":
+                break
+        return machine.stack[-1]
+    except Refused:
+        raise
+    except Exception:  # any garbage may follow any other
+        raise Refused("its pickle is damaged") from None
+
+
+class _Machine:
+    """A stack, where its marked places are, and values that are named for later."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def do(self, name: str, argument: Any) -> None:
+        if name in _PUSHED:
+            self.stack.append(_PUSHED[name]() if argument is None else argument)
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            if name == "STACK_GLOBAL":
+                found, module = self.stack.pop(), self.stack.pop()
+                argument = f"{module} {found}"
+            self.stack.append(_known(str(argument)))
+        elif name in _ACTIONS:
+            _ACTIONS[name](self, argument)
+        else:
+            raise Refused(f"its pickle has the operation {name}, which no tensor needs")
+
+    def marked(self) -> list[Any]:
+        """What was pushed since the last mark."""
+        place = self.marks.pop()
+        found, self.stack[place:] = self.stack[place:], []
+        return found
+
+    def last(self, count: int) -> tuple[Any, ...]:
+        found = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return found
+
+    def put(self, key: int | None = None) -> None:
+        self.memo[len(self.memo) if key is None else key] = self.stack[-1]
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(target) is dict and isinstance(key, str | int):
+                target[key] = value
+
+    def append(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is list:
+            target.extend(items)
+
+    def storage(self) -> None:
+        """A persistent id: ('storage', class, key, device, count)."""
+        kind, form, key = self.stack.pop()[:3]
+        if kind != "storage" or form.name not in STORAGES or not isinstance(key, str):
+            raise Refused("its pickle refers to what is no storage of a tensor")
+        self.stack.append(Storage(STORAGES[form.name], key))
+
+    def call(self) -> None:
+        """Not a call: what the known names make of their arguments."""
+        function, arguments = self.last(2)
+        self.stack.append(_MADE[function.name](*arguments))
+
+
+def _known(name: str) -> Global:
+    plain = name.startswith("torch ") and name[6:].islower() and name[6:].isalnum()
+    dtype = plain or name.startswith("torch float8_")
+    if name not in STORAGES and name not in _MADE and not dtype:
+        raise Refused(f"its pickle asks for '{printable(name.replace(' ', '.'))}'")
+    return Global(name)
+
+
+def _tensor(storage: Storage, first: int, shape: Any, strides: Any, *more: Any) -> Rebuilt:
+    typed = len(more) > 2 and type(more[2]) is Global
+    dtype = more[2].name.removeprefix("torch ") if typed else storage.dtype
+    numbers = (first, *shape, *strides)
+    # A product of many long numbers would take all memory.
+    fit = len(shape) == len(strides) <= MOST_EXTENTS and all(
+        type(n) is int and 0 <= n < MOST_ELEMENTS for n in numbers
+    )
+    if not fit:
+        raise Refused("its pickle has a tensor of impossible shape")
+    return Rebuilt(storage, dtype, first, tuple(shape), tuple(strides))
+
+
+def _pairs(items: Any = ()) -> dict[Any, Any]:
+    # Other keys would be hashed: tuples of the same tuples, twenty deep, without an end.
+    return {key: value for key, value in items if isinstance(key, str | int)}
+
+
+_MADE: dict[str, Callable[..., Any]] = {
+    "collections OrderedDict": _pairs,
+    "torch Size": tuple,
+    "torch._utils _rebuild_tensor": _tensor,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_tensor_v3": _tensor,
+    "torch._utils _rebuild_parameter": lambda data, *_: data,
+    "torch._utils _rebuild_parameter_with_state": lambda data, *_: data,
+}
+
+_PUSHED: dict[str, Callable[[], Any]] = {
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG"), int),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"), str),
+    **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING", "STRING"), str),
+    **dict.fromkeys(("BINFLOAT", "FLOAT"), float),
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+}
+
+_ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
+    "PROTO": lambda m, a: None,
+    "FRAME": lambda m, a: None,
+    "STOP": lambda m, a: None,
+    "MARK": lambda m, a: m.marks.append(len(m.stack)),
+    "POP": lambda m, a: m.stack.pop(),
+    "POP_MARK": lambda m, a: m.marked(),
+    "DUP": lambda m, a: m.stack.append(m.stack[-1]),
+    "TUPLE": lambda m, a: m.stack.append(tuple(m.marked())),
+    "TUPLE1": lambda m, a: m.stack.append(m.last(1)),
+    "TUPLE2": lambda m, a: m.stack.append(m.last(2)),
+    "TUPLE3": lambda m, a: m.stack.append(m.last(3)),
+    "LIST": lambda m, a: m.stack.append(m.marked()),
+    "DICT": lambda m, a: m.stack.append(_pairs(zip(*[iter(m.marked())] * 2, strict=True))),
+    "SETITEM": lambda m, a: m.set_items(list(m.last(2))),
+    "SETITEMS": lambda m, a: m.set_items(m.marked()),
+    "APPEND": lambda m, a: m.append(list(m.last(1))),
+    "APPENDS": lambda m, a: m.append(m.marked()),
+    "PUT": lambda m, a: m.put(a),
+    "BINPUT": lambda m, a: m.put(a),
+    "LONG_BINPUT": lambda m, a: m.put(a),
+    "MEMOIZE": lambda m, a: m.put(),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, a: m.stack.append(m.memo[a])),
+    "BINPERSID": lambda m, a: m.storage(),
+    "REDUCE": lambda m, a: m.call(),
+    "BUILD": lambda m, a: m.last(1),  # the state of a dict: versions of modules
+}

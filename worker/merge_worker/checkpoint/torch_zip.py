@@ -1,0 +1,162 @@
+"""`pytorch_model.bin` → dtypes, shapes and byte ranges, without running anything of it. No torch.
+
+Such a file is a zip: its pickle says which tensors there are, and their bytes are members that are
+stored as they are. The pickle is read by the machine below, which knows the operations that build
+dicts of tensors and refuses every other by name; Python's own unpickler is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..dtypes import DType, from_torch_name
+from ..errors import InputError
+from ..messages import printable
+from ..tensors.source import Origin, TensorInfo
+from ..tensors.views import transpose
+from .header import MAX_HEADER_BYTES, Shard, open_regular, read_exactly, stamp_of, what_it_is
+from .pickle_machine import Rebuilt, Refused, build
+
+_INSIDE = ("state_dict", "model", "module", "model_state_dict")
+"""Where checkpoints of training keep the weights beside other things."""
+
+
+class _Member(NamedTuple):
+    offset: int
+    size: int
+
+
+def read_pickled(path: Path) -> tuple[Shard, dict[str, Origin]]:
+    """What is in one file. InputError says why it is refused; nothing of it was executed."""
+    fd = open_regular(path)
+    try:
+        stamp = stamp_of(os.fstat(fd))
+        size = stamp[-1]
+        head = read_exactly(fd, min(64, size), 0, path)
+        if not head.startswith(b"PK\x03\x04"):
+            raise InputError(f"{path}: {_no_zip(head, size)}")
+        with os.fdopen(os.dup(fd), "rb") as file:
+            members = dict(_members(file, path))
+        folder, text = _pickle(fd, members, path)
+    finally:
+        os.close(fd)
+    try:
+        found = _tensors(build(text))
+    except Refused as error:
+        raise InputError(
+            f"{path}: {error}; refused, and nothing of it was run\n"
+            f"  weights of a source that you trust: load them with torch and save_file(…) of "
+            f"safetensors"
+        ) from None
+    placed = {name: _placed(name, t, members, (folder, path)) for name, t in found.items()}
+    stored = {id(info): info for info, _ in placed.values()}
+    infos = sorted(stored.values(), key=lambda info: (info.offset, info.nbytes))
+    shard = Shard(str(path), size, hashlib.sha256(text).hexdigest(), tuple(infos), stamp)
+    return shard, {name: view for name, (_, view) in placed.items()}
+
+
+def _no_zip(head: bytes, size: int) -> str:
+    if head.startswith(b"\x80"):
+        return (
+            "a pickle without its zip, as torch wrote it before 1.6; if you trust its source, "
+            "torch.load(FILE, weights_only=True) reads it, and torch.save(…) writes the new form"
+        )
+    known = what_it_is(head, size)
+    return "not a zip as torch.save writes it" if "safetensors" in known else known
+
+
+def _members(file: Any, path: Path) -> Iterator[tuple[str, _Member]]:
+    """Where the bytes of every member are. InputError for what torch does not write."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+        seen = set()
+        for info in infos:
+            if info.filename in seen or info.compress_type != zipfile.ZIP_STORED:
+                raise InputError(f"{path}: the zip has {printable(info.filename)} packed, or twice")
+            seen.add(info.filename)
+            file.seek(info.header_offset)
+            local = file.read(30)
+            if len(local) < 30 or local[:4] != b"PK\x03\x04" or info.flag_bits & 1:
+                raise InputError(f"{path}: damaged zip at {printable(info.filename)}")
+            names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+            yield info.filename, _Member(info.header_offset + 30 + names, info.file_size)
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        raise InputError(f"{path}: damaged zip; the copy or download is incomplete") from None
+
+
+def _pickle(fd: int, members: Mapping[str, _Member], path: Path) -> tuple[str, bytes]:
+    """The folder inside the zip, and its pickle."""
+    found = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(found) != 1:
+        raise InputError(f"{path}: a zip without the one data.pkl of torch; is it a checkpoint?")
+    folder = found[0].removesuffix("data.pkl")
+    order = members.get(f"{folder}byteorder")
+    if order and read_exactly(fd, min(order.size, 8), order.offset, path).strip() != b"little":
+        raise InputError(f"{path}: written on a big-endian machine; convert it there")
+    place = members[found[0]]
+    if place.size > MAX_HEADER_BYTES:
+        raise InputError(f"{path}: its pickle has {place.size} bytes, which is no list of tensors")
+    return folder, read_exactly(fd, place.size, place.offset, path)
+
+
+def _tensors(value: object) -> dict[str, Rebuilt]:
+    """The dict of tensors: the value itself, or what it keeps under a known name."""
+    for each in (value, *(value.get(key) for key in _INSIDE if isinstance(value, dict))):
+        if isinstance(each, dict):
+            found = {str(name): tensor for name, tensor in each.items() if type(tensor) is Rebuilt}
+            if found:
+                return found
+    raise Refused("no tensors by name in its pickle")
+
+
+def _placed(
+    name: str, tensor: Rebuilt, members: Mapping[str, _Member], where: tuple[str, Path]
+) -> tuple[TensorInfo, Origin]:
+    """The stored run of a tensor, and the tensor: the same, or with rows and columns exchanged."""
+    folder, path = where
+    member = members.get(f"{folder}data/{tensor.storage.key}")
+    dtype = _dtype(tensor, name, path)
+    shape, swapped = tensor.shape, (*tensor.shape[:-2], *tensor.shape[:-3:-1])
+    upright = _contiguous(shape, tensor.strides)
+    turned = _contiguous(swapped, (*tensor.strides[:-2], *tensor.strides[:-3:-1]))
+    if not upright and not turned:
+        raise InputError(
+            f"{path}: tensor '{printable(name)}' is a view with strides {list(tensor.strides)}; "
+            f"save it with .contiguous()"
+        )
+    count = prod(shape)
+    first, nbytes = tensor.first * dtype.bytes, count * dtype.bytes
+    if member is None or first + nbytes > member.size:
+        raise InputError(
+            f"{path}: the bytes of tensor '{printable(name)}' are not in the file; "
+            f"the copy or download is incomplete"
+        )
+    stored = shape if upright else swapped
+    info = TensorInfo(name, dtype, stored, str(path), member.offset + first, nbytes)
+    return info, info if upright else transpose(info, name)
+
+
+def _dtype(tensor: Rebuilt, name: str, path: Path) -> DType:
+    try:
+        return from_torch_name(tensor.dtype)
+    except KeyError:
+        raise InputError(
+            f"{path}: tensor '{printable(name)}' is of {printable(tensor.dtype)}, unknown here"
+        ) from None
+
+
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether elements follow each other in row-major order."""
+    expected = 1
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent > 1 and stride != expected:
+            return False
+        expected *= extent
+    return True

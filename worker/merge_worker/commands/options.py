@@ -1,0 +1,50 @@
+"""The options of merge-worker, made from their table; parsed values as options of plan and run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..engine.options import RunOptions
+from ..options import SharedOption, options_of, with_defaults
+from ..planning.options import PlanOptions
+from ..units import parse_duration
+
+
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """Add the shared options of a command to its parser."""
+    for option in options_of(command):
+        parser.add_argument(option.flag, help=option.help, **_settings(option))
+
+
+def _settings(option: SharedOption) -> dict[str, Any]:
+    if option.type is bool:
+        return {"action": "store_true"}
+    if option.repeatable:
+        return {"action": "append", "default": [], "metavar": option.metavar}
+    return {
+        "type": option.type,
+        "default": option.default,
+        "choices": option.choices or None,
+        "metavar": option.metavar,
+    }
+
+
+def plan_options(arguments: argparse.Namespace, out: str | None = None) -> PlanOptions:
+    """Return the options of the plan of a merge into `out`."""
+    return PlanOptions.from_values(vars(arguments), out)
+
+
+def run_options(arguments: argparse.Namespace) -> RunOptions:
+    """Return the options of the run, which do not change the result."""
+    given = with_defaults(vars(arguments))
+    return RunOptions(
+        device=given["device"],
+        overwrite=given["overwrite"],
+        resume=not given["no_resume"],
+        sha256=given["sha256"],
+        progress=given["progress"],
+        allow_nonfinite=given["allow_nonfinite"],
+        prune=given["prune_downloads"],
+        deadline_s=parse_duration(given["deadline"]) if given["deadline"] else None,
+    )

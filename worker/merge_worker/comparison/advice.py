@@ -1,0 +1,228 @@
+"""What the figures say about merging: findings with their evidence, and a recipe to start from.
+
+A suggestion, not a measurement: only an evaluation of the merged model tells whether it works.
+Every rule here is a threshold on a figure that the finding quotes. Their reasons:
+
+- Unrelated vectors of equal length are √2 = 1.41 lengths apart, so a model that is more than about
+  1 from its base was not trained from it.
+- By chance half of the signs conflict; ties and dare_ties are for that (arXiv:2306.01708,
+  arXiv:2311.03099), dare only where the changes are small. Their lambda of 0.5 is below the papers'
+  1, which was worse than either 0.3 or 0.5 for the specialists of scripts/demo.
+- Task arithmetic takes 0.3 to 0.5 of each vector for 2 to 8 of them (arXiv:2212.04089), near to
+  their mean, which is what lambda 1 with normalize means.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from .figures import Comparison, Facts
+from .metrics import mean, shown
+
+UNRELATED = 1.0
+FAR = 0.4
+PARALLEL = 0.8
+CONFLICTING = 0.35
+SMALL = 0.02
+SPARSE = 0.2
+UNEVEN = 2.0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Findings in order of weight, loud ones first; the YAML of a recipe, or None."""
+
+    warnings: tuple[str, ...]
+    findings: tuple[str, ...]
+    recipe: str | None
+    question: str = "Can they be merged?"
+
+
+def advise(comparison: Comparison, paths: Sequence[str]) -> Advice:
+    """`paths` are the models as a recipe should name them, the base first if there is one."""
+    warnings = list(_warnings(comparison))
+    models, facts = comparison.models, comparison.total.facts
+    kept = _distinct(comparison)
+    blocked = not models.mergeable or any(facts.nonfinite) or _unrelated(comparison)
+    if blocked or len(kept) < 2:
+        reason = "nothing to merge" if len(kept) < 2 and not blocked else "see the warnings"
+        return Advice(tuple(warnings), (f"no recipe is suggested: {reason}",), None)
+    if models.has_base:
+        findings, lines = _with_base(facts, kept, [paths[i] for i in (0, *kept)])
+    else:
+        findings, lines = _without_base(facts, kept, [paths[i] for i in kept])
+    text = "\n".join(["# a suggestion from the figures above, not measured on any task", *lines])
+    return Advice(tuple(warnings), tuple(findings), text + "\n")
+
+
+def _warnings(comparison: Comparison) -> Iterator[str]:
+    models, facts = comparison.models, comparison.total.facts
+    names = models.labels
+    for i, j in models.pairs:
+        if facts.equal[i][j] == 1:
+            yield f"{names[i]} and {names[j]} are IDENTICAL: merging them changes nothing"
+    for i in models.own if models.has_base else ():
+        if facts.equal[0][i] == 1:
+            yield f"{names[i]} is IDENTICAL to the base {names[0]}: its task vector is zero"
+        elif facts.relative[0][i] > UNRELATED:
+            yield (
+                f"{names[i]} does not come from {names[0]}: its task vector is "
+                f"{facts.relative[0][i]:.2f} times as long as the base itself (unrelated models: "
+                f"1.41); give the base that it was trained from"
+            )
+        elif facts.relative[0][i] > FAR:
+            yield (
+                f"{names[i]} is far from {names[0]}: {_percent(facts.relative[0][i])} of the "
+                f"base's length; is it the right base, and not an earlier one?"
+            )
+    for i, j in models.pairs if not models.has_base else ():
+        if facts.relative[i][j] > UNRELATED:
+            yield (
+                f"{names[i]} and {names[j]} are unrelated: {facts.relative[i][j]:.2f} of their "
+                f"length apart (1.41 by chance); they have no common base, and an average of them "
+                f"is neither"
+            )
+    for name, count in zip(names, facts.nonfinite, strict=True):
+        if count:
+            yield f"{name} holds {count} NaN or Inf: mend it before it is merged"
+    if not models.mergeable:
+        yield "not mergeable as they are: " + "; ".join(
+            line for line in models.left_out if "integers" not in line
+        )
+
+
+def _unrelated(comparison: Comparison) -> bool:
+    facts, models = comparison.total.facts, comparison.models
+    pairs = [(0, i) for i in models.own] if models.has_base else models.pairs
+    return any(facts.relative[i][j] > UNRELATED for i, j in pairs)
+
+
+def _distinct(comparison: Comparison) -> list[int]:
+    """Models that bring something: neither the base nor an earlier model again."""
+    models, equal = comparison.models, comparison.total.facts.equal
+    kept: list[int] = []
+    for i in models.own:
+        if not any(equal[i][j] == 1 for j in kept) and not (models.has_base and equal[0][i] == 1):
+            kept.append(i)
+    return kept
+
+
+def _with_base(
+    facts: Facts, kept: Sequence[int], paths: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    pairs = [(i, j) for i in kept for j in kept if i < j]
+    cosine = mean(facts.cosine[i][j] for i, j in pairs)
+    conflict = mean(0.0 if math.isnan(c := facts.conflict[i][j]) else c for i, j in pairs)
+    overlap = mean(facts.overlap[i][j] for i, j in pairs)
+    moved = [facts.relative[0][i] for i in kept]
+    findings = [
+        f"the models moved by {_span(moved)} of the base's length",
+        f"their task vectors have a cosine of {cosine:.2f}; {_percent(conflict)} of the signs "
+        f"conflict where two models changed the same element (50% is chance)",
+    ]
+    weights = _weights(facts, kept)
+    if len(set(weights)) > 1:
+        findings.append(
+            f"the longest task vector is {max(moved) / min(moved):.1f} times the shortest: weights "
+            f"inverse to the lengths keep one model from drowning the others"
+        )
+    if cosine >= PARALLEL:
+        findings.append("nearly parallel task vectors, as of one run: an average loses nothing")
+        return findings, _recipe("linear", None, paths[1:], weights, {})
+    if overlap < SPARSE:
+        findings.append(
+            f"they share only {_percent(overlap)} of the elements that they changed: their sum "
+            f"keeps all of them"
+        )
+        ones = [1.0] * len(kept)
+        return findings, _recipe(
+            "task_arithmetic", paths[0], paths[1:], ones, {"lambda": 1.0, "normalize": False}
+        )
+    if conflict >= CONFLICTING:
+        return _conflicting(findings, paths, weights, max(moved))
+    findings.append("few conflicts: the mean of the task vectors; try lambda up to 1.5 as well")
+    return findings, _recipe(
+        "task_arithmetic", paths[0], paths[1:], weights, {"lambda": 1.0, "normalize": True}
+    )
+
+
+def _conflicting(
+    findings: list[str], paths: Sequence[str], weights: list[float], moved: float
+) -> tuple[list[str], list[str]]:
+    many = len(weights) > 2
+    method = "dare_ties" if many and moved < SMALL else "ties"
+    findings.append(
+        "many conflicts: elect signs and keep the larger changes"
+        + (" (dare: the changes are small)" if method == "dare_ties" else "")
+        + "; try lambda from 0.3 to 1, and task_arithmetic beside it"
+    )
+    parameters = {"density": 0.5, "lambda": 0.5, "normalize": True}
+    return findings, _recipe(method, paths[0], paths[1:], weights, parameters)
+
+
+def _without_base(
+    facts: Facts, kept: Sequence[int], paths: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    pairs = [(i, j) for i in kept for j in kept if i < j]
+    apart = [facts.relative[i][j] for i, j in pairs]
+    findings = [
+        f"the models are {_span(apart)} of their length apart (1.41 for unrelated ones)",
+        "with --base MODEL, the model that they were trained from, task vectors can be compared",
+    ]
+    if max(apart) > FAR:
+        findings.append("far apart: an average may land where neither works; evaluate it")
+    if len(kept) == 2:
+        findings.append("two models without a base: halfway on the arc between them")
+        return findings, _recipe("slerp", paths[0], paths, None, {"t": 0.5})
+    return findings, _recipe("linear", None, paths, [1.0] * len(kept), {})
+
+
+def _weights(facts: Facts, kept: Sequence[int]) -> list[float]:
+    """Equal, or inverse to the lengths of the task vectors where those are uneven; mean 1."""
+    lengths = [facts.distance[0][i] for i in kept]
+    if max(lengths) <= UNEVEN * min(lengths):
+        return [1.0] * len(kept)
+    inverse = [1 / length for length in lengths]
+    return [round(w * len(inverse) / sum(inverse), 2) for w in inverse]
+
+
+def _recipe(
+    method: str,
+    base: str | None,
+    models: Sequence[str],
+    weights: Sequence[float] | None,
+    parameters: dict[str, float | bool],
+) -> list[str]:
+    lines = [f"merge_method: {method}"] + ([f"base_model: {_word(base)}"] if base else [])
+    lines.append("models:")
+    for number, path in enumerate(models):
+        lines.append(f"- model: {_word(path)}")
+        if weights is not None:
+            lines.append(f"  parameters: {{weight: {weights[number]:g}}}")
+    if parameters:
+        told = ", ".join(f"{k}: {json.dumps(v)}" for k, v in parameters.items())
+        lines.append(f"parameters: {{{told}}}")
+    return lines
+
+
+def _word(path: str) -> str:
+    """Plain where YAML takes it for the same text, else in quotes."""
+    try:
+        plain = yaml.safe_load(f"{{a: {path}}}") == {"a": path}
+    except yaml.YAMLError:
+        plain = False
+    return path if plain else json.dumps(path)
+
+
+def _percent(value: float) -> str:
+    return shown(value, True)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = _percent(min(values)), _percent(max(values))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,173 @@
+"""Which figures are shown, in tables and pictures alike: of every model and pair, or their span."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from .figures import Facts
+from .models import Models
+
+FEW = 3
+"""Models, and pairs of them, that a picture shows one by one."""
+
+
+UNITS = {
+    "moved": "task vector / base",
+    "apart": "distance / mean length",
+    "cosine": "cosine",
+    "conflicts": "share of opposite signs",
+    "unchanged": "share of unchanged elements",
+    "equal": "share of equal elements",
+    "from": "distance / mean length",
+    "equal to": "share of equal elements",
+    "rank": "effective rank",
+}
+"""What a colour bar is of."""
+
+
+class Scale(Enum):
+    """How the values of a figure lie on a colour scale."""
+
+    MAGNITUDE = "magnitude"  # from 0 up; logarithmic where they span orders of magnitude
+    SHARE = "share"  # 0 to 1
+    SIGNED = "signed"  # -1 to 1, 0 is neutral
+    CHANCE = "chance"  # 0 to 1, a half is what chance gives
+
+
+Places = list[tuple[str, tuple[int, int]]]
+Figure = Callable[[Facts, int, int], float]
+Wanted = tuple[str, Places, Scale, Figure, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column: figures of one `group` share a colour scale."""
+
+    group: str
+    of: str  # a model, a pair, or which of all of them
+    scale: Scale
+    value: Callable[[Facts], float]
+    percent: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.group} {self.of}".strip()
+
+    def text(self, facts: Facts) -> str:
+        """The value as people read it; `-` where there is none."""
+        return shown(self.value(facts), self.percent)
+
+
+def shown(value: float, percent: bool) -> str:
+    """Three significant digits at most, with the sign of a percentage."""
+    if math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "inf"
+    if percent:
+        value *= 100
+    size = abs(value)
+    value = value if size >= 0.0005 or percent else 0.0  # no minus before zeros
+    if percent and 0 < size < 0.01:
+        text = f"{value:.0e}"
+    elif percent:
+        text = f"{value:.2f}" if size < 10 else f"{value:.1f}"
+    else:
+        text = f"{value:.3f}" if size < 1 else f"{value:.1f}" if size < 100 else f"{value:.0f}"
+    return f"{text}%" if percent else text
+
+
+GROUPS = {
+    "moved": "length of the task vector over that of the base",
+    "apart": "distance of two models over their mean length",
+    "cosine": "cosine between the task vectors, or the weights where there is no base",
+    "conflicts": "opposite signs, of the elements that both changed (or that both have)",
+    "unchanged": "elements equal to those of the base",
+    "equal": "elements that two models have in common",
+    "from": "distance of the result from an input, over their mean length (that of the base)",
+    "equal to": "elements of the result that are those of an input",
+    "rank": "effective rank of the largest matrix's change (its estimate)",
+}
+
+
+def metrics(models: Models, few: int = FEW) -> list[Metric]:
+    """The columns for these models; of more than `few`, the least, mean or most of them all."""
+    own, base = list(models.own), models.has_base
+    each = [(models.labels[i], (0, i)) for i in own]
+    pairs = [(f"{models.labels[i]}, {models.labels[j]}", (i, j)) for i, j in models.pairs]
+    moves = each if base else pairs
+    signs = Scale.CHANCE if base else Scale.SHARE
+    wanted: list[Wanted] = [
+        ("moved" if base else "apart", moves, Scale.MAGNITUDE, _relative, ("least", "most")),
+        ("cosine", pairs, Scale.SIGNED, lambda f, i, j: f.cosine[i][j], ("least", "mean")),
+        ("conflicts", pairs, signs, lambda f, i, j: f.conflict[i][j], ("mean",)),
+        ("unchanged" if base else "equal", moves, Scale.SHARE, _equal, ("least", "most")),
+        ("rank", moves, Scale.MAGNITUDE, _rank, ("least", "most")),
+    ]
+    return _columns(wanted, few)
+
+
+def merged_metrics(models: Models, few: int = FEW + 1) -> list[Metric]:
+    """The columns for inputs of a merge and, last of the models, its result."""
+    out = len(models.labels) - 1
+    inputs = [(models.labels[i], (i, out)) for i in range(out)]
+    own = [pair for pair in inputs if pair[1][0] in models.own]
+    wanted: list[Wanted] = [
+        ("from", inputs, Scale.MAGNITUDE, _relative, ("least", "most")),
+        ("cosine", own, Scale.SIGNED, lambda f, i, j: f.cosine[i][j], ("least", "most")),
+        ("equal to", inputs, Scale.SHARE, _equal, ("least", "most")),
+    ]
+    return _columns(wanted, few)
+
+
+def _columns(wanted: list[Wanted], few: int) -> list[Metric]:
+    found: list[Metric] = []
+    for name, of, scale, figure, spans in wanted:
+        if len(of) > few:
+            places = [place for _, place in of]
+            made = [(span, _span(figure, places, span)) for span in spans]
+        else:
+            # One pair alone needs no names.
+            plain = len(of) == 1 and "," in of[0][0]
+            made = [("" if plain else label, _of(figure, place)) for label, place in of]
+        found += [Metric(name, label, scale, value, name in _PERCENT) for label, value in made]
+    return found
+
+
+def _equal(facts: Facts, i: int, j: int) -> float:
+    return facts.equal[i][j]
+
+
+def _relative(facts: Facts, i: int, j: int) -> float:
+    return facts.relative[i][j]
+
+
+def _rank(facts: Facts, i: int, j: int) -> float:
+    return facts.ranks.get((i, j), math.nan)
+
+
+_PERCENT = {"moved", "apart", "conflicts", "unchanged", "equal", "from", "equal to"}
+
+
+def _of(value: Figure, place: tuple[int, int]) -> Callable[[Facts], float]:
+    return lambda facts: value(facts, *place)
+
+
+def _span(value: Figure, places: list[tuple[int, int]], span: str) -> Callable[[Facts], float]:
+    ways: dict[str, Callable[[list[float]], float]] = {"least": min, "most": max, "mean": mean}
+    choose = ways[span]
+
+    def of(facts: Facts) -> float:
+        found = [v for i, j in places if not math.isnan(v := value(facts, i, j))]
+        return choose(found) if found else math.nan
+
+    return of
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean; NaN of nothing."""
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else math.nan

@@ -1,0 +1,159 @@
+"""Which tensors of several models can be compared: same name, same shape, floating. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint.folder import Checkpoint, open_checkpoint
+from ..checkpoint.fp8 import is_quantised
+from ..dtypes import Kind
+from ..errors import InputError
+from ..messages import counted, first_names, printable
+from ..method import matrix_shape
+from ..structure.components import component_of, place_of
+from ..structure.embeddings import implied_head
+from ..tensors.source import Origin, TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """One tensor that all models have; `infos` in the order of the models."""
+
+    name: str
+    component: str
+    stack: str
+    layer: int
+    infos: tuple[TensorInfo, ...]
+    sketched: bool  # the largest matrix of its layer and component
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.infos[0].shape
+
+    @property
+    def count(self) -> int:
+        return self.infos[0].count
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models, the base first if there is one, and what they share."""
+
+    labels: tuple[str, ...]
+    has_base: bool
+    tensors: tuple[Shared, ...]
+    left_out: tuple[str, ...]  # sentences: what cannot be compared, and why
+    mergeable: bool  # no floating tensor is left out
+
+    @property
+    def own(self) -> range:
+        """Numbers of the models themselves."""
+        return range(int(self.has_base), len(self.labels))
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Every two models, the base exempt."""
+        return [(i, j) for i in self.own for j in self.own if i < j]
+
+
+def open_models(paths: Sequence[str], base: str | None) -> Models:
+    """Headers of all models. InputError names all that cannot be opened or compared."""
+    words = [*([base] if base else []), *paths]
+    faults: list[str] = []
+    found: list[Checkpoint] = []
+    for word in words:
+        try:
+            found.append(open_checkpoint(Path(word).expanduser()))
+        except (InputError, RuntimeError) as error:
+            faults.append(str(error))
+    faults += [f"{m.path}: {why}; dequantise it first" for m in found if (why := is_quantised(m))]
+    if faults:
+        raise InputError("\n".join(faults))
+    return align(found, short_labels(words), base is not None)
+
+
+def short_labels(words: Sequence[str]) -> tuple[str, ...]:
+    """The last parts of the paths, as many as it takes to tell them apart."""
+    parts = [Path(word).resolve().parts for word in words]
+    for length in range(1, max(len(part) for part in parts) + 1):
+        names = [printable("/".join(part[-length:])) for part in parts]
+        if len(set(names)) == len({*parts}):
+            break
+    # The same folder twice is told apart by a number.
+    return tuple(
+        n if names.count(n) == 1 else f"{n} ({names[:i].count(n) + 1})" for i, n in enumerate(names)
+    )
+
+
+def align(models: Sequence[Checkpoint], labels: tuple[str, ...], has_base: bool) -> Models:
+    """Match by name and shape. InputError if nothing matches."""
+    first, lost, kept, integers = models[0], set[str](), set[str](), 0
+    shared: list[tuple[str, tuple[TensorInfo, ...]]] = []
+    shapes: list[str] = []
+    for name, info in first.tensors.items():
+        infos = [_find(model, name, info) for model in models]
+        kinds = {peer.dtype.kind for peer in infos if peer}
+        if kinds == {Kind.INTEGER}:
+            integers += 1
+            kept.add(name)
+        elif None in infos or kinds != {Kind.FLOAT}:
+            lost.add(name)
+        elif len({peer.shape for peer in infos if peer}) > 1:
+            found = ", ".join(str(list(peer.shape)) for peer in infos if peer)
+            shapes.append(f"{printable(name)} ({found})")
+        else:
+            shared.append((name, tuple(peer for peer in infos if peer)))
+        kept.add(name)
+    for model in models:
+        lost |= {n for n, i in model.tensors.items() if n not in kept and i.dtype.kind is Kind.FLOAT
+                 and not _tied_twin(n, model, models)}  # fmt: skip
+    if not shared:
+        raise InputError(
+            f"{', '.join(labels)}: no floating tensor has the same name and shape in all of them; "
+            f"these are no models of one family"
+        )
+    told = list(_left_out(sorted(lost), shapes, integers))
+    return Models(labels, has_base, tuple(_placed(shared)), tuple(told), not (lost or shapes))
+
+
+def _find(model: Checkpoint, name: str, info: Origin) -> TensorInfo | None:
+    """The tensor, or the embedding that a model with tied ends has in its place."""
+    found = model.tensors.get(name)
+    found = found or implied_head(name, info.shape, model.tensors, model.config)
+    return found if isinstance(found, TensorInfo) else None
+
+
+def _tied_twin(name: str, model: Checkpoint, models: Sequence[Checkpoint]) -> bool:
+    """A stored head where others tie theirs to the embedding: nothing is lost with it."""
+    info = model.tensors[name]
+    return all(_find(other, name, info) is not None for other in models)
+
+
+def _left_out(lost: list[str], shapes: list[str], integers: int) -> list[str]:
+    told = []
+    if lost:
+        told.append(f"{counted(len(lost), 'tensors are not in all models')}: {first_names(lost)}")
+    if shapes:
+        told.append(f"{counted(len(shapes), 'tensors differ in shape')}: {first_names(shapes)}")
+    if integers:
+        told.append(counted(integers, "tensors of integers or booleans are not compared"))
+    return told
+
+
+def _placed(shared: Sequence[tuple[str, tuple[TensorInfo, ...]]]) -> list[Shared]:
+    """Component and layer of every tensor, in order of layers; the largest matrices marked."""
+    stacks: dict[str, int] = {"input": -1}
+    keys = {name: (component_of(name), *place_of(name)) for name, _ in shared}
+    for _, stack, _ in keys.values():
+        stacks.setdefault(stack, len(stacks))
+    stacks["output"] = len(stacks)
+    largest: dict[tuple[str, str, int], tuple[int, str]] = {}
+    for name, infos in shared:
+        matrix = matrix_shape(infos[0].shape)
+        if matrix and min(matrix) > 1 and infos[0].count > largest.get(keys[name], (0, ""))[0]:
+            largest[keys[name]] = (infos[0].count, name)
+    marked = {name for _, name in largest.values()}
+    found = [Shared(name, *keys[name], infos, name in marked) for name, infos in shared]
+    return sorted(found, key=lambda tensor: (stacks[tensor.stack], tensor.layer))

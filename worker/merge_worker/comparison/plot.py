@@ -1,0 +1,61 @@
+"""Which kind of picture a file name asks for. No torch, and matplotlib only where it draws."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import OutputError, UsageError
+from ..messages import printable
+from .advice import Advice
+from .figures import Comparison
+from .metrics import Metric
+
+Drawer = Callable[[Comparison, Sequence[Metric], Advice, str], None]
+
+
+def drawer(file: str) -> Drawer:
+    """What draws this file. UsageError for other endings, without matplotlib, without a folder."""
+    path = Path(file)
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--plot {printable(file)}: no such folder; make it first")
+    ending = path.suffix.lower()
+    if ending == ".html":
+        return _page
+    if ending not in (".png", ".pdf", ".svg"):
+        raise UsageError(
+            f"--plot {printable(file)}: the name must end in .png, .pdf, .svg or .html"
+        )
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError(
+            f"--plot {printable(file)}: matplotlib is missing in {sys.executable}; install it "
+            f"(pip install matplotlib), or ask for a page that needs nothing: --plot "
+            f"{printable(str(path.with_suffix('.html')))}"
+        )
+    return _picture
+
+
+def _picture(comparison: Comparison, chosen: Sequence[Metric], advice: Advice, file: str) -> None:
+    import matplotlib
+
+    from .matplotlib_maps import figure
+
+    drawn = figure(comparison, chosen)
+    # Text that journals take, and that can be searched and edited: no outlines, no Type 3 fonts.
+    text = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.unicode_minus": True}
+    try:
+        with matplotlib.rc_context(text):
+            drawn.savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
+    except OSError as error:
+        raise OutputError(f"--plot {printable(file)}: {error.strerror}") from None
+
+
+def _page(comparison: Comparison, chosen: Sequence[Metric], advice: Advice, file: str) -> None:
+    from .html_report import page
+
+    try:
+        Path(file).write_text(page(comparison, chosen, advice), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--plot {printable(file)}: {error.strerror}") from None

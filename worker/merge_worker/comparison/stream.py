@@ -1,0 +1,116 @@
+"""All models once through memory: threads read blocks, sums are added in the order of the blocks.
+
+Memory is bounded by pieces: each thread holds one of every model, and its scratch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+
+from ..checkpoint.reader import Files
+from ..engine.buffers import Pool
+from ..method import matrix_shape
+from ..system.progress import Progress
+from .models import Models, Shared
+from .sums import Rows, Sums, look, nothing
+
+BLOCK = 1 << 16
+"""Elements computed at a time: they stay in a core's cache as float64."""
+PIECE = 1 << 20
+"""Elements read at a time."""
+
+
+class Reading(Progress):
+    """The progress of a command that writes nothing: what is read is what there is to do."""
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.bytes_in / self.total_out if self.total_out else 100.0
+
+    def facts(self) -> dict[str, float]:
+        """As those of a merge, but for the time left, and nothing going out."""
+        found = super().facts()
+        left = (self.total_out - self.bytes_in) * found["elapsed_s"]
+        return {**found, "left_s": round(left / self.bytes_in, 1) if self.bytes_in else -1}
+
+
+class _Piece(NamedTuple):
+    """Elements [start, stop) of a tensor in blocks of `block`."""
+
+    tensor: Shared
+    start: int
+    stop: int
+    block: int
+    last: bool
+
+
+def stream(models: Models, threads: int, mode: str) -> Iterator[tuple[Shared, Sums]]:
+    """The sums of every tensor, in order. InputError if a file cannot be read."""
+    total = sum(info.nbytes for tensor in models.tensors for info in tensor.infos)
+    torch.set_num_threads(1)
+    files, local = Files(), threading.local()
+    progress = Reading(mode, total, "compare")
+
+    def work(piece: _Piece) -> Sums:
+        if not hasattr(local, "pool"):
+            local.pool = Pool(torch.device("cpu"))
+        return _look(piece, models.has_base, files, local.pool, progress)
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        with progress:
+            running: deque[tuple[_Piece, Future[Sums]]] = deque()
+            waiting = (piece for tensor in models.tensors for piece in _pieces(tensor))
+            whole = nothing(len(models.labels), models.has_base)
+            while True:
+                while len(running) < 4 * threads and (piece := next(waiting, None)):
+                    running.append((piece, pool.submit(work, piece)))
+                if not running:
+                    return
+                piece, future = running.popleft()
+                part = future.result()
+                whole.add(part)
+                whole.add_sketches(part)
+                if piece.last:
+                    yield piece.tensor, whole
+                    whole = nothing(len(models.labels), models.has_base)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        files.close()
+
+
+def _pieces(tensor: Shared) -> Iterator[_Piece]:
+    """Whole rows where a matrix is sketched, else just elements."""
+    row = tensor.shape[-1] if tensor.sketched else 1
+    block = max(1, BLOCK // row) * row
+    piece = max(1, PIECE // block) * block
+    count = tensor.count
+    for start in range(0, count, piece) if count else (0,):
+        stop = min(count, start + piece)
+        yield _Piece(tensor, start, stop, block, stop == count)
+
+
+def _look(piece: _Piece, has_base: bool, files: Files, pool: Pool, progress: Progress) -> Sums:
+    tensor, loaded = piece.tensor, []
+    for number, info in enumerate(tensor.infos):
+        size, count = info.dtype.bytes, piece.stop - piece.start
+        memory = pool.memory(f"in{number}", count * size)
+        files.read(info.file, info.offset + piece.start * size, memory)
+        loaded.append(pool.take(f"in{number}", count, info.dtype.torch_name))
+        progress.read(len(memory))
+    matrix = matrix_shape(tensor.shape) if tensor.sketched else None
+    whole = nothing(len(loaded), has_base)
+    for start in range(0, piece.stop - piece.start, piece.block):
+        rows = None
+        if matrix:
+            rows = Rows((piece.start + start) // matrix[1], matrix[0], matrix[1])
+        part = look([x[start : start + piece.block] for x in loaded], has_base, rows, pool)
+        whole.add(part)
+        whole.add_sketches(part)
+    return whole

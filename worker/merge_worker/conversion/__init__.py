@@ -1,0 +1,1 @@
+"""Models stored in different layouts, made alike."""

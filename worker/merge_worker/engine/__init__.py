@@ -1,0 +1,1 @@
+"""Plan to bytes: lanes, passes, processes, devices."""

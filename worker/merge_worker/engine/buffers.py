@@ -1,0 +1,106 @@
+"""Memory of one lane, by slot: allocated once, grown to the largest request, used again."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..planning.step import Grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+MANY_VIEWS = 1000
+
+
+class Pool:
+    """Buffers by slot, on one device; each grows to the largest request and is then reused.
+
+    `aligned` is what their addresses are multiples of.
+    """
+
+    def __init__(self, device: torch.device, pinned: bool = False, aligned: int = 1) -> None:
+        self.device = device
+        self.pinned = pinned
+        self.aligned = aligned
+        self._slots: dict[str, Tensor] = {}
+        # Views are kept, since making them anew for every piece costs as much as its maths.
+        self._views: dict[tuple[str, int, str, int], Tensor] = {}
+        self._runs: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
+        self._memory: dict[tuple[str, int, int], memoryview] = {}
+
+    def bytes(self, slot: str, count: int) -> Tensor:
+        """`count` bytes of the slot's memory."""
+        held = self._slots.get(slot)
+        if held is None or held.numel() < count:
+            # Let go first, or the peak would be old and new together.
+            self._slots.pop(slot, None)
+            self._forget_views()
+            held = None
+            options = {"pin_memory": True} if self.pinned else {"device": self.device}
+            raw = torch.empty(count + self.aligned - 1, dtype=torch.uint8, **options)
+            held = self._slots[slot] = raw[-raw.data_ptr() % self.aligned :][:count]
+        return held[:count]
+
+    def held_with(self, needs: Mapping[str, int]) -> int:
+        """Bytes held once the slots have grown to `needs`."""
+        grown = {slot: held.numel() for slot, held in self._slots.items()}
+        for slot, count in needs.items():
+            grown[slot] = max(count, grown.get(slot, 0))
+        return sum(grown.values()) + (self.aligned - 1) * len(grown)
+
+    def clear(self) -> None:
+        self._slots.clear()
+        self._forget_views()
+
+    def _forget_views(self) -> None:
+        self._views.clear()
+        self._runs.clear()
+        self._memory.clear()
+
+    def memory(self, slot: str, count: int, shift: int = 0) -> memoryview:
+        """`count` bytes of a slot on the host from byte `shift` on, for reads and writes."""
+        view = self._memory.get((slot, count, shift))
+        if view is None:
+            view = host_view(self.bytes(slot, shift + count)[shift:])
+            self._memory[slot, count, shift] = view
+        return view
+
+    def runs(self, values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+        """Elements of a slot as the blocks of a grid."""
+        key = (values.data_ptr(), values.numel(), values.dtype, grid.block, grid.row)
+        found = self._runs.get(key)
+        if found is None:
+            if len(self._runs) >= MANY_VIEWS:
+                self._forget_views()
+            found = self._runs[key] = split(values, grid)
+        return found
+
+    def take(self, slot: str, count: int, dtype: str, shift: int = 0) -> Tensor:
+        """`count` elements of the slot's memory (the Scratch of methods) from byte `shift` on."""
+        view = self._views.get((slot, count, dtype, shift))
+        if view is None:
+            kind: torch.dtype = getattr(torch, dtype)
+            view = self.bytes(slot, shift + count * kind.itemsize)[shift:].view(kind)
+            self._views[slot, count, dtype, shift] = view
+        return view
+
+
+def host_view(buffer: Tensor) -> memoryview:
+    """The memory of a host tensor for reads and writes; numpy may be absent on the node."""
+    count = buffer.numel()
+    if count == 0:
+        return memoryview(bytearray())
+    return memoryview((ctypes.c_char * count).from_address(buffer.data_ptr())).cast("B")
+
+
+def split(values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+    """Views of the blocks of a run, 1-D or as whole rows."""
+    size = grid.block
+    if grid.row is not None:
+        values, size = values.view(-1, grid.row), grid.block // grid.row
+    return tuple(values.split(size))  # type: ignore[no-untyped-call,unused-ignore]

@@ -1,0 +1,210 @@
+"""One pass over the inputs for all merges of a run, from what earlier runs left to the engine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..checkpoint.header import Shard
+from ..checkpoint.reader import Files
+from ..errors import InputError
+from ..messages import counted, first_names, printable
+from ..output.store import Store
+from ..planning.memory import Memory, budget
+from ..planning.step import Piece
+from ..system.cpus import usable_cpus
+from ..system.progress import Progress
+from ..system.ranks import Rank
+from ..system.signals import Stop, by_clock, by_signal
+from ..system.writeback import Flusher
+from .options import Clock, RunOptions
+from .prefetch import Fetcher
+from .processes import Crew, Do, hinted, possible
+from .readahead import ReadAhead
+from .work import Work, join, share
+
+
+def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Clock) -> list[str]:
+    """Do this rank's share of what the stores wait for; returns the names of differing copies."""
+    progress = _progress(stores, options.progress, rank)
+    one = _Pass(stores, options, rank, clock, progress)
+    try:
+        with by_signal(one.stop):
+            with by_clock(one.stop, options.deadline_s, clock.began):
+                one.find_work()
+            differing = one.run()
+            _refuse_changed(stores)
+            for store in stores:
+                store.sync(one.forget)
+    finally:
+        for store in stores:
+            store.close()
+        one.files.close()
+    clock.moved = progress.bytes_in + progress.bytes_out
+    return differing
+
+
+@dataclass
+class _Pass:
+    """What a pass over the inputs is made of."""
+
+    stores: Sequence[Store]
+    options: RunOptions
+    rank: Rank
+    clock: Clock
+    progress: Progress
+    files: Files = field(default_factory=Files)
+    stop: Stop = field(default_factory=Stop)
+    work: list[Work] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        inputs = sum(shard.size for shard in _shards(self.stores).values())
+        self.forget = inputs > _memory_bytes() // 2
+
+    def find_work(self) -> None:
+        """What earlier runs have not done."""
+        done = [_done(s, self.options, self.progress, self.stop) for s in self.stores]
+        plans = [store.plan for store in self.stores]
+        own = [share(p.steps, self.rank, d) for p, d in zip(plans, done, strict=True)]
+        self.work = join(own)
+        self.memory = _memory(self.stores, self.work)
+        self.progress.names = [item.step.name for item in self.work]
+        if self.rank.world > 1:  # its own share is the whole of it
+            share_bytes = sum(map(_result_bytes, self.work))
+            self.progress.done_before, self.progress.total_out = 0, share_bytes
+
+    def run(self) -> list[str]:
+        """Do the work; returns the names of differing copies."""
+        prune = self.options.prune and self.rank.world == 1
+        fetcher = Fetcher(self.files, self.work, self.progress, prune)
+        ahead = ReadAhead(self.files, self.work)
+        clocked = by_clock(self.stop, self.options.deadline_s, self.clock.began)
+        with clocked, fetcher, ahead:
+            # Torch takes seconds to load, in which the storage is at work already.
+            from .sampling import of_inputs
+
+            began = time.monotonic()
+            crew = None if fetcher.busy else self._crew()
+            with self.progress, Flusher([f.fd for store in self.stores for f in store.files]):
+                of_inputs(self.stores, self.files, self.rank, self.progress)
+                self.progress.begins()
+                if crew is not None:
+                    differing = crew.wait(self.stop)
+                else:
+                    differing = self._engine(ahead, fetcher, self.stop)(self.work)
+            self.clock.stream_s = time.monotonic() - began
+        return differing
+
+    def _crew(self) -> Crew | None:
+        """Processes that share the work, if there are processors for them."""
+        count = self.memory.processes
+        hashing = any(store.hashes for store in self.stores)
+        if count < 2 or hashing or not possible():
+            return None
+        self.memory = self.memory.of_process
+
+        def start(number: int, stop: Stop) -> Do:
+            # Locks of the parent's may have been held when this process began.
+            self.files = Files()
+            do = self._engine(None, None, stop, (number, count))
+            return lambda work: do(hinted(work, self.files))
+
+        return Crew(self.work, count, self.progress, start)
+
+    def _engine(
+        self,
+        ahead: ReadAhead | None,
+        fetcher: Fetcher | None,
+        stop: Stop,
+        process: tuple[int, int] = (0, 1),
+    ) -> Do:
+        """What does work and returns the names of differing copies."""
+        from .device import devices_of
+        from .stream import Engine
+
+        found = devices_of(self.options.device, *process)
+        engine = Engine(self.stores, self.memory, self.progress, found, self.files, ahead, stop)
+        engine.allow_nonfinite, engine.fetcher = self.options.allow_nonfinite, fetcher
+        engine.forget = self.forget
+
+        def run(work: Iterable[Work]) -> list[str]:
+            engine.run(work)
+            return engine.differing
+
+        return run
+
+
+def _progress(stores: Sequence[Store], mode: str, rank: Rank) -> Progress:
+    total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
+    title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
+    progress = Progress(mode, total, title)
+    progress.rank, progress.world = rank.number, rank.world
+    return progress
+
+
+def _result_bytes(work: Work) -> int:
+    """What this process writes of a tensor."""
+    spans = [work.step.grid.span(piece.first, piece.blocks) for piece in work.todo]
+    return sum(stop - start for start, stop in spans) * work.step.result_bytes
+
+
+def _refuse_changed(stores: Sequence[Store]) -> None:
+    """InputError if a file is not what it was: the result is of two versions of it."""
+    found = [f"{path}: {what}" for path, s in _shards(stores).items() if (what := s.changed())]
+    if found:
+        raise InputError(
+            f"{first_names(found)}, while the merge read it; nothing is finished\n"
+            f"  when nobody writes to it any more, the same command with --no-resume begins anew"
+        )
+
+
+def _shards(stores: Sequence[Store]) -> dict[str, Shard]:
+    """Every file that is read, once, by its path."""
+    plans = [plan for store in stores for plan in (store.plan, *store.plan.lazy)]
+    return {s.path: s for plan in plans for m in plan.models for s in m.shards}
+
+
+def _memory_bytes() -> int:
+    """Of this machine; as good as endless where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 60
+
+
+def _memory(stores: Sequence[Store], work: Sequence[Work]) -> Memory:
+    """The plan's own budget, or one for all that is held at once."""
+    if len(stores) == 1:
+        return stores[0].plan.memory
+    options, steps = stores[0].plan.options, [item.step for item in work]
+    threads = options.threads or usable_cpus()
+    return budget(steps, options.memory_bytes, threads, options.accelerated)
+
+
+def _done(
+    store: Store, options: RunOptions, progress: Progress, stop: Stop
+) -> dict[int, list[Piece]]:
+    """What earlier runs have left, checked; and the files open for what is left to do."""
+    store.read_journals()
+    store.open()
+    if store.entries:
+        lost = store.drop_damaged(store.plan.memory.lanes, stop)
+        if not options.allow_nonfinite:
+            store.forget_nonfinite()
+        _say_resumed(store, progress, lost)
+    return store.done()
+
+
+def _say_resumed(store: Store, progress: Progress, lost: int) -> None:
+    for entry in store.entries.values():
+        step = store.plan.steps[entry.step]
+        start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
+        progress.done_before += (stop - start) * step.dtype.bytes
+    damaged = f", {counted(lost, 'damaged pieces are')} done again" if lost else ""
+    line = f"{printable(str(store.out))}: continuing at {progress.percent:.0f} %{damaged}"
+    if progress.mode == "json":
+        progress.event("resumed", percent=progress.percent, damaged=lost)
+    elif progress.mode != "off":
+        progress.say(line)

@@ -1,0 +1,94 @@
+"""Weights of hub models, fetched ahead of the lanes in the order in which they are read."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+from ..checkpoint import hub
+from ..checkpoint.reader import Files
+from ..errors import InputError
+from ..system.progress import Progress
+from ..tensors.source import stored
+from ..units import gigabytes
+from .work import Work
+
+THREADS = 2
+"""Files at a time: the client splits each into connections of its own."""
+
+AHEAD = 4
+"""Files ahead of the lanes where files behind them are removed."""
+
+
+class Fetcher:
+    """Fetches what the work reads and is not here. With `prune`, what was read is removed."""
+
+    def __init__(self, files: Files, work: Sequence[Work], progress: Progress, prune: bool) -> None:
+        self._files = files
+        self._progress = progress
+        self._prune = prune
+        self._reads = {item.number: _paths(item) for item in work}
+        self._left = Counter(path for paths in self._reads.values() for path in paths)
+        self._order = [path for path in self._left if hub.absent(path)]
+        self._next = iter(self._order)
+        self._held = 0
+        self._changed = threading.Condition()
+        self._stopped = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to fetch or to remove."""
+        return self._prune or bool(self._order)
+
+    def __enter__(self) -> Fetcher:
+        for _ in range(min(THREADS, len(self._order))):
+            threading.Thread(target=self._run, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def finished(self, number: int) -> None:
+        """The lanes are done with a step."""
+        if not self._prune:
+            return
+        with self._changed:
+            self._left.subtract(self._reads[number])
+            done = [path for path in self._reads[number] if self._left[path] == 0]
+            self._held -= sum(path in self._order for path in done)
+            self._changed.notify_all()
+        for path in done:
+            self._files.forget(path)
+            hub.prune(path)
+
+    def _run(self) -> None:
+        while (path := self._following()) is not None:
+            try:
+                self._tell(path)
+                hub.ensure(path)
+            except InputError:
+                return  # the lane that reads it says what is wrong
+
+    def _following(self) -> str | None:
+        with self._changed:
+            while self._prune and self._held >= AHEAD and not self._stopped:
+                self._changed.wait()
+            path = None if self._stopped else next(self._next, None)
+            self._held += path is not None
+            return path
+
+    def _tell(self, path: str) -> None:
+        count = hub.size(path)
+        if self._progress.mode == "json":
+            self._progress.event("fetching", file=path, bytes=count)
+        elif self._progress.mode != "off":
+            # In one call, since several of these threads talk.
+            self._progress.say(f"fetching {path.rpartition('/')[2]} ({gigabytes(count)})")
+
+
+def _paths(item: Work) -> list[str]:
+    infos = (info for source in item.step.sources for info in stored(source))
+    return list(dict.fromkeys(info.file for info in infos))

@@ -1,0 +1,194 @@
+"""A look at samples of the inputs, and of the result: what no header tells and no error is.
+
+The same model twice, a base that is none, models of another origin, a result that is one of its
+inputs. A few thousand values of every kind of tensor tell, at no cost to the merge; only a result
+that is an input in all of them is compared to the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import hub
+from ..checkpoint.reader import Files
+from ..messages import counted, printable
+from ..output.files import output_errors, unfinished, write_file
+from ..output.store import Store
+from ..planning.plan import Plan
+from ..planning.step import Step
+from ..system.progress import Progress
+from ..system.ranks import Rank
+from ..tensors.source import stored
+from .buffers import host_view
+from .lane import Lane
+
+SAMPLE = 1 << 13
+KINDS = 24
+CHUNK = 1 << 20
+NOTES = "notes.json"
+"""In the partial folder: what samples of the inputs told, by whichever rank looked at them."""
+
+
+@dataclass
+class Look:
+    """Samples of one merge: the first and the last tensor of each kind of matrix that is merged."""
+
+    plan: Plan
+    lane: Lane
+    seen: int = 0
+    tensors: int = 0
+    found: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, plan: Plan, files: Files) -> Look:
+        return cls(plan, Lane(torch.device("cpu"), files, staged=False))
+
+    def merged(self) -> Iterator[int]:
+        """Numbers of the steps that make one tensor of several."""
+        for number, step in enumerate(self.plan.steps):
+            if step.task is not None and len(step.sources) > 1 and step.grid.count:
+                yield number
+
+    def chosen(self) -> Iterator[int]:
+        """Those that are looked at."""
+        kinds: dict[str, list[int]] = {}
+        for number in self.merged():
+            step = self.plan.steps[number]
+            if len(step.shape) > 1 and not any(hub.absent(file) for file in _files(step)):
+                kinds.setdefault(re.sub(r"\d+", "#", step.name), []).append(number)
+        for numbers in list(kinds.values())[:KINDS]:
+            yield from dict.fromkeys((numbers[0], numbers[-1]))
+
+    def labels(self, number: int) -> list[str]:
+        """The names of the models that the sources of a step are of."""
+        match = self.plan.matches.tensors[number]
+        models = match.group.part.models
+        labels = {id(o): self.plan.labels[models[n]] for n, o in match.sources}
+        return [labels[id(source)] for source in self.plan.steps[number].sources]
+
+    def inputs(self) -> list[str]:
+        """Notes on models that are no fine-tunes of one base. InputError if one cannot be read."""
+        for number in self.chosen():
+            step, labels = self.plan.steps[number], self.labels(number)
+            count = min(SAMPLE, step.grid.count)
+            values = [
+                self.lane.read(source, 0, count, f"in{n}").double()
+                for n, source in enumerate(step.sources)
+            ]
+            self._measure(values, labels, step.task is not None and step.task.has_base)
+        return [note for pair, sums in self.found.items() if (note := self._note(*pair, *sums))]
+
+    def _measure(self, values: Sequence[Tensor], labels: Sequence[str], has_base: bool) -> None:
+        """Add what one tensor tells: squares of the distance from the base, and of the base."""
+        against = len(values) - 1 if has_base else 0
+        self.seen, self.tensors = self.seen + values[0].numel(), self.tensors + 1
+        norm = float(values[against].square().sum())
+        for number, value in enumerate(values):
+            if number != against and bool(value.isfinite().all()) and math.isfinite(norm):
+                sums = self.found.setdefault((labels[number], labels[against]), [0.0, 0.0])
+                sums[0] += float((value - values[against]).square().sum())
+                sums[1] += norm
+
+    def _note(self, label: str, base: str, apart: float, norm: float) -> str:
+        looked = f"{counted(self.seen, 'values')} of {counted(self.tensors, 'tensors')}"
+        if apart == 0.0:
+            return f"{label} is the same as {base} in all of {looked}: it changes nothing here"
+        if norm and apart > norm:
+            ratio = math.sqrt(apart / norm)
+            return (
+                f"{label} differs from {base} by {ratio:.1f} times what {base} itself measures "
+                f"({looked}): they were not trained from one another, and merge to noise"
+            )
+        return ""
+
+    def result(self, store: Store) -> list[str]:
+        """The models that the result is, bit for bit in all that was merged; nearly always none."""
+        alike = dict.fromkeys(self.plan.labels, True)
+        chosen = list(self.chosen())
+        if not chosen or len(self.plan.labels) < 2:
+            return []
+        if any(hub.absent(file) for step in self.plan.steps for file in _files(step)):
+            return []
+        for number in chosen:
+            self._compare(number, store, alike, SAMPLE)
+        for number in self.merged():
+            if not any(alike.values()):
+                return []
+            self._compare(number, store, alike, self.plan.steps[number].grid.count)
+        return [label for label, same in alike.items() if same]
+
+    def _compare(self, number: int, store: Store, alike: dict[str, bool], count: int) -> None:
+        """Note which models still may be the result after the first `count` elements of a step."""
+        step, labels = self.plan.steps[number], self.labels(number)
+        path = store.folder / unfinished(self.plan.layout.shards[step.shard].name)
+        for label in alike:
+            alike[label] &= label in labels
+        for start in range(0, min(count, step.grid.count), CHUNK):
+            stop = min(start + CHUNK, count, step.grid.count)
+            with output_errors(store.out), path.open("rb") as file:
+                file.seek(step.offset + start * step.dtype.bytes)
+                written = file.read((stop - start) * step.dtype.bytes)
+            for label, source in zip(labels, step.sources, strict=True):
+                if alike[label] and source.dtype == step.dtype:
+                    there = self.lane.read(source, start, stop, "in").view(torch.uint8)
+                    alike[label] = host_view(there) == written
+                else:
+                    alike[label] = False
+
+
+def _files(step: Step) -> Iterator[str]:
+    return (info.file for source in step.sources for info in stored(source))
+
+
+def of_inputs(stores: Sequence[Store], files: Files, rank: Rank, progress: Progress) -> None:
+    """Tell what samples of the inputs show, once for all ranks, and keep it for the manifest."""
+    for store in stores if rank.number == 0 else ():
+        plans = (*store.plan.lazy, store.plan)
+        notes = [note for plan in plans for note in Look.at(plan, files).inputs()]
+        say(notes, progress)
+        with output_errors(store.out):
+            write_file(store.folder / NOTES, json.dumps(notes))
+
+
+def kept_notes(folder: Path) -> list[str]:
+    """What a rank left for the manifest; nothing where that was lost."""
+    try:
+        value = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [str(note) for note in value] if isinstance(value, list) else []
+
+
+def of_result(store: Store, progress: Progress) -> list[str]:
+    """The models that the result is; a warning if it is one. InputError, OutputError."""
+    files = Files()
+    try:
+        alike = Look.at(store.plan, files).result(store)
+    finally:
+        files.close()
+    others = [label for label in store.plan.labels if label not in alike]
+    if alike:
+        left = f"; {_listed(others)} left no trace" if others else ": they all are the same"
+        say([f"the result is {_listed(alike)}, bit for bit{left}"], progress)
+    return alike
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
+
+
+def say(notes: Iterable[str], progress: Progress) -> None:
+    for note in notes:
+        if progress.mode == "json":
+            progress.event("warning", text=note)
+        else:
+            progress.say(f"warning: {printable(note)}")

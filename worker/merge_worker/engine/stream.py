@@ -1,0 +1,280 @@
+"""Plan → bytes in the store: lanes read, compute and write pieces; passes of a tensor in order.
+
+Each lane does one piece after the other, reading and writing at fixed positions with buffers of
+its own. There are more lanes than processors, so that reads, maths and writes of different lanes
+overlap; torch's own threads stay out of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+
+from ..checkpoint.reader import Files
+from ..dtypes import Kind
+from ..errors import ResultError, UsageError
+from ..messages import counted, printable
+from ..method import Final, Reduce
+from ..output.store import Store
+from ..planning.memory import Memory
+from ..planning.step import Piece, pieces
+from ..system.compute_slots import Turns
+from ..system.progress import Progress
+from ..system.signals import Stop
+from ..tensors.source import Derived, stored
+from .device import OUT_OF_MEMORY, load_linalg
+from .lane import Lane, Loaded
+from .prefetch import Fetcher
+from .readahead import ReadAhead
+from .work import Joint, Work
+
+OPEN_STEPS = 4
+"""Tensors in several passes at a time: one pass waits for its last piece while the next begins."""
+
+
+@dataclass(eq=False)
+class _Open:
+    """A step at work: the pass that each member is in, pieces to hand out, results so far."""
+
+    work: Work
+    step: Joint
+    current: list[Reduce | Final | None]  # None: bytes are copied
+    waiting: deque[Piece]
+    busy: int = 0
+    results: dict[int, list[list[Any]]] = field(default_factory=dict)  # by first block
+
+    def reduces(self) -> list[Reduce | None]:
+        """Who is still looking. The others wait, so that all are merged in one last pass."""
+        return [one if isinstance(one, Reduce) else None for one in self.current]
+
+    def advance(self, found: Sequence[Sequence[Any]]) -> None:
+        """The next pass of those who were looking, by their statistics of all blocks."""
+        self.current = [
+            one.finish(partials) if isinstance(one, Reduce) else one
+            for one, partials in zip(self.current, found, strict=True)
+        ]
+
+
+@dataclass(eq=False)
+class Engine:
+    """Runs the work of one process. `stop` is set from outside to end early, resumable.
+
+    `stores` take the results of the merges that are done together. `staged` lets lanes treat the
+    CPU like an accelerator, for tests.
+    """
+
+    stores: Sequence[Store]
+    memory: Memory
+    progress: Progress
+    devices: Sequence[torch.device]
+    files: Files = field(default_factory=Files)
+    ahead: ReadAhead | None = None
+    stop: Stop = field(default_factory=Stop)
+    staged: bool | None = None
+    allow_nonfinite: bool = False
+    fetcher: Fetcher | None = None
+    forget: bool = False  # the pages of inputs that are done with
+    differing: list[str] = field(default_factory=list)
+    _condition: threading.Condition = field(default_factory=threading.Condition)
+    _open: list[_Open] = field(default_factory=list)
+    _error: BaseException | None = None
+    _turns: Turns = field(default_factory=Turns)
+    _pending: Iterator[Work] = field(default_factory=lambda: iter(()))
+
+    def run(self, work: Iterable[Work]) -> None:
+        """Do all of `work`, taken as needed. Stopped if asked to; the first error of a lane."""
+        torch.set_num_threads(1)
+        self._turns = Turns(self.memory.computing)
+        if any(step.flops for store in self.stores for step in store.plan.steps):
+            load_linalg(self.devices)
+        self._pending = iter(work)
+        lanes = [
+            threading.Thread(target=self._lane, args=(self.devices[i % len(self.devices)],))
+            for i in range(self.memory.lanes)
+        ]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+        if self._error is not None:
+            raise self._error
+        if self.stop.is_set():
+            raise self.stop.error(self.progress.percent)
+
+    def _lane(self, device: torch.device) -> None:
+        lane = Lane(device, self.files, self.staged, self._turns)
+        try:
+            with lane.stream(), torch.inference_mode():
+                while (task := self._next()) is not None:
+                    try:
+                        with self._turns:
+                            self._do(lane, *task)
+                    except OUT_OF_MEMORY:
+                        self._smaller(lane, *task)
+        except BaseException as error:
+            with self._condition:
+                self._error = self._error or error
+                self._condition.notify_all()
+
+    def _next(self) -> tuple[_Open, Piece] | None:
+        """A piece to do; waits while others finish a pass; None at the end or when stopped."""
+        with self._condition:
+            while True:
+                if self._error is not None or self.stop.is_set():
+                    return None
+                for item in self._open:
+                    if item.waiting:
+                        item.busy += 1
+                        return item, item.waiting.popleft()
+                if len(self._open) < OPEN_STEPS + self.memory.lanes:
+                    following = next(self._pending, None)
+                    if following is not None:
+                        if self.ahead is not None:
+                            self.ahead.reached(following.number)
+                        self._open.append(self._begin(following))
+                        continue
+                if not self._open:
+                    self._condition.notify_all()
+                    return None
+                self._condition.wait()
+
+    def _begin(self, work: Work) -> _Open:
+        step = work.step
+        assert isinstance(step, Joint)
+        steps = [member.step for member in step.members]
+        current = [s.method.begin(s.task) if s.method and s.task else None for s in steps]
+        item = _Open(work, step, current, deque())
+        self._hand_out(item)
+        return item
+
+    def _hand_out(self, item: _Open) -> None:
+        """Pieces of the current pass: every block to look at, only what is to do to merge."""
+        most = self.memory.piece_blocks(item.step)
+        whole = (Piece(0, item.step.grid.blocks),)
+        for run in whole if any(item.reduces()) else item.work.todo:
+            item.waiting.extend(pieces(run.first, run.first + run.blocks, most))
+
+    def _do(self, lane: Lane, item: _Open, piece: Piece) -> None:
+        """One piece of the current pass; all passes in memory if the piece is the whole tensor."""
+        step, partials = item.step, None
+        lane.make_room(step, piece, self.memory.bound // self.memory.lanes)
+        if step.task is None:
+            self._copy(lane, item, piece)
+        else:
+            # Only what is looked at more than once is kept, or what a device computes.
+            whole = any(item.reduces()) and piece.blocks == step.grid.blocks
+            loaded = lane.load(step, piece) if whole or lane.staged else None
+            while whole and any(reduces := item.reduces()):
+                item.advance(lane.look(step, piece, loaded, reduces))
+            if any(reduces := item.reduces()):
+                partials = lane.look(step, piece, loaded, reduces)
+            else:
+                for part in item.work.todo if whole else (piece,):
+                    self._merge(lane, item, part, loaded)
+            start, stop = step.grid.span(piece.first, piece.blocks)
+            self.progress.read((stop - start) * sum(s.dtype.bytes for s in step.sources))
+        self._done(item, piece, partials)
+
+    def _smaller(self, lane: Lane, item: _Open, piece: Piece) -> None:
+        """Do a piece for which the device had no memory left as two halves."""
+        lane.clear()
+        if piece.blocks == 1:
+            raise UsageError(
+                f"{lane.device}: no memory left for one block of '{printable(item.step.name)}'\n"
+                f"  others may use it; --device cpu needs none, --threads 1 the least"
+            ) from None
+        halves = pieces(piece.first, piece.first + piece.blocks, -(-piece.blocks // 2))
+        with self._condition:
+            item.busy -= 1
+            item.waiting.extend(halves)
+            self._condition.notify_all()
+
+    def _merge(self, lane: Lane, item: _Open, part: Piece, loaded: Loaded | None) -> None:
+        finals = [one for one in item.current if isinstance(one, Final)]
+        merged = lane.merge(item.step, part, loaded, finals)
+        for member, (raw, bad) in zip(item.step.members, merged, strict=True):
+            if bad and not self.allow_nonfinite:
+                self._report_nonfinite(item.step, loaded or lane.load(item.step, part), bad)
+            work = (member.number, member.step)
+            with self._turns.away:
+                self.stores[member.result].write(work, part, raw, bad)
+            self.progress.wrote(len(raw), item.work.number, bad)
+
+    def _done(self, item: _Open, piece: Piece, partials: list[list[Any]] | None) -> None:
+        with self._condition:
+            item.busy -= 1
+            if partials is not None:
+                item.results[piece.first] = partials
+            if item.waiting or item.busy:
+                return
+            if partials is None:
+                self._open.remove(item)
+                self._condition.notify_all()
+        if partials is None:
+            self._forget(item.step)
+            if self.fetcher is not None:
+                self.fetcher.finished(item.work.number)
+            return
+        # The last piece of a pass over a tensor: nobody else is at it, so no lock is held.
+        found = [item.results[first] for first in sorted(item.results)]
+        item.advance([[one for part in own for one in part] for own in zip(*found, strict=True)])
+        with self._condition:
+            item.results = {}
+            self._hand_out(item)
+            self._condition.notify_all()
+
+    def _forget(self, step: Joint) -> None:
+        """Inputs larger than memory would push everything else out of the page cache."""
+        for source in step.sources if self.forget else ():
+            for info in stored(source):
+                self.files.done_with(info.file, info.offset, info.nbytes)
+
+    def _copy(self, lane: Lane, item: _Open, piece: Piece) -> None:
+        """Bytes as they are; sources that differ are noted, since only the first is kept."""
+        step = item.step
+        start, stop = step.grid.span(piece.first, piece.blocks)
+        values = lane.read(step.sources[0], start, stop, "in0")
+        first = lane.host.memory("in0", values.nbytes)
+        for number, source in enumerate(step.sources[1:], 1):
+            slot = f"in{number}"
+            other = lane.host.memory(slot, lane.read(source, start, stop, slot).nbytes)
+            if other != first and step.name not in self.differing:
+                self.differing.append(step.name)
+        floats = step.dtype.kind is Kind.FLOAT
+        bad = values.numel() - int(torch.isfinite(values).sum()) if floats else 0
+        source, same = step.sources[0], None
+        if not isinstance(source, Derived):
+            place = source.offset + start * source.dtype.bytes
+            same = (self.files.descriptor(source.file), place)
+        for member in step.members:
+            work = (member.number, member.step)
+            with self._turns.away:
+                self.stores[member.result].write(work, piece, first, bad, same)
+            self.progress.wrote(len(first), item.work.number, bad)
+        self.progress.read(len(first) * len(step.sources))
+
+    def _report_nonfinite(self, step: Joint, loaded: Loaded, bad: int) -> NoReturn:
+        culprits, largest = [], 0.0
+        for source, values in zip(step.sources, loaded.sources, strict=True):
+            count = int(values.numel() - torch.isfinite(values).sum())
+            if count:
+                file = next(stored(source)).file
+                culprits.append(f"{file} has {count} NaN or Inf there")
+            elif values.numel():
+                largest = max(largest, float(values.double().abs().max()))
+        kind = getattr(torch, step.dtype.torch_name)
+        reason = "; ".join(culprits) or (
+            f"the inputs are finite, the largest is {largest:.3g}; "
+            f"{step.dtype.torch_name} holds up to {torch.finfo(kind).max:.3g}"
+        )
+        raise ResultError(
+            f"tensor '{printable(step.name)}': "
+            f"{counted(bad, 'values of the result are NaN or Inf')}\n"
+            f"  {reason}\n"
+            f"  --allow-nonfinite writes them all the same"
+        )

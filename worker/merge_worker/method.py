@@ -1,0 +1,270 @@
+"""What a merge method declares, and the protocol between methods and engine. Without torch.
+
+A method is a short function in a file of its name. Its keyword-only parameters are the schema of
+the recipe: `list[float]` is one value per model in recipe order, a scalar is shared by all models.
+Its positional parameters are what its family hands it (`_span`, `_select`, …; see there).
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .dtypes import DType
+
+
+class Base(Enum):
+    """The part that `base_model` plays."""
+
+    IGNORED = "ignored"  # a base named in the recipe joins the models
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class Cut(Enum):
+    """The smallest part of a tensor from which a part of the result can be computed."""
+
+    ELEMENT = "element"
+    ROW = "row"  # a row: all elements with one index on the first axis
+    MATRIX = "matrix"  # see matrix_shape; a tensor that holds none is cut by element
+    TENSOR = "tensor"
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Rows and columns of the matrices that a tensor holds; None if it holds none.
+
+    A matrix is a tensor of two axes, or each entry on the first of three axes, as experts are
+    stacked. Three axes of which one of the last two is shorter than 8 are a convolution's.
+    """
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    if len(shape) == 3 and min(shape[1:]) >= 8:
+        return shape[1], shape[2]
+    return None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One entry of a method's schema. `default` is None where the recipe must give a value."""
+
+    name: str
+    type: type
+    per_model: bool
+    default: object = None
+
+    @property
+    def required(self) -> bool:
+        return self.default is None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One output tensor as its method sees it: values resolved, everything known from headers.
+
+    `values` holds every parameter; a per-model one is a tuple over the models, base exempt.
+    The sources of a block are the models in recipe order and then the base, if there is one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    models: int
+    has_base: bool
+    values: Mapping[str, Any]
+    seed: int
+    work: str = "float32"
+    scale: float = 1.0  # of the result's difference from the base (LiNeS)
+
+
+class Scratch(Protocol):
+    """Reusable memory of one lane on its device; contents do not survive the block."""
+
+    def take(self, slot: str, count: int, dtype: str) -> Tensor:
+        """A 1-D tensor of `count` elements; the same memory for the same slot every time."""
+
+
+@dataclass
+class Block:
+    """The unit of computation: one run of elements or whole rows of every source.
+
+    `tensors` have the stored dtypes and the shape [n] (cut by element) or [rows, row length].
+    `start` is the index of the first element in the tensor.
+    """
+
+    tensors: list[Tensor]
+    start: int
+    scratch: Scratch
+
+
+class Reduce(ABC):
+    """A pass that looks at every block before the result can be computed.
+
+    Blocks lie on a fixed grid and `finish` gets their results in index order, so a statistic
+    never depends on how the engine cut, on threads or on ranks.
+    """
+
+    @abstractmethod
+    def look(self, block: Block) -> Any:
+        """Statistics of one block; runs in any thread, any order."""
+
+    @abstractmethod
+    def finish(self, partials: Sequence[Any]) -> Reduce | Final:
+        """The next pass."""
+
+
+class Final(ABC):
+    """The pass that computes: one call per block."""
+
+    takes: str = ""  # the dtype in which it adds sources up without converting them, if it is one
+
+    @abstractmethod
+    def merge(self, block: Block, out: Tensor) -> None:
+        """Write the merged block to `out`, rounding once to its dtype."""
+
+    def wide(self) -> Final | None:
+        """The same with room for larger numbers, for blocks that came out as NaN or Inf."""
+        return None
+
+
+class Effort(NamedTuple):
+    """What a tensor takes where mathematics, not reading, takes the time."""
+
+    flops: int  # of the whole tensor
+    scratch: int  # bytes per element of a block, in place of the family's
+
+
+@runtime_checkable
+class Heavy(Protocol):
+    """A family with methods that compute for much longer than they read."""
+
+    def effort(self, method: Method, task: Task) -> Effort: ...
+
+
+class Family(Protocol):
+    """What the methods of one shape share: how they may be cut, their passes, their memory."""
+
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut: ...
+
+    def reads(self, method: Method, values: Mapping[str, Any]) -> int:
+        """How often the sources are read, the final pass included."""
+
+    def scratch_bytes(self, method: Method, sources: int) -> int:
+        """Scratch per element of a block."""
+
+    def check(self, method: Method, task: Task) -> None:
+        """Refuse values that cannot work, while planning. ValueError or ZeroDivisionError."""
+
+    def begin(self, method: Method, task: Task) -> Reduce | Final:
+        """The first pass over a tensor."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method: its schema, its rules on models, and its function."""
+
+    name: str
+    function: Callable[..., Any]
+    family: Family
+    base: Base
+    least_models: int  # base not counted
+    most_models: int | None
+    parameters: tuple[Parameter, ...]
+    reference: str
+    options: Mapping[str, Any]
+    experimental: bool
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def modifiers(self) -> tuple[Parameter, ...]:
+        """Parameters that work on any method of its kind; they are no values of a task."""
+        lines = LINES if self.base is Base.REQUIRED else ()
+        weights = any(p.name == "weight" and p.per_model for p in self.parameters)
+        return (*lines, SCHEDULE) if weights else lines
+
+    def begin(self, task: Task) -> Reduce | Final:
+        """The first pass over a tensor."""
+        first = self.family.begin(self, task)
+        if task.scale == 1.0:
+            return first
+        from .algorithms.lines import scaled
+
+        return scaled(first, task)
+
+    def call(self, task: Task, *arguments: Any) -> Any:
+        """The method's function with what its family hands it and the task's values."""
+        values = {_python_name(name): value for name, value in task.values.items()}
+        return self.function(*arguments, **values)
+
+
+LINES = (Parameter("lines_alpha", float, False), Parameter("lines_beta", float, False))
+SCALED_SCRATCH = 16
+"""Bytes per element of a block that LINES take: result and base, at most float64."""
+SCHEDULE = Parameter("schedule", str, False)
+
+_TYPES: dict[str, tuple[type, bool]] = {
+    "float": (float, False),
+    "int": (int, False),
+    "bool": (bool, False),
+    "str": (str, False),
+    "list[float]": (float, True),
+}
+
+
+def merge_method(
+    family: Family,
+    *,
+    reference: str,
+    base: Base = Base.IGNORED,
+    models: tuple[int, int | None] = (1, None),
+    experimental: bool = False,
+    **options: Any,
+) -> Callable[[Callable[..., Any]], Method]:
+    """Make a Method of a function; `options` are the family's own. TypeError if malformed."""
+
+    def define(function: Callable[..., Any]) -> Method:
+        parameters = tuple(
+            _parameter(function, parameter)
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        )
+        return Method(
+            name=function.__name__,
+            function=function,
+            family=family,
+            base=base,
+            least_models=models[0],
+            most_models=models[1],
+            parameters=parameters,
+            reference=reference,
+            options=options,
+            experimental=experimental,
+        )
+
+    return define
+
+
+def _python_name(name: str) -> str:
+    """`lambda` is a word of Python: functions say `lambda_`, recipes say `lambda`."""
+    return name + "_" if name == "lambda" else name
+
+
+def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Parameter:
+    annotation = parameter.annotation
+    if annotation not in _TYPES:
+        raise TypeError(
+            f"{function.__module__}.{function.__name__}: parameter '{parameter.name}' has type "
+            f"{annotation!r}; a method's parameters are {', '.join(_TYPES)}"
+        )
+    kind, per_model = _TYPES[annotation]
+    given = None if parameter.default is inspect.Parameter.empty else parameter.default
+    return Parameter(parameter.name.removesuffix("_"), kind, per_model, given)

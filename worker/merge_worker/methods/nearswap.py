@@ -1,0 +1,31 @@
+"""The other model where it is near the base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..algorithms.elementwise import ELEMENTWISE
+from ..method import Base, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@merge_method(
+    ELEMENTWISE,
+    reference="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+    base=Base.REQUIRED,
+    models=(1, 1),
+)
+def nearswap(other: Tensor, base: Tensor, weight: Tensor, *, t: float) -> Tensor:
+    """out = w · other + (1-w) · base with w = min(1, t / |other - base|) for each element.
+
+    Elements that differ by up to t are the other model's; the rest move by t towards it. So t is
+    absolute: 1e-4 is a usual value. Differences below 1e-6 count as 1e-6, and w is 0 for t < 0.
+    A source that stands alone in its slice is copied.
+    """
+    import torch
+
+    torch.sub(other, base, out=weight)
+    weight.abs_().clamp_(min=1e-6).reciprocal_().mul_(t).clamp_(0, 1)
+    return torch.lerp(base, other, weight, out=weight)

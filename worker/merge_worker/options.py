@@ -1,0 +1,168 @@
+"""Table of the options that merge-worker and merge-launch share: names, types, choices and help.
+
+Both command lines are made from it: that of merge-worker in `options`, that of merge-launch in
+`launcher.settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import units
+
+CHECKS = ("check",)
+RUNS = ("merge", "average")
+PLANS = (*RUNS, *CHECKS)
+MERGEKIT = ("mergekit",)
+EXTRACTS = ("extract-lora",)
+LOOKS = ("compare", "report")
+
+SCHEDULES = "uniform, linear, minus-sqrt, ema[:BETA], last-k:N"
+NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+
+
+@dataclass(frozen=True)
+class SharedOption:
+    """An option of one or several commands of merge-worker.
+
+    `type` converts a word, as in argparse; `bool` marks a switch. merge-launch hands the words on
+    as they are, after comparing them with `pattern`, which `form` puts into words.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    help: str
+    type: Callable[[str], Any] = str
+    default: Any = None
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+    pattern: str | None = None
+    form: str = ""
+    repeatable: bool = False  # on the command line of merge-worker; commas do the same
+    launch: bool = True  # whether merge-launch offers it
+
+    @property
+    def expected(self) -> str:
+        """The values that the option takes, in words."""
+        return _one_of(self.choices) if self.choices else self.form
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def _one_of(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _size(name: str, example: str, help: str, default: str | None = None) -> SharedOption:
+    form = f"a size such as {example}"
+    return SharedOption(
+        name, PLANS, help, default=default, metavar=example, pattern=units.SIZE, form=form
+    )
+
+
+def _switch(name: str, commands: tuple[str, ...], help: str, launch: bool = True) -> SharedOption:
+    return SharedOption(name, commands, help, type=bool, default=False, launch=launch)
+
+
+OPTIONS = (
+    SharedOption(
+        "method", ("average",), "the merge method; default: linear, the weighted average",
+        default="linear", metavar="NAME",
+    ),
+    SharedOption(
+        "weights", ("average",), "one weight for each model; default: equal weights",
+        metavar="2,1,1", pattern=f"{NUMBER}(,{NUMBER})*",
+        form="numbers with commas between, such as 2,1,1",
+    ),
+    SharedOption(
+        "schedule", ("average",),
+        f"weights of checkpoints, given from the oldest to the newest: {SCHEDULES}",
+        metavar="NAME", pattern=r"[a-z-]+(:[0-9.]+)?",
+        form="a schedule such as minus-sqrt, ema:0.9 or last-k:4",
+    ),
+    SharedOption(
+        "base_model", ("average",), "the base, for methods that need one", metavar="MODEL"
+    ),
+    _switch("no_normalize", ("average",), "do not divide by the sum of the weights", launch=False),
+    SharedOption(
+        "device", (*RUNS, *MERGEKIT, *EXTRACTS),
+        "where the mathematics runs; default: auto, every visible GPU, else the CPU",
+        type=units.device_word, default="auto", metavar="|".join(units.DEVICES),
+        pattern=units.DEVICE, form=_one_of(units.DEVICES),
+    ),
+    SharedOption(
+        "threads", (*PLANS, *MERGEKIT, *EXTRACTS, *LOOKS),
+        "threads that compute; default: as many as there are usable CPUs",
+        type=units.at_least_one, metavar="N",
+    ),
+    _size("memory", "4GiB", "bound on buffers, on the host and on each device"),
+    _size("shard_size", "5GB", "size of an output file; default: 5GB", default="5GB"),
+    SharedOption(
+        "dtype", PLANS, "dtype of the result; default: the recipe's, else that of the first model",
+        choices=("same", "bfloat16", "float16", "float32", "float64"),
+    ),
+    SharedOption(
+        "missing", PLANS, "tensors missing from some of the models: stop, or copy from the base",
+        default="error", choices=("error", "copy"),
+    ),
+    SharedOption(
+        "surplus", PLANS, "tensors missing from the base: stop, or drop them",
+        default="error", choices=("error", "drop"),
+    ),
+    SharedOption(
+        "include", PLANS,
+        "merge only these tensors and copy the rest from the base: words of names, or patterns "
+        "with *", metavar="A,B", repeatable=True,
+    ),
+    SharedOption(
+        "exclude", PLANS,
+        "copy these tensors from the base unchanged: words of names, or patterns with *",
+        metavar="A,B", repeatable=True,
+    ),
+    _switch("dequantize", PLANS, "read FP8 weights with their scales"),
+    _switch("prune_downloads", RUNS, "remove weights downloaded from the Hub after use"),
+    SharedOption("push", RUNS, "upload the finished OUT to the Hub", metavar="ORG/NAME"),
+    _switch("overwrite", (*RUNS, *MERGEKIT), "replace another merge in OUT"),
+    _switch("no_resume", RUNS, "discard an unfinished merge in OUT"),
+    _switch("sha256", RUNS, "SHA-256 of the output files in the manifest"),
+    SharedOption(
+        "seed", (*PLANS, *MERGEKIT), "seed of the random methods; default: 0",
+        type=int, default=0, metavar="N",
+    ),
+    SharedOption(
+        "deadline", (*RUNS, *MERGEKIT), "stop cleanly this long after the start",
+        metavar="12:00:00", pattern=units.DURATION, form="such as 12:00:00, 30m or 2h",
+    ),
+    SharedOption(
+        "progress", (*RUNS, *LOOKS),
+        "how progress is shown; default: auto, a bar in a terminal and lines in a log",
+        default="auto", choices=("auto", "plain", "json", "off"),
+    ),
+    _switch("allow_nonfinite", RUNS, "write NaN and Inf instead of stopping"),
+    _switch(
+        "trust_remote_code", (*RUNS, *MERGEKIT),
+        "for a merge by mergekit itself; otherwise ignored, since no code of a model is run",
+    ),
+    _switch("strict", PLANS, "warnings about the recipe are errors"),
+    _switch("json", CHECKS, "print the plan as JSON"),
+    SharedOption(
+        "relative_to", (*PLANS, *MERGEKIT), "where relative model paths start",
+        default=".", metavar="DIR", launch=False,
+    ),
+)  # fmt: skip
+BY_NAME: Mapping[str, SharedOption] = {option.name: option for option in OPTIONS}
+DEFAULTS: Mapping[str, Any] = {option.name: option.default for option in OPTIONS}
+
+
+def options_of(command: str) -> tuple[SharedOption, ...]:
+    """Return the shared options of a command of merge-worker."""
+    return tuple(option for option in OPTIONS if command in option.commands)
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a value for every option of the table; None and absence mean the default."""
+    return {**DEFAULTS, **{name: value for name, value in values.items() if value is not None}}

@@ -1,0 +1,158 @@
+"""Whole shards → a model folder: sync, side files, names, and the manifest last.
+
+Every step may be repeated: a run that is stopped in here is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.header import CONFIG, INDEX
+from ..errors import ResultError
+from ..planning.plan import Plan
+from ..planning.shards import index_json
+from .checksums import Hashes, checksum, total
+from .files import (
+    CARD,
+    FINAL_FILES,
+    MANIFEST,
+    PARTIAL,
+    RECIPE,
+    output_errors,
+    sync,
+    unfinished,
+    write_file,
+)
+from .journal import COMMITTING
+from .manifest import manifest
+from .model_card import model_card
+from .side_files import copy_side_files
+from .store import Store, remove_partial
+from .target import Target
+
+
+def finish(store: Store, target: Target, run: dict[str, Any], sha256: bool) -> dict[str, Any]:
+    """Give everything its final name; returns the manifest. OutputError leaves it repeatable."""
+    plan, out = store.plan, store.out
+    staged = store.folder / FINAL_FILES
+    with output_errors(out):
+        staged.mkdir(exist_ok=True)
+        names = copy_side_files(plan, staged)
+        if len(plan.layout.shards) > 1:
+            write_file(staged / INDEX, index_json(plan.layout.shards))
+            names.append(INDEX)
+        write_file(staged / CARD, model_card(plan, out.resolve().name))
+        write_file(staged / RECIPE, plan.recipe.text)
+        outputs = _outputs(store, sha256)
+        _as_before(plan, out, outputs)
+        outputs += [
+            {"file": name, "bytes": (staged / name).stat().st_size}
+            for name in loaders_last([*names, CARD, RECIPE])
+        ]
+        value = manifest(plan, outputs, run)
+    seal(out, value, target.replaces)
+    return value
+
+
+def loaders_last(names: Iterable[str]) -> list[str]:
+    """Sort the files that a loader looks for first behind all others."""
+    return sorted(names, key=lambda name: (name == CONFIG, name == INDEX))
+
+
+def _as_before(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
+    """ResultError unless a merge that is done again has the same bytes; values are seen here."""
+    for entry in outputs:
+        if plan.made.get(entry["file"], entry["sum128"]) != entry["sum128"]:
+            raise ResultError(
+                f"{out}: {entry['file']} would not be what the manifest tells of; a model has "
+                f"other values by now, or it was made on another kind of device\n"
+                f"  merge the recipe {RECIPE} to have it nevertheless"
+            )
+
+
+def seal(out: Path, value: Mapping[str, Any], replaces: Sequence[str]) -> None:
+    """Commit a merge whose files are whole in the partial folder, with its manifest.
+
+    `replaces` are the names of an older merge in OUT. OutputError leaves it repeatable.
+    """
+    partial = out / PARTIAL
+    staged = partial / FINAL_FILES
+    with output_errors(out):
+        write_file(staged / MANIFEST, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        # The storage writes small files together: after the first, the others hardly wait.
+        for path in staged.rglob("*"):
+            if path.is_file():
+                sync(path)
+        sync(staged)
+        notes = json.dumps({"replaces": list(replaces)})
+        write_file(partial / COMMITTING, notes, durable=True)
+    commit(out, replaces)
+
+
+def commit(out: Path, replaces: Sequence[str]) -> None:
+    """Rename everything; the manifest makes it a model. Repeatable from any point."""
+    last = out / PARTIAL / FINAL_FILES / MANIFEST
+    with output_errors(out):
+        if last.exists():
+            names = [entry["file"] for entry in json.loads(last.read_text())["outputs"]]
+            _remove_old(out, replaces, {name.split("/")[0] for name in names})
+            for name in names:
+                source = _source(out, name)
+                if source is not None:
+                    (out / name).parent.mkdir(parents=True, exist_ok=True)
+                    source.replace(out / name)
+            sync(out)
+            last.replace(out / MANIFEST)
+        sync(out)
+    remove_partial(out)
+
+
+def _source(out: Path, name: str) -> Path | None:
+    """Return where a file waits for its final name; None if it has it already."""
+    partial = out / PARTIAL
+    places = (partial / unfinished(name), partial / FINAL_FILES / name)
+    return next((place for place in places if place.exists()), None)
+
+
+def _remove_old(out: Path, replaces: Sequence[str], names: set[str]) -> None:
+    """Remove the files of an older merge; its manifest first, so that it ends unfinished.
+
+    Files of the same name go too: old and new files together are not a model.
+    """
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in replaces:
+        path = out / name
+        if name in names and (path.is_dir() or _source(out, name) is None):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _outputs(store: Store, sha256: bool) -> list[dict[str, Any]]:
+    """Size and checksums of every shard, from the checksums of its pieces."""
+    plan = store.plan
+    by_step = store.by_step()
+    parts = [[checksum(memoryview(shard.header), 0)] for shard in plan.layout.shards]
+    for number, step in enumerate(plan.steps):
+        parts[step.shard] += (entry.checksum for entry in by_step.get(number, ()))
+    found: list[dict[str, Any]] = [
+        {"file": shard.name, "bytes": shard.size, "sum128": str(total(pieces))}
+        for shard, pieces in zip(plan.layout.shards, parts, strict=True)
+    ]
+    if sha256:
+        hashes = store.hashes or Hashes([shard.header for shard in plan.layout.shards])
+        sizes = [shard.size for shard in plan.layout.shards]
+        paths = [str(store.folder / unfinished(shard.name)) for shard in plan.layout.shards]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            digests = pool.map(hashes.finish, range(len(sizes)), paths, sizes)
+            for facts, digest in zip(found, digests, strict=True):
+                facts["sha256"] = digest
+    return found

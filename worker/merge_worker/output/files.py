@@ -1,0 +1,89 @@
+"""Names of the files that only a merge writes, and how files are written: whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from ..errors import InputError, OutputError, WorkerError
+from ..messages import printable
+
+MANIFEST = "merge_manifest.json"
+RECIPE = "mergekit_config.yml"
+CARD = "README.md"
+
+PARTIAL = ".merge-partial"
+"""The folder in OUT that holds everything until the commit."""
+
+FINAL_FILES = "files"
+"""A folder in PARTIAL: files of the result other than shards, under their final names."""
+
+PASSING = (".", "lock-", "claim-")
+"""How names in PARTIAL begin that ranks create and remove at any time: locks, temporary files."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk and of an exceeded quota."""
+
+
+def unfinished(name: str) -> str:
+    """Return the name of a file of weights until it is whole."""
+    return f"{name}.partial"
+
+
+def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Write a whole file so that a reader sees the old one or the new one, never a part.
+
+    `durable` waits for the storage, which costs tens of milliseconds.
+    """
+    # File names need not be UTF-8: their odd bytes are written as JSON escapes them.
+    raw = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    # Not by process id: containers on two hosts often have the same.
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the storage."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class output_errors:
+    """A context that turns an OSError while writing below OUT into an error with the way out."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, WorkerError):
+            place = Path(error.filename or self.out)
+            ours = self.out in (place, *place.parents) or place in self.out.parents
+            # A failed copy does not say which of its two files failed.
+            if not ours and error.filename2 is None and error.errno not in FULL:
+                raise InputError(f"{printable(str(place))}: {error.strerror}") from None
+            raise OutputError(
+                f"{self.out}: cannot write: {error.strerror}"
+                f"{f' ({error.filename})' if error.filename else ''}\n"
+                f"  what is done stays; the same command continues when the cause is mended"
+            ) from None
+
+
+def finished(out: Path) -> bool:
+    """Whether there is a whole merge, which needs no more room unless it is to be replaced."""
+    return (out / MANIFEST).exists()

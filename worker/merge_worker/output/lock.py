@@ -1,0 +1,225 @@
+"""A lock file on a shared file system: one writer per share of an output, on any host.
+
+Batch systems can run two copies of one job at once (a node that was thought lost), so the owner is
+named by host, process and its start time, and shows that it lives by touching the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import zlib
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import OutputError
+
+HEARTBEAT_S = 10.0
+STALE_AFTER_S = 90.0
+POLL_S = 0.5
+ATTEMPTS = 20
+
+
+class Busy(OutputError):
+    """Somebody else holds the lock."""
+
+
+class Lock:
+    """Context manager. Busy (an OutputError) if another living process holds it.
+
+    A dead owner's lock is taken over at once on the same host; one of another host when it has been
+    silent for long enough, which is waited for. `about` tells what the owner works on.
+    """
+
+    def __init__(self, path: Path, about: str = "") -> None:
+        self.path = path
+        self._about = about
+        self._text = ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Lock:
+        nonce = os.urandom(8).hex()
+        self._text = json.dumps({**_identity(os.getpid()), "about": self._about, "nonce": nonce})
+        try:
+            self._take()
+        except OSError as error:
+            raise OutputError(
+                f"{self.path}: cannot write this lock: {error.strerror}\n"
+                f"  what is done stays; the same command continues when the cause is mended"
+            ) from None
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with contextlib.suppress(OSError):
+            # It may have been taken over from us, if this process was asleep for long.
+            if self.path.read_text() == self._text:
+                self.path.unlink()
+
+    def _take(self) -> None:
+        for _ in range(ATTEMPTS):
+            try:
+                fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                if self._take_over():
+                    return
+                continue
+            with os.fdopen(fd, "w") as file:
+                file.write(self._text)
+            return
+        raise Busy(f"{self.path}: cannot take this lock; remove it if no merge is running")
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    def _take_over(self) -> bool:
+        """Whether a lock whose owner is dead is ours now. Busy if the owner lives."""
+        try:
+            text = self.path.read_text()
+            owner = _owner(text)
+            if owner is None and _age(self.path) < HEARTBEAT_S:
+                time.sleep(POLL_S)  # just being written
+                return False
+            if owner is not None and _lives(owner, self.path):
+                raise Busy(
+                    f"{self.path.parent.parent}: another merge writes here "
+                    f"(process {owner.get('pid')} on {owner.get('host')}); wait for it, or stop it"
+                )
+            return self._claim(text)
+        except FileNotFoundError:
+            return False
+
+    def _claim(self, text: str) -> bool:
+        """Replace the lock that still has this text, unless somebody else does."""
+        # Of all who see this owner dead, one makes the claim, and it alone may replace the lock.
+        # Claims stay, so that nobody who was slow to look claims the same death again.
+        claim = self.path.with_name(f"claim-{zlib.crc32((self.path.name + text).encode()):08x}")
+        mine = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}")
+        mine.write_text(self._text)
+        try:
+            _appear(mine, claim)
+            if self.path.read_text() != text:
+                return False
+            mine.replace(self.path)
+        except FileExistsError:
+            if _age(claim) > STALE_AFTER_S or _died_here(claim):
+                claim.unlink(missing_ok=True)
+            time.sleep(POLL_S / 5)
+            return False
+        finally:
+            mine.unlink(missing_ok=True)
+        return True
+
+
+def refuse_others(folder: Path, about: str) -> None:
+    """Busy if a living process in `folder` works on something else."""
+    paths: list[Path] = []
+    with contextlib.suppress(FileNotFoundError):  # whoever was the last of all ranks took it away
+        paths = sorted(folder.iterdir())
+    for path in paths:
+        owner = _holder(path) if path.name.startswith("lock-") else None
+        if owner is not None and owner.get("about") != about:
+            raise Busy(
+                f"{folder.parent}: another merge writes here, of another recipe or other "
+                f"inputs (process {owner.get('pid')} on {owner.get('host')})"
+            )
+
+
+def held(path: Path) -> bool:
+    """Whether a living process has the lock at `path`."""
+    return _holder(path) is not None
+
+
+def _holder(path: Path) -> dict[str, object] | None:
+    """The living owner of the lock at `path`, if it has one."""
+    with contextlib.suppress(FileNotFoundError):
+        owner = _owner(path.read_text())
+        if owner is not None and _lives(owner, path):
+            return owner
+    return None
+
+
+def _owner(text: str) -> dict[str, object] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _appear(source: Path, target: Path) -> None:
+    """Give a file a second name, whole from its first moment. FileExistsError."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without second names
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+
+
+def _died_here(claim: Path) -> bool:
+    """Whether who made a claim is a process of this host that was killed over it."""
+    owner = _owner(claim.read_text()) or {}
+    pid = owner.get("pid")
+    here = _identity(pid if isinstance(pid, int) else -1)
+    same = all(owner.get(key) == here[key] for key in ("host", "space"))
+    return same and (here["started"] is None or owner.get("started") != here["started"])
+
+
+def _lives(owner: dict[str, object], path: Path) -> bool:
+    """Whether the owner of the lock at `path` lives; waits for a sign where it cannot be seen."""
+    pid = owner.get("pid")
+    here = _identity(pid if isinstance(pid, int) else -1)
+    if all(owner.get(key) == here[key] for key in ("host", "space")):
+        return here["started"] is not None and owner.get("started") == here["started"]
+    seen = path.stat().st_mtime_ns
+    while _age(path) < STALE_AFTER_S:
+        time.sleep(POLL_S)
+        if path.stat().st_mtime_ns != seen:
+            return True
+    return False
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last sign of life, by the clock of the file system."""
+    probe = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime - path.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _identity(pid: int) -> dict[str, object]:
+    """Host, process and its start time, which is None if it does not live.
+
+    Containers may share a host's name, but not its process ids: `space` tells them apart.
+    """
+    started: int | None = None
+    space = ""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+        text = Path(f"/proc/{pid}/stat").read_text()
+        fields = text.rsplit(")", 1)[1].split()
+        started = None if fields[0] in ("Z", "X") else int(fields[19])  # dead, not yet collected
+    except (OSError, ValueError, IndexError):
+        with contextlib.suppress(OSError):
+            if not Path("/proc").is_dir():
+                os.kill(pid, 0)
+                started = 0
+    return {"host": socket.gethostname(), "space": space, "pid": pid, "started": started}

@@ -1,0 +1,152 @@
+"""`merge_manifest.json`: what was merged, from what, with what result. Written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..adapters.peft_format import WEIGHTS as ADAPTER_WEIGHTS
+from ..checkpoint.folder import Checkpoint, read_json
+from ..checkpoint.hub import snapshot
+from ..errors import InputError
+from ..planning.options import PlanOptions
+from ..planning.plan import Plan
+from .files import MANIFEST, RECIPE
+from .model_card import public_name, public_recipe, public_text
+
+IRRELEVANT = ("relative_to", "memory_bytes", "threads", "strict", "stages")
+"""Options of a plan that its result does not depend on."""
+
+
+def worker_facts() -> dict[str, str | None]:
+    """SHA-256 of the zip that this worker runs from, as the launcher prints; None from a checkout.
+
+    Under two names: `sources` is that of the whole worker, and jobs have carried parts of it.
+    """
+    path = getattr(globals()["__loader__"], "archive", None)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+    return {"version": __version__, "sha256": digest, "sources": digest}
+
+
+def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
+    """One input, recognisable without its path: sizes and digests of the headers."""
+    files = [Path(shard.path) for shard in model.shards]
+    adapter = [file.parent for file in files if file.name == ADAPTER_WEIGHTS]
+    return {
+        "model": label,
+        **_commit(model.path),
+        **({"adapter": found} if adapter and (found := _commit(adapter[-1])) else {}),
+        "bytes": sum(shard.size for shard in model.shards),
+        "tensors": sum(len(shard.tensors) for shard in model.shards),
+        "shards": [
+            {"file": Path(s.path).name, "bytes": s.size, "header_sha256": s.header_sha256}
+            for s in model.shards
+        ],
+    }
+
+
+def _commit(folder: Path) -> dict[str, str]:
+    """Where on the hub a folder of its cache is from."""
+    found = snapshot(folder)
+    return {"hub": found[0], "commit": found[1]} if found else {}
+
+
+def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a finished merge; `run` holds timings, counts and notes of this run."""
+    notes = (*plan.warnings, *run.pop("notes", ()))
+    merged = sum(step.task is not None for step in plan.steps)
+    order = {str(ref): public_name(ref) for ref in plan.recipe.model_refs()}
+    recipe = plan.recipe
+    return {
+        "format": 1,
+        "key": plan.key,
+        "worker": worker_facts(),
+        "recipe": {
+            "method": recipe.method,
+            "text": public_recipe(plan),
+            "models": list(order.values()),
+            "base_model": public_name(recipe.base) if recipe.base else None,
+            "values": _values(plan),
+        },
+        "dtype": plan.options.dtype or recipe.out_dtype or recipe.dtype or "same",
+        "seed": plan.options.seed,
+        "options": result_options(plan.options),
+        "vocabulary": _vocabulary(plan),
+        "inputs": [
+            input_facts(order.get(label, label), model) for label, model in plan.inputs.items()
+        ],
+        "outputs": outputs,
+        "counts": {
+            "merged": merged,
+            "copied": len(plan.steps) - merged,
+            "missing": len(plan.matches.missing),
+            "surplus": len(plan.matches.surplus),
+        },
+        "notes": list(dict.fromkeys(public_text(plan, note) for note in notes)),
+        **run,
+    }
+
+
+def result_options(options: PlanOptions) -> dict[str, Any]:
+    """The options that a result depends on; `again.py` takes them from here."""
+    given = asdict(options)
+    return {key: given[key] for key in given if key not in IRRELEVANT}
+
+
+def _vocabulary(plan: Plan) -> dict[str, Any] | None:
+    """What became of the tokens, where the recipe had a say in it."""
+    text = plan.text
+    if text.rows is None:
+        return None
+    files = sorted(text.beside.made)
+    return {"rows": list(text.rows), "appended": list(text.appended), "changed_files": files}
+
+
+def _values(plan: Plan) -> list[dict[str, Any]]:
+    """Resolved parameters: each distinct set once, with how many tensors have it."""
+    found: dict[str, list[str]] = {}
+    for step in plan.steps:
+        if step.task is not None:
+            found.setdefault(json.dumps(step.task.values, default=list), []).append(step.name)
+    return [
+        {"parameters": json.loads(text), "tensors": len(names), "first": names[0]}
+        for text, names in found.items()
+    ]
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """The manifest in OUT, or None. InputError if it is damaged."""
+    path = out / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        value = read_json(path)
+    except InputError:
+        if path.is_file():
+            raise
+        return None  # just removed, by another rank that replaces this merge
+    return value if isinstance(value, dict) else {}
+
+
+# MERGED What of a finished merge leaves this machine: its files, none of which tells a path of it.
+
+
+def published(out: Path) -> Iterator[tuple[str, Path | bytes]]:
+    """Name and content of every file of a finished merge, the manifest last. InputError.
+
+    The recipe has the names that the card has for its models, in place of folders.
+    """
+    value = read_manifest(out)
+    if not value or not isinstance(value.get("outputs"), list):
+        raise InputError(f"{out}: no {MANIFEST}; this is no finished merge")
+    recipe = str(value["recipe"]["text"]).encode()
+    for entry in value["outputs"]:
+        if entry["file"] == RECIPE:
+            entry["bytes"] = len(recipe)
+        yield entry["file"], recipe if entry["file"] == RECIPE else out / entry["file"]
+    yield MANIFEST, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,150 @@
+"""The model card of a merge: what it was made of, for people and for the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..checkpoint.folder import Checkpoint, is_hub_id
+from ..checkpoint.hub import snapshot
+from ..messages import counted
+from ..planning.plan import Plan
+from ..recipe.schema import ModelRef
+from ..structure.embeddings import is_vocabulary
+from .files import MANIFEST
+
+LONGEST_CARD = 1 << 20
+_LICENCE = ("license", "license_name", "license_link")
+
+
+def public_name(ref: ModelRef) -> str:
+    """A name without any path of this machine: the hub id, or the last part of the folder."""
+    name = _public(ref.path, ref.revision)
+    return f"{name}+{_public(ref.lora, ref.lora_revision)}" if ref.lora else name
+
+
+def _public(path: str, revision: str | None) -> str:
+    if is_hub_id(path) and not Path(path).is_absolute():
+        return f"{path}@{revision}" if revision else path
+    found = snapshot(Path(path))
+    if found:
+        return "@".join(found)
+    return Path(path).name or Path(path).resolve().name
+
+
+def model_card(plan: Plan, title: str) -> str:
+    """README.md: front matter that the hub reads, then what was merged, then the recipe."""
+    refs, recipe = plan.recipe.model_refs(), plan.recipe
+    lines = ["---"]
+    hub = list(dict.fromkeys(_hub_ids(plan)))
+    if hub:
+        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub)]
+        lines += ["base_model_relation: merge"]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in _licence(plan).items()]
+    lines += ["library_name: transformers", "tags:", "- merge", "- merge-launch", "---", ""]
+    lines += [
+        f"# {title}",
+        "",
+        f"A merge of {counted(len(refs), 'models')} by "
+        f"[{plan.method.name}]({plan.method.reference}), made with merge-launch {__version__}.",
+        "",
+        *(f"- {public_name(ref)}{' (base)' if ref == recipe.base else ''}" for ref in refs),
+        "",
+        "| | tensors |",
+        "|---|---|",
+        *(f"| {what} | {count} |" for what, count in _table(plan)),
+        "",
+        f"Everything else about this merge is in `{MANIFEST}`, which merges again.",
+        "",
+        "```yaml",
+        public_recipe(plan).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _hub_ids(plan: Plan) -> Iterator[str]:
+    """Models and adapters that the hub knows."""
+    start = plan.options.relative_to
+    for ref in plan.recipe.model_refs():
+        for path in (ref.path, ref.lora):
+            found = snapshot(start / Path(path).expanduser()) if path else None
+            if found:
+                yield found[0]
+            elif path and is_hub_id(path) and not (start / path).exists():
+                yield path
+
+
+def _table(plan: Plan) -> Iterator[tuple[str, str]]:
+    merged = sum(step.task is not None for step in plan.steps)
+    yield "merged", str(merged)
+    yield "copied", str(len(plan.steps) - merged)
+    rows = plan.text.rows
+    if rows and rows[0] != rows[1]:
+        count = sum(step.shape[:1] == rows[1:] and is_vocabulary(step.name) for step in plan.steps)
+        yield f"of them resized, {rows[0]} to {rows[1]} rows", str(count)
+    for what, left in (("not in every model", plan.matches.missing),
+                       ("not in the first model, left out", plan.matches.surplus)):  # fmt: skip
+        if left:
+            yield what, str(len(left))
+
+
+def _licence(plan: Plan) -> dict[str, Any]:
+    """The licence, if all models have the same."""
+    found = [_front_matter(model) for model in plan.inputs.values()]
+    return found[0] if "license" in found[0] and all(one == found[0] for one in found) else {}
+
+
+def _front_matter(model: Checkpoint) -> dict[str, str]:
+    """What a model's card says about its licence, where that is one word or line.
+
+    Without a parser of YAML: cards are not trusted, and nothing else of them is of use.
+    """
+    path = model.path / "README.md"
+    try:
+        if not path.is_file():
+            return {}
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST_CARD)
+    except (OSError, ValueError):
+        return {}
+    front = text.split("---\n", 2)[1] if text.startswith("---\n") else ""
+    return {
+        key: found[1].strip("\"'")
+        for key in _LICENCE
+        if (
+            found := re.search(rf"^{key}:[ \t]+([^\s\[{{&*!|>#][^#\n]*?)[ \t]*(#.*)?$", front, re.M)
+        )
+    }
+
+
+def public_recipe(plan: Plan) -> str:
+    """The recipe's text with folders of this machine shortened to their last part."""
+    return public_text(plan, plan.recipe.text)
+
+
+def public_text(plan: Plan, text: str) -> str:
+    """Words about a plan without paths of this machine."""
+    recipe = plan.recipe
+    paths = {path for ref in recipe.model_refs() for path in (ref.path, ref.lora) if path}
+    names = {path: _public(path, None) for path in paths}
+    all_names = list(names.values())
+    for path, name in names.items():
+        if all_names.count(name) > 1 and name != path:
+            names[path] = f"./{Path(path).absolute().parent.name}/{name}"
+    asked = recipe.chat_template or ""
+    for path in (recipe.where, asked if "{" not in asked else "", str(plan.options.stages)):
+        if "/" in path:
+            names[path] = Path(path).name
+    for path in sorted(names, key=lambda path: (-len(path), path)):
+        if names[path] != path:
+            # Whole words only: a model may be called `.` or `/a`. A sentence may end with one.
+            end = r"[\w/-]|\.\w" if path.strip(".") else r"[\w./-]"
+            word = rf"(?<![\w./~-]){re.escape(path)}(?!{end})"
+            text = re.sub(word, names[path].replace("\\", r"\\"), text)
+    return text

@@ -1,0 +1,88 @@
+"""What belongs to a model besides its weights: which files are taken along, and the config."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.folder import read_json
+from ..checkpoint.header import CONFIG
+from ..planning.plan import Plan, final_config
+from ..tokenizer.files import LARGEST, of_tokenizer
+from .files import CARD, MANIFEST, PARTIAL, RECIPE, write_file
+
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack"),
+    *(".onnx", ".onnx_data", ".ot", ".npz", ".npy", ".pkl", ".nemo", ".distcp", ".mlmodel"),
+    *(".tflite", ".index.json", ".lock", ".incomplete"),
+)
+_NOT_FILES = {
+    *(CARD, MANIFEST, RECIPE, CONFIG),
+    *("trainer_state.json", "adapter_config.json", ".gitattributes"),
+}
+_NOT_FOLDERS = {".git", ".cache", PARTIAL, "original", "onnx", "runs", "__pycache__"}
+
+
+def side_files(folder: Path) -> Iterator[str]:
+    """Relative names of the files to copy: tokenizer, processor, templates, `*.py`, licence …"""
+    for here, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(f for f in folders if f not in _NOT_FOLDERS and not f.startswith("."))
+        if "trainer_state.json" in names and Path(here) != folder:
+            folders[:] = []
+            continue
+        for name in sorted(names):
+            path = Path(here) / name
+            # Below it, a config is of a part (pooling, an adapter of speech), and belongs to it.
+            if (name in _NOT_FILES and Path(here) == folder) or not _wanted(path, name):
+                continue
+            yield path.relative_to(folder).as_posix()
+
+
+def _refuse(error: OSError) -> None:
+    """In place of leaving out, unseen, what cannot be looked into."""
+    raise error
+
+
+def _wanted(path: Path, name: str) -> bool:
+    if name.endswith(_WEIGHTS) or name.startswith("training_args"):
+        return False
+    # Links are followed: the hub's cache consists of them. FIFOs and devices are not opened.
+    return path.is_file() and path.stat().st_size <= LARGEST
+
+
+def copy_side_files(plan: Plan, into: Path) -> list[str]:
+    """Copy the base's side files and write `config.json` below `into`; returns all names."""
+    folder, text = plan.models[0].folder, plan.text
+    if folder is None:
+        return []
+    taken = {n: folder for n in side_files(folder) if not (text.foreign and of_tokenizer(n))}
+    if text.foreign and text.beside.folder:
+        taken |= {n: text.beside.folder for n in side_files(text.beside.folder) if of_tokenizer(n)}
+    for name, place in taken.items():
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / name, target)
+    for name, content in text.beside.made.items():
+        write_file(into / name, content)
+    names = list(dict.fromkeys([*taken, *text.beside.made]))
+    config = folder / CONFIG
+    if config.is_file():
+        changed = merged_config(plan)
+        if changed is None:
+            shutil.copyfile(config, into / CONFIG)
+        else:
+            write_file(into / CONFIG, json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
+        names.append(CONFIG)
+    return names
+
+
+def merged_config(plan: Plan) -> dict[str, Any] | None:
+    """The base's config with what the recipe changes, or None if that is nothing."""
+    config = final_config(plan)
+    folder = plan.models[0].folder
+    file = folder / CONFIG if folder else None
+    return config if file is None or not file.is_file() or config != read_json(file) else None

@@ -1,0 +1,1 @@
+"""Recipe and headers to Plan. Loads no torch."""

@@ -1,0 +1,1 @@
+"""Text to Recipe: YAML, schema, validation, parameters. Reads no model."""

@@ -1,0 +1,82 @@
+"""Direct merges: the recipe that OUT, models and weights on a command line stand for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import UsageError
+from ..messages import counted, printable
+from ..options import DEFAULTS, with_defaults
+from .schedules import weights as weights_of
+from .schema import find_method
+
+
+def direct_recipe(
+    models: Sequence[str],
+    *,
+    method: str = DEFAULTS["method"],
+    weights: Sequence[float] | None = None,
+    base_model: str | None = None,
+    dtype: str | None = None,
+    parameters: Mapping[str, object] | None = None,
+) -> str:
+    """The recipe text of a direct merge. UsageError when the weights do not fit the models."""
+    if not models:
+        raise UsageError("no models given; name OUT and then at least one model")
+    merged = [word for word in models if word != base_model]
+    if weights is not None and len(weights) != len(merged):
+        raise UsageError(
+            f"--weights has {counted(len(weights), 'values')} for {counted(len(merged), 'models')} "
+            f"({', '.join(printable(m) for m in merged)}); give one per model"
+        )
+    given = [1.0] * len(merged) if weights is None else list(weights)
+    takes_weight = any(p.name == "weight" for p in find_method(method, "--method").parameters)
+    if weights is not None and not takes_weight:
+        raise UsageError(f"--weights: the method '{method}' takes no weights")
+    entries: list[dict[str, object]] = [
+        {"model": word, "parameters": {"weight": weight}} if takes_weight else {"model": word}
+        for word, weight in zip(merged, given, strict=True)
+    ]
+    recipe: dict[str, object] = {"merge_method": method, "models": entries}
+    recipe |= {"base_model": base_model} if base_model else {}
+    recipe |= {"parameters": dict(parameters)} if parameters else {}
+    recipe |= {"out_dtype": dtype} if dtype not in (None, "same") else {}
+    return json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
+
+
+def recipe_from_values(models: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Return the recipe text of a direct merge with option values of `option_table`, by name."""
+    given = with_defaults(values)
+    weights = given["weights"] and [parse_number(word) for word in given["weights"].split(",")]
+    if given["schedule"]:
+        if weights:
+            raise UsageError("--schedule and --weights exclude each other; keep one")
+        models, weights = weighted(given["schedule"], models, given["base_model"])
+    return direct_recipe(
+        models,
+        method=given["method"],
+        weights=weights,
+        base_model=given["base_model"],
+        dtype=given["dtype"],
+        parameters={"normalize": False} if given["no_normalize"] else {},
+    )
+
+
+def weighted(
+    schedule: str, models: Sequence[str], base: str | None
+) -> tuple[list[str], list[float]]:
+    """The models that a schedule gives a weight, with it; the base is none of the checkpoints."""
+    merged = [model for model in models if model != base]
+    given = weights_of(schedule, len(merged))
+    kept = [model for model, weight in zip(merged, given, strict=True) if weight]
+    return kept, [weight for weight in given if weight]
+
+
+def parse_number(word: str) -> float:
+    """One of the words of `--weights`. UsageError if it is no number."""
+    try:
+        return float(word)
+    except ValueError:
+        raise UsageError(f"--weights: '{printable(word)}' is not a number; write 2,1,1") from None

@@ -1,0 +1,93 @@
+"""What a method asks of a recipe: a base, a number of models, none of them twice. No files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..messages import counted
+from ..method import Base, Method
+from .schema import ModelRef, Recipe, Slice, plays_base
+
+
+def broken_rules(recipe: Recipe, method: Method) -> Iterator[str]:
+    """One line for every rule that the recipe breaks."""
+    if method.base is Base.REQUIRED and not _has_base(recipe):
+        yield (
+            f"{recipe.where}: {method.name} needs a base: add 'base_model: …' "
+            f"(the model that the others were trained from)"
+        )
+        return
+    for module in recipe.modules:
+        for part in module.slices:
+            if not part.sources:
+                continue
+            base = part.base or recipe.base
+            yield from _twice(part)
+            yield from _lengths(part)
+            # One source alone is taken as it is, whatever the method.
+            if part.length is not None and len(part.sources) == 1:
+                continue
+            yield from _base_listed(part, base, method)
+            yield from _count(part, base, method)
+
+
+def _has_base(recipe: Recipe) -> bool:
+    """Whether every slice that merges something has a base."""
+    if recipe.base is not None:
+        return True
+    parts = [part for module in recipe.modules for part in module.slices]
+    return all(
+        part.base is not None or (part.length is not None and len(part.sources) == 1)
+        for part in parts
+        if part.sources
+    )
+
+
+def _twice(part: Slice) -> Iterator[str]:
+    seen: set[tuple[ModelRef, tuple[int, int] | None]] = set()
+    for source in part.sources:
+        key = (source.model, source.layers)
+        if key in seen:
+            layers = f" with layers {list(source.layers)}" if source.layers else ""
+            yield (
+                f"{source.place}: model '{source.model}' is listed twice{layers}; "
+                f"give one larger weight"
+            )
+        seen.add(key)
+
+
+def _lengths(part: Slice) -> Iterator[str]:
+    for source in part.sources:
+        if source.layers and source.layers[1] - source.layers[0] != part.length:
+            yield (
+                f"{source.place}: takes {counted(source.layers[1] - source.layers[0], 'layers')}, "
+                f"the first source of this slice {part.length}; a slice merges equally many"
+            )
+
+
+def _base_listed(part: Slice, base: ModelRef | None, method: Method) -> Iterator[str]:
+    if base is None or not plays_base(method) or part.length is None:
+        return
+    if not any(source.model == base for source in part.sources):
+        yield (
+            f"{part.place}: the base '{base}' is not among the sources of this slice; "
+            f"{method.name} needs it there, with the layers to compare to"
+        )
+
+
+def _count(part: Slice, base: ModelRef | None, method: Method) -> Iterator[str]:
+    count = len(part.sources) - (base is not None and plays_base(method))
+    least, most = method.least_models, method.most_models
+    if count >= least and (most is None or count <= most):
+        return
+    if most is None:
+        allowed = f"at least {least}"
+    else:
+        allowed = f"{most}" if most == least else f"{least} to {most}"
+    hint = ""
+    if any(source.implied for source in part.sources) and not plays_base(method):
+        hint = f"; base_model '{base}' is one of them, since {method.name} knows no base"
+    yield (
+        f"{part.place}: {method.name} merges {allowed} model{'s' * (allowed != '1')}"
+        f"{' beside the base' if plays_base(method) else ''}; found {count}{hint}"
+    )

@@ -1,0 +1,109 @@
+"""YAML text → plain values and the line of every entry. Says what is wrong, decides nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UsageError
+from ..messages import printable
+
+Path = tuple[str | int, ...]
+
+MAX_ENTRIES = 200_000
+"""More entries than any recipe has; aliases that multiply (a 'YAML bomb') end here."""
+
+MAX_DEPTH = 200
+"""Brackets in brackets; the parser takes time by the square of them."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One YAML document: its value, and where each path of it stands."""
+
+    where: str
+    value: Any
+    lines: dict[Path, int] = field(repr=False)
+    duplicates: tuple[Path, ...] = ()
+
+    def place(self, path: Path) -> str:
+        """`recipe.yml:12: models[1].parameters.weight`, by the nearest known line."""
+        known = path
+        while known and known not in self.lines:
+            known = known[:-1]
+        line = self.lines.get(known, 1)
+        text = ""
+        for part in path:
+            text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        return f"{self.where}:{line}: {printable(text)}".rstrip(": ")
+
+
+def read_documents(text: str, where: str) -> list[Document]:
+    """All documents of a YAML text. UsageError with file and line when it is not YAML."""
+    try:
+        import yaml
+    except ImportError:
+        raise UsageError(f"{where}: pyyaml is missing; install it: pip install pyyaml") from None
+    if _depth(text) > MAX_DEPTH:
+        raise UsageError(f"{where}: nested too deeply; not a recipe")
+    try:
+        nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if node is not None]
+        documents = []
+        for node in nodes:
+            lines: dict[Path, int] = {}
+            duplicates: list[Path] = []
+            for path, line, twice in _walk(node, ()):
+                lines.setdefault(path, line)
+                if twice:
+                    duplicates.append(path)
+                if len(lines) > MAX_ENTRIES:
+                    raise UsageError(f"{where}: more than {MAX_ENTRIES} entries; not a recipe")
+            value = _construct(yaml.SafeLoader(""), node, where)
+            documents.append(Document(where, value, lines, tuple(duplicates)))
+        return documents
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark is not None else where
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if "determine a constructor" in problem:
+            tag = problem.rpartition("'tag:")[2].partition(":")[2].rstrip("'")
+            problem = f"the tag '{tag}' is not read in recipes; write plain values"
+        raise UsageError(f"{place}: not valid YAML: {printable(problem)}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: nested too deeply; not a recipe") from None
+
+
+def _depth(text: str) -> int:
+    """The most brackets that are open at once, as far as characters tell."""
+    most = now = 0
+    for found in re.finditer(r"[{[]+|[}\]]+", text):
+        now = max(0, now + len(found[0]) * (1 if found[0][0] in "{[" else -1))
+        most = max(most, now)
+    return most
+
+
+def _construct(loader: Any, node: Any, where: str) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (ValueError, LookupError, AttributeError) as error:
+        # A tag or form promises what the text does not hold: `!!int x`, `2001-13-45`.
+        line = node.start_mark.line + 1
+        raise UsageError(f"{where}:{line}: not valid YAML: {printable(str(error))}") from None
+
+
+def _walk(node: Any, path: Path) -> Iterator[tuple[Path, int, bool]]:
+    """Paths, 1-based lines, and whether a key stands twice in its mapping, depth first."""
+    yield path, node.start_mark.line + 1, False
+    if node.id == "sequence":
+        for number, item in enumerate(node.value):
+            yield from _walk(item, (*path, number))
+    elif node.id == "mapping":
+        seen: set[str] = set()
+        for key, item in node.value:
+            name = str(key.value)
+            inner = (*path, name)
+            yield inner, key.start_mark.line + 1, name in seen and name != "<<"
+            seen.add(name)
+            yield from _walk(item, inner)

@@ -1,0 +1,1 @@
+"""Facts that tensor names and configs show about a model, for any architecture."""

@@ -1,0 +1,138 @@
+"""Tensors with a row for every token: embeddings, and heads that may share them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..checkpoint.folder import Checkpoint
+from ..tensors.source import Origin
+from .components import is_vision_or_audio
+
+
+def sections(config: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
+    """The config and its parts that speak of text, with their keys."""
+    inner = [(k, v) for k, v in config.items() if isinstance(v, dict)]
+    return [(None, config), *((k, v) for k, v in inner if not is_vision_or_audio(k))]
+
+
+def said_rows(config: Mapping[str, Any]) -> int | None:
+    """The `vocab_size` that counts: that of the text part, else of the whole."""
+    text = config.get("text_config")
+    inner = text.get("vocab_size") if isinstance(text, dict) else None
+    found = [inner, *(section.get("vocab_size") for _, section in sections(config))]
+    return next((rows for rows in found if type(rows) is int), None)
+
+
+_EMBEDDINGS = (
+    *("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "shared"),
+    *("embeddings", "embedding", "token_embedding", "emb", "embed", "embed_tokens_per_layer"),
+)
+_HEADS = (
+    *("lm_head", "embed_out", "output_layer", "output", "vocab_projector", "head"),
+    *("decoder", "predictions", "lm_head_bias", "unembed"),
+)
+
+
+def ties_head(config: Mapping[str, Any]) -> bool:
+    """Whether the config says that the head is the embedding."""
+    return bool(_said(config))
+
+
+def _said(config: Mapping[str, Any]) -> object:
+    text = config.get("text_config")
+    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    return config.get("tie_word_embeddings", inner)
+
+
+def tied(model: Checkpoint) -> bool:
+    """Whether the head is the embedding: as the config says; if it is silent, if none is stored."""
+    return _tied(model.config, model.tensors)
+
+
+def _tied(config: Mapping[str, Any], tensors: Mapping[str, Origin]) -> bool:
+    said = _said(config)
+    return bool(said) if said is not None else bool(config) and not any(map(is_head, tensors))
+
+
+def is_head(name: str) -> bool:
+    return name.rsplit(".", 2)[-2:] == ["lm_head", "weight"]
+
+
+def _word(name: str) -> str:
+    """What a tensor is of: `lm_head` for `lm_head.weight`."""
+    parts = name.rsplit(".", 2)
+    return parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "bias") else ""
+
+
+def implied_head(
+    name: str, shape: tuple[int, ...], tensors: Mapping[str, Origin], config: Mapping[str, Any]
+) -> Origin | None:
+    """The embedding that stands for the head `name` in a model that ties the two."""
+    if not is_head(name) or not _tied(config, tensors):
+        return None
+    embedding = _embedding(tensors, shape)
+    return replace(embedding, name=name) if embedding and embedding.shape == shape else None
+
+
+def _embedding(tensors: Mapping[str, Origin], shape: tuple[int, ...]) -> Origin | None:
+    """The embedding that a head of this shape could be; rows may differ between models."""
+    found = (i for i in tensors.values() if _word(i.name) in _EMBEDDINGS)
+    return next((info for info in found if info.shape[1:] == shape[1:]), None)
+
+
+def rows_of(model: Checkpoint) -> int | None:
+    """Rows of the embedding of tokens; None if no tensor looks like it."""
+    found = [
+        info.shape[0]
+        for info in model.tensors.values()
+        if len(info.shape) == 2 and _word(info.name) in _EMBEDDINGS
+    ]
+    said = said_rows(model.config)
+    return said if said in found else found[0] if found else None
+
+
+def vocabulary_names(model: Checkpoint) -> list[str]:
+    """Tensors with a row for every token: embeddings, heads, and their biases."""
+    rows = rows_of(model)
+    return [
+        name
+        for name, info in model.tensors.items()
+        if rows is not None and info.shape[:1] == (rows,) and is_vocabulary(name)
+    ]
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor of that name has a row for every token, if it has as many rows."""
+    return _word(name) in (*_EMBEDDINGS, *_HEADS)
+
+
+def settle_heads(
+    models: Sequence[Checkpoint], labels: Sequence[str]
+) -> tuple[tuple[Checkpoint, ...], list[str]]:
+    """All models with heads, or none, as the first one's config has it; and what is to be told.
+
+    A tied model gains no copy of its embedding; a head that is needed and not stored is there.
+    """
+    first, notes, settled = models[0], [], []
+    for model, label in zip(models, labels, strict=True):
+        tensors = dict(model.tensors)
+        if tied(first):
+            for name in filter(is_head, model.tensors):
+                # Where nothing looks like the embedding, the head is not one that may go.
+                if _embedding(model.tensors, tensors[name].shape) is None:
+                    continue
+                del tensors[name]
+                if not tied(model):
+                    notes.append(
+                        f"{label}: its {name} is left out, since {labels[0]}, whose config counts, "
+                        f"has its embedding for a head"
+                    )
+        elif tied(model):
+            for name in filter(is_head, first.tensors):
+                embedding = _embedding(model.tensors, first.tensors[name].shape)
+                if embedding is not None:
+                    tensors.setdefault(name, replace(embedding, name=name))
+        settled.append(replace(model, tensors=tensors) if tensors != model.tensors else model)
+    return tuple(settled), notes

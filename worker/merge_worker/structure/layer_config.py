@@ -1,0 +1,145 @@
+"""The `config.json` of a model whose layers were picked: what speaks of single layers follows them.
+
+Found by the names of fields and by their lengths, not by architectures: the number of layers,
+lists and strings with an entry per layer, lists of layer numbers, periods and counts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import UsageError
+from ..messages import counted, printable
+from .components import is_vision_or_audio
+from .layer_fields import (
+    HANDLERS,
+    INDEX_LIST,
+    OVERRULED_BY,
+    SUSPECT,
+    Inexpressible,
+    View,
+    index_list,
+    per_layer,
+    says_each_layer,
+)
+from .layers import Count, Pick, counts
+
+
+def restacked_config(
+    configs: Sequence[Mapping[str, Any]],
+    prefix: str,
+    depths: Mapping[int, int],
+    picks: Sequence[Pick],
+) -> tuple[dict[str, Any], list[str]]:
+    """The first model's config for layers `picks` of the stack `prefix`, and what is to be told.
+
+    `depths` are the old layer counts by model. UsageError names a field that cannot follow.
+    """
+    config = copy.deepcopy(dict(configs[0]))
+    if not config or list(picks) == [Pick(0, number) for number in range(depths[0])]:
+        return config, []
+    found = _fields(config, prefix, depths[0])
+    if not found:
+        if len(picks) == depths[0]:
+            return config, []
+        known = ", ".join(f"{'.'.join(c.path)} {c.value}" for c in counts(config)) or "none"
+        raise UsageError(
+            f"the config has no field with its {counted(depths[0], 'layers')} ({prefix}*); "
+            f"fields with layer counts: {known}"
+        )
+    path = found[0].path[:-1]
+    models = {0, *(pick.model for pick in picks)}
+    sections = {n: _section(configs[n], path) or _section(config, path) for n in models}
+    view = View(sections, picks, depths)
+    section = _section(config, path)
+    notes = _follow(section, view, ".".join(path))
+    for count in found:
+        if not count.listed:
+            section[count.path[-1]] = len(picks)
+    return config, notes
+
+
+def _follow(section: dict[str, Any], view: View, path: str) -> list[str]:
+    """Change every field of `section` that speaks of layers. UsageError with all that cannot."""
+    changed: dict[str, Any] = {}
+    faults, notes = [], []
+    for key, value in view.first.items():
+        handler = _handler(key, value, view)
+        if isinstance(value, dict) and _nested(value):
+            inner = {n: s.get(key, value) for n, s in view.sections.items()}
+            notes += _follow(section[key], View(inner, view.picks, view.depths), f"{path}.{key}")
+        elif handler is not None:
+            try:
+                changed |= _changed(handler, view, key)
+            except Inexpressible as error:
+                if not any(view.first.get(other) for other in OVERRULED_BY.get(key, ())):
+                    name = f"{path}.{key}".strip(".")
+                    faults.append(f"config.json: {name} cannot follow the layers taken: {error}")
+        elif SUSPECT.fullmatch(key) and type(value) is int and value > 1:
+            notes.append(f"config.json: {path}{'.' * bool(path)}{key} is kept as it is")
+    if faults:
+        raise UsageError("\n".join(faults))
+    section.update(changed)
+    return notes
+
+
+def _changed(handler: Any, view: View, key: str) -> Mapping[str, Any]:
+    """What a handler makes of a field. Inexpressible also where its value makes no sense."""
+    try:
+        found: Mapping[str, Any] = handler(view, key)
+        return found
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
+        shown = printable(str(view.first[key]))[:60]
+        raise Inexpressible(f"{shown} is no value that models have there") from None
+
+
+def _handler(key: str, value: Any, view: View) -> Any:
+    """What makes the new value of a field, or None if it does not speak of layers."""
+    if key in HANDLERS and value and not isinstance(value, bool):
+        if isinstance(value, list | str) and len(value) == view.depths[0]:
+            return per_layer
+        if isinstance(value, int | list):
+            return HANDLERS[key]
+    if isinstance(value, list) and value:
+        numbers = all(type(n) is int for n in value)
+        if INDEX_LIST.fullmatch(key) and numbers and len(set(value)) == len(value):
+            return index_list
+        if len(value) == view.depths[0] and says_each_layer(key, len(value)):
+            return per_layer
+    if isinstance(value, str) and "pattern" in key and len(value) == view.depths[0]:
+        return per_layer
+    return None
+
+
+def _nested(value: Mapping[str, Any]) -> bool:
+    """Whether a section inside holds lists of layer numbers (Kimi's linear_attn_config)."""
+    return any(INDEX_LIST.fullmatch(key) for key in value)
+
+
+def _fields(config: Mapping[str, Any], prefix: str, depth: int) -> list[Count]:
+    """The layer counts of the stack: all in one section. UsageError where that is not clear."""
+    words = prefix.lower()
+    found = [count for count in counts(config) if count.value == depth]
+    sees = is_vision_or_audio(words)
+    fits = [count for count in found if sees == is_vision_or_audio(".".join(count.path))]
+    found = fits or found
+    if config.get("is_encoder_decoder"):
+        own, other = ("decoder", "encoder") if "decoder" in words else ("encoder", "decoder")
+        both = "num_hidden_layers" if own == "encoder" else own
+        named = [c for c in found if own in c.path[-1] or c.path[-1] == both]
+        found = named or [c for c in found if other not in c.path[-1]]
+    elif not sees and any(count.main for count in found):
+        found = [count for count in found if count.main]
+    if len({count.path[:-1] for count in found}) > 1:
+        listed = ", ".join(".".join(count.path) for count in found)
+        raise UsageError(f"config.json: {listed} could all be the layers of {prefix}*")
+    return found
+
+
+def _section(config: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    section: Any = config
+    for key in path:
+        section = section.get(key) if isinstance(section, dict) else None
+    return section if isinstance(section, dict) else {}

@@ -1,0 +1,199 @@
+"""Layers found from tensor names, for any architecture: the first number in a name is its layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ..errors import UsageError
+from ..tensors.source import Origin
+
+# MERGED Where a `config.json` says how many layers there are. Names of fields, no architectures.
+
+
+FIELDS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers"),
+    *("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers", "depth"),
+)
+LISTS = ("layers_block_type", "layer_types", "hybrid_override_pattern", "block_configs")
+_TEXT = ("text_config", "llm_config", "language_config", "text_model", "thinker_config", "text")
+
+
+class Count(NamedTuple):
+    """One field that tells the number of layers: the keys that lead to it, and the number."""
+
+    path: tuple[str, ...]
+    value: int
+    main: bool  # of the language model, as far as sections tell
+    listed: bool = False  # the field is a list with an entry per layer
+
+
+def counts(config: Mapping[str, Any]) -> list[Count]:
+    """Every layer count of a config, sections included."""
+    found = list(_counts(config, ()))
+    text = [c for c in found if any(key in _TEXT for key in c.path[:-1])]
+    main = text or [c for c in found if len(c.path) == 1] or found
+    return [c._replace(main=c in main) for c in found]
+
+
+def extra_layers(config: Mapping[str, Any]) -> int:
+    """Prediction heads that some checkpoints store as layers after the last."""
+    for section in (config, *(config[k] for k in _TEXT if isinstance(config.get(k), dict))):
+        value = section.get("num_nextn_predict_layers")
+        if type(value) is int and value > 0:
+            return value
+    return 0
+
+
+def _counts(section: Mapping[str, Any], path: tuple[str, ...]) -> list[Count]:
+    found = []
+    for key, value in section.items():
+        if key in FIELDS and type(value) is int:
+            found.append(Count((*path, key), value, False))
+        elif isinstance(value, dict) and len(path) < 3:
+            found += _counts(value, (*path, key))
+    if not any(count.path[:-1] == path for count in found):
+        for key in LISTS:
+            value = section.get(key)
+            if isinstance(value, list | str) and value:
+                found.append(Count((*path, key), len(value), False, listed=True))
+    return found
+
+
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
+_INPUT = re.compile(
+    r"wte|wpe|emb|emb_ln|shared|project_in|rotary.*|vision.*|visual.*|image.*|audio.*|speech.*"
+    r"|multi_modal.*|mm_.*|.*projector|.*connector|patch.*|merger|perceiver.*|resampler.*"
+)
+_OUTPUT = ("embed_out", "embedding_norm", "vocab_projector")
+
+
+class Layer(NamedTuple):
+    """Where a tensor belongs: `model.layers.` is a stack, 3 its layer there."""
+
+    stack: str
+    number: int
+    rest: str
+
+
+class Pick(NamedTuple):
+    """A layer that was taken into the result: of which model (by number), which one."""
+
+    model: int
+    layer: int
+
+
+@lru_cache(maxsize=256)  # asked many times for one tensor while it is planned
+def layer_of(name: str) -> Layer | None:
+    """The layer that a tensor name tells, or None for embeddings, final norms and heads.
+
+    Only the first number counts: `model.layers.3.mlp.experts.7.w1` is of layer 3, and
+    `encoder.block.2.layer.0.SelfAttention.q` of block 2.
+    """
+    found = _NUMBER.search(name)
+    if found is None:
+        return None
+    return Layer(name[: found.start(1)], int(found.group(1)), name[found.end(1) :])
+
+
+def depths(names: Iterable[str]) -> dict[str, int]:
+    """The number of layers of every stack among the names."""
+    found: dict[str, int] = {}
+    for name in names:
+        layer = layer_of(name)
+        if layer is not None:
+            found[layer.stack] = max(found.get(layer.stack, 0), layer.number + 1)
+    return found
+
+
+def fraction(number: int, depth: int) -> float:
+    """The gradient position t = k/(L-1) of layer k of L; 1 where there is only one."""
+    return min(1.0, number / (depth - 1)) if depth > 1 else 1.0
+
+
+def depth_fraction(name: str, stacks: Mapping[str, int]) -> float:
+    """The gradient position of a tensor in its stack; 0 outside layers, as in mergekit."""
+    layer = layer_of(name)
+    return 0.0 if layer is None else fraction(layer.number, stacks[layer.stack])
+
+
+def is_input(name: str) -> bool:
+    """Whether a tensor outside the sliced layers stands before them: embeddings and their norms,
+    positions, vision and audio towers, projectors.
+
+    Everything else stands after them: final norms, heads, further prediction heads. The words of
+    the name decide; `embed_out` is a head, and `embedding_norm` is what LFM2 calls its final norm.
+    """
+    words = name.split(".")
+    if any(word in _OUTPUT for word in words):
+        return False
+    return any("embed" in word.lower() or _INPUT.fullmatch(word) for word in words)
+
+
+# MERGED The stack of layers that `slices` cut: found by names, and by the layer count of the
+# config.
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack of a model: its tensors by layer (names less prefix and number), and the others.
+
+    `beyond` are layers after the last one that counts: prediction heads stored as layers.
+    """
+
+    prefix: str
+    depth: int
+    layers: dict[int, dict[str, Origin]]
+    beyond: dict[int, dict[str, Origin]]
+    loose: dict[str, Origin]
+
+
+def find_stack(tensors: Mapping[str, Origin], config: Mapping[str, Any]) -> Stack:
+    """The only stack among the tensors, or the one as deep as the language model of the config.
+
+    UsageError (without the model's name) where several could be meant.
+    """
+    found = depths(tensors)
+    if not found:
+        raise UsageError(" has no layers in its tensor names; it cannot be sliced")
+    prefix = _choose(found, config)
+    depth = found[prefix] - _beyond(found[prefix], config)
+    layers: dict[int, dict[str, Origin]] = {}
+    loose: dict[str, Origin] = {}
+    for name, info in tensors.items():
+        layer = layer_of(name)
+        if layer is None or layer.stack != prefix:
+            loose[name] = info
+        else:
+            layers.setdefault(layer.number, {})[layer.rest] = info
+    beyond = {number: layers.pop(number) for number in sorted(layers) if number >= depth}
+    return Stack(prefix, depth, layers, beyond, loose)
+
+
+def gradient_depths(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, int]:
+    """The depth of every stack as gradients see it, without prediction heads."""
+    return {stack: depth - _beyond(depth, config) for stack, depth in depths(names).items()}
+
+
+def _choose(found: Mapping[str, int], config: Mapping[str, Any]) -> str:
+    if len(found) == 1:
+        return next(iter(found))
+    declared = {count.value for count in counts(config) if count.main}
+    fits = [s for s, d in found.items() if d - _beyond(d, config) in declared]
+    if len(fits) == 1 and not config.get("is_encoder_decoder"):
+        return fits[0]
+    listed = ", ".join(f"{stack}* {depth}" for stack, depth in found.items())
+    raise UsageError(
+        f" has {len(found)} stacks of layers ({listed}); say under 'modules:' which one each "
+        f"of the slices cuts"
+    )
+
+
+def _beyond(depth: int, config: Mapping[str, Any]) -> int:
+    """How many of the layers are prediction heads that the config counts apart."""
+    extra = extra_layers(config)
+    declared = {count.value for count in counts(config) if count.main}
+    return extra if extra and depth - extra in declared else 0

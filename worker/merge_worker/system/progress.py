@@ -1,0 +1,227 @@
+"""What a run shows while it runs: a bar in a terminal, plain lines in a log, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..messages import printable
+from ..units import GIB, duration
+
+PLAIN_PERIOD_S = 10.0
+BAR_PERIOD_S = 0.2
+LEAST_BAR, LEAST_NAME = 6, 16
+
+COUNTS = 4
+"""Of each process: bytes in, bytes out, the number of the last tensor from 1, NaN and Inf."""
+
+
+class Progress:
+    """Counts bytes and prints them to stderr until `close`. Counting is safe from any thread.
+
+    `names` are those of the tensors that `wrote` tells by number.
+    """
+
+    def __init__(self, mode: str, total_out: int, title: str, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        tty = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.mode = ("bar" if tty else "plain") if mode == "auto" else mode
+        self.total_out = total_out
+        self.title = title
+        self.rank, self.world = 0, 1
+        self.names: Sequence[str] = ()
+        self._counts = memoryview(bytearray(8 * COUNTS)).cast("Q")
+        self._mine = 0
+        self.processes: Sequence[int] = ()  # others that count for this one
+        self.done_before = 0  # written by an earlier run
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Progress:
+        if self.mode != "off":
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self.mode == "bar":
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+
+    def several(self, processes: int) -> None:
+        """Count what so many processes do that are forked from now on."""
+        self._counts = memoryview(mmap.mmap(-1, 8 * COUNTS * (processes + 1))).cast("Q")
+
+    def as_process(self, number: int) -> None:
+        """In the process of that number, from 1: count for the parent, and print nothing."""
+        self._mine, self.mode, self._lock = COUNTS * number, "off", threading.Lock()
+
+    def read(self, count: int) -> None:
+        with self._lock:
+            self._counts[self._mine] += count
+
+    def wrote(self, count: int, tensor: int = -1, nonfinite: int = 0) -> None:
+        """So many bytes of the tensor of that number, with so many NaN and Inf."""
+        with self._lock:
+            self._counts[self._mine + 1] += count
+            self._counts[self._mine + 2] = tensor + 1
+            self._counts[self._mine + 3] += nonfinite
+
+    @property
+    def bytes_in(self) -> int:
+        return sum(self._counts[::COUNTS])
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(self._counts[1::COUNTS])
+
+    @property
+    def tensor(self) -> str:
+        """The one that was written last."""
+        number = max(self._counts[2::COUNTS])
+        return self.names[number - 1] if 0 < number <= len(self.names) else ""
+
+    def begins(self) -> None:
+        """Rates are from now on: what was loaded and looked at before is no part of them."""
+        self._began = time.monotonic()
+
+    @property
+    def percent(self) -> float:
+        done = self.done_before + self.bytes_out
+        return 100.0 * done / self.total_out if self.total_out else 100.0
+
+    def facts(self) -> dict[str, Any]:
+        """All of this moment: bytes, GiB/s in and out, seconds left (-1: not known yet) …"""
+        seconds = max(1e-9, time.monotonic() - self._began)
+        left = max(0, self.total_out - self.done_before - self.bytes_out)
+        return {
+            "percent": round(self.percent, 2),
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.done_before + self.bytes_out,
+            "gib_s_in": round(self.bytes_in / GIB / seconds, 3),
+            "gib_s_out": round(self.bytes_out / GIB / seconds, 3),
+            "elapsed_s": round(seconds, 2),
+            "left_s": round(left * seconds / self.bytes_out, 1) if self.bytes_out else -1,
+            "memory_bytes": memory_bytes() + sum(map(_own_bytes, self.processes)),
+            "tensor": self.tensor,
+            "nonfinite": sum(self._counts[3::COUNTS]),
+            "rank": self.rank,
+            "world": self.world,
+        }
+
+    def event(self, kind: str, **facts: object) -> None:
+        """One JSON line in `json` mode; nothing otherwise."""
+        if self.mode == "json":
+            self.stream.write(json.dumps({"event": kind, **facts}) + "\n")
+            self.stream.flush()
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        self.stream.write(("\r\x1b[K" if self.mode == "bar" else "") + line + "\n")
+        self.stream.flush()
+
+    def _run(self) -> None:
+        period = BAR_PERIOD_S if self.mode == "bar" else PLAIN_PERIOD_S
+        if self.mode == "json":
+            period = 1.0
+        while not self._over.wait(period):
+            self._show()
+
+    def _show(self) -> None:
+        facts = self.facts()
+        if self.mode == "json":
+            self.event("progress", **facts)
+            return
+        title = self.title + (f" [{self.rank + 1}/{self.world}]" if self.world > 1 else "")
+        if self.mode == "plain":
+            done = f"{facts['bytes_out'] / GIB:.2f} of {self.total_out / GIB:.2f} GiB"
+            words = [forms[0] for forms in _words(facts)]
+            said = ", ".join([*words, *([facts["tensor"]] if facts["tensor"] else [])])
+            self.stream.write(f"{title}: {self.percent:.1f} % ({done}), {printable(said)}\n")
+        else:
+            self.stream.write("\r\x1b[K" + _line(title, facts, _columns(self.stream)))
+        self.stream.flush()
+
+
+def _words(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What is told besides the percentage, the most important first; shorter where that helps."""
+    found: list[tuple[str, ...]] = []
+    if facts["nonfinite"]:
+        found.append((f"{facts['nonfinite']} NaN or Inf",))
+    if facts["left_s"] < 0:
+        return [*found, ("starting",)]
+    found.append((f"{duration(facts['left_s'])} left",))
+    rates = f"{facts['gib_s_in']:.2f}", f"{facts['gib_s_out']:.2f}"
+    found.append((f"{rates[0]} GiB/s in, {rates[1]} out", f"{rates[0]} + {rates[1]} GiB/s"))
+    if facts["memory_bytes"]:
+        memory = f"{facts['memory_bytes'] / GIB:.2f} GiB"
+        found.append((f"{memory} memory", memory))
+    return found
+
+
+def _line(title: str, facts: dict[str, Any], columns: int) -> str:
+    """One line that fits: a bar, and as much as there is room for.
+
+    A line longer than the terminal would not be overwritten by the next.
+    """
+    room = columns - 1
+    tail = f" {facts['percent']:5.1f} %"
+    title = title[: max(0, min(room - len(tail) - LEAST_BAR - 1, columns // 3))]
+    for forms in _words(facts):
+        left = room - len(title) - 1 - LEAST_BAR - len(tail) - 2
+        tail += next((f"  {form}" for form in forms if len(form) <= left), "")
+    name, left = printable(facts["tensor"]), room - len(title) - 1 - 2 * LEAST_BAR - len(tail) - 2
+    if name and left >= min(len(name), LEAST_NAME):
+        # Its end tells more than its beginning.
+        tail += f"  {name if len(name) <= left else '…' + name[len(name) - left + 1 :]}"
+    return (
+        f"{title} {_bar(facts['percent'] / 100, max(0, room - len(title) - 1 - len(tail)))}{tail}"
+    )
+
+
+def _columns(stream: TextIO) -> int:
+    """Of the terminal that is written to; standard output may go elsewhere."""
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns)
+    except (OSError, ValueError, AttributeError):
+        return shutil.get_terminal_size((80, 24)).columns
+
+
+def memory_bytes() -> int:
+    """What this process holds on the host; 0 where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _own_bytes(process: int) -> int:
+    """What another process holds for itself alone."""
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    facts = dict(line.split(":", 1) for line in text.splitlines()[1:])
+    return int(facts.get("Private_Dirty", "0").split()[0]) * 1024
+
+
+def _bar(fraction: float, width: int) -> str:
+    """A bar with eighths of a cell, so that it moves smoothly."""
+    eighths = int(max(0.0, min(1.0, fraction)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    text = "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+    dots = "·" * (width - len(text))
+    return text + dots if os.environ.get("NO_COLOR") else f"\x1b[36m{text}\x1b[0m{dots}"

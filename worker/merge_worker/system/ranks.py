@@ -1,0 +1,42 @@
+"""Which share of a merge this process takes, from the environment that launchers give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import UsageError
+
+_VARIABLES = (
+    ("RANK", "WORLD_SIZE"),  # torchrun
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("BEAKER_REPLICA_RANK", "BEAKER_REPLICA_COUNT"),
+)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """`number` of `world` processes that share one merge and nothing but the file system."""
+
+    number: int = 0
+    world: int = 1
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
+    """The rank that the first launcher in the list has set. UsageError if it makes no sense."""
+    for number, world in _VARIABLES:
+        if environment.get(number) and environment.get(world):
+            try:
+                rank = Rank(int(environment[number]), int(environment[world]))
+            except ValueError:
+                rank = Rank(-1, 0)
+            if not 0 <= rank.number < rank.world:
+                raise UsageError(
+                    f"{number}={environment[number]} with {world}={environment[world]} "
+                    f"is no rank; unset both for a run of one process"
+                )
+            return rank
+    return Rank()

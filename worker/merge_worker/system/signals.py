@@ -1,0 +1,128 @@
+"""Ends a run early and in order: by a signal of the scheduler, or before its walltime."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from ..errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+SIGNALS_OUTSIDE = (signal.SIGTERM, signal.SIGUSR1)
+"""SIGINT is Python's KeyboardInterrupt there."""
+
+GRACE_S = 4.0
+"""Schedulers kill soon after they ask, and some matrices take longer than that."""
+
+
+class Stop:
+    """Set once, from any thread or a signal handler; lanes look at it between pieces."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.reason = "stopped"
+
+    def set(self, reason: str = "stopped") -> None:
+        if not self._event.is_set():
+            self.reason = reason
+            self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def error(self, percent: float) -> Stopped:
+        """What to raise when so much is done."""
+        text = f"{self.reason} at {percent:.0f} %; nothing is lost, run the same command again"
+        return Stopped(f"{text} to continue")
+
+
+def hurry(reason: str) -> None:
+    """End with code 75 in GRACE_S, whatever other threads are at; the main thread calls this.
+
+    What is on the storage is sound at any moment.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        text = f"merge-worker: {reason}; nothing is lost, run the same command again to continue"
+        os.write(2, text.encode() + b"\n")
+        os._exit(Stopped.exit_code)
+
+    signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+
+def asked() -> bool:
+    """Whether a signal wants it to end."""
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def relax() -> None:
+    """It has ended in order."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class Signals:
+    """Outside the stream, which has its own way, signals raise Stopped: the first one does.
+
+    None does when all is `over`. What is left is to say so, which takes a while where storage is
+    busy, and nobody would answer the error.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def take(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for kind in SIGNALS_OUTSIDE:
+                signal.signal(kind, self._stop)
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self.over:
+            return
+        self.over = True
+        name = signal.Signals(number).name
+        hurry(f"stopped by {name}")
+        raise Stopped(f"stopped by {name}; run the same command again")
+
+
+@contextlib.contextmanager
+def by_signal(stop: Stop) -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGUSR1 set `stop` while the block runs. Stopped if it has not heard."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may take signals
+        return
+
+    def handle(number: int, frame: object) -> None:
+        stop.set(f"stopped by {signal.Signals(number).name}")
+        hurry(stop.reason)
+
+    before = {kind: signal.signal(kind, handle) for kind in SIGNALS}
+    try:
+        yield
+    finally:
+        relax()
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    if stop.is_set():
+        raise Stopped(f"{stop.reason}; nothing is lost, run the same command again to continue")
+
+
+@contextlib.contextmanager
+def by_clock(stop: Stop, deadline_s: float | None, began: float) -> Iterator[None]:
+    """Set `stop` when `deadline_s` seconds have passed since `began` (of the monotonic clock)."""
+    if deadline_s is None:
+        yield
+        return
+    left = max(0.0, deadline_s - (time.monotonic() - began))
+    timer = threading.Timer(left, stop.set, ["stopped at the deadline"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,94 @@
+"""Loads torch without what only tracing and compiling need: a third of its start-up time.
+
+torch registers the shapes that its operators give to tensors without data (meta kernels) by
+importing all of its decompositions. A merge never makes such a tensor. The module is left out only
+in releases of torch where the whole test suite has run that way, only in a process of our own, and
+can still be imported afterwards.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import UsageError
+
+TRIED = "__version__ = '2.13."
+"""How its version.py begins in those releases; to ask for a distribution's version takes 20 ms."""
+
+_SKIPPED = "torch._meta_registrations"
+
+SORTS_WITH = "X86_V4 AVX512_SKX AVX512_ICL AVX512_SPR"
+"""What numpy shall not sort with there, in the words of its releases before and after 2.4."""
+
+
+def slow_to_compress(cpuinfo: Path) -> bool:
+    """Whether AVX-512 packs numbers in memory so slowly that sorts take three times as long.
+
+    So do AMD's Zen 4: 7.9 ns for an element of a row of 2048, and 2.5 with AVX2.
+    """
+    try:
+        text = cpuinfo.read_text(encoding="ascii").partition("\n\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return False
+    lines = (line.partition(":") for line in text.splitlines())
+    facts = {key.strip(): value.split() for key, _, value in lines}
+    zen = facts.get("vendor_id") == ["AuthenticAMD"] and facts.get("cpu family") == ["25"]
+    return zen and "avx512f" in facts.get("flags", ())
+
+
+def prepare() -> None:
+    """Before the first import of torch in a process that does nothing but merge."""
+    if "torch" in sys.modules:
+        return
+    # Torch loads numpy, whose threads would be lost in a fork; what is used of it needs none.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if slow_to_compress(Path("/proc/cpuinfo")):
+        os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", SORTS_WITH)
+    # Plans and torch's modules are a million objects, none of them garbage.
+    gc.disable()
+    if _tried():
+        sys.modules[_SKIPPED] = ModuleType(_SKIPPED)
+
+
+def _tried() -> bool:
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        lines = Path(spec.origin).with_name("version.py").read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(line.startswith(TRIED) for line in lines)
+
+
+def restore() -> None:
+    """After the import of torch: whoever asks for the module from now on gets the real one."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+    held = sys.modules.get(_SKIPPED)
+    if held is not None and held.__spec__ is None:
+        del sys.modules[_SKIPPED]
+
+
+def complete() -> None:
+    """After the import of torch, for what needs all of it: generators of random numbers do."""
+    if _SKIPPED not in sys.modules or sys.modules[_SKIPPED].__spec__ is None:
+        restore()
+        import_module(_SKIPPED)
+
+
+def need_torch() -> None:
+    """UsageError if this interpreter has no torch, before anything is touched."""
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError(
+            f"torch is missing in {sys.executable}; install it (pip install torch), "
+            f"or name an interpreter that has it (merge-launch: --python)"
+        )

@@ -1,0 +1,1 @@
+"""Where the elements of a tensor come from: files, views, gathered rows, LoRA updates."""

@@ -1,0 +1,166 @@
+"""A tensor plus its adapter, made row by row while it streams: base + scale · B A."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .source import Derived, Reader, Room, room
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+CHUNK = 1 << 17
+"""Elements that are computed at a time. The grid of chunks is that of the tensor, never that of a
+run, so that a matrix product has the same shape, and the same rounding, whoever asks for it."""
+
+
+@dataclass(frozen=True)
+class LowRank(Derived):
+    """One or more matrices (`sheet`: rows, columns), each with a low-rank delta.
+
+    `parts`: the base, A (`experts` times rank rows), B (rank times `experts` columns, expert by
+    expert within each rank) and for DoRA the magnitudes. The sheets are of the experts from
+    `expert` on, and begin at row `row` of the delta, which is (B A)ᵀ if `transposed`.
+    """
+
+    kind = "LowRank"
+
+    sheet: tuple[int, int] = (0, 0)
+    scale: float = 1.0
+    experts: int = 1
+    expert: int = 0
+    row: int = 0
+    transposed: bool = False
+    _norms: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    @property
+    def rank(self) -> int:
+        return self.parts[1].shape[0] // self.experts
+
+    @property
+    def step(self) -> int:
+        """Rows of a chunk."""
+        return max(1, CHUNK // max(1, self.sheet[1]))
+
+    def token(self) -> object:
+        return [*self.sheet, self.scale, self.experts, self.expert, self.row, self.transposed]
+
+    def room(self) -> Room:
+        wide, (rows, columns) = self.dtype.bytes, self.sheet
+        stored = max(part.dtype.bytes for part in self.parts[1:])
+        base, strided = room(self.parts[0]), self.rank * self.experts * stored
+        # The right factor, as it is stored and as it is used, and the chunk at work.
+        fixed = columns * (self.rank * 2 * wide + strided)
+        fixed += min(rows, self.step) * columns * (base.per_element + wide) + base.fixed
+        left = -(-(self.rank * 2 * wide + strided) // max(1, columns))
+        return Room(left, fixed)
+
+    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+        rows, columns = self.sheet
+        size = rows * columns
+        for number in range(start // size, -(-stop // size)):
+            begin = number * size
+            first = max(0, start - begin) // columns
+            last = min(rows, -(-(stop - begin) // columns))
+            for row, values in self._chunks(reader, number, first, last, slot):
+                if len(self.parts) > 3:
+                    self._rescale(reader, row, values, slot)
+                at = begin + row * columns
+                low, high = max(start, at), min(stop, at + values.numel())
+                out[low - start : high - start].copy_(values.view(-1)[low - at : high - at])
+
+    def _chunks(
+        self, reader: Reader, number: int, first: int, last: int, slot: str
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The chunks that rows [first, last) of a sheet are in: their first rows, their sums."""
+        import torch
+
+        wide = getattr(torch, self.dtype.torch_name)
+        rows, columns = self.sheet
+        first = first // self.step * self.step
+        last = min(rows, -(-last // self.step) * self.step)
+        expert, sheet = self.expert + number, number * rows * columns
+        a, b = self._a, self._b
+        if self.transposed:
+            left = a(reader, expert, (self.row + first, self.row + last), slot).to(wide).mT
+            right = b(reader, expert, (0, columns), slot).to(wide).mT
+        else:
+            left = b(reader, expert, (self.row + first, self.row + last), slot).to(wide)
+            right = a(reader, expert, (0, columns), slot).to(wide)
+        right = right.contiguous()
+        for row in range(first, last, self.step):
+            end = min(last, row + self.step)
+            span = (sheet + row * columns, sheet + end * columns)
+            base = reader.read(self.parts[0], *span, f"{slot}base")
+            values = base.to(wide, copy=True).view(end - row, columns)
+            some = left[row - first : end - first].contiguous()
+            yield row, values.addmm_(some, right, alpha=self.scale)
+
+    def _a(self, reader: Reader, expert: int, columns: tuple[int, int], slot: str) -> Tensor:
+        """Columns of the rows of an expert in A."""
+        import torch
+
+        source, (first, last) = self.parts[1], columns
+        width = source.count // source.shape[0]
+        begin = expert * self.rank * width
+        if (first, last) == (0, width):
+            return reader.read(source, begin, begin + self.rank * width, f"{slot}a").view(-1, width)
+        found = torch.empty(self.rank, last - first, dtype=getattr(torch, source.dtype.torch_name))
+        for row in found:
+            row.copy_(reader.read(source, begin + first, begin + last, f"{slot}a"))
+            begin += width
+        return found
+
+    def _b(self, reader: Reader, expert: int, rows: tuple[int, int], slot: str) -> Tensor:
+        """Rows of B, with the columns of an expert."""
+        source, width = self.parts[2], self.parts[1].shape[0]
+        values = reader.read(source, rows[0] * width, rows[1] * width, f"{slot}b")
+        return values.view(-1, width)[:, expert :: self.experts]
+
+    def _rescale(self, reader: Reader, row: int, values: Tensor, slot: str) -> None:
+        """DoRA: the length of each row of the weight (of a transposed one: column) is trained."""
+        import torch
+
+        source = self.parts[3]
+        first, count = (0, source.count) if self.transposed else (row, len(values))
+        told = reader.read(source, first, first + count, f"{slot}m").to(torch.float64)
+        if self.transposed:
+            norms = self._column_norms(reader, slot)
+            values.mul_((told / norms).to(values))
+        else:
+            norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+            values.mul_((told / norms).to(values)[:, None])
+
+    def _column_norms(self, reader: Reader, slot: str) -> Tensor:
+        """Lengths of the columns: one pass over the tensor, made once."""
+        import torch
+
+        with self._lock:
+            if not self._norms:
+                squares = torch.zeros(self.sheet[1], dtype=torch.float64)
+                for _, values in self._chunks(reader, 0, 0, self.sheet[0], f"{slot}n"):
+                    squares += values.to(torch.float64).square_().sum(0)
+                self._norms[0] = squares.sqrt_()
+            return self._norms[0]
+
+
+@dataclass(frozen=True)
+class Shifted(Derived):
+    """A bias and `scale` times that of an adapter, element by element: `parts`."""
+
+    kind = "Shifted"
+
+    scale: float = 1.0
+
+    def token(self) -> object:
+        return self.scale
+
+    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+        out.copy_(reader.read(self.parts[0], start, stop, f"{slot}base"))
+        shift = reader.read(self.parts[1], start, stop, f"{slot}b")
+        out.add_(shift.to(out), alpha=self.scale)

@@ -1,0 +1,211 @@
+"""A vocabulary tensor with its rows in the order of other tokens: a source made while it streams.
+
+Runs of rows are read where they lie; rows of tokens that a model lacks come from other models, are
+means of their rows, zeros, or the mean of all of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from array import array
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..dtypes import BY_NAME
+from .source import Derived, Origin, Reader, Room, add, room
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+ZERO, MEAN, OWN_MEAN = -1, -2, -3
+"""In place of a part: zeros; the mean of the rows that `means[row]` lists; that of all others."""
+
+CHUNK = 1 << 16
+"""Elements at a time where the mean of a whole tensor is taken."""
+
+
+class Run(NamedTuple):
+    """`length` rows from `start` on: the rows of a part from `row` on."""
+
+    start: int
+    length: int
+    part: int
+    row: int
+
+
+Row = tuple[int, int]
+
+
+class RowMap:
+    """Where each row comes from: the same for every vocabulary tensor of a model."""
+
+    def __init__(self, rows: Sequence[Row], means: Sequence[tuple[Row, ...]] = ()) -> None:
+        self.means = tuple(means)
+        self.count = len(rows)
+        self.runs: list[Run] = []
+        for number, (part, row) in enumerate(rows):
+            last = self.runs[-1] if self.runs else None
+            follows = last and last.part == part and (part < 0 or last.row + last.length == row)
+            if last and follows and part != MEAN:
+                self.runs[-1] = last._replace(length=last.length + 1)
+            else:
+                self.runs.append(Run(number, 1, part, row))
+        self.starts = [run.start for run in self.runs]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowMap) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @cached_property
+    def digest(self) -> str:
+        numbers = array("q", chain.from_iterable(self.runs)).tobytes()
+        return hashlib.sha256(numbers + repr(self.means).encode()).hexdigest()
+
+    def plain(self, part: int, rows: int) -> bool:
+        """Whether this is a part as it is, all of its `rows`."""
+        return self.runs == [Run(0, rows, part, 0)]
+
+    def spans(self) -> dict[int, tuple[int, int]]:
+        """Of every part that rows are taken from, the first row and the one behind the last."""
+        found: dict[int, tuple[int, int]] = {}
+        runs = [(run.part, run.row, run.length) for run in self.runs if run.part >= 0]
+        for part, row, count in (*runs, *((*one, 1) for rows in self.means for one in rows)):
+            first, stop = found.get(part, (row, row))
+            found[part] = (min(first, row), max(stop, row + count))
+        return dict(sorted(found.items()))
+
+    @property
+    def computed(self) -> bool:
+        """Whether any row is a mean."""
+        return any(run.part in (MEAN, OWN_MEAN) for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Rows(Derived):
+    """`parts` are the same tensor of several models; `rows` says which row comes from where."""
+
+    kind = "Rows"
+
+    rows: RowMap = field(kw_only=True)
+    # Number and first row of a part.
+    places: Mapping[int, tuple[int, int]] = field(kw_only=True, hash=False)
+    # Under the same lock and memory when a head takes another name.
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+    _mean: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def width(self) -> int:
+        return self.count // self.shape[0]
+
+    def token(self) -> object:
+        return self.rows.digest
+
+    def room(self) -> Room:
+        # Parts are read one after the other into the same slot, those made on the way into theirs.
+        kinds = [room(part) for part in self.parts]
+        inner = add(*(part.room() for part in self.parts if isinstance(part, Derived)))
+        most = max((part.dtype.bytes for part in self.parts), default=0)
+        fixed = max((kind.fixed for kind in kinds), default=0)
+        if self.rows.computed:
+            fixed += (max(CHUNK, self.width) + 2 * self.width) * (8 + 8 + most + inner.per_element)
+        return Room(most + inner.per_element, max(fixed, inner.fixed))
+
+    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+        width, at = self.width, start
+        index = bisect_right(self.rows.starts, start // width) - 1
+        while at < stop:
+            run = self.rows.runs[index]
+            end = min(stop, (run.start + run.length) * width)
+            self._run(reader, run, at - run.start * width, out[at - start : end - start], slot)
+            at, index = end, index + 1
+
+    def _run(self, reader: Reader, run: Run, offset: int, out: Tensor, slot: str) -> None:
+        """Elements of a run from `offset` on."""
+        if run.part >= 0:
+            out.copy_(self._read(reader, (run.part, run.row), offset, out.numel(), slot))
+            return
+        if run.part == ZERO:
+            out.zero_()
+            return
+        row = self._mean_of(reader, self.rows.means[run.row], slot) if run.part == MEAN else None
+        values = self._mean_of_all(reader, slot) if row is None else row
+        done = 0
+        while done < out.numel():
+            begin = (offset + done) % self.width
+            piece = values[begin : begin + out.numel() - done]
+            out[done : done + piece.numel()] = piece
+            done += piece.numel()
+
+    def _read(self, reader: Reader, row: Row, offset: int, count: int, slot: str) -> Tensor:
+        """Elements of a part, from `offset` after the begin of a row on."""
+        number, first = self.places[row[0]]
+        part = self.parts[number]
+        skipped = 0 if isinstance(part, Derived) else first
+        start = (row[1] - skipped) * self.width + offset
+        return reader.read(part, start, start + count, slot + "0")
+
+    def _mean_of(self, reader: Reader, rows: Sequence[Row], slot: str) -> Tensor:
+        import torch
+
+        total = torch.zeros(self.width, dtype=torch.float64)
+        for row in rows:
+            total += self._read(reader, row, 0, self.width, slot)
+        return (total / len(rows)).to(getattr(torch, self.dtype.torch_name))
+
+    def _mean_of_all(self, reader: Reader, slot: str) -> Tensor:
+        """The mean of all rows but those that are this mean. Computed once, by whom it meets."""
+        import torch
+
+        with self._lock:
+            if not self._mean:
+                kind, width = getattr(torch, self.dtype.torch_name), self.width
+                total, count = torch.zeros(width, dtype=torch.float64), 0
+                most = max(1, CHUNK // width)
+                buffer = torch.empty(most * width, dtype=kind)
+                for run in self.rows.runs:
+                    if run.part == OWN_MEAN:
+                        continue
+                    for row in range(0, run.length, most):
+                        rows = min(most, run.length - row)
+                        values = buffer[: rows * width]
+                        self._run(reader, run, row * width, values, slot)
+                        total += values.view(rows, width).double().sum(0)
+                    count += run.length
+                self._mean.append((total / max(1, count)).to(kind))
+            return self._mean[0]
+
+
+def taken(number: int, parts: Mapping[int, Origin], rows: RowMap) -> Origin:
+    """The part `number` with its rows as `rows` says; itself if nothing changes."""
+    own = parts[number]
+    if rows.plain(number, own.shape[0]):
+        return own
+    windows = {part: _window(parts[part], *span) for part, span in rows.spans().items()}
+    used = {own.dtype, *(window.dtype for window in windows.values())}
+    most = max(dtype.bits for dtype in used)
+    dtype = own.dtype
+    if len(used) > 1 or (rows.computed and most < 32):
+        # Of bfloat16 and float16 neither holds the other; and a mean is rounded once, at the end.
+        dtype = BY_NAME["F64" if most > 32 else "F32"]
+    places = {part: (place, rows.spans()[part][0]) for place, part in enumerate(windows)}
+    return Rows(
+        own.name, dtype, (rows.count, *own.shape[1:]), tuple(windows.values()),
+        own.said or own.dtype, rows=rows, places=places,
+    )  # fmt: skip
+
+
+def _window(part: Origin, first: int, stop: int) -> Origin:
+    """Rows [first, stop) of a part; of what is made on the way, all of it."""
+    if isinstance(part, Derived):
+        return part
+    size = part.nbytes // part.shape[0]
+    shape = (stop - first, *part.shape[1:])
+    return replace(part, shape=shape, offset=part.offset + first * size, nbytes=size * shape[0])

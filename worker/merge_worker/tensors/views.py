@@ -1,0 +1,225 @@
+"""Tensors seen in another arrangement: parts of one, several as one, rows as columns.
+
+Parts of a stored tensor that lie in one run are stored tensors themselves; everything else is
+derived, and read as the runs that it consists of.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from math import prod
+from typing import TYPE_CHECKING
+
+from ..dtypes import BY_NAME, DType
+from .source import Derived, Origin, Reader, Room, TensorInfo, room
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sliced(Derived):
+    """Columns [first, first + taken) of the part, seen as rows of `width`."""
+
+    kind = "Sliced"
+
+    width: int = 1
+    first: int = 0
+    taken: int = 1
+
+    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+        for begin, end in by_row(start, stop, self.taken):
+            rows = max(1, (end - begin) // self.taken)
+            row, column = divmod(begin, self.taken)
+            at = row * self.width + self.first + column
+            span = (rows - 1) * self.width + (end - begin) - (rows - 1) * self.taken
+            values = reader.read(self.parts[0], at, at + span, slot + "0")
+            into = out[begin - start : end - start].view(rows, -1)
+            into.copy_(values.as_strided(into.shape, (self.width, 1)))
+
+    def token(self) -> object:
+        return [self.width, self.first, self.taken]
+
+    def room(self) -> Room:
+        held = room(self.parts[0])
+        return Room(held.per_element * -(-self.width // max(1, self.taken)), held.fixed)
+
+
+@dataclass(frozen=True)
+class Joined(Derived):
+    """The parts side by side, each seen as `rows` rows."""
+
+    kind = "Joined"
+
+    rows: int = 1
+
+    @cached_property
+    def columns(self) -> list[int]:
+        """Where in a row each part begins, and where the last one ends."""
+        return list(accumulate((part.count // self.rows for part in self.parts), initial=0))
+
+    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+        columns = self.columns
+        for begin, end in by_row(start, stop, columns[-1]):
+            row, column = divmod(begin, columns[-1])
+            rows = max(1, (end - begin) // columns[-1])
+            into = out[begin - start : end - start].view(rows, -1)
+            number = bisect_right(columns, column) - 1
+            while number < len(self.parts) and columns[number] < column + into.shape[1]:
+                size = columns[number + 1] - columns[number]
+                first = max(column, columns[number])
+                last = min(column + into.shape[1], columns[number + 1])
+                here = row * size + first - columns[number]
+                run = (rows - 1) * size + last - first
+                values = reader.read(self.parts[number], here, here + run, slot + "0")
+                into[:, first - column : last - column].copy_(values.view(rows, -1))
+                number += 1
+
+    def token(self) -> object:
+        return [self.rows, [part.count for part in self.parts]]
+
+    def room(self) -> Room:
+        held = [room(part) for part in self.parts]
+        return Room(max(r.per_element for r in held), max(r.fixed for r in held))
+
+
+@dataclass(frozen=True)
+class Transposed(Derived):
+    """The part with its last two axes exchanged. Reads a slab of columns at a time."""
+
+    kind = "Transposed"
+
+    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+        height, width = self.shape[-2:]  # the part has `width` rows of `height`
+        for begin, end in by_row(start, stop, height * width, whole=False):
+            matrix, place = divmod(begin, height * width)
+            first, last = place // width, -(-(place + end - begin) // width)
+            slab = out.new_empty((last - first, width))
+            for column in range(width):
+                at = matrix * height * width + column * height
+                values = reader.read(self.parts[0], at + first, at + last, slot + "0")
+                slab[:, column].copy_(values)
+            skip = place - first * width
+            out[begin - start : end - start].copy_(slab.view(-1)[skip : skip + end - begin])
+
+    def token(self) -> object:
+        return self.shape[-2:]
+
+    def room(self) -> Room:
+        held, size = room(self.parts[0]), self.dtype.bytes
+        return Room(held.per_element + size, held.fixed + 2 * self.shape[-1] * size)
+
+
+def by_row(start: int, stop: int, width: int, *, whole: bool = True) -> Iterator[tuple[int, int]]:
+    """A run cut where rows of `width` begin: what is left of one, whole rows at once, the rest."""
+    while start < stop:
+        if start % width == 0 and stop - start >= width:
+            end = stop - stop % width if whole else start + width
+        else:
+            end = min(stop, start + width - start % width)
+        yield start, end
+        start = end
+
+
+def take(source: Origin, axis: int, first: int, stop: int, name: str) -> Origin:
+    """Elements [first, stop) along an axis."""
+    shape = (*source.shape[:axis], stop - first, *source.shape[axis + 1 :])
+    inner = prod(source.shape[axis + 1 :])
+    return _columns(source, name, shape, (source.shape[axis] * inner, first * inner, prod(shape)))
+
+
+def every(source: Origin, axis: int, step: int, first: int, name: str) -> Origin:
+    """Every `step`-th element along an axis, from `first` on."""
+    shape = (*source.shape[:axis], source.shape[axis] // step, *source.shape[axis + 1 :])
+    inner = prod(source.shape[axis + 1 :])
+    return _columns(source, name, shape, (step * inner, first * inner, prod(shape)))
+
+
+def _columns(
+    source: Origin, name: str, shape: tuple[int, ...], cut: tuple[int, int, int]
+) -> Origin:
+    width, first, count = cut
+    rows = max(1, prod(source.shape) // max(1, width))
+    if rows == 1 and isinstance(source, TensorInfo):
+        size = source.dtype.bytes
+        offset, nbytes = source.offset + first * size, count * size
+        return replace(source, name=name, shape=shape, offset=offset, nbytes=nbytes)
+    taken = count // rows
+    return Sliced(name, source.dtype, shape, (source,), source.said, width, first, taken)
+
+
+def join(sources: Sequence[Origin], axis: int, name: str) -> Origin:
+    """The sources one after the other along an axis. ValueError where the other axes differ."""
+    first = sources[0]
+    others = {s.shape[:axis] + s.shape[axis + 1 :] for s in sources}
+    if len(others) > 1:
+        raise ValueError(_unlike(sources))
+    extent = sum(source.shape[axis] for source in sources)
+    shape = (*first.shape[:axis], extent, *first.shape[axis + 1 :])
+    return _joined(sources, name, shape, prod(first.shape[:axis]))
+
+
+def weave(sources: Sequence[Origin], axis: int, name: str) -> Origin:
+    """The sources in turns along an axis: one of each, again and again. ValueError."""
+    first = sources[0]
+    if any(source.shape != first.shape for source in sources):
+        raise ValueError(_unlike(sources))
+    shape = (*first.shape[:axis], first.shape[axis] * len(sources), *first.shape[axis + 1 :])
+    return _joined(sources, name, shape, prod(first.shape[: axis + 1]))
+
+
+def stack(sources: Sequence[Origin], name: str) -> Origin:
+    """The sources along a new first axis. ValueError where their shapes differ."""
+    first = sources[0]
+    if any(source.shape != first.shape for source in sources):
+        raise ValueError(_unlike(sources))
+    return _joined(sources, name, (len(sources), *first.shape), 1)
+
+
+def _unlike(sources: Sequence[Origin]) -> str:
+    first = sources[0]
+    other = next(source for source in sources if source.shape != first.shape)
+    return (
+        f"{first.name} is {list(first.shape)}, but {other.name} is {list(other.shape)}; "
+        f"they do not fit together"
+    )
+
+
+def _joined(sources: Sequence[Origin], name: str, shape: tuple[int, ...], rows: int) -> Origin:
+    if len(sources) == 1:
+        return reshape(sources[0], shape, name)
+    parts: list[Origin] = []
+    for source in sources:  # parts of parts are parts: fewer copies on the way
+        inner = isinstance(source, Joined) and source.rows == rows
+        parts += source.parts if inner and isinstance(source, Joined) else [source]
+    said = sources[0].said
+    return Joined(name, _common(parts), shape, tuple(parts), said, max(1, rows))
+
+
+def _common(parts: Sequence[Origin]) -> DType:
+    """The dtype that holds the values of all parts."""
+    found = {part.dtype for part in parts}
+    if len(found) == 1:
+        return found.pop()
+    return BY_NAME["F64" if any(dtype.bits > 32 for dtype in found) else "F32"]
+
+
+def transpose(source: Origin, name: str) -> Origin:
+    """The last two axes exchanged. ValueError where there are no two."""
+    if len(source.shape) < 2:
+        raise ValueError(f"{source.name} is {list(source.shape)}; it has no two axes to exchange")
+    shape = (*source.shape[:-2], source.shape[-1], source.shape[-2])
+    if isinstance(source, Transposed):
+        return reshape(source.parts[0], shape, name)
+    return Transposed(name, source.dtype, shape, (source,), source.said)
+
+
+def reshape(source: Origin, shape: tuple[int, ...], name: str) -> Origin:
+    """The same elements in the same order under another name and shape."""
+    if shape != source.shape and not isinstance(source, TensorInfo | Sliced | Joined):
+        return Joined(name, source.dtype, shape, (source,), source.said)
+    return replace(source, name=name, shape=shape)

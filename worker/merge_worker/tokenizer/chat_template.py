@@ -1,0 +1,94 @@
+"""`chat_template` of a recipe: the models' own, a well-known one, a text or a file. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoint.folder import exists, read_json
+from ..errors import UsageError
+from ..messages import nearest, printable
+from .files import SETTINGS, Beside, as_json
+
+FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
+SHORTEST = 20
+"""Characters: what is shorter and no file is a misspelt name."""
+
+_EACH = "{% for message in messages %}"
+_ROLE, _TEXT = "message['role']", "message['content']"
+
+BUILT_IN = {
+    "alpaca": f"{_EACH}{{% if {_ROLE} == 'system' %}}{{{{ {_TEXT} }}}}{{% else %}}"
+    f"{{{{ ('### Instruction:\\n' if {_ROLE} == 'user' else '### Response:\\n') + {_TEXT} }}}}"
+    "{% endif %}{% if not loop.last %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}",
+    "chatml": f"{_EACH}{{{{ '<|im_start|>' + {_ROLE} + '\\n' + {_TEXT} + '<|im_end|>\\n' }}}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    "exaone": "{% if messages[0]['role'] != 'system' %}{{ '[|system|][|endofturn|]\\n' }}"
+    f"{{% endif %}}{_EACH}{{{{ '[|' + {_ROLE} + '|]' + {_TEXT} + "
+    f"('\\n' if {_ROLE} == 'user' else '[|endofturn|]\\n') }}}}{{% endfor %}}"
+    "{% if add_generation_prompt %}{{ '[|assistant|]' }}{% endif %}",
+    "llama3": f"{{{{ bos_token }}}}{_EACH}{{{{ '<|start_header_id|>' + {_ROLE} + "
+    f"'<|end_header_id|>\\n\\n' + {_TEXT} | trim + '<|eot_id|>' }}}}{{% endfor %}}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+    "mistral": "{% set system = messages[0]['role'] == 'system' %}"
+    "{% set turns = messages[1:] if system else messages %}{{ bos_token }}"
+    "{% for message in turns %}"
+    f"{{% if ({_ROLE} == 'user') != (loop.index0 % 2 == 0) %}}"
+    "{{ raise_exception('user and assistant take turns, and the user begins') }}{% endif %}"
+    f"{{% if {_ROLE} == 'user' %}}{{{{ ' [INST] ' + (messages[0]['content'] + '\\n\\n' "
+    f"if system and loop.first else '') + {_TEXT} + ' [/INST]' }}}}"
+    f"{{% else %}}{{{{ ' ' + {_TEXT} + eos_token }}}}{{% endif %}}{{% endfor %}}",
+}
+
+
+def own_template(beside: Beside) -> str | None:
+    """The template that a model's files have."""
+    raw = beside.read(FILE)
+    if raw is not None:
+        return raw.decode(errors="replace")
+    for name in (SETTINGS, OLD_FILE):
+        given = beside.json(name).get("chat_template")
+        if isinstance(given, list):
+            named = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+            given = named.get("default")
+        if isinstance(given, str):
+            return given
+    return None
+
+
+def asked_template(
+    asked: str, besides: Sequence[Beside], relative_to: Path, where: str
+) -> str | None:
+    """The template that a recipe asks for; None if no model has one. UsageError."""
+    if asked == "auto":
+        found = [t.strip() for beside in besides if (t := own_template(beside))]
+        # The most frequent; among equals the first model's.
+        return max(found, key=found.count) if found else None
+    if asked in BUILT_IN:
+        return BUILT_IN[asked]
+    path = relative_to / asked
+    if len(asked) < 4096 and "\n" not in asked and exists(path) and path.is_file():
+        if path.suffix == ".json":
+            value = read_json(path)
+            return str(value.get("chat_template", "")) if isinstance(value, dict) else ""
+        return path.read_text(encoding="utf-8")
+    if len(asked) < SHORTEST or "{" not in asked:
+        raise UsageError(
+            f"{where}: chat_template '{printable(asked)[:60]}' is none of auto, "
+            f"{', '.join(BUILT_IN)}{nearest(asked, ['auto', *BUILT_IN])}, no file, and no template"
+        )
+    return asked
+
+
+def with_template(beside: Beside, template: str) -> dict[str, bytes]:
+    """The files that change when a model gets a template."""
+    if (own_template(beside) or "").strip() == template.strip():
+        return {}
+    made = {FILE: template.encode()}
+    for name in (SETTINGS, OLD_FILE):
+        settings = beside.json(name)
+        if "chat_template" in settings:
+            made[name] = as_json({**settings, "chat_template": template})
+    return made

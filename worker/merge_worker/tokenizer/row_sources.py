@@ -1,0 +1,118 @@
+"""Which row of which model stands for a token: the rules of a recipe's `tokenizer`, as row maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from ..checkpoint.folder import Checkpoint
+from ..errors import UsageError
+from ..messages import printable
+from ..recipe.schema import ModelRef, TokenizerChoice, TokenRule
+from ..structure.embeddings import vocabulary_names
+from ..tensors.row_gather import MEAN, OWN_MEAN, ZERO, Row, RowMap, taken
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Models by number: their tokens that have a row, and how many rows they have.
+
+    `tokens` are those of the result; `base` is the model that speaks for tokens others lack.
+    """
+
+    choice: TokenizerChoice
+    numbers: Mapping[ModelRef, int]
+    vocabularies: Sequence[Mapping[str, int]]
+    rows: Sequence[int]
+    tokens: Mapping[str, int]
+    base: int | None
+    _maps: dict[tuple[int, tuple[int, ...]], RowMap] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether all have the tokens of the result: then rows beyond them stay what they are."""
+        same = all(found == self.tokens for found in self.vocabularies)
+        return same and not self.choice.tokens and not self.choice.multiple
+
+    @cached_property
+    def size(self) -> int:
+        """Rows of the result."""
+        count = max(self.tokens.values(), default=-1) + 1
+        if self.plain:
+            return max(self.rows[0], count)
+        return (
+            -(-count // self.choice.multiple) * self.choice.multiple
+            if self.choice.multiple
+            else count
+        )
+
+    def aligned(self, models: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
+        """The models with the rows of the result in every vocabulary tensor."""
+        of = [vocabulary_names(model) for model in models]
+        found = [dict(model.tensors) for model in models]
+        for name in dict.fromkeys(name for names in of for name in names):
+            parts = {n: model.tensors[name] for n, model in enumerate(models) if name in of[n]}
+            for number, own in parts.items():
+                alike = {n: p for n, p in parts.items() if p.shape[1:] == own.shape[1:]}
+                found[number][name] = taken(number, alike, self.row_map(number, tuple(alike)))
+        return tuple(
+            replace(model, tensors=tensors) if tensors != model.tensors else model
+            for model, tensors in zip(models, found, strict=True)
+        )
+
+    def row_map(self, model: int, having: tuple[int, ...]) -> RowMap:
+        """The rows of `model`, of a tensor that the models `having` have."""
+        key = (model, having)
+        if key not in self._maps:
+            by_id = {number: token for token, number in self.tokens.items()}
+            means: list[tuple[Row, ...]] = []
+            rows = []
+            for number in range(self.size):
+                token = by_id.get(number)
+                if token is None:
+                    rows.append(self._spare(model, number))
+                    continue
+                found = self._row(token, model, having)
+                if isinstance(found, list):
+                    means.append(tuple(found))
+                    found = (MEAN, len(means) - 1)
+                rows.append(found)
+            self._maps[key] = RowMap(rows, means)
+        return self._maps[key]
+
+    def _spare(self, model: int, number: int) -> Row:
+        """A row without a token."""
+        if not self.plain:
+            return (OWN_MEAN, 0)
+        return (model if number < self.rows[model] else 0, number)
+
+    def _row(self, token: str, model: int, having: Sequence[int]) -> Row | list[Row]:
+        rule, own = self.choice.tokens.get(token), self.vocabularies[model].get(token)
+        if own is not None and not (rule and rule.force):
+            return (model, own)
+        owners = {n: self.vocabularies[n][token] for n in having if token in self.vocabularies[n]}
+        if rule and (rule.zero or rule.model):
+            return self._ruled(rule, token, having)
+        if not owners:
+            return (ZERO, 0)
+        if len(owners) == 1 or self.base in owners:
+            number = self.base if self.base in owners else next(iter(owners))
+            return (number or 0, owners[number or 0])
+        return list(owners.items())
+
+    def _ruled(self, rule: TokenRule, token: str, having: Sequence[int]) -> Row:
+        if rule.model is None:
+            return (ZERO, 0)
+        place = f"{self.choice.place}.tokens.{printable(token)}"
+        number = self.numbers.get(rule.model)
+        if number is None or number not in having:
+            raise UsageError(f"{place}: {rule.model} takes no part in this merge, so it has no row")
+        if isinstance(rule.token, int):
+            if not 0 <= rule.token < self.rows[number]:
+                raise UsageError(f"{place}: {rule.model} has {self.rows[number]} rows")
+            return (number, rule.token)
+        wanted = token if rule.token is None else rule.token
+        if wanted not in self.vocabularies[number]:
+            raise UsageError(f"{place}: {rule.model} has no token '{printable(wanted)}'")
+        return (number, self.vocabularies[number][wanted])

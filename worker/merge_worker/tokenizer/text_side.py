@@ -1,0 +1,70 @@
+"""What belongs to the text side of a merge, beside its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.folder import Checkpoint
+from ..messages import counted
+from ..planning.stages import beside_of
+from ..recipe.schema import ModelRef
+from .config_ids import with_ids, with_rows
+from .files import Beside
+
+
+@dataclass(frozen=True)
+class Text:
+    """What belongs to the text side of a result: files, ids, rows, and what is to be told.
+
+    `beside` is where the tokenizer's files come from; `foreign` if that is not the first model.
+    """
+
+    beside: Beside
+    foreign: bool = False
+    rows: tuple[int, int] | None = None  # before and after
+    appended: tuple[str, ...] = ()
+    ids: Mapping[int, int | None] = field(default_factory=dict)
+    donor: Mapping[str, Any] = field(default_factory=dict)  # config of a foreign tokenizer's model
+    notes: tuple[str, ...] = ()
+    before: Beside | None = None  # files of the tokenizer that was extended
+
+    def with_made(self, made: Mapping[str, bytes]) -> Text:
+        return replace(self, beside=replace(self.beside, made={**self.beside.made, **made}))
+
+    def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A config with the ids and rows of the result."""
+        changed = with_ids(config, self.ids, self.donor) if self.foreign else dict(config)
+        return with_rows(changed, self.rows[1]) if self.rows else changed
+
+    @property
+    def summary(self) -> str:
+        """What becomes of the rows, in words; empty if nothing does."""
+        if self.rows is None or (self.rows[0] == self.rows[1] and not self.appended):
+            return ""
+        more = f", {counted(len(self.appended), 'tokens')} appended" if self.appended else ""
+        return f"{self.rows[0]} rows become {self.rows[1]}{more}"
+
+    @property
+    def digest(self) -> str:
+        """What the files of the result depend on."""
+        made = [(name, hashlib.sha256(raw).hexdigest()) for name, raw in self.beside.made.items()]
+        return repr((self.foreign and str(self.beside.folder), sorted(made)))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The models of a recipe by number, with labels and files; `find` knows those of others."""
+
+    models: tuple[Checkpoint, ...]
+    labels: Sequence[str]
+    numbers: Mapping[ModelRef, int]
+    relative_to: Path
+    find: Callable[[ModelRef], Beside]
+
+    @property
+    def besides(self) -> list[Beside]:
+        return [beside_of(model) for model in self.models]

@@ -1,0 +1,143 @@
+"""The tokens of the result: whose they are, which are new, and the tokenizer's files with them.
+
+Ids of the tokenizer that is extended never move; new tokens follow it in the order of the recipe's
+models and of their ids there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError, UsageError
+from ..messages import counted, first_names, printable
+from .files import FLAGS, FULL, OLD_ADDED, PIECES, SETTINGS, Beside, Vocabulary, as_json, stripped
+
+PLAIN = {**dict.fromkeys(FLAGS, False), "normalized": True}
+"""Flags of a token that was a regular one: its text is found wherever it stands."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The vocabulary of the result, and how it differs from the one that it was made from."""
+
+    ids: Mapping[str, int]
+    appended: Mapping[str, Mapping[str, Any]]  # flags by token
+    removed: frozenset[str]
+    notes: tuple[str, ...]
+
+    def vocabulary(self, start: Vocabulary) -> Vocabulary:
+        """All of it, made from `start`."""
+        kept = {token: flags for token, flags in start.added.items() if token in self.ids}
+        return Vocabulary(self.ids, {**kept, **self.appended}, start.regular)
+
+
+Named = tuple[str, Vocabulary, int]
+"""Label of a model, its tokens, its rows: tokens from there on have no row, and do not count."""
+
+
+def joined(start: Vocabulary, models: Sequence[Named], extra: Iterable[str]) -> Tokens:
+    """`start` with the tokens of `models` that it lacks, and with `extra`, in this order."""
+    appended: dict[str, Mapping[str, Any]] = {}
+    plain, clashes = 0, []
+    with_row = [(label, stripped(found, rows)) for label, found, rows in models]
+    for _, found in with_row:
+        regular = (t for t in found.ids if t not in found.added and t not in start.ids)
+        for token in sorted(regular, key=lambda t: found.ids[t]):
+            plain += token not in appended
+            appended.setdefault(token, PLAIN)
+    for label, found in with_row:
+        for token in sorted(found.added, key=lambda t: found.ids[t]):
+            # Regular there and added here: one token, which takes the flags of the added one.
+            held = start.added.get(token) or appended.get(token)
+            if held is None or held is PLAIN:
+                appended[token] = found.added[token]
+            elif dict(held) != dict(found.added[token]):
+                clashes.append(f"{token} of {label}")
+    for token in extra:
+        if token not in start.ids:
+            appended.setdefault(token, PLAIN)
+    notes = []
+    if plain:
+        notes.append(
+            f"{counted(plain, 'regular tokens are appended')} in the way of added tokens, which "
+            f"match their text wherever it stands: "
+            f"{first_names(t for t, flags in appended.items() if flags is PLAIN)}"
+        )
+    if clashes:
+        notes.append(
+            f"{counted(len(clashes), 'added tokens are defined')} in different ways, the first "
+            f"definition counts: {first_names(clashes)}"
+        )
+    return Tokens(_numbered(start, appended), appended, frozenset(), tuple(notes))
+
+
+def _numbered(start: Vocabulary, appended: Iterable[str]) -> dict[str, int]:
+    """Ids as the tokenizers library gives them when it reads the files again."""
+    ids = dict(start.ids)
+    following = max((ids[token] + 1 for token in start.added), default=0)
+    following = max(following, start.regular)
+    taken = set(ids.values())
+    for token in appended:
+        if token not in ids:
+            if following in taken:
+                raise InputError(
+                    f"the tokenizer leaves ids out, so that '{printable(token)}' would get the id "
+                    f"{following} of another token; 'tokenizer_source: base' adds none"
+                )
+            ids[token] = following
+            following += 1
+    return ids
+
+
+def edited(beside: Beside, start: Vocabulary, tokens: Tokens) -> dict[str, bytes]:
+    """The tokenizer's files that change from `start`. UsageError if a token cannot be taken out."""
+    if not tokens.appended and not tokens.removed:
+        return {}
+    made: dict[str, bytes] = {}
+    new = [{"id": tokens.ids[t], "content": t, **flags} for t, flags in tokens.appended.items()]
+    full = beside.json(FULL)
+    if full:
+        full["added_tokens"] = _changed(full.get("added_tokens") or [], new, tokens)
+        _take_out(full["model"], tokens.removed, beside)
+        made[FULL] = as_json(full)
+    settings = beside.json(SETTINGS)
+    listed = settings.get("added_tokens_decoder") or {}
+    # Programs that read the sentencepiece model know new tokens from this list.
+    if listed or not full or beside.read(PIECES) is not None:
+        found = [{"id": int(number), **token} for number, token in listed.items()]
+        if not listed:  # the older file is not read beside this list
+            old = {t: flags for t, flags in start.added.items() if t in tokens.ids}
+            found = [{"id": tokens.ids[t], "content": t, **old[t]} for t in old]
+        changed = _changed(found, new, tokens)
+        decoder = {str(t["id"]): {k: t[k] for k in t if k != "id"} for t in changed}
+        made[SETTINGS] = as_json({**settings, "added_tokens_decoder": decoder})
+    if beside.read(OLD_ADDED) is not None:
+        old_ids = {t: n for t, n in beside.json(OLD_ADDED).items() if t not in tokens.removed}
+        made[OLD_ADDED] = as_json(old_ids | {t: tokens.ids[t] for t in tokens.appended})
+    return made
+
+
+def _changed(
+    listed: list[dict[str, Any]], new: list[dict[str, Any]], tokens: Tokens
+) -> list[dict[str, Any]]:
+    replaced = {token["content"] for token in new} | tokens.removed
+    kept = [token for token in listed if token["content"] not in replaced]
+    return sorted([*kept, *new], key=lambda token: int(token["id"]))
+
+
+def _take_out(model: dict[str, Any], removed: frozenset[str], beside: Beside) -> None:
+    """Regular tokens without a row leave a BPE model, with the merges that make them."""
+    held = model["vocab"] if isinstance(model["vocab"], dict) else {t for t, *_ in model["vocab"]}
+    gone = removed & set(held)
+    if not gone:
+        return
+    if model.get("type") != "BPE":
+        raise UsageError(
+            f"{beside.folder}: {counted(len(gone), 'tokens have no row')}, and cannot be taken "
+            f"out of a {model.get('type')} tokenizer: {first_names(sorted(gone))}"
+        )
+    model["vocab"] = {t: n for t, n in model["vocab"].items() if t not in gone}
+    pairs = [(m, m.split(" ") if isinstance(m, str) else m) for m in model.get("merges") or ()]
+    model["merges"] = [m for m, pair in pairs if not gone & {*pair, "".join(pair)}]
