@@ -15,47 +15,15 @@ HOMES = {"merge_worker": ROOT / "worker", "merge_launch": ROOT / "launcher"}
 
 # Lowest first: a package imports only what stands before it.
 ORDER = {
-    "merge_worker": [
-        "messages",
-        "errors",
-        "units",
-        "dtypes",
-        "options",
-        "system",
-        "tensors",
-        "method",
-        "algorithms",
-        "methods",
-        "recipe",
-        "checkpoint",
-        "structure",
-        "conversion",
-        "adapters",
-        "tokenizer",
-        "planning",
-        "output",
-        "engine",
-        "comparison",
-        "lora",
-        "commands",
-        "cli",
-        "__main__",
-    ],
-    "merge_launch": [
-        "errors",
-        "process",
-        "table",
-        "settings",
-        "job",
-        "backends",
-        "profiles",
-        "tracking",
-        "submission",
-        "sweeps",
-        "commands",
-        "cli",
-        "__main__",
-    ],
+    "merge_worker": (
+        "messages errors units dtypes options system tensors method algorithms methods recipe "
+        "checkpoint structure conversion adapters tokenizer planning output engine comparison "
+        "lora commands cli __main__"
+    ).split(),
+    "merge_launch": (
+        "errors process table settings job backends profiles tracking submission sweeps commands "
+        "cli __main__"
+    ).split(),
 }
 MOST_MODULES_IN_A_ROOT = 10
 

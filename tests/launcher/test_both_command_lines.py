@@ -113,7 +113,10 @@ def compared(understood: list[Understood]) -> None:
     assert launcher.plan.key == worker.plan.key
     assert [each.key for each in launcher.plan.stages] == [each.key for each in worker.plan.stages]
     assert plain(launcher.plan.options) == plain(worker.plan.options)
-    there, here = space.room(launcher.plan, launcher.out), space.room(worker.plan, worker.out)
+    there, here = (
+        space.disk_space(launcher.plan, launcher.out),
+        space.disk_space(worker.plan, worker.out),
+    )
     assert (there.needs, there.files) == (here.needs, here.files)
     stored = [each.output_bytes for each in worker.plan.stages]
     assert there.needs == space.SPARE_BYTES + worker.plan.output_bytes + sum(stored)

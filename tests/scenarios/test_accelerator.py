@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from merge_worker import methods
-from merge_worker.engine.device import devices
-from merge_worker.method import Base
+from merge_worker.engine.device import select_devices
+from merge_worker.method import BaseRole
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.recipes import run, shards_of
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 from support.method_driver import models_of, values_of
 
-DEVICE = str(devices("auto")[0])
+DEVICE = str(select_devices("auto")[0])
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE == "cpu", reason="torch sees no accelerator here"),
@@ -66,7 +66,7 @@ def recipe(path: Path, name: str, models: list[Path]) -> Path:
     count = models_of(method)
     values = values_of(method, count)
     lines = [f"merge_method: {name}"]
-    if method.base is not Base.IGNORED:
+    if method.base is not BaseRole.IGNORED:
         lines.append(f"base_model: {models[0]}")
     shared = {key: v for key, v in values.items() if not isinstance(v, list)}
     if shared:

@@ -12,8 +12,8 @@ import pytest
 
 from merge_worker.errors import Stopped
 from merge_worker.output.files import PARTIAL
-from merge_worker.output.store import Store
-from merge_worker.system.signals import Stop
+from merge_worker.output.store import PartialOutput
+from merge_worker.system.signals import StopFlag
 from support.forked_process import Fork, Forks
 from support.recipes import average, digest, one_tensor_models, plan_of, stream_into
 
@@ -176,10 +176,10 @@ def test_a_signal_ends_the_check_of_what_is_there(tmp_path: Path, big: list[Path
     """Reading terabytes back must not keep a job from ending when it is told to."""
     plan = plan_of(big)
     stream_into(tmp_path / "out", plan)
-    store = Store(tmp_path / "out", plan)
+    store = PartialOutput(tmp_path / "out", plan)
     store.read_journals()
     store.open()
-    stop = Stop()
+    stop = StopFlag()
     stop.set("stopped by SIGTERM")
     with pytest.raises(Stopped, match="stopped by SIGTERM; run the same command again"):
         store.drop_damaged(2, stop)

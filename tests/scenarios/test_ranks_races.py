@@ -16,8 +16,8 @@ from merge_worker.output import store as store_module
 from merge_worker.output.files import MANIFEST, PARTIAL
 from merge_worker.output.journal import COMMITTING, read_key
 from merge_worker.output.lock import Busy, Lock
-from merge_worker.output.store import Store, remove_partial
-from merge_worker.output.target import State, survey
+from merge_worker.output.store import PartialOutput, remove_partial
+from merge_worker.output.target import State, inspect_output
 from merge_worker.planning.plan import Plan
 from support.recipes import average, one_tensor_models, plan_of, stream_into
 
@@ -62,7 +62,7 @@ def test_others_finish_while_one_looks(
     moment: str, plan: Plan, big: list[Path], half: Path, before: Any
 ) -> None:
     before(target, moment, lambda: average(half, big))
-    found = survey(plan, half, overwrite=False, resume=True)
+    found = inspect_output(plan, half, overwrite=False, resume=True)
     assert found.state is State.FINISHED
 
 
@@ -75,13 +75,13 @@ def test_others_rename_while_one_looks(plan: Plan, half: Path, before: Any) -> N
         (half / PARTIAL / f"{shard}.partial").rename(half / shard)
 
     before(target, "read_manifest", renamed)
-    assert survey(plan, half, overwrite=False, resume=True).state is State.COMMIT
+    assert inspect_output(plan, half, overwrite=False, resume=True).state is State.COMMIT
 
 
 def test_files_of_others_are_refused_all_the_same(plan: Plan, half: Path, before: Any) -> None:
     before(target, "read_manifest", (half / "thesis.txt").touch)
     with pytest.raises(OutputError, match=r"not empty, and not of a merge of ours: thesis\.txt"):
-        survey(plan, half, overwrite=False, resume=True)
+        inspect_output(plan, half, overwrite=False, resume=True)
 
 
 def test_somebody_who_never_ends(plan: Plan, half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_somebody_who_never_ends(plan: Plan, half: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(target, "read_manifest", busy)
     with pytest.raises(OutputError, match="somebody else writes here"):
-        survey(plan, half, overwrite=False, resume=True)
+        inspect_output(plan, half, overwrite=False, resume=True)
 
 
 def test_the_key_is_there_while_an_older_merge_goes_away(
@@ -108,7 +108,7 @@ def test_the_key_is_there_while_an_older_merge_goes_away(
 
     monkeypatch.setattr(Path, "unlink", unlink)
     old = read_key(half / PARTIAL)
-    Store(half, other).prepare()
+    PartialOutput(half, other).prepare()
     assert old and set(seen) == {old}
     assert read_key(half / PARTIAL) == other.key
 
@@ -152,7 +152,7 @@ def test_a_lock_of_the_end_that_a_dead_run_has_left(
     def full(*words: object) -> None:
         raise OutputError("no space")
 
-    monkeypatch.setattr(Store, "open", full)
+    monkeypatch.setattr(PartialOutput, "open", full)
     assert average(half, big) == 4
 
 
@@ -165,7 +165,7 @@ def test_a_manifest_that_goes_away_while_it_is_read(
 
 
 def test_two_take_the_folder_away(half: Path, plan: Plan, before: Any) -> None:
-    before(store_module.os, "urandom", Store(half, plan).remove)
+    before(store_module.os, "urandom", PartialOutput(half, plan).remove)
     remove_partial(half)
     assert not list(half.glob(".merge-partial*"))
 
@@ -175,7 +175,7 @@ def test_who_opens_shards_while_another_renames_them(plan: Plan, half: Path) -> 
     folder, shard = half / PARTIAL, plan.layout.shards[0].name
     (folder / COMMITTING).write_text('{"replaces": []}')
     (folder / f"{shard}.partial").rename(half / shard)
-    late = Store(half, plan)
+    late = PartialOutput(half, plan)
     with pytest.raises(OutputError, match="another rank has just finished"):
         late.open()
     late.close()
@@ -188,7 +188,7 @@ def test_the_finisher_dies_while_one_asks_for_its_lock(
     """Then that one finishes."""
     real, left = run._lock, ["finish"]
 
-    def lock(store: Store, name: str) -> Lock:
+    def lock(store: PartialOutput, name: str) -> Lock:
         if name in left:
             left.remove(name)
             raise Busy("another merge writes here")

@@ -13,21 +13,21 @@ from support.recipes import average, digest, one_tensor_models
 
 PHASES = {
     "reads the headers": "merge_worker.planning.plan open_all",
-    "plans": "merge_worker.planning.plan lay_out",
-    "looks at OUT": "merge_worker.engine.run survey",
+    "plans": "merge_worker.planning.plan assign_shards",
+    "looks at OUT": "merge_worker.engine.run inspect_output",
     "takes the lock": "merge_worker.engine.run refuse_others",
-    "takes over journals": "merge_worker.output.store Store.read_journals",
+    "takes over journals": "merge_worker.output.store PartialOutput.read_journals",
     "begins to read ahead": "merge_worker.engine.one_pass ReadAhead.__enter__",
     "starts its lanes": "merge_worker.engine.stream Engine.run",
     "reads": "merge_worker.checkpoint.reader Files.read",
     "looks": "merge_worker.engine.lane Lane.look",
     "merges": "merge_worker.engine.lane Lane.merge",
-    "writes": "merge_worker.output.store Store.write",
-    "forces bytes to the storage": "merge_worker.output.store Store.sync",
+    "writes": "merge_worker.output.store PartialOutput.write",
+    "forces bytes to the storage": "merge_worker.output.store PartialOutput.sync",
     "checksums the result": "merge_worker.output.commit _outputs",
     "hashes the result": "merge_worker.output.commit Hashes.finish",
     "writes side files": "merge_worker.output.commit commit",
-    "cleans up": "merge_worker.output.store Store.remove",
+    "cleans up": "merge_worker.output.store PartialOutput.remove",
 }
 KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 WITHIN_S = 10.0
@@ -88,7 +88,7 @@ def test_what_takes_minutes_does_not_keep_it(
     assert digest(out) == digest(whole)
 
 
-@pytest.mark.parametrize("place", ["merge_worker.cli relax", "os _exit"])
+@pytest.mark.parametrize("place", ["merge_worker.cli cancel_exit", "os _exit"])
 def test_a_signal_when_all_is_done(
     tmp_path: Path, big: list[Path], forks: Forks, place: str
 ) -> None:

@@ -1,8 +1,8 @@
 """Hostile inputs by the ten thousand, in a process of its own with little memory.
 
 `python fuzz_runner.py KIND SEED COUNT`: what `fuzz_cases.py` makes is read as the worker reads
-it. Ends with 1 at the first that is answered by anything but a line of words, and prints it; with 1, too, if
-an answer takes long. `fuzz_guided.py` lets atheris find the cases.
+it. Ends with 1 at the first that is answered by anything but a line of words, and prints it; with
+1, too, if an answer takes long. `fuzz_guided.py` lets atheris find the cases.
 """
 
 import json
@@ -26,7 +26,7 @@ from merge_worker.output.model_card import model_card
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
 from merge_worker.recipe.schema import parse
-from merge_worker.tokenizer.files import Beside, Vocabulary, vocabulary
+from merge_worker.tokenizer.files import SideFiles, Vocabulary, vocabulary
 from merge_worker.tokenizer.vocabulary import edited, joined
 from support.fuzz_cases import MAKERS, RECIPES, TOKENIZERS, archived
 
@@ -142,7 +142,7 @@ def read_pickle(case: bytes) -> None:
 def read_vocabulary(case: bytes) -> None:
     """Tokens, then those of another model beside them, and the files of both together."""
     names = list(TOKENIZERS)
-    beside = Beside(None, {names[(case[:1] or b"\0")[0] % len(names)]: case[1:]})
+    beside = SideFiles(None, {names[(case[:1] or b"\0")[0] % len(names)]: case[1:]})
     found = vocabulary(beside)
     if found is not None:
         tokens = joined(found, [("b", OTHERS, 3)], ["<new>"])

@@ -9,7 +9,7 @@ from torch import Tensor
 from merge_worker import methods
 from merge_worker.dtypes import from_torch_name
 from merge_worker.engine.buffers import Pool
-from merge_worker.method import SCALED_SCRATCH, Base, Block, Method, Reduce, Task
+from merge_worker.method import SCALED_SCRATCH, BaseRole, Block, Method, StatisticsPass, Task
 from merge_worker.planning.step import CPU_BLOCK, Grid, grid
 
 
@@ -30,7 +30,7 @@ def merge(
     `lambda_` for `lambda`. Defaults fill the rest.
     """
     method = methods.get(name)
-    if base is not None and method.base is Base.IGNORED:
+    if base is not None and method.base is BaseRole.IGNORED:
         models, base = [*models, base], None
     task = make_task(method, models, base, values, dtype)
     task = replace(task, name=tensor, seed=seed)
@@ -72,7 +72,7 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
     flat = [source.contiguous().view(-1) for source in sources]
     with torch.inference_mode():
         current, passes = method.begin(task), 1
-        while isinstance(current, Reduce):
+        while isinstance(current, StatisticsPass):
             current = current.finish([current.look(b) for b in blocks(places, flat, scratch)])
             passes += 1
         for item in blocks(places, flat, scratch):

@@ -13,9 +13,9 @@ from torch import Tensor
 from merge_worker.cli import main
 from merge_worker.dtypes import BY_NAME
 from merge_worker.engine.stream import Engine
-from merge_worker.engine.work import Work, join, share
+from merge_worker.engine.work import Work, join_steps, share
 from merge_worker.output.commit import finish
-from merge_worker.output.store import Store
+from merge_worker.output.store import PartialOutput
 from merge_worker.output.target import State, Target
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import Plan, make_plan
@@ -24,7 +24,7 @@ from merge_worker.recipe.schema import parse
 from merge_worker.recipe.shorthand import direct_recipe
 from merge_worker.system.progress import Progress
 from merge_worker.system.ranks import Rank
-from merge_worker.tensors.source import TensorInfo
+from merge_worker.tensors.source import StoredTensor
 from support.checkpoint_factory import write_checkpoint
 
 
@@ -112,7 +112,7 @@ def sparse_file(path: Path, tensors: Mapping[str, tuple[Sequence[int], str, int]
 def step(count: int, block: int, dtypes: tuple[str, ...], reads: int = 1, scratch: int = 0) -> Step:
     """A step of a plan by itself: a vector, copied or merged from files that are not there."""
     sources = tuple(
-        TensorInfo("x", BY_NAME[d], (count,), "f", 8, count * BY_NAME[d].bytes) for d in dtypes
+        StoredTensor("x", BY_NAME[d], (count,), "f", 8, count * BY_NAME[d].bytes) for d in dtypes
     )
     fields: dict[str, Any] = {
         "name": f"t{count}", "dtype": sources[0].dtype, "shape": (count,), "sources": sources,
@@ -122,20 +122,20 @@ def step(count: int, block: int, dtypes: tuple[str, ...], reads: int = 1, scratc
     return Step(**fields)
 
 
-def engine_for(plan: Plan, store: Store, **options: Any) -> Engine:
+def engine_for(plan: Plan, store: PartialOutput, **options: Any) -> Engine:
     """The engine of one merge, on the CPU and silent."""
     progress = Progress("off", plan.output_bytes, "")
     return Engine([store], plan.memory, progress, [torch.device("cpu")], **options)
 
 
-def work_of(plan: Plan, store: Store) -> list[Work]:
+def work_of(plan: Plan, store: PartialOutput) -> list[Work]:
     """All that the store lacks."""
-    return join([share(plan.steps, Rank(), store.done())])
+    return join_steps([share(plan.steps, Rank(), store.done())])
 
 
 def stream_into(out: Path, plan: Plan, *, stop_after: int | None = None, **options: Any) -> Engine:
     """Do what is left of a plan, without a command around it; ends early after so many pieces."""
-    store = Store(out, plan)
+    store = PartialOutput(out, plan)
     store.prepare()
     store.read_journals()
     store.open()
@@ -160,7 +160,7 @@ def stream_into(out: Path, plan: Plan, *, stop_after: int | None = None, **optio
 
 def finish_into(out: Path, plan: Plan) -> None:
     """Give what was streamed its final names."""
-    store = Store(out, plan)
+    store = PartialOutput(out, plan)
     store.read_journals()
     assert store.complete()
     finish(store, Target(State.FRESH), {}, False)

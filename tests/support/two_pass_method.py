@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from merge_worker import methods
-from merge_worker.method import Block, Cut, Final, Method, Reduce, Task, merge_method
+from merge_worker.method import (
+    Block,
+    Granularity,
+    MergePass,
+    Method,
+    StatisticsPass,
+    Task,
+    merge_method,
+)
 
 Partial = tuple[int, int, float]
 
@@ -37,7 +45,7 @@ def in_order(partials: Sequence[Partial], task: Task) -> list[float]:
     return [value for _, _, value in partials]
 
 
-class Mean(Reduce):
+class Mean(StatisticsPass):
     def __init__(self, task: Task) -> None:
         self.task = task
 
@@ -45,14 +53,14 @@ class Mean(Reduce):
         values = mean_of(block)
         return block.start, values.numel(), float(values.sum())
 
-    def finish(self, partials: Sequence[Partial]) -> Reduce | Final:
+    def finish(self, partials: Sequence[Partial]) -> StatisticsPass | MergePass:
         total = 0.0
         for value in in_order(partials, self.task):
             total += value
         return Spread(self.task, total / torch.Size(self.task.shape).numel())
 
 
-class Spread(Reduce):
+class Spread(StatisticsPass):
     def __init__(self, task: Task, mean: float) -> None:
         self.task, self.mean = task, mean
 
@@ -60,11 +68,11 @@ class Spread(Reduce):
         values = mean_of(block).sub_(self.mean).abs_()
         return block.start, values.numel(), float(values.max())
 
-    def finish(self, partials: Sequence[Partial]) -> Reduce | Final:
+    def finish(self, partials: Sequence[Partial]) -> StatisticsPass | MergePass:
         return Scaled(self.mean, max(in_order(partials, self.task)))
 
 
-class Scaled(Final):
+class Scaled(MergePass):
     def __init__(self, mean: float, spread: float) -> None:
         self.mean, self.spread = mean, spread
 
@@ -73,8 +81,8 @@ class Scaled(Final):
 
 
 class Centred:
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut:
-        return Cut(values["cut"])
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+        return Granularity(values["cut"])
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
         return 3
@@ -85,7 +93,7 @@ class Centred:
     def check(self, method: Method, task: Task) -> None:
         pass
 
-    def begin(self, method: Method, task: Task) -> Reduce | Final:
+    def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         return Mean(task)
 
 

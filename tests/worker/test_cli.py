@@ -292,7 +292,7 @@ def test_a_signal_while_an_error_is_told(
 ) -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("only the main thread may take signals")
-    tell, told = messages._tell, 0
+    tell, told = messages.print_line, 0
 
     def late(*words: Any) -> None:
         nonlocal told

@@ -20,7 +20,7 @@ from .engine.options import Clock
 from .errors import Stopped, UsageError, WorkerError, input_errors
 from .messages import nearest, print_line
 from .system import torch_startup
-from .system.signals import Signals, asked, relax
+from .system.signals import Signals, cancel_exit, stop_requested
 
 # MERGED What is said of a command line that argparse does not understand.
 
@@ -33,7 +33,7 @@ class Commands(Protocol):
     asked: str
 
 
-def explained(parser: Commands, message: str) -> str:
+def explain_usage_error(parser: Commands, message: str) -> str:
     """The message of argparse with the nearest right word, and where to read on."""
     text, prog = message, parser.prog
     if found := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose .*\)", message):
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_line(f"merge-worker: {error}", sys.stderr)
         return error.exit_code
     finally:
-        relax()
+        cancel_exit()
 
 
 def _main(argv: Sequence[str] | None, signals: Signals) -> int:
@@ -83,7 +83,7 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may not fit the locale
     try:
-        words = _understood(list(sys.argv[1:] if argv is None else argv))
+        words = translate_legacy_options(list(sys.argv[1:] if argv is None else argv))
         arguments = _parser(words).parse_args(words)
         code: int = arguments.command(arguments, clock)
         signals.over = True
@@ -91,7 +91,7 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         return code
     except WorkerError as error:
         print_line(f"merge-worker: {error}", sys.stderr)
-        return Stopped.exit_code if asked() else error.exit_code
+        return Stopped.exit_code if stop_requested() else error.exit_code
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -101,7 +101,7 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
     except SystemExit as error:  # argparse: 2 for a wrong command, 0 for --help
         return error.code if isinstance(error.code, int) else 2
     except BaseException:
-        if asked():  # what is half imported makes another error of it
+        if stop_requested():  # what is half imported makes another error of it
             print_line("merge-worker: stopped by a signal; run the same command again", sys.stderr)
             return Stopped.exit_code
         # Before Python 3.13 an uncaught error in a zip prints no source lines; this does.
@@ -110,7 +110,7 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         return 1
 
 
-def _understood(words: Sequence[str]) -> Sequence[str]:
+def translate_legacy_options(words: Sequence[str]) -> Sequence[str]:
     """Options of mergekit as those of the worker."""
     ours, notes = (
         mergekit_options.translated(words) if words[:1] in (["merge"], ["average"]) else (words, ())
@@ -137,7 +137,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """A line with the nearest right word, in place of the usage on fifteen."""
-        raise UsageError(explained(self, message))
+        raise UsageError(explain_usage_error(self, message))
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .dtypes import DType
 
 
-class Base(Enum):
+class BaseRole(Enum):
     """The part that `base_model` plays."""
 
     IGNORED = "ignored"  # a base named in the recipe joins the models
@@ -28,7 +28,7 @@ class Base(Enum):
     REQUIRED = "required"
 
 
-class Cut(Enum):
+class Granularity(Enum):
     """The smallest part of a tensor from which a part of the result can be computed."""
 
     ELEMENT = "element"
@@ -103,7 +103,7 @@ class Block:
     scratch: Scratch
 
 
-class Reduce(ABC):
+class StatisticsPass(ABC):
     """A pass that looks at every block before the result can be computed.
 
     Blocks lie on a fixed grid and `finish` gets their results in index order, so a statistic
@@ -115,11 +115,11 @@ class Reduce(ABC):
         """Statistics of one block; runs in any thread, any order."""
 
     @abstractmethod
-    def finish(self, partials: Sequence[Any]) -> Reduce | Final:
+    def finish(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
         """The next pass."""
 
 
-class Final(ABC):
+class MergePass(ABC):
     """The pass that computes: one call per block."""
 
     takes: str = ""  # the dtype in which it adds sources up without converting them, if it is one
@@ -128,12 +128,12 @@ class Final(ABC):
     def merge(self, block: Block, out: Tensor) -> None:
         """Write the merged block to `out`, rounding once to its dtype."""
 
-    def wide(self) -> Final | None:
+    def wide(self) -> MergePass | None:
         """The same with room for larger numbers, for blocks that came out as NaN or Inf."""
         return None
 
 
-class Effort(NamedTuple):
+class Cost(NamedTuple):
     """What a tensor takes where mathematics, not reading, takes the time."""
 
     flops: int  # of the whole tensor
@@ -141,16 +141,16 @@ class Effort(NamedTuple):
 
 
 @runtime_checkable
-class Heavy(Protocol):
+class ComputeBound(Protocol):
     """A family with methods that compute for much longer than they read."""
 
-    def effort(self, method: Method, task: Task) -> Effort: ...
+    def effort(self, method: Method, task: Task) -> Cost: ...
 
 
-class Family(Protocol):
+class Algorithm(Protocol):
     """What the methods of one shape share: how they may be cut, their passes, their memory."""
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut: ...
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity: ...
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
         """How often the sources are read, the final pass included."""
@@ -161,7 +161,7 @@ class Family(Protocol):
     def check(self, method: Method, task: Task) -> None:
         """Refuse values that cannot work, while planning. ValueError or ZeroDivisionError."""
 
-    def begin(self, method: Method, task: Task) -> Reduce | Final:
+    def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         """The first pass over a tensor."""
 
 
@@ -171,8 +171,8 @@ class Method:
 
     name: str
     function: Callable[..., Any]
-    family: Family
-    base: Base
+    family: Algorithm
+    base: BaseRole
     least_models: int  # base not counted
     most_models: int | None
     parameters: tuple[Parameter, ...]
@@ -187,11 +187,11 @@ class Method:
     @property
     def modifiers(self) -> tuple[Parameter, ...]:
         """Parameters that work on any method of its kind; they are no values of a task."""
-        lines = LINES if self.base is Base.REQUIRED else ()
+        lines = LINES if self.base is BaseRole.REQUIRED else ()
         weights = any(p.name == "weight" and p.per_model for p in self.parameters)
         return (*lines, SCHEDULE) if weights else lines
 
-    def begin(self, task: Task) -> Reduce | Final:
+    def begin(self, task: Task) -> StatisticsPass | MergePass:
         """The first pass over a tensor."""
         first = self.family.begin(self, task)
         if task.scale == 1.0:
@@ -221,10 +221,10 @@ _TYPES: dict[str, tuple[type, bool]] = {
 
 
 def merge_method(
-    family: Family,
+    family: Algorithm,
     *,
     reference: str,
-    base: Base = Base.IGNORED,
+    base: BaseRole = BaseRole.IGNORED,
     models: tuple[int, int | None] = (1, None),
     experimental: bool = False,
     **options: Any,

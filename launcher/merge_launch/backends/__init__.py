@@ -6,12 +6,12 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from .base import Backend, Here, JobState, Scheduler, Service, Status, Submitted
+from .base import Backend, JobState, LocalBackend, Scheduler, Service, Status, Submitted
 
 __all__ = [
     "Backend",
-    "Here",
     "JobState",
+    "LocalBackend",
     "Scheduler",
     "Service",
     "Status",

@@ -204,7 +204,7 @@ class Scheduler(Backend[R]):
     def cancel_argv(self, job_id: str) -> list[str]: ...
 
 
-class Here(Scheduler[R]):
+class LocalBackend(Scheduler[R]):
     """A backend that is this machine: in the foreground, or detached with states and logs."""
 
     @abstractmethod

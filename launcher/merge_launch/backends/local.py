@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..settings.options import Shape, option
-from .base import Here, JobState, Resources, Status
+from ..settings.options import OptionSpec, option
+from .base import JobState, LocalBackend, Resources, Status
 
 if TYPE_CHECKING:
     from ..job.job import Job
@@ -59,10 +59,10 @@ ID = r"local-\d{12}-\d+"
 class LocalResources(Resources):
     """The machine is what it is."""
 
-    detach: bool = option(False, Shape("go on in the background, as a job with a log"))
+    detach: bool = option(False, OptionSpec("go on in the background, as a job with a log"))
 
 
-class Local(Here[LocalResources]):
+class Local(LocalBackend[LocalResources]):
     name = "local"
     template = "local.sh.j2"
     help = "Merge here and now."

@@ -207,10 +207,10 @@ def retry_command(
         say(f"{record.job_id} is {status.state.value}; cancel it first, or wait for its end")
         return 2
     fresh = submit.again(record)
-    return told(fresh, follow)
+    return report_submitted(fresh, follow)
 
 
-def told(fresh: list[Record], follow: bool) -> int:
+def report_submitted(fresh: list[Record], follow: bool) -> int:
     """Print what a user needs to know of jobs on their way; note them; follow the first."""
     from ..tracking import conflicts, logs
 

@@ -15,7 +15,7 @@ from .. import backends
 from ..errors import UsageError, refuse
 from ..profiles import file
 from ..profiles import layers as profile_layers
-from ..profiles.file import COMMON, OF_A_PROFILE, Held, table_faults
+from ..profiles.file import COMMON, OF_A_PROFILE, ProfileFile, table_faults
 from ..settings.options import options_of
 from .wiring import guarded, say
 
@@ -28,8 +28,8 @@ def add(profiles: typer.Typer) -> None:
         profiles.command(name)(guarded(command))
 
 
-def _held() -> Held:
-    return Held.read(file.find(Path.cwd(), profile_layers.config_folder()))
+def _held() -> ProfileFile:
+    return ProfileFile.read(file.find(Path.cwd(), profile_layers.config_folder()))
 
 
 def list_command(as_json: AsJson = False) -> int:
@@ -64,7 +64,7 @@ def show_command(
     return 0
 
 
-def _values(held: Held, name: str) -> Iterator[dict[str, object]]:
+def _values(held: ProfileFile, name: str) -> Iterator[dict[str, object]]:
     tables = [each for each, _ in held.chain(name)]
     told: set[tuple[str | None, str]] = set()
     named: list[str | None] = [b for b in backends.names() if any(b in each for each in tables)]
@@ -106,7 +106,7 @@ def check_command(
     return 0
 
 
-def _faults(held: Held, name: str) -> Iterator[str]:
+def _faults(held: ProfileFile, name: str) -> Iterator[str]:
     try:
         for table, place in held.chain(name):
             if place.startswith("built in: "):

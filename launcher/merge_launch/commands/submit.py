@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from ..backends.base import Backend, Here, Scheduler, Service
+from ..backends.base import Backend, LocalBackend, Scheduler, Service
 from ..errors import refuse
 from ..settings.groups import JobOptions, MergeOptions, WorkerOptions
 from ..submission.prepare import Request
@@ -36,7 +36,7 @@ def launch(request: Request) -> int:
     job, text = parts[0]
     refuse(backend.obstacles(job, resources))
     warnings = request.look()
-    if isinstance(backend, Here) and not backend.detached(resources):
+    if isinstance(backend, LocalBackend) and not backend.detached(resources):
         # The worker tells its warnings itself.
         return submit.run_here(backend, text, request.options.notify)
     for warning in warnings:
@@ -47,7 +47,7 @@ def launch(request: Request) -> int:
         fresh = submit.submit(backend, parts, resources)
     else:
         raise TypeError(f"nothing knows how to run a {type(backend).__name__}")
-    return jobs.told(fresh, request.options.follow)
+    return jobs.report_submitted(fresh, request.options.follow)
 
 
 def add_backend(app: typer.Typer, shown: typer.Typer, backend: Backend[Any], whole: bool) -> None:

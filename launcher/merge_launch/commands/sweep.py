@@ -16,11 +16,11 @@ from merge_worker.errors import OutputError as Taken
 from merge_worker.errors import WorkerError
 
 from .. import backends
-from ..backends.base import Backend, Here, Scheduler
+from ..backends.base import Backend, LocalBackend, Scheduler
 from ..errors import ClusterError, LauncherError, UsageError, refuse
 from ..job.source import current_folder
 from ..settings.groups import JobOptions, SweepOptions, WorkerOptions
-from ..settings.options import Shape, option
+from ..settings.options import OptionSpec, option
 from ..sweeps.definition import Member, Sweep, gathered, read_sweep
 from .wiring import guarded, say, with_options
 
@@ -29,19 +29,23 @@ from .wiring import guarded, say, with_options
 class ResultOptions:
     """How results are shown."""
 
-    out: str | None = option(None, Shape("the folder of the members, if it was given", "-o", "DIR"))
-    sort: str | None = option(None, Shape("by this column", metavar="COLUMN"))
-    descending: bool = option(False, Shape("the greatest first"))
-    column: tuple[str, ...] = option((), Shape("show this result (repeatable)", metavar="NAME"))
-    csv: bool = option(False, Shape("all columns, for spreadsheets"))
-    json: bool = option(False, Shape("all columns, for programs"))
+    out: str | None = option(
+        None, OptionSpec("the folder of the members, if it was given", "-o", "DIR")
+    )
+    sort: str | None = option(None, OptionSpec("by this column", metavar="COLUMN"))
+    descending: bool = option(False, OptionSpec("the greatest first"))
+    column: tuple[str, ...] = option(
+        (), OptionSpec("show this result (repeatable)", metavar="NAME")
+    )
+    csv: bool = option(False, OptionSpec("all columns, for spreadsheets"))
+    json: bool = option(False, OptionSpec("all columns, for programs"))
 
 
 @dataclass(frozen=True)
 class TableOptions:
     """How the members are shown before they are submitted."""
 
-    json: bool = option(False, Shape("with --dry-run: the members, for programs"))
+    json: bool = option(False, OptionSpec("with --dry-run: the members, for programs"))
 
 
 def add(app: typer.Typer, sweep: typer.Typer) -> None:
@@ -78,7 +82,7 @@ def _add_backend(sweep: typer.Typer, backend: Backend[Any]) -> None:
 
 def launch(word: str, backend: Backend[Any], given: dict[str, Any]) -> int:
     from ..profiles import layers
-    from ..submission.prepare import Order, option_layers
+    from ..submission.prepare import SweepRequest, option_layers
     from ..sweeps import state
 
     groups = [SweepOptions, JobOptions, WorkerOptions, TableOptions, backend.resources]
@@ -90,7 +94,7 @@ def launch(word: str, backend: Backend[Any], given: dict[str, Any]) -> int:
     sweep = read_sweep(word, how.out, current_folder(os.environ))
     for warning in sweep.warnings:
         say(f"warning: {warning}")
-    order = Order(sweep, backend, options, worker, resources)
+    order = SweepRequest(sweep, backend, options, worker, resources)
     states, failures = state.look(sweep)
     for failure in failures:
         say(f"warning: {failure}")
@@ -122,7 +126,7 @@ def _faults(
         yield f"--array: {backend.name} has no arrays"
     if how.one_pass and options.then is not None and not backend.dependencies:
         yield f"--one-pass with --then: {backend.name} has no job that waits for another"
-    if isinstance(backend, Here) and backend.detached(resources) and not how.one_pass:
+    if isinstance(backend, LocalBackend) and backend.detached(resources) and not how.one_pass:
         yield "--detach: here the members run one after the other; leave it out, or use --one-pass"
 
 

@@ -59,14 +59,14 @@ def look(merge: Merge, options: WorkerOptions, everything: bool) -> list[str]:
 def _full(plan: Plan, out: Path, options: WorkerOptions) -> list[str]:
     """Warnings about OUT and its disk, if that is here. OutputError where the merge cannot go."""
     from merge_worker.output.files import finished
-    from merge_worker.output.space import room
+    from merge_worker.output.space import disk_space
     from merge_worker.output.target import refuse_occupied
 
     try:
         refuse_occupied(plan, out)
         if not out.parent.is_dir() or (finished(out) and not options.overwrite):
             return []
-        found = room(plan, out)
+        found = disk_space(plan, out)
     except OSError:  # that it cannot be looked at here need not hold on the node
         return []
     return found.refuse(out)

@@ -92,7 +92,7 @@ def read_source(
 
 def with_absent(error: WorkerError, words: Sequence[str], folder: str) -> WorkerError:
     """The faults of a recipe, and the models that are not here: all at once."""
-    from merge_worker.planning.missing_models import with_absent_models
+    from merge_worker.planning.missing_models import with_missing_models
 
     if not isinstance(error, OfRecipe) or not words[0].endswith(RECIPE_ENDS):
         return error
@@ -100,7 +100,7 @@ def with_absent(error: WorkerError, words: Sequence[str], folder: str) -> Worker
         text = Path(words[0]).expanduser().read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return error
-    return with_absent_models(error, text, Path(folder))
+    return with_missing_models(error, text, Path(folder))
 
 
 def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:

@@ -52,14 +52,14 @@ def sites() -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class Held:
+class ProfileFile:
     """A checked file; `table` is empty where there is none."""
 
     path: Path | None
     table: Table
 
     @classmethod
-    def read(cls, path: Path | None) -> Held:
+    def read(cls, path: Path | None) -> ProfileFile:
         """UsageError lists every fault of the file."""
         held = cls(path, {} if path is None else _parse(path))
         refuse(list(held.faults()))

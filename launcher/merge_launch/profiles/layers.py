@@ -14,7 +14,7 @@ from merge_worker.messages import printable
 
 from ..errors import LauncherError, refuse
 from ..settings.options import Fault, Option, options_of, read
-from .file import Held, find
+from .file import ProfileFile, find
 
 Group = TypeVar("Group")
 
@@ -52,7 +52,7 @@ def config_folder() -> Path:
 def complete(incomplete: str) -> list[str]:
     """For the shell: profiles that begin so."""
     try:
-        names = Held.read(find(Path.cwd(), config_folder())).names()
+        names = ProfileFile.read(find(Path.cwd(), config_folder())).names()
     except LauncherError:
         return []
     return [name for name in names if name.startswith(incomplete)]
@@ -61,7 +61,7 @@ def complete(incomplete: str) -> list[str]:
 def load(path: Path | None, name: str | None, backend: str | None) -> list[Layer]:
     """The layers of a profile file, or of a site that we know, for one backend, nearest first."""
     layers = []
-    for table, place in Held.read(path).chain(name):
+    for table, place in ProfileFile.read(path).chain(name):
         if backend is not None and isinstance(table.get(backend), dict):
             layers.append(_layer(table[backend], f"{place}: [{backend}]"))
         layers.append(_layer(table, place))

@@ -8,7 +8,7 @@ from typing import Any
 from merge_worker.options import BY_NAME
 from merge_worker.units import at_least_one
 
-from .options import Shape, option, options_of
+from .options import OptionSpec, option, options_of
 
 DIRECT = "direct merge: "
 
@@ -16,7 +16,7 @@ DIRECT = "direct merge: "
 def shared(name: str, before: str = "") -> Any:
     """Make a field of an option that merge-worker has too; `before` begins its help."""
     known = BY_NAME[name]
-    shape = Shape(
+    shape = OptionSpec(
         before + known.help,
         metavar=known.metavar or "|".join(known.choices) or None,
         pattern=known.pattern or "|".join(known.choices) or None,
@@ -30,7 +30,7 @@ def shared(name: str, before: str = "") -> Any:
 class MergeOptions:
     """What is merged, beside the SOURCE words."""
 
-    out: str | None = option(None, Shape("the folder of the merged model", "-o", "DIR"))
+    out: str | None = option(None, OptionSpec("the folder of the merged model", "-o", "DIR"))
     method: str | None = shared("method", DIRECT)
     weights: str | None = shared("weights", DIRECT)
     schedule: str | None = shared("schedule", DIRECT)
@@ -41,13 +41,13 @@ class MergeOptions:
 class JobOptions:
     """How the job runs."""
 
-    name: str | None = option(None, Shape("the job's name; made of OUT when missing"))
+    name: str | None = option(None, OptionSpec("the job's name; made of OUT when missing"))
     python: str | None = option(
-        None, Shape("the interpreter on the node (python3)", metavar="PROGRAM")
+        None, OptionSpec("the interpreter on the node (python3)", metavar="PROGRAM")
     )
     env: tuple[str, ...] = option(
         (),
-        Shape(
+        OptionSpec(
             "set a variable in the job (repeatable)",
             metavar="K=V",
             pattern=r"(?s)[A-Za-z_][A-Za-z0-9_]*=.*",
@@ -57,14 +57,16 @@ class JobOptions:
     )
     setup: tuple[str, ...] = option(
         (),
-        Shape("a shell line to run before the worker (repeatable)", metavar="LINE", adds_up=True),
+        OptionSpec(
+            "a shell line to run before the worker (repeatable)", metavar="LINE", adds_up=True
+        ),
     )
     then: str | None = option(
-        None, Shape("a command to run in OUT after a successful merge", metavar="COMMAND")
+        None, OptionSpec("a command to run in OUT after a successful merge", metavar="COMMAND")
     )
     notify: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "tell this address (Slack's webhooks and the like) when the job has ended",
             metavar="URL",
             pattern=r"https?://[\x21-\x7e]+",
@@ -73,14 +75,14 @@ class JobOptions:
     )
     engine: str = option(
         "merge-worker",
-        Shape(
+        OptionSpec(
             "what merges: merge-worker, or mergekit, found on the node or installed there",
             pattern="merge-worker|mergekit",
             form="merge-worker or mergekit",
         ),
     )
-    dry_run: bool = option(False, Shape("print the job and do nothing else"))
-    follow: bool = option(False, Shape("show the log until the job ends", "-f"))
+    dry_run: bool = option(False, OptionSpec("print the job and do nothing else"))
+    follow: bool = option(False, OptionSpec("show the log until the job ends", "-f"))
 
     def variables(self) -> dict[str, str]:
         """Later ones win."""
@@ -136,15 +138,15 @@ class SweepOptions:
     """How the members are made."""
 
     out: str | None = option(
-        None, Shape("the folder that gets a folder for each member", "-o", "DIR")
+        None, OptionSpec("the folder that gets a folder for each member", "-o", "DIR")
     )
-    array: bool = option(False, Shape("job arrays, as large as the site allows"))
+    array: bool = option(False, OptionSpec("job arrays, as large as the site allows"))
     array_size: int | None = option(
-        None, Shape("with --array: members of one array at most", metavar="N", minimum=1)
+        None, OptionSpec("with --array: members of one array at most", metavar="N", minimum=1)
     )
     at_once: int | None = option(
-        None, Shape("with --array: members that run at once", metavar="N", minimum=1)
+        None, OptionSpec("with --array: members that run at once", metavar="N", minimum=1)
     )
     one_pass: bool = option(
-        False, Shape("one job that reads the inputs once and writes every member")
+        False, OptionSpec("one job that reads the inputs once and writes every member")
     )

@@ -21,7 +21,7 @@ TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class OptionSpec:
     """What a field says about its option beside name, type and default."""
 
     help: str
@@ -39,7 +39,7 @@ class Option(NamedTuple):
     name: str
     kind: type
     default: Any
-    shape: Shape
+    shape: OptionSpec
 
     @property
     def flag(self) -> str:
@@ -54,7 +54,7 @@ class Fault(ValueError):
     """A value that an option cannot take; the text is the rest of a sentence about it."""
 
 
-def option(default: Any, shape: Shape) -> Any:
+def option(default: Any, shape: OptionSpec) -> Any:
     """A dataclass field that is an option."""
     return dataclasses.field(default=default, metadata={METADATA: shape})
 

@@ -7,23 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..backends.base import Backend, Here
+from ..backends.base import Backend, LocalBackend
 from ..errors import LauncherError, refuse
 from ..job import payload, preflight
 from ..job.job import Job
 from ..job.source import Merge, current_folder, read_source
-from ..profiles import file
-from ..profiles import layers as profile_layers
+from ..profiles import file, layers
 from ..profiles.layers import Layer
 from ..settings.groups import JobOptions, MergeOptions, WorkerOptions
 from ..sweeps.definition import Member, Sweep
 from . import render
 
-Parts = list[tuple[Job, str]]
+RenderedJob = list[tuple[Job, str]]
 
 
 @dataclass(frozen=True)
-class Order:
+class SweepRequest:
     """How every member is to run."""
 
     sweep: Sweep
@@ -34,7 +33,7 @@ class Order:
 
     def look(self, member: Member) -> list[str]:
         """Warnings of its plan. WorkerError with all faults."""
-        return preflight.look(member.merge, self.worker, isinstance(self.backend, Here))
+        return preflight.look(member.merge, self.worker, isinstance(self.backend, LocalBackend))
 
     def job(self, *members: Member) -> Job:
         """One job; of several members in one pass."""
@@ -43,7 +42,7 @@ class Order:
         carried = payload.build()
         return Job(first, self.options, self.worker, carried, python, also=tuple(rest))
 
-    def parts(self, *members: Member, apart: bool = True) -> Parts:
+    def parts(self, *members: Member, apart: bool = True) -> RenderedJob:
         """With `apart`, what follows is a job of its own where the scheduler has such."""
         whole = self.job(*members)
         jobs = whole.apart() if apart and self.backend.dependencies else (whole,)
@@ -60,11 +59,11 @@ class Order:
 
 def option_layers(given: dict[str, Any], backend: str | None) -> list[Layer]:
     """Where settings come from, nearest first."""
-    variables = profile_layers.environment(os.environ)
+    variables = layers.environment(os.environ)
     chosen = given.pop("profile") or variables.values.get("profile")
-    path = file.find(Path.cwd(), profile_layers.config_folder())
-    held = profile_layers.load(path, None if chosen is None else str(chosen), backend)
-    return [profile_layers.flags(given), variables, *held]
+    path = file.find(Path.cwd(), layers.config_folder())
+    held = layers.load(path, None if chosen is None else str(chosen), backend)
+    return [layers.flags(given), variables, *held]
 
 
 class Request:
@@ -74,7 +73,7 @@ class Request:
         self, backend: Backend[Any], source: list[str], given: dict[str, Any], shown: bool = False
     ) -> None:
         groups = [MergeOptions, JobOptions, WorkerOptions, backend.resources]
-        found: list[Any] = profile_layers.resolve(groups, option_layers(given, backend.name))
+        found: list[Any] = layers.resolve(groups, option_layers(given, backend.name))
         merge_options, self.options, self.worker, self.resources = found
         folder = current_folder(os.environ)
         self.merge: Merge = read_source(source, merge_options, self.worker.dtype, folder)
@@ -87,7 +86,7 @@ class Request:
 
         if self.options.engine == "mergekit":  # it refuses and takes other things than the worker
             return []
-        return preflight.look(self.merge, self.worker, isinstance(self.backend, Here))
+        return preflight.look(self.merge, self.worker, isinstance(self.backend, LocalBackend))
 
     def parts(self) -> list[tuple[Job, str]]:
         """The jobs of the merge, each with its text: one, or another for `--then`."""

@@ -16,7 +16,7 @@ from merge_worker.messages import printable
 
 from .. import backends
 from ..backends import base
-from ..backends.base import Here, Scheduler, Service
+from ..backends.base import LocalBackend, Scheduler, Service
 from ..errors import ClusterError, LauncherError, OutputError
 from ..job.job import Job
 from ..process import CommandFailed, answer, find, foreground
@@ -33,7 +33,7 @@ def _write(path: Path, text: str) -> None:
     write_file(path, text.encode(errors="surrogateescape"))
 
 
-def run_here(backend: Here[Any], text: str, notify: str | None = None) -> int:
+def run_here(backend: LocalBackend[Any], text: str, notify: str | None = None) -> int:
     """The job's exit code."""
     handle, name = tempfile.mkstemp(prefix="merge-launch-", suffix=".sh")
     os.close(handle)
@@ -47,7 +47,7 @@ def run_here(backend: Here[Any], text: str, notify: str | None = None) -> int:
         path.unlink(missing_ok=True)
 
 
-def run_here_logged(backend: Here[Any], job: Job, text: str) -> int:
+def run_here_logged(backend: LocalBackend[Any], job: Job, text: str) -> int:
     """As `run_here`, with all that is printed in the job's log too."""
     script = Path(job.folder) / f"{job.name}.{backend.suffix}"
     with written_text(script, text):

@@ -15,10 +15,10 @@ from ..job.job import SHORT_NAME
 from ..job.source import safe_name
 from ..process import answer
 from ..submission import submit
-from ..submission.prepare import Order
+from ..submission.prepare import SweepRequest
 from ..tracking.records import Record
 from .definition import Member
-from .jobs import Started, after, each
+from .jobs import SubmittedMember, after, each
 
 ARRAY_LIMIT = 1000
 """Members of an array where the scheduler does not tell; the built-in limit of most."""
@@ -26,8 +26,8 @@ MOST = 1_000_000
 
 
 def arrays(
-    order: Order, members: Sequence[Member], size: int | None, at_once: int | None
-) -> Iterator[Started]:
+    order: SweepRequest, members: Sequence[Member], size: int | None, at_once: int | None
+) -> Iterator[SubmittedMember]:
     """Arrays of as many members as the site allows. Each member's `--then` waits for it alone, or
     runs at its end."""
     form = _form(order)
@@ -40,7 +40,7 @@ def arrays(
             yield from _array(order, some, at_once, number)
 
 
-def _form(order: Order) -> Arrays:
+def _form(order: SweepRequest) -> Arrays:
     backend = order.backend
     found = backend.arrays(order.resources) if isinstance(backend, Scheduler) else None
     if found is None:
@@ -56,8 +56,8 @@ def _limit(form: Arrays) -> int:
 
 
 def _array(
-    order: Order, members: Sequence[Member], at_once: int | None, number: int
-) -> Iterator[Started]:
+    order: SweepRequest, members: Sequence[Member], at_once: int | None, number: int
+) -> Iterator[SubmittedMember]:
     backend: Any = order.backend
     form = _form(order)
     parts = [order.parts(member, apart=form.awaited) for member in members]

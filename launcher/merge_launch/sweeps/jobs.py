@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..backends.base import Here, Scheduler, Service
+from ..backends.base import LocalBackend, Scheduler, Service
 from ..errors import LauncherError
 from ..submission import render, submit
-from ..submission.prepare import Order, Parts
+from ..submission.prepare import RenderedJob, SweepRequest
 from ..tracking.records import Record
 from .definition import Member
 
-Started = tuple[Member, list[Record]]
+SubmittedMember = tuple[Member, list[Record]]
 
 
-class Ended(LauncherError):
+class MemberFailed(LauncherError):
     """A member that ran here and failed; the others still run."""
 
     def __init__(self, code: int, out: str) -> None:
@@ -24,19 +24,19 @@ class Ended(LauncherError):
         self.exit_code = code
 
 
-def each(order: Order, members: Sequence[Member]) -> Iterator[Started]:
+def each(order: SweepRequest, members: Sequence[Member]) -> Iterator[SubmittedMember]:
     """One job for each member. LauncherError ends it; what was told before is on its way."""
-    failures: list[Ended] = []
+    failures: list[MemberFailed] = []
     for member in members:
         try:
             yield member, start(order, order.parts(member))
-        except Ended as error:
+        except MemberFailed as error:
             failures.append(error)
     if failures:
         raise failures[0]
 
 
-def in_one_pass(order: Order, members: Sequence[Member]) -> Iterator[Started]:
+def in_one_pass(order: SweepRequest, members: Sequence[Member]) -> Iterator[SubmittedMember]:
     """One job that reads the inputs once; what follows each member is a job of its own."""
     whole = order.job(*members)
     merge, *_ = whole.apart() if order.backend.dependencies else (whole,)
@@ -54,7 +54,7 @@ def in_one_pass(order: Order, members: Sequence[Member]) -> Iterator[Started]:
 
 
 def after(
-    order: Order, first: Record, parts: Parts, failures: list[LauncherError]
+    order: SweepRequest, first: Record, parts: RenderedJob, failures: list[LauncherError]
 ) -> Iterator[Record]:
     """The merge is on its way by now: what cannot follow it is told at the end."""
     backend: Any = order.backend
@@ -68,15 +68,15 @@ def after(
             failures.append(error)
 
 
-def start(order: Order, parts: Parts) -> list[Record]:
+def start(order: SweepRequest, parts: RenderedJob) -> list[Record]:
     backend = order.backend
     job, text = parts[0]
     if isinstance(backend, Service):
         return [submit.submit_to_service(backend, job, text, order.resources)]
-    if isinstance(backend, Here) and not backend.detached(order.resources):
+    if isinstance(backend, LocalBackend) and not backend.detached(order.resources):
         code = submit.run_here_logged(backend, job, text)
         if code != 0:
-            raise Ended(code, job.merge.out)
+            raise MemberFailed(code, job.merge.out)
         return []
     if not isinstance(backend, Scheduler):
         raise TypeError(f"nothing knows how to run a {type(backend).__name__}")

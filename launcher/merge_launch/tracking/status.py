@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .. import backends
-from ..backends.base import Here, JobState, Scheduler, Service, Status, state_of_exit
+from ..backends.base import JobState, LocalBackend, Scheduler, Service, Status, state_of_exit
 from ..errors import ClusterError, LauncherError, in_one_line
 from ..process import TIMEOUT_S, CommandFailed, answer
 from . import records
@@ -96,7 +96,7 @@ def _asked(
         except LauncherError as error:
             return {}, error
     far: dict[str, Status] = {}
-    if isinstance(backend, Here):
+    if isinstance(backend, LocalBackend):
         # Processes of another machine cannot be seen from here.
         for each in group:
             if each.host not in ("", records.this_host()) and each.exit_code() is None:

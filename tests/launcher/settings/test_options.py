@@ -8,15 +8,15 @@ import pytest
 
 from merge_launch import backends
 from merge_launch.settings.groups import CheckOptions, JobOptions, MergeOptions, WorkerOptions
-from merge_launch.settings.options import Fault, Shape, option, options_of, parameters, read
+from merge_launch.settings.options import Fault, OptionSpec, option, options_of, parameters, read
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    size: int = option(1, Shape("a number", minimum=1))
-    word: str | None = option(None, Shape("a word", "-w", pattern="a+", form="some a"))
-    lines: tuple[str, ...] = option((), Shape("lines"))
-    deep_switch: bool = option(False, Shape("a switch"))
+    size: int = option(1, OptionSpec("a number", minimum=1))
+    word: str | None = option(None, OptionSpec("a word", "-w", pattern="a+", form="some a"))
+    lines: tuple[str, ...] = option((), OptionSpec("lines"))
+    deep_switch: bool = option(False, OptionSpec("a switch"))
     untold: int = 0
 
 
@@ -80,7 +80,7 @@ def test_a_time_of_day_in_toml_is_a_walltime() -> None:
 def test_a_type_that_no_option_has_fails_loudly() -> None:
     @dataclasses.dataclass
     class Wrong:
-        ratio: float = option(0.5, Shape("no such thing"))
+        ratio: float = option(0.5, OptionSpec("no such thing"))
 
     with pytest.raises(TypeError, match="float"):
         options_of(Wrong)

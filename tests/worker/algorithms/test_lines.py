@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merge_worker import methods
 from merge_worker.errors import UsageError
-from merge_worker.method import Base
+from merge_worker.method import BaseRole
 from merge_worker.planning.plan import Plan, make_plan
 from merge_worker.recipe.schema import parse
 from support.checkpoint_factory import read_tensors, write_checkpoint
@@ -21,7 +21,7 @@ from support.method_cases import Case, cases
 from support.method_driver import make_task, merge, run
 from support.recipes import run as worker
 
-WITH_BASE = [name for name in methods.names() if methods.get(name).base is Base.REQUIRED]
+WITH_BASE = [name for name in methods.names() if methods.get(name).base is BaseRole.REQUIRED]
 NAMES = [
     "model.embed_tokens.weight",
     *(f"model.layers.{i}.w" for i in range(5)),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge_worker import methods
 from merge_worker.dtypes import from_torch_name
-from merge_worker.method import Heavy, Task, matrix_shape
+from merge_worker.method import ComputeBound, Task, matrix_shape
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
 from merge_worker.recipe.schema import parse
@@ -113,7 +113,7 @@ def task(method: str, shape: tuple[int, ...], models: int, dtype: str = "bfloat1
 @BOTH
 def test_effort(method: str) -> None:
     chosen = methods.get(method)
-    assert isinstance(chosen.family, Heavy)
+    assert isinstance(chosen.family, ComputeBound)
     one = chosen.family.effort(chosen, task(method, (512, 512), 3))
     two = chosen.family.effort(chosen, task(method, (1024, 1024), 3))
     assert two.flops / one.flops == pytest.approx(8, rel=0.01)
@@ -129,7 +129,7 @@ def test_scratch_is_what_is_declared(method: str, shape: tuple[int, int]) -> Non
     """Peak of the process, since eigensolvers allocate on their own."""
     models = [torch.zeros(shape, dtype=torch.bfloat16)] * 3
     chosen = methods.get(method)
-    assert isinstance(chosen.family, Heavy)
+    assert isinstance(chosen.family, ComputeBound)
     effort = chosen.family.effort(chosen, make_task(chosen, models, models[0], {}))
     code = f"""
 import resource, sys

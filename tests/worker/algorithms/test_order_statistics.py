@@ -12,12 +12,12 @@ from torch import Tensor
 from merge_worker.algorithms import order_statistics as order_statistics_module
 from merge_worker.algorithms import rank_search
 from merge_worker.algorithms.order_statistics import Threshold, order_statistics
-from merge_worker.method import Block, Cut, Final, Reduce
+from merge_worker.method import Block, Granularity, MergePass, StatisticsPass
 from merge_worker.planning.step import grid
 from support.method_driver import Meter, blocks
 
 
-class Done(Final):
+class Done(MergePass):
     def __init__(self, found: list[list[Threshold]]) -> None:
         self.found = found
 
@@ -38,11 +38,11 @@ def search(
 ) -> tuple[list[list[Tensor]], int]:
     """For every series and rank a mask of the upper side; and the number of passes."""
     flat = [values.reshape(-1) for values in series]
-    places = grid((flat[0].numel(),), Cut.ELEMENT, block)
+    places = grid((flat[0].numel(),), Granularity.ELEMENT, block)
     scratch = Meter()
     current, passes = order_statistics(magnitudes, flat[0].numel(), ranks, Done, whole), 0
     with torch.inference_mode():
-        while isinstance(current, Reduce):
+        while isinstance(current, StatisticsPass):
             current = current.finish([current.look(b) for b in blocks(places, flat, scratch)])
             passes += 1
         assert isinstance(current, Done)

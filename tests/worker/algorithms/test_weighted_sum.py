@@ -12,7 +12,7 @@ from merge_worker import methods
 from merge_worker.algorithms.gram import WholeGram
 from merge_worker.algorithms.weighted_sum import WeightedSum, whole_ratio
 from merge_worker.engine.buffers import Pool
-from merge_worker.method import Block, Final
+from merge_worker.method import Block, MergePass
 from support.method_driver import make_task, merge
 
 
@@ -81,7 +81,7 @@ def test_the_gram_matrix_of_16_bits_is_nearly_exact() -> None:
     xs = [torch.randn(300_001, generator=noise).add_(0.1).bfloat16() for _ in range(5)]
     found: list[Tensor] = []
 
-    def then(gram: Tensor) -> Final:
+    def then(gram: Tensor) -> MergePass:
         found.append(gram)
         return WeightedSum([1.0], "float32")
 

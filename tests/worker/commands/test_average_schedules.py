@@ -8,7 +8,7 @@ import torch
 
 from merge_worker.errors import UsageError
 from merge_worker.planning.plan import Plan, make_plan
-from merge_worker.recipe.schedules import weights
+from merge_worker.recipe.schedules import schedule_weights
 from merge_worker.recipe.schema import parse
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.recipes import average
@@ -31,7 +31,7 @@ def test_weights_are_those_of_the_schedule(
 ) -> None:
     assert average(tmp_path / "out", steps, "--schedule", schedule) == 0
     got = read_tensors(tmp_path / "out")
-    assert got["w"].tolist() == pytest.approx(weights(schedule, 4), abs=1e-7)
+    assert got["w"].tolist() == pytest.approx(schedule_weights(schedule, 4), abs=1e-7)
     assert got["n"].tolist() == [1, 1]
 
 
@@ -44,7 +44,7 @@ def test_on_deltas_of_a_base(tmp_path: Path, steps: list[Path]) -> None:
     options = ["--schedule", "minus-sqrt", "--method", "task_arithmetic", "--base-model", steps[0]]
     assert average(tmp_path / "out", steps, *options) == 0
     want = torch.zeros(4)
-    want[1:] = torch.tensor(weights("minus-sqrt", 3))
+    want[1:] = torch.tensor(schedule_weights("minus-sqrt", 3))
     assert torch.allclose(read_tensors(tmp_path / "out")["w"], want)
 
 
@@ -70,10 +70,10 @@ def plan(steps: list[Path], schedule: object, weight: float | None = None) -> Pl
 
 def test_in_a_recipe(steps: list[Path]) -> None:
     for step in plan(steps, "ema:0.5").steps:
-        assert step.task and step.task.values["weight"] == weights("ema:0.5", 4)
+        assert step.task and step.task.values["weight"] == schedule_weights("ema:0.5", 4)
     by_name = plan(steps, [{"filter": "w", "value": "minus-sqrt"}, {"value": "uniform"}])
     found = {s.name: s.task.values["weight"] for s in by_name.steps if s.task}
-    assert found == {"w": weights("minus-sqrt", 4), "n": weights("uniform", 4)}
+    assert found == {"w": schedule_weights("minus-sqrt", 4), "n": schedule_weights("uniform", 4)}
 
 
 def test_faults_in_a_recipe(steps: list[Path]) -> None:

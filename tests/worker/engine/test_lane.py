@@ -8,8 +8,8 @@ import torch
 from merge_worker.checkpoint.reader import Files
 from merge_worker.engine.buffers import Pool, host_view
 from merge_worker.engine.lane import Lane
-from merge_worker.engine.work import Joint, join, share
-from merge_worker.method import Block, Final
+from merge_worker.engine.work import JointStep, join_steps, share
+from merge_worker.method import Block, MergePass
 from merge_worker.planning.plan import Plan
 from merge_worker.planning.shards import PAGE
 from merge_worker.planning.step import Piece
@@ -20,15 +20,15 @@ from support.recipes import one_tensor_models, plan_of
 CPU = torch.device("cpu")
 
 
-def joint(plan: Plan, name: str = "x") -> Joint:
+def joint(plan: Plan, name: str = "x") -> JointStep:
     """The work on one tensor of a plan."""
-    work = join([share(plan.steps, Rank(), {})])
+    work = join_steps([share(plan.steps, Rank(), {})])
     (found,) = (one.step for one in work if one.step.name == name)
-    assert isinstance(found, Joint)
+    assert isinstance(found, JointStep)
     return found
 
 
-class Copy(Final):
+class Copy(MergePass):
     """The first source."""
 
     def merge(self, block: Block, out: torch.Tensor) -> None:
@@ -65,13 +65,13 @@ def test_host_views_are_the_memory_itself() -> None:
 
 
 @pytest.fixture
-def big(tmp_path: Path) -> Joint:
+def big(tmp_path: Path) -> JointStep:
     models = one_tensor_models(tmp_path, 600_000)
     return joint(plan_of(models), "big")
 
 
 @pytest.mark.parametrize("staged", [False, True])
-def test_load_reads_the_piece_of_every_source(big: Joint, staged: bool) -> None:
+def test_load_reads_the_piece_of_every_source(big: JointStep, staged: bool) -> None:
     lane = Lane(CPU, Files(), staged)
     loaded = lane.load(big, Piece(1, 2))
     for info, values in zip(big.sources, loaded.sources, strict=True):
@@ -81,7 +81,7 @@ def test_load_reads_the_piece_of_every_source(big: Joint, staged: bool) -> None:
     assert (lane.on_device is lane.host) == (not staged)
 
 
-def test_staging_changes_nothing(big: Joint) -> None:
+def test_staging_changes_nothing(big: JointStep) -> None:
     results = []
     for staged in (False, True):
         lane = Lane(CPU, Files(), staged)
@@ -140,7 +140,7 @@ def test_rows_where_rows_count(tmp_path: Path, centred_method: None) -> None:
         assert seen == [(0, (2, 6), 0.0), (12, (2, 6), 12.0)]
 
 
-def test_make_room_keeps_what_fits_and_lets_go_of_what_does_not(big: Joint) -> None:
+def test_make_room_keeps_what_fits_and_lets_go_of_what_does_not(big: JointStep) -> None:
     lane = Lane(CPU, Files())
     piece = Piece(0, 1)
     lane.load(big, piece)

@@ -95,7 +95,9 @@ def test_the_inputs_are_read_once(
         read(self, path, offset, *rest)
 
     monkeypatch.setattr(reader.Files, "read", noted)
-    monkeypatch.setattr(sampling.Look, "chosen", lambda self: iter(()))  # reads samples by itself
+    monkeypatch.setattr(
+        sampling.InputSample, "chosen", lambda self: iter(())
+    )  # reads samples by itself
     words = []
     for number in range(3):
         text = RECIPES["even"].replace("weight: 1", f"weight: {number + 1}, normalize: false")
@@ -146,18 +148,18 @@ def test_inputs_count_once_against_the_memory(
 def test_an_unfinished_one_goes_on_with_the_others(
     folder: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from merge_worker.output.store import Store
+    from merge_worker.output.store import PartialOutput
 
-    write, left = Store.write, 7
+    write, left = PartialOutput.write, 7
 
-    def some(self: Store, *words: object) -> None:
+    def some(self: PartialOutput, *words: object) -> None:
         nonlocal left
         left -= 1
         if left < 0:
             raise OSError(28, "No space left on device")
         write(self, *words)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Store, "write", some)
+    monkeypatch.setattr(PartialOutput, "write", some)
     assert run(folder, *together(folder, tmp_path)) != 0
     monkeypatch.undo()
     assert not any((tmp_path / name / "merge_manifest.json").exists() for name in RECIPES)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_worker.engine import processes
-from merge_worker.engine.processes import batches, possible
+from merge_worker.engine.processes import batches, can_fork
 from merge_worker.engine.work import Work
 from merge_worker.planning.memory import MOST_PROCESSES, budget
 from merge_worker.planning.step import Piece
@@ -93,10 +93,9 @@ def at_work(fork: Fork, out: Path) -> list[int]:
 
 def slow(forks: Forks, *words: object, seconds: int = 2) -> Fork:
     """A run in which some writes take seconds, so that there is time to disturb it."""
-    signals = {
-        "SIGNAL_IN": f"merge_worker.output.store Store.write {signal.SIGCONT.value} {seconds}"
-    }
-    return forks.start(*words, env=signals)
+    writing = "merge_worker.output.store PartialOutput.write"
+    env = {"SIGNAL_IN": f"{writing} {signal.SIGCONT.value} {seconds}"}
+    return forks.start(*words, env=env)
 
 
 def test_the_same_bytes_and_all_is_counted(
@@ -208,11 +207,11 @@ def test_a_process_with_threads_of_libraries_does_not_fork(
     for number in range(threading.active_count()):
         (tmp_path / str(number)).touch()
     monkeypatch.setattr(processes, "TASKS", tmp_path)
-    assert possible()
+    assert can_fork()
     (tmp_path / "of a library").touch()
-    assert not possible()
+    assert not can_fork()
     monkeypatch.setattr(processes, "TASKS", tmp_path / "no Linux")
-    assert not possible()
+    assert not can_fork()
 
 
 works = st.lists(

@@ -202,11 +202,11 @@ def test_nan_that_an_earlier_run_allowed(tmp_path: Path, capsys: Capture) -> Non
     words = ("--deadline", "0", "--threads", "1")
     out = tmp_path / "out"
     assert average(out, [model], "--allow-nonfinite", *words) == 75
-    from merge_worker.output.store import Store
+    from merge_worker.output.store import PartialOutput
     from support.recipes import plan_of, stream_into
 
     plan = plan_of([model])
-    store = Store(out, plan)
+    store = PartialOutput(out, plan)
     stream_into(out, plan, allow_nonfinite=True)
     store.read_journals()
     assert store.complete() and store.nonfinite() == 1

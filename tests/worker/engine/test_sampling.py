@@ -129,7 +129,7 @@ def test_documents_that_are_made_on_the_way(tmp_path: Path, capsys: Capture) -> 
     assert len(plan.lazy) == 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read_speed, "PART", 1 << 10)
-        found = read_speed.probe(plan)
+        found = read_speed.measure_read_speed(plan)
         places = {Path(path).parent.name for path, _ in read_speed._places(plan)}
     assert found is not None and places == {"a", "b", "strange"}
     assert "time       about" in describe(plan, found)

@@ -11,7 +11,7 @@ import torch
 
 from merge_worker.errors import InputError, OutputError, ResultError, Stopped, UsageError
 from merge_worker.method import Block
-from merge_worker.output.store import Store
+from merge_worker.output.store import PartialOutput
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.recipes import (
     average,
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_nothing_but_empty_tensors(tmp_path: Path) -> None:
 
 def test_stop_before_the_first_piece(tmp_path: Path, big: list[Path]) -> None:
     plan = plan_of(big)
-    store = Store(tmp_path / "out", plan)
+    store = PartialOutput(tmp_path / "out", plan)
     store.prepare()
     store.open()
     engine = engine_for(plan, store)
@@ -156,7 +156,7 @@ def test_an_error_in_any_lane_ends_all_of_them(
         "look": (two_pass_method.Mean, "look"),
         "finish": (two_pass_method.Mean, "finish"),
         "merge": (two_pass_method.Scaled, "merge"),
-        "write": (Store, "write"),
+        "write": (PartialOutput, "write"),
     }
     monkeypatch.setattr(*targets[place], fail)
     threads = threading.active_count()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from merge_worker import methods
-from merge_worker.method import Base, Method
+from merge_worker.method import BaseRole, Method
 from support.method_driver import models_of, values_of
 from support.recipes import one_tensor_models, run, shards_of
 
@@ -33,7 +33,7 @@ def recipe(method: Method, models: list[Path], path: Path) -> Path:
         for i in range(count)
     ]
     text = {"merge_method": method.name, "models": entries, "parameters": shared}
-    if method.base is not Base.IGNORED:
+    if method.base is not BaseRole.IGNORED:
         text["base_model"] = str(models[0])
     path.write_text(json.dumps(text), encoding="utf-8")
     return path

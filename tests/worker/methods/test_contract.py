@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from merge_worker import methods
-from merge_worker.method import Base, Method
+from merge_worker.method import BaseRole, Method
 from support.method_driver import merge, models_of, values_of
 
 METHODS = [methods.get(name) for name in methods.names()]
@@ -28,7 +28,7 @@ def sources_of(
 
     base = random(0.02)
     models = [(base + random(0.004)).to(dtype) for _ in range(models_of(method))]
-    return models, None if method.base is Base.IGNORED else base.to(dtype)
+    return models, None if method.base is BaseRole.IGNORED else base.to(dtype)
 
 
 def run(method: Method, models: list[Tensor], base: Tensor | None, **more: object) -> Tensor:
@@ -121,7 +121,7 @@ def test_what_is_not_finite_shows(method: Method, bad: float) -> None:
 
 @every_method
 def test_an_optional_base_may_be_absent(method: Method) -> None:
-    if method.base is not Base.OPTIONAL:
+    if method.base is not BaseRole.OPTIONAL:
         pytest.skip("its base is no option")
     models, _ = sources_of(method, (8, 9), torch.float32)
     assert bool(run(method, models, None).isfinite().all())

@@ -299,14 +299,14 @@ def test_what_is_there_already_is_not_needed_again(
     tmp_path: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, out = plan_of(models), tmp_path / "out"
-    before = space.room(plan, out).needs
+    before = space.disk_space(plan, out).needs
     assert before == plan.output_bytes + space.SPARE_BYTES
     (out / PARTIAL).mkdir(parents=True)
     with (out / PARTIAL / "model.safetensors.partial").open("wb") as file:
         file.write(os.urandom(8192))
         file.truncate(1 << 30)  # a hole takes nothing
         os.fsync(file.fileno())
-    assert space.room(plan, out).needs == before - 8192
+    assert space.disk_space(plan, out).needs == before - 8192
 
 
 def test_results_that_are_kept_meanwhile_count(tmp_path: Path, models: list[Path]) -> None:
@@ -317,8 +317,8 @@ def test_results_that_are_kept_meanwhile_count(tmp_path: Path, models: list[Path
     (stage,) = plan.stages
     assert stage.folder is not None
     whole = plan.output_bytes + stage.output_bytes + space.SPARE_BYTES
-    assert space.room(plan, tmp_path / "out").needs == whole
+    assert space.disk_space(plan, tmp_path / "out").needs == whole
     stage.folder.mkdir(parents=True)
     (stage.folder / "model.safetensors").write_bytes(os.urandom(8192))
     os.sync()
-    assert space.room(plan, tmp_path / "out").needs == whole - 8192
+    assert space.disk_space(plan, tmp_path / "out").needs == whole - 8192

@@ -13,7 +13,7 @@ from merge_worker.errors import OutputError, Stopped
 from merge_worker.output.checksums import Checksum
 from merge_worker.output.files import PARTIAL, output_errors, write_file
 from merge_worker.output.journal import Entry, parse_line
-from merge_worker.output.store import Store
+from merge_worker.output.store import PartialOutput
 from merge_worker.planning.plan import Plan
 from merge_worker.planning.step import Piece
 from support.recipes import finish_into, one_tensor_models, plan_of, shards_of, stream_into
@@ -65,8 +65,8 @@ def out(tmp_path: Path, plan: Plan) -> Path:
     return tmp_path / "out"
 
 
-def reopened(out: Path, plan: Plan) -> Store:
-    store = Store(out, plan)
+def reopened(out: Path, plan: Plan) -> PartialOutput:
+    store = PartialOutput(out, plan)
     store.read_journals()
     store.open()
     return store
@@ -168,7 +168,7 @@ def test_journals_of_another_merge_are_not_read(out: Path, plan: Plan) -> None:
 
 
 def test_what_two_processes_did_counts_once(plan: Plan, tmp_path: Path) -> None:
-    store = Store(tmp_path, plan)
+    store = PartialOutput(tmp_path, plan)
     number = next(n for n, s in enumerate(plan.steps) if s.name == "big")
     for first, blocks in [(0, 4), (2, 1), (3, 4), (4, 2), (6, 1)]:
         entry = Entry(number, Piece(first, blocks), 0, 1)
@@ -177,7 +177,7 @@ def test_what_two_processes_did_counts_once(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_complete_wants_every_block(plan: Plan, tmp_path: Path) -> None:
-    store = Store(tmp_path, plan)
+    store = PartialOutput(tmp_path, plan)
     for number, step in enumerate(plan.steps):
         store.entries[number, 0] = Entry(number, Piece(0, step.grid.blocks), 0, 0)
     assert store.complete()
@@ -196,11 +196,11 @@ def test_processes_with_one_id_on_two_hosts_write_the_key(
     def between(self: Path, target: Path) -> Path:
         if not (tmp_path / "twice").exists():
             (tmp_path / "twice").touch()
-            Store(tmp_path / "out", plan).prepare()
+            PartialOutput(tmp_path / "out", plan).prepare()
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", between)
-    Store(tmp_path / "out", plan).prepare()
+    PartialOutput(tmp_path / "out", plan).prepare()
     assert json.loads((tmp_path / "out" / PARTIAL / "key.json").read_text()) == {"key": plan.key}
 
 

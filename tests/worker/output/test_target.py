@@ -13,7 +13,7 @@ from merge_worker.errors import OutputError, Stopped
 from merge_worker.output import space
 from merge_worker.output.files import PARTIAL
 from merge_worker.output.journal import COMMITTING
-from merge_worker.output.target import State, survey
+from merge_worker.output.target import State, inspect_output
 from merge_worker.planning.plan import Plan
 from support.recipes import (
     average,
@@ -30,12 +30,12 @@ Capture = pytest.CaptureFixture[str]
 
 
 def state(plan: Plan, out: Path, overwrite: bool = False, resume: bool = True) -> State:
-    return survey(plan, out, overwrite=overwrite, resume=resume).state
+    return inspect_output(plan, out, overwrite=overwrite, resume=resume).state
 
 
 def refusal(plan: Plan, out: Path, overwrite: bool = False, resume: bool = True) -> str:
     with pytest.raises(OutputError) as caught:
-        survey(plan, out, overwrite=overwrite, resume=resume)
+        inspect_output(plan, out, overwrite=overwrite, resume=resume)
     return str(caught.value)
 
 
@@ -71,7 +71,7 @@ def test_this_merge_unfinished_and_finished(tmp_path: Path, plan: Plan, half: Pa
     assert state(plan, half, resume=False) is State.FRESH
     assert average(half, [model.path for model in plan.models]) == 0
     assert state(plan, half) is State.FINISHED
-    found = survey(plan, half, overwrite=True, resume=True)
+    found = inspect_output(plan, half, overwrite=True, resume=True)
     assert found.state is State.FRESH
     assert {"model.safetensors", "config.json", "merge_manifest.json"} <= set(found.replaces)
 

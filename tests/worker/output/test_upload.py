@@ -8,7 +8,7 @@ import yaml
 
 from merge_worker.checkpoint.hub import snapshot
 from merge_worker.errors import InputError
-from merge_worker.output.manifest import published
+from merge_worker.output.manifest import files_to_upload
 from merge_worker.output.model_card import public_name
 from merge_worker.recipe.schema import ModelRef
 from support.checkpoint_factory import write_checkpoint
@@ -24,7 +24,7 @@ def front_matter(out: Path) -> dict[str, object]:
 
 def write_published(out: Path, into: Path) -> None:
     into.mkdir()
-    for name, content in published(out):
+    for name, content in files_to_upload(out):
         raw = content if isinstance(content, bytes) else content.read_bytes()
         (into / name).write_bytes(raw)
 
@@ -53,7 +53,7 @@ def test_no_path_and_still_whole(tmp_path: Path, models: list[Path]) -> None:
 
 def test_unfinished_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finished merge"):
-        list(published(tmp_path))
+        list(files_to_upload(tmp_path))
 
 
 def cached(folder: Path, name: str, seed: int) -> Path:

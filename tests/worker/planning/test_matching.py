@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from merge_worker.errors import InputError
-from merge_worker.planning.options import PlanOptions, Rules
+from merge_worker.planning.options import MatchOptions, PlanOptions
 from merge_worker.planning.plan import Plan, make_plan
 from merge_worker.recipe.schema import parse
 from merge_worker.recipe.shorthand import direct_recipe
@@ -27,9 +27,9 @@ def tensors(value: float = 1.0, **more: Tensor) -> dict[str, Tensor]:
 HEAD = {"lm_head.weight": torch.zeros(4, 2)}
 
 
-def plan(folder: Path, *names: str, rules: Rules | None = None, **more: str) -> Plan:
+def plan(folder: Path, *names: str, rules: MatchOptions | None = None, **more: str) -> Plan:
     text = direct_recipe(names, **more)  # type: ignore[arg-type]
-    return make_plan(parse(text), PlanOptions(relative_to=folder, rules=rules or Rules()))
+    return make_plan(parse(text), PlanOptions(relative_to=folder, rules=rules or MatchOptions()))
 
 
 def fault(folder: Path, *names: str) -> str:
@@ -54,7 +54,7 @@ def test_missing_and_surplus_tensors_are_named(tmp_path: Path) -> None:
         "b: 2 tensors that a has not: extra, gate",
         "  --missing copy takes missing tensors from the base, --surplus drop omits extra ones",
     ]
-    found = plan(tmp_path, "a", "b", rules=Rules("copy", "drop"))
+    found = plan(tmp_path, "a", "b", rules=MatchOptions("copy", "drop"))
     assert {step.name for step in found.steps if step.task is None} == {"bias"}
     assert (found.matches.missing, set(found.matches.surplus)) == (("bias",), {"extra", "gate"})
     assert len(found.warnings) == 2
@@ -63,7 +63,7 @@ def test_missing_and_surplus_tensors_are_named(tmp_path: Path) -> None:
 def test_copied_tensors_get_the_dtype_too(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(bias=torch.ones(3), steps=torch.arange(3)))
     write_checkpoint(tmp_path / "b", tensors(steps=torch.arange(3)))
-    found = plan(tmp_path, "a", "b", rules=Rules("copy", "drop"), dtype="bfloat16")
+    found = plan(tmp_path, "a", "b", rules=MatchOptions("copy", "drop"), dtype="bfloat16")
     dtypes = {step.name: step.dtype.torch_name for step in found.steps}
     assert dtypes.pop("steps") == "int64"
     assert set(dtypes.values()) == {"bfloat16"}

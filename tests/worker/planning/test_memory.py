@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from merge_worker.engine import stream
 from merge_worker.engine.buffers import Pool
 from merge_worker.engine.lane import Lane
-from merge_worker.engine.work import Joint, Member
+from merge_worker.engine.work import JointStep, Member
 from merge_worker.planning.memory import DEFAULT_BYTES, budget, held
 from merge_worker.planning.step import Step
 from support.checkpoint_factory import write_checkpoint
@@ -65,7 +65,7 @@ def test_more_lanes_than_threads_but_fewer_when_blocks_are_large() -> None:
 def test_more_lanes_wait_where_each_has_several_results_to_write(results: int, lanes: int) -> None:
     own = step(1 << 24, 1 << 17, ("BF16", "BF16"))
     fields = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
-    joint = Joint(**fields, members=(Member(0, 0, own),) * results)
+    joint = JointStep(**fields, members=(Member(0, 0, own),) * results)
     memory = budget([joint], None, 2)
     assert (memory.lanes, memory.processes, memory.computing) == (lanes, 2, 2)
     assert memory.bound <= DEFAULT_BYTES

@@ -6,7 +6,7 @@ import pytest
 from torch import zeros
 
 from merge_worker.cli import main
-from merge_worker.planning.missing_models import absent
+from merge_worker.planning.missing_models import missing_models
 from support.checkpoint_factory import write_checkpoint
 
 RECIPE = """
@@ -50,7 +50,7 @@ def test_the_launcher_too(folder: Path) -> None:
 
 def test_results_of_other_documents_are_no_models(tmp_path: Path) -> None:
     text = "name: one\nmodels: [a]\n---\nmodels: [{model: one}, {model: b}]\n"
-    assert [line.split(":")[0] for line in absent(text, tmp_path)] == ["a", "b"]
+    assert [line.split(":")[0] for line in missing_models(text, tmp_path)] == ["a", "b"]
 
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 12))
@@ -67,4 +67,4 @@ NO_RECIPES = [
 
 @pytest.mark.parametrize("text", [*NO_RECIPES, BOMB, "[" * 3000])
 def test_texts_that_are_no_recipes(text: str, tmp_path: Path) -> None:
-    assert absent(text, tmp_path) == []
+    assert missing_models(text, tmp_path) == []

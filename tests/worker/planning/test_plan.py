@@ -191,7 +191,7 @@ def test_the_key_covers_the_cut(models: Path, monkeypatch: pytest.MonkeyPatch) -
     """Another release may cut otherwise; pieces that it left are not of this one's blocks."""
     text = "{merge_method: slerp, base_model: a, models: [a, b], parameters: {t: 0.5}}"
     before = plan(models, text).key
-    monkeypatch.setattr(resolve, "AGAIN", 1)
+    monkeypatch.setattr(resolve, "MULTIPASS_FACTOR", 1)
     assert plan(models, text).key != before
 
 

@@ -8,7 +8,7 @@ import pytest
 from merge_worker.commands.check import as_json, describe
 from merge_worker.planning import read_speed
 from merge_worker.planning.plan import Plan
-from merge_worker.planning.read_speed import PART, PARTS, probe
+from merge_worker.planning.read_speed import PART, PARTS, measure_read_speed
 from support.recipes import plan_of, sparse_file
 
 
@@ -35,7 +35,7 @@ def test_parts_lie_evenly_over_all_files(plan: Plan, monkeypatch: pytest.MonkeyP
         return PART, False
 
     monkeypatch.setattr(read_speed, "_read", note)
-    found = probe(plan)
+    found = measure_read_speed(plan)
     assert found is not None and found.read == PARTS * PART and not found.cached
     assert len(read) == PARTS
     assert sum(name == "a" for name, _ in read) == PARTS / 2
@@ -43,7 +43,7 @@ def test_parts_lie_evenly_over_all_files(plan: Plan, monkeypatch: pytest.MonkeyP
 
 
 def test_a_real_read(plan: Plan) -> None:
-    found = probe(plan)
+    found = measure_read_speed(plan)
     assert found is not None and found.seconds > 0
     assert PART * PARTS / 2 < found.read <= PART * PARTS
     facts = as_json(plan, found)["storage"]
@@ -57,17 +57,17 @@ def test_a_real_read(plan: Plan) -> None:
 def test_slow_storage_is_not_asked_for_more(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_speed, "LIMIT_S", 0.0)
     monkeypatch.setattr(read_speed, "_read", lambda *_: (PART, False))
-    assert probe(plan) is None
+    assert measure_read_speed(plan) is None
 
 
 def test_no_word_where_it_cannot_tell(
     plan: Plan, models: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert probe(plan_of(models)) is None  # too little to measure
+    assert measure_read_speed(plan_of(models)) is None  # too little to measure
     assert as_json(plan)["storage"] is None and "time  " not in describe(plan)
 
     def fails(*_: object) -> tuple[int, bool]:
         raise OSError(5, os.strerror(5))
 
     monkeypatch.setattr(read_speed, "_read", fails)
-    assert probe(plan) is None
+    assert measure_read_speed(plan) is None

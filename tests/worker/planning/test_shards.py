@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from merge_worker.dtypes import BY_NAME
-from merge_worker.planning.shards import PAGE, Output, index_json, lay_out
+from merge_worker.planning.shards import PAGE, Output, assign_shards, index_json
 from support.checkpoint_factory import read_tensors
 
 
@@ -25,7 +25,7 @@ outputs = st.lists(
 
 @given(outputs, st.integers(1, 300))
 def test_places_are_aligned_disjoint_and_complete(made: list[Output], shard_bytes: int) -> None:
-    layout = lay_out(made, shard_bytes)
+    layout = assign_shards(made, shard_bytes)
     ranges: dict[int, list[tuple[int, int]]] = {}
     for one, (shard, offset) in zip(made, layout.places, strict=True):
         assert offset % one.dtype.bytes == 0, "every tensor starts aligned"
@@ -45,7 +45,7 @@ def test_places_are_aligned_disjoint_and_complete(made: list[Output], shard_byte
 @given(outputs, st.integers(1, 300))
 def test_shards_hold_no_more_than_asked_or_one_tensor(made: list[Output], limit: int) -> None:
     sizes = {one.name: one.nbytes for one in made}
-    for shard in lay_out(made, limit).shards:
+    for shard in assign_shards(made, limit).shards:
         weighty = [sizes[name] for name in shard.tensors]
         assert sum(weighty) <= limit or len(shard.tensors) == 1
 
@@ -60,7 +60,7 @@ def test_whole_pages_begin_at_a_page_whatever_stands_between_them() -> None:
         output("narrow", (7,), "U8"),
         output("c", (PAGE,), "U8"),
     ]
-    layout = lay_out(made, 1 << 30)
+    layout = assign_shards(made, 1 << 30)
     (shard,) = layout.shards
     assert len(shard.header) % PAGE == 0
     assert shard.tensors == ("a", "b", "c", "wide", "odd", "narrow")
@@ -75,7 +75,7 @@ def test_safetensors_reads_it(tmp_path: Path) -> None:
         output("z", (0, 7)),
         output("b", (3,), "BOOL"),
     ]
-    (shard,) = lay_out(made, 1000).shards
+    (shard,) = assign_shards(made, 1000).shards
     assert shard.name == "model.safetensors"
     (tmp_path / shard.name).write_bytes(shard.header + bytes(shard.size - len(shard.header)))
     tensors = read_tensors(tmp_path)
@@ -86,7 +86,7 @@ def test_safetensors_reads_it(tmp_path: Path) -> None:
 
 
 def test_names_of_shards_and_the_index() -> None:
-    layout = lay_out([output(f"t{i}", (100,)) for i in range(5)], 400)
+    layout = assign_shards([output(f"t{i}", (100,)) for i in range(5)], 400)
     names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     assert [shard.name for shard in layout.shards] == names
     index = json.loads(index_json(layout.shards))
@@ -98,5 +98,5 @@ def test_names_of_shards_and_the_index() -> None:
 
 def test_layout_does_not_depend_on_more_than_its_inputs() -> None:
     made = [output("a", (3,)), output("b", (3,), "F32"), output("c", (1,), "U8")]
-    assert lay_out(made, 1000) == lay_out(list(made), 1000)
-    assert lay_out(made, 1000).shards[0].tensors == ("b", "a", "c"), "wider dtypes first"
+    assert assign_shards(made, 1000) == assign_shards(list(made), 1000)
+    assert assign_shards(made, 1000).shards[0].tensors == ("b", "a", "c"), "wider dtypes first"

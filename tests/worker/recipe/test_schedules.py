@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_worker.errors import UsageError
-from merge_worker.recipe.schedules import weights
+from merge_worker.recipe.schedules import schedule_weights
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ from merge_worker.recipe.schedules import weights
     ],
 )
 def test_values(schedule: str, want: list[float]) -> None:
-    assert weights(schedule, len(want)) == pytest.approx(want, abs=6e-5)
+    assert schedule_weights(schedule, len(want)) == pytest.approx(want, abs=6e-5)
 
 
 @given(st.sampled_from(["uniform", "linear", "minus-sqrt", "ema:0.7"]), st.integers(1, 50))
 def test_they_add_up_to_one(schedule: str, count: int) -> None:
-    found = weights(schedule, count)
+    found = schedule_weights(schedule, count)
     assert len(found) == count
     assert math.fsum(found) == pytest.approx(1, abs=1e-14)
     assert all(weight > 0 for weight in found)
@@ -38,10 +38,10 @@ def test_they_add_up_to_one(schedule: str, count: int) -> None:
 @given(st.integers(2, 40))
 def test_an_average_of_rates_is_the_decay(count: int) -> None:
     """What the weights are for: the i-th step is part of all checkpoints from the i-th on."""
-    found = weights("minus-sqrt", count)
+    found = schedule_weights("minus-sqrt", count)
     for i in range(1, count):
         assert math.fsum(found[i:]) == pytest.approx(1 - math.sqrt(i / count))
-    linear = weights("linear", count)
+    linear = schedule_weights("linear", count)
     for i in range(1, count):
         assert math.fsum(linear[i:]) == pytest.approx(float(1 - Fraction(i, count)))
 
@@ -67,4 +67,4 @@ def test_an_average_of_rates_is_the_decay(count: int) -> None:
 )
 def test_faults(schedule: str, count: int, message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("^", "")):
-        weights(schedule, count)
+        schedule_weights(schedule, count)

@@ -13,8 +13,8 @@ from merge_worker.checkpoint.folder import open_checkpoint
 from merge_worker.structure.embeddings import (
     is_vocabulary,
     rows_of,
-    settle_heads,
     tied,
+    unify_tied_heads,
     vocabulary_names,
 )
 from support.checkpoint_factory import load, read_tensors, write_checkpoint
@@ -139,5 +139,5 @@ def test_a_head_whose_embedding_is_not_found_stays(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m", tensors, config={"tie_word_embeddings": True})
     model = open_checkpoint(path)
     assert tied(model)
-    (settled,), notes = settle_heads([model], ["m"])
+    (settled,), notes = unify_tied_heads([model], ["m"])
     assert settled is model and notes == []

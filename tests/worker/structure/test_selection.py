@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from merge_worker import cli
-from merge_worker.structure.selection import chosen, matches
+from merge_worker.structure.selection import is_selected, matches_pattern
 from support.checkpoint_factory import read_tensors, write_checkpoint
 
 ROUTER = "model.layers.3.mlp.gate.weight"
@@ -26,12 +26,16 @@ ROUTER = "model.layers.3.mlp.gate.weight"
     ],
 )
 def test_patterns(pattern: str, name: str, expected: bool) -> None:
-    assert matches(pattern, name) is expected
+    assert matches_pattern(pattern, name) is expected
 
 
 def test_what_is_excluded_is_not_included() -> None:
-    assert chosen(ROUTER, ["model.*"], []) and not chosen(ROUTER, ["model.*"], ["mlp.gate"])
-    assert not chosen("visual.x", ["model.*"], []) and chosen("visual.x", [], ["mlp.gate"])
+    assert is_selected(ROUTER, ["model.*"], []) and not is_selected(
+        ROUTER, ["model.*"], ["mlp.gate"]
+    )
+    assert not is_selected("visual.x", ["model.*"], []) and is_selected(
+        "visual.x", [], ["mlp.gate"]
+    )
 
 
 def tensors(seed: int, place: str, *more: str) -> dict[str, torch.Tensor]:

@@ -10,10 +10,10 @@ import pytest
 from merge_worker.checkpoint import reader
 from merge_worker.checkpoint.reader import Files
 from merge_worker.errors import InputError
-from merge_worker.system.compute_slots import ANY, Turns
+from merge_worker.system.compute_slots import UNLIMITED, ComputeSlots
 
 
-def most_inside(turns: Turns, threads: int, away: bool) -> tuple[int, int]:
+def most_inside(turns: ComputeSlots, threads: int, away: bool) -> tuple[int, int]:
     """How many were inside at once, and how many away at once."""
     lock, counts, most = threading.Lock(), [0, 0], [0, 0]
 
@@ -44,22 +44,22 @@ def most_inside(turns: Turns, threads: int, away: bool) -> tuple[int, int]:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_so_many_at_a_time(count: int) -> None:
-    inside, away = most_inside(Turns(count), 6, away=True)
+    inside, away = most_inside(ComputeSlots(count), 6, away=True)
     assert inside <= count and away > count
 
 
 def test_no_limit() -> None:
-    assert most_inside(Turns(), 6, away=False)[0] > 2
+    assert most_inside(ComputeSlots(), 6, away=False)[0] > 2
 
 
 def test_an_error_ends_a_turn() -> None:
-    turns = Turns(1)
+    turns = ComputeSlots(1)
     with pytest.raises(ValueError), turns, turns.away:
         raise ValueError
     assert most_inside(turns, 2, away=False)[0] == 1
 
 
-class Watched(Turns):
+class Watched(ComputeSlots):
     """Notes how often it was left for the storage."""
 
     left = 0
@@ -94,9 +94,9 @@ def test_what_is_cached_is_read_without_giving_up_the_turn(
     assert turns.left == 3
 
 
-@pytest.mark.parametrize("turns", [ANY, Turns(1)], ids=["any", "one"])
+@pytest.mark.parametrize("turns", [UNLIMITED, ComputeSlots(1)], ids=["any", "one"])
 def test_a_system_that_cannot_tell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: Turns
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: ComputeSlots
 ) -> None:
     """Such as file systems without RWF_NOWAIT, and other systems than Linux."""
     monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)

@@ -8,17 +8,17 @@ import time
 import pytest
 
 from merge_worker.errors import Stopped
-from merge_worker.system.signals import SIGNALS, Stop, by_clock, by_signal
+from merge_worker.system.signals import SIGNALS, StopFlag, stop_at_deadline, stop_on_signal
 
 
-def wait(stop: Stop) -> None:
+def wait(stop: StopFlag) -> None:
     deadline = time.monotonic() + 10
     while not stop.is_set() and time.monotonic() < deadline:
         time.sleep(0.001)
 
 
 def test_the_first_reason_counts() -> None:
-    stop = Stop()
+    stop = StopFlag()
     assert not stop.is_set()
     stop.set("one")
     stop.set("two")
@@ -28,8 +28,8 @@ def test_the_first_reason_counts() -> None:
 @pytest.mark.parametrize("kind", SIGNALS)
 def test_signals(kind: signal.Signals) -> None:
     before = [signal.getsignal(one) for one in SIGNALS]
-    stop = Stop()
-    with pytest.raises(Stopped, match=f"^stopped by {kind.name}; .*again"), by_signal(stop):
+    stop = StopFlag()
+    with pytest.raises(Stopped, match=f"^stopped by {kind.name}; .*again"), stop_on_signal(stop):
         os.kill(os.getpid(), kind)
         wait(stop)
     assert stop.reason == f"stopped by {kind.name}"
@@ -42,7 +42,7 @@ def test_threads_leave_signals_alone() -> None:
     seen = []
 
     def inside() -> None:
-        with by_signal(Stop()):
+        with stop_on_signal(StopFlag()):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=inside)
@@ -52,16 +52,19 @@ def test_threads_leave_signals_alone() -> None:
 
 
 def test_the_deadline_counts_from_the_start_of_the_command() -> None:
-    stop = Stop()
-    with by_clock(stop, 60.0, time.monotonic() - 59.95):
+    stop = StopFlag()
+    with stop_at_deadline(stop, 60.0, time.monotonic() - 59.95):
         wait(stop)
     assert stop.reason == "stopped at the deadline"
 
 
 def test_no_deadline_and_one_far_away() -> None:
-    stop = Stop()
+    stop = StopFlag()
     before = threading.active_count()
-    with by_clock(stop, None, time.monotonic()), by_clock(stop, 3600.0, time.monotonic()):
+    with (
+        stop_at_deadline(stop, None, time.monotonic()),
+        stop_at_deadline(stop, 3600.0, time.monotonic()),
+    ):
         pass
     assert not stop.is_set()
     deadline = time.monotonic() + 10

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from merge_worker.dtypes import from_torch_name
 from merge_worker.tensors import lora_delta
-from merge_worker.tensors.lora_delta import LowRank
-from merge_worker.tensors.source import Origin, TensorInfo
+from merge_worker.tensors.lora_delta import LoraTensor
+from merge_worker.tensors.source import StoredTensor, TensorSource
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Memory:
     tensors: dict[str, Tensor]
     slots: dict[str, Tensor] = field(default_factory=dict)
 
-    def read(self, source: Origin, start: int, stop: int, slot: str) -> Tensor:
+    def read(self, source: TensorSource, start: int, stop: int, slot: str) -> Tensor:
         values = self.tensors[source.name].reshape(-1)[start:stop]
         held = self.slots.get(slot)
         if held is None or held.numel() < values.numel() or held.dtype != values.dtype:
@@ -31,12 +31,12 @@ class Memory:
         return self.slots[slot][: values.numel()]
 
 
-def info(name: str, tensor: Tensor) -> TensorInfo:
+def info(name: str, tensor: Tensor) -> StoredTensor:
     dtype = from_torch_name(str(tensor.dtype))
-    return TensorInfo(name, dtype, tuple(tensor.shape), "file", 0, tensor.nbytes)
+    return StoredTensor(name, dtype, tuple(tensor.shape), "file", 0, tensor.nbytes)
 
 
-def case(kind: str) -> tuple[LowRank, Memory, Tensor]:
+def case(kind: str) -> tuple[LoraTensor, Memory, Tensor]:
     """An adapted tensor of 3 experts, or of a matrix; and what it should be, in float64."""
     torch.manual_seed(0)
     rows, columns, rank = 53, 37, 5
@@ -59,7 +59,7 @@ def case(kind: str) -> tuple[LowRank, Memory, Tensor]:
     parts = tuple(info(name, tensor) for name, tensor in tensors.items())
     sheet = (base.shape[1], base.shape[2])
     how: dict[str, Any] = {"sheet": sheet, "scale": 0.5, "experts": experts, "transposed": turned}
-    made = LowRank("w", from_torch_name("float32"), tuple(base.shape), parts, **how)
+    made = LoraTensor("w", from_torch_name("float32"), tuple(base.shape), parts, **how)
     return made, Memory(tensors), expected
 
 

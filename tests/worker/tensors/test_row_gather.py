@@ -13,8 +13,16 @@ from torch import Tensor
 from merge_worker.checkpoint.folder import open_checkpoint
 from merge_worker.checkpoint.reader import Files
 from merge_worker.engine.lane import Lane
-from merge_worker.tensors.row_gather import MEAN, OWN_MEAN, ZERO, Row, RowMap, Rows, taken
-from merge_worker.tensors.source import Derived, Origin, TensorInfo, moved, room
+from merge_worker.tensors.row_gather import (
+    MEAN,
+    OWN_MEAN,
+    ZERO,
+    GatheredRows,
+    Row,
+    RowMap,
+    gather_rows,
+)
+from merge_worker.tensors.source import DerivedTensor, StoredTensor, TensorSource, bytes_read, room
 from support.checkpoint_factory import write_checkpoint
 
 WIDTH = 5
@@ -26,7 +34,7 @@ class Bench:
     def __init__(self, folder: Path, dtypes: Sequence[torch.dtype], rows: int = 40) -> None:
         generator = torch.Generator().manual_seed(1)
         self.values: list[Tensor] = []
-        self.parts: dict[int, Origin] = {}
+        self.parts: dict[int, TensorSource] = {}
         for number, dtype in enumerate(dtypes):
             values = torch.randn(rows, WIDTH, generator=generator).to(dtype)
             path = write_checkpoint(folder / str(number), {"e.weight": values})
@@ -34,7 +42,7 @@ class Bench:
             self.parts[number] = open_checkpoint(path).tensors["e.weight"]
         self.lane = Lane(torch.device("cpu"), Files())
 
-    def read(self, source: Origin, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, source: TensorSource, start: int = 0, stop: int | None = None) -> Tensor:
         last = source.count if stop is None else stop
         return self.lane.read(source, start, last, "in0").clone()
 
@@ -59,19 +67,19 @@ def expected(values: Sequence[Tensor]) -> Tensor:
 
 
 def test_every_kind_of_row(bench: Bench) -> None:
-    source = taken(0, bench.parts, RowMap(MIXED, MEANS))
-    assert isinstance(source, Rows) and source.shape == (17, WIDTH)
+    source = gather_rows(0, bench.parts, RowMap(MIXED, MEANS))
+    assert isinstance(source, GatheredRows) and source.shape == (17, WIDTH)
     assert source.dtype.name == "F32", "a mean of bfloat16 is no bfloat16"
     assert source.said is not None and source.said.name == "BF16"
     assert torch.equal(bench.read(source).view(17, WIDTH), expected(bench.values))
 
 
 def test_every_cut_gives_the_same_bits(bench: Bench) -> None:
-    whole = bench.read(taken(0, bench.parts, RowMap(MIXED, MEANS)))
+    whole = bench.read(gather_rows(0, bench.parts, RowMap(MIXED, MEANS)))
     chance = random.Random(5)
     for _ in range(200):
         start, stop = sorted(chance.sample(range(len(whole) + 1), 2))
-        fresh = taken(0, bench.parts, RowMap(MIXED, MEANS))
+        fresh = gather_rows(0, bench.parts, RowMap(MIXED, MEANS))
         assert torch.equal(bench.read(fresh, start, stop), whole[start:stop])
 
 
@@ -89,21 +97,21 @@ def test_runs_are_read_as_runs(bench: Bench) -> None:
             reads.append((start, stop))
             return bench.lane.read(source, start, stop, slot)
 
-    source = taken(0, bench.parts, rows)
-    assert isinstance(source, Derived)
+    source = gather_rows(0, bench.parts, rows)
+    assert isinstance(source, DerivedTensor)
     source.fill(Noted(), 0, source.count, torch.empty(source.count, dtype=torch.bfloat16), "x")
     assert reads == [(0, 20), (150, 160), (25, 30)]
 
 
 def test_only_the_rows_that_count_are_fetched(bench: Bench) -> None:
     rows = RowMap([*((0, n) for n in range(40)), (1, 38), (1, 39)])
-    source = taken(0, bench.parts, rows)
-    assert moved(source) == 42 * WIDTH * 2
+    source = gather_rows(0, bench.parts, rows)
+    assert bytes_read(source) == 42 * WIDTH * 2
     assert torch.equal(bench.read(source).view(42, WIDTH)[40:], bench.values[1][38:])
 
 
 def test_what_does_not_change_is_not_touched(bench: Bench) -> None:
-    assert taken(1, bench.parts, RowMap([(1, n) for n in range(40)])) is bench.parts[1]
+    assert gather_rows(1, bench.parts, RowMap([(1, n) for n in range(40)])) is bench.parts[1]
 
 
 @pytest.mark.parametrize(
@@ -122,14 +130,14 @@ def test_dtypes(
     dtypes: Sequence[torch.dtype], rows: list[Row], expected: str, tmp_path: Path
 ) -> None:
     bench = Bench(tmp_path, dtypes, 3)
-    source = taken(0, bench.parts, RowMap(rows))
+    source = gather_rows(0, bench.parts, RowMap(rows))
     assert source.dtype.name == expected
     bench.read(source)
 
 
 def test_a_head_of_another_name_shares_the_mean(bench: Bench) -> None:
-    source = taken(0, bench.parts, RowMap(MIXED, MEANS))
-    assert isinstance(source, Rows)
+    source = gather_rows(0, bench.parts, RowMap(MIXED, MEANS))
+    assert isinstance(source, GatheredRows)
     first = bench.read(source)
     renamed = replace(source, name="lm_head.weight")
     assert renamed._mean and torch.equal(bench.read(renamed), first)
@@ -137,8 +145,8 @@ def test_a_head_of_another_name_shares_the_mean(bench: Bench) -> None:
 
 def test_rows_of_what_is_made_on_the_way(bench: Bench) -> None:
     """Parts may be derived themselves: an adapter on an embedding."""
-    inner = taken(0, bench.parts, RowMap([(0, n) for n in range(39, -1, -1)]))
-    outer = taken(0, {0: inner, 1: bench.parts[1]}, RowMap([(0, 2), (1, 7), (OWN_MEAN, 0)]))
+    inner = gather_rows(0, bench.parts, RowMap([(0, n) for n in range(39, -1, -1)]))
+    outer = gather_rows(0, {0: inner, 1: bench.parts[1]}, RowMap([(0, 2), (1, 7), (OWN_MEAN, 0)]))
     rows = bench.read(outer).view(3, WIDTH)
     a, b = bench.values[0][37].float(), bench.values[1][7].float()
     assert torch.equal(rows[:2], torch.stack([a, b]))
@@ -148,7 +156,7 @@ def test_rows_of_what_is_made_on_the_way(bench: Bench) -> None:
 
 def test_buffers_stay_within_what_was_announced(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [torch.bfloat16] * 3)
-    source = taken(0, bench.parts, RowMap(MIXED, MEANS))
+    source = gather_rows(0, bench.parts, RowMap(MIXED, MEANS))
     for count in (1, 4, 17, 40, 85):
         bench.read(source, 0, count)
         held = sum(t.numel() for t in bench.lane.host._slots.values())
@@ -159,8 +167,8 @@ def test_buffers_stay_within_what_was_announced(tmp_path: Path) -> None:
 def test_vectors_have_rows_of_one_element(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m", {"lm_head.bias": torch.arange(6.0)})
     info = open_checkpoint(path).tensors["lm_head.bias"]
-    assert isinstance(info, TensorInfo)
-    source = taken(0, {0: info}, RowMap([(0, 5), (ZERO, 0), (0, 1), (0, 2)]))
+    assert isinstance(info, StoredTensor)
+    source = gather_rows(0, {0: info}, RowMap([(0, 5), (ZERO, 0), (0, 1), (0, 2)]))
     lane = Lane(torch.device("cpu"), Files())
     assert lane.read(source, 0, 4, "in0").tolist() == [5, 0, 1, 2]
     assert lane.read(source, 1, 3, "in0").tolist() == [0, 1]

@@ -6,15 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge_worker.output.store import Store
+from merge_worker.output.store import PartialOutput
 from merge_worker.planning.plan import Plan
-from merge_worker.tensors.source import Derived, Reader, Room, moved, room, stored
+from merge_worker.tensors.source import (
+    BufferSize,
+    DerivedTensor,
+    Reader,
+    bytes_read,
+    room,
+    stored_inputs,
+)
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import engine_for, plan_of, work_of
 
 
 @dataclass(frozen=True)
-class Doubled(Derived):
+class Doubled(DerivedTensor):
     """Twice its part: a tensor that no file holds."""
 
     def fill(self, reader: Reader, start: int, stop: int, out: torch.Tensor, slot: str) -> None:
@@ -23,7 +30,7 @@ class Doubled(Derived):
     def token(self) -> object:
         return 2
 
-    def room(self) -> Room:
+    def room(self) -> BufferSize:
         return room(self.parts[0])
 
 
@@ -46,7 +53,7 @@ def doubled(plan: Plan) -> Plan:
 def test_a_derived_source_is_merged_like_a_stored_one(tmp_path: Path, staged: bool) -> None:
     first, second = torch.randn(300, 1000), torch.randn(300, 1000)
     plan = doubled(two_models(tmp_path, first, second))
-    store = Store(tmp_path / "out", plan)
+    store = PartialOutput(tmp_path / "out", plan)
     store.prepare()
     store.open()
     engine_for(plan, store, staged=staged).run(work_of(plan, store))
@@ -61,5 +68,5 @@ def test_a_derived_source_is_merged_like_a_stored_one(tmp_path: Path, staged: bo
 def test_what_is_moved_and_held_counts_the_parts(tmp_path: Path) -> None:
     plan = doubled(two_models(tmp_path, torch.zeros(8), torch.zeros(8)))
     twice = plan.steps[0].sources[0]
-    assert moved(twice) == 32 and [info.name for info in stored(twice)] == ["w"]
-    assert room(twice) == Room(8) and room(plan.steps[0].sources[1]) == Room(4)
+    assert bytes_read(twice) == 32 and [info.name for info in stored_inputs(twice)] == ["w"]
+    assert room(twice) == BufferSize(8) and room(plan.steps[0].sources[1]) == BufferSize(4)

@@ -11,36 +11,44 @@ from hypothesis import strategies as st
 from merge_worker.checkpoint.folder import open_checkpoint
 from merge_worker.checkpoint.reader import Files
 from merge_worker.engine.lane import Lane
-from merge_worker.tensors.source import Origin, TensorInfo, room
-from merge_worker.tensors.views import every, join, reshape, stack, take, transpose, weave
+from merge_worker.tensors.source import StoredTensor, TensorSource, room
+from merge_worker.tensors.views import (
+    concat,
+    interleave,
+    reshape,
+    slice_axis,
+    stack,
+    strided,
+    transpose,
+)
 from support.checkpoint_factory import write_checkpoint
 
 A = torch.arange(4 * 6 * 10, dtype=torch.float32).view(4, 6, 10)
 B = A + 1000
-Case = tuple[Callable[[Origin, Origin], Origin], torch.Tensor]
+Case = tuple[Callable[[TensorSource, TensorSource], TensorSource], torch.Tensor]
 
 CASES: dict[str, Case] = {
-    "rows": (lambda a, b: take(a, 0, 1, 3, "x"), A[1:3]),
-    "middle": (lambda a, b: take(a, 1, 2, 5, "x"), A[:, 2:5]),
-    "columns": (lambda a, b: take(a, 2, 3, 10, "x"), A[:, :, 3:]),
-    "every other column": (lambda a, b: every(a, 2, 2, 1, "x"), A[:, :, 1::2]),
-    "every third row": (lambda a, b: every(a, 1, 3, 2, "x"), A[:, 2::3]),
-    "joined rows": (lambda a, b: join([a, b], 0, "x"), torch.cat([A, B])),
-    "joined columns": (lambda a, b: join([a, b, a], 2, "x"), torch.cat([A, B, A], 2)),
+    "rows": (lambda a, b: slice_axis(a, 0, 1, 3, "x"), A[1:3]),
+    "middle": (lambda a, b: slice_axis(a, 1, 2, 5, "x"), A[:, 2:5]),
+    "columns": (lambda a, b: slice_axis(a, 2, 3, 10, "x"), A[:, :, 3:]),
+    "every other column": (lambda a, b: strided(a, 2, 2, 1, "x"), A[:, :, 1::2]),
+    "every third row": (lambda a, b: strided(a, 1, 3, 2, "x"), A[:, 2::3]),
+    "joined rows": (lambda a, b: concat([a, b], 0, "x"), torch.cat([A, B])),
+    "joined columns": (lambda a, b: concat([a, b, a], 2, "x"), torch.cat([A, B, A], 2)),
     "joined unequal": (
-        lambda a, b: join([take(a, 1, 0, 5, "x"), take(b, 1, 5, 6, "x")], 1, "x"),
+        lambda a, b: concat([slice_axis(a, 1, 0, 5, "x"), slice_axis(b, 1, 5, 6, "x")], 1, "x"),
         torch.cat([A[:, :5], B[:, 5:]], 1),
     ),
     "stacked": (lambda a, b: stack([a, b], "x"), torch.stack([A, B])),
-    "woven": (lambda a, b: weave([a, b], 2, "x"), torch.stack([A, B], 3).reshape(4, 6, 20)),
+    "woven": (lambda a, b: interleave([a, b], 2, "x"), torch.stack([A, B], 3).reshape(4, 6, 20)),
     "transposed": (lambda a, b: transpose(a, "x"), A.transpose(1, 2)),
     "back again": (lambda a, b: transpose(transpose(a, "x"), "x"), A),
     "stack of transposed columns": (
-        lambda a, b: stack([transpose(every(s, 2, 2, 0, "x"), "x") for s in (a, b)], "x"),
+        lambda a, b: stack([transpose(strided(s, 2, 2, 0, "x"), "x") for s in (a, b)], "x"),
         torch.stack([A[:, :, ::2], B[:, :, ::2]]).transpose(2, 3),
     ),
     "columns of what is joined": (
-        lambda a, b: take(join([a, b], 2, "x"), 2, 5, 15, "x"),
+        lambda a, b: slice_axis(concat([a, b], 2, "x"), 2, 5, 15, "x"),
         torch.cat([A, B], 2)[:, :, 5:15],
     ),
     "another shape": (
@@ -51,7 +59,7 @@ CASES: dict[str, Case] = {
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Origin, Origin]:
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[TensorSource, TensorSource]:
     folder = write_checkpoint(tmp_path_factory.mktemp("views") / "m", {"a": A, "b": B})
     tensors = open_checkpoint(folder).tensors
     return tensors["a"], tensors["b"]
@@ -60,7 +68,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Origin, Origin]:
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=40)
 @given(data=st.data())
-def test_any_run(case: str, stored: tuple[Origin, Origin], data: st.DataObject) -> None:
+def test_any_run(case: str, stored: tuple[TensorSource, TensorSource], data: st.DataObject) -> None:
     make, expected = CASES[case]
     view = make(*stored)
     assert (view.shape, view.name) == (tuple(expected.shape), "x")
@@ -75,12 +83,14 @@ def test_any_run(case: str, stored: tuple[Origin, Origin], data: st.DataObject) 
     lane.files.close()
 
 
-def test_a_run_of_a_stored_tensor_is_a_stored_tensor(stored: tuple[Origin, Origin]) -> None:
-    assert isinstance(take(stored[0], 0, 1, 2, "x"), TensorInfo)
+def test_a_run_of_a_stored_tensor_is_a_stored_tensor(
+    stored: tuple[TensorSource, TensorSource],
+) -> None:
+    assert isinstance(slice_axis(stored[0], 0, 1, 2, "x"), StoredTensor)
 
 
-def test_parts_of_parts_are_parts(stored: tuple[Origin, Origin]) -> None:
-    pairs = [join([s, s], 0, "x") for s in stored]
+def test_parts_of_parts_are_parts(stored: tuple[TensorSource, TensorSource]) -> None:
+    pairs = [concat([s, s], 0, "x") for s in stored]
     assert stack(pairs, "x").parts == (stored[0], stored[0], stored[1], stored[1])  # type: ignore[union-attr]
 
 
@@ -88,12 +98,12 @@ def test_dtypes_that_differ_are_held_in_one_that_holds_both(tmp_path: Path) -> N
     tensors = {"a": torch.randn(3).bfloat16(), "b": torch.randn(3).half()}
     found = open_checkpoint(write_checkpoint(tmp_path / "m", tensors)).tensors
     lane = Lane(torch.device("cpu"), Files())
-    got = lane.read(join([found["a"], found["b"]], 0, "x"), 0, 6, "in0")
+    got = lane.read(concat([found["a"], found["b"]], 0, "x"), 0, 6, "in0")
     assert torch.equal(got, torch.cat([tensors["a"].float(), tensors["b"].float()]))
 
 
-def test_what_does_not_fit_is_named(stored: tuple[Origin, Origin]) -> None:
-    short = take(stored[1], 1, 0, 5, "b")
+def test_what_does_not_fit_is_named(stored: tuple[TensorSource, TensorSource]) -> None:
+    short = slice_axis(stored[1], 1, 0, 5, "b")
     with pytest.raises(ValueError, match=r"a is \[4, 6, 10\], but b is \[4, 5, 10\]"):
         stack([stored[0], short], "x")
     with pytest.raises(ValueError, match="no two axes"):

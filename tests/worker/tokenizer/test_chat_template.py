@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from merge_worker.tokenizer.chat_template import BUILT_IN, own_template
-from merge_worker.tokenizer.files import Beside
+from merge_worker.tokenizer.files import SideFiles
 from support.recipes import run
 from support.tokenizer_factory import TURNS, make_models, make_speakers, rendered, write_json
 
@@ -104,7 +104,7 @@ def test_texts_and_files(place: Path) -> None:
     assert (place / "out" / "chat_template.jinja").read_text() == ASKED
     (place / "own.jinja").write_text(ASKED + "!\n")
     assert merge(place, "own.jinja") == 0
-    assert own_template(Beside(place / "out")) == ASKED + "!\n"
+    assert own_template(SideFiles(place / "out")) == ASKED + "!\n"
     assert merge(place, str(place / "own.jinja")) == 0
     assert str(place) not in (place / "out" / "merge_manifest.json").read_text()
     write_json(place / "chat.json", {"chat_template": ASKED + "?"})

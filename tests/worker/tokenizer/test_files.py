@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from merge_worker.errors import InputError
-from merge_worker.tokenizer.files import Beside, pieces, vocabulary
+from merge_worker.tokenizer.files import SideFiles, pieces, vocabulary
 from merge_worker.tokenizer.roundtrip import SAMPLES
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.golden_models import bells
@@ -40,7 +40,7 @@ def model(kind: str, folder: Path, added: tuple[str, ...] = ()) -> dict[str, tor
 @pytest.mark.parametrize("added", [(), ADDED])
 def test_read_as_transformers_reads_it(kind: str, added: tuple[str, ...], tmp_path: Path) -> None:
     made = make(kind, tmp_path / "m", added)
-    found, there = vocabulary(Beside(made)), load(made)
+    found, there = vocabulary(SideFiles(made)), load(made)
     assert found is not None and found.ids == there.get_vocab()
     assert found.size == len(there)
     assert all(found.added[token]["special"] for token in added)
@@ -95,7 +95,7 @@ def test_the_same_tokenizer_is_copied(tmp_path: Path) -> None:
 def test_damaged_files(text: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(InputError, match="tokenizer"):
-        vocabulary(Beside(tmp_path))
+        vocabulary(SideFiles(tmp_path))
 
 
 def test_pieces_of_no_sentencepiece_model(tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_pieces_of_no_sentencepiece_model(tmp_path: Path) -> None:
     for raw in (b"\n\xff\xff", b"\n" + b"\xff" * 1_000_000, b"\n\x02\x15\x00\n\x00"):
         (tmp_path / "tokenizer.model").write_bytes(raw)
         with pytest.raises(InputError, match="damaged"):
-            vocabulary(Beside(tmp_path))
+            vocabulary(SideFiles(tmp_path))
     assert list(pieces(b"")) == []
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {})
-    assert vocabulary(Beside(tmp_path)) is None and vocabulary(Beside(None)) is None
+    assert vocabulary(SideFiles(tmp_path)) is None and vocabulary(SideFiles(None)) is None

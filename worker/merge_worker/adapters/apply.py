@@ -24,9 +24,9 @@ from ..conversion.known_layouts import (
 from ..dtypes import BY_NAME, DType, Kind
 from ..errors import InputError
 from ..messages import counted, first_names, printable
-from ..structure.embeddings import implied_head, is_head, ties_head
-from ..tensors.lora_delta import LowRank, Shifted
-from ..tensors.source import Origin, TensorInfo
+from ..structure.embeddings import is_head, tied_head, ties_head
+from ..tensors.lora_delta import LoraTensor, OffsetTensor
+from ..tensors.source import StoredTensor, TensorSource
 from .peft_format import Adapter, Pair, open_adapter
 
 
@@ -51,7 +51,7 @@ class Adapted(Checkpoint):
 
 def open_adapted(base: Checkpoint, adapter: Path) -> Adapted:
     """The base with the adapter of a folder. InputError lists all that fits nothing in the base."""
-    return _Fitting(base, open_adapter(adapter)).result()
+    return AdapterApplication(base, open_adapter(adapter)).result()
 
 
 def wide(dtype: DType) -> DType:
@@ -60,10 +60,10 @@ def wide(dtype: DType) -> DType:
 
 
 @dataclass
-class _Fitting:
+class AdapterApplication:
     base: Checkpoint
     adapter: Adapter
-    tensors: dict[str, Origin] = field(default_factory=dict)
+    tensors: dict[str, TensorSource] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
@@ -98,7 +98,7 @@ class _Fitting:
     def find(self, name: str) -> str | None:
         return next((n for n in self.names(name) if n in self.tensors), None)
 
-    def replaced(self, name: str, info: TensorInfo) -> None:
+    def replaced(self, name: str, info: StoredTensor) -> None:
         """A tensor that was trained as it is, or an embedding that got more rows."""
         found = self.find(name)
         if found is None and is_head(name) and ties_head(self.base.config):
@@ -118,7 +118,7 @@ class _Fitting:
             self.changes["vocab_size"] = info.shape[0]
         self.tensors[found] = replace(info, name=found, said=old.said or old.dtype)
 
-    def apart(self, name: str, info: TensorInfo) -> bool:
+    def apart(self, name: str, info: StoredTensor) -> bool:
         """A kernel over queries, keys and values, which files hold one by one."""
         names = [name.replace(".conv1d.", f".{part}_conv1d.") for part in "qkv"]
         olds = [self.tensors[n] for n in names if n != name and n in self.tensors]
@@ -137,7 +137,7 @@ class _Fitting:
         listed = [config.get(key) or [] for key in ("modules_to_save", "target_modules")]
         return any("lm_head" in words for words in listed)
 
-    def untie(self, name: str, head: Origin) -> None:
+    def untie(self, name: str, head: TensorSource) -> None:
         """The base has no head of its own, and the adapter makes one."""
         self.tensors[name] = head
         self.changes["tie_word_embeddings"] = False
@@ -148,7 +148,7 @@ class _Fitting:
         if found is not None and not pair.depth:
             self.sum(found, pair)
             return
-        head = implied_head(weight, pair.sides, self.tensors, self.base.config)
+        head = tied_head(weight, pair.sides, self.tensors, self.base.config)
         if head is not None:
             self.untie(weight, head)
             self.sum(weight, pair)
@@ -173,7 +173,7 @@ class _Fitting:
         if pair.bias is not None:
             self.bias(name.removesuffix("weight") + "bias", pair.bias, scale)
 
-    def bias(self, name: str, trained: TensorInfo, scale: float) -> None:
+    def bias(self, name: str, trained: StoredTensor, scale: float) -> None:
         base = self.tensors.get(name)
         if base is None:
             self.lost.append(trained.name)
@@ -182,7 +182,7 @@ class _Fitting:
         else:
             said = base.said or base.dtype
             parts = (base, trained)
-            self.tensors[name] = Shifted(name, wide(said), base.shape, parts, said, scale)
+            self.tensors[name] = OffsetTensor(name, wide(said), base.shape, parts, said, scale)
 
     def experts(self, pair: Pair) -> bool:
         """Parameters that are no `weight`: the matrices of all experts, stacked or one by one."""
@@ -203,7 +203,7 @@ class _Fitting:
         parent, _, last = name.rpartition(".experts.")
         for found in (name, f"{parent}.{STACKED_EXPERTS.get(last)}.weight"):
             base = self.tensors.get(found)
-            if base is None or isinstance(base, LowRank) or len(base.shape) not in (2, 3):
+            if base is None or isinstance(base, LoraTensor) or len(base.shape) not in (2, 3):
                 continue
             if len(base.shape) == 2:
                 self.sum(found, pair)
@@ -226,7 +226,7 @@ class _Fitting:
                 continue
             shapes = [self.tensors[n].shape for n in names[0]]
             sheet = (sum(shape[0] for shape in shapes), shapes[0][1])
-            if sheet != _sides(pair, turned) or isinstance(self.tensors[names[0][0]], LowRank):
+            if sheet != _sides(pair, turned) or isinstance(self.tensors[names[0][0]], LoraTensor):
                 continue
             scale = self.adapter.scale(f"{pair.module}.{last}", pair.rank // len(names))
             how: dict[str, Any] = {"experts": len(names), "scale": scale, "transposed": turned}
@@ -241,9 +241,9 @@ class _Fitting:
     def experts_of(self, form: str) -> int:
         return next(n for n in count() if form.format(n) not in self.tensors)
 
-    def put(self, name: str, parts: tuple[Origin, ...], **how: Any) -> None:
+    def put(self, name: str, parts: tuple[TensorSource, ...], **how: Any) -> None:
         said = parts[0].said or parts[0].dtype
-        self.tensors[name] = LowRank(name, wide(said), parts[0].shape, parts, said, **how)
+        self.tensors[name] = LoraTensor(name, wide(said), parts[0].shape, parts, said, **how)
 
     def misfit(self, name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> None:
         shapes = f"{list(base)} in the base, {list(adapter)} in the adapter"

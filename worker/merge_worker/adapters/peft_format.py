@@ -13,7 +13,7 @@ from ..checkpoint.folder import exists, read_json
 from ..checkpoint.header import Shard, read_shard
 from ..errors import InputError
 from ..messages import first_names, printable
-from ..tensors.source import TensorInfo
+from ..tensors.source import StoredTensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -41,10 +41,10 @@ class Pair:
     """
 
     module: str
-    a: TensorInfo
-    b: TensorInfo
-    bias: TensorInfo | None = None
-    magnitude: TensorInfo | None = None
+    a: StoredTensor
+    b: StoredTensor
+    bias: StoredTensor | None = None
+    magnitude: StoredTensor | None = None
     embedding: bool = False
     depth: int = 0
 
@@ -67,7 +67,7 @@ class Adapter:
     config: Mapping[str, Any] = field(repr=False)
     shard: Shard = field(repr=False)
     pairs: tuple[Pair, ...]
-    whole: Mapping[str, TensorInfo]
+    whole: Mapping[str, StoredTensor]
 
     def scale(self, name: str, rank: int) -> float:
         """What B·A of the module (or parameter) `name` is multiplied with. InputError."""
@@ -142,10 +142,10 @@ def _refuse_other_kinds(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _sorted_out(
-    path: Path, infos: Iterable[TensorInfo]
-) -> tuple[tuple[Pair, ...], dict[str, TensorInfo]]:
-    found: dict[str, dict[str, TensorInfo]] = {}
-    whole: dict[str, TensorInfo] = {}
+    path: Path, infos: Iterable[StoredTensor]
+) -> tuple[tuple[Pair, ...], dict[str, StoredTensor]]:
+    found: dict[str, dict[str, StoredTensor]] = {}
+    whole: dict[str, StoredTensor] = {}
     for info in infos:
         name = re.sub(r"^base_model\.model\.", "", info.name)
         match = _FACTOR.fullmatch(name)
@@ -161,7 +161,7 @@ def _sorted_out(
     return pairs, whole
 
 
-def _pair(path: Path, name: str, found: Mapping[str, TensorInfo]) -> Pair:
+def _pair(path: Path, name: str, found: Mapping[str, StoredTensor]) -> Pair:
     embedding = "lora_embedding_A" in found
     kind = "lora_embedding_" if embedding else "lora_"
     a, b = found.get(f"{kind}A"), found.get(f"{kind}B")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..method import Block, Cut, Final, Method, Task
+from ..method import Block, Granularity, MergePass, Method, Task
 from .weighted_sum import WeightedSum, check_sources
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ class Elementwise:
     A source that stands alone is copied.
     """
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut:
-        return Cut.ELEMENT
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+        return Granularity.ELEMENT
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
         return 1
@@ -33,7 +33,7 @@ class Elementwise:
         if task.models + task.has_base > 1:
             check_sources(method, task)
 
-    def begin(self, method: Method, task: Task) -> Final:
+    def begin(self, method: Method, task: Task) -> MergePass:
         if task.models + task.has_base == 1:
             return WeightedSum([1.0], task.work)
         return Each(method, task)
@@ -43,7 +43,7 @@ ELEMENTWISE = Elementwise()
 
 
 @dataclass
-class Each(Final):
+class Each(MergePass):
     """The method's function on every block."""
 
     method: Method

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ..method import Block, Final, Reduce, Task
+from ..method import Block, MergePass, StatisticsPass, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,13 +34,13 @@ class Vectors(Enum):
 
 
 @dataclass
-class WholeGram(Reduce):
+class WholeGram(StatisticsPass):
     """The Gram matrix of `vectors` tensors, less the last source if `deltas`; then the rest."""
 
     vectors: int
     deltas: bool
     dtype: str
-    then: Callable[[Tensor], Final]
+    then: Callable[[Tensor], MergePass]
 
     def look(self, block: Block) -> list[list[Tensor]]:
         """Products by run and group of rows. Adding them up waits: a block bears few calls."""
@@ -68,7 +68,7 @@ class WholeGram(Reduce):
         step = 2 if self.dtype == "float64" else self.vectors
         return [slice(i, i + step) for i in range(0, self.vectors, step)]
 
-    def finish(self, partials: Sequence[list[list[Tensor]]]) -> Final:
+    def finish(self, partials: Sequence[list[list[Tensor]]]) -> MergePass:
         import torch
 
         products = [part for partial in partials for part in partial]
@@ -118,7 +118,7 @@ class _PerVector:
 
 
 @dataclass
-class VectorSum(_PerVector, Final):
+class VectorSum(_PerVector, MergePass):
     """Every row, or every column, of the result with coefficients of its own."""
 
     coefficients: Callable[[Tensor], list[Tensor]]  # of Gram matrices
@@ -140,7 +140,7 @@ class VectorSum(_PerVector, Final):
 
 
 @dataclass
-class ColumnGram(_PerVector, Reduce):
+class ColumnGram(_PerVector, StatisticsPass):
     """Gram matrices of all columns. Blocks are added up as they come, in the order of the grid.
 
     One result per block would take as much memory as the tensor where rows are long.
@@ -161,7 +161,7 @@ class ColumnGram(_PerVector, Reduce):
                 self._next, part = self._waiting.pop(self._next)
                 self._total = part if self._total is None else self._total.add_(part)
 
-    def finish(self, partials: Sequence[None]) -> Final:
+    def finish(self, partials: Sequence[None]) -> MergePass:
         return VectorSum(self.vectors, self.deltas, self.length, self.coefficients, self._total)
 
 

@@ -10,38 +10,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..method import Block, Final, Reduce, Task
+from ..method import Block, MergePass, StatisticsPass, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def scaled(first: Reduce | Final, task: Task) -> Reduce | Final:
+def scaled(first: StatisticsPass | MergePass, task: Task) -> StatisticsPass | MergePass:
     """The passes that begin with `first`, and the scaling behind them."""
-    if isinstance(first, Reduce):
+    if isinstance(first, StatisticsPass):
         return _Before(first, task)
     return _Scaled(first, task)
 
 
 @dataclass
-class _Before(Reduce):
+class _Before(StatisticsPass):
     """A pass of the method, which scaling leaves alone."""
 
-    inner: Reduce
+    inner: StatisticsPass
     task: Task
 
     def look(self, block: Block) -> Any:
         return self.inner.look(block)
 
-    def finish(self, partials: Sequence[Any]) -> Reduce | Final:
+    def finish(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
         return scaled(self.inner.finish(partials), self.task)
 
 
 @dataclass
-class _Scaled(Final):
+class _Scaled(MergePass):
     """out = base + λ · (merged - base)."""
 
-    inner: Final
+    inner: MergePass
     task: Task
 
     def merge(self, block: Block, out: Tensor) -> None:

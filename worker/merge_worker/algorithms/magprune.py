@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..method import Block, Cut, Task
+from ..method import Block, Granularity, Task
 from .order_statistics import Threshold
 from .random_masks import Stream, least
 from .rank_search import bits, dtype_name, has_numpy, scalar
@@ -43,7 +43,7 @@ def ranked_chance(density: float, epsilon: float) -> Sparsifier:
 class RankedChance(Sparsifier):
     density: float
     epsilon: float
-    cut: Cut = Cut.ROW
+    cut: Granularity = Granularity.ROW
 
     def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
         stream = Stream.of(task.seed, task.name, model)

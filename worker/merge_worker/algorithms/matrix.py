@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..method import Block, Cut, Effort, Final, Method, Task, matrix_shape
+from ..method import Block, Cost, Granularity, MergePass, Method, Task, matrix_shape
 from .spectral import PANEL, some_rows
 from .weighted_sum import WeightedSum, check_sources
 
@@ -42,8 +42,8 @@ class Rule(ABC):
 class Matrix:
     """`method(*, parameters) -> Rule`."""
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut:
-        return Cut.MATRIX
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+        return Granularity.MATRIX
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
         return 1
@@ -51,10 +51,10 @@ class Matrix:
     def scratch_bytes(self, method: Method, sources: int) -> int:
         return 16
 
-    def effort(self, method: Method, task: Task) -> Effort:
+    def effort(self, method: Method, task: Task) -> Cost:
         sides = matrix_shape(task.shape)
         if sides is None or not min(task.shape):
-            return Effort(0, self.scratch_bytes(method, task.models + task.has_base))
+            return Cost(0, self.scratch_bytes(method, task.models + task.has_base))
         rule: Rule = method.call(task)
         long, short = max(sides), min(sides)
         held = rule.numbers(task.models, long, short) * (8 if task.work == "float64" else 4)
@@ -62,12 +62,12 @@ class Matrix:
         held += 8 * 6 * short * short + 8 * 3 * max(PANEL, short)
         matrices = math.prod(task.shape) // (long * short)
         flops = matrices * rule.flops(task.models, long, short)
-        return Effort(flops, -(-held // (long * short)))
+        return Cost(flops, -(-held // (long * short)))
 
     def check(self, method: Method, task: Task) -> None:
         check_sources(method, task)
 
-    def begin(self, method: Method, task: Task) -> Final:
+    def begin(self, method: Method, task: Task) -> MergePass:
         rule: Rule = method.call(task)
         sides = matrix_shape(task.shape)
         if sides is None:
@@ -80,7 +80,7 @@ MATRIX = Matrix()
 
 
 @dataclass
-class _PerMatrix(Final):
+class _PerMatrix(MergePass):
     """out = base + alpha · delta, with one rounding at the end."""
 
     rule: Rule

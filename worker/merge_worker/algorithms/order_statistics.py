@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate, count
 from typing import TYPE_CHECKING
 
-from ..method import Block, Final, Reduce
+from ..method import Block, MergePass, StatisticsPass
 from .rank_search import SORTED, Counts, Found, Search, add_up, ascending, held, next_below, pick
 
 if TYPE_CHECKING:
@@ -107,12 +107,12 @@ class Threshold:
         return int(equal[self.left]) if self.left < len(equal) else n
 
 
-Then = Callable[[list[list[Threshold]]], "Reduce | Final"]
+Then = Callable[[list[list[Threshold]]], "StatisticsPass | MergePass"]
 
 
 def order_statistics(
     values: Values, size: int, ranks: Sequence[Sequence[int]], then: Then, whole: bool = False
-) -> Reduce | Final:
+) -> StatisticsPass | MergePass:
     """Passes that find, for each series, the elements of ascending ranks in [0, size).
 
     `then` gets one threshold per series and rank and gives what follows. `whole` says that the
@@ -127,7 +127,7 @@ def order_statistics(
 
 
 @dataclass
-class _Sample(Reduce):
+class _Sample(StatisticsPass):
     """Every `stride`-th value; all of a small tensor, which settles it."""
 
     values: Values
@@ -145,7 +145,7 @@ class _Sample(Reduce):
         # Scratch does not survive the block.
         return block.start, [values[step].clone().cpu() for values in self.values(block)]
 
-    def finish(self, partials: Sequence[tuple[int, list[Tensor]]]) -> Reduce | Final:
+    def finish(self, partials: Sequence[tuple[int, list[Tensor]]]) -> StatisticsPass | MergePass:
         import torch
 
         searches: list[list[Search]] = []
@@ -163,7 +163,9 @@ class _Sample(Reduce):
                 searches[-1].append(search)
         return self.proceed(searches, [start for start, _ in partials])
 
-    def proceed(self, searches: list[list[Search]], starts: list[int]) -> Reduce | Final:
+    def proceed(
+        self, searches: list[list[Search]], starts: list[int]
+    ) -> StatisticsPass | MergePass:
         """Another pass while a value is missing."""
         if any(search.found is None for found in searches for search in found):
             return _Count(self, searches)
@@ -188,7 +190,7 @@ class _Sample(Reduce):
 
 
 @dataclass
-class _Count(Reduce):
+class _Count(StatisticsPass):
     """Counts elements below and inside the bracket of every rank that is still sought."""
 
     root: _Sample
@@ -210,7 +212,7 @@ class _Count(Reduce):
                 counts[number].append(held(values[series], search, part.scratch))
         return block.start, [add_up(found) for found in counts]
 
-    def finish(self, partials: Sequence[tuple[int, list[Counts]]]) -> Reduce | Final:
+    def finish(self, partials: Sequence[tuple[int, list[Counts]]]) -> StatisticsPass | MergePass:
         for number, (_, search) in enumerate(self.active):
             search.learn([found[number] for _, found in partials])
         return self.root.proceed(self.searches, [start for start, _ in partials])

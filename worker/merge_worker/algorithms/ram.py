@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..method import Block, Final, Reduce, Task
+from ..method import Block, MergePass, StatisticsPass, Task
 from .order_statistics import parts, parts_into
 from .task_vectors import Rule, Unchanged, base_of, deltas_of
 
@@ -31,7 +31,7 @@ class Overlap(Rule):
     def reads(self) -> int:
         return 1 + (self.r != 0)
 
-    def begin(self, task: Task) -> Reduce | Final:
+    def begin(self, task: Task) -> StatisticsPass | MergePass:
         if not math.prod(task.shape):
             return Unchanged()
         return Census(self, task) if self.r else Reinforce(self, task, [1.0] * task.models)
@@ -59,7 +59,7 @@ def actives(part: Block, deltas: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass
-class Census(Reduce):
+class Census(StatisticsPass):
     """Of every model: elements that it changed with others, and alone."""
 
     rule: Overlap
@@ -80,7 +80,7 @@ class Census(Reduce):
                 found[m] = (found[m][0] + int(changed.sum()) - unique, found[m][1] + unique)
         return found
 
-    def finish(self, partials: Sequence[list[tuple[int, int]]]) -> Final:
+    def finish(self, partials: Sequence[list[tuple[int, int]]]) -> MergePass:
         factors = []
         for m in range(self.task.models):
             shared, unique = (sum(p[m][i] for p in partials) for i in (0, 1))
@@ -91,7 +91,7 @@ class Census(Reduce):
 
 
 @dataclass
-class Reinforce(Final):
+class Reinforce(MergePass):
     """Unique elements times λ_m, shared ones averaged."""
 
     rule: Overlap

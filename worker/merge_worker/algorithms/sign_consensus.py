@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..method import Block, Cut, Final, Reduce, Task
+from ..method import Block, Granularity, MergePass, StatisticsPass, Task
 from .order_statistics import READS, Threshold, order_statistics, parts, parts_into
 from .rank_search import dtype_name, scalar
 from .sparsify import KEEP_ALL, KEEP_NONE, Mask, Sparsifier, Trim, magnitudes
@@ -47,21 +47,25 @@ class Vote(Rule):
             )
 
     @property
-    def cut(self) -> Cut:  # type: ignore[override]
-        return Cut.ROW if any(k.cut is Cut.ROW for k in self.keep) else Cut.ELEMENT
+    def cut(self) -> Granularity:  # type: ignore[override]
+        return (
+            Granularity.ROW
+            if any(k.cut is Granularity.ROW for k in self.keep)
+            else Granularity.ELEMENT
+        )
 
     @property
     def reads(self) -> int:
         ordered = any(isinstance(keep, Trim) for keep in self.keep)
         return 1 + READS * ordered + bool(self._rescaled())
 
-    def begin(self, task: Task) -> Reduce | Final:
+    def begin(self, task: Task) -> StatisticsPass | MergePass:
         used = [m for m, w in enumerate(self.weight) if w != 0 and self.keep[m] is not KEEP_NONE]
         count = math.prod(task.shape)
         if not used or not count:
             return Unchanged()
 
-        def masked(limits: dict[int, list[Threshold]]) -> Reduce | Final:
+        def masked(limits: dict[int, list[Threshold]]) -> StatisticsPass | MergePass:
             again = self._rescaled()
             masks = {m: self.keep[m].mask(task, m, limits.get(m, ()), m in again) for m in used}
             rescaled = {m: masks[m] for m in again if m in masks}
@@ -72,7 +76,7 @@ class Vote(Rule):
         ranks = {m: self.keep[m].ranks(count) for m in used}
         sought = [m for m in used if ranks[m]]
 
-        def then(found: list[list[Threshold]]) -> Reduce | Final:
+        def then(found: list[list[Threshold]]) -> StatisticsPass | MergePass:
             return masked(dict(zip(sought, found, strict=True)))
 
         values = magnitudes(task.work, sought)
@@ -83,19 +87,19 @@ class Vote(Rule):
             return []
         return [m for m, k in enumerate(self.keep) if k is not KEEP_ALL and k is not KEEP_NONE]
 
-    def final(self, task: Task, masks: dict[int, Mask], factors: dict[int, float]) -> Final:
+    def final(self, task: Task, masks: dict[int, Mask], factors: dict[int, float]) -> MergePass:
         """The last pass, with the factors of those models that are rescaled."""
         by_model = {m: self.weight[m] * factors.get(m, 1.0) for m in masks}
         return Combine(self, task.work, masks, by_model)
 
 
 @dataclass
-class Norms(Reduce):
+class Norms(StatisticsPass):
     """‖δ‖₁/‖masked δ‖₁ of every model with a mask; 1 where either is below 1e-7."""
 
     masks: dict[int, Mask]
     work: str
-    then: Callable[[dict[int, float]], Final]
+    then: Callable[[dict[int, float]], MergePass]
 
     def look(self, block: Block) -> tuple[list[list[float]], list[list[float]]]:
         models = list(self.masks)
@@ -113,7 +117,7 @@ class Norms(Reduce):
 
     def finish(
         self, partials: Sequence[tuple[list[list[float]], list[list[float]]]]
-    ) -> Reduce | Final:
+    ) -> StatisticsPass | MergePass:
         factors = {}
         for number, m in enumerate(self.masks):
             whole, kept = (math.fsum(x for p in partials for x in p[i][number]) for i in (0, 1))
@@ -121,7 +125,7 @@ class Norms(Reduce):
         return self.then(factors)
 
 
-class Combine(Final):
+class Combine(MergePass):
     """The last pass of a vote; `factors`: weight times rescaling of models that take part."""
 
     def __init__(

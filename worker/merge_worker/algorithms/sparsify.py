@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..method import Block, Cut, Task
+from ..method import Block, Granularity, Task
 from .order_statistics import Threshold, Values
 from .random_masks import Stream, least
 from .rank_search import dtype_name, scalar
@@ -34,7 +34,7 @@ class Mask(ABC):
 class Sparsifier(ABC):
     """A selection as the recipe asks for it. KEEP_ALL and KEEP_NONE are the trivial ones."""
 
-    cut: Cut = Cut.ELEMENT
+    cut: Granularity = Granularity.ELEMENT
 
     def ranks(self, count: int) -> list[int]:
         """Ranks by magnitude, ascending, whose thresholds `mask` needs."""

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..method import Block, Cut, Final, Method, Reduce, Task
+from ..method import Block, Granularity, MergePass, Method, StatisticsPass, Task
 from .rank_search import bits, dtype_name
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def keep_agreed(
 class Rule(ABC):
     """What the function of a method of this family returns."""
 
-    cut: Cut = Cut.ELEMENT
+    cut: Granularity = Granularity.ELEMENT
 
     @property
     def reads(self) -> int:
@@ -49,14 +49,14 @@ class Rule(ABC):
         return 1
 
     @abstractmethod
-    def begin(self, task: Task) -> Reduce | Final:
+    def begin(self, task: Task) -> StatisticsPass | MergePass:
         """The first pass over a tensor that is not empty, with at least one model."""
 
 
 class Select:
     """`method(*, parameters) -> Rule`."""
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut:
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return _rule(method, values).cut
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
@@ -69,7 +69,7 @@ class Select:
     def check(self, method: Method, task: Task) -> None:
         _rule(method, task.values)
 
-    def begin(self, method: Method, task: Task) -> Reduce | Final:
+    def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if not task.models:
             return Unchanged()
         return _rule(method, task.values).begin(task)
@@ -88,7 +88,7 @@ DENSITY: Any = 1.0
 """The default of every model, which selects all; typed so for parameters of one value per model."""
 
 
-class Unchanged(Final):
+class Unchanged(MergePass):
     """The base alone: its values, rounded if the result is narrower."""
 
     def merge(self, block: Block, out: Tensor) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ResultError
 from ..messages import counted
-from ..method import Base, Block, Cut, Final, Method, Reduce, Task
+from ..method import BaseRole, Block, Granularity, MergePass, Method, StatisticsPass, Task
 from .gram import ColumnGram, Vectors, VectorSum, WholeGram, shape_of_vectors
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Span:
     vectors: Callable[[Mapping[str, Any]], Vectors] | None = None
     exact: bool = False
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut:
-        return Cut.ELEMENT if self._vectors(values) is Vectors.WHOLE else Cut.ROW
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+        return Granularity.ELEMENT if self._vectors(values) is Vectors.WHOLE else Granularity.ROW
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
         return 2 if self.gram and self._vectors(values) is not Vectors.ROWS else 1
@@ -60,7 +60,7 @@ class Span:
             # Sources at right angles: what fails for them fails for all.
             method.call(task, [[float(i == j) for j in self._of(task)] for i in self._of(task)])
 
-    def begin(self, method: Method, task: Task) -> Reduce | Final:
+    def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if self._alone(task):
             return WeightedSum([1.0], task.work)
         if not self.gram:
@@ -74,7 +74,7 @@ class Span:
         follow = ColumnGram if kind is Vectors.COLUMNS else VectorSum
         return follow(count, deltas, length, lambda gram: method.call(task, gram))
 
-    def _sum(self, method: Method, task: Task, gram: Tensor) -> Final:
+    def _sum(self, method: Method, task: Task, gram: Tensor) -> MergePass:
         """The final pass for the Gram matrix of a whole tensor."""
         if not bool(gram.isfinite().all()):
             # Branches on an angle would hide a NaN.
@@ -114,7 +114,7 @@ LARGE = 16.0
 
 def check_sources(method: Method, task: Task) -> None:
     """Refuse a task whose sources are not those that the method merges. ValueError."""
-    if method.base is Base.REQUIRED and not task.has_base:
+    if method.base is BaseRole.REQUIRED and not task.has_base:
         raise ValueError(f"{method.name} needs the base among the sources of '{task.name}'")
     least, most = method.least_models, method.most_models
     if task.models < least or (most is not None and task.models > most):
@@ -124,7 +124,7 @@ def check_sources(method: Method, task: Task) -> None:
 
 
 @dataclass
-class WeightedSum(Final):
+class WeightedSum(MergePass):
     """out = scale · Σ c_i x_i, with one rounding at the end.
 
     Where the coefficients are in the ratio of whole numbers up to 1024 (equal weights, 0.37:0.63),
@@ -152,7 +152,7 @@ class WeightedSum(Final):
             self.coefficients = [c / first for c in self.coefficients]
             self.scale *= first
 
-    def wide(self) -> Final | None:
+    def wide(self) -> MergePass | None:
         if self.work == "float64":
             return None
         other = copy(self)

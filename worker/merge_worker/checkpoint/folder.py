@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..messages import counted, first_names, printable
-from ..tensors.source import Origin
+from ..tensors.source import TensorSource
 from . import hub
 from .header import CONFIG, INDEX, MAX_HEADER_BYTES, WEIGHTS, Shard, read_shard
 from .torch_zip import read_pickled
@@ -30,7 +30,7 @@ class Checkpoint:
 
     path: Path
     shards: tuple[Shard, ...]
-    tensors: dict[str, Origin] = field(repr=False)
+    tensors: dict[str, TensorSource] = field(repr=False)
     plain: bool = field(default=False, kw_only=True)  # no longer quantised, whatever the file says
 
     @property
@@ -102,7 +102,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not exists(path):
         raise InputError(f"{path}: no such folder; is the model path right?")
     files = list(_shard_files(path)) if path.is_dir() else [path]
-    shards, tensors, places = [], dict[str, Origin](), dict[str, str]()
+    shards, tensors, places = [], dict[str, TensorSource](), dict[str, str]()
     for file in files:
         shard, found = _read(file)
         shards.append(shard)
@@ -121,7 +121,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, tuple(shards), tensors)
 
 
-def _read(file: Path) -> tuple[Shard, dict[str, Origin]]:
+def _read(file: Path) -> tuple[Shard, dict[str, TensorSource]]:
     if file.suffix in PICKLES:
         return read_pickled(file)
     shard = hub.read_header(file) if hub.absent(str(file)) else read_shard(file)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..dtypes import BY_NAME, FLOATS, DType, Kind, from_torch_name
 from ..errors import InputError
 from ..messages import counted, first_names, printable
-from ..tensors.source import Derived, Origin, Reader, Room, room
+from ..tensors.source import BufferSize, DerivedTensor, Reader, TensorSource, room
 from ..tensors.views import by_row
 from .folder import FP8_DTYPES, SCALE_SUFFIXES, Checkpoint
 
@@ -47,7 +47,7 @@ def refuse_quantised(models: Sequence[Checkpoint], labels: Sequence[str]) -> Non
         raise InputError("\n".join([*faults, f"  {hint}"]))
 
 
-def scales_of(tensors: Mapping[str, Origin]) -> dict[str, str]:
+def scales_of(tensors: Mapping[str, TensorSource]) -> dict[str, str]:
     """The name of the scales of every tensor of codes."""
     return {
         name: name + end
@@ -76,7 +76,7 @@ _ONE = Blocks(1, 1, 1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
-class Dequantised(Derived):
+class Dequantised(DerivedTensor):
     """Codes and scales (its parts), the values in float32."""
 
     kind = "Dequantised"
@@ -102,10 +102,10 @@ class Dequantised(Derived):
     def token(self) -> object:
         return self.blocks
 
-    def room(self) -> Room:
+    def room(self) -> BufferSize:
         codes, scales = (room(part) for part in self.parts)
         row = self.blocks.scale_columns * (scales.per_element + 4 + 4 * self.blocks.width)
-        return Room(codes.per_element, codes.fixed + scales.fixed + row)
+        return BufferSize(codes.per_element, codes.fixed + scales.fixed + row)
 
 
 def dequantised(model: Checkpoint) -> Checkpoint:
@@ -115,7 +115,7 @@ def dequantised(model: Checkpoint) -> Checkpoint:
         return model
     said = _said(model)
     used = set(pairs.values())
-    tensors: dict[str, Origin] = {}
+    tensors: dict[str, TensorSource] = {}
     for name, source in model.tensors.items():
         if name in pairs:
             tensors[name] = _plain(model, source, model.tensors[pairs[name]], said)
@@ -139,13 +139,15 @@ def _said(model: Checkpoint) -> DType:
     return BY_NAME["BF16"]
 
 
-def _plain(model: Checkpoint, codes: Origin, scales: Origin, said: DType) -> Origin:
+def _plain(
+    model: Checkpoint, codes: TensorSource, scales: TensorSource, said: DType
+) -> TensorSource:
     blocks = _blocks(model, codes, scales)
     shape, dtype = codes.shape, BY_NAME["F32"]
     return Dequantised(codes.name, dtype, shape, (codes, scales), said, blocks)
 
 
-def _blocks(model: Checkpoint, codes: Origin, scales: Origin) -> Blocks:
+def _blocks(model: Checkpoint, codes: TensorSource, scales: TensorSource) -> Blocks:
     """How scales lie on codes. InputError where they do not fit."""
     rows, columns = (1, 1, *codes.shape)[-2:]
     matrices = prod(codes.shape[:-2])

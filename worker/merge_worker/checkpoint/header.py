@@ -16,7 +16,7 @@ from typing import Any
 from ..dtypes import BY_NAME
 from ..errors import InputError, input_errors
 from ..messages import printable
-from ..tensors.source import TensorInfo
+from ..tensors.source import StoredTensor
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -38,7 +38,7 @@ class Shard:
     path: str
     size: int
     header_sha256: str
-    tensors: tuple[TensorInfo, ...]
+    tensors: tuple[StoredTensor, ...]
     stamp: tuple[int, ...] = ()  # see `stamp_of`; empty for a file that is not here yet
 
     def changed(self) -> str:
@@ -182,7 +182,7 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
     return header
 
 
-def _tensor(file: str, name: str, entry: Any, begin: int) -> TensorInfo:
+def _tensor(file: str, name: str, entry: Any, begin: int) -> StoredTensor:
     named = entry.get("dtype") if isinstance(entry, dict) else None
     if isinstance(named, str) and named not in BY_NAME:
         shown = printable(named)[:40]
@@ -205,4 +205,4 @@ def _tensor(file: str, name: str, entry: Any, begin: int) -> TensorInfo:
     if not whole or last - first != (count * dtype.bits + 7) // 8:
         shown, name = printable(str(entry))[:120], printable(name)[:120]
         raise InputError(f"{file}: damaged header: tensor '{name}' is {shown}")
-    return TensorInfo(name, dtype, shape, file, begin + first, last - first)
+    return StoredTensor(name, dtype, shape, file, begin + first, last - first)

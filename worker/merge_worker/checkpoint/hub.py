@@ -83,7 +83,7 @@ _fetched: set[str] = set()
 _guard = threading.Lock()
 
 
-def resolve(name: str, revision: str | None) -> Path:
+def resolve_revision(name: str, revision: str | None) -> Path:
     """The folder of a model in the cache, with all files but the weights. InputError."""
     revision = pins.get((name, revision), revision)
     hub = _client(name)
@@ -151,7 +151,7 @@ def _register(folder: Path, name: str, sizes: dict[str, int]) -> None:
             path = str(folder / file)
             files[path] = Remote(name, folder.name, file, sizes[file])
             if file in whole:
-                ensure(path)
+                download(path)
 
 
 def read_header(path: Path) -> Shard:
@@ -178,7 +178,7 @@ def read_header(path: Path) -> Shard:
     return shard_of(path, remote.size, head)
 
 
-def ensure(path: str) -> bool:
+def download(path: str) -> bool:
     """Fetch a file unless it is here; others that ask meanwhile wait. True if it was fetched."""
     remote = files.get(path)
     if remote is None or Path(path).exists():
@@ -199,7 +199,7 @@ def ensure(path: str) -> bool:
     return True
 
 
-def prune(path: str) -> None:
+def remove_download(path: str) -> None:
     """Remove a file that was fetched by this process."""
     if path in _fetched:
         for place in (Path(path).resolve(), Path(path)):

@@ -9,7 +9,7 @@ import resource
 import threading
 
 from ..errors import InputError
-from ..system.compute_slots import ANY, Turns
+from ..system.compute_slots import UNLIMITED, ComputeSlots
 from . import hub
 
 LARGEST_READ = 1 << 30
@@ -34,7 +34,7 @@ class Files:
         fd = self._open.get(path)
         if fd is not None:
             return fd
-        hub.ensure(path)
+        hub.download(path)
         with self._lock:
             fd = self._open.get(path)
             if fd is None:
@@ -45,7 +45,9 @@ class Files:
                 self._open[path] = fd
             return fd
 
-    def read(self, path: str, offset: int, buffer: memoryview, turns: Turns = ANY) -> None:
+    def read(
+        self, path: str, offset: int, buffer: memoryview, turns: ComputeSlots = UNLIMITED
+    ) -> None:
         """Fill `buffer` from `offset`. InputError if the file ends early or cannot be read.
 
         While the storage is waited for, whoever is next of `turns` computes.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ..dtypes import DType, from_torch_name
 from ..errors import InputError
 from ..messages import printable
-from ..tensors.source import Origin, TensorInfo
+from ..tensors.source import StoredTensor, TensorSource
 from ..tensors.views import transpose
 from .header import MAX_HEADER_BYTES, Shard, open_regular, read_exactly, stamp_of, what_it_is
 from .pickle_machine import Rebuilt, Refused, build
@@ -32,7 +32,7 @@ class _Member(NamedTuple):
     size: int
 
 
-def read_pickled(path: Path) -> tuple[Shard, dict[str, Origin]]:
+def read_pickled(path: Path) -> tuple[Shard, dict[str, TensorSource]]:
     """What is in one file. InputError says why it is refused; nothing of it was executed."""
     fd = open_regular(path)
     try:
@@ -118,7 +118,7 @@ def _tensors(value: object) -> dict[str, Rebuilt]:
 
 def _placed(
     name: str, tensor: Rebuilt, members: Mapping[str, _Member], where: tuple[str, Path]
-) -> tuple[TensorInfo, Origin]:
+) -> tuple[StoredTensor, TensorSource]:
     """The stored run of a tensor, and the tensor: the same, or with rows and columns exchanged."""
     folder, path = where
     member = members.get(f"{folder}data/{tensor.storage.key}")
@@ -139,7 +139,7 @@ def _placed(
             f"the copy or download is incomplete"
         )
     stored = shape if upright else swapped
-    info = TensorInfo(name, dtype, stored, str(path), member.offset + first, nbytes)
+    info = StoredTensor(name, dtype, stored, str(path), member.offset + first, nbytes)
     return info, info if upright else transpose(info, name)
 
 

@@ -11,14 +11,14 @@ from ..dtypes import Kind
 from ..errors import UsageError, WorkerError
 from ..messages import counted, printable
 from ..output.files import finished
-from ..output.space import SPARE_BYTES, Room, room
+from ..output.space import SPARE_BYTES, DiskSpace, disk_space
 from ..output.target import refuse_occupied
-from ..planning.missing_models import with_absent_models
+from ..planning.missing_models import with_missing_models
 from ..planning.plan import Plan
-from ..planning.read_speed import Speed, probe
+from ..planning.read_speed import ReadSpeed, measure_read_speed
 from ..structure.components import COMPONENTS, component_of
 from ..structure.layers import depths
-from ..tensors.source import moved
+from ..tensors.source import bytes_read
 from ..units import duration, size
 from .merge import read_recipe, recipe_plan
 from .options import add_options, plan_options
@@ -36,14 +36,14 @@ def checked(plan: Plan, out: Path | None, json_wanted: bool) -> Checked:
     disk, told, fault = None, list[str](), None
     if out is not None:
         try:
-            disk = room(plan, out)
+            disk = disk_space(plan, out)
             refuse_occupied(plan, out)
             told = [] if finished(out) else disk.refuse(out)
         except OSError:  # the plan is good all the same, and the merge itself has words for it
             disk = None
         except WorkerError as error:
             fault = error
-    speed = probe(plan)
+    speed = measure_read_speed(plan)
     if json_wanted:
         facts = as_json(plan, speed, disk)
         facts["warnings"] += told
@@ -55,7 +55,9 @@ def _warning(line: str) -> str:
     return f"warning: {line}"
 
 
-def as_json(plan: Plan, speed: Speed | None = None, disk: Room | None = None) -> dict[str, Any]:
+def as_json(
+    plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None = None
+) -> dict[str, Any]:
     """The plan's facts for programs; bytes are bytes. Stages are plans of their own."""
     merged = [step for step in plan.steps if step.task is not None]
     groups = _groups(plan)
@@ -108,12 +110,12 @@ def _moved(plan: Plan) -> int:
         for step in each.steps:
             again = each.memory.piece_blocks(step) < step.grid.blocks
             passes = step.reads if again else 1
-            total += passes * sum(moved(source) for source in step.sources)
+            total += passes * sum(bytes_read(source) for source in step.sources)
         total += each.output_bytes
     return total
 
 
-def _disk(plan: Plan, disk: Room | None) -> dict[str, Any]:
+def _disk(plan: Plan, disk: DiskSpace | None) -> dict[str, Any]:
     """Bytes that the merge takes, with a margin; what there is of them, where OUT is known."""
     if disk is None:
         kept = sum(each.output_bytes for each in (plan, *plan.stages))
@@ -122,7 +124,7 @@ def _disk(plan: Plan, disk: Room | None) -> dict[str, Any]:
     return {"needs_bytes": disk.needs, "free_bytes": disk.free, "quotas": quotas}
 
 
-def _storage(plan: Plan, speed: Speed | None) -> dict[str, Any] | None:
+def _storage(plan: Plan, speed: ReadSpeed | None) -> dict[str, Any] | None:
     """What the probe found, and the seconds that reading and writing take at that speed."""
     if speed is None:
         return None
@@ -134,7 +136,7 @@ def _storage(plan: Plan, speed: Speed | None) -> dict[str, Any] | None:
     }
 
 
-def describe(plan: Plan, speed: Speed | None = None, disk: Room | None = None) -> str:
+def describe(plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None = None) -> str:
     """The same for people, a few aligned lines."""
     facts = as_json(plan, speed, disk)
     tensors, models = facts["tensors"], plan.labels
@@ -236,7 +238,7 @@ def command(arguments: argparse.Namespace) -> str:
         plan = recipe_plan(arguments.recipe, arguments, arguments.out)
     except UsageError as error:
         text = read_recipe(Path(arguments.recipe))
-        raise with_absent_models(error, text, plan_options(arguments, None).relative_to) from None
+        raise with_missing_models(error, text, plan_options(arguments, None).relative_to) from None
     found = checked(plan, arguments.out and Path(arguments.out), arguments.json)
     if found.fault is not None:
         print(found.text)

@@ -60,7 +60,7 @@ def command(arguments: argparse.Namespace) -> str:
     from ..system.torch_startup import need_torch
 
     need_torch()
-    from ..engine.device import devices
+    from ..engine.device import select_devices
     from ..lora.extract import Extraction, check_alike
     from ..lora.save import Output
     from ..lora.svd import Wanted
@@ -81,7 +81,7 @@ def command(arguments: argparse.Namespace) -> str:
             *arranged.targets,
             *([] if arguments.lora_only else arranged.wholes),
         ]
-        extraction.run(work, devices(arguments.device), arguments.threads or usable_cpus())
+        extraction.run(work, select_devices(arguments.device), arguments.threads or usable_cpus())
         extraction.fill()
         written = _finish(extraction, arranged, _base_of(arguments.base_name, arguments.base, base))
     found = sorted(extraction.found, key=lambda found: found.target.name)

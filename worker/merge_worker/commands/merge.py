@@ -13,7 +13,7 @@ from ..engine.run import run_merges
 from ..errors import InputError, UsageError, WorkerError
 from ..messages import print_line
 from ..output.files import MANIFEST
-from ..output.manifest import published
+from ..output.manifest import files_to_upload
 from ..planning.plan import Plan, make_plan
 from ..recipe.schema import parse
 from ..recipe.shorthand import recipe_from_values
@@ -21,7 +21,7 @@ from ..system.ranks import from_environment
 from ..system.torch_startup import need_torch
 from . import load
 from .options import add_options, plan_options, run_options
-from .reproduce import plan_again, said_again
+from .reproduce import plan_from_manifest, read_as_manifest
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +61,8 @@ def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = No
     """The plan of a recipe, or of the manifest of a merge that is to be done again."""
     path, options = Path(recipe), plan_options(arguments, out)
     text = read_recipe(path)
-    if path.suffix == ".json" and (manifest := said_again(path, text)):
-        return plan_again(path, manifest, options)
+    if path.suffix == ".json" and (manifest := read_as_manifest(path, text)):
+        return plan_from_manifest(path, manifest, options)
     return make_plan(parse(text, str(path)), options)
 
 
@@ -80,7 +80,7 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, cloc
     for line in run_merges(plans, run_options(arguments), from_environment(), clock):
         print_line(line, sys.stdout)
     if arguments.push and (plans[0][1] / MANIFEST).is_file():  # else other ranks still work
-        print_line(upload(published(plans[0][1]), arguments.push), sys.stdout)
+        print_line(upload(files_to_upload(plans[0][1]), arguments.push), sys.stdout)
     return 0
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..lora.combine import How, Weighted
     from ..lora.save import Output
-    from ..tensors.source import Reader, TensorInfo
+    from ..tensors.source import Reader, StoredTensor
 
 
 METHODS = (
@@ -191,7 +191,7 @@ def _read(adapter: Adapter, pair: Pair, weight: float, reader: Reader) -> Weight
 
     from ..lora.combine import Weighted
 
-    def factor(info: TensorInfo) -> Tensor:
+    def factor(info: StoredTensor) -> Tensor:
         values = reader.read(info, 0, info.count, "factor").to(torch.float64, copy=True)
         return values.view(info.shape[0], -1)
 

@@ -29,7 +29,7 @@ from ..messages import first_names
 from ..output.checksums import file_sha256
 from ..output.commit import commit, loaders_last, seal
 from ..output.files import CARD, FINAL_FILES, PARTIAL, RECIPE, output_errors, write_file
-from ..output.journal import KEY, committing, read_key
+from ..output.journal import KEY, pending_commit, read_key
 from ..output.lock import Lock, refuse_others
 from ..output.manifest import read_manifest, worker_facts
 from ..output.store import clear, remove_partial
@@ -76,7 +76,10 @@ def command(arguments: argparse.Namespace) -> str:
     with output_errors(out):
         if (read_manifest(out) or {}).get("key") == key:
             return f"{out}: this merge is already there; nothing to do"
-        if read_key(out / PARTIAL) == key and (replaces := committing(out / PARTIAL)) is not None:
+        if (
+            read_key(out / PARTIAL) == key
+            and (replaces := pending_commit(out / PARTIAL)) is not None
+        ):
             with Lock(out / PARTIAL / LOCK, key):
                 commit(out, replaces)
             return f"{out}: finished what an earlier run had merged"
@@ -140,7 +143,7 @@ def _partial(out: Path, key: str) -> Iterator[Path]:
                 yield staged
             except BaseException:
                 # Files that are being committed stay: the next run finishes that.
-                if committing(partial) is None:
+                if pending_commit(partial) is None:
                     remove_partial(out)
                     with contextlib.suppress(OSError):
                         if made:

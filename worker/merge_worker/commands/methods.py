@@ -7,7 +7,7 @@ import argparse
 from .. import methods
 from ..errors import UsageError
 from ..messages import nearest, printable
-from ..method import Base, Method, Parameter
+from ..method import BaseRole, Method, Parameter
 from ..options import SCHEDULES
 
 
@@ -48,9 +48,9 @@ def method_page(method: Method) -> str:
     else:
         count = f"{least} or more" if most is None else f"{least} to {most}"
     base = {
-        Base.IGNORED: "a base_model joins the models",
-        Base.OPTIONAL: "base_model optional",
-        Base.REQUIRED: "base_model required",
+        BaseRole.IGNORED: "a base_model joins the models",
+        BaseRole.OPTIONAL: "base_model optional",
+        BaseRole.REQUIRED: "base_model required",
     }[method.base]
     lines = [method.name + (" (experimental)" if method.experimental else ""), ""]
     lines += [method.doc, ""] if method.doc else []

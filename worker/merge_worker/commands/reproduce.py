@@ -12,12 +12,12 @@ from ..checkpoint.hub import pins
 from ..errors import InputError, UsageError, WorkerError
 from ..output.files import MANIFEST, RECIPE
 from ..output.manifest import result_options
-from ..planning.options import PlanOptions, Rules
+from ..planning.options import MatchOptions, PlanOptions
 from ..planning.plan import Plan, make_plan
 from ..recipe.schema import parse, parse_model
 
 
-def said_again(path: Path, text: str) -> dict[str, Any] | None:
+def read_as_manifest(path: Path, text: str) -> dict[str, Any] | None:
     """The manifest in a text that was given for a recipe; None if it is a recipe."""
     if path.suffix != ".json":
         return None
@@ -28,7 +28,7 @@ def said_again(path: Path, text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and "inputs" in value and "recipe" in value else None
 
 
-def plan_again(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Plan:
+def plan_from_manifest(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Plan:
     """The plan of a manifest. InputError if its models are not found, or are others by now.
 
     Models of the hub are those of the commits that it tells, wherever their branches are by now.
@@ -37,7 +37,7 @@ def plan_again(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Pl
     """
     options = _options(path, value, options)
     for entry in value["inputs"]:
-        _pin(entry)
+        _pin_commit(entry)
     made = {e["file"]: e["sum128"] for e in value.get("outputs", ()) if "sum128" in e}
     beside = path.parent / RECIPE
     texts = [beside.read_text(encoding="utf-8")] if beside.is_file() else []
@@ -73,11 +73,11 @@ def _options(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Plan
     known = {field.name for field in fields(PlanOptions)}
     found = {name: _tuples(item) for name, item in told.items() if name in known}
     if isinstance(found.get("rules"), dict):
-        found["rules"] = Rules(**found["rules"])
+        found["rules"] = MatchOptions(**found["rules"])
     return replace(options, **found)
 
 
-def _pin(entry: Mapping[str, Any]) -> None:
+def _pin_commit(entry: Mapping[str, Any]) -> None:
     try:
         ref = parse_model(str(entry.get("model")))
     except ValueError:  # a folder of such a name

@@ -13,8 +13,8 @@ from ..errors import InputError
 from ..messages import counted, first_names, printable
 from ..method import matrix_shape
 from ..structure.components import component_of, place_of
-from ..structure.embeddings import implied_head
-from ..tensors.source import Origin, TensorInfo
+from ..structure.embeddings import tied_head
+from ..tensors.source import StoredTensor, TensorSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Shared:
     component: str
     stack: str
     layer: int
-    infos: tuple[TensorInfo, ...]
+    infos: tuple[StoredTensor, ...]
     sketched: bool  # the largest matrix of its layer and component
 
     @property
@@ -90,7 +90,7 @@ def short_labels(words: Sequence[str]) -> tuple[str, ...]:
 def align(models: Sequence[Checkpoint], labels: tuple[str, ...], has_base: bool) -> Models:
     """Match by name and shape. InputError if nothing matches."""
     first, lost, kept, integers = models[0], set[str](), set[str](), 0
-    shared: list[tuple[str, tuple[TensorInfo, ...]]] = []
+    shared: list[tuple[str, tuple[StoredTensor, ...]]] = []
     shapes: list[str] = []
     for name, info in first.tensors.items():
         infos = [_find(model, name, info) for model in models]
@@ -118,11 +118,11 @@ def align(models: Sequence[Checkpoint], labels: tuple[str, ...], has_base: bool)
     return Models(labels, has_base, tuple(_placed(shared)), tuple(told), not (lost or shapes))
 
 
-def _find(model: Checkpoint, name: str, info: Origin) -> TensorInfo | None:
+def _find(model: Checkpoint, name: str, info: TensorSource) -> StoredTensor | None:
     """The tensor, or the embedding that a model with tied ends has in its place."""
     found = model.tensors.get(name)
-    found = found or implied_head(name, info.shape, model.tensors, model.config)
-    return found if isinstance(found, TensorInfo) else None
+    found = found or tied_head(name, info.shape, model.tensors, model.config)
+    return found if isinstance(found, StoredTensor) else None
 
 
 def _tied_twin(name: str, model: Checkpoint, models: Sequence[Checkpoint]) -> bool:
@@ -142,7 +142,7 @@ def _left_out(lost: list[str], shapes: list[str], integers: int) -> list[str]:
     return told
 
 
-def _placed(shared: Sequence[tuple[str, tuple[TensorInfo, ...]]]) -> list[Shared]:
+def _placed(shared: Sequence[tuple[str, tuple[StoredTensor, ...]]]) -> list[Shared]:
     """Component and layer of every tensor, in order of layers; the largest matrices marked."""
     stacks: dict[str, int] = {"input": -1}
     keys = {name: (component_of(name), *place_of(name)) for name, _ in shared}

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field, replace
 from ..checkpoint.folder import Checkpoint
 from ..errors import InputError, UsageError
 from ..messages import counted
-from ..recipe.key_map import Form, Key, Members, Rule, find, general, missing
+from ..recipe.key_map import Key, Layout, LayoutRule, Members, find, general, missing
 from ..recipe.schema import KeyRule
-from ..tensors.source import Origin
-from ..tensors.views import join, reshape
+from ..tensors.source import TensorSource
+from ..tensors.views import concat, reshape
 from .known_layouts import PREFIXES, RULES, of_heads
 from .regroup import Shapes, regroup
 
-Held = Mapping[Form, Members]
+Held = Mapping[Layout, Members]
 
 
-def rearranged(
+def convert_models(
     models: Sequence[Checkpoint], labels: Sequence[str], key_map: Sequence[KeyRule]
 ) -> tuple[tuple[Checkpoint, ...], list[str]]:
     """The models with the tensors of all but the first as the first has them, and what was done.
@@ -69,8 +69,8 @@ def _idle(rule: KeyRule, first: str) -> str:
 class _Model:
     """The tensors of one model on their way to the layout of `first`."""
 
-    first: Mapping[str, Origin]
-    names: dict[str, Origin]
+    first: Mapping[str, TensorSource]
+    names: dict[str, TensorSource]
     labels: tuple[str, str]
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -79,7 +79,7 @@ class _Model:
         same = self.names.keys() == self.first.keys()
         return same and all(s.shape == self.first[n].shape for n, s in self.names.items())
 
-    def known(self, rules: Iterable[Rule]) -> None:
+    def known(self, rules: Iterable[LayoutRule]) -> None:
         """What the tables know."""
         self.refuse_turned_heads()
         self.prefixes()
@@ -126,7 +126,9 @@ class _Model:
                 if new + rest in wanted or any(n.startswith(place) for n in self.first):
                     self.put({new + rest: self.names[name]}, [name], "renamed")
 
-    def by_style(self, rule: Rule, here: Mapping[Key, Held], there: Mapping[Key, Held]) -> None:
+    def by_style(
+        self, rule: LayoutRule, here: Mapping[Key, Held], there: Mapping[Key, Held]
+    ) -> None:
         """Bring every instance of a rule to the form that the first model has it in.
 
         A layer that the first has not is brought to the form of such layers.
@@ -150,7 +152,7 @@ class _Model:
                 )
             self.convert(rule, key, forms, (goal, self.shapes(rule, wanted[goal])))
 
-    def recut(self, rule: Rule, key: Key, forms: Held, wanted: Held) -> None:
+    def recut(self, rule: LayoutRule, key: Key, forms: Held, wanted: Held) -> None:
         """Parts of what was one tensor, cut in other places: transformers cuts into equal parts."""
         form, one = next(iter(forms)), next((f for f in rule.forms if len(f.names) == 1), None)
         shapes = self.shapes(rule, wanted[form])
@@ -165,7 +167,7 @@ class _Model:
         sources = [self.names[forms[form][place, 0]] for place in range(rule.size)]
         rows = [[shape[:1] for shape in each] for each in (shapes, [s.shape for s in sources])]
         if rows[0] != rows[1]:
-            joined = {(0, 0): join(sources, 0, sources[0].name)}
+            joined = {(0, 0): concat(sources, 0, sources[0].name)}
             made = regroup(rule, key, (one, joined), (form, shapes))
             self.put(made, forms[form].values(), "cut in other places")
 
@@ -180,13 +182,13 @@ class _Model:
                 f"{begin} both {one} and {two}, two forms of the same; remove one of them"
             )
 
-    def shapes(self, rule: Rule, members: Members) -> Shapes | None:
+    def shapes(self, rule: LayoutRule, members: Members) -> Shapes | None:
         """Shapes of the tensors of a group, where the first model has them apart and unstacked."""
         if len(members) != rule.size or rule.size == 1 or rule.stacks:
             return None
         return [self.first[members[place, 0]].shape for place in range(rule.size)]
 
-    def apply(self, rule: Rule) -> int:
+    def apply(self, rule: LayoutRule) -> int:
         """A rule of the recipe, wherever it fits; how often. ValueError where it cannot be done."""
         form, goal = rule.forms
         there = find(rule, sorted(self.first))
@@ -201,7 +203,9 @@ class _Model:
             count += 1
         return count
 
-    def convert(self, rule: Rule, key: Key, held: Held, want: tuple[Form, Shapes | None]) -> None:
+    def convert(
+        self, rule: LayoutRule, key: Key, held: Held, want: tuple[Layout, Shapes | None]
+    ) -> None:
         """Replace the tensors of one instance by the same in another form."""
         form, members = next(iter(held.items()))
         sources = {place: self.names[name] for place, name in members.items()}
@@ -209,7 +213,7 @@ class _Model:
         plain = len(made) == len(sources) and form.transposed == want[0].transposed
         self.put(made, members.values(), "renamed" if plain else "regrouped")
 
-    def put(self, made: Mapping[str, Origin], old: Iterable[str], what: str) -> None:
+    def put(self, made: Mapping[str, TensorSource], old: Iterable[str], what: str) -> None:
         """Exchange tensors for others."""
         gone = list(old)
         for name in gone:

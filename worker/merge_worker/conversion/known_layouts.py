@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..recipe.key_map import ANY, Form, Rule
+from ..recipe.key_map import ANY, Layout, LayoutRule
 
 
-def _apart(*names: str, beside: str = "") -> Form:
-    return Form(tuple(ANY + name for name in names), beside=beside)
+def _apart(*names: str, beside: str = "") -> Layout:
+    return Layout(tuple(ANY + name for name in names), beside=beside)
 
 
-def _in_one(name: str, *, woven: bool = False, turned: bool = False, beside: str = "") -> Form:
-    return Form((ANY + name,), int(turned), woven, turned, beside)
+def _in_one(name: str, *, woven: bool = False, turned: bool = False, beside: str = "") -> Layout:
+    return Layout((ANY + name,), int(turned), woven, turned, beside)
 
 
-def _renamed(*names: str, beside: str = "") -> Rule:
-    return Rule(tuple(_apart(name, beside=beside) for name in names))
+def _renamed(*names: str, beside: str = "") -> LayoutRule:
+    return LayoutRule(tuple(_apart(name, beside=beside) for name in names))
 
 
-def _experts(place: str, *words: str) -> Form:
+def _experts(place: str, *words: str) -> Layout:
     return _apart(*(f"{place}.experts.{{e}}.{word}.weight" for word in words))
 
 
@@ -38,7 +38,7 @@ OLMO_HYBRID = (
 )
 
 CONVOLUTIONS = tuple(
-    Rule(
+    LayoutRule(
         (_apart(*(f"{place}.{n}_conv1d.{{_w}}" for n in "qkv")), _in_one(f"{place}.conv1d.{{_w}}"))
     )
     for place in ("linear_attn", "self_attn")
@@ -48,32 +48,32 @@ CONVOLUTIONS = tuple(
 _GPT_OSS = "mlp.experts.gate_up_proj_bias"
 _LLAMA4 = "feed_forward.shared_expert."
 STACKED_OTHERWISE = (
-    Rule(
+    LayoutRule(
         (
             _experts("mlp", "gate_proj", "up_proj"),
             _in_one("mlp.experts.gate_up_proj", woven=True, turned=True, beside=_GPT_OSS),
         )
     ),
-    Rule(
+    LayoutRule(
         (
             _experts("mlp", "down_proj"),
             _in_one("mlp.experts.down_proj", turned=True, beside=_GPT_OSS),
         )
     ),
-    Rule(
+    LayoutRule(
         (
             _apart("mlp.experts.{e}.gate_proj.bias", "mlp.experts.{e}.up_proj.bias"),
             _in_one("mlp.experts.gate_up_proj_bias", woven=True),
         )
     ),
     _renamed("mlp.experts.{e}.down_proj.bias", "mlp.experts.down_proj_bias"),
-    Rule(
+    LayoutRule(
         (
             _experts("feed_forward", "gate_proj", "up_proj"),
             _in_one("feed_forward.experts.gate_up_proj", turned=True, beside=_LLAMA4),
         )
     ),
-    Rule(
+    LayoutRule(
         (
             _experts("feed_forward", "down_proj"),
             _in_one("feed_forward.experts.down_proj", turned=True, beside=_LLAMA4),
@@ -82,7 +82,7 @@ STACKED_OTHERWISE = (
 )
 
 EXPERTS = (
-    Rule(
+    LayoutRule(
         (
             _experts("mlp", "gate_proj", "up_proj"),
             _experts("block_sparse_moe", "w1", "w3"),
@@ -91,7 +91,7 @@ EXPERTS = (
             _in_one("block_sparse_moe.input_linear.weight"),
         )
     ),
-    Rule(
+    LayoutRule(
         (
             _experts("mlp", "down_proj"),
             _experts("block_sparse_moe", "w2"),
@@ -100,14 +100,14 @@ EXPERTS = (
             _apart("block_sparse_moe.output_linear.weight"),
         )
     ),
-    Rule(
+    LayoutRule(
         (
             _experts("feed_forward", "gate_proj", "up_proj"),
             _experts("feed_forward", "w1", "w3"),
             _in_one("feed_forward.experts.gate_up_proj"),
         )
     ),
-    Rule(
+    LayoutRule(
         (
             _experts("feed_forward", "down_proj"),
             _experts("feed_forward", "w2"),
@@ -125,7 +125,7 @@ EXPERTS = (
 )
 
 PROJECTIONS = (
-    Rule(
+    LayoutRule(
         (
             _apart(*(f"self_attn.{n}_proj.{{_w}}" for n in "qkv")),
             _in_one("self_attn.qkv_proj.{_w}"),
@@ -133,7 +133,7 @@ PROJECTIONS = (
             _in_one("self_attn.W_pack.{_w}"),
         )
     ),
-    Rule(
+    LayoutRule(
         (
             _apart("{x}.gate_proj.{_w}", "{x}.up_proj.{_w}"),
             _in_one("{x}.gate_up_proj.{_w}"),
@@ -162,16 +162,16 @@ RENAMED = (
 _GLM, _LAYER = "transformer.encoder.layers.{x}.", "model.layers.{x}."
 
 
-def _plain(*names: str) -> Rule:
-    return Rule(tuple(Form((name,)) for name in names))
+def _plain(*names: str) -> LayoutRule:
+    return LayoutRule(tuple(Layout((name,)) for name in names))
 
 
 # ChatGLM, GLM-4 in their own code's names and in those of transformers.
 GLM = (
-    Rule(
+    LayoutRule(
         (
-            Form(tuple(f"{_LAYER}self_attn.{n}_proj.{{_w}}" for n in "qkv")),
-            Form((f"{_GLM}self_attention.query_key_value.{{_w}}",)),
+            Layout(tuple(f"{_LAYER}self_attn.{n}_proj.{{_w}}" for n in "qkv")),
+            Layout((f"{_GLM}self_attention.query_key_value.{{_w}}",)),
         )
     ),
     _plain(f"{_LAYER}self_attn.o_proj.{{_w}}", f"{_GLM}self_attention.dense.{{_w}}"),
@@ -209,13 +209,13 @@ RULES = (
 """In this order; tensors that one rule has taken are gone for the next."""
 
 
-def of_heads(config: Mapping[str, Any]) -> tuple[Rule, ...]:
+def of_heads(config: Mapping[str, Any]) -> tuple[LayoutRule, ...]:
     """Rules for what lies head by head: each head of keys with its queries, its keys and values."""
     heads = config.get("num_key_value_heads")
     if not isinstance(heads, int) or heads < 1:
         return ()
     apart = _apart(*(f"self_attn.{n}_proj.{{_w}}" for n in "qkv"))
-    return (Rule((apart, Form((ANY + "attention.wqkv.{_w}",), groups=heads))),)
+    return (LayoutRule((apart, Layout((ANY + "attention.wqkv.{_w}",), groups=heads))),)
 
 
 PREFIXES = (

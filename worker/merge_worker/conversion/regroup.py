@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..recipe.key_map import Form, Key, Rule, name_of
-from ..tensors.source import Origin
-from ..tensors.views import every, join, reshape, stack, take, transpose, weave
+from ..recipe.key_map import Key, Layout, LayoutRule, name_of
+from ..tensors.source import TensorSource
+from ..tensors.views import concat, interleave, reshape, slice_axis, stack, strided, transpose
 
 Shapes = Sequence[tuple[int, ...]]
 
 
 def regroup(
-    rule: Rule,
+    rule: LayoutRule,
     key: Key,
-    have: tuple[Form, Mapping[tuple[int, int], Origin]],
-    want: tuple[Form, Shapes | None],
-) -> dict[str, Origin]:
+    have: tuple[Layout, Mapping[tuple[int, int], TensorSource]],
+    want: tuple[Layout, Shapes | None],
+) -> dict[str, TensorSource]:
     """The group in the form that is wanted. ValueError where shapes do not allow it.
 
     `want` has the shapes of the single tensors, where parts of one tensor are not equally large.
@@ -24,7 +24,7 @@ def regroup(
     form, sources = have
     goal, shapes = want
     held = f"{{{rule.stacked}}}"
-    singles: list[list[Origin]] = []  # by number in the stack, then by place in the group
+    singles: list[list[TensorSource]] = []  # by number in the stack, then by place in the group
     numbered = rule.stacks and held in form.names[0]
     if numbered:
         numbers = range(1 + max(number for _, number in sources))
@@ -35,7 +35,7 @@ def regroup(
     for run in runs:
         singles.append(_apart(run, form, rule.size, shapes if not rule.stacks else None))
     made = [_together(single, goal, rule.size) for single in singles]
-    found: dict[str, Origin] = {}
+    found: dict[str, TensorSource] = {}
     for place, template in enumerate(goal.names):
         if rule.stacks and held not in template:
             name = name_of(template, key, rule)
@@ -46,7 +46,7 @@ def regroup(
     return found
 
 
-def _unstacked(whole: Sequence[Origin]) -> list[list[Origin]]:
+def _unstacked(whole: Sequence[TensorSource]) -> list[list[TensorSource]]:
     counts = {source.shape[0] if source.shape else 0 for source in whole}
     if len(counts) > 1 or min(counts) == 0:
         listed = ", ".join(f"{s.name} {list(s.shape)}" for s in whole)
@@ -54,19 +54,23 @@ def _unstacked(whole: Sequence[Origin]) -> list[list[Origin]]:
     return [[_row(source, number) for source in whole] for number in range(counts.pop())]
 
 
-def _row(source: Origin, number: int) -> Origin:
-    part = take(source, 0, number, number + 1, source.name)
+def _row(source: TensorSource, number: int) -> TensorSource:
+    part = slice_axis(source, 0, number, number + 1, source.name)
     return reshape(part, part.shape[1:], source.name)
 
 
-def _apart(run: list[Origin], form: Form, size: int, shapes: Shapes | None) -> list[Origin]:
+def _apart(
+    run: list[TensorSource], form: Layout, size: int, shapes: Shapes | None
+) -> list[TensorSource]:
     """The single tensors, upright, of what a form has in one (or apart)."""
     if len(run) < size:
         run = _cut(run[0], form, size, shapes)
     return [transpose(part, part.name) for part in run] if form.transposed else run
 
 
-def _cut(source: Origin, form: Form, size: int, shapes: Shapes | None) -> list[Origin]:
+def _cut(
+    source: TensorSource, form: Layout, size: int, shapes: Shapes | None
+) -> list[TensorSource]:
     axis = form.axis
     if axis >= len(source.shape):
         raise ValueError(f"{source.name} is {list(source.shape)}; it has no axis {axis}")
@@ -75,7 +79,7 @@ def _cut(source: Origin, form: Form, size: int, shapes: Shapes | None) -> list[O
         if extent % size:
             raise ValueError(f"{source.name} is {list(source.shape)}; not {size} equal parts")
         if form.woven:
-            return [every(source, axis, size, place, source.name) for place in range(size)]
+            return [strided(source, axis, size, place, source.name) for place in range(size)]
         sizes = [extent // size] * size
     else:
         rank = len(source.shape)
@@ -88,14 +92,14 @@ def _cut(source: Origin, form: Form, size: int, shapes: Shapes | None) -> list[O
     at = axis + (form.groups > 1)
     for taken in sizes:
         share = _share(source, taken, form.groups)
-        part = take(grouped, at, begin, begin + share, source.name)
+        part = slice_axis(grouped, at, begin, begin + share, source.name)
         shape = (*source.shape[:axis], taken, *source.shape[axis + 1 :])
         parts.append(reshape(part, shape, source.name))
         begin += share
     return parts
 
 
-def _share(source: Origin, extent: int, groups: int) -> int:
+def _share(source: TensorSource, extent: int, groups: int) -> int:
     if extent % groups:
         raise ValueError(
             f"{source.name} is {list(source.shape)}; {extent} are not {groups} equal groups"
@@ -103,7 +107,7 @@ def _share(source: Origin, extent: int, groups: int) -> int:
     return extent // groups
 
 
-def _grouped(source: Origin, axis: int, groups: int) -> Origin:
+def _grouped(source: TensorSource, axis: int, groups: int) -> TensorSource:
     """The same elements with an axis for the groups before the one that holds them."""
     if groups == 1:
         return source
@@ -112,7 +116,7 @@ def _grouped(source: Origin, axis: int, groups: int) -> Origin:
     return reshape(source, shape, source.name)
 
 
-def _together(singles: list[Origin], form: Form, size: int) -> list[Origin]:
+def _together(singles: list[TensorSource], form: Layout, size: int) -> list[TensorSource]:
     """The single tensors as the form has them."""
     if form.transposed:
         singles = [transpose(single, single.name) for single in singles]
@@ -120,8 +124,10 @@ def _together(singles: list[Origin], form: Form, size: int) -> list[Origin]:
         return singles
     name, axis = singles[0].name, form.axis
     if form.woven:
-        return [weave(singles, axis, name)]
-    joined = join([_grouped(s, axis, form.groups) for s in singles], axis + (form.groups > 1), name)
+        return [interleave(singles, axis, name)]
+    joined = concat(
+        [_grouped(s, axis, form.groups) for s in singles], axis + (form.groups > 1), name
+    )
     extent = sum(single.shape[axis] for single in singles)
     shape = (*singles[0].shape[:axis], extent, *singles[0].shape[axis + 1 :])
     return [reshape(joined, shape, name)]

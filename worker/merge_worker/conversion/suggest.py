@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..recipe.key_map import find, name_of, one_way
-from ..tensors.source import Origin
+from ..tensors.source import TensorSource
 
 MOST_RULES = 12
 """A recipe with more is not written by hand."""
@@ -27,7 +27,7 @@ class _Change(NamedTuple):
     after: tuple[str, ...]
 
 
-def suggested(lost: Sequence[Origin], more: Sequence[Origin]) -> str | None:
+def suggest_rules(lost: Sequence[TensorSource], more: Sequence[TensorSource]) -> str | None:
     """Lines for a recipe that give all tensors `more` the names of `lost`; None if unclear."""
     wanted, there = _kinds(lost), _kinds(more)
     rules: dict[str, str] = {}
@@ -48,7 +48,7 @@ def suggested(lost: Sequence[Origin], more: Sequence[Origin]) -> str | None:
     return "\n".join(["key_map:", *lines])
 
 
-def _applied(rules: Mapping[str, str], sources: Sequence[Origin]) -> set[str]:
+def _applied(rules: Mapping[str, str], sources: Sequence[TensorSource]) -> set[str]:
     """The names after all rules."""
     names = {source.name for source in sources}
     for old, new in rules.items():
@@ -60,7 +60,7 @@ def _applied(rules: Mapping[str, str], sources: Sequence[Origin]) -> set[str]:
     return names
 
 
-def _kinds(sources: Sequence[Origin]) -> Mapping[tuple[str, ...], Mapping[object, object]]:
+def _kinds(sources: Sequence[TensorSource]) -> Mapping[tuple[str, ...], Mapping[object, object]]:
     """Names with `*` for numbers, and the shapes by the numbers."""
     found: dict[tuple[str, ...], dict[object, object]] = {}
     for source in sources:

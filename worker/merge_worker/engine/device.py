@@ -18,7 +18,7 @@ OUT_OF_MEMORY: type[Exception] = torch.cuda.OutOfMemoryError
 _KINDS = ("cuda", "xpu", "mps")
 
 
-def devices(word: str) -> list[torch.device]:
+def select_devices(word: str) -> list[torch.device]:
     """The devices that `--device` names: `auto` is every visible accelerator, else the CPU."""
     if word == "auto":
         for kind in _KINDS:
@@ -39,9 +39,9 @@ def devices(word: str) -> list[torch.device]:
     return found
 
 
-def devices_of(word: str, number: int, count: int) -> list[torch.device]:
+def devices_of_rank(word: str, number: int, count: int) -> list[torch.device]:
     """Those of one of `count` processes: one for each, or several, but none is left out."""
-    found = devices(word)
+    found = select_devices(word)
     return found[number::count] or [found[number % len(found)]]
 
 
@@ -53,7 +53,7 @@ def load_linalg(found: Sequence[torch.device]) -> None:
             torch.linalg.qr(torch.ones(1, 1, device=device))
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Until the device has done all that this thread has given it."""
     if device.type == "cpu":
         return
@@ -64,7 +64,7 @@ def wait(device: torch.device) -> None:
         module.synchronize()
 
 
-def empty(device: torch.device) -> None:
+def free_cached(device: torch.device) -> None:
     """Give back the device's memory that torch keeps for later."""
     empty_cache = getattr(getattr(torch, device.type, None), "empty_cache", None)
     if empty_cache is not None:

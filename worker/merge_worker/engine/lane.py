@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..checkpoint.reader import Files
-from ..method import Block, Final, Reduce
+from ..method import Block, MergePass, StatisticsPass
 from ..planning.shards import PAGE
 from ..planning.step import Piece
-from ..system.compute_slots import ANY, Turns
-from ..tensors.source import Derived, Origin, TensorInfo
+from ..system.compute_slots import UNLIMITED, ComputeSlots
+from ..tensors.source import DerivedTensor, StoredTensor, TensorSource
 from .buffers import Pool, split
-from .device import empty, wait
+from .device import free_cached, synchronize
 from .work import shared
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..planning.step import Step
-    from .work import Joint
+    from .work import JointStep
 
 
 class Lane:
@@ -35,7 +35,7 @@ class Lane:
         device: torch.device,
         files: Files,
         staged: bool | None = None,
-        turns: Turns = ANY,
+        turns: ComputeSlots = UNLIMITED,
     ) -> None:
         self.device, self.files, self.turns = device, files, turns
         # With an accelerator, values pass through pinned host memory; tests stage on CPU too.
@@ -55,7 +55,7 @@ class Lane:
             return torch.xpu.stream(torch.xpu.Stream(self.device))  # type: ignore[no-untyped-call]
         return nullcontext()
 
-    def make_room(self, step: Joint, piece: Piece, limit: int) -> None:
+    def make_room(self, step: JointStep, piece: Piece, limit: int) -> None:
         """Let buffers go if those of other tensors and of this piece together exceed `limit`."""
         asked = (step, piece.blocks, limit)
         if self._room_for is not None and self._room_for[0] is step and self._room_for == asked:
@@ -65,7 +65,7 @@ class Lane:
         needs: dict[str, int] = {}
         for number, source in enumerate(step.sources):
             needs[f"in{number}"] = (stop - start) * source.dtype.bytes
-            if isinstance(source, Derived):
+            if isinstance(source, DerivedTensor):
                 extra = source.room()
                 needs[f"in{number}."] = (stop - start) * extra.per_element + extra.fixed
         scratch = min(step.grid.block, step.grid.count) * step.scratch
@@ -81,13 +81,13 @@ class Lane:
         for pool in (self.host, self.on_device, self.landing, self.scratch):
             pool.clear()
         self._room_for = None
-        empty(self.device)
+        free_cached(self.device)
 
-    def read(self, source: Origin, start: int, stop: int, slot: str) -> Tensor:
+    def read(self, source: TensorSource, start: int, stop: int, slot: str) -> Tensor:
         """Elements [start, stop) of a source in its dtype, 1-D, on the host."""
         dtype = source.dtype
         out = self.host.take(slot, stop - start, dtype.torch_name)
-        if isinstance(source, TensorInfo):
+        if isinstance(source, StoredTensor):
             size = dtype.bytes
             memory = self.host.memory(slot, (stop - start) * size)
             self.files.read(source.file, source.offset + start * size, memory, self.turns)
@@ -104,7 +104,7 @@ class Lane:
         start, stop = step.grid.span(piece.first, piece.blocks)
         loaded = []
         if self.staged:
-            wait(self.device)  # or what is still being copied to it would be overwritten
+            synchronize(self.device)  # or what is still being copied to it would be overwritten
         for number, source in enumerate(step.sources):
             # Host and device have the same slots, so that one account of them fits both.
             slot = f"in{number}"
@@ -145,7 +145,11 @@ class Lane:
             yield Block(views, start, self.scratch)
 
     def look(
-        self, step: Joint, part: Piece, loaded: Loaded | None, reduces: Sequence[Reduce | None]
+        self,
+        step: JointStep,
+        part: Piece,
+        loaded: Loaded | None,
+        reduces: Sequence[StatisticsPass | None],
     ) -> list[list[Any]]:
         """One statistic per block for each member that asks for one."""
         found: list[list[Any]] = [[] for _ in reduces]
@@ -156,7 +160,7 @@ class Lane:
         return found
 
     def merge(
-        self, step: Joint, part: Piece, loaded: Loaded | None, finals: Sequence[Final]
+        self, step: JointStep, part: Piece, loaded: Loaded | None, finals: Sequence[MergePass]
     ) -> list[tuple[memoryview, int]]:
         """Of each member the merged bytes on the host, and how many values are not finite."""
         outs = [self._out(number, member.step, part) for number, member in enumerate(step.members)]

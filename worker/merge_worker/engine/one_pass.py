@@ -11,28 +11,30 @@ from ..checkpoint.header import Shard
 from ..checkpoint.reader import Files
 from ..errors import InputError
 from ..messages import counted, first_names, printable
-from ..output.store import Store
+from ..output.store import PartialOutput
 from ..planning.memory import Memory, budget
 from ..planning.step import Piece
 from ..system.cpus import usable_cpus
 from ..system.progress import Progress
 from ..system.ranks import Rank
-from ..system.signals import Stop, by_clock, by_signal
+from ..system.signals import StopFlag, stop_at_deadline, stop_on_signal
 from ..system.writeback import Flusher
 from .options import Clock, RunOptions
 from .prefetch import Fetcher
-from .processes import Crew, Do, hinted, possible
+from .processes import Do, WorkerProcesses, can_fork, with_readahead
 from .readahead import ReadAhead
-from .work import Work, join, share
+from .work import Work, join_steps, share
 
 
-def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Clock) -> list[str]:
+def stream(
+    stores: Sequence[PartialOutput], options: RunOptions, rank: Rank, clock: Clock
+) -> list[str]:
     """Do this rank's share of what the stores wait for; returns the names of differing copies."""
     progress = _progress(stores, options.progress, rank)
     one = _Pass(stores, options, rank, clock, progress)
     try:
-        with by_signal(one.stop):
-            with by_clock(one.stop, options.deadline_s, clock.began):
+        with stop_on_signal(one.stop):
+            with stop_at_deadline(one.stop, options.deadline_s, clock.began):
                 one.find_work()
             differing = one.run()
             _refuse_changed(stores)
@@ -50,13 +52,13 @@ def stream(stores: Sequence[Store], options: RunOptions, rank: Rank, clock: Cloc
 class _Pass:
     """What a pass over the inputs is made of."""
 
-    stores: Sequence[Store]
+    stores: Sequence[PartialOutput]
     options: RunOptions
     rank: Rank
     clock: Clock
     progress: Progress
     files: Files = field(default_factory=Files)
-    stop: Stop = field(default_factory=Stop)
+    stop: StopFlag = field(default_factory=StopFlag)
     work: list[Work] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class _Pass:
         done = [_done(s, self.options, self.progress, self.stop) for s in self.stores]
         plans = [store.plan for store in self.stores]
         own = [share(p.steps, self.rank, d) for p, d in zip(plans, done, strict=True)]
-        self.work = join(own)
+        self.work = join_steps(own)
         self.memory = _memory(self.stores, self.work)
         self.progress.names = [item.step.name for item in self.work]
         if self.rank.world > 1:  # its own share is the whole of it
@@ -80,15 +82,15 @@ class _Pass:
         prune = self.options.prune and self.rank.world == 1
         fetcher = Fetcher(self.files, self.work, self.progress, prune)
         ahead = ReadAhead(self.files, self.work)
-        clocked = by_clock(self.stop, self.options.deadline_s, self.clock.began)
+        clocked = stop_at_deadline(self.stop, self.options.deadline_s, self.clock.began)
         with clocked, fetcher, ahead:
             # Torch takes seconds to load, in which the storage is at work already.
-            from .sampling import of_inputs
+            from .sampling import check_inputs
 
             began = time.monotonic()
             crew = None if fetcher.busy else self._crew()
             with self.progress, Flusher([f.fd for store in self.stores for f in store.files]):
-                of_inputs(self.stores, self.files, self.rank, self.progress)
+                check_inputs(self.stores, self.files, self.rank, self.progress)
                 self.progress.begins()
                 if crew is not None:
                     differing = crew.wait(self.stop)
@@ -97,34 +99,34 @@ class _Pass:
             self.clock.stream_s = time.monotonic() - began
         return differing
 
-    def _crew(self) -> Crew | None:
+    def _crew(self) -> WorkerProcesses | None:
         """Processes that share the work, if there are processors for them."""
         count = self.memory.processes
         hashing = any(store.hashes for store in self.stores)
-        if count < 2 or hashing or not possible():
+        if count < 2 or hashing or not can_fork():
             return None
         self.memory = self.memory.of_process
 
-        def start(number: int, stop: Stop) -> Do:
+        def start(number: int, stop: StopFlag) -> Do:
             # Locks of the parent's may have been held when this process began.
             self.files = Files()
             do = self._engine(None, None, stop, (number, count))
-            return lambda work: do(hinted(work, self.files))
+            return lambda work: do(with_readahead(work, self.files))
 
-        return Crew(self.work, count, self.progress, start)
+        return WorkerProcesses(self.work, count, self.progress, start)
 
     def _engine(
         self,
         ahead: ReadAhead | None,
         fetcher: Fetcher | None,
-        stop: Stop,
+        stop: StopFlag,
         process: tuple[int, int] = (0, 1),
     ) -> Do:
         """What does work and returns the names of differing copies."""
-        from .device import devices_of
+        from .device import devices_of_rank
         from .stream import Engine
 
-        found = devices_of(self.options.device, *process)
+        found = devices_of_rank(self.options.device, *process)
         engine = Engine(self.stores, self.memory, self.progress, found, self.files, ahead, stop)
         engine.allow_nonfinite, engine.fetcher = self.options.allow_nonfinite, fetcher
         engine.forget = self.forget
@@ -136,7 +138,7 @@ class _Pass:
         return run
 
 
-def _progress(stores: Sequence[Store], mode: str, rank: Rank) -> Progress:
+def _progress(stores: Sequence[PartialOutput], mode: str, rank: Rank) -> Progress:
     total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
     title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
     progress = Progress(mode, total, title)
@@ -150,7 +152,7 @@ def _result_bytes(work: Work) -> int:
     return sum(stop - start for start, stop in spans) * work.step.result_bytes
 
 
-def _refuse_changed(stores: Sequence[Store]) -> None:
+def _refuse_changed(stores: Sequence[PartialOutput]) -> None:
     """InputError if a file is not what it was: the result is of two versions of it."""
     found = [f"{path}: {what}" for path, s in _shards(stores).items() if (what := s.changed())]
     if found:
@@ -160,7 +162,7 @@ def _refuse_changed(stores: Sequence[Store]) -> None:
         )
 
 
-def _shards(stores: Sequence[Store]) -> dict[str, Shard]:
+def _shards(stores: Sequence[PartialOutput]) -> dict[str, Shard]:
     """Every file that is read, once, by its path."""
     plans = [plan for store in stores for plan in (store.plan, *store.plan.lazy)]
     return {s.path: s for plan in plans for m in plan.models for s in m.shards}
@@ -174,7 +176,7 @@ def _memory_bytes() -> int:
         return 1 << 60
 
 
-def _memory(stores: Sequence[Store], work: Sequence[Work]) -> Memory:
+def _memory(stores: Sequence[PartialOutput], work: Sequence[Work]) -> Memory:
     """The plan's own budget, or one for all that is held at once."""
     if len(stores) == 1:
         return stores[0].plan.memory
@@ -184,7 +186,7 @@ def _memory(stores: Sequence[Store], work: Sequence[Work]) -> Memory:
 
 
 def _done(
-    store: Store, options: RunOptions, progress: Progress, stop: Stop
+    store: PartialOutput, options: RunOptions, progress: Progress, stop: StopFlag
 ) -> dict[int, list[Piece]]:
     """What earlier runs have left, checked; and the files open for what is left to do."""
     store.read_journals()
@@ -197,7 +199,7 @@ def _done(
     return store.done()
 
 
-def _say_resumed(store: Store, progress: Progress, lost: int) -> None:
+def _say_resumed(store: PartialOutput, progress: Progress, lost: int) -> None:
     for entry in store.entries.values():
         step = store.plan.steps[entry.step]
         start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)

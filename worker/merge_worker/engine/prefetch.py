@@ -10,7 +10,7 @@ from ..checkpoint import hub
 from ..checkpoint.reader import Files
 from ..errors import InputError
 from ..system.progress import Progress
-from ..tensors.source import stored
+from ..tensors.source import stored_inputs
 from ..units import gigabytes
 from .work import Work
 
@@ -62,13 +62,13 @@ class Fetcher:
             self._changed.notify_all()
         for path in done:
             self._files.forget(path)
-            hub.prune(path)
+            hub.remove_download(path)
 
     def _run(self) -> None:
         while (path := self._following()) is not None:
             try:
                 self._tell(path)
-                hub.ensure(path)
+                hub.download(path)
             except InputError:
                 return  # the lane that reads it says what is wrong
 
@@ -90,5 +90,5 @@ class Fetcher:
 
 
 def _paths(item: Work) -> list[str]:
-    infos = (info for source in item.step.sources for info in stored(source))
+    infos = (info for source in item.step.sources for info in stored_inputs(source))
     return list(dict.fromkeys(info.file for info in infos))

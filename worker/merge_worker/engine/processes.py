@@ -27,8 +27,8 @@ from ..checkpoint.reader import Files
 from ..errors import Stopped, WorkerError
 from ..planning.step import pieces
 from ..system.progress import Progress
-from ..system.signals import GRACE_S, Stop, by_signal
-from ..tensors.source import stored
+from ..system.signals import GRACE_S, StopFlag, stop_on_signal
+from ..tensors.source import stored_inputs
 from .work import Work, cost
 
 BATCHES_EACH = 64
@@ -45,11 +45,11 @@ TASKS = Path("/proc/self/task")
 Do = Callable[[Iterable[Work]], list[str]]
 """Does the work; returns the names of differing copies."""
 
-Start = Callable[[int, Stop], Do]
+Start = Callable[[int, StopFlag], Do]
 """Makes ready in the process of that number, from 0."""
 
 
-def possible() -> bool:
+def can_fork() -> bool:
     """Whether a process can be forked: no library has threads here that the fork would lose."""
     try:
         native = len(list(TASKS.iterdir()))
@@ -58,18 +58,18 @@ def possible() -> bool:
     return native == threading.active_count()
 
 
-def hinted(work: Iterable[Work], files: Files) -> Iterator[Work]:
+def with_readahead(work: Iterable[Work], files: Files) -> Iterator[Work]:
     """The same; the kernel is told of each when it is taken, while earlier ones are at work."""
     for item in work:
         # Once of a tensor that several share: who reads its first part tells.
         for source in item.step.sources if item.todo[0].first == 0 else ():
-            for info in stored(source):
+            for info in stored_inputs(source):
                 files.will_need(info.file, info.offset, min(info.nbytes, HINTED))
         yield item
 
 
 @dataclass
-class Crew:
+class WorkerProcesses:
     """The processes. Made before there is an accelerator's context, or any thread of a library."""
 
     work: Sequence[Work]
@@ -106,8 +106,8 @@ class Crew:
         told: dict[str, Any] = {}
         try:
             self.progress.as_process(number + 1)
-            stop = Stop()
-            with by_signal(stop):
+            stop = StopFlag()
+            with stop_on_signal(stop):
                 threading.Thread(target=_orphaned, args=(watch, stop), daemon=True).start()
                 told["differing"] = self.start(number, stop)(self._taken(taken))
         except WorkerError as error:
@@ -126,7 +126,7 @@ class Crew:
         while word := os.read(pipe, 2):
             yield from self.batches[int.from_bytes(word, "little")]
 
-    def wait(self, stop: Stop) -> list[str]:
+    def wait(self, stop: StopFlag) -> list[str]:
         """The names of differing copies, at their end. The first error of any; Stopped."""
         told: list[dict[str, Any]] = []
         asked = False
@@ -181,7 +181,7 @@ def _error(told: dict[str, Any]) -> Exception:
     return RuntimeError("a process of the merge failed; its traceback is above")
 
 
-def _orphaned(watch: int, stop: Stop) -> None:
+def _orphaned(watch: int, stop: StopFlag) -> None:
     """Nobody writes to the pipe: it ends when the parent does."""
     os.read(watch, 1)
     stop.set("stopped, since the process that began it is gone")

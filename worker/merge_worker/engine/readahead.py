@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from ..checkpoint.reader import Files
 from ..errors import InputError
-from ..tensors.source import moved, stored
+from ..tensors.source import bytes_read, stored_inputs
 from .work import Work
 
 WINDOW = 1 << 30
@@ -21,7 +21,7 @@ class ReadAhead:
     def __init__(self, files: Files, work: Sequence[Work]) -> None:
         self._files = files
         self._work = work
-        sizes = (sum(moved(source) for source in item.step.sources) for item in work)
+        sizes = (sum(bytes_read(source) for source in item.step.sources) for item in work)
         self._before = list(accumulate(sizes, initial=0))
         self._index = {item.number: i for i, item in enumerate(work)}
         self._reached = 0
@@ -52,7 +52,7 @@ class ReadAhead:
                     self._moved.wait()
                 if self._stopped:
                     return
-            for info in (info for source in item.step.sources for info in stored(source)):
+            for info in (info for source in item.step.sources for info in stored_inputs(source)):
                 try:
                     self._files.will_need(info.file, info.offset, min(info.nbytes, WINDOW))
                 except (InputError, OSError):

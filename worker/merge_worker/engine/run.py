@@ -20,13 +20,13 @@ from ..output.files import output_errors
 from ..output.lock import Busy, Lock, held, refuse_others
 from ..output.manifest import read_manifest
 from ..output.model_card import public_text
-from ..output.store import Store, remove_partial
-from ..output.target import State, Target, survey
+from ..output.store import PartialOutput, remove_partial
+from ..output.target import State, Target, inspect_output
 from ..planning.plan import Plan
 from ..system.progress import Progress
 from ..system.ranks import Rank
-from ..system.signals import Stop, by_signal
-from ..tokenizer.roundtrip import spoken
+from ..system.signals import StopFlag, stop_on_signal
+from ..tokenizer.roundtrip import check_roundtrip
 from ..units import GIB, duration, size
 from .one_pass import stream
 from .options import Clock, RunOptions
@@ -36,10 +36,10 @@ WAIT_S = 0.5
 
 
 @dataclass
-class Job:
+class RunningMerge:
     """What one process does of one merge."""
 
-    store: Store
+    store: PartialOutput
     target: Target
     options: RunOptions
     rank: Rank
@@ -60,10 +60,10 @@ def run_merges(
     clock.planned = time.monotonic()
     jobs = []
     for plan, out in plans:
-        target = survey(plan, out, overwrite=options.overwrite, resume=options.resume)
+        target = inspect_output(plan, out, overwrite=options.overwrite, resume=options.resume)
         for line in target.warnings:
             print(f"warning: {line}", file=sys.stderr)
-        jobs.append(Job(Store(out, plan), target, options, rank))
+        jobs.append(RunningMerge(PartialOutput(out, plan), target, options, rank))
     for job in jobs:
         if job.target.state is State.FINISHED:
             job.told = f"{job.store.out}: this merge is already there; nothing to do"
@@ -71,7 +71,7 @@ def run_merges(
         elif job.plan.stages and job.target.state is not State.COMMIT:
             _stages(job.plan, options, rank, clock)
         begins = not job.told and job.target.state is not State.COMMIT and rank.number == 0
-        if begins and job.plan.text.before and (warning := spoken(job.plan.text)):
+        if begins and job.plan.text.before and (warning := check_roundtrip(job.plan.text)):
             print(f"warning: {warning}", file=sys.stderr)
     with contextlib.ExitStack() as locks:
         for job in jobs:
@@ -88,7 +88,9 @@ def run_merges(
     return [job.told for job in jobs]
 
 
-def _unless_others_end(job: Job, act: Callable[[Job], None], tries: int = 1) -> None:
+def _unless_others_end(
+    job: RunningMerge, act: Callable[[RunningMerge], None], tries: int = 1
+) -> None:
     """Whoever is last of all ranks finishes, and the folder of the others goes away with it."""
     try:
         with output_errors(job.store.out):
@@ -101,11 +103,11 @@ def _unless_others_end(job: Job, act: Callable[[Job], None], tries: int = 1) -> 
         job.told = f"{_share_of(job)}; another rank finishes"
 
 
-def _share_of(job: Job) -> str:
+def _share_of(job: RunningMerge) -> str:
     return f"{job.store.out}: share {job.rank.number + 1} of {job.rank.world} is done"
 
 
-def _begin(job: Job, locks: contextlib.ExitStack) -> None:
+def _begin(job: RunningMerge, locks: contextlib.ExitStack) -> None:
     """Take the output for this merge and rank; `told` if there is nothing left to do."""
     store, rank = job.store, job.rank
     if job.target.state is State.COMMIT:
@@ -130,20 +132,20 @@ def _begin(job: Job, locks: contextlib.ExitStack) -> None:
         store.hashes = Hashes(headers, store.plan.memory.bound // 4)
 
 
-def _end(job: Job, differing: list[str], clock: Clock) -> None:
+def _end(job: RunningMerge, differing: list[str], clock: Clock) -> None:
     """Give everything its final name, if this is the last of all ranks."""
     store = job.store
     store.read_journals()
     if not store.complete():
         job.told = f"{_share_of(job)}; others still work"
         return
-    from .sampling import kept_notes, of_result  # with torch, which is loaded by now
+    from .sampling import check_result, saved_notes  # with torch, which is loaded by now
 
     with _lock(store, "finish"):
-        with by_signal(Stop()):
-            alike = of_result(store, Progress(job.options.progress, 0, ""))
+        with stop_on_signal(StopFlag()):
+            alike = check_result(store, Progress(job.options.progress, 0, ""))
         run = {
-            "notes": [*kept_notes(store.folder), *_notes_of_stages(store.plan)],
+            "notes": [*saved_notes(store.folder), *_notes_of_stages(store.plan)],
             "identical_to": [public_text(store.plan, label) for label in alike],
             "nonfinite": store.nonfinite(),
             "differing_copies": differing,
@@ -185,11 +187,11 @@ def _stages(plan: Plan, options: RunOptions, rank: Rank, clock: Clock) -> None:
             time.sleep(WAIT_S)
 
 
-def _lock(store: Store, name: str) -> Lock:
+def _lock(store: PartialOutput, name: str) -> Lock:
     return Lock(store.folder / f"lock-{name}", store.plan.key)
 
 
-def _others_end(job: Job) -> bool:
+def _others_end(job: RunningMerge) -> bool:
     """Whether another rank gives everything its final name now, or has done so."""
     store = job.store
     if held(store.folder / "lock-finish"):
@@ -203,7 +205,9 @@ def _key_in(out: Path) -> object:
     return (read_manifest(out) or {}).get("key")
 
 
-def _stream_all(jobs: Sequence[Job], options: RunOptions, rank: Rank, clock: Clock) -> list[str]:
+def _stream_all(
+    jobs: Sequence[RunningMerge], options: RunOptions, rank: Rank, clock: Clock
+) -> list[str]:
     """Do this rank's part of all of them; returns the names of differing copies."""
     try:
         return stream([job.store for job in jobs], options, rank, clock)

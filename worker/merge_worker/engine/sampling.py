@@ -21,12 +21,12 @@ from ..checkpoint import hub
 from ..checkpoint.reader import Files
 from ..messages import counted, printable
 from ..output.files import output_errors, unfinished, write_file
-from ..output.store import Store
+from ..output.store import PartialOutput
 from ..planning.plan import Plan
 from ..planning.step import Step
 from ..system.progress import Progress
 from ..system.ranks import Rank
-from ..tensors.source import stored
+from ..tensors.source import stored_inputs
 from .buffers import host_view
 from .lane import Lane
 
@@ -38,7 +38,7 @@ NOTES = "notes.json"
 
 
 @dataclass
-class Look:
+class InputSample:
     """Samples of one merge: the first and the last tensor of each kind of matrix that is merged."""
 
     plan: Plan
@@ -48,7 +48,7 @@ class Look:
     found: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, plan: Plan, files: Files) -> Look:
+    def at(cls, plan: Plan, files: Files) -> InputSample:
         return cls(plan, Lane(torch.device("cpu"), files, staged=False))
 
     def merged(self) -> Iterator[int]:
@@ -109,7 +109,7 @@ class Look:
             )
         return ""
 
-    def result(self, store: Store) -> list[str]:
+    def result(self, store: PartialOutput) -> list[str]:
         """The models that the result is, bit for bit in all that was merged; nearly always none."""
         alike = dict.fromkeys(self.plan.labels, True)
         chosen = list(self.chosen())
@@ -125,7 +125,9 @@ class Look:
             self._compare(number, store, alike, self.plan.steps[number].grid.count)
         return [label for label, same in alike.items() if same]
 
-    def _compare(self, number: int, store: Store, alike: dict[str, bool], count: int) -> None:
+    def _compare(
+        self, number: int, store: PartialOutput, alike: dict[str, bool], count: int
+    ) -> None:
         """Note which models still may be the result after the first `count` elements of a step."""
         step, labels = self.plan.steps[number], self.labels(number)
         path = store.folder / unfinished(self.plan.layout.shards[step.shard].name)
@@ -145,20 +147,22 @@ class Look:
 
 
 def _files(step: Step) -> Iterator[str]:
-    return (info.file for source in step.sources for info in stored(source))
+    return (info.file for source in step.sources for info in stored_inputs(source))
 
 
-def of_inputs(stores: Sequence[Store], files: Files, rank: Rank, progress: Progress) -> None:
+def check_inputs(
+    stores: Sequence[PartialOutput], files: Files, rank: Rank, progress: Progress
+) -> None:
     """Tell what samples of the inputs show, once for all ranks, and keep it for the manifest."""
     for store in stores if rank.number == 0 else ():
         plans = (*store.plan.lazy, store.plan)
-        notes = [note for plan in plans for note in Look.at(plan, files).inputs()]
+        notes = [note for plan in plans for note in InputSample.at(plan, files).inputs()]
         say(notes, progress)
         with output_errors(store.out):
             write_file(store.folder / NOTES, json.dumps(notes))
 
 
-def kept_notes(folder: Path) -> list[str]:
+def saved_notes(folder: Path) -> list[str]:
     """What a rank left for the manifest; nothing where that was lost."""
     try:
         value = json.loads((folder / NOTES).read_text(encoding="utf-8"))
@@ -167,11 +171,11 @@ def kept_notes(folder: Path) -> list[str]:
     return [str(note) for note in value] if isinstance(value, list) else []
 
 
-def of_result(store: Store, progress: Progress) -> list[str]:
+def check_result(store: PartialOutput, progress: Progress) -> list[str]:
     """The models that the result is; a warning if it is one. InputError, OutputError."""
     files = Files()
     try:
-        alike = Look.at(store.plan, files).result(store)
+        alike = InputSample.at(store.plan, files).result(store)
     finally:
         files.close()
     others = [label for label in store.plan.labels if label not in alike]

@@ -19,19 +19,19 @@ from ..checkpoint.reader import Files
 from ..dtypes import Kind
 from ..errors import ResultError, UsageError
 from ..messages import counted, printable
-from ..method import Final, Reduce
-from ..output.store import Store
+from ..method import MergePass, StatisticsPass
+from ..output.store import PartialOutput
 from ..planning.memory import Memory
 from ..planning.step import Piece, pieces
-from ..system.compute_slots import Turns
+from ..system.compute_slots import ComputeSlots
 from ..system.progress import Progress
-from ..system.signals import Stop
-from ..tensors.source import Derived, stored
+from ..system.signals import StopFlag
+from ..tensors.source import DerivedTensor, stored_inputs
 from .device import OUT_OF_MEMORY, load_linalg
 from .lane import Lane, Loaded
 from .prefetch import Fetcher
 from .readahead import ReadAhead
-from .work import Joint, Work
+from .work import JointStep, Work
 
 OPEN_STEPS = 4
 """Tensors in several passes at a time: one pass waits for its last piece while the next begins."""
@@ -42,20 +42,20 @@ class _Open:
     """A step at work: the pass that each member is in, pieces to hand out, results so far."""
 
     work: Work
-    step: Joint
-    current: list[Reduce | Final | None]  # None: bytes are copied
+    step: JointStep
+    current: list[StatisticsPass | MergePass | None]  # None: bytes are copied
     waiting: deque[Piece]
     busy: int = 0
     results: dict[int, list[list[Any]]] = field(default_factory=dict)  # by first block
 
-    def reduces(self) -> list[Reduce | None]:
+    def reduces(self) -> list[StatisticsPass | None]:
         """Who is still looking. The others wait, so that all are merged in one last pass."""
-        return [one if isinstance(one, Reduce) else None for one in self.current]
+        return [one if isinstance(one, StatisticsPass) else None for one in self.current]
 
     def advance(self, found: Sequence[Sequence[Any]]) -> None:
         """The next pass of those who were looking, by their statistics of all blocks."""
         self.current = [
-            one.finish(partials) if isinstance(one, Reduce) else one
+            one.finish(partials) if isinstance(one, StatisticsPass) else one
             for one, partials in zip(self.current, found, strict=True)
         ]
 
@@ -68,13 +68,13 @@ class Engine:
     CPU like an accelerator, for tests.
     """
 
-    stores: Sequence[Store]
+    stores: Sequence[PartialOutput]
     memory: Memory
     progress: Progress
     devices: Sequence[torch.device]
     files: Files = field(default_factory=Files)
     ahead: ReadAhead | None = None
-    stop: Stop = field(default_factory=Stop)
+    stop: StopFlag = field(default_factory=StopFlag)
     staged: bool | None = None
     allow_nonfinite: bool = False
     fetcher: Fetcher | None = None
@@ -83,13 +83,13 @@ class Engine:
     _condition: threading.Condition = field(default_factory=threading.Condition)
     _open: list[_Open] = field(default_factory=list)
     _error: BaseException | None = None
-    _turns: Turns = field(default_factory=Turns)
+    _turns: ComputeSlots = field(default_factory=ComputeSlots)
     _pending: Iterator[Work] = field(default_factory=lambda: iter(()))
 
     def run(self, work: Iterable[Work]) -> None:
         """Do all of `work`, taken as needed. Stopped if asked to; the first error of a lane."""
         torch.set_num_threads(1)
-        self._turns = Turns(self.memory.computing)
+        self._turns = ComputeSlots(self.memory.computing)
         if any(step.flops for store in self.stores for step in store.plan.steps):
             load_linalg(self.devices)
         self._pending = iter(work)
@@ -145,7 +145,7 @@ class Engine:
 
     def _begin(self, work: Work) -> _Open:
         step = work.step
-        assert isinstance(step, Joint)
+        assert isinstance(step, JointStep)
         steps = [member.step for member in step.members]
         current = [s.method.begin(s.task) if s.method and s.task else None for s in steps]
         item = _Open(work, step, current, deque())
@@ -195,7 +195,7 @@ class Engine:
             self._condition.notify_all()
 
     def _merge(self, lane: Lane, item: _Open, part: Piece, loaded: Loaded | None) -> None:
-        finals = [one for one in item.current if isinstance(one, Final)]
+        finals = [one for one in item.current if isinstance(one, MergePass)]
         merged = lane.merge(item.step, part, loaded, finals)
         for member, (raw, bad) in zip(item.step.members, merged, strict=True):
             if bad and not self.allow_nonfinite:
@@ -228,10 +228,10 @@ class Engine:
             self._hand_out(item)
             self._condition.notify_all()
 
-    def _forget(self, step: Joint) -> None:
+    def _forget(self, step: JointStep) -> None:
         """Inputs larger than memory would push everything else out of the page cache."""
         for source in step.sources if self.forget else ():
-            for info in stored(source):
+            for info in stored_inputs(source):
                 self.files.done_with(info.file, info.offset, info.nbytes)
 
     def _copy(self, lane: Lane, item: _Open, piece: Piece) -> None:
@@ -248,7 +248,7 @@ class Engine:
         floats = step.dtype.kind is Kind.FLOAT
         bad = values.numel() - int(torch.isfinite(values).sum()) if floats else 0
         source, same = step.sources[0], None
-        if not isinstance(source, Derived):
+        if not isinstance(source, DerivedTensor):
             place = source.offset + start * source.dtype.bytes
             same = (self.files.descriptor(source.file), place)
         for member in step.members:
@@ -258,12 +258,12 @@ class Engine:
             self.progress.wrote(len(first), item.work.number, bad)
         self.progress.read(len(first) * len(step.sources))
 
-    def _report_nonfinite(self, step: Joint, loaded: Loaded, bad: int) -> NoReturn:
+    def _report_nonfinite(self, step: JointStep, loaded: Loaded, bad: int) -> NoReturn:
         culprits, largest = [], 0.0
         for source, values in zip(step.sources, loaded.sources, strict=True):
             count = int(values.numel() - torch.isfinite(values).sum())
             if count:
-                file = next(stored(source)).file
+                file = next(stored_inputs(source)).file
                 culprits.append(f"{file} has {count} NaN or Inf there")
             elif values.numel():
                 largest = max(largest, float(values.double().abs().max()))

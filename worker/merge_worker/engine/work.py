@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..method import Block, Final
+from ..method import Block, MergePass
 from ..planning.step import Piece, Step
 from ..system.ranks import Rank
-from ..tensors.source import Origin, moved
+from ..tensors.source import TensorSource, bytes_read
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def share(steps: Sequence[Step], rank: Rank, done: Mapping[int, Sequence[Piece]]
 def cost(step: Step) -> int:
     """Bytes moved for a step, a fair measure while storage is the limit, and bytes that could be
     moved in the time of long computations."""
-    read = sum(moved(source) for source in step.sources) * step.reads
+    read = sum(bytes_read(source) for source in step.sources) * step.reads
     return read + step.grid.count * step.dtype.bytes + step.flops // FLOPS_PER_BYTE
 
 
@@ -89,7 +89,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Joint(Step):
+class JointStep(Step):
     """Steps that are done on the same blocks; as a step it has all of their sources."""
 
     members: tuple[Member, ...] = ()
@@ -103,7 +103,7 @@ class Joint(Step):
         return sum(member.step.dtype.bytes for member in self.members)
 
 
-def join(works: Sequence[Sequence[Work]]) -> list[Work]:
+def join_steps(works: Sequence[Sequence[Work]]) -> list[Work]:
     """The work of every merge, in the order of the first one that has a tensor.
 
     Steps join if they cut a tensor of the same name alike, and compute it or copy the same one.
@@ -123,16 +123,16 @@ def join(works: Sequence[Sequence[Work]]) -> list[Work]:
     ]
 
 
-def _joint(members: Sequence[Member]) -> Joint:
+def _joint(members: Sequence[Member]) -> JointStep:
     first, sources = members[0].step, members[0].step.sources
     if len(members) > 1:
-        places: dict[Origin, int] = {}
+        places: dict[TensorSource, int] = {}
         members = [
             replace(m, picks=tuple(places.setdefault(s, len(places)) for s in m.step.sources))
             for m in members
         ]
         sources = tuple(places)
-    return Joint(
+    return JointStep(
         first.name, first.dtype, first.shape, sources, first.task, first.method, first.grid,
         max(m.step.reads for m in members), _scratch(members, len(sources)), first.shard,
         first.offset, sum(m.step.flops for m in members), tuple(members),
@@ -145,7 +145,7 @@ def _scratch(members: Sequence[Member], sources: int) -> int:
     return most + 4 * sources if len(members) > 1 else most
 
 
-def shared(block: Block, finals: Sequence[Final]) -> Block:
+def shared(block: Block, finals: Sequence[MergePass]) -> Block:
     """The sources converted once, if that is what all of several members would do."""
     if len(finals) < 2 or any(final.takes != "float32" for final in finals):
         return block

@@ -18,7 +18,7 @@ from ..engine.lane import Lane
 from ..errors import InputError
 from ..messages import first_names, printable
 from ..system import torch_startup
-from ..tensors.source import Origin, Reader
+from ..tensors.source import Reader, TensorSource
 from .save import RUN, Output
 from .svd import Factors, Wanted, low_rank
 from .targets import Run, Target, Whole
@@ -182,7 +182,7 @@ class Extraction:
         self.output.add(f"{name}.{form.format('B')}", b.view(len(b), -1))
 
 
-def same(lane: Reader, one: Origin, other: Origin) -> bool:
+def same(lane: Reader, one: TensorSource, other: TensorSource) -> bool:
     """Whether two tensors hold the same values; shapes may differ."""
     if one.shape != other.shape:
         return False

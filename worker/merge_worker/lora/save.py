@@ -20,7 +20,7 @@ from ..output.files import CARD, output_errors, unfinished, write_file
 from ..output.target import refuse_inputs
 from ..planning.shards import Output as TensorOutput
 from ..planning.shards import header_of
-from ..tensors.source import Origin, Reader
+from ..tensors.source import Reader, TensorSource
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ class Output:
     out: Path
     inputs: Mapping[str, Path]
     overwrite: bool = False
-    whole: dict[str, tuple[Origin, ...]] = field(default_factory=dict)
+    whole: dict[str, tuple[TensorSource, ...]] = field(default_factory=dict)
 
     def __enter__(self) -> Output:
         refuse_inputs(self.out, self.inputs)
@@ -138,7 +138,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return host_view(tensor.reshape(-1).view(torch.uint8))
 
 
-def _copy(parts: Sequence[Origin], reader: Reader, file: IO[bytes]) -> None:
+def _copy(parts: Sequence[TensorSource], reader: Reader, file: IO[bytes]) -> None:
     """Tensors one after the other: along the first axis they are one."""
     for source in parts:
         for start in range(0, source.count, RUN):

@@ -15,7 +15,7 @@ from ..checkpoint.folder import Checkpoint
 from ..conversion.known_layouts import NAMES_IN_MEMORY, TRANSPOSED_EXPERTS
 from ..dtypes import Kind
 from ..structure.embeddings import is_head, ties_head
-from ..tensors.source import Origin
+from ..tensors.source import TensorSource
 
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 _KERNEL = re.compile(r"(.+\.)([qkv])_(conv1d\.(?:weight|bias))")
@@ -106,9 +106,9 @@ class _Arranger:
         self.targets: list[Target] = []
         self.wholes: list[Whole] = []
         self.kernels: dict[str, dict[str, str]] = {}
-        self.apart: dict[str, dict[str, dict[int, Origin]]] = {}
+        self.apart: dict[str, dict[str, dict[int, TensorSource]]] = {}
 
-    def add(self, name: str, info: Origin) -> None:
+    def add(self, name: str, info: TensorSource) -> None:
         memory = self.in_memory(name)
         module, _, end = memory.rpartition(".")
         if match := _EXPERT.fullmatch(name):
@@ -129,7 +129,7 @@ class _Arranger:
             held = end in ("weight", "bias") and self.is_norm(name)
             self.wholes.append(Whole(memory, (name,), module if held else None))
 
-    def matrix(self, name: str, memory: str, module: str, info: Origin) -> None:
+    def matrix(self, name: str, memory: str, module: str, info: TensorSource) -> None:
         last = module.rpartition(".")[2]
         shape = (info.shape[0], info.shape[1])
         runs = ((Run(name, 0, info.count),),)
@@ -179,7 +179,7 @@ class _Arranger:
                 yield _stacked(f"{place}.{name}", [words[named[part]] for part in parts])
 
 
-def _stacked(name: str, parts: list[Mapping[int, Origin]]) -> Target:
+def _stacked(name: str, parts: list[Mapping[int, TensorSource]]) -> Target:
     matrices = tuple(
         tuple(Run(part[number].name, 0, part[number].count) for part in parts)
         for number in sorted(parts[0])

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from ..algorithms.elementwise import converted
 from ..algorithms.order_statistics import READS, Threshold, order_statistics
 from ..algorithms.weighted_sum import WeightedSum, check_sources
-from ..method import Base, Block, Cut, Final, Method, Reduce, Task, merge_method
+from ..method import (
+    BaseRole,
+    Block,
+    Granularity,
+    MergePass,
+    Method,
+    StatisticsPass,
+    Task,
+    merge_method,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +31,8 @@ class Fusion:
     The importance of an element is |other - base| times the divergence of its row.
     """
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Cut:
-        return Cut.ROW
+    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+        return Granularity.ROW
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
         return 1 + READS + 1
@@ -35,14 +44,14 @@ class Fusion:
         if task.models + task.has_base > 1:
             check_sources(method, task)
 
-    def begin(self, method: Method, task: Task) -> Reduce | Final:
+    def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if task.models + task.has_base == 1 or math.prod(task.shape) == 0:
             return WeightedSum([1.0], task.work)
         return Divergence(method, task)
 
 
 @dataclass
-class Divergence(Reduce):
+class Divergence(StatisticsPass):
     """KL(softmax of the other's row ‖ softmax of the base's), rows being runs of the last axis.
 
     In float64: for models that are alike it is a tiny difference of large sums.
@@ -61,14 +70,14 @@ class Divergence(Reduce):
             rows.div_(rows.sum(-1, keepdim=True)).add_(1e-8)
         return torch.div(p, q, out=q).log_().mul_(p).sum(-1).clamp_(min=0).cpu()
 
-    def finish(self, partials: Sequence[Tensor]) -> Reduce | Final:
+    def finish(self, partials: Sequence[Tensor]) -> StatisticsPass | MergePass:
         import torch
 
         importance = Importance(self.task, torch.cat(list(partials)))
         count = math.prod(self.task.shape)
         ranks = [math.floor(f * (count - 1)) for f in (0.25, 0.5, 0.75)]
 
-        def then(found: list[list[Threshold]]) -> Final:
+        def then(found: list[list[Threshold]]) -> MergePass:
             quartiles = [threshold.value for threshold in found[0]]
             return Choose(importance, self.method.call(self.task, *quartiles))
 
@@ -101,7 +110,7 @@ class Importance:
 
 
 @dataclass
-class Choose(Final):
+class Choose(MergePass):
     """The other model where the importance reaches the threshold."""
 
     importance: Importance
@@ -126,7 +135,7 @@ class Choose(Final):
     Fusion(),
     reference="https://www.arcee.ai/blog/"
     "meet-mergekit-v0-1-arcee-fusion-expanded-model-support-multi-gpu-acceleration",
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     models=(1, 1),
 )
 def arcee_fusion(lower: float, median: float, upper: float) -> float:

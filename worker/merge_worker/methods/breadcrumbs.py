@@ -7,13 +7,13 @@ from typing import Any
 from ..algorithms.sign_consensus import Vote
 from ..algorithms.sparsify import inner
 from ..algorithms.task_vectors import DENSITY, SELECT
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 GAMMA: Any = 0.01
 
 
 @merge_method(
-    SELECT, base=Base.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2312.06795"
+    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2312.06795"
 )
 def breadcrumbs(
     *,

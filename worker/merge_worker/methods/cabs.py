@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..algorithms.rank_search import ascending
 from ..algorithms.task_vectors import SELECT, Rule, Unchanged, base_of, deltas_of
-from ..method import Base, Block, Cut, Final, Task, merge_method
+from ..method import BaseRole, Block, Granularity, MergePass, Task, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,18 +26,18 @@ class Turns(Rule):
     weight: Sequence[float]
     n: int
     m: int
-    cut: Cut = Cut.ROW
+    cut: Granularity = Granularity.ROW
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= self.m:
             raise ValueError(f"n is {self.n} and m is {self.m}; n of every m elements are kept")
 
-    def begin(self, task: Task) -> Final:
+    def begin(self, task: Task) -> MergePass:
         return Take(self, task.work) if math.prod(task.shape) else Unchanged()
 
 
 @dataclass
-class Take(Final):
+class Take(MergePass):
     rule: Turns
     work: str
 
@@ -87,7 +87,7 @@ def largest_of_each(size: Tensor, n: int) -> Tensor:
 
 @merge_method(
     SELECT,
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     models=(0, None),
     reference="https://arxiv.org/abs/2503.01874",
     experimental=True,

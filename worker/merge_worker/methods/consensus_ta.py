@@ -17,7 +17,7 @@ from ..algorithms.task_vectors import (
     deltas_of,
     keep_agreed,
 )
-from ..method import Base, Block, Final, Task, merge_method
+from ..method import BaseRole, Block, MergePass, Task, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +33,12 @@ class Agreed(Rule):
     mask_lambda: float
     least: int
 
-    def begin(self, task: Task) -> Final:
+    def begin(self, task: Task) -> MergePass:
         return Sum(self, task) if math.prod(task.shape) else Unchanged()
 
 
 @dataclass
-class Sum(Final):
+class Sum(MergePass):
     rule: Agreed
     task: Task
 
@@ -57,7 +57,7 @@ class Sum(Final):
 
 @merge_method(
     SELECT,
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     models=(0, None),
     reference="https://arxiv.org/abs/2405.07813",
     experimental=True,

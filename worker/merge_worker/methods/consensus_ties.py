@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..algorithms.sign_consensus import Combine, Vote
 from ..algorithms.sparsify import Mask, largest
 from ..algorithms.task_vectors import SELECT, Deltas, deltas_of, keep_agreed
-from ..method import Base, Block, Final, Task, merge_method
+from ..method import BaseRole, Block, MergePass, Task, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ class AgreedVote(Vote):
     mask_lambda: float = 0.4
     least: int = 2
 
-    def final(self, task: Task, masks: dict[int, Mask], factors: dict[int, float]) -> Final:
+    def final(self, task: Task, masks: dict[int, Mask], factors: dict[int, float]) -> MergePass:
         return AgreedCombine(self, task, masks)
 
 
@@ -49,7 +49,7 @@ class AgreedCombine(Combine):
 
 @merge_method(
     SELECT,
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     models=(0, None),
     reference="https://arxiv.org/abs/2405.07813",
     experimental=True,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from ..algorithms.sign_consensus import Vote
 from ..algorithms.sparsify import chance
 from ..algorithms.task_vectors import DENSITY, SELECT
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 
 @merge_method(
-    SELECT, base=Base.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2311.03099"
+    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2311.03099"
 )
 def dare_ties(
     *,

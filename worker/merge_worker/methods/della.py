@@ -7,13 +7,13 @@ from typing import Any
 from ..algorithms.magprune import ranked_chance
 from ..algorithms.sign_consensus import Vote
 from ..algorithms.task_vectors import DENSITY, SELECT
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 EPSILON: Any = 0.15
 
 
 @merge_method(
-    SELECT, base=Base.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2406.11617"
+    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2406.11617"
 )
 def della(
     *,

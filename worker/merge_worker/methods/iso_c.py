@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..algorithms.matrix import MATRIX, Deltas, Rule, concentrated, significant
 from ..algorithms.spectral import newton_schulz, polar_of, products_first, spectrum
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @merge_method(
     MATRIX,
     reference="https://arxiv.org/abs/2502.04959",
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     experimental=True,
 )
 def iso_c(*, alpha: float = 1.0) -> Rule:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..algorithms.gram import Vectors
 from ..algorithms.weighted_sum import Span
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ def _vectors(values: Mapping[str, Any]) -> Vectors:
 @merge_method(
     Span(deltas=True, gram=True, vectors=_vectors),
     reference="https://arxiv.org/abs/2403.19522",
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     models=(2, None),
 )
 def model_stock(gram: Tensor, *, filter_wise: bool = False) -> list[Tensor]:

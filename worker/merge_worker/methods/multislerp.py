@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from ..algorithms.weighted_sum import Span
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 
 @merge_method(
     Span(deltas=True, gram=True),
     reference="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea/",
-    base=Base.OPTIONAL,
+    base=BaseRole.OPTIONAL,
 )
 def multislerp(
     gram: list[list[float]],

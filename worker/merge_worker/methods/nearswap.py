@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..algorithms.elementwise import ELEMENTWISE
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @merge_method(
     ELEMENTWISE,
     reference="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     models=(1, 1),
 )
 def nearswap(other: Tensor, base: Tensor, weight: Tensor, *, t: float) -> Tensor:

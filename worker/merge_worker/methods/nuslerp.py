@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..algorithms.gram import Vectors
 from ..algorithms.weighted_sum import Span
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ def _vectors(values: Mapping[str, Any]) -> Vectors:
     # Opposite vectors show at float32: the formula divides by the sine of their angle.
     Span(deltas=True, gram=True, vectors=_vectors, exact=True),
     reference="https://dl.acm.org/doi/10.1145/325334.325242",
-    base=Base.OPTIONAL,
+    base=BaseRole.OPTIONAL,
     models=(2, 2),
 )
 def nuslerp(

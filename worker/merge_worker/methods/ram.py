@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..algorithms.ram import Overlap
 from ..algorithms.task_vectors import SELECT
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 
 @merge_method(
-    SELECT, base=Base.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2601.13572"
+    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2601.13572"
 )
 def ram(*, epsilon: float = 1e-5) -> Overlap:
     """out = b + the mean of those x_m − b that are larger than epsilon in magnitude.

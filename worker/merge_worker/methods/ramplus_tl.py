@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..algorithms.ram import Overlap
 from ..algorithms.task_vectors import SELECT
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 
 @merge_method(
-    SELECT, base=Base.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2601.13572"
+    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2601.13572"
 )
 def ramplus_tl(*, epsilon: float = 1e-5, r: float = 0.1, alpha: float = 0.2) -> Overlap:
     """out = b + the mean of shared changes, and λ_m (x_m − b) where model m alone changed b.

@@ -20,7 +20,7 @@ from ..algorithms.task_vectors import (
     numbers,
     run_sums,
 )
-from ..method import Base, Block, Final, Reduce, Task, merge_method
+from ..method import BaseRole, Block, MergePass, StatisticsPass, Task, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class Sce(Rule):
     def reads(self) -> int:
         return 2 + (1 + READS) * (self.select_topk < 1)
 
-    def begin(self, task: Task) -> Reduce | Final:
+    def begin(self, task: Task) -> StatisticsPass | MergePass:
         if not math.prod(task.shape) or self.select_topk <= 0:
             return Unchanged()
         return Energy(self, task, None) if self.select_topk >= 1 else Differing(self, task)
@@ -62,7 +62,7 @@ def variance(block: Block, task: Task) -> Tensor:
 
 
 @dataclass
-class Differing(Reduce):
+class Differing(StatisticsPass):
     """How many elements differ between the models: only those can be selected."""
 
     rule: Sce
@@ -73,7 +73,7 @@ class Differing(Reduce):
 
         return sum(int(torch.count_nonzero(variance(p, self.task))) for p in parts(block))
 
-    def finish(self, partials: Sequence[int]) -> Reduce | Final:
+    def finish(self, partials: Sequence[int]) -> StatisticsPass | MergePass:
         import torch
 
         # The product in float32, as in mergekit.
@@ -82,7 +82,7 @@ class Differing(Reduce):
             return Unchanged()
         count = math.prod(self.task.shape)
 
-        def then(found: list[list[Threshold]]) -> Reduce | Final:
+        def then(found: list[list[Threshold]]) -> StatisticsPass | MergePass:
             return Energy(self.rule, self.task, found[0][0])
 
         def values(block: Block) -> list[Tensor]:
@@ -109,7 +109,7 @@ def selected_deltas(
 
 
 @dataclass
-class Energy(Reduce):
+class Energy(StatisticsPass):
     """The mean square of every model's selected delta."""
 
     rule: Sce
@@ -125,7 +125,7 @@ class Energy(Reduce):
             sums += run_sums(deltas)
         return numbers(sums)
 
-    def finish(self, partials: Sequence[list[list[float]]]) -> Final:
+    def finish(self, partials: Sequence[list[list[float]]]) -> MergePass:
         models = self.task.models
         count = math.prod(self.task.shape)
         q = [math.fsum(x for p in partials for x in p[m]) / count for m in range(models)]
@@ -136,7 +136,7 @@ class Energy(Reduce):
 
 
 @dataclass
-class Fuse(Final):
+class Fuse(MergePass):
     task: Task
     threshold: Threshold | None
     shares: list[float]
@@ -152,7 +152,7 @@ class Fuse(Final):
 
 
 @merge_method(
-    SELECT, base=Base.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2408.07990"
+    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2408.07990"
 )
 def sce(*, select_topk: float = 1.0, min_energy: float = 1e-6, int8_mask: bool = False) -> Sce:
     """out = b + Σ c_m D_m / Σ c_m over the models that agree with the sign of Σ D_m.

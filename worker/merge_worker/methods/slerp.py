@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from ..algorithms.weighted_sum import Span
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 
 @merge_method(
     Span(gram=True),
     reference="https://dl.acm.org/doi/10.1145/325334.325242",
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     models=(1, 1),
 )
 def slerp(gram: list[list[float]], *, t: float) -> list[float]:

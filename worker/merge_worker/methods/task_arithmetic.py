@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from ..algorithms.weighted_sum import Span
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 
 @merge_method(
     Span(deltas=True),
     reference="https://arxiv.org/abs/2212.04089",
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     models=(0, None),
 )
 def task_arithmetic(

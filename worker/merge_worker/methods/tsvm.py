@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..algorithms.matrix import MATRIX, Deltas, Rule, significant
 from ..algorithms.spectral import polar, spectrum
-from ..method import Base, merge_method
+from ..method import BaseRole, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @merge_method(
     MATRIX,
     reference="https://arxiv.org/abs/2412.00081",
-    base=Base.REQUIRED,
+    base=BaseRole.REQUIRED,
     experimental=True,
 )
 def tsvm(*, alpha: float = 1.0) -> Rule:

@@ -33,11 +33,13 @@ from .journal import COMMITTING
 from .manifest import manifest
 from .model_card import model_card
 from .side_files import copy_side_files
-from .store import Store, remove_partial
+from .store import PartialOutput, remove_partial
 from .target import Target
 
 
-def finish(store: Store, target: Target, run: dict[str, Any], sha256: bool) -> dict[str, Any]:
+def finish(
+    store: PartialOutput, target: Target, run: dict[str, Any], sha256: bool
+) -> dict[str, Any]:
     """Give everything its final name; returns the manifest. OutputError leaves it repeatable."""
     plan, out = store.plan, store.out
     staged = store.folder / FINAL_FILES
@@ -136,7 +138,7 @@ def _remove_old(out: Path, replaces: Sequence[str], names: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _outputs(store: Store, sha256: bool) -> list[dict[str, Any]]:
+def _outputs(store: PartialOutput, sha256: bool) -> list[dict[str, Any]]:
     """Size and checksums of every shard, from the checksums of its pieces."""
     plan = store.plan
     by_step = store.by_step()

@@ -20,7 +20,7 @@ COMMITTING = "committing.json"
 """In the partial folder: the shards are whole, files are being moved to their final names."""
 
 
-def beginning(key: str) -> str:
+def journal_prefix(key: str) -> str:
     """Of the names of the journals of a merge."""
     return f"journal-{key[:16]}"
 
@@ -41,7 +41,7 @@ class Entry:
         return f"{text} {zlib.crc32(text.encode())}\n".encode()
 
 
-def claim_of(journal: str, entry: Entry) -> str:
+def entry_id(journal: str, entry: Entry) -> str:
     """How a line of a journal is named where it is taken back."""
     return f"{journal} {entry.step} {entry.piece.first} {entry.piece.blocks}"
 
@@ -69,7 +69,7 @@ def read_key(folder: Path) -> str | None:
         return "" if shards else None
 
 
-def committing(partial: Path) -> tuple[str, ...] | None:
+def pending_commit(partial: Path) -> tuple[str, ...] | None:
     """What a merge that was stopped while it moved its files replaces; None if there is none."""
     try:
         return tuple(json.loads((partial / COMMITTING).read_text())["replaces"])

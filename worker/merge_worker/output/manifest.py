@@ -136,7 +136,7 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
 # MERGED What of a finished merge leaves this machine: its files, none of which tells a path of it.
 
 
-def published(out: Path) -> Iterator[tuple[str, Path | bytes]]:
+def files_to_upload(out: Path) -> Iterator[tuple[str, Path | bytes]]:
     """Name and content of every file of a finished merge, the manifest last. InputError.
 
     The recipe has the names that the card has for its models, in place of folders.

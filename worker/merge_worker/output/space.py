@@ -19,7 +19,7 @@ SPARE_FILES = 16
 
 
 @dataclass(frozen=True)
-class Room:
+class DiskSpace:
     """What a merge still needs where OUT goes, with a margin, and what there is."""
 
     place: Path  # the nearest folder that exists
@@ -41,7 +41,7 @@ class Room:
         return [line for quota in self.quotas for line in quota.refuse(out, self.needs, self.files)]
 
 
-def room(plan: Plan, out: Path) -> Room:
+def disk_space(plan: Plan, out: Path) -> DiskSpace:
     """Look at the disk. OSError."""
     place = out
     while not place.exists():
@@ -53,7 +53,7 @@ def room(plan: Plan, out: Path) -> Room:
             needs += each.output_bytes - sum(_taken(folder))
             files += len(each.layout.shards)
     found = os.statvfs(place)
-    return Room(
+    return DiskSpace(
         place,
         needs,
         files,

@@ -18,10 +18,10 @@ from typing import NoReturn
 from ..errors import OutputError, Stopped
 from ..planning.plan import Plan
 from ..planning.step import Piece, Step
-from ..system.signals import Stop
+from ..system.signals import StopFlag
 from .checksums import Hashes, checksum, total
 from .files import PARTIAL, PASSING, output_errors, unfinished, write_file
-from .journal import KEY, Entry, beginning, claim_of, committing, parse_line, read_key
+from .journal import KEY, Entry, entry_id, journal_prefix, parse_line, pending_commit, read_key
 from .shard_file import OutFile
 
 VERIFY_BYTES = 8 << 20
@@ -29,7 +29,7 @@ SETTLED_S = 60.0
 """After this long, what was written on one host can be read on all others."""
 
 
-class Store:
+class PartialOutput:
     """Shards and journal of one plan in OUT. Writing is safe from any thread."""
 
     def __init__(self, out: Path, plan: Plan) -> None:
@@ -61,7 +61,7 @@ class Store:
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self.folder / name, flags, 0o666)
-            if committing(self.folder) is not None:
+            if pending_commit(self.folder) is not None:
                 self._forget_made()
 
     def _forget_made(self) -> NoReturn:
@@ -109,7 +109,7 @@ class Store:
             for path in sorted(self.folder.glob(f"{self._journals}-*")):
                 for line in path.read_bytes().splitlines():
                     entry = parse_line(line)
-                    if entry is None or not self._fits(entry) or claim_of(path.name, entry) in lost:
+                    if entry is None or not self._fits(entry) or entry_id(path.name, entry) in lost:
                         continue
                     self.entries[entry.step, entry.piece.first] = entry
                     self._journal_of[entry] = path.name
@@ -126,7 +126,7 @@ class Store:
             for number, step in enumerate(self.plan.steps)
         )
 
-    def drop_damaged(self, threads: int, stop: Stop | None = None) -> int:
+    def drop_damaged(self, threads: int, stop: StopFlag | None = None) -> int:
         """Forget entries whose bytes are not in the shards any more; returns how many.
 
         All are read, which takes as long as the storage does; `stop` ends it early. Stopped.
@@ -159,7 +159,7 @@ class Store:
             before = note.stat().st_mtime - SETTLED_S
             names = {self._journal_of[entry] for entry in lost}
             old = {n for n in names if (self.folder / n).stat().st_mtime < before}
-            claims = [claim_of(self._journal_of[e], e) for e in lost if self._journal_of[e] in old]
+            claims = [entry_id(self._journal_of[e], e) for e in lost if self._journal_of[e] in old]
             write_file(note, "".join(f"{claim}\n" for claim in claims))
 
     def sync(self, forget: bool = False) -> None:
@@ -188,7 +188,7 @@ class Store:
     @property
     def _journals(self) -> str:
         """How journals begin; other ranks may be here before what an older merge left is gone."""
-        return beginning(self.plan.key)
+        return journal_prefix(self.plan.key)
 
     def _discard(self, resume: bool) -> None:
         """Remove all but locks and what ranks of this merge may have made by now."""

@@ -14,9 +14,9 @@ from ..errors import OutputError
 from ..messages import first_names, printable
 from ..planning.plan import Plan
 from .files import MANIFEST, PARTIAL, PASSING, finished, output_errors
-from .journal import beginning, committing, read_key
+from .journal import journal_prefix, pending_commit, read_key
 from .manifest import read_manifest
-from .space import room
+from .space import disk_space
 
 # MERGED What must not be where OUT goes, whatever is merged: inputs, and files of others. No torch.
 
@@ -85,20 +85,20 @@ class Target:
     warnings: tuple[str, ...] = ()
 
 
-def survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
+def inspect_output(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     """Decide, without changing anything. OutputError if OUT holds what we must not touch."""
     for _ in range(LOOKS):
-        before = _moment(out)
+        before = _snapshot(out)
         try:
             with output_errors(out):
                 return _survey(plan, out, overwrite=overwrite, resume=resume)
         except OutputError:
-            if _moment(out) == before:
+            if _snapshot(out) == before:
                 raise
     raise OutputError(f"{out}: somebody else writes here; give a folder that no other program uses")
 
 
-def _moment(out: Path) -> tuple[object, ...]:
+def _snapshot(out: Path) -> tuple[object, ...]:
     """What ranks of a merge change when they begin and end, which they may do at any time.
 
     Of a state that is half of before and half of after, one would think wrong.
@@ -106,7 +106,7 @@ def _moment(out: Path) -> tuple[object, ...]:
     partial, paths = out / PARTIAL, list[Path]()
     with contextlib.suppress(OSError):
         paths = sorted(out.iterdir())
-    return paths, read_key(partial), committing(partial)
+    return paths, read_key(partial), pending_commit(partial)
 
 
 def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
@@ -117,7 +117,7 @@ def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     partial = out / PARTIAL
     _no_links(partial)
     key = _key(partial, plan)
-    replaces = committing(partial)
+    replaces = pending_commit(partial)
     if replaces is not None and key == plan.key:
         return Target(State.COMMIT, replaces)
     finished = read_manifest(out)
@@ -166,7 +166,7 @@ def _key(partial: Path, plan: Plan) -> str | None:
     key = read_key(partial)
     if key == "":
         names = [path.name for path in partial.glob("journal-*")]
-        if all(name.startswith(beginning(plan.key)) for name in names):
+        if all(name.startswith(journal_prefix(plan.key)) for name in names):
             return plan.key
     return key
 
@@ -196,7 +196,7 @@ def _unchanged(out: Path, finished: dict[str, object]) -> None:
 def _space(plan: Plan, out: Path) -> tuple[str, ...]:
     """Refuse before the start what the file system or a quota cannot hold; warnings."""
     with output_errors(out):
-        there = room(plan, out)
+        there = disk_space(plan, out)
     told = there.refuse(out)
     if not os.access(there.place, os.W_OK | os.X_OK):
         raise OutputError(f"{there.place}: no permission to write here")

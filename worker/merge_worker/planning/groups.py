@@ -26,13 +26,13 @@ from ..structure.layers import (
     is_input,
 )
 from ..structure.selection import tensors_of
-from ..tensors.source import Origin
+from ..tensors.source import TensorSource
 
-Named = dict[str, Origin]
+Named = dict[str, TensorSource]
 
 
 @dataclass(frozen=True)
-class Part:
+class SliceInputs:
     """A slice of the recipe at work: sources with the numbers of their models, and who speaks."""
 
     sources: tuple[Source, ...]
@@ -51,7 +51,7 @@ class Part:
 class Group:
     """Tensors of one part by output name, per source; `stacks` are the depths for gradients."""
 
-    part: Part
+    part: SliceInputs
     tensors: tuple[Named, ...]
     stacks: Mapping[str, int] | None = None
     t: float = 0.0
@@ -80,7 +80,7 @@ class Assembly:
     notes: tuple[str, ...]
 
 
-def assemble(
+def group_sources(
     recipe: Recipe, models: Sequence[Checkpoint], numbers: Mapping[ModelRef, int]
 ) -> Assembly:
     """All groups of the recipe. UsageError for layers or modules that are not there."""
@@ -110,7 +110,7 @@ class _Assembler:
             raise UsageError("\n".join(self.faults))
         return Assembly(tuple(groups), tuple(self.restacked), tuple(self.notes))
 
-    def part(self, module: Module, part: Slice) -> Part:
+    def part(self, module: Module, part: Slice) -> SliceInputs:
         sources = list(part.sources)
         models = [self.numbers[source.model] for source in sources]
         # The base that nobody listed, written in another way: `./base` beside `base`.
@@ -125,7 +125,7 @@ class _Assembler:
         base = self.numbers[ref] if ref else None
         shared = (part.parameters, module.parameters, self.recipe.parameters)
         number = models.index(base) if base in models else None
-        return Part(tuple(sources), tuple(models), number, shared, part.length is not None)
+        return SliceInputs(tuple(sources), tuple(models), number, shared, part.length is not None)
 
     def tensors(self, module: Module, number: int) -> Named:
         """The tensors of a model that belong to a module."""
@@ -139,13 +139,13 @@ class _Assembler:
             ] = None
         return found
 
-    def whole(self, part: Part, tensors: Mapping[int, Named]) -> Group:
+    def whole(self, part: SliceInputs, tensors: Mapping[int, Named]) -> Group:
         named = tuple(tensors[number] for number in part.models)
         config = self.models[part.models[part.reference]].config
         return Group(part, named, stacks=gradient_depths(named[part.reference], config))
 
     def layers(
-        self, module: Module, parts: Sequence[Part], tensors: Mapping[int, Named]
+        self, module: Module, parts: Sequence[SliceInputs], tensors: Mapping[int, Named]
     ) -> Iterator[Group]:
         """Groups of a sliced module: what stands before, every layer, what stands after."""
         stacks: dict[int, Stack] = {}
@@ -169,7 +169,7 @@ class _Assembler:
         depths_before = {number: stack.depth for number, stack in stacks.items()}
         self.restacked.append(Restacked(stacks[0], tuple(picks), depths_before))
 
-    def in_range(self, part: Part, stacks: Mapping[int, Stack]) -> bool:
+    def in_range(self, part: SliceInputs, stacks: Mapping[int, Stack]) -> bool:
         """Whether every source has the layers that are asked of it."""
         good = True
         for source, number in zip(part.sources, part.models, strict=True):
@@ -183,7 +183,7 @@ class _Assembler:
         return good
 
     def layer(
-        self, part: Part, stacks: Mapping[int, Stack], k: int, number: int, t: float
+        self, part: SliceInputs, stacks: Mapping[int, Stack], k: int, number: int, t: float
     ) -> Group:
         prefix = f"{stacks[0].prefix}{number}"
         found = []
@@ -192,7 +192,9 @@ class _Assembler:
             found.append({prefix + rest: info for rest, info in taken.items()})
         return Group(part, tuple(found), t=t)
 
-    def outer(self, part: Part, stacks: Mapping[int, Stack], depth: int, *, before: bool) -> Group:
+    def outer(
+        self, part: SliceInputs, stacks: Mapping[int, Stack], depth: int, *, before: bool
+    ) -> Group:
         """What stands before or after the layers; layers beyond the depth (MTP) move along."""
         found: list[Named] = []
         for number in part.models:
@@ -222,7 +224,7 @@ class _Assembler:
                 f"{self.label(0)}: {first_names(left)}"
             )
             ref = next(ref for ref, number in self.numbers.items() if number == 0)
-            part = Part((Source(ref, None, {}),), (0,), 0, (), False)
+            part = SliceInputs((Source(ref, None, {}),), (0,), 0, (), False)
             yield Group(part, (left,), copied=True)
 
     def label(self, number: int) -> str:

@@ -10,11 +10,11 @@ from ..adapters.apply import open_adapted
 from ..checkpoint import hub
 from ..checkpoint.folder import Checkpoint, exists, is_hub_id, open_checkpoint
 from ..checkpoint.fp8 import dequantised
-from ..conversion.convert import rearranged
+from ..conversion.convert import convert_models
 from ..errors import InputError
 from ..messages import nearest, printable
 from ..recipe.schema import ModelRef, Recipe
-from ..tokenizer.files import Beside
+from ..tokenizer.files import SideFiles
 from .options import PlanOptions
 from .stages import Planned
 
@@ -36,7 +36,7 @@ def open_all(
             place = (path.resolve(), *([lora.resolve()] if lora else []))
             if place not in by_place:
                 model = result or open_checkpoint(path)
-                models.append(_treated(model, options, lora))
+                models.append(_prepare(model, options, lora))
                 by_place[place] = len(models) - 1
             numbers[ref] = by_place[place]
         except InputError as error:
@@ -46,7 +46,7 @@ def open_all(
     return numbers, tuple(models)
 
 
-def _treated(model: Checkpoint, options: PlanOptions, lora: Path | None) -> Checkpoint:
+def _prepare(model: Checkpoint, options: PlanOptions, lora: Path | None) -> Checkpoint:
     if options.dequantize:
         model = dequantised(model)
     if lora:
@@ -54,7 +54,7 @@ def _treated(model: Checkpoint, options: PlanOptions, lora: Path | None) -> Chec
     return model
 
 
-def labels_of(numbers: Mapping[ModelRef, int]) -> Iterator[str]:
+def model_labels(numbers: Mapping[ModelRef, int]) -> Iterator[str]:
     """What to call the models in messages: as the recipe first does."""
     seen = set()
     for ref, number in numbers.items():
@@ -63,10 +63,10 @@ def labels_of(numbers: Mapping[ModelRef, int]) -> Iterator[str]:
             yield str(ref)
 
 
-def beside(ref: ModelRef, relative_to: Path, results: Mapping[str, Planned]) -> Beside:
+def side_files_of(ref: ModelRef, relative_to: Path, results: Mapping[str, Planned]) -> SideFiles:
     """The files of a model that only its tokenizer is taken from."""
     found = results.get(ref.path)
-    return found.beside if found else Beside(locate(ref, relative_to))
+    return found.beside if found else SideFiles(locate(ref, relative_to))
 
 
 def locate(ref: ModelRef, relative_to: Path) -> Path:
@@ -81,7 +81,7 @@ def locate(ref: ModelRef, relative_to: Path) -> Path:
         place = f" ({path})" if str(path) != str(ref) else ""
         near = printable(nearest(path.name, _beside(path)))
         raise InputError(f"{ref}: no such folder{place}{near}; models of the hub are org/name")
-    return hub.resolve(ref.path, ref.revision)
+    return hub.resolve_revision(ref.path, ref.revision)
 
 
 def _beside(path: Path) -> list[str]:
@@ -98,10 +98,10 @@ def _alike(models: Sequence[Checkpoint]) -> bool:
     return all({n: s.shape for n, s in m.tensors.items()} == first for m in models[1:])
 
 
-def relaid(
+def convert_layouts(
     models: tuple[Checkpoint, ...], labels: Sequence[str], recipe: Recipe
 ) -> tuple[tuple[Checkpoint, ...], list[str]]:
     """The models in the layout of the first, and what was done. UsageError, InputError."""
     if not recipe.key_map and _alike(models):
         return models, []
-    return rearranged(models, labels, recipe.key_map)
+    return convert_models(models, labels, recipe.key_map)

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..checkpoint.folder import Checkpoint
-from ..conversion.suggest import suggested
+from ..conversion.suggest import suggest_rules
 from ..dtypes import DType, Kind
 from ..errors import InputError, UsageError
 from ..messages import counted, first_names, printable
 from ..structure.components import is_computed
-from ..structure.selection import idle
-from ..tensors.source import Origin
+from ..structure.selection import unused_patterns
+from ..tensors.source import TensorSource
 from .groups import Group
-from .options import Rules
+from .options import MatchOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Match:
     """One output tensor: its name, what it is made of, and the group that it belongs to."""
 
     name: str
-    first: Origin  # of the source whose names count
-    sources: tuple[tuple[int, Origin], ...]  # (number of the source, its tensor)
+    first: TensorSource  # of the source whose names count
+    sources: tuple[tuple[int, TensorSource], ...]  # (number of the source, its tensor)
     merged: bool  # else copied from the first
     group: Group
 
@@ -43,7 +43,10 @@ class Matches:
 
 
 def match(
-    groups: Iterable[Group], models: Sequence[Checkpoint], labels: Sequence[str], rules: Rules
+    groups: Iterable[Group],
+    models: Sequence[Checkpoint],
+    labels: Sequence[str],
+    rules: MatchOptions,
 ) -> Matches:
     """Match the sources of every group; `labels` name the models in messages.
 
@@ -64,10 +67,10 @@ class _Matcher:
 
     models: Sequence[Checkpoint]
     labels: Sequence[str]
-    rules: Rules
+    rules: MatchOptions
     tensors: list[Match] = field(default_factory=list)
-    lost: dict[Pair, list[Origin]] = field(default_factory=dict)
-    more: dict[Pair, list[Origin]] = field(default_factory=dict)
+    lost: dict[Pair, list[TensorSource]] = field(default_factory=dict)
+    more: dict[Pair, list[TensorSource]] = field(default_factory=dict)
     shapes: list[str] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
     apart: list[str] = field(default_factory=list)
@@ -94,9 +97,9 @@ class _Matcher:
                 alone = ((part.reference, first),)
                 self.tensors.append(Match(name, first, alone, False, group))
 
-    def _tensor(self, group: Group, name: str, first: Origin, label: str) -> None:
+    def _tensor(self, group: Group, name: str, first: TensorSource, label: str) -> None:
         part = group.part
-        peers: list[tuple[int, Origin]] = []
+        peers: list[tuple[int, TensorSource]] = []
         for number, tensors in enumerate(group.tensors):
             info = tensors.get(name)
             if info is None:
@@ -122,7 +125,7 @@ class _Matcher:
 
     def result(self) -> Matches:
         patterns = (*self.rules.include, *self.rules.exclude)
-        if wrong := idle(patterns, [match.name for match in self.tensors]):
+        if wrong := unused_patterns(patterns, [match.name for match in self.tensors]):
             raise UsageError("\n".join(f"include, exclude: {text}" for text in wrong))
         faults = list(self._lone_names())
         if faults:
@@ -146,12 +149,12 @@ class _Matcher:
     def _lone_names(self) -> Iterable[str]:
         """Faults: names that not every source has, where leaving them alone would be wrong."""
         for (label, first), infos in self.lost.items():
-            heavy = [info.name for info in infos if _weighs(info)]
+            heavy = [info.name for info in infos if _is_weight(info)]
             if heavy and self.rules.missing == "error":
                 what = counted(len(heavy), "tensors of %s are missing") % first
                 yield f"{label}: {what}: {first_names(heavy)}"
         for (label, first), infos in self.more.items():
-            extra = [info.name for info in infos if _weighs(info)]
+            extra = [info.name for info in infos if _is_weight(info)]
             if extra and self.rules.surplus == "error":
                 yield (
                     f"{label}: {counted(len(extra), 'tensors')} that {first} has not: "
@@ -161,7 +164,7 @@ class _Matcher:
     def _rules_to_add(self) -> Iterable[str]:
         """What would make the names match, where that is clear."""
         for pair, infos in self.lost.items():
-            if lines := suggested(infos, self.more.get(pair, [])):
+            if lines := suggest_rules(infos, self.more.get(pair, [])):
                 yield f"  or, if these are the same tensors, add to the recipe:\n{lines}"
 
     def _notes(self, missing: Sequence[str], surplus: Sequence[str]) -> Iterable[str]:
@@ -191,15 +194,15 @@ class _Matcher:
             yield f"{counted(len(mixed), 'tensors are stored with different dtypes')} ({found})"
 
 
-def _weighs(source: Origin) -> bool:
+def _is_weight(source: TensorSource) -> bool:
     """Whether a tensor says something about the model that its config does not."""
     return source.dtype.kind is Kind.FLOAT and not is_computed(source.name, source.shape)
 
 
-def _dtype(source: Origin) -> DType:
+def _dtype(source: TensorSource) -> DType:
     """What a source stands for, whatever it is computed in."""
     return source.said or source.dtype
 
 
-def _names(found: dict[Pair, list[Origin]]) -> tuple[str, ...]:
+def _names(found: dict[Pair, list[TensorSource]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(info.name for infos in found.values() for info in infos))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..messages import counted
-from ..tensors.source import Room, add, room
+from ..tensors.source import BufferSize, add, room
 from ..units import duration
 from .shards import PAGE
 from .step import Step
@@ -82,12 +82,12 @@ class Memory:
         return _piece_blocks(step, held(step), self.lane_bytes, self.piece)
 
 
-def held(step: Step) -> Room:
+def held(step: Step) -> BufferSize:
     """Buffer bytes of one element, every source and the result; and those of any number."""
     block = max(1, min(step.grid.block, step.grid.count))
     sources = add(*(room(source) for source in step.sources))
     fixed = 2 * PAGE * step.results + block * step.scratch + sources.fixed
-    return Room(sources.per_element + step.result_bytes, fixed)
+    return BufferSize(sources.per_element + step.result_bytes, fixed)
 
 
 def budget(
@@ -130,13 +130,13 @@ def _processes(steps: Sequence[Step], threads: int, accelerated: bool) -> int:
     return max(1, min(MOST_PROCESSES, threads // each))
 
 
-def _lane_bytes(step: Step, room_of: Room, blocks: int) -> int:
+def _lane_bytes(step: Step, room_of: BufferSize, blocks: int) -> int:
     """What a lane takes for a piece of that many blocks, scratch included."""
     block = min(step.grid.block, step.grid.count)
     return min(blocks * block, step.grid.count) * room_of.per_element + room_of.fixed
 
 
-def _piece_blocks(step: Step, room_of: Room, lane_bytes: int, piece: int) -> int:
+def _piece_blocks(step: Step, room_of: BufferSize, lane_bytes: int, piece: int) -> int:
     block = max(1, min(step.grid.block, step.grid.count))
     most = max(1, piece // block) if step.reads == 1 else max(1, step.grid.blocks)
     fitting = (lane_bytes - room_of.fixed) // (block * room_of.per_element)

@@ -14,12 +14,12 @@ from ..recipe.yaml_document import read_documents
 from .inputs import locate
 
 
-def with_absent_models(error: UsageError, text: str, folder: Path) -> UsageError:
+def with_missing_models(error: UsageError, text: str, folder: Path) -> UsageError:
     """The same faults, and a line for each folder of a model that is missing."""
-    return UsageError("\n".join([str(error), *absent(text, folder)]))
+    return UsageError("\n".join([str(error), *missing_models(text, folder)]))
 
 
-def absent(text: str, folder: Path) -> list[str]:
+def missing_models(text: str, folder: Path) -> list[str]:
     """What is named as a folder, and is none. Nothing of a text that is no YAML."""
     try:
         documents = [document.value for document in read_documents(text, "")]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..options import DEFAULTS, with_defaults
-from ..structure.selection import chosen
+from ..structure.selection import is_selected
 from ..units import parse_size
 from .step import CPU_BLOCK, block_for
 
 
 @dataclass(frozen=True)
-class Rules:
+class MatchOptions:
     """What to do with names that only some models have: `error` unless the user says otherwise."""
 
     missing: str = "error"  # or "copy": take the tensor of the base as it is
@@ -23,7 +23,7 @@ class Rules:
     exclude: tuple[str, ...] = ()
 
     def merges(self, name: str) -> bool:
-        return chosen(name, self.include, self.exclude)
+        return is_selected(name, self.include, self.exclude)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PlanOptions:
     seed: int = DEFAULTS["seed"]
     strict: bool = False
     dequantize: bool = False  # FP8 weights with scales are read as what they stand for
-    rules: Rules = field(default_factory=Rules)
+    rules: MatchOptions = field(default_factory=MatchOptions)
     block: int = CPU_BLOCK
     stages: Path = Path(".merge-stages")  # where results of other documents are kept meanwhile
 
@@ -59,7 +59,7 @@ class PlanOptions:
             seed=given["seed"],
             strict=given["strict"],
             dequantize=given["dequantize"],
-            rules=Rules(given["missing"], given["surplus"], include, exclude),
+            rules=MatchOptions(given["missing"], given["surplus"], include, exclude),
             block=block_for(given["device"]),
             stages=stage_folder(out),
         )

@@ -20,19 +20,19 @@ from ..method import Method
 from ..recipe.schema import Recipe
 from ..structure.layer_config import restacked_config
 from ..system.cpus import usable_cpus
-from ..tensors.source import Derived, Origin, moved
-from ..tokenizer.merge import fit
-from ..tokenizer.text_side import Inputs, Text
+from ..tensors.source import DerivedTensor, TensorSource, bytes_read
+from ..tokenizer.merge import merge_tokenizers
+from ..tokenizer.text_side import TokenizerInputs, TokenizerResult
 from ..units import gigabytes
-from .groups import Assembly, assemble
-from .inputs import beside, labels_of, open_all, relaid
+from .groups import Assembly, group_sources
+from .inputs import convert_layouts, model_labels, open_all, side_files_of
 from .matching import Matches, match
 from .memory import Memory, budget
 from .memory import notes as effort_notes
-from .options import PlanOptions, Rules
+from .options import MatchOptions, PlanOptions
 from .resolve import Resolver
-from .shards import Layout, lay_out
-from .stages import Merged, Planned, lazily, planned
+from .shards import ShardLayout, assign_shards
+from .stages import LazilyMerged, Planned, merge_lazily, planned_checkpoint
 from .step import Step
 
 
@@ -47,11 +47,11 @@ class Plan:
     labels: tuple[str, ...]
     matches: Matches
     steps: tuple[Step, ...]
-    layout: Layout
+    layout: ShardLayout
     memory: Memory
     warnings: tuple[str, ...]
     config: Mapping[str, Any]  # of the first model, following the layers and tokens taken
-    text: Text  # tokenizer, template, and what they change
+    text: TokenizerResult  # tokenizer, template, and what they change
     key: str  # digest of all that the result depends on
     stages: tuple[Plan, ...] = ()  # to be done before, each into its `folder`
     lazy: tuple[Plan, ...] = ()  # made while streaming
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def input_bytes(self) -> int:
-        return sum(moved(source) for step in self.steps for source in step.sources)
+        return sum(bytes_read(source) for step in self.steps for source in step.sources)
 
     @property
     def output_bytes(self) -> int:
@@ -114,12 +114,12 @@ def _stage(
     # The key in the name: what an earlier recipe left there is another folder.
     folder = options.stages / f"{number}-{plan.key[:16]}"
     dtypes = {s.name: s.dtype for s in said.steps}
-    made = lazily(plan.steps, dtypes, plan.key)
+    made = merge_lazily(plan.steps, dtypes, plan.key)
     if made is not None:
         result = Planned(folder, (), made, like=plan.models[0])
     else:
         plan = replace(plan, folder=folder)
-        result = planned(folder, plan.layout, plan.steps, dtypes)
+        result = planned_checkpoint(folder, plan.layout, plan.steps, dtypes)
     return plan, replace(result, key=plan.key, settings=final_config(said), beside=said.text.beside)
 
 
@@ -129,17 +129,19 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
     warnings = list(recipe.warnings)
     options = replace(options, dequantize=options.dequantize or recipe.dequantize)
     numbers, models = open_all(recipe.own_refs(), options, results)
-    labels = tuple(labels_of(numbers))
+    labels = tuple(model_labels(numbers))
     refuse_quantised(models, labels)
-    models, relaid_notes = relaid(models, labels, recipe)
-    find = partial(beside, relative_to=options.relative_to, results=results)
-    models, text = fit(recipe, Inputs(models, labels, numbers, options.relative_to, find))
-    assembly = assemble(recipe, models, numbers)
+    models, relaid_notes = convert_layouts(models, labels, recipe)
+    find = partial(side_files_of, relative_to=options.relative_to, results=results)
+    models, text = merge_tokenizers(
+        recipe, TokenizerInputs(models, labels, numbers, options.relative_to, find)
+    )
+    assembly = group_sources(recipe, models, numbers)
     matches = match(assembly.groups, models, labels, _rules(recipe, options))
     drafts = list(Resolver(recipe, method, options).drafts(matches))
     config, notes = _config(recipe, models, assembly)
     config = text.config(config)
-    layout = lay_out([draft.output for draft in drafts], options.shard_bytes)
+    layout = assign_shards([draft.output for draft in drafts], options.shard_bytes)
     steps = tuple(
         draft.step(shard, offset, options.block)
         for draft, (shard, offset) in zip(drafts, layout.places, strict=True)
@@ -155,7 +157,7 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
     )  # fmt: skip
 
 
-def _rules(recipe: Recipe, options: PlanOptions) -> Rules:
+def _rules(recipe: Recipe, options: PlanOptions) -> MatchOptions:
     """Those of the command, and which tensors the recipe says are merged."""
     rules = options.rules
     include, exclude = (*recipe.include, *rules.include), (*recipe.exclude, *rules.exclude)
@@ -231,11 +233,11 @@ def _key(
     return digest.hexdigest()
 
 
-def _origin(source: Origin, files: Mapping[str, int]) -> list[object]:
+def _origin(source: TensorSource, files: Mapping[str, int]) -> list[object]:
     """Where the values of a source come from, for the key."""
-    if isinstance(source, Merged):
+    if isinstance(source, LazilyMerged):
         return [source.kind, source.token()]
-    if isinstance(source, Derived):
+    if isinstance(source, DerivedTensor):
         parts = [_origin(part, files) for part in source.parts]
         return [source.kind, source.token(), parts]
     # What a document that is made on the way copies is in the key of that document.

@@ -17,7 +17,7 @@ LIMIT_S = 2.0
 """After which no further part is begun: some storage takes seconds for the first byte."""
 
 
-class Speed(NamedTuple):
+class ReadSpeed(NamedTuple):
     """Bytes read and how long that took; whether they were in memory already."""
 
     read: int
@@ -29,7 +29,7 @@ class Speed(NamedTuple):
         return self.read / max(self.seconds, 1e-9)
 
 
-def probe(plan: Plan) -> Speed | None:
+def measure_read_speed(plan: Plan) -> ReadSpeed | None:
     """Read parts spread evenly over all input files; None where that tells nothing or fails."""
     places = _places(plan)
     if not places:
@@ -48,7 +48,7 @@ def probe(plan: Plan) -> Speed | None:
     if not found:
         return None
     # Half of it from memory would be neither the one speed nor the other.
-    return Speed(sum(count for count, _ in found), seconds, any(cached for _, cached in found))
+    return ReadSpeed(sum(count for count, _ in found), seconds, any(cached for _, cached in found))
 
 
 def _places(plan: Plan) -> Sequence[tuple[str, int]]:

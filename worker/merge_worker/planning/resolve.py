@@ -11,40 +11,50 @@ from .. import methods
 from ..dtypes import DType, Kind, from_torch_name
 from ..errors import UsageError
 from ..messages import first_names
-from ..method import LINES, SCALED_SCRATCH, SCHEDULE, Base, Cut, Heavy, Method, Parameter, Task
+from ..method import (
+    LINES,
+    SCALED_SCRATCH,
+    SCHEDULE,
+    BaseRole,
+    ComputeBound,
+    Granularity,
+    Method,
+    Parameter,
+    Task,
+)
 from ..recipe.parameters import Found, Scalar, convert, look_up
-from ..recipe.schedules import weights
+from ..recipe.schedules import schedule_weights
 from ..recipe.schema import Recipe, plays_base
 from ..structure.layers import depths, fraction, layer_of
-from ..tensors.source import Origin
-from .groups import Part
+from ..tensors.source import TensorSource
+from .groups import SliceInputs
 from .matching import Match, Matches
 from .options import PlanOptions
 from .shards import Output
-from .step import AGAIN, CPU_BLOCK, Step, grid
+from .step import CPU_BLOCK, MULTIPASS_FACTOR, Step, grid
 
 MOST_FAULTS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class UnplacedStep:
     """A step before its place in the output is known."""
 
     output: Output
-    sources: tuple[Origin, ...]
+    sources: tuple[TensorSource, ...]
     task: Task | None
     method: Method
 
     def step(self, shard: int, offset: int, block: int) -> Step:
         out, task, family = self.output, self.task, self.method.family
-        cut = family.cut(self.method, task.values) if task else Cut.ELEMENT
+        cut = family.cut(self.method, task.values) if task else Granularity.ELEMENT
         reads = family.reads(self.method, task.values) if task else 1
         scratch = family.scratch_bytes(self.method, len(self.sources)) if task else 0
         if reads > 1 and block == CPU_BLOCK:
-            block *= AGAIN
+            block *= MULTIPASS_FACTOR
         flops = 0
         if task and _is_heavy(type(family)):
-            flops, scratch = cast(Heavy, family).effort(self.method, task)
+            flops, scratch = cast(ComputeBound, family).effort(self.method, task)
         if task and task.scale != 1.0:
             scratch += SCALED_SCRATCH
         return Step(
@@ -56,7 +66,7 @@ class Draft:
 @cache
 def _is_heavy(family: type) -> bool:
     """Remembered, since asking a protocol costs more than all else about a step."""
-    return issubclass(family, Heavy)
+    return issubclass(family, ComputeBound)
 
 
 class _NoValueError(ValueError):
@@ -83,7 +93,7 @@ class Resolver:
         self.options = options
         self.restacked: Mapping[str, int] = {}  # how deep the stacks of sliced layers become
 
-    def drafts(self, matches: Matches) -> Iterator[Draft]:
+    def drafts(self, matches: Matches) -> Iterator[UnplacedStep]:
         """All output tensors in order. UsageError names a value that is missing or wrong."""
         faults: dict[str, list[str]] = {}
         self.restacked = depths(m.name for m in matches.tensors if m.group.stacks is None)
@@ -98,7 +108,7 @@ class Resolver:
         if faults:
             raise UsageError("\n".join(_told(faults)))
 
-    def _draft(self, match: Match) -> Draft:
+    def _draft(self, match: Match) -> UnplacedStep:
         part = match.group.part
         lone = part.sliced and len(part.sources) == 1
         if not match.merged or match.group.copied or (lone and not self._takes_one(part)):
@@ -117,24 +127,30 @@ class Resolver:
         task = self._task(match, dtype, len(models), bool(base), values)
         task = replace(task, scale=self._scale(match))
         self.method.family.check(self.method, task)
-        return Draft(Output(match.name, dtype, match.first.shape), infos, task, self.method)
+        return UnplacedStep(Output(match.name, dtype, match.first.shape), infos, task, self.method)
 
-    def _takes_one(self, part: Part) -> bool:
+    def _takes_one(self, part: SliceInputs) -> bool:
         """Whether the method makes something of a single source, which then is no base."""
         alone = part.base is not None and plays_base(self.method)
-        return self.method.base is not Base.REQUIRED and self.method.least_models <= 1 and not alone
+        return (
+            self.method.base is not BaseRole.REQUIRED
+            and self.method.least_models <= 1
+            and not alone
+        )
 
-    def _copy(self, match: Match) -> Draft:
+    def _copy(self, match: Match) -> UnplacedStep:
         """The first source's tensor as it is, but for the dtype."""
         first, dtype = match.first, match.first.dtype
         if dtype.kind is Kind.FLOAT and self._out_dtype(first) != dtype:
             dtype, converter = self._out_dtype(first), methods.get("linear")
             values = {"weight": (1.0,), "normalize": False}
             task = self._task(match, dtype, 1, False, values)
-            return Draft(Output(match.name, dtype, first.shape), (first,), task, converter)
+            return UnplacedStep(Output(match.name, dtype, first.shape), (first,), task, converter)
         # The others are compared with it: what differs is reported.
         rest = tuple(info for _, info in match.sources if info is not first)
-        return Draft(Output(match.name, dtype, first.shape), (first, *rest), None, self.method)
+        return UnplacedStep(
+            Output(match.name, dtype, first.shape), (first, *rest), None, self.method
+        )
 
     def _task(
         self, match: Match, dtype: DType, models: int, has_base: bool, values: Mapping[str, Any]
@@ -143,19 +159,19 @@ class Resolver:
         seed = self.options.seed
         return Task(match.name, match.first.shape, dtype, models, has_base, values, seed, work)
 
-    def _values(self, match: Match, models: Sequence[tuple[int, Origin]]) -> dict[str, Any]:
+    def _values(self, match: Match, models: Sequence[tuple[int, TensorSource]]) -> dict[str, Any]:
         """Every parameter of the method; a schedule speaks for the weights."""
         schedule = self._modifier(SCHEDULE, match)
         scheduled: tuple[float, ...] | None = None
         if schedule is not None:
             try:
-                scheduled = weights(str(schedule), len(models))
+                scheduled = schedule_weights(str(schedule), len(models))
             except UsageError as error:
                 raise ValueError(str(error)) from None
         values: dict[str, Any] = {}
         faults: list[ValueError] = []
 
-        def value(parameter: Parameter, pair: tuple[int, Origin] | None = None) -> Scalar:
+        def value(parameter: Parameter, pair: tuple[int, TensorSource] | None = None) -> Scalar:
             try:
                 return self._value(parameter, match, pair)
             except ValueError as error:
@@ -197,7 +213,7 @@ class Resolver:
         return self._converted(parameter, found) if found else None
 
     def _find(
-        self, parameter: Parameter, match: Match, pair: tuple[int, Origin] | None
+        self, parameter: Parameter, match: Match, pair: tuple[int, TensorSource] | None
     ) -> Found | None:
         """What the recipe says. Values of a model see the name that the tensor has there."""
         part = match.group.part
@@ -205,7 +221,9 @@ class Resolver:
         name = pair[1].name if pair else match.name
         return look_up(scopes, parameter.name, name, match.group.position(match.name))
 
-    def _value(self, parameter: Parameter, match: Match, pair: tuple[int, Origin] | None) -> Scalar:
+    def _value(
+        self, parameter: Parameter, match: Match, pair: tuple[int, TensorSource] | None
+    ) -> Scalar:
         """The value for a tensor; the default where the recipe is silent."""
         found = self._find(parameter, match, pair)
         if found is None and parameter.required:
@@ -230,7 +248,7 @@ class Resolver:
             )
         return value
 
-    def _out_dtype(self, first: Origin) -> DType:
+    def _out_dtype(self, first: TensorSource) -> DType:
         asked = self.options.dtype or self.recipe.out_dtype or self.recipe.dtype or "same"
         if asked == "same":
             return first.said or first.dtype

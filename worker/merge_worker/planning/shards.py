@@ -42,14 +42,14 @@ class OutputShard:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """Every shard, and for each output (in the order given) its shard and absolute offset."""
 
     shards: tuple[OutputShard, ...]
     places: tuple[tuple[int, int], ...]
 
 
-def lay_out(outputs: Sequence[Output], shard_bytes: int) -> Layout:
+def assign_shards(outputs: Sequence[Output], shard_bytes: int) -> ShardLayout:
     """Fill shards in the given order up to `shard_bytes`; a larger tensor gets its own.
 
     Inside a shard tensors of whole pages come first, then wider dtypes before narrower ones: so
@@ -74,7 +74,7 @@ def lay_out(outputs: Sequence[Output], shard_bytes: int) -> Layout:
         size = position + sum(outputs[n].nbytes for n in group)
         names = tuple(outputs[n].name for n in order)
         shards.append(OutputShard(_shard_name(shard, len(groups)), header, size, names))
-    return Layout(tuple(shards), tuple(places[n] for n in range(len(outputs))))
+    return ShardLayout(tuple(shards), tuple(places[n] for n in range(len(outputs))))
 
 
 def _rank(output: Output) -> int:

@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.header import Shard
 from ..dtypes import DType
-from ..method import Block, Final
-from ..tensors.source import Derived, Origin, Reader, Room, TensorInfo, add, room
-from ..tokenizer.files import Beside
-from .shards import Layout
+from ..method import Block, MergePass
+from ..tensors.source import (
+    BufferSize,
+    DerivedTensor,
+    Reader,
+    StoredTensor,
+    TensorSource,
+    add,
+    room,
+)
+from ..tokenizer.files import SideFiles
+from .shards import ShardLayout
 from .step import Step
 
 if TYPE_CHECKING:
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Merged(Derived):
+class LazilyMerged(DerivedTensor):
     """What a step makes of its sources. `key` is that of the document's plan."""
 
     kind = "Merged"
@@ -37,7 +45,7 @@ class Merged(Derived):
 
     def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         final, grid = _final(self.step), self.step.grid
-        assert isinstance(final, Final)
+        assert isinstance(final, MergePass)
         for number in range(start // grid.block, -(-stop // grid.block)):
             first, last = grid.span(number, 1)
             read = [reader.read(p, first, last, f"{slot}{n}") for n, p in enumerate(self.parts)]
@@ -49,12 +57,12 @@ class Merged(Derived):
     def token(self) -> object:
         return [self.key, self.name]
 
-    def room(self) -> Room:
+    def room(self) -> BufferSize:
         """A block at a time, whatever the run."""
         sources = add(*(room(part) for part in self.parts))
         block = min(self.step.grid.block, max(1, self.count))
         each = sources.per_element + self.dtype.bytes + self.step.scratch
-        return Room(0, block * each + sources.fixed)
+        return BufferSize(0, block * each + sources.fixed)
 
 
 @dataclass(frozen=True)
@@ -68,16 +76,18 @@ class _Scratch:
         return self.reader.take(f"{self.slot}{slot}", count, dtype)
 
 
-def lazily(steps: Sequence[Step], said: Mapping[str, DType], key: str) -> dict[str, Origin] | None:
+def merge_lazily(
+    steps: Sequence[Step], said: Mapping[str, DType], key: str
+) -> dict[str, TensorSource] | None:
     """Every result by name, to be made on the way; None where one of them cannot be."""
-    found: dict[str, Origin] = {}
+    found: dict[str, TensorSource] = {}
     for step in steps:
         if step.task is None:
             found[step.name] = _as(step.sources[0], step.name, said[step.name])
             continue
-        if step.grid.row is not None or not isinstance(_final(step), Final):
+        if step.grid.row is not None or not isinstance(_final(step), MergePass):
             return None
-        found[step.name] = Merged(
+        found[step.name] = LazilyMerged(
             step.name, step.dtype, step.shape, step.sources, said[step.name], step=step, key=key
         )
     return found
@@ -87,7 +97,7 @@ def _final(step: Step) -> object:
     return step.method.begin(step.task) if step.method and step.task else None
 
 
-def _as(source: Origin, name: str, said: DType) -> Origin:
+def _as(source: TensorSource, name: str, said: DType) -> TensorSource:
     """A copied tensor under its name in the result."""
     return replace(source, name=name, said=said)
 
@@ -104,7 +114,7 @@ class Planned(Checkpoint):
 
     key: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    beside: Beside = field(default_factory=lambda: Beside(None), repr=False)
+    beside: SideFiles = field(default_factory=lambda: SideFiles(None), repr=False)
 
     like: Checkpoint | None = field(default=None, repr=False)
 
@@ -118,20 +128,20 @@ class Planned(Checkpoint):
         return dict(self.settings)
 
 
-def beside_of(model: Checkpoint) -> Beside:
+def beside_of(model: Checkpoint) -> SideFiles:
     """The files beside a model's weights."""
-    return model.beside if isinstance(model, Planned) else Beside(model.folder)
+    return model.beside if isinstance(model, Planned) else SideFiles(model.folder)
 
 
-def planned(
-    folder: Path, layout: Layout, steps: Sequence[Step], said: Mapping[str, DType]
+def planned_checkpoint(
+    folder: Path, layout: ShardLayout, steps: Sequence[Step], said: Mapping[str, DType]
 ) -> Planned:
     """The model that `steps` write below `folder`; `said` are the dtypes that it stands for."""
-    infos: dict[str, TensorInfo] = {}
+    infos: dict[str, StoredTensor] = {}
     for step in steps:
         file = str(folder / layout.shards[step.shard].name)
         count = step.grid.count * step.dtype.bytes
-        info = TensorInfo(step.name, step.dtype, step.shape, file, step.offset, count)
+        info = StoredTensor(step.name, step.dtype, step.shape, file, step.offset, count)
         infos[step.name] = replace(info, said=said[step.name])
     shards = tuple(
         Shard(

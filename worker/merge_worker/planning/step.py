@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..dtypes import DType
-from ..method import Cut, Method, Task, matrix_shape
-from ..tensors.source import Origin
+from ..method import Granularity, Method, Task, matrix_shape
+from ..tensors.source import TensorSource
 
 CPU_BLOCK = 1 << 17
 """Elements that stay in a core's cache while a block is computed (measured: 2^17)."""
 
-AGAIN = 2
+MULTIPASS_FACTOR = 2
 """So many times more where sources are read again: methods that look first do more to each element,
 and a call costs the interpreter as much as thousands of them (measured: votes 5 % faster)."""
 
@@ -61,12 +61,12 @@ class Grid:
         return first * self.block, min(self.count, (first + blocks) * self.block)
 
 
-def grid(shape: tuple[int, ...], cut: Cut, block: int) -> Grid:
+def grid(shape: tuple[int, ...], cut: Granularity, block: int) -> Grid:
     """The grid of a tensor; `block` elements is the aim, whole rows or the whole tensor a must."""
     count = math.prod(shape)
-    if cut is Cut.ELEMENT or count == 0:
+    if cut is Granularity.ELEMENT or count == 0:
         return Grid(count, block, None)
-    if cut is Cut.MATRIX:
+    if cut is Granularity.MATRIX:
         matrix = matrix_shape(shape)
         if matrix is None:
             return Grid(count, block, None)
@@ -74,7 +74,7 @@ def grid(shape: tuple[int, ...], cut: Cut, block: int) -> Grid:
         return Grid(count, size, size)
     # A vector is one row.
     row = count // shape[0] if len(shape) > 1 else count
-    if cut is Cut.TENSOR:
+    if cut is Granularity.TENSOR:
         return Grid(count, count, row)
     return Grid(count, max(1, block // row) * row, row)
 
@@ -104,7 +104,7 @@ class Step:
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    sources: tuple[Origin, ...]
+    sources: tuple[TensorSource, ...]
     task: Task | None
     method: Method | None  # who does the task; not always the recipe's: copies may be converted
     grid: Grid

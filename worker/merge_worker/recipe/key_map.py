@@ -18,7 +18,7 @@ ANY = "{_}"
 """What stands before a name of the tables: nothing, or words that end in a dot."""
 
 
-class Form(NamedTuple):
+class Layout(NamedTuple):
     """The tensors of a group by name: as many names as tensors, or one that holds all of them.
 
     Those in one lie along `axis` one after the other, or in turns if `woven`, or in so many
@@ -40,10 +40,10 @@ class Form(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rule:
+class LayoutRule:
     """Forms of one group; `stacked` is the wildcard that numbers the tensors of a stack."""
 
-    forms: tuple[Form, ...]
+    forms: tuple[Layout, ...]
     stacked: str = "e"
     size: int = field(init=False)  # tensors of the group
     stacks: bool = field(init=False)
@@ -61,9 +61,9 @@ Members = dict[tuple[int, int], str]
 """Names by place in the form and number in the stack (0 where none is in the name)."""
 
 
-def find(rule: Rule, names: Sequence[str]) -> dict[Key, dict[Form, Members]]:
+def find(rule: LayoutRule, names: Sequence[str]) -> dict[Key, dict[Layout, Members]]:
     """What there is of each form among sorted names, by key."""
-    found: dict[Key, dict[Form, Members]] = {}
+    found: dict[Key, dict[Layout, Members]] = {}
     for form in rule.forms:
         for place, template in enumerate(form.names):
             literal, pattern = _compiled(template, rule.stacked)
@@ -84,7 +84,7 @@ def _begins(names: Sequence[str], beginning: str) -> bool:
     return place < len(names) and names[place].startswith(beginning)
 
 
-def missing(rule: Rule, form: Form, members: Members, key: Key) -> list[str]:
+def missing(rule: LayoutRule, form: Layout, members: Members, key: Key) -> list[str]:
     """Names that belong to the form beside those that are there."""
     numbers = range(max(number for _, number in members) + 1)
     return [
@@ -95,7 +95,7 @@ def missing(rule: Rule, form: Form, members: Members, key: Key) -> list[str]:
     ]
 
 
-def name_of(template: str, key: Key, rule: Rule, number: int = 0) -> str:
+def name_of(template: str, key: Key, rule: LayoutRule, number: int = 0) -> str:
     """The name that a template stands for."""
     values = {**dict(key), rule.stacked: str(number)}
     return re.sub(r"\{(\w+)\}", lambda hit: values[hit.group(1)], template)
@@ -132,7 +132,7 @@ def general(key: Key) -> Key:
     return tuple((name, re.sub(r"(?<![^.])\d+(?![^.])", "*", value)) for name, value in key)
 
 
-def one_way(rule: Mapping[str, object]) -> Rule:
+def one_way(rule: Mapping[str, object]) -> LayoutRule:
     """The rule of a recipe: `from` and `to`, names or lists of names. ValueError."""
     known = ("from", "to", "axis", "transpose", "groups", "model")
     if unknown := [key for key in rule if key not in known]:
@@ -165,7 +165,7 @@ def one_way(rule: Mapping[str, object]) -> Rule:
             f"groups {groups!r} is no number of groups that one tensor holds of several"
         )
     forms = (
-        Form(names["from"], axis, transposed=turned, groups=groups),
-        Form(names["to"], axis, groups=groups),
+        Layout(names["from"], axis, transposed=turned, groups=groups),
+        Layout(names["to"], axis, groups=groups),
     )
-    return Rule(forms, stacked=next(iter(extra), ""))
+    return LayoutRule(forms, stacked=next(iter(extra), ""))

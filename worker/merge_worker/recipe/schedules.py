@@ -18,7 +18,7 @@ BETA = 0.9
 _NAMES = ("uniform", "linear", "minus-sqrt", "ema", "last-k")
 
 
-def weights(schedule: str, count: int) -> tuple[float, ...]:
+def schedule_weights(schedule: str, count: int) -> tuple[float, ...]:
     """The weights of `count` checkpoints, oldest first. UsageError says what a schedule is.
 
     `uniform`: equal weights. `linear`: those of a linear decay, which are equal, too.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from .. import methods
 from ..errors import UsageError
 from ..messages import nearest, printable
-from ..method import Base, Method
+from ..method import BaseRole, Method
 from .parameters import Parameters
 
 if TYPE_CHECKING:
-    from .key_map import Rule
+    from .key_map import LayoutRule
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class TokenizerChoice:
 class KeyRule:
     """A rule of `key_map`: how tensors of other models (or of one) become those of the first."""
 
-    rule: Rule
+    rule: LayoutRule
     model: str | None
     place: str = field(default="", compare=False)
 
@@ -194,4 +194,4 @@ def find_method(name: str, place: str) -> Method:
 
 def plays_base(method: Method) -> bool:
     """Whether `base_model` has a part of its own; else it joins the models."""
-    return method.base is not Base.IGNORED
+    return method.base is not BaseRole.IGNORED

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UsageError
 from ..messages import counted, printable
 from ..options import DEFAULTS, with_defaults
-from .schedules import weights as weights_of
+from .schedules import schedule_weights as weights_of
 from .schema import find_method
 
 

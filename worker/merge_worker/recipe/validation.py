@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..messages import counted
-from ..method import Base, Method
+from ..method import BaseRole, Method
 from .schema import ModelRef, Recipe, Slice, plays_base
 
 
 def broken_rules(recipe: Recipe, method: Method) -> Iterator[str]:
     """One line for every rule that the recipe breaks."""
-    if method.base is Base.REQUIRED and not _has_base(recipe):
+    if method.base is BaseRole.REQUIRED and not _has_base(recipe):
         yield (
             f"{recipe.where}: {method.name} needs a base: add 'base_model: …' "
             f"(the model that the others were trained from)"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint.folder import Checkpoint
-from ..tensors.source import Origin
+from ..tensors.source import TensorSource
 from .components import is_vision_or_audio
 
 
@@ -17,7 +17,7 @@ def sections(config: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, A
     return [(None, config), *((k, v) for k, v in inner if not is_vision_or_audio(k))]
 
 
-def said_rows(config: Mapping[str, Any]) -> int | None:
+def config_vocab_size(config: Mapping[str, Any]) -> int | None:
     """The `vocab_size` that counts: that of the text part, else of the whole."""
     text = config.get("text_config")
     inner = text.get("vocab_size") if isinstance(text, dict) else None
@@ -51,7 +51,7 @@ def tied(model: Checkpoint) -> bool:
     return _tied(model.config, model.tensors)
 
 
-def _tied(config: Mapping[str, Any], tensors: Mapping[str, Origin]) -> bool:
+def _tied(config: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> bool:
     said = _said(config)
     return bool(said) if said is not None else bool(config) and not any(map(is_head, tensors))
 
@@ -66,9 +66,12 @@ def _word(name: str) -> str:
     return parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "bias") else ""
 
 
-def implied_head(
-    name: str, shape: tuple[int, ...], tensors: Mapping[str, Origin], config: Mapping[str, Any]
-) -> Origin | None:
+def tied_head(
+    name: str,
+    shape: tuple[int, ...],
+    tensors: Mapping[str, TensorSource],
+    config: Mapping[str, Any],
+) -> TensorSource | None:
     """The embedding that stands for the head `name` in a model that ties the two."""
     if not is_head(name) or not _tied(config, tensors):
         return None
@@ -76,7 +79,7 @@ def implied_head(
     return replace(embedding, name=name) if embedding and embedding.shape == shape else None
 
 
-def _embedding(tensors: Mapping[str, Origin], shape: tuple[int, ...]) -> Origin | None:
+def _embedding(tensors: Mapping[str, TensorSource], shape: tuple[int, ...]) -> TensorSource | None:
     """The embedding that a head of this shape could be; rows may differ between models."""
     found = (i for i in tensors.values() if _word(i.name) in _EMBEDDINGS)
     return next((info for info in found if info.shape[1:] == shape[1:]), None)
@@ -89,7 +92,7 @@ def rows_of(model: Checkpoint) -> int | None:
         for info in model.tensors.values()
         if len(info.shape) == 2 and _word(info.name) in _EMBEDDINGS
     ]
-    said = said_rows(model.config)
+    said = config_vocab_size(model.config)
     return said if said in found else found[0] if found else None
 
 
@@ -108,7 +111,7 @@ def is_vocabulary(name: str) -> bool:
     return _word(name) in (*_EMBEDDINGS, *_HEADS)
 
 
-def settle_heads(
+def unify_tied_heads(
     models: Sequence[Checkpoint], labels: Sequence[str]
 ) -> tuple[tuple[Checkpoint, ...], list[str]]:
     """All models with heads, or none, as the first one's config has it; and what is to be told.

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
-from ..tensors.source import Origin
+from ..tensors.source import TensorSource
 
 # MERGED Where a `config.json` says how many layers there are. Names of fields, no architectures.
 
@@ -146,12 +146,12 @@ class Stack:
 
     prefix: str
     depth: int
-    layers: dict[int, dict[str, Origin]]
-    beyond: dict[int, dict[str, Origin]]
-    loose: dict[str, Origin]
+    layers: dict[int, dict[str, TensorSource]]
+    beyond: dict[int, dict[str, TensorSource]]
+    loose: dict[str, TensorSource]
 
 
-def find_stack(tensors: Mapping[str, Origin], config: Mapping[str, Any]) -> Stack:
+def find_stack(tensors: Mapping[str, TensorSource], config: Mapping[str, Any]) -> Stack:
     """The only stack among the tensors, or the one as deep as the language model of the config.
 
     UsageError (without the model's name) where several could be meant.
@@ -161,8 +161,8 @@ def find_stack(tensors: Mapping[str, Origin], config: Mapping[str, Any]) -> Stac
         raise UsageError(" has no layers in its tensor names; it cannot be sliced")
     prefix = _choose(found, config)
     depth = found[prefix] - _beyond(found[prefix], config)
-    layers: dict[int, dict[str, Origin]] = {}
-    loose: dict[str, Origin] = {}
+    layers: dict[int, dict[str, TensorSource]] = {}
+    loose: dict[str, TensorSource] = {}
     for name, info in tensors.items():
         layer = layer_of(name)
         if layer is None or layer.stack != prefix:

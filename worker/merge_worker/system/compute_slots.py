@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 
 
-class Turns:
+class ComputeSlots:
     """At most `count` lanes are inside at a time; any number if it is 0."""
 
     def __init__(self, count: int = 0) -> None:
@@ -33,7 +33,7 @@ class Turns:
 class Away:
     """The reverse of a turn."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: ComputeSlots) -> None:
         self._turns = turns
 
     def __enter__(self) -> None:
@@ -43,5 +43,5 @@ class Away:
         self._turns.__enter__()
 
 
-ANY = Turns()
+UNLIMITED = ComputeSlots()
 """No limit, and no lock."""

@@ -20,7 +20,7 @@ GRACE_S = 4.0
 """Schedulers kill soon after they ask, and some matrices take longer than that."""
 
 
-class Stop:
+class StopFlag:
     """Set once, from any thread or a signal handler; lanes look at it between pieces."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Stop:
         return Stopped(f"{text} to continue")
 
 
-def hurry(reason: str) -> None:
+def exit_soon(reason: str) -> None:
     """End with code 75 in GRACE_S, whatever other threads are at; the main thread calls this.
 
     What is on the storage is sound at any moment.
@@ -56,12 +56,12 @@ def hurry(reason: str) -> None:
     signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether a signal wants it to end."""
     return signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
-def relax() -> None:
+def cancel_exit() -> None:
     """It has ended in order."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -86,12 +86,12 @@ class Signals:
             return
         self.over = True
         name = signal.Signals(number).name
-        hurry(f"stopped by {name}")
+        exit_soon(f"stopped by {name}")
         raise Stopped(f"stopped by {name}; run the same command again")
 
 
 @contextlib.contextmanager
-def by_signal(stop: Stop) -> Iterator[None]:
+def stop_on_signal(stop: StopFlag) -> Iterator[None]:
     """SIGTERM, SIGINT and SIGUSR1 set `stop` while the block runs. Stopped if it has not heard."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may take signals
@@ -99,13 +99,13 @@ def by_signal(stop: Stop) -> Iterator[None]:
 
     def handle(number: int, frame: object) -> None:
         stop.set(f"stopped by {signal.Signals(number).name}")
-        hurry(stop.reason)
+        exit_soon(stop.reason)
 
     before = {kind: signal.signal(kind, handle) for kind in SIGNALS}
     try:
         yield
     finally:
-        relax()
+        cancel_exit()
         for kind, handler in before.items():
             signal.signal(kind, handler)
     if stop.is_set():
@@ -113,7 +113,7 @@ def by_signal(stop: Stop) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def by_clock(stop: Stop, deadline_s: float | None, began: float) -> Iterator[None]:
+def stop_at_deadline(stop: StopFlag, deadline_s: float | None, began: float) -> Iterator[None]:
     """Set `stop` when `deadline_s` seconds have passed since `began` (of the monotonic clock)."""
     if deadline_s is None:
         yield

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .source import Derived, Reader, Room, room
+from .source import BufferSize, DerivedTensor, Reader, room
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ run, so that a matrix product has the same shape, and the same rounding, whoever
 
 
 @dataclass(frozen=True)
-class LowRank(Derived):
+class LoraTensor(DerivedTensor):
     """One or more matrices (`sheet`: rows, columns), each with a low-rank delta.
 
     `parts`: the base, A (`experts` times rank rows), B (rank times `experts` columns, expert by
@@ -50,7 +50,7 @@ class LowRank(Derived):
     def token(self) -> object:
         return [*self.sheet, self.scale, self.experts, self.expert, self.row, self.transposed]
 
-    def room(self) -> Room:
+    def room(self) -> BufferSize:
         wide, (rows, columns) = self.dtype.bytes, self.sheet
         stored = max(part.dtype.bytes for part in self.parts[1:])
         base, strided = room(self.parts[0]), self.rank * self.experts * stored
@@ -58,7 +58,7 @@ class LowRank(Derived):
         fixed = columns * (self.rank * 2 * wide + strided)
         fixed += min(rows, self.step) * columns * (base.per_element + wide) + base.fixed
         left = -(-(self.rank * 2 * wide + strided) // max(1, columns))
-        return Room(left, fixed)
+        return BufferSize(left, fixed)
 
     def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         rows, columns = self.sheet
@@ -150,7 +150,7 @@ class LowRank(Derived):
 
 
 @dataclass(frozen=True)
-class Shifted(Derived):
+class OffsetTensor(DerivedTensor):
     """A bias and `scale` times that of an adapter, element by element: `parts`."""
 
     kind = "Shifted"

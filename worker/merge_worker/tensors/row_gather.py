@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..dtypes import BY_NAME
-from .source import Derived, Origin, Reader, Room, add, room
+from .source import BufferSize, DerivedTensor, Reader, TensorSource, add, room
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ class RowMap:
 
 
 @dataclass(frozen=True)
-class Rows(Derived):
+class GatheredRows(DerivedTensor):
     """`parts` are the same tensor of several models; `rows` says which row comes from where."""
 
     kind = "Rows"
@@ -108,15 +108,15 @@ class Rows(Derived):
     def token(self) -> object:
         return self.rows.digest
 
-    def room(self) -> Room:
+    def room(self) -> BufferSize:
         # Parts are read one after the other into the same slot, those made on the way into theirs.
         kinds = [room(part) for part in self.parts]
-        inner = add(*(part.room() for part in self.parts if isinstance(part, Derived)))
+        inner = add(*(part.room() for part in self.parts if isinstance(part, DerivedTensor)))
         most = max((part.dtype.bytes for part in self.parts), default=0)
         fixed = max((kind.fixed for kind in kinds), default=0)
         if self.rows.computed:
             fixed += (max(CHUNK, self.width) + 2 * self.width) * (8 + 8 + most + inner.per_element)
-        return Room(most + inner.per_element, max(fixed, inner.fixed))
+        return BufferSize(most + inner.per_element, max(fixed, inner.fixed))
 
     def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         width, at = self.width, start
@@ -148,7 +148,7 @@ class Rows(Derived):
         """Elements of a part, from `offset` after the begin of a row on."""
         number, first = self.places[row[0]]
         part = self.parts[number]
-        skipped = 0 if isinstance(part, Derived) else first
+        skipped = 0 if isinstance(part, DerivedTensor) else first
         start = (row[1] - skipped) * self.width + offset
         return reader.read(part, start, start + count, slot + "0")
 
@@ -183,7 +183,7 @@ class Rows(Derived):
             return self._mean[0]
 
 
-def taken(number: int, parts: Mapping[int, Origin], rows: RowMap) -> Origin:
+def gather_rows(number: int, parts: Mapping[int, TensorSource], rows: RowMap) -> TensorSource:
     """The part `number` with its rows as `rows` says; itself if nothing changes."""
     own = parts[number]
     if rows.plain(number, own.shape[0]):
@@ -196,15 +196,15 @@ def taken(number: int, parts: Mapping[int, Origin], rows: RowMap) -> Origin:
         # Of bfloat16 and float16 neither holds the other; and a mean is rounded once, at the end.
         dtype = BY_NAME["F64" if most > 32 else "F32"]
     places = {part: (place, rows.spans()[part][0]) for place, part in enumerate(windows)}
-    return Rows(
+    return GatheredRows(
         own.name, dtype, (rows.count, *own.shape[1:]), tuple(windows.values()),
         own.said or own.dtype, rows=rows, places=places,
     )  # fmt: skip
 
 
-def _window(part: Origin, first: int, stop: int) -> Origin:
+def _window(part: TensorSource, first: int, stop: int) -> TensorSource:
     """Rows [first, stop) of a part; of what is made on the way, all of it."""
-    if isinstance(part, Derived):
+    if isinstance(part, DerivedTensor):
         return part
     size = part.nbytes // part.shape[0]
     shape = (stop - first, *part.shape[1:])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorInfo:
+class StoredTensor:
     """One stored tensor: `count` elements of `dtype`, row-major, at `offset` of `file`.
 
     `said` is the dtype that it stands for, where a stage stores it wider for the next one.
@@ -39,7 +39,7 @@ class TensorInfo:
         return self.nbytes * 8 // self.dtype.bits
 
 
-class Room(NamedTuple):
+class BufferSize(NamedTuple):
     """Buffer bytes that reading a run takes: so many for each element, and so many in any case."""
 
     per_element: int
@@ -49,7 +49,7 @@ class Room(NamedTuple):
 class Reader(Protocol):
     """Reads runs of sources into buffers that are reused, each under its own `slot`."""
 
-    def read(self, source: Origin, start: int, stop: int, slot: str) -> Tensor:
+    def read(self, source: TensorSource, start: int, stop: int, slot: str) -> Tensor:
         """Elements [start, stop) in row-major order: 1-D, on the host, in the source's dtype."""
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
@@ -57,7 +57,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Derived(ABC):
+class DerivedTensor(ABC):
     """A tensor made of `parts`. `said` is the dtype that it stands for, if that is another one."""
 
     kind: ClassVar[str]
@@ -66,7 +66,7 @@ class Derived(ABC):
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    parts: tuple[Origin, ...]
+    parts: tuple[TensorSource, ...]
     said: DType | None = None
 
     @property
@@ -90,33 +90,33 @@ class Derived(ABC):
     def token(self) -> object:
         """What the values depend on beside the parts, for the key of a merge: JSON."""
 
-    def room(self) -> Room:
+    def room(self) -> BufferSize:
         """What `fill` takes beside `out`."""
         return add(*(room(part) for part in self.parts))
 
 
-Origin = TensorInfo | Derived
+TensorSource = StoredTensor | DerivedTensor
 
 
-def room(source: Origin) -> Room:
+def room(source: TensorSource) -> BufferSize:
     """What reading a source takes, its values included."""
-    values = Room(source.dtype.bytes)
-    return values if isinstance(source, TensorInfo) else add(values, source.room())
+    values = BufferSize(source.dtype.bytes)
+    return values if isinstance(source, StoredTensor) else add(values, source.room())
 
 
-def moved(source: Origin) -> int:
+def bytes_read(source: TensorSource) -> int:
     """Bytes that are read from disk for one pass over a source."""
-    return sum(info.nbytes for info in stored(source))
+    return sum(info.nbytes for info in stored_inputs(source))
 
 
-def add(*rooms: Room) -> Room:
-    return Room(sum(r.per_element for r in rooms), sum(r.fixed for r in rooms))
+def add(*rooms: BufferSize) -> BufferSize:
+    return BufferSize(sum(r.per_element for r in rooms), sum(r.fixed for r in rooms))
 
 
-def stored(source: Origin) -> Iterator[TensorInfo]:
+def stored_inputs(source: TensorSource) -> Iterator[StoredTensor]:
     """What is on disk of a source."""
-    if isinstance(source, TensorInfo):
+    if isinstance(source, StoredTensor):
         yield source
     else:
         for part in source.parts:
-            yield from stored(part)
+            yield from stored_inputs(part)

@@ -15,14 +15,14 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..dtypes import BY_NAME, DType
-from .source import Derived, Origin, Reader, Room, TensorInfo, room
+from .source import BufferSize, DerivedTensor, Reader, StoredTensor, TensorSource, room
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Sliced(Derived):
+class SlicedTensor(DerivedTensor):
     """Columns [first, first + taken) of the part, seen as rows of `width`."""
 
     kind = "Sliced"
@@ -44,13 +44,13 @@ class Sliced(Derived):
     def token(self) -> object:
         return [self.width, self.first, self.taken]
 
-    def room(self) -> Room:
+    def room(self) -> BufferSize:
         held = room(self.parts[0])
-        return Room(held.per_element * -(-self.width // max(1, self.taken)), held.fixed)
+        return BufferSize(held.per_element * -(-self.width // max(1, self.taken)), held.fixed)
 
 
 @dataclass(frozen=True)
-class Joined(Derived):
+class ConcatTensor(DerivedTensor):
     """The parts side by side, each seen as `rows` rows."""
 
     kind = "Joined"
@@ -82,13 +82,13 @@ class Joined(Derived):
     def token(self) -> object:
         return [self.rows, [part.count for part in self.parts]]
 
-    def room(self) -> Room:
+    def room(self) -> BufferSize:
         held = [room(part) for part in self.parts]
-        return Room(max(r.per_element for r in held), max(r.fixed for r in held))
+        return BufferSize(max(r.per_element for r in held), max(r.fixed for r in held))
 
 
 @dataclass(frozen=True)
-class Transposed(Derived):
+class TransposedTensor(DerivedTensor):
     """The part with its last two axes exchanged. Reads a slab of columns at a time."""
 
     kind = "Transposed"
@@ -109,9 +109,9 @@ class Transposed(Derived):
     def token(self) -> object:
         return self.shape[-2:]
 
-    def room(self) -> Room:
+    def room(self) -> BufferSize:
         held, size = room(self.parts[0]), self.dtype.bytes
-        return Room(held.per_element + size, held.fixed + 2 * self.shape[-1] * size)
+        return BufferSize(held.per_element + size, held.fixed + 2 * self.shape[-1] * size)
 
 
 def by_row(start: int, stop: int, width: int, *, whole: bool = True) -> Iterator[tuple[int, int]]:
@@ -125,14 +125,14 @@ def by_row(start: int, stop: int, width: int, *, whole: bool = True) -> Iterator
         start = end
 
 
-def take(source: Origin, axis: int, first: int, stop: int, name: str) -> Origin:
+def slice_axis(source: TensorSource, axis: int, first: int, stop: int, name: str) -> TensorSource:
     """Elements [first, stop) along an axis."""
     shape = (*source.shape[:axis], stop - first, *source.shape[axis + 1 :])
     inner = prod(source.shape[axis + 1 :])
     return _columns(source, name, shape, (source.shape[axis] * inner, first * inner, prod(shape)))
 
 
-def every(source: Origin, axis: int, step: int, first: int, name: str) -> Origin:
+def strided(source: TensorSource, axis: int, step: int, first: int, name: str) -> TensorSource:
     """Every `step`-th element along an axis, from `first` on."""
     shape = (*source.shape[:axis], source.shape[axis] // step, *source.shape[axis + 1 :])
     inner = prod(source.shape[axis + 1 :])
@@ -140,19 +140,19 @@ def every(source: Origin, axis: int, step: int, first: int, name: str) -> Origin
 
 
 def _columns(
-    source: Origin, name: str, shape: tuple[int, ...], cut: tuple[int, int, int]
-) -> Origin:
+    source: TensorSource, name: str, shape: tuple[int, ...], cut: tuple[int, int, int]
+) -> TensorSource:
     width, first, count = cut
     rows = max(1, prod(source.shape) // max(1, width))
-    if rows == 1 and isinstance(source, TensorInfo):
+    if rows == 1 and isinstance(source, StoredTensor):
         size = source.dtype.bytes
         offset, nbytes = source.offset + first * size, count * size
         return replace(source, name=name, shape=shape, offset=offset, nbytes=nbytes)
     taken = count // rows
-    return Sliced(name, source.dtype, shape, (source,), source.said, width, first, taken)
+    return SlicedTensor(name, source.dtype, shape, (source,), source.said, width, first, taken)
 
 
-def join(sources: Sequence[Origin], axis: int, name: str) -> Origin:
+def concat(sources: Sequence[TensorSource], axis: int, name: str) -> TensorSource:
     """The sources one after the other along an axis. ValueError where the other axes differ."""
     first = sources[0]
     others = {s.shape[:axis] + s.shape[axis + 1 :] for s in sources}
@@ -163,7 +163,7 @@ def join(sources: Sequence[Origin], axis: int, name: str) -> Origin:
     return _joined(sources, name, shape, prod(first.shape[:axis]))
 
 
-def weave(sources: Sequence[Origin], axis: int, name: str) -> Origin:
+def interleave(sources: Sequence[TensorSource], axis: int, name: str) -> TensorSource:
     """The sources in turns along an axis: one of each, again and again. ValueError."""
     first = sources[0]
     if any(source.shape != first.shape for source in sources):
@@ -172,7 +172,7 @@ def weave(sources: Sequence[Origin], axis: int, name: str) -> Origin:
     return _joined(sources, name, shape, prod(first.shape[: axis + 1]))
 
 
-def stack(sources: Sequence[Origin], name: str) -> Origin:
+def stack(sources: Sequence[TensorSource], name: str) -> TensorSource:
     """The sources along a new first axis. ValueError where their shapes differ."""
     first = sources[0]
     if any(source.shape != first.shape for source in sources):
@@ -180,7 +180,7 @@ def stack(sources: Sequence[Origin], name: str) -> Origin:
     return _joined(sources, name, (len(sources), *first.shape), 1)
 
 
-def _unlike(sources: Sequence[Origin]) -> str:
+def _unlike(sources: Sequence[TensorSource]) -> str:
     first = sources[0]
     other = next(source for source in sources if source.shape != first.shape)
     return (
@@ -189,18 +189,20 @@ def _unlike(sources: Sequence[Origin]) -> str:
     )
 
 
-def _joined(sources: Sequence[Origin], name: str, shape: tuple[int, ...], rows: int) -> Origin:
+def _joined(
+    sources: Sequence[TensorSource], name: str, shape: tuple[int, ...], rows: int
+) -> TensorSource:
     if len(sources) == 1:
         return reshape(sources[0], shape, name)
-    parts: list[Origin] = []
+    parts: list[TensorSource] = []
     for source in sources:  # parts of parts are parts: fewer copies on the way
-        inner = isinstance(source, Joined) and source.rows == rows
-        parts += source.parts if inner and isinstance(source, Joined) else [source]
+        inner = isinstance(source, ConcatTensor) and source.rows == rows
+        parts += source.parts if inner and isinstance(source, ConcatTensor) else [source]
     said = sources[0].said
-    return Joined(name, _common(parts), shape, tuple(parts), said, max(1, rows))
+    return ConcatTensor(name, _common(parts), shape, tuple(parts), said, max(1, rows))
 
 
-def _common(parts: Sequence[Origin]) -> DType:
+def _common(parts: Sequence[TensorSource]) -> DType:
     """The dtype that holds the values of all parts."""
     found = {part.dtype for part in parts}
     if len(found) == 1:
@@ -208,18 +210,18 @@ def _common(parts: Sequence[Origin]) -> DType:
     return BY_NAME["F64" if any(dtype.bits > 32 for dtype in found) else "F32"]
 
 
-def transpose(source: Origin, name: str) -> Origin:
+def transpose(source: TensorSource, name: str) -> TensorSource:
     """The last two axes exchanged. ValueError where there are no two."""
     if len(source.shape) < 2:
         raise ValueError(f"{source.name} is {list(source.shape)}; it has no two axes to exchange")
     shape = (*source.shape[:-2], source.shape[-1], source.shape[-2])
-    if isinstance(source, Transposed):
+    if isinstance(source, TransposedTensor):
         return reshape(source.parts[0], shape, name)
-    return Transposed(name, source.dtype, shape, (source,), source.said)
+    return TransposedTensor(name, source.dtype, shape, (source,), source.said)
 
 
-def reshape(source: Origin, shape: tuple[int, ...], name: str) -> Origin:
+def reshape(source: TensorSource, shape: tuple[int, ...], name: str) -> TensorSource:
     """The same elements in the same order under another name and shape."""
-    if shape != source.shape and not isinstance(source, TensorInfo | Sliced | Joined):
-        return Joined(name, source.dtype, shape, (source,), source.said)
+    if shape != source.shape and not isinstance(source, StoredTensor | SlicedTensor | ConcatTensor):
+        return ConcatTensor(name, source.dtype, shape, (source,), source.said)
     return replace(source, name=name, shape=shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoint.folder import exists, read_json
 from ..errors import UsageError
 from ..messages import nearest, printable
-from .files import SETTINGS, Beside, as_json
+from .files import SETTINGS, SideFiles, as_json
 
 FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
 SHORTEST = 20
@@ -43,7 +43,7 @@ BUILT_IN = {
 }
 
 
-def own_template(beside: Beside) -> str | None:
+def own_template(beside: SideFiles) -> str | None:
     """The template that a model's files have."""
     raw = beside.read(FILE)
     if raw is not None:
@@ -59,7 +59,7 @@ def own_template(beside: Beside) -> str | None:
 
 
 def asked_template(
-    asked: str, besides: Sequence[Beside], relative_to: Path, where: str
+    asked: str, besides: Sequence[SideFiles], relative_to: Path, where: str
 ) -> str | None:
     """The template that a recipe asks for; None if no model has one. UsageError."""
     if asked == "auto":
@@ -82,7 +82,7 @@ def asked_template(
     return asked
 
 
-def with_template(beside: Beside, template: str) -> dict[str, bytes]:
+def with_template(beside: SideFiles, template: str) -> dict[str, bytes]:
     """The files that change when a model gets a template."""
     if (own_template(beside) or "").strip() == template.strip():
         return {}

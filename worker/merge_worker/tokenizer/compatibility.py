@@ -10,10 +10,10 @@ from ..recipe.schema import Recipe
 from ..structure.embeddings import rows_of, vocabulary_names
 from ..structure.selection import tensors_of
 from .files import stripped, vocabulary
-from .text_side import Inputs
+from .text_side import TokenizerInputs
 
 
-def _concerned(recipe: Recipe, inputs: Inputs) -> list[int]:
+def _concerned(recipe: Recipe, inputs: TokenizerInputs) -> list[int]:
     """The models whose vocabulary tensors come into the result: not those of middle layers."""
     names = [module.name for module in recipe.modules]
     found: dict[int, None] = {}
@@ -27,7 +27,7 @@ def _concerned(recipe: Recipe, inputs: Inputs) -> list[int]:
     return sorted(found)
 
 
-def differences(recipe: Recipe, inputs: Inputs) -> Iterable[str]:
+def check_same_vocabulary(recipe: Recipe, inputs: TokenizerInputs) -> Iterable[str]:
     """InputError where rows differ in number; notes where they are of different tokens."""
     numbers, labels = _concerned(recipe, inputs), inputs.labels
     if len(numbers) < 2:
@@ -52,7 +52,7 @@ def differences(recipe: Recipe, inputs: Inputs) -> Iterable[str]:
             )
 
 
-def _evidence(inputs: Inputs, first: int, second: int, rows: int) -> str:
+def _evidence(inputs: TokenizerInputs, first: int, second: int, rows: int) -> str:
     """How the tokens of two models differ, in words; empty if they do not."""
     a, b = inputs.besides[first], inputs.besides[second]
     names = [n for n in (*a.names(), *b.names()) if "chat" not in n and "config" not in n]

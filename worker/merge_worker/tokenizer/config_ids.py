@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..structure.components import is_vision_or_audio
-from ..structure.embeddings import said_rows, sections
+from ..structure.embeddings import config_vocab_size, sections
 
 _IDS = re.compile(
     r"(\w+_)?token_ids?|\w+_token_index|(begin_)?suppress_tokens|bad_words_ids|forced_decoder_ids"
@@ -15,7 +15,7 @@ _IDS = re.compile(
 _OF_TOKENIZER = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token_id")
 
 
-def with_ids(
+def with_token_ids(
     config: Mapping[str, Any], ids: Mapping[int, int | None], donor: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Every token id as it now is; what a tokenizer from elsewhere decides as in its `donor`.
@@ -26,7 +26,7 @@ def with_ids(
     for key, value in config.items():
         if isinstance(value, dict) and not is_vision_or_audio(key):
             inner = donor.get(key, donor)
-            found[key] = with_ids(value, ids, inner if isinstance(inner, dict) else {})
+            found[key] = with_token_ids(value, ids, inner if isinstance(inner, dict) else {})
         elif _OF_TOKENIZER.fullmatch(key) and donor.get(key) is not None:
             found[key] = donor[key]
         else:
@@ -41,9 +41,9 @@ def _moved(value: Any, ids: Mapping[int, int | None]) -> Any:
     return ids.get(value, value) if type(value) is int else value
 
 
-def with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+def with_vocab_size(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The config with `vocab_size` wherever it was that of the text."""
-    before, changed = said_rows(config), dict(config)
+    before, changed = config_vocab_size(config), dict(config)
     if not config or before == rows:
         return changed
     if before is None:

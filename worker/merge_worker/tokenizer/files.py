@@ -54,7 +54,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Beside:
+class SideFiles:
     """The files beside a model's weights: those of a folder, and what replaces some of them."""
 
     folder: Path | None
@@ -107,7 +107,7 @@ def as_json(value: object) -> bytes:
     return text.encode(errors="backslashreplace")  # halves of characters, as JSON escapes them
 
 
-def vocabulary(beside: Beside) -> Vocabulary | None:
+def vocabulary(beside: SideFiles) -> Vocabulary | None:
     """All tokens with their ids; None without a tokenizer. InputError if its files are damaged."""
     if beside.known is not None:
         return beside.known
@@ -117,7 +117,7 @@ def vocabulary(beside: Beside) -> Vocabulary | None:
         raise InputError(f"{beside.folder}: the tokenizer's files are damaged") from None
 
 
-def _vocabulary(beside: Beside) -> Vocabulary | None:
+def _vocabulary(beside: SideFiles) -> Vocabulary | None:
     if beside.read(FULL) is not None:
         full = beside.json(FULL)
         listed = full["model"]["vocab"]
@@ -141,7 +141,7 @@ def _joined(plain: Mapping[str, int], added: list[tuple[str, int, Any]]) -> Voca
     return Vocabulary(ids, flags, len(plain))
 
 
-def _declared(beside: Beside) -> Iterator[tuple[str, int, Any]]:
+def _declared(beside: SideFiles) -> Iterator[tuple[str, int, Any]]:
     """Added tokens as the settings have them, or the older file."""
     settings = beside.json(SETTINGS)
     listed = settings.get("added_tokens_decoder") or {}
@@ -154,7 +154,7 @@ def _declared(beside: Beside) -> Iterator[tuple[str, int, Any]]:
             yield token, number, {"special": special, "normalized": not special}
 
 
-def _plain(beside: Beside) -> Mapping[str, int] | None:
+def _plain(beside: SideFiles) -> Mapping[str, int] | None:
     """The tokens of a tokenizer without tokenizer.json, if its kind can be read here."""
     names = [PIECES, *(name for name in beside.names() if name.endswith(".tiktoken"))]
     for name in (*names, "tiktoken.model"):
@@ -217,7 +217,7 @@ def ranks(raw: bytes) -> dict[str, int]:
     return found
 
 
-def _asked(beside: Beside) -> Vocabulary:
+def _asked(beside: SideFiles) -> Vocabulary:
     """What transformers makes of files of another kind."""
     try:
         import transformers

@@ -9,21 +9,21 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.header import CONFIG
 from ..errors import InputError
 from ..recipe.schema import ModelRef, Recipe, TokenizerChoice
-from ..structure.embeddings import rows_of, settle_heads
+from ..structure.embeddings import rows_of, unify_tied_heads
 from .chat_template import asked_template, with_template
-from .compatibility import differences
-from .config_ids import with_ids
-from .files import Beside, Vocabulary, as_json, stripped, vocabulary
+from .compatibility import check_same_vocabulary
+from .config_ids import with_token_ids
+from .files import SideFiles, Vocabulary, as_json, stripped, vocabulary
 from .row_sources import Alignment
-from .text_side import Inputs, Text
+from .text_side import TokenizerInputs, TokenizerResult
 from .vocabulary import edited, joined
 
 GENERATION = "generation_config.json"
 
 
-def fitted(
-    recipe: Recipe, choice: TokenizerChoice, inputs: Inputs
-) -> tuple[tuple[Checkpoint, ...], Text]:
+def align_by_token(
+    recipe: Recipe, choice: TokenizerChoice, inputs: TokenizerInputs
+) -> tuple[tuple[Checkpoint, ...], TokenizerResult]:
     """Rows of models, files of the tokenizer, ids in the config. UsageError, InputError."""
     rows = [rows_of(model) or 0 for model in inputs.models]
     found, notes = _vocabularies(choice, inputs, rows)
@@ -41,7 +41,7 @@ def fitted(
     alignment = Alignment(
         choice, inputs.numbers, [one.ids for one in withrow], rows, tokens.ids, base
     )
-    text = Text(
+    text = TokenizerResult(
         replace(beside, known=tokens.vocabulary(start)),
         donor is not None,
         (rows[0], alignment.size),
@@ -57,7 +57,7 @@ def fitted(
     return alignment.aligned(inputs.models), text
 
 
-def _donor(choice: TokenizerChoice, inputs: Inputs) -> Beside | None:
+def _donor(choice: TokenizerChoice, inputs: TokenizerInputs) -> SideFiles | None:
     """The files of a tokenizer that is not the first model's."""
     if not isinstance(choice.source, ModelRef):
         return None
@@ -67,7 +67,7 @@ def _donor(choice: TokenizerChoice, inputs: Inputs) -> Beside | None:
     return inputs.find(choice.source) if number is None else inputs.besides[number]
 
 
-def _tokens_of(beside: Beside, name: str) -> Vocabulary:
+def _tokens_of(beside: SideFiles, name: str) -> Vocabulary:
     found = vocabulary(beside)
     if found is None:
         raise InputError(f"{name}: has no tokenizer ({beside.folder})")
@@ -75,7 +75,7 @@ def _tokens_of(beside: Beside, name: str) -> Vocabulary:
 
 
 def _vocabularies(
-    choice: TokenizerChoice, inputs: Inputs, rows: Sequence[int]
+    choice: TokenizerChoice, inputs: TokenizerInputs, rows: Sequence[int]
 ) -> tuple[list[Vocabulary], list[str]]:
     """The tokens of every model; one without a tokenizer is taken to have the first one's."""
     first = _tokens_of(inputs.besides[0], f"{choice.place}: {inputs.labels[0]}")
@@ -91,11 +91,11 @@ def _vocabularies(
     return found, notes
 
 
-def _generation(own: Beside, donor: Beside, text: Text) -> dict[str, bytes]:
+def _generation(own: SideFiles, donor: SideFiles, text: TokenizerResult) -> dict[str, bytes]:
     """The generation config with the ids of a tokenizer from elsewhere."""
     before = own.json(GENERATION)
     said = {**donor.json(CONFIG), **donor.json(GENERATION)}
-    after = with_ids(before, text.ids, said)
+    after = with_token_ids(before, text.ids, said)
     return {GENERATION: as_json(after)} if after != before else {}
 
 
@@ -106,14 +106,18 @@ def _generation(own: Beside, donor: Beside, text: Text) -> dict[str, bytes]:
 # are. With one, every vocabulary tensor of every model gets the rows of the result's tokens.
 
 
-def fit(recipe: Recipe, inputs: Inputs) -> tuple[tuple[Checkpoint, ...], Text]:
+def merge_tokenizers(
+    recipe: Recipe, inputs: TokenizerInputs
+) -> tuple[tuple[Checkpoint, ...], TokenizerResult]:
     """The models with one vocabulary, and what goes with them. UsageError, InputError."""
-    models, notes = settle_heads(inputs.models, inputs.labels)
+    models, notes = unify_tied_heads(inputs.models, inputs.labels)
     inputs = replace(inputs, models=models)
     if recipe.tokenizer is None:
-        text = Text(inputs.besides[0], notes=tuple(differences(recipe, inputs)))
+        text = TokenizerResult(
+            inputs.besides[0], notes=tuple(check_same_vocabulary(recipe, inputs))
+        )
     else:
-        models, text = fitted(recipe, recipe.tokenizer, inputs)
+        models, text = align_by_token(recipe, recipe.tokenizer, inputs)
     if recipe.chat_template:
         where, besides = recipe.where, inputs.besides
         template = asked_template(recipe.chat_template, besides, inputs.relative_to, where)

@@ -15,8 +15,8 @@ from typing import Any
 from ..checkpoint.header import CONFIG
 from ..errors import ResultError
 from ..messages import counted, first_names
-from .files import FULL, OLD_ADDED, SETTINGS, Beside
-from .text_side import Text
+from .files import FULL, OLD_ADDED, SETTINGS, SideFiles
+from .text_side import TokenizerResult
 from .vocabulary import PLAIN
 
 SAMPLES = (
@@ -29,7 +29,7 @@ SAMPLES = (
 )
 
 
-def spoken(text: Text) -> str | None:
+def check_roundtrip(text: TokenizerResult) -> str | None:
     """ResultError if the tokenizer of a result is not what it should be; a note if unchecked."""
     before, after = text.before, text.beside
     changed = [n for n in (FULL, SETTINGS, OLD_ADDED) if n in after.made]
@@ -48,7 +48,7 @@ def spoken(text: Text) -> str | None:
     return None
 
 
-def _faults(text: Text, old: Any, new: Any) -> Iterator[str]:
+def _faults(text: TokenizerResult, old: Any, new: Any) -> Iterator[str]:
     known = text.beside.known
     assert known is not None
     there = new.vocabulary
@@ -81,7 +81,7 @@ class _Tokenizer:
 
 
 @contextmanager
-def _loaded(beside: Beside) -> Iterator[_Tokenizer]:
+def _loaded(beside: SideFiles) -> Iterator[_Tokenizer]:
     raw = beside.read(FULL)
     if raw is not None:
         from tokenizers import Tokenizer

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..messages import printable
 from ..recipe.schema import ModelRef, TokenizerChoice, TokenRule
 from ..structure.embeddings import vocabulary_names
-from ..tensors.row_gather import MEAN, OWN_MEAN, ZERO, Row, RowMap, taken
+from ..tensors.row_gather import MEAN, OWN_MEAN, ZERO, Row, RowMap, gather_rows
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Alignment:
             parts = {n: model.tensors[name] for n, model in enumerate(models) if name in of[n]}
             for number, own in parts.items():
                 alike = {n: p for n, p in parts.items() if p.shape[1:] == own.shape[1:]}
-                found[number][name] = taken(number, alike, self.row_map(number, tuple(alike)))
+                found[number][name] = gather_rows(number, alike, self.row_map(number, tuple(alike)))
         return tuple(
             replace(model, tensors=tensors) if tensors != model.tensors else model
             for model, tensors in zip(models, found, strict=True)

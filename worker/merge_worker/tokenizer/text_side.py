@@ -12,33 +12,33 @@ from ..checkpoint.folder import Checkpoint
 from ..messages import counted
 from ..planning.stages import beside_of
 from ..recipe.schema import ModelRef
-from .config_ids import with_ids, with_rows
-from .files import Beside
+from .config_ids import with_token_ids, with_vocab_size
+from .files import SideFiles
 
 
 @dataclass(frozen=True)
-class Text:
+class TokenizerResult:
     """What belongs to the text side of a result: files, ids, rows, and what is to be told.
 
     `beside` is where the tokenizer's files come from; `foreign` if that is not the first model.
     """
 
-    beside: Beside
+    beside: SideFiles
     foreign: bool = False
     rows: tuple[int, int] | None = None  # before and after
     appended: tuple[str, ...] = ()
     ids: Mapping[int, int | None] = field(default_factory=dict)
     donor: Mapping[str, Any] = field(default_factory=dict)  # config of a foreign tokenizer's model
     notes: tuple[str, ...] = ()
-    before: Beside | None = None  # files of the tokenizer that was extended
+    before: SideFiles | None = None  # files of the tokenizer that was extended
 
-    def with_made(self, made: Mapping[str, bytes]) -> Text:
+    def with_made(self, made: Mapping[str, bytes]) -> TokenizerResult:
         return replace(self, beside=replace(self.beside, made={**self.beside.made, **made}))
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A config with the ids and rows of the result."""
-        changed = with_ids(config, self.ids, self.donor) if self.foreign else dict(config)
-        return with_rows(changed, self.rows[1]) if self.rows else changed
+        changed = with_token_ids(config, self.ids, self.donor) if self.foreign else dict(config)
+        return with_vocab_size(changed, self.rows[1]) if self.rows else changed
 
     @property
     def summary(self) -> str:
@@ -56,15 +56,15 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TokenizerInputs:
     """The models of a recipe by number, with labels and files; `find` knows those of others."""
 
     models: tuple[Checkpoint, ...]
     labels: Sequence[str]
     numbers: Mapping[ModelRef, int]
     relative_to: Path
-    find: Callable[[ModelRef], Beside]
+    find: Callable[[ModelRef], SideFiles]
 
     @property
-    def besides(self) -> list[Beside]:
+    def besides(self) -> list[SideFiles]:
         return [beside_of(model) for model in self.models]

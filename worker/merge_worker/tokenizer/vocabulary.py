@@ -12,7 +12,17 @@ from typing import Any
 
 from ..errors import InputError, UsageError
 from ..messages import counted, first_names, printable
-from .files import FLAGS, FULL, OLD_ADDED, PIECES, SETTINGS, Beside, Vocabulary, as_json, stripped
+from .files import (
+    FLAGS,
+    FULL,
+    OLD_ADDED,
+    PIECES,
+    SETTINGS,
+    SideFiles,
+    Vocabulary,
+    as_json,
+    stripped,
+)
 
 PLAIN = {**dict.fromkeys(FLAGS, False), "normalized": True}
 """Flags of a token that was a regular one: its text is found wherever it stands."""
@@ -91,7 +101,7 @@ def _numbered(start: Vocabulary, appended: Iterable[str]) -> dict[str, int]:
     return ids
 
 
-def edited(beside: Beside, start: Vocabulary, tokens: Tokens) -> dict[str, bytes]:
+def edited(beside: SideFiles, start: Vocabulary, tokens: Tokens) -> dict[str, bytes]:
     """The tokenizer's files that change from `start`. UsageError if a token cannot be taken out."""
     if not tokens.appended and not tokens.removed:
         return {}
@@ -127,7 +137,7 @@ def _changed(
     return sorted([*kept, *new], key=lambda token: int(token["id"]))
 
 
-def _take_out(model: dict[str, Any], removed: frozenset[str], beside: Beside) -> None:
+def _take_out(model: dict[str, Any], removed: frozenset[str], beside: SideFiles) -> None:
     """Regular tokens without a row leave a BPE model, with the merges that make them."""
     held = model["vocab"] if isinstance(model["vocab"], dict) else {t for t, *_ in model["vocab"]}
     gone = removed & set(held)

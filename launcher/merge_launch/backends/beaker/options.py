@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...settings.options import Shape, option
+from ...settings.options import OptionSpec, option
 from ..base import Resources
 from .spec import DURATION, PRIORITIES, SIZE
 
@@ -16,20 +16,24 @@ OWNED = f"{WORD}(/{WORD})?"
 
 @dataclass(frozen=True)
 class BeakerResources(Resources):
-    gpus: int = option(0, Shape("GPUs", metavar="N"))
+    gpus: int = option(0, OptionSpec("GPUs", metavar="N"))
     cpus: str | None = option(
-        None, Shape("CPUs", metavar="N", pattern=r"\d+(\.\d+)?", form="a number such as 8 or 0.5")
+        None,
+        OptionSpec("CPUs", metavar="N", pattern=r"\d+(\.\d+)?", form="a number such as 8 or 0.5"),
     )
     mem: str | None = option(
         None,
-        Shape("memory of the machine", metavar="64GiB", pattern=SIZE, form="a size such as 64GiB"),
+        OptionSpec(
+            "memory of the machine", metavar="64GiB", pattern=SIZE, form="a size such as 64GiB"
+        ),
     )
     shared_memory: str | None = option(
-        None, Shape("size of /dev/shm", metavar="10GiB", pattern=SIZE, form="a size such as 10GiB")
+        None,
+        OptionSpec("size of /dev/shm", metavar="10GiB", pattern=SIZE, form="a size such as 10GiB"),
     )
     cluster: tuple[str, ...] = option(
         (),
-        Shape(
+        OptionSpec(
             "where it may run (repeatable)",
             metavar="ORG/NAME",
             pattern=OWNED,
@@ -38,7 +42,7 @@ class BeakerResources(Resources):
     )
     workspace: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "workspace, else that of your Beaker config",
             metavar="ORG/NAME",
             pattern=OWNED,
@@ -47,7 +51,7 @@ class BeakerResources(Resources):
     )
     budget: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "budget, else the workspace's own",
             metavar="ORG/NAME",
             pattern=OWNED,
@@ -56,16 +60,22 @@ class BeakerResources(Resources):
     )
     group: tuple[str, ...] = option(
         (),
-        Shape("a group that it joins (repeatable)", metavar="NAME", pattern=OWNED, form="a name"),
+        OptionSpec(
+            "a group that it joins (repeatable)", metavar="NAME", pattern=OWNED, form="a name"
+        ),
     )
-    description: str | None = option(None, Shape("what the page says; else methods and models"))
+    description: str | None = option(
+        None, OptionSpec("what the page says; else methods and models")
+    )
     priority: str = option(
         "normal",
-        Shape(", ".join(PRIORITIES), pattern="|".join(PRIORITIES), form=" or ".join(PRIORITIES)),
+        OptionSpec(
+            ", ".join(PRIORITIES), pattern="|".join(PRIORITIES), form=" or ".join(PRIORITIES)
+        ),
     )
     image: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "an image with python, torch and pyyaml; docker://TAG for Docker's",
             metavar="AUTHOR/NAME",
             pattern=r"(docker://)?[A-Za-z0-9][A-Za-z0-9_.:/@-]*",
@@ -74,7 +84,7 @@ class BeakerResources(Resources):
     )
     weka: tuple[str, ...] = option(
         (),
-        Shape(
+        OptionSpec(
             "mount a Weka bucket, at /weka/BUCKET if nothing else is said (repeatable)",
             metavar="BUCKET[:/PATH]",
             pattern=rf"{WORD}(:/[^:]*)?",
@@ -84,7 +94,7 @@ class BeakerResources(Resources):
     )
     mount: tuple[str, ...] = option(
         (),
-        Shape(
+        OptionSpec(
             "mount a dataset (name or id), a folder in it, or a host's folder (repeatable)",
             metavar="SOURCE[:SUB]:/PATH",
             pattern=r"[^:]+(:[^:/][^:]*)?:/[^:]*",
@@ -94,7 +104,7 @@ class BeakerResources(Resources):
     )
     secret: tuple[str, ...] = option(
         (),
-        Shape(
+        OptionSpec(
             "set a variable from a secret of the workspace (repeatable)",
             metavar="VAR=SECRET",
             pattern=r"[A-Za-z_][A-Za-z0-9_]*=.+",
@@ -104,7 +114,7 @@ class BeakerResources(Resources):
     )
     timeout: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "time limit; the merge stops in good order before it",
             metavar="24h",
             pattern=DURATION,
@@ -113,17 +123,20 @@ class BeakerResources(Resources):
     )
     min_runtime: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "time that cannot be preempted",
             metavar="1h",
             pattern=DURATION,
             form="such as 30m or 4h",
         ),
     )
-    no_auto_resume: bool = option(False, Shape("let a preempted job end"))
-    retries: int = option(0, Shape("how often a failed job is started again", metavar="N"))
+    no_auto_resume: bool = option(False, OptionSpec("let a preempted job end"))
+    retries: int = option(0, OptionSpec("how often a failed job is started again", metavar="N"))
     replicas: int = option(
-        1, Shape("machines that share the merge, each with these resources", metavar="N", minimum=1)
+        1,
+        OptionSpec(
+            "machines that share the merge, each with these resources", metavar="N", minimum=1
+        ),
     )
 
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from ...settings.options import Shape, option
+from ...settings.options import OptionSpec, option
 from ..base import DIRECTIVE, Resources
 from . import dialects
 
@@ -17,11 +17,11 @@ MEMORY = r"\d+([kmgt]b?|b)"
 
 @dataclass(frozen=True)
 class PbsResources(Resources):
-    ngpus: int | None = option(None, Shape("GPUs of a node", metavar="N"))
-    ncpus: int | None = option(None, Shape("CPU cores of a node", metavar="N", minimum=1))
+    ngpus: int | None = option(None, OptionSpec("GPUs of a node", metavar="N"))
+    ncpus: int | None = option(None, OptionSpec("CPU cores of a node", metavar="N", minimum=1))
     mem: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "memory of a node (--memory bounds the worker's buffers)",
             metavar="80g",
             pattern=f"(?i){MEMORY}",
@@ -30,7 +30,7 @@ class PbsResources(Resources):
     )
     walltime: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "time limit",
             metavar="12:00:00",
             pattern=r"\d+(:\d\d){0,2}",
@@ -38,24 +38,24 @@ class PbsResources(Resources):
         ),
     )
     queue: str | None = option(
-        None, Shape("queue", metavar="NAME", pattern=TOKEN, form="the name of a queue")
+        None, OptionSpec("queue", metavar="NAME", pattern=TOKEN, form="the name of a queue")
     )
     project: str | None = option(
         None,
-        Shape("what is charged", metavar="NAME", pattern=TOKEN, form="the name of a project"),
+        OptionSpec("what is charged", metavar="NAME", pattern=TOKEN, form="the name of a project"),
     )
     charge: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "the option of qsub that names what is charged: A or P (as the dialect has it)",
             pattern="[AP]",
             form="A or P",
         ),
     )
-    nodes: int = option(1, Shape("nodes that share the merge", metavar="N", minimum=1))
+    nodes: int = option(1, OptionSpec("nodes that share the merge", metavar="N", minimum=1))
     dialect: str = option(
         "openpbs",
-        Shape(
+        OptionSpec(
             "how the site writes resources: openpbs (PBS Pro too), torque, gadi, polaris, abci, "
             "or generic (by --resource alone)",
             pattern="|".join(DIALECTS),
@@ -64,7 +64,7 @@ class PbsResources(Resources):
     )
     resource: tuple[str, ...] = option(
         (),
-        Shape(
+        OptionSpec(
             "one more value of -l (repeatable), such as 'storage=gdata/ab12' or 'place=scatter'",
             metavar="VALUE",
             pattern=r"[A-Za-z][\x21\x24-\x7e]*",
@@ -74,7 +74,7 @@ class PbsResources(Resources):
     )
     directive: tuple[str, ...] = option(
         (),
-        Shape(
+        OptionSpec(
             "one more #PBS line (repeatable), such as '-l place=scatter'",
             metavar="LINE",
             pattern=DIRECTIVE,

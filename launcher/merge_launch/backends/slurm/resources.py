@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from merge_worker.units import parse_slurm_time
 
-from ...settings.options import Shape, option
+from ...settings.options import OptionSpec, option
 from ..base import DIRECTIVE, Resources
 
 TOKEN = r"[A-Za-z0-9][A-Za-z0-9_.@-]*"
@@ -41,17 +41,17 @@ RESERVED = {
 class SlurmResources(Resources):
     gpus: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "GPUs, of each node",
             metavar="N",
             pattern=r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+",
             form="a number, or TYPE:NUMBER",
         ),
     )
-    cpus: int | None = option(None, Shape("CPU cores, of each node", metavar="N", minimum=1))
+    cpus: int | None = option(None, OptionSpec("CPU cores, of each node", metavar="N", minimum=1))
     mem: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "memory of each node (--memory bounds the worker's buffers)",
             metavar="80G",
             pattern=r"\d+[KMGTkmgt]?",
@@ -60,7 +60,7 @@ class SlurmResources(Resources):
     )
     time: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "time limit",
             metavar="12:00:00",
             pattern=r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}",
@@ -69,24 +69,25 @@ class SlurmResources(Resources):
     )
     partition: str | None = option(
         None,
-        Shape(
+        OptionSpec(
             "partition", metavar="NAME", pattern=f"{TOKEN}(,{TOKEN})*", form="names of partitions"
         ),
     )
     account: str | None = option(
-        None, Shape("what is charged", metavar="NAME", pattern=TOKEN, form="the name of an account")
+        None,
+        OptionSpec("what is charged", metavar="NAME", pattern=TOKEN, form="the name of an account"),
     )
-    nodes: int = option(1, Shape("nodes that share the merge", metavar="N", minimum=1))
+    nodes: int = option(1, OptionSpec("nodes that share the merge", metavar="N", minimum=1))
     requeue: int = option(
         10,
-        Shape(
+        OptionSpec(
             "times that a job may go back into the queue by itself when its time is over (10)",
             metavar="N",
         ),
     )
     directive: tuple[str, ...] = option(
         (),
-        Shape(
+        OptionSpec(
             "one more #SBATCH line (repeatable), such as '--constraint=a100'",
             metavar="LINE",
             pattern=DIRECTIVE,
