@@ -1,9 +1,13 @@
-"""Where a job can run. A backend is a module here and a template; this listing is the registry."""
+"""The places where a job can run: a module or package here for each, and a template.
+
+This folder's listing is the registry: whatever stands here besides SHARED is a backend.
+"""
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from .base import Backend, JobState, LocalBackend, Scheduler, Service, Status, Submitted
@@ -21,12 +25,21 @@ __all__ = [
 ]
 
 
-def names() -> list[str]:
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
+SHARED = ("arrays", "base")
+"""Modules that all backends use."""
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Return the names of all backends, sorted, without importing any of them."""
+    return tuple(
+        sorted(module.name for module in iter_modules(__path__) if module.name not in SHARED)
+    )
 
 
 def get(name: str) -> Backend[Any]:
-    backend: Backend[Any] = importlib.import_module(f".{name}", __name__).BACKEND
+    """Return the backend of that name. Raises TypeError if its module is malformed."""
+    backend: Backend[Any] = import_module(f".{name}", __name__).BACKEND
     if backend.name != name:
         raise TypeError(f"{__name__}.{name}: its backend is called '{backend.name}'")
     return backend
