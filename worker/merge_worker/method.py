@@ -193,12 +193,7 @@ class Method:
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
         """The first pass over a tensor."""
-        first = self.family.begin(self, task)
-        if task.scale == 1.0:
-            return first
-        from .algorithms.lines import scaled
-
-        return scaled(first, task)
+        return self.family.begin(self, task)
 
     def call(self, task: Task, *arguments: Any) -> Any:
         """The method's function with what its family hands it and the task's values."""

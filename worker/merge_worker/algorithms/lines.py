@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def scaled(first: StatisticsPass | MergePass, task: Task) -> StatisticsPass | MergePass:
-    """The passes that begin with `first`, and the scaling behind them."""
+    """Return the passes that begin with `first`, followed by the scaling that `task` asks for."""
+    if task.scale == 1.0:
+        return first
     if isinstance(first, StatisticsPass):
         return _Before(first, task)
     return _Scaled(first, task)

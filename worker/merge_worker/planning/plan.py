@@ -32,7 +32,7 @@ from .memory import notes as effort_notes
 from .options import MatchOptions, PlanOptions
 from .resolve import Resolver
 from .shards import ShardLayout, assign_shards
-from .stages import LazilyMerged, Planned, merge_lazily, planned_checkpoint
+from .stages import LazilyMerged, Planned, beside_of, merge_lazily, planned_checkpoint
 from .step import Step
 
 
@@ -134,7 +134,10 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
     models, relaid_notes = convert_layouts(models, labels, recipe)
     find = partial(side_files_of, relative_to=options.relative_to, results=results)
     models, text = merge_tokenizers(
-        recipe, TokenizerInputs(models, labels, numbers, options.relative_to, find)
+        recipe,
+        TokenizerInputs(
+            models, labels, [beside_of(m) for m in models], numbers, options.relative_to, find
+        ),
     )
     assembly = group_sources(recipe, models, numbers)
     matches = match(assembly.groups, models, labels, _rules(recipe, options))

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..algorithms.lines import scaled
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.header import Shard
 from ..dtypes import DType
@@ -94,7 +95,9 @@ def merge_lazily(
 
 
 def _final(step: Step) -> object:
-    return step.method.begin(step.task) if step.method and step.task else None
+    if step.method is None or step.task is None:
+        return None
+    return scaled(step.method.begin(step.task), step.task)
 
 
 def _as(source: TensorSource, name: str, said: DType) -> TensorSource:

@@ -54,7 +54,7 @@ def check_same_vocabulary(recipe: Recipe, inputs: TokenizerInputs) -> Iterable[s
 
 def _evidence(inputs: TokenizerInputs, first: int, second: int, rows: int) -> str:
     """How the tokens of two models differ, in words; empty if they do not."""
-    a, b = inputs.besides[first], inputs.besides[second]
+    a, b = inputs.side_files[first], inputs.side_files[second]
     names = [n for n in (*a.names(), *b.names()) if "chat" not in n and "config" not in n]
     if all(a.read(name) == b.read(name) for name in names):
         return ""

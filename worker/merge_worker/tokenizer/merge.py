@@ -29,7 +29,7 @@ def align_by_token(
     found, notes = _vocabularies(choice, inputs, rows)
     withrow = [stripped(one, count) for one, count in zip(found, rows, strict=True)]
     donor = _donor(choice, inputs)
-    beside, start = inputs.besides[0], withrow[0]
+    beside, start = inputs.side_files[0], withrow[0]
     if donor is not None:
         beside, start = donor, _tokens_of(donor, f"{choice.place}: {choice.source}")
     union = choice.source == "union"
@@ -53,7 +53,7 @@ def align_by_token(
     )
     text = text.with_made(edited(beside, start, tokens))
     if donor is not None:
-        text = text.with_made(_generation(inputs.besides[0], donor, text))
+        text = text.with_made(_generation(inputs.side_files[0], donor, text))
     return alignment.aligned(inputs.models), text
 
 
@@ -64,7 +64,7 @@ def _donor(choice: TokenizerChoice, inputs: TokenizerInputs) -> SideFiles | None
     number = inputs.numbers.get(choice.source)
     if number == 0:
         return None
-    return inputs.find(choice.source) if number is None else inputs.besides[number]
+    return inputs.find(choice.source) if number is None else inputs.side_files[number]
 
 
 def _tokens_of(beside: SideFiles, name: str) -> Vocabulary:
@@ -78,11 +78,11 @@ def _vocabularies(
     choice: TokenizerChoice, inputs: TokenizerInputs, rows: Sequence[int]
 ) -> tuple[list[Vocabulary], list[str]]:
     """The tokens of every model; one without a tokenizer is taken to have the first one's."""
-    first = _tokens_of(inputs.besides[0], f"{choice.place}: {inputs.labels[0]}")
+    first = _tokens_of(inputs.side_files[0], f"{choice.place}: {inputs.labels[0]}")
     if not rows[0]:
         raise InputError(f"{choice.place}: {inputs.labels[0]} has no embedding with known name")
     found, notes = [first], []
-    for label, beside in zip(inputs.labels[1:], inputs.besides[1:], strict=True):
+    for label, beside in zip(inputs.labels[1:], inputs.side_files[1:], strict=True):
         own = vocabulary(beside)
         if own is None:
             notes.append(f"{label}: has no tokenizer; its tokens are taken to be those of "
@@ -114,12 +114,12 @@ def merge_tokenizers(
     inputs = replace(inputs, models=models)
     if recipe.tokenizer is None:
         text = TokenizerResult(
-            inputs.besides[0], notes=tuple(check_same_vocabulary(recipe, inputs))
+            inputs.side_files[0], notes=tuple(check_same_vocabulary(recipe, inputs))
         )
     else:
         models, text = align_by_token(recipe, recipe.tokenizer, inputs)
     if recipe.chat_template:
-        where, besides = recipe.where, inputs.besides
+        where, besides = recipe.where, inputs.side_files
         template = asked_template(recipe.chat_template, besides, inputs.relative_to, where)
         made = with_template(text.beside, template) if template else {}
         text = text.with_made(made)

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..checkpoint.folder import Checkpoint
 from ..messages import counted
-from ..planning.stages import beside_of
 from ..recipe.schema import ModelRef
 from .config_ids import with_token_ids, with_vocab_size
 from .files import SideFiles
@@ -57,14 +56,14 @@ class TokenizerResult:
 
 @dataclass(frozen=True)
 class TokenizerInputs:
-    """The models of a recipe by number, with labels and files; `find` knows those of others."""
+    """The models of a recipe by number, with labels and side files.
+
+    `find` returns the side files of a model that is not among them.
+    """
 
     models: tuple[Checkpoint, ...]
     labels: Sequence[str]
+    side_files: Sequence[SideFiles]
     numbers: Mapping[ModelRef, int]
     relative_to: Path
     find: Callable[[ModelRef], SideFiles]
-
-    @property
-    def besides(self) -> list[SideFiles]:
-        return [beside_of(model) for model in self.models]
