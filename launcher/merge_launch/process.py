@@ -14,7 +14,7 @@ from merge_worker.messages import printable
 from .errors import ClusterError
 
 TIMEOUT_S = 120.0
-OF_THE_SITE = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+SITE_VARIABLES = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 class CommandFailed(ClusterError):
@@ -45,7 +45,7 @@ def answer(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
             [program, *argv[1:]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=surroundings(os.environ),
+            env=clean_environment(os.environ),
             timeout=timeout_s,
             check=False,
         )
@@ -58,22 +58,24 @@ def answer(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     output, errors = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
     if done.returncode != 0:
         # Some wrappers of qsub report their errors on stdout.
-        words = own_words(errors) or own_words(output) or "it gave no reason"
+        words = error_lines(errors) or error_lines(output) or "it gave no reason"
         raise CommandFailed(
             f"{argv[0]} failed with status {done.returncode}: {words}", done.returncode, output
         )
     return output
 
 
-def surroundings(variables: Mapping[str, str]) -> dict[str, str]:
+def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Without what an outer Slurm job has set: sbatch would hand it on, and srun ends over memory
     that is given twice, and the number of an outer array would be taken for one of its own."""
     inside = "SLURM_JOB_ID" in variables
-    foreign = [k for k in variables if inside and k.startswith("SLURM_") and k not in OF_THE_SITE]
+    foreign = [
+        k for k in variables if inside and k.startswith("SLURM_") and k not in SITE_VARIABLES
+    ]
     return {key: value for key, value in variables.items() if key not in foreign}
 
 
-def own_words(text: str) -> str:
+def error_lines(text: str) -> str:
     """The lines that say what is wrong: qsub and sbatch add pages of usage to bad options, and a
     qsub in front of sbatch tells the call first."""
     lines = [printable(line).strip(" '") for line in text.splitlines() if line.strip(" '")]

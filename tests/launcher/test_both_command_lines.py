@@ -176,7 +176,7 @@ def alike(shared: SharedOption, option: Option) -> bool:
     kinds: dict[Any, type] = {bool: bool, int: int, units.at_least_one: int}
     return (
         shared.flag == option.flag
-        and option.shape.help.endswith(shared.help)
+        and option.spec.help.endswith(shared.help)
         and kinds.get(shared.type, str) is option.kind
     )
 

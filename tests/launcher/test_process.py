@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from merge_launch.errors import ClusterError
-from merge_launch.process import CommandFailed, answer, foreground, own_words
+from merge_launch.process import CommandFailed, answer, error_lines, foreground
 
 
 def test_an_answer() -> None:
@@ -44,7 +44,7 @@ def test_it_reads_nothing_from_our_terminal() -> None:
 
 def test_own_words_leave_usage_and_terminal_codes_out() -> None:
     text = "qsub: illegal -N value\x1b[31m\n\nUsage: qsub …\n\t[-A x]\n"
-    assert own_words(text) == r"qsub: illegal -N value\x1b[31m"
+    assert error_lines(text) == r"qsub: illegal -N value\x1b[31m"
 
 
 def test_own_words_are_the_reason_not_the_call() -> None:
@@ -55,7 +55,7 @@ def test_own_words_are_the_reason_not_the_call() -> None:
         "'sbatch: error: invalid partition specified: nowhere\n"
         " sbatch: error: Batch job submission failed: Invalid partition name specified\n'\n"
     )
-    assert own_words(text) == (
+    assert error_lines(text) == (
         "sbatch: error: invalid partition specified: nowhere\n"
         "  sbatch: error: Batch job submission failed: Invalid partition name specified"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from merge_worker.errors import WorkerError
 
-from ..job.source import current_folder, read_source, with_absent
+from ..job.source import add_missing_models, current_folder, read_source
 from ..profiles import layers
 from ..settings.groups import CheckOptions, MergeOptions, WorkerOptions
 from ..submission.prepare import option_layers
@@ -27,7 +27,7 @@ def check(source: list[str], given: dict[str, Any]) -> int:
     try:
         merge = read_source(source, merge_options, worker_options.dtype, folder)
     except WorkerError as error:
-        raise with_absent(error, source, folder) from None
+        raise add_missing_models(error, source, folder) from None
     plan = preflight.plan_of(merge, worker_options)
     for warning in plan.warnings if printing.json else ():  # else they end the text
         say(f"warning: {warning}")

@@ -26,5 +26,5 @@ def payload_command(
         except OSError as error:
             raise OutputError(f"{output}: {error.strerror}") from None
     print(f"{made.digest}  {output or 'merge-worker.pyz'}")
-    say(f"{len(made.archive)} bytes, {len(made.parcel.encoded)} in a job")
+    say(f"{len(made.archive)} bytes, {len(made.embedded.encoded)} in a job")
     return 0

@@ -85,7 +85,7 @@ def _values(held: ProfileFile, name: str) -> Iterator[dict[str, object]]:
                         "backend": backend or "all",
                         "option": option.name,
                         "value": list(value) if isinstance(value, tuple) else value,
-                        "from": " + ".join(origins if option.shape.adds_up else origins[:1]),
+                        "from": " + ".join(origins if option.spec.accumulates else origins[:1]),
                     }
 
 

@@ -13,7 +13,7 @@ from merge_worker.options import options_of
 
 from ..errors import refuse
 from ..settings.groups import JobOptions, WorkerOptions
-from .payload import Parcel, Payload
+from .payload import EmbeddedFile, Payload
 from .source import Merge, safe_name
 
 # What PBS, Torque and Slurm all take; Torque stops at 15 characters, and qstat shows no more.
@@ -43,7 +43,7 @@ class Job:
     payload: Payload
     python: str
     part: Part = Part.ALL
-    also: tuple[Merge, ...] = ()
+    further: tuple[Merge, ...] = ()
     """Further merges, made in the same pass over the inputs."""
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class Job:
             for flag in given
             if flag not in MERGEKIT_TAKES
         ]
-        return faults + ["--engine mergekit: one merge at a time"] * bool(self.also)
+        return faults + ["--engine mergekit: one merge at a time"] * bool(self.further)
 
     @property
     def command(self) -> str:
@@ -92,7 +92,7 @@ class Job:
         name = self.options.name or short
         return name if self.part is not Part.THEN else name[: SHORT_NAME - len(THEN)] + THEN
 
-    def apart(self) -> tuple[Job, ...]:
+    def split(self) -> tuple[Job, ...]:
         """The merge and, as a job that waits for it, what `--then` asks for."""
         if self.options.then is None:
             return (self,)
@@ -100,7 +100,7 @@ class Job:
         return tuple(dataclasses.replace(self, part=part) for part in parts)
 
     @property
-    def merges(self) -> bool:
+    def runs_merge(self) -> bool:
         return self.part is not Part.THEN
 
     @property
@@ -125,10 +125,10 @@ class Job:
 
     def recipes(self) -> list[tuple[str, Merge]]:
         """Each merge by the name that its recipe has on the node."""
-        further = ((f"recipe-{number}.yml", merge) for number, merge in enumerate(self.also, 2))
+        further = ((f"recipe-{number}.yml", merge) for number, merge in enumerate(self.further, 2))
         return [("recipe.yml", self.merge), *further]
 
-    def parcels(self) -> list[Parcel]:
+    def embedded_files(self) -> list[EmbeddedFile]:
         """The worker, then every recipe."""
-        recipes = (Parcel(name, merge.text) for name, merge in self.recipes())
-        return [self.payload.parcel, *recipes]
+        recipes = (EmbeddedFile(name, merge.text) for name, merge in self.recipes())
+        return [self.payload.embedded, *recipes]

@@ -26,10 +26,10 @@ ENTRY = "__main__.py"
 
 
 @dataclass(frozen=True)
-class Parcel:
+class EmbeddedFile:
     """A file that a job carries in its own text, as base64."""
 
-    file: str
+    name: str
     data: bytes
 
     @property
@@ -66,8 +66,8 @@ class Payload:
         return hashlib.sha256(self.archive).hexdigest()
 
     @property
-    def parcel(self) -> Parcel:
-        return Parcel("merge-worker.pyz.bz2", self.packed)
+    def embedded(self) -> EmbeddedFile:
+        return EmbeddedFile("merge-worker.pyz.bz2", self.packed)
 
 
 @functools.cache

@@ -37,10 +37,10 @@ def _perhaps_a_folder(word: str, folder: str) -> str:
     return f"{word}: no such folder here, so it is taken for one of the hub{_near(word, folder)}"
 
 
-def look(merge: Merge, options: WorkerOptions, everything: bool) -> list[str]:
+def check(merge: Merge, options: WorkerOptions, all_here: bool) -> list[str]:
     """Warnings of a plan where the models are here, else which are not. WorkerError, all faults.
 
-    `everything`: what is not here is nowhere.
+    `all_here`: what is not here is nowhere.
     """
     absent = [path for path in merge.local_models() if not Path(path).exists()]
     hub = merge.hub_models()
@@ -50,7 +50,7 @@ def look(merge: Merge, options: WorkerOptions, everything: bool) -> list[str]:
     notes += [_perhaps_a_folder(word, merge.folder) for word in hub if _near(word, merge.folder)]
     if hub:
         notes.append(f"on the hub, so nobody looked into it yet: {first_names(hub)}")
-    if notes and not everything:
+    if notes and not all_here:
         return [*notes, *merge.recipe.warnings]
     plan = plan_of(merge, options)
     return [*plan.warnings, *_full(plan, Path(merge.out), options)]

@@ -90,7 +90,7 @@ def read_source(
     return Merge(text, recipe, absolute(name, folder), folder)
 
 
-def with_absent(error: WorkerError, words: Sequence[str], folder: str) -> WorkerError:
+def add_missing_models(error: WorkerError, words: Sequence[str], folder: str) -> WorkerError:
     """The faults of a recipe, and the models that are not here: all at once."""
     from merge_worker.planning.missing_models import with_missing_models
 

@@ -98,13 +98,13 @@ def _value(option: Option, layers: Sequence[Layer], faults: list[str]) -> Any:
         except Fault as fault:
             shown = printable(str(layer.values[option.name]))[:80]
             faults.append(f"{layer.place(option)} '{shown}' {fault}")
-        if not option.shape.adds_up:
+        if not option.spec.accumulates:
             break
     if not held:
         return None
     # What is nearest comes last, where shells and schedulers let it win.
     return (
         tuple(word for words in reversed(held) for word in words)
-        if option.shape.adds_up
+        if option.spec.accumulates
         else held[0]
     )

@@ -20,7 +20,7 @@ def shared(name: str, before: str = "") -> Any:
         before + known.help,
         metavar=known.metavar or "|".join(known.choices) or None,
         pattern=known.pattern or "|".join(known.choices) or None,
-        form=known.expected,
+        expected=known.expected,
         minimum=1 if known.type is at_least_one else None,
     )
     return option(False if known.type is bool else None, shape)
@@ -51,14 +51,14 @@ class JobOptions:
             "set a variable in the job (repeatable)",
             metavar="K=V",
             pattern=r"(?s)[A-Za-z_][A-Za-z0-9_]*=.*",
-            form="NAME=VALUE",
-            adds_up=True,
+            expected="NAME=VALUE",
+            accumulates=True,
         ),
     )
     setup: tuple[str, ...] = option(
         (),
         OptionSpec(
-            "a shell line to run before the worker (repeatable)", metavar="LINE", adds_up=True
+            "a shell line to run before the worker (repeatable)", metavar="LINE", accumulates=True
         ),
     )
     then: str | None = option(
@@ -70,7 +70,7 @@ class JobOptions:
             "tell this address (Slack's webhooks and the like) when the job has ended",
             metavar="URL",
             pattern=r"https?://[\x21-\x7e]+",
-            form="an address that begins with https://",
+            expected="an address that begins with https://",
         ),
     )
     engine: str = option(
@@ -78,7 +78,7 @@ class JobOptions:
         OptionSpec(
             "what merges: merge-worker, or mergekit, found on the node or installed there",
             pattern="merge-worker|mergekit",
-            form="merge-worker or mergekit",
+            expected="merge-worker or mergekit",
         ),
     )
     dry_run: bool = option(False, OptionSpec("print the job and do nothing else"))

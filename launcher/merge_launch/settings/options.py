@@ -28,9 +28,9 @@ class OptionSpec:
     short: str | None = None
     metavar: str | None = None
     pattern: str | None = None
-    form: str = ""
+    expected: str = ""
     minimum: int | None = 0
-    adds_up: bool = False
+    accumulates: bool = False
 
 
 class Option(NamedTuple):
@@ -39,7 +39,7 @@ class Option(NamedTuple):
     name: str
     kind: type
     default: Any
-    shape: OptionSpec
+    spec: OptionSpec
 
     @property
     def flag(self) -> str:
@@ -54,9 +54,9 @@ class Fault(ValueError):
     """A value that an option cannot take; the text is the rest of a sentence about it."""
 
 
-def option(default: Any, shape: OptionSpec) -> Any:
+def option(default: Any, spec: OptionSpec) -> Any:
     """A dataclass field that is an option."""
-    return dataclasses.field(default=default, metadata={METADATA: shape})
+    return dataclasses.field(default=default, metadata={METADATA: spec})
 
 
 def options_of(group: type) -> tuple[Option, ...]:
@@ -108,16 +108,16 @@ def _truth(value: object) -> bool:
 def _number(option: Option, value: object) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,18}", str(value)):
         raise Fault("must be a whole number")
-    least, number = option.shape.minimum, int(str(value))
+    least, number = option.spec.minimum, int(str(value))
     if least is not None and number < least:
         raise Fault(f"must be at least {least}")
     return number
 
 
 def _checked(option: Option, text: str) -> str:
-    pattern = option.shape.pattern
+    pattern = option.spec.pattern
     if pattern is not None and not re.fullmatch(pattern, text):
-        raise Fault(f"must be {option.shape.form}")
+        raise Fault(f"must be {option.spec.expected}")
     if "\0" in text:
         raise Fault("holds a NUL character")
     return text
@@ -137,14 +137,14 @@ def _completion(pattern: str) -> Callable[[str], list[str]] | None:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    shape = option.shape
+    spec = option.spec
     declared = typer.Option(
-        *([shape.short] if shape.short else []),
+        *([spec.short] if spec.short else []),
         option.flag,
-        help=shape.help,
-        metavar=shape.metavar or (None if option.kind is bool else "WORD"),
+        help=spec.help,
+        metavar=spec.metavar or (None if option.kind is bool else "WORD"),
         show_default=False,
-        autocompletion=_completion(shape.pattern or ""),
+        autocompletion=_completion(spec.pattern or ""),
     )
     # Numbers are read by `read`, so that a flag and a profile are told the same.
     kind: Any = list[str] if option.kind is tuple else bool if option.kind is bool else str

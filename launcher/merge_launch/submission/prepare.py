@@ -33,19 +33,19 @@ class SweepRequest:
 
     def look(self, member: Member) -> list[str]:
         """Warnings of its plan. WorkerError with all faults."""
-        return preflight.look(member.merge, self.worker, isinstance(self.backend, LocalBackend))
+        return preflight.check(member.merge, self.worker, isinstance(self.backend, LocalBackend))
 
     def job(self, *members: Member) -> Job:
         """One job; of several members in one pass."""
         python = self.options.python or self.backend.python()
         first, *rest = (member.merge for member in members)
         carried = payload.build()
-        return Job(first, self.options, self.worker, carried, python, also=tuple(rest))
+        return Job(first, self.options, self.worker, carried, python, further=tuple(rest))
 
     def parts(self, *members: Member, apart: bool = True) -> RenderedJob:
         """With `apart`, what follows is a job of its own where the scheduler has such."""
         whole = self.job(*members)
-        jobs = whole.apart() if apart and self.backend.dependencies else (whole,)
+        jobs = whole.split() if apart and self.backend.dependencies else (whole,)
         return [(job, render.render(self.backend, job, self.resources)) for job in jobs]
 
     def faults(self, *members: Member) -> list[str]:
@@ -86,7 +86,7 @@ class Request:
 
         if self.options.engine == "mergekit":  # it refuses and takes other things than the worker
             return []
-        return preflight.look(self.merge, self.worker, isinstance(self.backend, LocalBackend))
+        return preflight.check(self.merge, self.worker, isinstance(self.backend, LocalBackend))
 
     def parts(self) -> list[tuple[Job, str]]:
         """The jobs of the merge, each with its text: one, or another for `--then`."""
@@ -95,6 +95,6 @@ class Request:
 
         python = self.options.python or self.backend.python()
         whole = Job(self.merge, self.options, self.worker, payload.build(), python)
-        jobs = whole.apart() if self.backend.dependencies else (whole,)
+        jobs = whole.split() if self.backend.dependencies else (whole,)
         refuse(self.backend.faults(jobs[0], self.resources))
         return [(job, render.render(self.backend, job, self.resources)) for job in jobs]

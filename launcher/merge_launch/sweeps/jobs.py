@@ -39,7 +39,7 @@ def each(order: SweepRequest, members: Sequence[Member]) -> Iterator[SubmittedMe
 def in_one_pass(order: SweepRequest, members: Sequence[Member]) -> Iterator[SubmittedMember]:
     """One job that reads the inputs once; what follows each member is a job of its own."""
     whole = order.job(*members)
-    merge, *_ = whole.apart() if order.backend.dependencies else (whole,)
+    merge, *_ = whole.split() if order.backend.dependencies else (whole,)
     text = render.render(order.backend, merge, order.resources)
     first = start(order, [(merge, text)])
     outs = tuple(member.merge.out for member in members[1:])

@@ -98,21 +98,21 @@ def test_nothing_of_the_worker_stays_behind() -> None:
 
 def test_encoded_is_the_archive_and_the_digest_is_of_it() -> None:
     made = payload.build()
-    assert base64.b64decode(made.parcel.lines) == base64.b64decode(made.parcel.encoded)
-    assert bz2.decompress(base64.b64decode(made.parcel.encoded)) == made.archive
+    assert base64.b64decode(made.embedded.lines) == base64.b64decode(made.embedded.encoded)
+    assert bz2.decompress(base64.b64decode(made.embedded.encoded)) == made.archive
     assert hashlib.sha256(made.archive).hexdigest() == made.digest
-    assert hashlib.sha256(made.packed).hexdigest() == made.parcel.digest
-    assert max(map(len, made.parcel.lines.splitlines())) == 76
-    assert "".join(made.parcel.chunks) == made.parcel.encoded
-    assert max(map(len, made.parcel.chunks)) <= 96 * 1024
+    assert hashlib.sha256(made.packed).hexdigest() == made.embedded.digest
+    assert max(map(len, made.embedded.lines.splitlines())) == 76
+    assert "".join(made.embedded.chunks) == made.embedded.encoded
+    assert max(map(len, made.embedded.chunks)) <= 96 * 1024
 
 
 def test_it_is_small_enough_for_every_job() -> None:
-    assert len(payload.build().parcel.encoded) < MOST_BYTES
+    assert len(payload.build().embedded.encoded) < MOST_BYTES
 
 
 def test_an_empty_file_travels_too() -> None:
-    assert payload.Parcel("recipe.yml", b"").chunks == [""]
+    assert payload.EmbeddedFile("recipe.yml", b"").chunks == [""]
 
 
 def test_the_archive_runs_where_a_foreign_worker_lies_about(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_a_changed_worker_has_another_digest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 96 * 1024 * 3 // 4, 96 * 1024])
 def test_chunks(size: int) -> None:
-    parcel = payload.Parcel("x", bytes(size))
-    assert base64.b64decode("".join(parcel.chunks)) == bytes(size)
-    assert len(parcel.chunks) == 1 + (size * 4 // 3 > 96 * 1024)
+    embedded = payload.EmbeddedFile("x", bytes(size))
+    assert base64.b64decode("".join(embedded.chunks)) == bytes(size)
+    assert len(embedded.chunks) == 1 + (size * 4 // 3 > 96 * 1024)
 
 
 SWEEP = """
@@ -156,7 +156,7 @@ grid: {models.1.parameters.weight: [1, 3, 7]}
 
 
 def workers_in(script: Path) -> int:
-    return script.read_text().count(payload.build().parcel.lines[:500])
+    return script.read_text().count(payload.build().embedded.lines[:500])
 
 
 @pytest.fixture

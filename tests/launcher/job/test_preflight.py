@@ -41,7 +41,7 @@ def test_missing_tensors_as_the_worker_would_treat_them(models, work: Path) -> N
 
 def test_what_is_not_here_is_said_once_for_each_kind(models, work: Path) -> None:
     merge = merge_of(models[0], "/gone/a", "/gone/b", "org/name", folder=work)
-    notes = preflight.look(merge, WorkerOptions(), everything=False)
+    notes = preflight.check(merge, WorkerOptions(), all_here=False)
     assert notes == [
         "not on this machine, so nobody looked into it yet: /gone/a, /gone/b",
         "on the hub, so nobody looked into it yet: org/name",
@@ -52,7 +52,7 @@ def test_a_misspelt_folder_is_not_quietly_a_name_on_the_hub(models, work: Path) 
     (work / "models").mkdir()
     models[1].rename(work / "models" / "code")
     merge = merge_of(models[0], "models/cod", "models/other-things", folder=work)
-    first, second = preflight.look(merge, WorkerOptions(), everything=False)
+    first, second = preflight.check(merge, WorkerOptions(), all_here=False)
     assert first == (
         "models/cod: no such folder here, so it is taken for one of the hub "
         "(did you mean 'models/code'?)"
@@ -62,7 +62,7 @@ def test_a_misspelt_folder_is_not_quietly_a_name_on_the_hub(models, work: Path) 
 
 def told(models, work: Path, **options) -> list[str]:
     merge = merge_of(*models, folder=work)
-    return preflight.look(merge, WorkerOptions(**options), everything=False)
+    return preflight.check(merge, WorkerOptions(**options), all_here=False)
 
 
 def test_a_disk_or_a_quota_that_is_too_small(models, work: Path, monkeypatch) -> None:
@@ -87,24 +87,24 @@ def test_what_stands_in_the_way_is_told_before_a_job_waits_for_it(models, work: 
     out = work / "out"
     out.write_bytes(b"")
     with pytest.raises(OutputError, match="out: is a file"):
-        preflight.look(merge, WorkerOptions(), everything=True)
+        preflight.check(merge, WorkerOptions(), all_here=True)
     out.unlink()
     out.mkdir()
-    assert preflight.look(merge, WorkerOptions(), everything=True) == []
+    assert preflight.check(merge, WorkerOptions(), all_here=True) == []
     (out / ".merge-partial").mkdir()
-    assert preflight.look(merge, WorkerOptions(), everything=True) == []
+    assert preflight.check(merge, WorkerOptions(), all_here=True) == []
     (out / "thesis.tex").touch()
     with pytest.raises(OutputError, match=r"not empty.*thesis\.tex"):
-        preflight.look(merge, WorkerOptions(), everything=True)
+        preflight.check(merge, WorkerOptions(), all_here=True)
     (out / "merge_manifest.json").write_text("{}")  # the worker knows what it may replace
-    assert preflight.look(merge, WorkerOptions(), everything=True) == []
+    assert preflight.check(merge, WorkerOptions(), all_here=True) == []
 
 
 def test_inputs_are_no_place_for_a_result(models, work: Path) -> None:
     words = [f"{models[0]}/out", *map(str, models)]
     merge = read_source(words, MergeOptions(), None, str(work))
     with pytest.raises(OutputError, match="is inside the input"):
-        preflight.look(merge, WorkerOptions(), everything=True)
+        preflight.check(merge, WorkerOptions(), all_here=True)
 
 
 def test_what_is_finished_or_elsewhere_needs_no_room(models, work: Path, monkeypatch) -> None:
@@ -115,13 +115,13 @@ def test_what_is_finished_or_elsewhere_needs_no_room(models, work: Path, monkeyp
     with pytest.raises(OutputError):
         told(models, work, overwrite=True)
     merge = read_source(["/gone/out", *map(str, models)], MergeOptions(), None, str(work))
-    assert preflight.look(merge, WorkerOptions(), everything=False) == []
+    assert preflight.check(merge, WorkerOptions(), all_here=False) == []
 
 
 def test_on_this_machine_absence_is_an_error(models, work: Path) -> None:
     with pytest.raises(InputError):
         merge = merge_of(models[0], "/gone", folder=work)
-        preflight.look(merge, WorkerOptions(), everything=True)
+        preflight.check(merge, WorkerOptions(), all_here=True)
 
 
 def test_relative_paths_of_a_recipe_start_here(models, work: Path, monkeypatch) -> None:
@@ -131,4 +131,4 @@ def test_relative_paths_of_a_recipe_start_here(models, work: Path, monkeypatch) 
     )
     merge = read_source([str(recipe)], MergeOptions(), None, str(work))
     monkeypatch.chdir("/")
-    assert preflight.look(merge, WorkerOptions(), everything=False) == []
+    assert preflight.check(merge, WorkerOptions(), all_here=False) == []

@@ -14,7 +14,7 @@ from merge_launch.settings.options import Fault, OptionSpec, option, options_of,
 @dataclasses.dataclass(frozen=True)
 class Group:
     size: int = option(1, OptionSpec("a number", minimum=1))
-    word: str | None = option(None, OptionSpec("a word", "-w", pattern="a+", form="some a"))
+    word: str | None = option(None, OptionSpec("a word", "-w", pattern="a+", expected="some a"))
     lines: tuple[str, ...] = option((), OptionSpec("lines"))
     deep_switch: bool = option(False, OptionSpec("a switch"))
     untold: int = 0

@@ -19,17 +19,21 @@ class BeakerResources(Resources):
     gpus: int = option(0, OptionSpec("GPUs", metavar="N"))
     cpus: str | None = option(
         None,
-        OptionSpec("CPUs", metavar="N", pattern=r"\d+(\.\d+)?", form="a number such as 8 or 0.5"),
+        OptionSpec(
+            "CPUs", metavar="N", pattern=r"\d+(\.\d+)?", expected="a number such as 8 or 0.5"
+        ),
     )
     mem: str | None = option(
         None,
         OptionSpec(
-            "memory of the machine", metavar="64GiB", pattern=SIZE, form="a size such as 64GiB"
+            "memory of the machine", metavar="64GiB", pattern=SIZE, expected="a size such as 64GiB"
         ),
     )
     shared_memory: str | None = option(
         None,
-        OptionSpec("size of /dev/shm", metavar="10GiB", pattern=SIZE, form="a size such as 10GiB"),
+        OptionSpec(
+            "size of /dev/shm", metavar="10GiB", pattern=SIZE, expected="a size such as 10GiB"
+        ),
     )
     cluster: tuple[str, ...] = option(
         (),
@@ -37,7 +41,7 @@ class BeakerResources(Resources):
             "where it may run (repeatable)",
             metavar="ORG/NAME",
             pattern=OWNED,
-            form="such as ai2/jupiter",
+            expected="such as ai2/jupiter",
         ),
     )
     workspace: str | None = option(
@@ -46,7 +50,7 @@ class BeakerResources(Resources):
             "workspace, else that of your Beaker config",
             metavar="ORG/NAME",
             pattern=OWNED,
-            form="such as ai2/merging",
+            expected="such as ai2/merging",
         ),
     )
     budget: str | None = option(
@@ -55,13 +59,13 @@ class BeakerResources(Resources):
             "budget, else the workspace's own",
             metavar="ORG/NAME",
             pattern=OWNED,
-            form="such as ai2/research",
+            expected="such as ai2/research",
         ),
     )
     group: tuple[str, ...] = option(
         (),
         OptionSpec(
-            "a group that it joins (repeatable)", metavar="NAME", pattern=OWNED, form="a name"
+            "a group that it joins (repeatable)", metavar="NAME", pattern=OWNED, expected="a name"
         ),
     )
     description: str | None = option(
@@ -70,7 +74,7 @@ class BeakerResources(Resources):
     priority: str = option(
         "normal",
         OptionSpec(
-            ", ".join(PRIORITIES), pattern="|".join(PRIORITIES), form=" or ".join(PRIORITIES)
+            ", ".join(PRIORITIES), pattern="|".join(PRIORITIES), expected=" or ".join(PRIORITIES)
         ),
     )
     image: str | None = option(
@@ -79,7 +83,7 @@ class BeakerResources(Resources):
             "an image with python, torch and pyyaml; docker://TAG for Docker's",
             metavar="AUTHOR/NAME",
             pattern=r"(docker://)?[A-Za-z0-9][A-Za-z0-9_.:/@-]*",
-            form="AUTHOR/NAME or docker://TAG",
+            expected="AUTHOR/NAME or docker://TAG",
         ),
     )
     weka: tuple[str, ...] = option(
@@ -88,8 +92,8 @@ class BeakerResources(Resources):
             "mount a Weka bucket, at /weka/BUCKET if nothing else is said (repeatable)",
             metavar="BUCKET[:/PATH]",
             pattern=rf"{WORD}(:/[^:]*)?",
-            form="BUCKET or BUCKET:/PATH",
-            adds_up=True,
+            expected="BUCKET or BUCKET:/PATH",
+            accumulates=True,
         ),
     )
     mount: tuple[str, ...] = option(
@@ -98,8 +102,8 @@ class BeakerResources(Resources):
             "mount a dataset (name or id), a folder in it, or a host's folder (repeatable)",
             metavar="SOURCE[:SUB]:/PATH",
             pattern=r"[^:]+(:[^:/][^:]*)?:/[^:]*",
-            form="DATASET:/PATH, DATASET:SUB/FOLDER:/PATH or /HOST/PATH:/PATH",
-            adds_up=True,
+            expected="DATASET:/PATH, DATASET:SUB/FOLDER:/PATH or /HOST/PATH:/PATH",
+            accumulates=True,
         ),
     )
     secret: tuple[str, ...] = option(
@@ -108,8 +112,8 @@ class BeakerResources(Resources):
             "set a variable from a secret of the workspace (repeatable)",
             metavar="VAR=SECRET",
             pattern=r"[A-Za-z_][A-Za-z0-9_]*=.+",
-            form="VARIABLE=SECRET",
-            adds_up=True,
+            expected="VARIABLE=SECRET",
+            accumulates=True,
         ),
     )
     timeout: str | None = option(
@@ -118,7 +122,7 @@ class BeakerResources(Resources):
             "time limit; the merge stops in good order before it",
             metavar="24h",
             pattern=DURATION,
-            form="such as 30m or 4h",
+            expected="such as 30m or 4h",
         ),
     )
     min_runtime: str | None = option(
@@ -127,7 +131,7 @@ class BeakerResources(Resources):
             "time that cannot be preempted",
             metavar="1h",
             pattern=DURATION,
-            form="such as 30m or 4h",
+            expected="such as 30m or 4h",
         ),
     )
     no_auto_resume: bool = option(False, OptionSpec("let a preempted job end"))

@@ -58,7 +58,7 @@ class Pbs(Scheduler[PbsResources]):
 
     def context(self, job: Job, resources: PbsResources) -> dict[str, object]:
         dialect = dialects.DIALECTS[resources.dialect]
-        if not job.merges:
+        if not job.runs_merge:
             resources = dataclasses.replace(resources, nodes=1)
         lines = [f"-l {line}" for line in dialects.resource_lines(resources, job)]
         if resources.walltime is not None:

@@ -25,7 +25,7 @@ class PbsResources(Resources):
             "memory of a node (--memory bounds the worker's buffers)",
             metavar="80g",
             pattern=f"(?i){MEMORY}",
-            form="a whole number with kb, mb, gb or tb, such as 80gb",
+            expected="a whole number with kb, mb, gb or tb, such as 80gb",
         ),
     )
     walltime: str | None = option(
@@ -34,22 +34,24 @@ class PbsResources(Resources):
             "time limit",
             metavar="12:00:00",
             pattern=r"\d+(:\d\d){0,2}",
-            form="HH:MM:SS, MM:SS or seconds",
+            expected="HH:MM:SS, MM:SS or seconds",
         ),
     )
     queue: str | None = option(
-        None, OptionSpec("queue", metavar="NAME", pattern=TOKEN, form="the name of a queue")
+        None, OptionSpec("queue", metavar="NAME", pattern=TOKEN, expected="the name of a queue")
     )
     project: str | None = option(
         None,
-        OptionSpec("what is charged", metavar="NAME", pattern=TOKEN, form="the name of a project"),
+        OptionSpec(
+            "what is charged", metavar="NAME", pattern=TOKEN, expected="the name of a project"
+        ),
     )
     charge: str | None = option(
         None,
         OptionSpec(
             "the option of qsub that names what is charged: A or P (as the dialect has it)",
             pattern="[AP]",
-            form="A or P",
+            expected="A or P",
         ),
     )
     nodes: int = option(1, OptionSpec("nodes that share the merge", metavar="N", minimum=1))
@@ -59,7 +61,7 @@ class PbsResources(Resources):
             "how the site writes resources: openpbs (PBS Pro too), torque, gadi, polaris, abci, "
             "or generic (by --resource alone)",
             pattern="|".join(DIALECTS),
-            form=", ".join(DIALECTS[:-1]) + f" or {DIALECTS[-1]}",
+            expected=", ".join(DIALECTS[:-1]) + f" or {DIALECTS[-1]}",
         ),
     )
     resource: tuple[str, ...] = option(
@@ -68,8 +70,8 @@ class PbsResources(Resources):
             "one more value of -l (repeatable), such as 'storage=gdata/ab12' or 'place=scatter'",
             metavar="VALUE",
             pattern=r"[A-Za-z][\x21\x24-\x7e]*",
-            form="a value of -l without blanks, such as place=scatter",
-            adds_up=True,
+            expected="a value of -l without blanks, such as place=scatter",
+            accumulates=True,
         ),
     )
     directive: tuple[str, ...] = option(
@@ -78,8 +80,8 @@ class PbsResources(Resources):
             "one more #PBS line (repeatable), such as '-l place=scatter'",
             metavar="LINE",
             pattern=DIRECTIVE,
-            form="one line of plain characters that begins with '-'",
-            adds_up=True,
+            expected="one line of plain characters that begins with '-'",
+            accumulates=True,
         ),
     )
 

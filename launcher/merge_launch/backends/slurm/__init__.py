@@ -53,9 +53,9 @@ class Slurm(Scheduler[SlurmResources]):
         )
 
     def context(self, job: Job, resources: SlurmResources) -> dict[str, object]:
-        nodes = resources.nodes if job.merges else 1
+        nodes = resources.nodes if job.runs_merge else 1
         limit = limit_s(resources.time)
-        warned = job.merges and (limit is None or limit >= WARNED_FROM_S)
+        warned = job.runs_merge and (limit is None or limit >= WARNED_FROM_S)
         wanted = {
             "cpus-per-task": resources.cpus,
             # --gpus needs another plugin than some sites have.

@@ -45,7 +45,7 @@ class SlurmResources(Resources):
             "GPUs, of each node",
             metavar="N",
             pattern=r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+",
-            form="a number, or TYPE:NUMBER",
+            expected="a number, or TYPE:NUMBER",
         ),
     )
     cpus: int | None = option(None, OptionSpec("CPU cores, of each node", metavar="N", minimum=1))
@@ -55,7 +55,7 @@ class SlurmResources(Resources):
             "memory of each node (--memory bounds the worker's buffers)",
             metavar="80G",
             pattern=r"\d+[KMGTkmgt]?",
-            form="a whole number with K, M, G or T, such as 80G",
+            expected="a whole number with K, M, G or T, such as 80G",
         ),
     )
     time: str | None = option(
@@ -64,18 +64,23 @@ class SlurmResources(Resources):
             "time limit",
             metavar="12:00:00",
             pattern=r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}",
-            form="minutes, HH:MM:SS or D-HH:MM:SS",
+            expected="minutes, HH:MM:SS or D-HH:MM:SS",
         ),
     )
     partition: str | None = option(
         None,
         OptionSpec(
-            "partition", metavar="NAME", pattern=f"{TOKEN}(,{TOKEN})*", form="names of partitions"
+            "partition",
+            metavar="NAME",
+            pattern=f"{TOKEN}(,{TOKEN})*",
+            expected="names of partitions",
         ),
     )
     account: str | None = option(
         None,
-        OptionSpec("what is charged", metavar="NAME", pattern=TOKEN, form="the name of an account"),
+        OptionSpec(
+            "what is charged", metavar="NAME", pattern=TOKEN, expected="the name of an account"
+        ),
     )
     nodes: int = option(1, OptionSpec("nodes that share the merge", metavar="N", minimum=1))
     requeue: int = option(
@@ -91,8 +96,8 @@ class SlurmResources(Resources):
             "one more #SBATCH line (repeatable), such as '--constraint=a100'",
             metavar="LINE",
             pattern=DIRECTIVE,
-            form="one line of plain characters that begins with '-'",
-            adds_up=True,
+            expected="one line of plain characters that begins with '-'",
+            accumulates=True,
         ),
     )
 

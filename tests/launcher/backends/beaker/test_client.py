@@ -99,7 +99,7 @@ def test_submission(beaker, beaker_server, bare_bash) -> None:
     assert sent["path"].endswith("/workspaces/w1/experiments?name=soup")
     assert sent["agent"].startswith("merge-launch v")
     (task,) = sent["spec"]["tasks"]
-    assert "".join(task["arguments"][2:-1]) == payload.build().parcel.encoded
+    assert "".join(task["arguments"][2:-1]) == payload.build().embedded.encoded
     assert task["timeout"] == 4 * 3600 * 10**9
     assert bare_bash("-n", "-c", task["arguments"][0]).code == 0
 
@@ -129,7 +129,7 @@ def test_a_recipe_that_no_argument_holds_travels_in_several(
     done = beaker("beaker", *words, "--python", sys.executable)
     assert done.code == 0, done.err
     (task,) = posted(beaker_server)["spec"]["tasks"]
-    assert len(task["arguments"]) > 2 + len(payload.build().parcel.chunks) + 1
+    assert len(task["arguments"]) > 2 + len(payload.build().embedded.chunks) + 1
     assert max(map(len, task["arguments"])) <= 96 * 1024
     done = bare_bash(*task["command"][1:], *task["arguments"])
     assert done.code == 0, done.err
@@ -150,7 +150,7 @@ def test_many_recipes_of_one_pass_are_further_arguments(
     assert done.code == 0, done.err
     (task,) = posted(beaker_server)["spec"]["tasks"]
     script, _, *rest = task["arguments"]
-    assert len(script) < 64_000 and len(rest) == len(payload.build().parcel.chunks) + 60
+    assert len(script) < 64_000 and len(rest) == len(payload.build().embedded.chunks) + 60
     done = bare_bash(*task["command"][1:], *task["arguments"])
     assert done.code == 0, done.err
     assert (work / "runs" / "w0.6" / "merge_manifest.json").exists()

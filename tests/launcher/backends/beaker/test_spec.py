@@ -66,13 +66,13 @@ def test_no_argument_is_near_the_limit(launch) -> None:
     script, name, *chunks, recipe = task["arguments"]
     assert name == "merge-launch"
     assert b"merge_method" in base64.b64decode(recipe)
-    assert "".join(chunks) == payload.build().parcel.encoded
+    assert "".join(chunks) == payload.build().embedded.encoded
     assert max(map(len, chunks)) <= 96 * 1024
     assert len(script) < 30_000
 
 
 def test_a_recipe_that_no_arguments_hold_is_refused(launch, models, work) -> None:
-    least = len(payload.build().parcel.encoded)
+    least = len(payload.build().embedded.encoded)
     recipe = "merge_method: linear\nmodels: [{model: /weka/bucket/m1}]\nparameters: {weight: 1}\n"
     for size, code in ((900 * 1024 - least - 20_000, 0), (900 * 1024 - least, 2)):
         (work / "long.yml").write_text("#" * (size * 3 // 4) + "\n" + recipe)

@@ -59,7 +59,7 @@ def test_one_rank_for_each_node(make_job, render_job) -> None:
 
 
 def test_what_follows_asks_for_one_node(make_job, render_job) -> None:
-    _, then = make_job(then="ls").apart()
+    _, then = make_job(then="ls").split()
     text = render_job("slurm", then, nodes=3, gpus="2")
     assert {"--nodes=1", "--ntasks=1", "--gres=gpu:2"} < set(directives(text))
     assert "srun" not in text and "scontrol requeue" not in text and "USR1" not in text
