@@ -91,9 +91,9 @@ def test_members() -> None:
 
 
 def test_nothing_of_the_worker_stays_behind() -> None:
-    """A kind of file that is new has to be packed too."""
+    """A new kind of file has to be packed too; py.typed is for type checkers alone."""
     kinds = {path.suffix for path in SOURCES.rglob("*") if path.is_file()}
-    assert kinds - {".pyc"} == set(payload.SUFFIXES)
+    assert kinds - {".pyc", ".typed"} == set(payload.SUFFIXES)
 
 
 def test_encoded_is_the_archive_and_the_digest_is_of_it() -> None:
