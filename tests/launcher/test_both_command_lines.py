@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from merge_launch import cli as merge_launch_cli
 from merge_launch.settings.groups import CheckOptions, MergeOptions, WorkerOptions
 from merge_launch.settings.options import Option, options_of
-from merge_worker import cli, units
-from merge_worker.commands import check
+from merge_worker import units
+from merge_worker.commands import check, merge
 from merge_worker.options import OPTIONS, SharedOption
 from merge_worker.output import space
 from merge_worker.planning.options import PlanOptions
@@ -98,7 +98,7 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> list[Understood]:
         found.append(Understood(plan, out))
         return check.Checked("", None)
 
-    monkeypatch.setattr(cli, "run_merges", merged)
+    monkeypatch.setattr(merge, "run_merges", merged)
     monkeypatch.setattr(check, "checked", checked)
     return found
 

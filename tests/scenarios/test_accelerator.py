@@ -17,10 +17,8 @@ from merge_worker import methods
 from merge_worker.engine.device import select_devices
 from merge_worker.method import BaseRole
 from support.checkpoint_factory import read_tensors, write_checkpoint
-from support.recipes import run, shards_of
-
-sys.path.insert(0, str(Path(__file__).parent / "methods"))
 from support.method_driver import models_of, values_of
+from support.recipes import run, shards_of
 
 DEVICE = str(select_devices("auto")[0])
 pytestmark = [

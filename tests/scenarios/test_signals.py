@@ -27,7 +27,7 @@ PHASES = {
     "checksums the result": "merge_worker.output.commit _outputs",
     "hashes the result": "merge_worker.output.commit Hashes.finish",
     "writes side files": "merge_worker.output.commit commit",
-    "cleans up": "merge_worker.output.store PartialOutput.remove",
+    "cleans up": "merge_worker.output.commit remove_partial",
 }
 KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 WITHIN_S = 10.0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge_worker import __version__, messages
+from merge_worker import __version__, cli, messages
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import average, run, some_models
 
@@ -301,5 +301,5 @@ def test_a_signal_while_an_error_is_told(
             signal.raise_signal(signal.SIGTERM)
         tell(*words)
 
-    monkeypatch.setattr(messages, "_tell", late)
+    monkeypatch.setattr(cli, "print_line", late)
     assert "stopped by SIGTERM" in refused(capsys, 75, "average", tmp_path / "out", tmp_path / "no")
