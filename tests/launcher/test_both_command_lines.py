@@ -124,8 +124,8 @@ def compared(understood: list[Understood]) -> None:
 
 def plain(options: PlanOptions) -> PlanOptions:
     """Options with absolute paths, as merge-launch has them from the beginning."""
-    place, stages = options.relative_to.resolve(), options.stages.resolve()
-    return dataclasses.replace(options, relative_to=place, stages=stages)
+    place, stages = options.relative_to.resolve(), options.stages_folder.resolve()
+    return dataclasses.replace(options, relative_to=place, stages_folder=stages)
 
 
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)
@@ -183,5 +183,5 @@ def alike(shared: SharedOption, option: Option) -> bool:
 
 def test_defaults_of_the_table_are_those_of_a_plan() -> None:
     given = PlanOptions.from_values({"device": "cpu"}, None)
-    plain = PlanOptions(relative_to=given.relative_to, stages=given.stages)
+    plain = PlanOptions(relative_to=given.relative_to, stages_folder=given.stages_folder)
     assert given == plain

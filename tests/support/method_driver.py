@@ -11,7 +11,7 @@ from merge_worker.algorithms.lines import scaled
 from merge_worker.dtypes import from_torch_name
 from merge_worker.engine.buffers import Pool
 from merge_worker.method import SCALED_SCRATCH, BaseRole, Block, Method, StatisticsPass, Task
-from merge_worker.planning.step import CPU_BLOCK, Grid, grid
+from merge_worker.planning.step import CPU_BLOCK, Grid, block_grid
 
 
 def merge(
@@ -67,7 +67,7 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
     """All passes of a method over the grid that the engine would use."""
     method.family.check(method, task)
     cut = method.family.cut(method, task.values)
-    places = grid(task.shape, cut, block)
+    places = block_grid(task.shape, cut, block)
     scratch = Meter()
     out = torch.empty(places.count, dtype=getattr(torch, task.dtype.torch_name))
     flat = [source.contiguous().view(-1) for source in sources]

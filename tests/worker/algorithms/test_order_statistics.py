@@ -13,7 +13,7 @@ from merge_worker.algorithms import order_statistics as order_statistics_module
 from merge_worker.algorithms import rank_search
 from merge_worker.algorithms.order_statistics import Threshold, order_statistics
 from merge_worker.method import Block, Granularity, MergePass, StatisticsPass
-from merge_worker.planning.step import grid
+from merge_worker.planning.step import block_grid
 from support.method_driver import Meter, blocks
 
 
@@ -38,7 +38,7 @@ def search(
 ) -> tuple[list[list[Tensor]], int]:
     """For every series and rank a mask of the upper side; and the number of passes."""
     flat = [values.reshape(-1) for values in series]
-    places = grid((flat[0].numel(),), Granularity.ELEMENT, block)
+    places = block_grid((flat[0].numel(),), Granularity.ELEMENT, block)
     scratch = Meter()
     current, passes = order_statistics(magnitudes, flat[0].numel(), ranks, Done, whole), 0
     with torch.inference_mode():

@@ -260,7 +260,7 @@ def test_few_threads_or_one_large_tensor_need_no_processes() -> None:
     for threads in (4, 7, 16, 64):
         memory = budget(even, None, threads)
         assert memory.lanes % memory.processes == 0
-        assert memory.of_process.lanes * memory.processes == memory.lanes
+        assert memory.per_process.lanes * memory.processes == memory.lanes
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is one process")

@@ -7,7 +7,7 @@ from torch import Tensor
 from merge_worker import methods
 from merge_worker.engine.buffers import Pool
 from merge_worker.method import Block, Granularity, MergePass, StatisticsPass
-from merge_worker.planning.step import grid
+from merge_worker.planning.step import block_grid
 from support.method_cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
 from support.method_driver import blocks, make_task, merge
 
@@ -111,7 +111,7 @@ def test_columns_do_not_depend_on_the_order_in_which_blocks_are_seen() -> None:
     values = {"weight": [1, 2], "nuslerp_flatten": False, "nuslerp_row_wise": True}
     task = make_task(method, [x, y], None, values)
     scratch, flat = Pool(torch.device("cpu")), [x.view(-1), y.view(-1)]
-    seen = list(blocks(grid(task.shape, Granularity.ROW, 12), flat, scratch))
+    seen = list(blocks(block_grid(task.shape, Granularity.ROW, 12), flat, scratch))
     results = []
     for order in (seen, seen[::-1], seen[7:] + seen[:7]):
         current = method.begin(task)

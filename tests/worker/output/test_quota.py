@@ -313,7 +313,7 @@ def test_results_that_are_kept_meanwhile_count(tmp_path: Path, models: list[Path
     first = f"name: first\nmerge_method: slerp\nbase_model: {models[1]}\nmodels: [{models[0]}]\n"
     last = f"merge_method: linear\nmodels: [first, {models[2]}]\nparameters: {{weight: 1}}\n"
     text = f"{first}parameters: {{t: 0.5}}\n---\n{last}"
-    plan = make_plan(parse(text), PlanOptions(stages=tmp_path / ".out.stages"))
+    plan = make_plan(parse(text), PlanOptions(stages_folder=tmp_path / ".out.stages"))
     (stage,) = plan.stages
     assert stage.folder is not None
     whole = plan.output_bytes + stage.output_bytes + space.SPARE_BYTES

@@ -29,7 +29,7 @@ HEAD = {"lm_head.weight": torch.zeros(4, 2)}
 
 def plan(folder: Path, *names: str, rules: MatchOptions | None = None, **more: str) -> Plan:
     text = direct_recipe(names, **more)  # type: ignore[arg-type]
-    return make_plan(parse(text), PlanOptions(relative_to=folder, rules=rules or MatchOptions()))
+    return make_plan(parse(text), PlanOptions(relative_to=folder, matching=rules or MatchOptions()))
 
 
 def fault(folder: Path, *names: str) -> str:

@@ -99,7 +99,7 @@ def test_ranks_wait_for_each_other(models: Path) -> None:
             [
                 sys.executable,
                 "-m",
-                "worker",
+                "merge_worker",
                 "merge",
                 "recipe.yml",
                 "together",
@@ -120,7 +120,7 @@ def test_ranks_wait_for_each_other(models: Path) -> None:
 def test_stages_that_were_left_are_gone_on_with(models: Path) -> None:
     recipe = models / "recipe.yml"
     recipe.write_text(CHAIN)
-    options = PlanOptions(relative_to=models, stages=models / ".out.stages")
+    options = PlanOptions(relative_to=models, stages_folder=models / ".out.stages")
     first = make_plan(parse(CHAIN), options).stages[0]
     assert first.folder is not None
     clock = Clock(0.0)

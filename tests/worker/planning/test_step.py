@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 
 from merge_worker.method import Granularity
 from merge_worker.planning import step
-from merge_worker.planning.step import CPU_BLOCK, DEVICE_BLOCK, Grid, Piece, block_for, grid, pieces
+from merge_worker.planning.step import (
+    CPU_BLOCK,
+    DEVICE_BLOCK,
+    Grid,
+    Piece,
+    block_for,
+    block_grid,
+    pieces,
+)
 
 shapes = st.lists(st.integers(0, 40), max_size=4).map(tuple)
 
@@ -15,7 +23,7 @@ shapes = st.lists(st.integers(0, 40), max_size=4).map(tuple)
 def test_blocks_cover_every_element_once(
     shape: tuple[int, ...], cut: Granularity, block: int
 ) -> None:
-    made = grid(shape, cut, block)
+    made = block_grid(shape, cut, block)
     count = 1
     for extent in shape:
         count *= extent
@@ -31,7 +39,7 @@ def test_blocks_cover_every_element_once(
 
 @given(shapes, st.integers(1, 500))
 def test_rows_are_never_cut(shape: tuple[int, ...], block: int) -> None:
-    made = grid(shape, Granularity.ROW, block)
+    made = block_grid(shape, Granularity.ROW, block)
     if made.count == 0:
         return
     assert made.row is not None
@@ -41,31 +49,31 @@ def test_rows_are_never_cut(shape: tuple[int, ...], block: int) -> None:
 
 
 def test_by_element() -> None:
-    assert grid((10, 10), Granularity.ELEMENT, 32) == Grid(100, 32, None)
-    assert grid((10, 10), Granularity.ELEMENT, 32).blocks == 4
+    assert block_grid((10, 10), Granularity.ELEMENT, 32) == Grid(100, 32, None)
+    assert block_grid((10, 10), Granularity.ELEMENT, 32).blocks == 4
 
 
 def test_by_row_takes_as_many_rows_as_fit() -> None:
-    assert grid((10, 10), Granularity.ROW, 32) == Grid(100, 30, 10)
-    assert grid((10, 10), Granularity.ROW, 5) == Grid(100, 10, 10), (
+    assert block_grid((10, 10), Granularity.ROW, 32) == Grid(100, 30, 10)
+    assert block_grid((10, 10), Granularity.ROW, 5) == Grid(100, 10, 10), (
         "a row longer than a block stays whole"
     )
-    assert grid((6, 2, 5), Granularity.ROW, 25) == Grid(60, 20, 10), (
+    assert block_grid((6, 2, 5), Granularity.ROW, 25) == Grid(60, 20, 10), (
         "a row is all behind the first axis"
     )
-    assert grid((100,), Granularity.ROW, 32) == Grid(100, 100, 100), "a vector is one row"
+    assert block_grid((100,), Granularity.ROW, 32) == Grid(100, 100, 100), "a vector is one row"
 
 
 def test_whole_tensors() -> None:
-    assert grid((10, 10), Granularity.TENSOR, 32) == Grid(100, 100, 10)
-    assert grid((10, 10), Granularity.TENSOR, 32).blocks == 1
+    assert block_grid((10, 10), Granularity.TENSOR, 32) == Grid(100, 100, 10)
+    assert block_grid((10, 10), Granularity.TENSOR, 32).blocks == 1
 
 
 def test_scalars_and_empty_tensors() -> None:
     for cut in Granularity:
-        assert grid((), cut, 32).blocks == 1
-        assert grid((0, 5), cut, 32).blocks == 0
-        assert grid((5, 0), cut, 32).blocks == 0
+        assert block_grid((), cut, 32).blocks == 1
+        assert block_grid((0, 5), cut, 32).blocks == 0
+        assert block_grid((5, 0), cut, 32).blocks == 0
 
 
 @given(st.integers(0, 20), st.integers(0, 100), st.integers(1, 30))

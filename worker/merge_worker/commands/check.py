@@ -85,7 +85,7 @@ def as_json(
         },
         "disk": _disk(plan, disk),
         "storage": _storage(plan, speed),
-        "vocabulary": plan.text.summary or None,
+        "vocabulary": plan.tokenizer.summary or None,
         "warnings": list(plan.warnings),
         "key": plan.key,
         "stages": [
@@ -155,7 +155,7 @@ def describe(plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None 
         ("parameters", f"{facts['parameters']:,}"),
         *_shares(facts["parameters_by_component"]),
         ("layers", stacks or "none found in the names"),
-        *([("vocabulary", plan.text.summary)] if plan.text.summary else []),
+        *([("vocabulary", plan.tokenizer.summary)] if plan.tokenizer.summary else []),
         ("reads", size(plan.input_bytes)),
         ("writes", f"{size(plan.output_bytes)} in {counted(len(facts['shards']), 'files')}, "
                    f"{', '.join(facts['dtypes'])}"),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.hub import pins
 from ..errors import InputError, UsageError, WorkerError
 from ..output.files import MANIFEST, RECIPE
-from ..output.manifest import result_options
-from ..planning.options import MatchOptions, PlanOptions
+from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
 from ..recipe.schema import parse, parse_model
 
@@ -49,7 +48,7 @@ def plan_from_manifest(path: Path, value: Mapping[str, Any], options: PlanOption
             try:
                 plan = make_plan(parse(text, str(path)), replace(options, relative_to=start))
                 _check(path, value, plan)
-                return replace(plan, made=made)
+                return replace(plan, known_checksums=made)
             except WorkerError as error:
                 first = first or error
     assert first is not None
@@ -60,21 +59,17 @@ def plan_from_manifest(path: Path, value: Mapping[str, Any], options: PlanOption
 
 def _options(path: Path, value: Mapping[str, Any], options: PlanOptions) -> PlanOptions:
     """The options of the merge, and of these those that do not change it."""
-    told, given, usual = value.get("options"), result_options(options), PlanOptions()
+    told, given, usual = value.get("options"), options.recorded(), PlanOptions()
     if not isinstance(told, dict):
         raise InputError(f"{path}: of a merge before manifests could be merged again")
-    plain = result_options(usual)
+    plain = usual.recorded()
     for name, asked in given.items():
         if asked != plain[name] and json.loads(json.dumps(asked)) != told.get(name):
             raise UsageError(
                 f"{path}: '{name}' is {told.get(name)} in the manifest; drop the option, or merge "
                 f"the recipe instead"
             )
-    known = {field.name for field in fields(PlanOptions)}
-    found = {name: _tuples(item) for name, item in told.items() if name in known}
-    if isinstance(found.get("rules"), dict):
-        found["rules"] = MatchOptions(**found["rules"])
-    return replace(options, **found)
+    return options.with_recorded({name: _tuples(item) for name, item in told.items()})
 
 
 def _pin_commit(entry: Mapping[str, Any]) -> None:

@@ -190,7 +190,7 @@ class Lane:
         """Where a result is computed: with the CPU, in the memory that it is written from."""
         start, stop = step.grid.span(part.first, part.blocks)
         pool, shift = (
-            (self.on_device, 0) if self.staged else (self.landing, step.place(part) % PAGE)
+            (self.on_device, 0) if self.staged else (self.landing, step.file_offset(part) % PAGE)
         )
         return pool, pool.take(f"out{number}", stop - start, step.dtype.torch_name, shift)
 
@@ -200,7 +200,7 @@ class Lane:
         bad = 0
         if not math.isfinite(total.item()):
             bad = int(out.numel() - torch.isfinite(out).sum())
-        slot, shift = f"out{number}", step.place(part) % PAGE
+        slot, shift = f"out{number}", step.file_offset(part) % PAGE
         if self.staged:
             self.landing.take(slot, out.numel(), step.dtype.torch_name, shift).copy_(out)
         return self.landing.memory(slot, out.nbytes, shift), bad

@@ -105,7 +105,7 @@ class _Pass:
         hashing = any(store.hashes for store in self.stores)
         if count < 2 or hashing or not can_fork():
             return None
-        self.memory = self.memory.of_process
+        self.memory = self.memory.per_process
 
         def start(number: int, stop: StopFlag) -> Do:
             # Locks of the parent's may have been held when this process began.

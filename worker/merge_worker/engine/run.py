@@ -71,7 +71,11 @@ def run_merges(
         elif job.plan.stages and job.target.state is not State.COMMIT:
             _stages(job.plan, options, rank, clock)
         begins = not job.told and job.target.state is not State.COMMIT and rank.number == 0
-        if begins and job.plan.text.before and (warning := check_roundtrip(job.plan.text)):
+        if (
+            begins
+            and job.plan.tokenizer.before
+            and (warning := check_roundtrip(job.plan.tokenizer))
+        ):
             print(f"warning: {warning}", file=sys.stderr)
     with contextlib.ExitStack() as locks:
         for job in jobs:
@@ -158,7 +162,7 @@ def _end(job: RunningMerge, differing: list[str], clock: Clock) -> None:
 
 def _remove_stages(plan: Plan) -> None:
     """Intermediate results, those of earlier versions of the recipe too."""
-    place = plan.options.stages
+    place = plan.options.stages_folder
     if place.is_dir():
         for folder in place.iterdir():
             if re.fullmatch(r"\d+-[0-9a-f]{16}", folder.name):

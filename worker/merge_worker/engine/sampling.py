@@ -70,7 +70,7 @@ class InputSample:
     def labels(self, number: int) -> list[str]:
         """The names of the models that the sources of a step are of."""
         match = self.plan.matches.tensors[number]
-        models = match.group.part.models
+        models = match.group.slice.models
         labels = {id(o): self.plan.labels[models[n]] for n, o in match.sources}
         return [labels[id(source)] for source in self.plan.steps[number].sources]
 

@@ -19,7 +19,7 @@ from ..errors import OutputError
 from ..output.files import CARD, output_errors, unfinished, write_file
 from ..output.target import refuse_inputs
 from ..planning.shards import Output as TensorOutput
-from ..planning.shards import header_of
+from ..planning.shards import safetensors_header
 from ..tensors.source import Reader, TensorSource
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Output:
         partial_file = self.out / unfinished(f".{WEIGHTS}")
         with output_errors(self.out):
             with partial_file.open("wb") as file:
-                file.write(header_of([output for output, _ in ordered], ALIGN)[0])
+                file.write(safetensors_header([output for output, _ in ordered], ALIGN)[0])
                 for _, write in ordered:
                     write(file)
                 file.flush()

@@ -70,7 +70,7 @@ def loaders_last(names: Iterable[str]) -> list[str]:
 def _as_before(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
     """ResultError unless a merge that is done again has the same bytes; values are seen here."""
     for entry in outputs:
-        if plan.made.get(entry["file"], entry["sum128"]) != entry["sum128"]:
+        if plan.known_checksums.get(entry["file"], entry["sum128"]) != entry["sum128"]:
             raise ResultError(
                 f"{out}: {entry['file']} would not be what the manifest tells of; a model has "
                 f"other values by now, or it was made on another kind of device\n"

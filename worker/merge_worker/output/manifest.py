@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,9 @@ from ..adapters.peft_format import WEIGHTS as ADAPTER_WEIGHTS
 from ..checkpoint.folder import Checkpoint, read_json
 from ..checkpoint.hub import snapshot
 from ..errors import InputError
-from ..planning.options import PlanOptions
 from ..planning.plan import Plan
 from .files import MANIFEST, RECIPE
 from .model_card import public_name, public_recipe, public_text
-
-IRRELEVANT = ("relative_to", "memory_bytes", "threads", "strict", "stages")
-"""Options of a plan that its result does not depend on."""
 
 
 def worker_facts() -> dict[str, str | None]:
@@ -75,7 +70,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         },
         "dtype": plan.options.dtype or recipe.out_dtype or recipe.dtype or "same",
         "seed": plan.options.seed,
-        "options": result_options(plan.options),
+        "options": plan.options.recorded(),
         "vocabulary": _vocabulary(plan),
         "inputs": [
             input_facts(order.get(label, label), model) for label, model in plan.inputs.items()
@@ -92,15 +87,9 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
     }
 
 
-def result_options(options: PlanOptions) -> dict[str, Any]:
-    """The options that a result depends on; `again.py` takes them from here."""
-    given = asdict(options)
-    return {key: given[key] for key in given if key not in IRRELEVANT}
-
-
 def _vocabulary(plan: Plan) -> dict[str, Any] | None:
     """What became of the tokens, where the recipe had a say in it."""
-    text = plan.text
+    text = plan.tokenizer
     if text.rows is None:
         return None
     files = sorted(text.beside.made)

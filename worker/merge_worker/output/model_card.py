@@ -84,7 +84,7 @@ def _table(plan: Plan) -> Iterator[tuple[str, str]]:
     merged = sum(step.task is not None for step in plan.steps)
     yield "merged", str(merged)
     yield "copied", str(len(plan.steps) - merged)
-    rows = plan.text.rows
+    rows = plan.tokenizer.rows
     if rows and rows[0] != rows[1]:
         count = sum(step.shape[:1] == rows[1:] and is_vocabulary(step.name) for step in plan.steps)
         yield f"of them resized, {rows[0]} to {rows[1]} rows", str(count)
@@ -138,7 +138,7 @@ def public_text(plan: Plan, text: str) -> str:
         if all_names.count(name) > 1 and name != path:
             names[path] = f"./{Path(path).absolute().parent.name}/{name}"
     asked = recipe.chat_template or ""
-    for path in (recipe.where, asked if "{" not in asked else "", str(plan.options.stages)):
+    for path in (recipe.where, asked if "{" not in asked else "", str(plan.options.stages_folder)):
         if "/" in path:
             names[path] = Path(path).name
     for path in sorted(names, key=lambda path: (-len(path), path)):

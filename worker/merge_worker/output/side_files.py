@@ -56,7 +56,7 @@ def _wanted(path: Path, name: str) -> bool:
 
 def copy_side_files(plan: Plan, into: Path) -> list[str]:
     """Copy the base's side files and write `config.json` below `into`; returns all names."""
-    folder, text = plan.models[0].folder, plan.text
+    folder, text = plan.models[0].folder, plan.tokenizer
     if folder is None:
         return []
     taken = {n: folder for n in side_files(folder) if not (text.foreign and of_tokenizer(n))}

@@ -86,7 +86,7 @@ class PartialOutput:
         """
         number, step = work
         with output_errors(self.out):
-            file, position = self.files[step.shard], step.place(piece)
+            file, position = self.files[step.shard], step.file_offset(piece)
             if same is None:
                 file.write(data, position)
             else:

@@ -51,7 +51,7 @@ class SliceInputs:
 class Group:
     """Tensors of one part by output name, per source; `stacks` are the depths for gradients."""
 
-    part: SliceInputs
+    slice: SliceInputs
     tensors: tuple[Named, ...]
     stacks: Mapping[str, int] | None = None
     t: float = 0.0

@@ -16,11 +16,11 @@ from ..messages import nearest, printable
 from ..recipe.schema import ModelRef, Recipe
 from ..tokenizer.files import SideFiles
 from .options import PlanOptions
-from .stages import Planned
+from .stages import PlannedCheckpoint
 
 
 def open_all(
-    refs: Sequence[ModelRef], options: PlanOptions, results: Mapping[str, Planned]
+    refs: Sequence[ModelRef], options: PlanOptions, results: Mapping[str, PlannedCheckpoint]
 ) -> tuple[dict[ModelRef, int], tuple[Checkpoint, ...]]:
     """Every folder once, and its number by reference; all that cannot be opened are named."""
     faults: list[str] = []
@@ -63,7 +63,9 @@ def model_labels(numbers: Mapping[ModelRef, int]) -> Iterator[str]:
             yield str(ref)
 
 
-def side_files_of(ref: ModelRef, relative_to: Path, results: Mapping[str, Planned]) -> SideFiles:
+def side_files_of(
+    ref: ModelRef, relative_to: Path, results: Mapping[str, PlannedCheckpoint]
+) -> SideFiles:
     """The files of a model that only its tokenizer is taken from."""
     found = results.get(ref.path)
     return found.beside if found else SideFiles(locate(ref, relative_to))

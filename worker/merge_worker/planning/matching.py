@@ -69,14 +69,14 @@ class _Matcher:
     labels: Sequence[str]
     rules: MatchOptions
     tensors: list[Match] = field(default_factory=list)
-    lost: dict[Pair, list[TensorSource]] = field(default_factory=dict)
+    missing: dict[Pair, list[TensorSource]] = field(default_factory=dict)
     more: dict[Pair, list[TensorSource]] = field(default_factory=dict)
     shapes: list[str] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
     apart: list[str] = field(default_factory=list)
 
     def add(self, group: Group) -> None:
-        part = group.part
+        part = group.slice
         names = group.tensors[part.reference]
         label = self.labels[part.models[part.reference]]
         for number, tensors in enumerate(group.tensors):
@@ -98,13 +98,13 @@ class _Matcher:
                 self.tensors.append(Match(name, first, alone, False, group))
 
     def _tensor(self, group: Group, name: str, first: TensorSource, label: str) -> None:
-        part = group.part
+        part = group.slice
         peers: list[tuple[int, TensorSource]] = []
         for number, tensors in enumerate(group.tensors):
             info = tensors.get(name)
             if info is None:
                 pair = (self.labels[part.models[number]], label)
-                self.lost.setdefault(pair, []).append(first)
+                self.missing.setdefault(pair, []).append(first)
                 continue
             if info.shape != first.shape:
                 self.shapes.append(
@@ -141,14 +141,14 @@ class _Matcher:
             faults.append(f"{counted(len(self.mixed), 'tensors differ in kind')}:\n  {shown}")
         if faults:
             raise InputError("\n".join([*faults, "  these models are not of one family"]))
-        missing = _names(self.lost)
+        missing = _names(self.missing)
         surplus = _names(self.more)
         notes = list(self._notes(missing, surplus))
         return Matches(tuple(self.tensors), missing, surplus, tuple(notes))
 
     def _lone_names(self) -> Iterable[str]:
         """Faults: names that not every source has, where leaving them alone would be wrong."""
-        for (label, first), infos in self.lost.items():
+        for (label, first), infos in self.missing.items():
             heavy = [info.name for info in infos if _is_weight(info)]
             if heavy and self.rules.missing == "error":
                 what = counted(len(heavy), "tensors of %s are missing") % first
@@ -163,7 +163,7 @@ class _Matcher:
 
     def _rules_to_add(self) -> Iterable[str]:
         """What would make the names match, where that is clear."""
-        for pair, infos in self.lost.items():
+        for pair, infos in self.missing.items():
             if lines := suggest_rules(infos, self.more.get(pair, [])):
                 yield f"  or, if these are the same tensors, add to the recipe:\n{lines}"
 
@@ -186,7 +186,7 @@ class _Matcher:
         # One line when models store the same tensors with different precision.
         mixed = [m for m in self.tensors if m.merged and len({_dtype(i) for _, i in m.sources}) > 1]
         if mixed:
-            models = mixed[0].group.part.models
+            models = mixed[0].group.slice.models
             found = ", ".join(
                 f"{self.labels[models[i]]} {_dtype(info).torch_name}"
                 for i, info in mixed[0].sources

@@ -66,7 +66,7 @@ class Memory:
     computing: int = 0  # so many lanes at a time, others wait for the storage; 0: all
 
     @property
-    def of_process(self) -> Memory:
+    def per_process(self) -> Memory:
         """One process' part."""
         share = self.processes
         return replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,11 @@ class PlanOptions:
     seed: int = DEFAULTS["seed"]
     strict: bool = False
     dequantize: bool = False  # FP8 weights with scales are read as what they stand for
-    rules: MatchOptions = field(default_factory=MatchOptions)
+    matching: MatchOptions = field(default_factory=MatchOptions)
     block: int = CPU_BLOCK
-    stages: Path = Path(".merge-stages")  # where results of other documents are kept meanwhile
+    stages_folder: Path = Path(
+        ".merge-stages"
+    )  # where results of other documents are kept meanwhile
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], out: str | None) -> PlanOptions:
@@ -59,10 +61,28 @@ class PlanOptions:
             seed=given["seed"],
             strict=given["strict"],
             dequantize=given["dequantize"],
-            rules=MatchOptions(given["missing"], given["surplus"], include, exclude),
+            matching=MatchOptions(given["missing"], given["surplus"], include, exclude),
             block=block_for(given["device"]),
-            stages=stage_folder(out),
+            stages_folder=stage_folder(out),
         )
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the options that a result depends on, under their names in the manifest."""
+        return {
+            "dtype": self.dtype,
+            "shard_bytes": self.shard_bytes,
+            "seed": self.seed,
+            "dequantize": self.dequantize,
+            "rules": asdict(self.matching),
+            "block": self.block,
+        }
+
+    def with_recorded(self, recorded: Mapping[str, Any]) -> PlanOptions:
+        """Return these options with the recorded ones of a manifest in place of their own."""
+        values = {name: recorded[name] for name in self.recorded() if name in recorded}
+        if "rules" in values:
+            values["matching"] = MatchOptions(**values.pop("rules"))
+        return replace(self, **values)
 
     @property
     def accelerated(self) -> bool:

@@ -32,7 +32,7 @@ from .memory import notes as effort_notes
 from .options import MatchOptions, PlanOptions
 from .resolve import Resolver
 from .shards import ShardLayout, assign_shards
-from .stages import LazilyMerged, Planned, beside_of, merge_lazily, planned_checkpoint
+from .stages import LazilyMerged, PlannedCheckpoint, beside_of, merge_lazily, planned_checkpoint
 from .step import Step
 
 
@@ -51,19 +51,21 @@ class Plan:
     memory: Memory
     warnings: tuple[str, ...]
     config: Mapping[str, Any]  # of the first model, following the layers and tokens taken
-    text: TokenizerResult  # tokenizer, template, and what they change
+    tokenizer: TokenizerResult  # tokenizer, template, and what they change
     key: str  # digest of all that the result depends on
     stages: tuple[Plan, ...] = ()  # to be done before, each into its `folder`
     lazy: tuple[Plan, ...] = ()  # made while streaming
     folder: Path | None = None  # where the result goes if it is a stage
-    made: Mapping[str, str] = field(default_factory=dict)  # checksums, if it was made before
+    known_checksums: Mapping[str, str] = field(default_factory=dict)  # of shards, if reproduced
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
         """Every model on disk that the merge is made of, by what the recipe calls it."""
         plans = (self, *self.lazy, *self.stages)
         found = {name: m for p in plans for name, m in zip(p.labels, p.models, strict=True)}
-        return {name: model for name, model in found.items() if not isinstance(model, Planned)}
+        return {
+            name: model for name, model in found.items() if not isinstance(model, PlannedCheckpoint)
+        }
 
     @property
     def input_bytes(self) -> int:
@@ -85,7 +87,7 @@ def _make_plan(recipe: Recipe, options: PlanOptions) -> Plan:
         raise UsageError("\n".join([*recipe.warnings, "  --strict makes these errors"]))
     stages: list[Plan] = []
     lazy: list[Plan] = []
-    results: dict[str, Planned] = {}
+    results: dict[str, PlannedCheckpoint] = {}
     for number, stage in enumerate(recipe.stages):
         plan, results[str(stage.name)] = _stage(stage, number, options, results)
         (lazy if plan.folder is None else stages).append(plan)
@@ -104,26 +106,28 @@ def _make_plan(recipe: Recipe, options: PlanOptions) -> Plan:
 
 
 def _stage(
-    recipe: Recipe, number: int, options: PlanOptions, results: Mapping[str, Planned]
-) -> tuple[Plan, Planned]:
+    recipe: Recipe, number: int, options: PlanOptions, results: Mapping[str, PlannedCheckpoint]
+) -> tuple[Plan, PlannedCheckpoint]:
     """A document whose result others use: kept in float32, so that nothing is rounded twice."""
     recipe = replace(recipe, warnings=())
     said = _plan(recipe, replace(options, dtype=None), results)
     widest = "float64" if any(step.dtype.bits > 32 for step in said.steps) else "float32"
     plan = _plan(recipe, replace(options, dtype=widest), results)
     # The key in the name: what an earlier recipe left there is another folder.
-    folder = options.stages / f"{number}-{plan.key[:16]}"
+    folder = options.stages_folder / f"{number}-{plan.key[:16]}"
     dtypes = {s.name: s.dtype for s in said.steps}
     made = merge_lazily(plan.steps, dtypes, plan.key)
     if made is not None:
-        result = Planned(folder, (), made, like=plan.models[0])
+        result = PlannedCheckpoint(folder, (), made, like=plan.models[0])
     else:
         plan = replace(plan, folder=folder)
         result = planned_checkpoint(folder, plan.layout, plan.steps, dtypes)
-    return plan, replace(result, key=plan.key, settings=final_config(said), beside=said.text.beside)
+    return plan, replace(
+        result, key=plan.key, settings=final_config(said), beside=said.tokenizer.beside
+    )
 
 
-def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) -> Plan:
+def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, PlannedCheckpoint]) -> Plan:
     """The plan of one document; `results` are those of other documents by name."""
     method = methods.get(recipe.method)
     warnings = list(recipe.warnings)
@@ -162,7 +166,7 @@ def _plan(recipe: Recipe, options: PlanOptions, results: Mapping[str, Planned]) 
 
 def _rules(recipe: Recipe, options: PlanOptions) -> MatchOptions:
     """Those of the command, and which tensors the recipe says are merged."""
-    rules = options.rules
+    rules = options.matching
     include, exclude = (*recipe.include, *rules.include), (*recipe.exclude, *rules.exclude)
     return replace(rules, include=include, exclude=exclude)
 
@@ -213,7 +217,7 @@ def _key(
     add([recipe.method, options.seed, options.block, config])
     files: dict[str, int] = {}
     for model in models:
-        if isinstance(model, Planned):
+        if isinstance(model, PlannedCheckpoint):
             add([model.key, *(shard.header_sha256 for shard in model.shards)])
             files |= {shard.path: len(files) for shard in model.shards}
             continue

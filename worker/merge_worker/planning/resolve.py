@@ -31,7 +31,7 @@ from .groups import SliceInputs
 from .matching import Match, Matches
 from .options import PlanOptions
 from .shards import Output
-from .step import CPU_BLOCK, MULTIPASS_FACTOR, Step, grid
+from .step import CPU_BLOCK, MULTIPASS_FACTOR, Step, block_grid
 
 MOST_FAULTS = 10
 
@@ -59,7 +59,7 @@ class UnplacedStep:
             scratch += SCALED_SCRATCH
         return Step(
             out.name, out.dtype, out.shape, self.sources, task, self.method if task else None,
-            grid(out.shape, cut, block), reads, scratch, shard, offset, flops,
+            block_grid(out.shape, cut, block), reads, scratch, shard, offset, flops,
         )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ class Resolver:
             raise UsageError("\n".join(_told(faults)))
 
     def _draft(self, match: Match) -> UnplacedStep:
-        part = match.group.part
+        part = match.group.slice
         lone = part.sliced and len(part.sources) == 1
         if not match.merged or match.group.copied or (lone and not self._takes_one(part)):
             return self._copy(match)
@@ -216,7 +216,7 @@ class Resolver:
         self, parameter: Parameter, match: Match, pair: tuple[int, TensorSource] | None
     ) -> Found | None:
         """What the recipe says. Values of a model see the name that the tensor has there."""
-        part = match.group.part
+        part = match.group.slice
         scopes = (part.sources[pair[0]].parameters, *part.shared) if pair else part.shared
         name = pair[1].name if pair else match.name
         return look_up(scopes, parameter.name, name, match.group.position(match.name))
@@ -227,7 +227,7 @@ class Resolver:
         """The value for a tensor; the default where the recipe is silent."""
         found = self._find(parameter, match, pair)
         if found is None and parameter.required:
-            source = match.group.part.sources[pair[0]] if pair else None
+            source = match.group.slice.sources[pair[0]] if pair else None
             of = f" of {source.model}" if source else ""
             place = source.place if source else self.recipe.where
             raise _NoValueError(

@@ -67,7 +67,7 @@ def assign_shards(outputs: Sequence[Output], shard_bytes: int) -> ShardLayout:
     shards: list[OutputShard] = []
     for shard, group in enumerate(groups):
         order = sorted(group, key=lambda n: _rank(outputs[n]))
-        header, offsets = header_of([outputs[n] for n in order])
+        header, offsets = safetensors_header([outputs[n] for n in order])
         position = len(header)
         for number, offset in zip(order, offsets, strict=True):
             places[number] = (shard, position + offset)
@@ -96,7 +96,7 @@ def _shard_name(number: int, total: int) -> str:
     return f"model-{number + 1:05d}-of-{total:05d}.safetensors"
 
 
-def header_of(outputs: Sequence[Output], align: int = PAGE) -> tuple[bytes, list[int]]:
+def safetensors_header(outputs: Sequence[Output], align: int = PAGE) -> tuple[bytes, list[int]]:
     """Return length prefix and JSON header of a safetensors file, and offsets behind its end.
 
     Blanks fill the header up to a multiple of `align` bytes. Offsets follow the order given.

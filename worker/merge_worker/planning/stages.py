@@ -109,7 +109,7 @@ def _as(source: TensorSource, name: str, said: DType) -> TensorSource:
 
 
 @dataclass(frozen=True)
-class Planned(Checkpoint):
+class PlannedCheckpoint(Checkpoint):
     """A checkpoint that an earlier stage will have written; `key` tells its content.
 
     Or that is made on the way and never is a folder: then its files are those of `like`.
@@ -133,12 +133,12 @@ class Planned(Checkpoint):
 
 def beside_of(model: Checkpoint) -> SideFiles:
     """The files beside a model's weights."""
-    return model.beside if isinstance(model, Planned) else SideFiles(model.folder)
+    return model.beside if isinstance(model, PlannedCheckpoint) else SideFiles(model.folder)
 
 
 def planned_checkpoint(
     folder: Path, layout: ShardLayout, steps: Sequence[Step], said: Mapping[str, DType]
-) -> Planned:
+) -> PlannedCheckpoint:
     """The model that `steps` write below `folder`; `said` are the dtypes that it stands for."""
     infos: dict[str, StoredTensor] = {}
     for step in steps:
@@ -155,4 +155,4 @@ def planned_checkpoint(
         )
         for shard in layout.shards
     )
-    return Planned(folder, shards, dict(infos))
+    return PlannedCheckpoint(folder, shards, dict(infos))

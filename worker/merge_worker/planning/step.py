@@ -61,7 +61,7 @@ class Grid:
         return first * self.block, min(self.count, (first + blocks) * self.block)
 
 
-def grid(shape: tuple[int, ...], cut: Granularity, block: int) -> Grid:
+def block_grid(shape: tuple[int, ...], cut: Granularity, block: int) -> Grid:
     """The grid of a tensor; `block` elements is the aim, whole rows or the whole tensor a must."""
     count = math.prod(shape)
     if cut is Granularity.ELEMENT or count == 0:
@@ -124,6 +124,6 @@ class Step:
         """How many results are made at once."""
         return 1
 
-    def place(self, piece: Piece) -> int:
+    def file_offset(self, piece: Piece) -> int:
         """Where the bytes of a piece begin in the shard."""
         return self.offset + piece.first * self.grid.block * self.dtype.bytes
