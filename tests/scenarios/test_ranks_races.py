@@ -108,7 +108,7 @@ def test_the_key_is_there_while_an_older_merge_goes_away(
 
     monkeypatch.setattr(Path, "unlink", unlink)
     old = read_key(half / PARTIAL)
-    PartialOutput(half, other).prepare()
+    PartialOutput(half, other).open_or_resume()
     assert old and set(seen) == {old}
     assert read_key(half / PARTIAL) == other.key
 

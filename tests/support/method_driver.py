@@ -65,23 +65,23 @@ def make_task(
 
 def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Tensor:
     """All passes of a method over the grid that the engine would use."""
-    method.family.check(method, task)
-    cut = method.family.cut(method, task.values)
-    places = block_grid(task.shape, cut, block)
+    method.algorithm.check(method, task)
+    granularity = method.algorithm.granularity(method, task.values)
+    places = block_grid(task.shape, granularity, block)
     scratch = Meter()
     out = torch.empty(places.count, dtype=getattr(torch, task.dtype.torch_name))
     flat = [source.contiguous().view(-1) for source in sources]
     with torch.inference_mode():
         current, passes = scaled(method.begin(task), task), 1
         while isinstance(current, StatisticsPass):
-            current = current.finish([current.look(b) for b in blocks(places, flat, scratch)])
+            current = current.next_pass([current.collect(b) for b in blocks(places, flat, scratch)])
             passes += 1
         for item in blocks(places, flat, scratch):
             here = out[item.start : item.start + item.tensors[0].numel()]
             current.merge(item, here.view(item.tensors[0].shape))
     if places.blocks:
-        assert passes <= method.family.reads(method, task.values), "more passes than declared"
-        per_element = method.family.scratch_bytes(method, len(sources))
+        assert passes <= method.algorithm.reads(method, task.values), "more passes than declared"
+        per_element = method.algorithm.scratch_bytes(method, len(sources))
         per_element += SCALED_SCRATCH if task.scale != 1.0 else 0
         allowed = per_element * min(places.block, places.count)
         assert scratch.total <= allowed + 4096, f"scratch: {scratch.total} of {allowed} bytes"
@@ -102,7 +102,7 @@ def values_of(method: Method, models: int) -> dict[str, object]:
 
 
 def models_of(method: Method) -> int:
-    return max(1, method.least_models, min(3, method.most_models or 3))
+    return max(1, method.min_models, min(3, method.max_models or 3))
 
 
 class Meter(Pool):

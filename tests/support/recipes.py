@@ -136,7 +136,7 @@ def work_of(plan: Plan, store: PartialOutput) -> list[Work]:
 def stream_into(out: Path, plan: Plan, *, stop_after: int | None = None, **options: Any) -> Engine:
     """Do what is left of a plan, without a command around it; ends early after so many pieces."""
     store = PartialOutput(out, plan)
-    store.prepare()
+    store.open_or_resume()
     store.read_journals()
     store.open()
     engine = engine_for(plan, store, **options)

@@ -49,11 +49,11 @@ class Mean(StatisticsPass):
     def __init__(self, task: Task) -> None:
         self.task = task
 
-    def look(self, block: Block) -> Partial:
+    def collect(self, block: Block) -> Partial:
         values = mean_of(block)
         return block.start, values.numel(), float(values.sum())
 
-    def finish(self, partials: Sequence[Partial]) -> StatisticsPass | MergePass:
+    def next_pass(self, partials: Sequence[Partial]) -> StatisticsPass | MergePass:
         total = 0.0
         for value in in_order(partials, self.task):
             total += value
@@ -64,11 +64,11 @@ class Spread(StatisticsPass):
     def __init__(self, task: Task, mean: float) -> None:
         self.task, self.mean = task, mean
 
-    def look(self, block: Block) -> Partial:
+    def collect(self, block: Block) -> Partial:
         values = mean_of(block).sub_(self.mean).abs_()
         return block.start, values.numel(), float(values.max())
 
-    def finish(self, partials: Sequence[Partial]) -> StatisticsPass | MergePass:
+    def next_pass(self, partials: Sequence[Partial]) -> StatisticsPass | MergePass:
         return Scaled(self.mean, max(in_order(partials, self.task)))
 
 
@@ -81,7 +81,7 @@ class Scaled(MergePass):
 
 
 class Centred:
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return Granularity(values["cut"])
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:

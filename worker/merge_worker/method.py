@@ -111,24 +111,25 @@ class StatisticsPass(ABC):
     """
 
     @abstractmethod
-    def look(self, block: Block) -> Any:
+    def collect(self, block: Block) -> Any:
         """Statistics of one block; runs in any thread, any order."""
 
     @abstractmethod
-    def finish(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
+    def next_pass(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
         """The next pass."""
 
 
 class MergePass(ABC):
     """The pass that computes: one call per block."""
 
-    takes: str = ""  # the dtype in which it adds sources up without converting them, if it is one
+    accumulates_in: str = ""
+    """Torch name of the dtype in which sources of any dtype are added up unconverted; or empty."""
 
     @abstractmethod
     def merge(self, block: Block, out: Tensor) -> None:
         """Write the merged block to `out`, rounding once to its dtype."""
 
-    def wide(self) -> MergePass | None:
+    def in_float64(self) -> MergePass | None:
         """The same with room for larger numbers, for blocks that came out as NaN or Inf."""
         return None
 
@@ -144,13 +145,13 @@ class Cost(NamedTuple):
 class ComputeBound(Protocol):
     """A family with methods that compute for much longer than they read."""
 
-    def effort(self, method: Method, task: Task) -> Cost: ...
+    def cost(self, method: Method, task: Task) -> Cost: ...
 
 
 class Algorithm(Protocol):
     """What the methods of one shape share: how they may be cut, their passes, their memory."""
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity: ...
+    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity: ...
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
         """How often the sources are read, the final pass included."""
@@ -171,10 +172,10 @@ class Method:
 
     name: str
     function: Callable[..., Any]
-    family: Algorithm
+    algorithm: Algorithm
     base: BaseRole
-    least_models: int  # base not counted
-    most_models: int | None
+    min_models: int  # base not counted
+    max_models: int | None
     parameters: tuple[Parameter, ...]
     reference: str
     options: Mapping[str, Any]
@@ -193,7 +194,7 @@ class Method:
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
         """The first pass over a tensor."""
-        return self.family.begin(self, task)
+        return self.algorithm.begin(self, task)
 
     def call(self, task: Task, *arguments: Any) -> Any:
         """The method's function with what its family hands it and the task's values."""
@@ -216,7 +217,7 @@ _TYPES: dict[str, tuple[type, bool]] = {
 
 
 def merge_method(
-    family: Algorithm,
+    algorithm: Algorithm,
     *,
     reference: str,
     base: BaseRole = BaseRole.IGNORED,
@@ -235,10 +236,10 @@ def merge_method(
         return Method(
             name=function.__name__,
             function=function,
-            family=family,
+            algorithm=algorithm,
             base=base,
-            least_models=models[0],
-            most_models=models[1],
+            min_models=models[0],
+            max_models=models[1],
             parameters=parameters,
             reference=reference,
             options=options,

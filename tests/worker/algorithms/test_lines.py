@@ -129,7 +129,7 @@ def tasks(name: str, scale: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """A method's result, the same with the factor, and the base."""
     method = methods.get(name)
     noise = torch.Generator().manual_seed(0)
-    count = max(method.least_models, 2 if method.most_models is None else method.most_models)
+    count = max(method.min_models, 2 if method.max_models is None else method.max_models)
     for shape in ((40, 30), (33,), (3, 8, 9)):
         base = torch.randn(shape, generator=noise, dtype=torch.float64)
         models = [base + 0.1 * torch.randn(shape, generator=noise) for _ in range(count)]

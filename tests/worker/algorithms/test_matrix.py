@@ -113,14 +113,14 @@ def task(method: str, shape: tuple[int, ...], models: int, dtype: str = "bfloat1
 @BOTH
 def test_effort(method: str) -> None:
     chosen = methods.get(method)
-    assert isinstance(chosen.family, ComputeBound)
-    one = chosen.family.effort(chosen, task(method, (512, 512), 3))
-    two = chosen.family.effort(chosen, task(method, (1024, 1024), 3))
+    assert isinstance(chosen.algorithm, ComputeBound)
+    one = chosen.algorithm.cost(chosen, task(method, (512, 512), 3))
+    two = chosen.algorithm.cost(chosen, task(method, (1024, 1024), 3))
     assert two.flops / one.flops == pytest.approx(8, rel=0.01)
-    stack = chosen.family.effort(chosen, task(method, (7, 512, 512), 3))
+    stack = chosen.algorithm.cost(chosen, task(method, (7, 512, 512), 3))
     assert (stack.flops, stack.scratch) == (7 * one.flops, one.scratch)
-    assert chosen.family.effort(chosen, task(method, (512,), 3)).flops == 0
-    assert chosen.family.effort(chosen, task(method, (0, 512), 3)).flops == 0
+    assert chosen.algorithm.cost(chosen, task(method, (512,), 3)).flops == 0
+    assert chosen.algorithm.cost(chosen, task(method, (0, 512), 3)).flops == 0
 
 
 @BOTH
@@ -129,8 +129,8 @@ def test_scratch_is_what_is_declared(method: str, shape: tuple[int, int]) -> Non
     """Peak of the process, since eigensolvers allocate on their own."""
     models = [torch.zeros(shape, dtype=torch.bfloat16)] * 3
     chosen = methods.get(method)
-    assert isinstance(chosen.family, ComputeBound)
-    effort = chosen.family.effort(chosen, make_task(chosen, models, models[0], {}))
+    assert isinstance(chosen.algorithm, ComputeBound)
+    effort = chosen.algorithm.cost(chosen, make_task(chosen, models, models[0], {}))
     code = f"""
 import resource, sys
 sys.path[:0] = {[str(ROOT / "tests"), str(ROOT / "worker")]}

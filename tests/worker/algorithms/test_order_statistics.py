@@ -43,7 +43,7 @@ def search(
     current, passes = order_statistics(magnitudes, flat[0].numel(), ranks, Done, whole), 0
     with torch.inference_mode():
         while isinstance(current, StatisticsPass):
-            current = current.finish([current.look(b) for b in blocks(places, flat, scratch)])
+            current = current.next_pass([current.collect(b) for b in blocks(places, flat, scratch)])
             passes += 1
         assert isinstance(current, Done)
         return [

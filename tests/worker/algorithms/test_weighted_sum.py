@@ -91,8 +91,8 @@ def test_the_gram_matrix_of_16_bits_is_nearly_exact() -> None:
             gram = WholeGram(count, deltas, dtype, then)
             scratch = Pool(torch.device("cpu"))
             parts = zip(*(x.split(70_000) for x in xs), strict=True)
-            gram.finish(
-                [gram.look(Block(list(p), i * 70_000, scratch)) for i, p in enumerate(parts)]
+            gram.next_pass(
+                [gram.collect(Block(list(p), i * 70_000, scratch)) for i, p in enumerate(parts)]
             )
             matrix = torch.stack(xs).double()
             matrix = matrix[:4] - matrix[4] if deltas else matrix
@@ -111,5 +111,5 @@ def test_a_tensor_without_change_has_no_direction() -> None:
 def test_a_base_alone_is_known_while_planning() -> None:
     method = methods.get("slerp")
     task = make_task(method, [], torch.ones(3), {"t": 0.5})
-    method.family.check(method, task)
+    method.algorithm.check(method, task)
     assert isinstance(method.begin(task), WeightedSum)

@@ -15,7 +15,7 @@ from merge_worker.checkpoint.fp8 import dequantised
 from merge_worker.checkpoint.reader import Files
 from merge_worker.engine.lane import Lane
 from merge_worker.errors import InputError
-from merge_worker.tensors.source import room
+from merge_worker.tensors.source import buffer_size
 from support.checkpoint_factory import read_tensors, write_checkpoint
 
 RANDOM = torch.Generator().manual_seed(3)
@@ -74,7 +74,7 @@ def test_any_run(case: str, tmp_path_factory: pytest.TempPathFactory, data: st.D
     lane = Lane(torch.device("cpu"), Files())
     got = lane.read(source, start, stop, "in0")
     assert torch.equal(got, expected(case).reshape(-1)[start:stop])
-    said = room(source)
+    said = buffer_size(source)
     assert lane.host.held_with({}) <= said.per_element * (stop - start) + said.fixed
     lane.files.close()
 

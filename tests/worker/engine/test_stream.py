@@ -132,7 +132,7 @@ def test_a_checkpoint_of_nothing_but_empty_tensors(tmp_path: Path) -> None:
 def test_stop_before_the_first_piece(tmp_path: Path, big: list[Path]) -> None:
     plan = plan_of(big)
     store = PartialOutput(tmp_path / "out", plan)
-    store.prepare()
+    store.open_or_resume()
     store.open()
     engine = engine_for(plan, store)
     engine.stop.set("stopped by SIGTERM")

@@ -116,7 +116,7 @@ def test_columns_do_not_depend_on_the_order_in_which_blocks_are_seen() -> None:
     for order in (seen, seen[::-1], seen[7:] + seen[:7]):
         current = method.begin(task)
         assert isinstance(current, StatisticsPass)
-        final = current.finish([current.look(block) for block in order])
+        final = current.next_pass([current.collect(block) for block in order])
         assert isinstance(final, MergePass)
         results.append(torch.empty_like(x))
         final.merge(Block([x, y], 0, scratch), results[-1])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_worker.output import shard_file
-from merge_worker.output.shard_file import LEAST_DIRECT, OutFile
+from merge_worker.output.shard_file import LEAST_DIRECT, ShardFile
 from merge_worker.planning.shards import PAGE
 from merge_worker.system.mounts import Mount, mount_of
 
@@ -34,7 +34,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_piece_at_any_place(path: Path, first: int, last: int, off: int, direct: bool) -> None:
     first, last = sorted((first, last))
     path.unlink(missing_ok=True)
-    file = OutFile(path, SIZE)
+    file = ShardFile(path, SIZE)
     if not direct:
         file._direct = -1
     data = bytes((position * 7 + 1) % 251 for position in range(first, last))
@@ -49,10 +49,10 @@ def test_any_piece_at_any_place(path: Path, first: int, last: int, off: int, dir
 
 
 def test_what_is_there_stays_unless_the_size_is_another(tmp_path: Path) -> None:
-    OutFile(tmp_path / "a", 10).write(landing(b"0123456789", 0), 0)
-    OutFile(tmp_path / "a", 10).close()
+    ShardFile(tmp_path / "a", 10).write(landing(b"0123456789", 0), 0)
+    ShardFile(tmp_path / "a", 10).close()
     assert (tmp_path / "a").read_bytes() == b"0123456789"
-    OutFile(tmp_path / "a", 4).close()
+    ShardFile(tmp_path / "a", 4).close()
     assert (tmp_path / "a").read_bytes() == b"0123"
 
 
@@ -60,7 +60,7 @@ def test_a_refusal_of_the_file_system_leads_through_the_page_cache(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.unlink(missing_ok=True)
-    file = OutFile(path, SIZE)
+    file = ShardFile(path, SIZE)
     file._direct = direct = os.dup(file.fd)
     write = os.pwrite
 
@@ -78,7 +78,7 @@ def test_a_refusal_of_the_file_system_leads_through_the_page_cache(
 
 
 def test_other_faults_are_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = OutFile(path, SIZE)
+    file = ShardFile(path, SIZE)
 
     def full(fd: int, data: bytes, position: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -93,7 +93,7 @@ def test_only_measured_file_systems_are_written_directly(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_file, "mount_of", lambda fd: Mount("lustre"))
-    file = OutFile(path, SIZE)
+    file = ShardFile(path, SIZE)
     assert file._direct == -1
     file.close()
 
@@ -115,7 +115,7 @@ def test_copies_of_whole_pages_are_left_to_the_file_system(
     monkeypatch.setattr(os, "copy_file_range", counted)
     for position in (PAGE + 100, PAGE + 104):  # as far beyond a page as the source, or not
         path = tmp_path / str(position)
-        file = OutFile(path, position + len(data))
+        file = ShardFile(path, position + len(data))
         file.copy(source, 100, landing(data, 0), position)
         file.close()
         assert path.read_bytes()[position:] == data
@@ -134,7 +134,7 @@ def test_a_copy_that_the_file_system_refuses_is_written(
 
     monkeypatch.setattr(os, "copy_file_range", refuse)
     data = bytes(range(256)) * 64
-    file = OutFile(tmp_path / "out", len(data))
+    file = ShardFile(tmp_path / "out", len(data))
     file.copy(0, 0, landing(data, 0), 0)
     file.close()
     assert (tmp_path / "out").read_bytes() == data
@@ -142,7 +142,7 @@ def test_a_copy_that_the_file_system_refuses_is_written(
 
 def test_space_is_taken_at_once(tmp_path: Path) -> None:
     """Where the file system can; else a disk that fills up is noticed only when it has."""
-    OutFile(tmp_path / "x", 3_000_000).close()
+    ShardFile(tmp_path / "x", 3_000_000).close()
     fd = os.open(tmp_path / "x", os.O_RDONLY)
     reserves = mount_of(fd).kind in shard_file.RESERVES
     os.close(fd)

@@ -196,11 +196,11 @@ def test_processes_with_one_id_on_two_hosts_write_the_key(
     def between(self: Path, target: Path) -> Path:
         if not (tmp_path / "twice").exists():
             (tmp_path / "twice").touch()
-            PartialOutput(tmp_path / "out", plan).prepare()
+            PartialOutput(tmp_path / "out", plan).open_or_resume()
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", between)
-    PartialOutput(tmp_path / "out", plan).prepare()
+    PartialOutput(tmp_path / "out", plan).open_or_resume()
     assert json.loads((tmp_path / "out" / PARTIAL / "key.json").read_text()) == {"key": plan.key}
 
 

@@ -22,7 +22,13 @@ from merge_worker.tensors.row_gather import (
     RowMap,
     gather_rows,
 )
-from merge_worker.tensors.source import DerivedTensor, StoredTensor, TensorSource, bytes_read, room
+from merge_worker.tensors.source import (
+    DerivedTensor,
+    StoredTensor,
+    TensorSource,
+    buffer_size,
+    bytes_read,
+)
 from support.checkpoint_factory import write_checkpoint
 
 WIDTH = 5
@@ -70,7 +76,7 @@ def test_every_kind_of_row(bench: Bench) -> None:
     source = gather_rows(0, bench.parts, RowMap(MIXED, MEANS))
     assert isinstance(source, GatheredRows) and source.shape == (17, WIDTH)
     assert source.dtype.name == "F32", "a mean of bfloat16 is no bfloat16"
-    assert source.said is not None and source.said.name == "BF16"
+    assert source.declared_dtype is not None and source.declared_dtype.name == "BF16"
     assert torch.equal(bench.read(source).view(17, WIDTH), expected(bench.values))
 
 
@@ -99,7 +105,7 @@ def test_runs_are_read_as_runs(bench: Bench) -> None:
 
     source = gather_rows(0, bench.parts, rows)
     assert isinstance(source, DerivedTensor)
-    source.fill(Noted(), 0, source.count, torch.empty(source.count, dtype=torch.bfloat16), "x")
+    source.read_into(Noted(), 0, source.count, torch.empty(source.count, dtype=torch.bfloat16), "x")
     assert reads == [(0, 20), (150, 160), (25, 30)]
 
 
@@ -151,7 +157,7 @@ def test_rows_of_what_is_made_on_the_way(bench: Bench) -> None:
     a, b = bench.values[0][37].float(), bench.values[1][7].float()
     assert torch.equal(rows[:2], torch.stack([a, b]))
     assert torch.equal(rows[2], ((a.double() + b.double()) / 2).float())
-    assert room(outer).per_element >= 4 + 2 + 2
+    assert buffer_size(outer).per_element >= 4 + 2 + 2
 
 
 def test_buffers_stay_within_what_was_announced(tmp_path: Path) -> None:
@@ -160,7 +166,7 @@ def test_buffers_stay_within_what_was_announced(tmp_path: Path) -> None:
     for count in (1, 4, 17, 40, 85):
         bench.read(source, 0, count)
         held = sum(t.numel() for t in bench.lane.host._slots.values())
-        announced = room(source)
+        announced = buffer_size(source)
         assert held <= count * announced.per_element + announced.fixed
 
 

@@ -12,8 +12,8 @@ from merge_worker.tensors.source import (
     BufferSize,
     DerivedTensor,
     Reader,
+    buffer_size,
     bytes_read,
-    room,
     stored_inputs,
 )
 from support.checkpoint_factory import write_checkpoint
@@ -24,14 +24,16 @@ from support.recipes import engine_for, plan_of, work_of
 class Doubled(DerivedTensor):
     """Twice its part: a tensor that no file holds."""
 
-    def fill(self, reader: Reader, start: int, stop: int, out: torch.Tensor, slot: str) -> None:
-        out.copy_(reader.read(self.parts[0], start, stop, slot + "0")).mul_(2)
+    def read_into(
+        self, reader: Reader, start: int, stop: int, out: torch.Tensor, slot: str
+    ) -> None:
+        out.copy_(reader.read(self.inputs[0], start, stop, slot + "0")).mul_(2)
 
-    def token(self) -> object:
+    def fingerprint(self) -> object:
         return 2
 
-    def room(self) -> BufferSize:
-        return room(self.parts[0])
+    def buffer_size(self) -> BufferSize:
+        return buffer_size(self.inputs[0])
 
 
 def two_models(folder: Path, first: torch.Tensor, second: torch.Tensor) -> Plan:
@@ -54,7 +56,7 @@ def test_a_derived_source_is_merged_like_a_stored_one(tmp_path: Path, staged: bo
     first, second = torch.randn(300, 1000), torch.randn(300, 1000)
     plan = doubled(two_models(tmp_path, first, second))
     store = PartialOutput(tmp_path / "out", plan)
-    store.prepare()
+    store.open_or_resume()
     store.open()
     engine_for(plan, store, staged=staged).run(work_of(plan, store))
     store.close()
@@ -69,4 +71,5 @@ def test_what_is_moved_and_held_counts_the_parts(tmp_path: Path) -> None:
     plan = doubled(two_models(tmp_path, torch.zeros(8), torch.zeros(8)))
     twice = plan.steps[0].sources[0]
     assert bytes_read(twice) == 32 and [info.name for info in stored_inputs(twice)] == ["w"]
-    assert room(twice) == BufferSize(8) and room(plan.steps[0].sources[1]) == BufferSize(4)
+    assert buffer_size(twice) == BufferSize(8)
+    assert buffer_size(plan.steps[0].sources[1]) == BufferSize(4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from merge_worker.checkpoint.folder import open_checkpoint
 from merge_worker.checkpoint.reader import Files
 from merge_worker.engine.lane import Lane
-from merge_worker.tensors.source import StoredTensor, TensorSource, room
+from merge_worker.tensors.source import StoredTensor, TensorSource, buffer_size
 from merge_worker.tensors.views import (
     concat,
     interleave,
@@ -78,7 +78,7 @@ def test_any_run(case: str, stored: tuple[TensorSource, TensorSource], data: st.
     got = lane.read(view, start, stop, "in0")
     assert torch.equal(got, expected.reshape(-1)[start:stop])
     # What a lane holds for the run is what was said, or the bound on memory is none.
-    said = room(view)
+    said = buffer_size(view)
     assert lane.host.held_with({}) <= said.per_element * (stop - start) + said.fixed
     lane.files.close()
 
@@ -91,7 +91,7 @@ def test_a_run_of_a_stored_tensor_is_a_stored_tensor(
 
 def test_parts_of_parts_are_parts(stored: tuple[TensorSource, TensorSource]) -> None:
     pairs = [concat([s, s], 0, "x") for s in stored]
-    assert stack(pairs, "x").parts == (stored[0], stored[0], stored[1], stored[1])  # type: ignore[union-attr]
+    assert stack(pairs, "x").inputs == (stored[0], stored[0], stored[1], stored[1])  # type: ignore[union-attr]
 
 
 def test_dtypes_that_differ_are_held_in_one_that_holds_both(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ class AdapterApplication:
         if found is None and is_head(name) and ties_head(self.base.config):
             # PEFT saves the head beside a resized embedding even if both are the same.
             if self.names_head():
-                self.untie(name, replace(info, said=None))
+                self.untie(name, replace(info, declared_dtype=None))
             return
         if found is None:
             if not self.apart(name, info):
@@ -116,7 +116,9 @@ class AdapterApplication:
             self.misfit(found, old.shape, info.shape)
         elif rows:
             self.changes["vocab_size"] = info.shape[0]
-        self.tensors[found] = replace(info, name=found, said=old.said or old.dtype)
+        self.tensors[found] = replace(
+            info, name=found, declared_dtype=old.declared_dtype or old.dtype
+        )
 
     def apart(self, name: str, info: StoredTensor) -> bool:
         """A kernel over queries, keys and values, which files hold one by one."""
@@ -128,7 +130,7 @@ class AdapterApplication:
         for old in olds:
             size = old.count * info.dtype.bytes
             part = replace(info, name=old.name, shape=old.shape, offset=begin, nbytes=size)
-            self.tensors[old.name] = replace(part, said=old.said or old.dtype)
+            self.tensors[old.name] = replace(part, declared_dtype=old.declared_dtype or old.dtype)
             begin += size
         return True
 
@@ -180,7 +182,7 @@ class AdapterApplication:
         elif base.shape != trained.shape:
             self.misfit(name, base.shape, trained.shape)
         else:
-            said = base.said or base.dtype
+            said = base.declared_dtype or base.dtype
             parts = (base, trained)
             self.tensors[name] = OffsetTensor(name, wide(said), base.shape, parts, said, scale)
 
@@ -242,7 +244,7 @@ class AdapterApplication:
         return next(n for n in count() if form.format(n) not in self.tensors)
 
     def put(self, name: str, parts: tuple[TensorSource, ...], **how: Any) -> None:
-        said = parts[0].said or parts[0].dtype
+        said = parts[0].declared_dtype or parts[0].dtype
         self.tensors[name] = LoraTensor(name, wide(said), parts[0].shape, parts, said, **how)
 
     def misfit(self, name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> None:

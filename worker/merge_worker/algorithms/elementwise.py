@@ -20,7 +20,7 @@ class Elementwise:
     A source that stands alone is copied.
     """
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return Granularity.ELEMENT
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:

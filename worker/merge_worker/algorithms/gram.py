@@ -42,7 +42,7 @@ class WholeGram(StatisticsPass):
     dtype: str
     then: Callable[[Tensor], MergePass]
 
-    def look(self, block: Block) -> list[list[Tensor]]:
+    def collect(self, block: Block) -> list[list[Tensor]]:
         """Products by run and group of rows. Adding them up waits: a block bears few calls."""
         count = block.tensors[0].numel()
         whole = count - count % RUN
@@ -68,7 +68,7 @@ class WholeGram(StatisticsPass):
         step = 2 if self.dtype == "float64" else self.vectors
         return [slice(i, i + step) for i in range(0, self.vectors, step)]
 
-    def finish(self, partials: Sequence[list[list[Tensor]]]) -> MergePass:
+    def next_pass(self, partials: Sequence[list[list[Tensor]]]) -> MergePass:
         import torch
 
         products = [part for partial in partials for part in partial]
@@ -152,7 +152,7 @@ class ColumnGram(_PerVector, StatisticsPass):
     _waiting: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, block: Block) -> None:
+    def collect(self, block: Block) -> None:
         x, spare = self.matrices(block)
         gram = vector_gram(x, spare, 0).cpu()
         with self._lock:
@@ -161,7 +161,7 @@ class ColumnGram(_PerVector, StatisticsPass):
                 self._next, part = self._waiting.pop(self._next)
                 self._total = part if self._total is None else self._total.add_(part)
 
-    def finish(self, partials: Sequence[None]) -> MergePass:
+    def next_pass(self, partials: Sequence[None]) -> MergePass:
         return VectorSum(self.vectors, self.deltas, self.length, self.coefficients, self._total)
 
 

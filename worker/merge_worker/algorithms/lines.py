@@ -32,11 +32,11 @@ class _Before(StatisticsPass):
     inner: StatisticsPass
     task: Task
 
-    def look(self, block: Block) -> Any:
-        return self.inner.look(block)
+    def collect(self, block: Block) -> Any:
+        return self.inner.collect(block)
 
-    def finish(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
-        return scaled(self.inner.finish(partials), self.task)
+    def next_pass(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
+        return scaled(self.inner.next_pass(partials), self.task)
 
 
 @dataclass

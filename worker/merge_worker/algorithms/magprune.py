@@ -43,7 +43,7 @@ def ranked_chance(density: float, epsilon: float) -> Sparsifier:
 class RankedChance(Sparsifier):
     density: float
     epsilon: float
-    cut: Granularity = Granularity.ROW
+    granularity: Granularity = Granularity.ROW
 
     def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
         stream = Stream.of(task.seed, task.name, model)

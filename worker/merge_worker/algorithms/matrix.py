@@ -42,7 +42,7 @@ class Rule(ABC):
 class Matrix:
     """`method(*, parameters) -> Rule`."""
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return Granularity.MATRIX
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
@@ -51,7 +51,7 @@ class Matrix:
     def scratch_bytes(self, method: Method, sources: int) -> int:
         return 16
 
-    def effort(self, method: Method, task: Task) -> Cost:
+    def cost(self, method: Method, task: Task) -> Cost:
         sides = matrix_shape(task.shape)
         if sides is None or not min(task.shape):
             return Cost(0, self.scratch_bytes(method, task.models + task.has_base))

@@ -137,7 +137,7 @@ class _Sample(StatisticsPass):
     whole: bool
     stride: int
 
-    def look(self, block: Block) -> tuple[int, list[Tensor]]:
+    def collect(self, block: Block) -> tuple[int, list[Tensor]]:
         step = slice(-block.start % self.stride, None, self.stride)
         if not self.whole:
             here = [values.reshape(-1)[step] for values in block.tensors]
@@ -145,7 +145,7 @@ class _Sample(StatisticsPass):
         # Scratch does not survive the block.
         return block.start, [values[step].clone().cpu() for values in self.values(block)]
 
-    def finish(self, partials: Sequence[tuple[int, list[Tensor]]]) -> StatisticsPass | MergePass:
+    def next_pass(self, partials: Sequence[tuple[int, list[Tensor]]]) -> StatisticsPass | MergePass:
         import torch
 
         searches: list[list[Search]] = []
@@ -204,7 +204,7 @@ class _Count(StatisticsPass):
             if search.found is None
         ]
 
-    def look(self, block: Block) -> tuple[int, list[Counts]]:
+    def collect(self, block: Block) -> tuple[int, list[Counts]]:
         counts: list[list[Counts]] = [[] for _ in self.active]
         for part in (block,) if self.root.whole else parts(block):
             values = self.root.values(part)
@@ -212,7 +212,7 @@ class _Count(StatisticsPass):
                 counts[number].append(held(values[series], search, part.scratch))
         return block.start, [add_up(found) for found in counts]
 
-    def finish(self, partials: Sequence[tuple[int, list[Counts]]]) -> StatisticsPass | MergePass:
+    def next_pass(self, partials: Sequence[tuple[int, list[Counts]]]) -> StatisticsPass | MergePass:
         for number, (_, search) in enumerate(self.active):
             search.learn([found[number] for _, found in partials])
         return self.root.proceed(self.searches, [start for start, _ in partials])

@@ -65,7 +65,7 @@ class Census(StatisticsPass):
     rule: Overlap
     task: Task
 
-    def look(self, block: Block) -> list[tuple[int, int]]:
+    def collect(self, block: Block) -> list[tuple[int, int]]:
         import torch
 
         found = [(0, 0)] * self.task.models
@@ -80,7 +80,7 @@ class Census(StatisticsPass):
                 found[m] = (found[m][0] + int(changed.sum()) - unique, found[m][1] + unique)
         return found
 
-    def finish(self, partials: Sequence[list[tuple[int, int]]]) -> MergePass:
+    def next_pass(self, partials: Sequence[list[tuple[int, int]]]) -> MergePass:
         factors = []
         for m in range(self.task.models):
             shared, unique = (sum(p[m][i] for p in partials) for i in (0, 1))

@@ -47,10 +47,10 @@ class Vote(Rule):
             )
 
     @property
-    def cut(self) -> Granularity:  # type: ignore[override]
+    def granularity(self) -> Granularity:  # type: ignore[override]
         return (
             Granularity.ROW
-            if any(k.cut is Granularity.ROW for k in self.keep)
+            if any(k.granularity is Granularity.ROW for k in self.keep)
             else Granularity.ELEMENT
         )
 
@@ -101,7 +101,7 @@ class Norms(StatisticsPass):
     work: str
     then: Callable[[dict[int, float]], MergePass]
 
-    def look(self, block: Block) -> tuple[list[list[float]], list[list[float]]]:
+    def collect(self, block: Block) -> tuple[list[list[float]], list[list[float]]]:
         models = list(self.masks)
         apply = [mask.on(block) for mask in self.masks.values()]
         whole: list[Tensor] = []
@@ -115,7 +115,7 @@ class Norms(StatisticsPass):
             kept += run_sums(sizes)
         return numbers(whole), numbers(kept)
 
-    def finish(
+    def next_pass(
         self, partials: Sequence[tuple[list[list[float]], list[list[float]]]]
     ) -> StatisticsPass | MergePass:
         factors = {}

@@ -34,7 +34,7 @@ class Mask(ABC):
 class Sparsifier(ABC):
     """A selection as the recipe asks for it. KEEP_ALL and KEEP_NONE are the trivial ones."""
 
-    cut: Granularity = Granularity.ELEMENT
+    granularity: Granularity = Granularity.ELEMENT
 
     def ranks(self, count: int) -> list[int]:
         """Ranks by magnitude, ascending, whose thresholds `mask` needs."""

@@ -41,7 +41,7 @@ def keep_agreed(
 class Rule(ABC):
     """What the function of a method of this family returns."""
 
-    cut: Granularity = Granularity.ELEMENT
+    granularity: Granularity = Granularity.ELEMENT
 
     @property
     def reads(self) -> int:
@@ -56,8 +56,8 @@ class Rule(ABC):
 class Select:
     """`method(*, parameters) -> Rule`."""
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
-        return _rule(method, values).cut
+    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+        return _rule(method, values).granularity
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
         return _rule(method, values).reads

@@ -40,7 +40,7 @@ class Span:
     vectors: Callable[[Mapping[str, Any]], Vectors] | None = None
     exact: bool = False
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return Granularity.ELEMENT if self._vectors(values) is Vectors.WHOLE else Granularity.ROW
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
@@ -116,7 +116,7 @@ def check_sources(method: Method, task: Task) -> None:
     """Refuse a task whose sources are not those that the method merges. ValueError."""
     if method.base is BaseRole.REQUIRED and not task.has_base:
         raise ValueError(f"{method.name} needs the base among the sources of '{task.name}'")
-    least, most = method.least_models, method.most_models
+    least, most = method.min_models, method.max_models
     if task.models < least or (most is not None and task.models > most):
         wanted = ("" if most == least else "at least ") + counted(least, "models")
         beside = " beside the base" if task.has_base else ""
@@ -152,7 +152,7 @@ class WeightedSum(MergePass):
             self.coefficients = [c / first for c in self.coefficients]
             self.scale *= first
 
-    def wide(self) -> MergePass | None:
+    def in_float64(self) -> MergePass | None:
         if self.work == "float64":
             return None
         other = copy(self)
@@ -160,7 +160,7 @@ class WeightedSum(MergePass):
         return other
 
     @property
-    def takes(self) -> str:  # type: ignore[override]
+    def accumulates_in(self) -> str:  # type: ignore[override]
         return self.work
 
     def merge(self, block: Block, out: Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..dtypes import BY_NAME, FLOATS, DType, Kind, from_torch_name
 from ..errors import InputError
 from ..messages import counted, first_names, printable
-from ..tensors.source import BufferSize, DerivedTensor, Reader, TensorSource, room
+from ..tensors.source import BufferSize, DerivedTensor, Reader, TensorSource, buffer_size
 from ..tensors.views import by_row
 from .folder import FP8_DTYPES, SCALE_SUFFIXES, Checkpoint
 
@@ -83,9 +83,9 @@ class Dequantised(DerivedTensor):
 
     blocks: Blocks = _ONE
 
-    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+    def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         b = self.blocks
-        out.copy_(reader.read(self.parts[0], start, stop, slot + "0"))
+        out.copy_(reader.read(self.inputs[0], start, stop, slot + "0"))
         for begin, end in by_row(start, stop, b.columns):
             while begin < end:
                 row, column = divmod(begin, b.columns)
@@ -93,17 +93,17 @@ class Dequantised(DerivedTensor):
                 left = b.height - inside % b.height  # rows that have the same scales
                 last = min(end, (row + min(left, b.rows - inside)) * b.columns)
                 at = (matrix * b.scale_rows + inside // b.height) * b.scale_columns
-                scales = reader.read(self.parts[1], at, at + b.scale_columns, slot + "1").float()
+                scales = reader.read(self.inputs[1], at, at + b.scale_columns, slot + "1").float()
                 wide = scales.repeat_interleave(b.width)[: b.columns]
                 here = out[begin - start : last - start].view(-1, min(b.columns, last - begin))
                 here.mul_(wide[column : column + here.shape[1]])
                 begin = last
 
-    def token(self) -> object:
+    def fingerprint(self) -> object:
         return self.blocks
 
-    def room(self) -> BufferSize:
-        codes, scales = (room(part) for part in self.parts)
+    def buffer_size(self) -> BufferSize:
+        codes, scales = (buffer_size(part) for part in self.inputs)
         row = self.blocks.scale_columns * (scales.per_element + 4 + 4 * self.blocks.width)
         return BufferSize(codes.per_element, codes.fixed + scales.fixed + row)
 

@@ -42,7 +42,7 @@ def _summary(method: Method) -> str:
 
 def method_page(method: Method) -> str:
     """Formula, models, parameters with defaults, paper."""
-    least, most = method.least_models, method.most_models
+    least, most = method.min_models, method.max_models
     if least == most:
         count = f"{least}"
     else:

@@ -66,7 +66,7 @@ class Lane:
         for number, source in enumerate(step.sources):
             needs[f"in{number}"] = (stop - start) * source.dtype.bytes
             if isinstance(source, DerivedTensor):
-                extra = source.room()
+                extra = source.buffer_size()
                 needs[f"in{number}."] = (stop - start) * extra.per_element + extra.fixed
         scratch = min(step.grid.block, step.grid.count) * step.scratch
         outs = {f"out{n}": (stop - start) * m.step.dtype.bytes for n, m in enumerate(step.members)}
@@ -92,7 +92,7 @@ class Lane:
             memory = self.host.memory(slot, (stop - start) * size)
             self.files.read(source.file, source.offset + start * size, memory, self.turns)
         else:
-            source.fill(self, start, stop, out, f"{slot}.")
+            source.read_into(self, start, stop, out, f"{slot}.")
         return out
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
@@ -156,7 +156,7 @@ class Lane:
         for block in self.blocks(step, part, loaded):
             for member, reduce, partials in zip(step.members, reduces, found, strict=True):
                 if reduce is not None:
-                    partials.append(reduce.look(member.of(block)))
+                    partials.append(reduce.collect(member.of(block)))
         return found
 
     def merge(
@@ -175,7 +175,8 @@ class Lane:
         ]
         # Terms near the largest float32 overflow where their sum would not.
         wider = [
-            final.wide() if bad else None for final, (_, bad) in zip(finals, landed, strict=True)
+            final.in_float64() if bad else None
+            for final, (_, bad) in zip(finals, landed, strict=True)
         ]
         for number, block in enumerate(self.blocks(step, part, loaded) if any(wider) else ()):
             for member, wide, blocks in zip(step.members, wider, parts, strict=True):

@@ -17,7 +17,7 @@ from ..messages import counted, printable
 from ..output.checksums import Hashes
 from ..output.commit import commit, finish
 from ..output.files import output_errors
-from ..output.lock import Busy, Lock, held, refuse_others
+from ..output.lock import Busy, Lock, is_held, refuse_others
 from ..output.manifest import read_manifest
 from ..output.model_card import public_text
 from ..output.store import PartialOutput, remove_partial
@@ -67,7 +67,7 @@ def run_merges(
     for job in jobs:
         if job.target.state is State.FINISHED:
             job.told = f"{job.store.out}: this merge is already there; nothing to do"
-            job.store.remove_rest()
+            job.store.remove_leftovers()
         elif job.plan.stages and job.target.state is not State.COMMIT:
             _stages(job.plan, options, rank, clock)
         begins = not job.told and job.target.state is not State.COMMIT and rank.number == 0
@@ -124,7 +124,7 @@ def _begin(job: RunningMerge, locks: contextlib.ExitStack) -> None:
     locks.enter_context(_lock(store, f"{rank.number}-of-{rank.world}"))
     refuse_others(store.folder, store.plan.key)
     # Ranks begin one after the other, and none may discard what another has begun.
-    store.prepare(resume=job.options.resume or rank.world > 1)
+    store.open_or_resume(resume=job.options.resume or rank.world > 1)
     if not job.options.overwrite and _key_in(store.out) == store.plan.key:
         # Others came to the end since OUT was looked at. Not before the folder is made: they may
         # take it away, and then OUT is whole already.
@@ -198,7 +198,7 @@ def _lock(store: PartialOutput, name: str) -> Lock:
 def _others_end(job: RunningMerge) -> bool:
     """Whether another rank gives everything its final name now, or has done so."""
     store = job.store
-    if held(store.folder / "lock-finish"):
+    if is_held(store.folder / "lock-finish"):
         return True
     # Ranks that begin after the end make the folder for a moment; what is replaced has a manifest.
     there = job.options.overwrite and store.folder.exists()

@@ -56,7 +56,7 @@ class _Open:
     def advance(self, found: Sequence[Sequence[Any]]) -> None:
         """The next pass of those who were looking, by their statistics of all blocks."""
         self.current = [
-            one.finish(partials) if isinstance(one, StatisticsPass) else one
+            one.next_pass(partials) if isinstance(one, StatisticsPass) else one
             for one, partials in zip(self.current, found, strict=True)
         ]
 

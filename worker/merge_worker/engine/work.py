@@ -147,7 +147,7 @@ def _scratch(members: Sequence[Member], sources: int) -> int:
 
 def shared(block: Block, finals: Sequence[MergePass]) -> Block:
     """The sources converted once, if that is what all of several members would do."""
-    if len(finals) < 2 or any(final.takes != "float32" for final in finals):
+    if len(finals) < 2 or any(final.accumulates_in != "float32" for final in finals):
         return block
     found = []
     for number, source in enumerate(block.tensors):

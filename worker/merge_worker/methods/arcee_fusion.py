@@ -31,7 +31,7 @@ class Fusion:
     The importance of an element is |other - base| times the divergence of its row.
     """
 
-    def cut(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return Granularity.ROW
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
@@ -60,7 +60,7 @@ class Divergence(StatisticsPass):
     method: Method
     task: Task
 
-    def look(self, block: Block) -> Tensor:
+    def collect(self, block: Block) -> Tensor:
         import torch
 
         length = self.task.shape[-1] if self.task.shape else 1
@@ -70,7 +70,7 @@ class Divergence(StatisticsPass):
             rows.div_(rows.sum(-1, keepdim=True)).add_(1e-8)
         return torch.div(p, q, out=q).log_().mul_(p).sum(-1).clamp_(min=0).cpu()
 
-    def finish(self, partials: Sequence[Tensor]) -> StatisticsPass | MergePass:
+    def next_pass(self, partials: Sequence[Tensor]) -> StatisticsPass | MergePass:
         import torch
 
         importance = Importance(self.task, torch.cat(list(partials)))

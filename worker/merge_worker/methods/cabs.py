@@ -26,7 +26,7 @@ class Turns(Rule):
     weight: Sequence[float]
     n: int
     m: int
-    cut: Granularity = Granularity.ROW
+    granularity: Granularity = Granularity.ROW
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= self.m:

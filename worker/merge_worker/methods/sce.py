@@ -68,12 +68,12 @@ class Differing(StatisticsPass):
     rule: Sce
     task: Task
 
-    def look(self, block: Block) -> int:
+    def collect(self, block: Block) -> int:
         import torch
 
         return sum(int(torch.count_nonzero(variance(p, self.task))) for p in parts(block))
 
-    def finish(self, partials: Sequence[int]) -> StatisticsPass | MergePass:
+    def next_pass(self, partials: Sequence[int]) -> StatisticsPass | MergePass:
         import torch
 
         # The product in float32, as in mergekit.
@@ -116,7 +116,7 @@ class Energy(StatisticsPass):
     task: Task
     threshold: Threshold | None
 
-    def look(self, block: Block) -> list[list[float]]:
+    def collect(self, block: Block) -> list[list[float]]:
         sums: list[Tensor] = []
         edge = self.threshold.ties(block) if self.threshold else 0
         for part in parts(block):
@@ -125,7 +125,7 @@ class Energy(StatisticsPass):
             sums += run_sums(deltas)
         return numbers(sums)
 
-    def finish(self, partials: Sequence[list[list[float]]]) -> MergePass:
+    def next_pass(self, partials: Sequence[list[list[float]]]) -> MergePass:
         models = self.task.models
         count = math.prod(self.task.shape)
         q = [math.fsum(x for p in partials for x in p[m]) / count for m in range(models)]

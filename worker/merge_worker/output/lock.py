@@ -140,7 +140,7 @@ def refuse_others(folder: Path, about: str) -> None:
             )
 
 
-def held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
     """Whether a living process has the lock at `path`."""
     return _holder(path) is not None
 

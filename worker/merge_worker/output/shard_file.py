@@ -27,7 +27,7 @@ LARGEST_WRITE = 1 << 30
 LEAST_DIRECT = 16 * PAGE
 
 
-class OutFile:
+class ShardFile:
     """`size` bytes at `path`, those that are there already included. OSError.
 
     `made`: none were.

@@ -22,7 +22,7 @@ from ..system.signals import StopFlag
 from .checksums import Hashes, checksum, total
 from .files import PARTIAL, PASSING, output_errors, unfinished, write_file
 from .journal import KEY, Entry, entry_id, journal_prefix, parse_line, pending_commit, read_key
-from .shard_file import OutFile
+from .shard_file import ShardFile
 
 VERIFY_BYTES = 8 << 20
 SETTLED_S = 60.0
@@ -38,12 +38,12 @@ class PartialOutput:
         self.plan = plan
         self.entries: dict[tuple[int, int], Entry] = {}
         self._journal_of: dict[Entry, str] = {}
-        self.files: list[OutFile] = []
+        self.files: list[ShardFile] = []
         self.hashes: Hashes | None = None
         self._journal = -1
         self._lock = threading.Lock()
 
-    def prepare(self, resume: bool = True) -> None:
+    def open_or_resume(self, resume: bool = True) -> None:
         """Take the folder for this merge; what another one left in it goes away. OutputError."""
         with output_errors(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class PartialOutput:
         """Open all shards at their final size and a journal of this process. OutputError."""
         with output_errors(self.out):
             for shard in self.plan.layout.shards:
-                file = OutFile(self.folder / unfinished(shard.name), shard.size)
+                file = ShardFile(self.folder / unfinished(shard.name), shard.size)
                 self.files.append(file)
                 file.write(memoryview(shard.header), 0)
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
@@ -136,7 +136,7 @@ class PartialOutput:
             if stop is not None and stop.is_set():
                 raise Stopped(f"{stop.reason}; run the same command again to continue")
             with output_errors(self.out):
-                return self._is_there(entry)
+                return self._is_intact(entry)
 
         with ThreadPoolExecutor(threads) as pool:
             entries = list(self.entries.values())
@@ -180,7 +180,7 @@ class PartialOutput:
             for file in files:
                 every.callback(file.close)
 
-    def remove_rest(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what a run left that was killed in `remove_partial`."""
         for trash in self.out.glob(f"{PARTIAL}-*"):
             shutil.rmtree(trash, ignore_errors=True)
@@ -221,7 +221,7 @@ class PartialOutput:
         blocks = self.plan.steps[entry.step].grid.blocks
         return entry.piece.first >= 0 and entry.piece.first + entry.piece.blocks <= blocks
 
-    def _is_there(self, entry: Entry) -> bool:
+    def _is_intact(self, entry: Entry) -> bool:
         step = self.plan.steps[entry.step]
         start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
         position, end = (step.offset + n * step.dtype.bytes for n in (start, stop))

@@ -201,7 +201,7 @@ def _is_weight(source: TensorSource) -> bool:
 
 def _dtype(source: TensorSource) -> DType:
     """What a source stands for, whatever it is computed in."""
-    return source.said or source.dtype
+    return source.declared_dtype or source.dtype
 
 
 def _names(found: dict[Pair, list[TensorSource]]) -> tuple[str, ...]:

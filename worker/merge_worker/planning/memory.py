@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..messages import counted
-from ..tensors.source import BufferSize, add, room
+from ..tensors.source import BufferSize, add_sizes, buffer_size
 from ..units import duration
 from .shards import PAGE
 from .step import Step
@@ -85,7 +85,7 @@ class Memory:
 def held(step: Step) -> BufferSize:
     """Buffer bytes of one element, every source and the result; and those of any number."""
     block = max(1, min(step.grid.block, step.grid.count))
-    sources = add(*(room(source) for source in step.sources))
+    sources = add_sizes(buffer_size(source) for source in step.sources)
     fixed = 2 * PAGE * step.results + block * step.scratch + sources.fixed
     return BufferSize(sources.per_element + step.result_bytes, fixed)
 

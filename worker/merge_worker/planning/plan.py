@@ -243,9 +243,9 @@ def _key(
 def _origin(source: TensorSource, files: Mapping[str, int]) -> list[object]:
     """Where the values of a source come from, for the key."""
     if isinstance(source, LazilyMerged):
-        return [source.kind, source.token()]
+        return [source.kind, source.fingerprint()]
     if isinstance(source, DerivedTensor):
-        parts = [_origin(part, files) for part in source.parts]
-        return [source.kind, source.token(), parts]
+        parts = [_origin(part, files) for part in source.inputs]
+        return [source.kind, source.fingerprint(), parts]
     # What a document that is made on the way copies is in the key of that document.
     return [files.get(source.file, Path(source.file).name), source.offset]

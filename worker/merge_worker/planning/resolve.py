@@ -46,15 +46,15 @@ class UnplacedStep:
     method: Method
 
     def step(self, shard: int, offset: int, block: int) -> Step:
-        out, task, family = self.output, self.task, self.method.family
-        cut = family.cut(self.method, task.values) if task else Granularity.ELEMENT
+        out, task, family = self.output, self.task, self.method.algorithm
+        cut = family.granularity(self.method, task.values) if task else Granularity.ELEMENT
         reads = family.reads(self.method, task.values) if task else 1
         scratch = family.scratch_bytes(self.method, len(self.sources)) if task else 0
         if reads > 1 and block == CPU_BLOCK:
             block *= MULTIPASS_FACTOR
         flops = 0
         if task and _is_heavy(type(family)):
-            flops, scratch = cast(ComputeBound, family).effort(self.method, task)
+            flops, scratch = cast(ComputeBound, family).cost(self.method, task)
         if task and task.scale != 1.0:
             scratch += SCALED_SCRATCH
         return Step(
@@ -126,16 +126,14 @@ class Resolver:
         infos = tuple(info for _, info in (*models, *base))
         task = self._task(match, dtype, len(models), bool(base), values)
         task = replace(task, scale=self._scale(match))
-        self.method.family.check(self.method, task)
+        self.method.algorithm.check(self.method, task)
         return UnplacedStep(Output(match.name, dtype, match.first.shape), infos, task, self.method)
 
     def _takes_one(self, part: SliceInputs) -> bool:
         """Whether the method makes something of a single source, which then is no base."""
         alone = part.base is not None and plays_base(self.method)
         return (
-            self.method.base is not BaseRole.REQUIRED
-            and self.method.least_models <= 1
-            and not alone
+            self.method.base is not BaseRole.REQUIRED and self.method.min_models <= 1 and not alone
         )
 
     def _copy(self, match: Match) -> UnplacedStep:
@@ -251,6 +249,6 @@ class Resolver:
     def _out_dtype(self, first: TensorSource) -> DType:
         asked = self.options.dtype or self.recipe.out_dtype or self.recipe.dtype or "same"
         if asked == "same":
-            return first.said or first.dtype
+            return first.declared_dtype or first.dtype
         dtype = from_torch_name(asked)
         return dtype if dtype.kind is Kind.FLOAT else first.dtype

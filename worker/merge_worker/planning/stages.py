@@ -24,8 +24,8 @@ from ..tensors.source import (
     Reader,
     StoredTensor,
     TensorSource,
-    add,
-    room,
+    add_sizes,
+    buffer_size,
 )
 from ..tokenizer.files import SideFiles
 from .shards import ShardLayout
@@ -44,23 +44,23 @@ class LazilyMerged(DerivedTensor):
     step: Step = field(kw_only=True)
     key: str = field(kw_only=True)
 
-    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+    def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         final, grid = _final(self.step), self.step.grid
         assert isinstance(final, MergePass)
         for number in range(start // grid.block, -(-stop // grid.block)):
             first, last = grid.span(number, 1)
-            read = [reader.read(p, first, last, f"{slot}{n}") for n, p in enumerate(self.parts)]
+            read = [reader.read(p, first, last, f"{slot}{n}") for n, p in enumerate(self.inputs)]
             here = reader.take(f"{slot}out", last - first, self.dtype.torch_name)
             final.merge(Block(read, first, _Scratch(reader, slot)), here)
             low, high = max(start, first), min(stop, last)
             out[low - start : high - start].copy_(here[low - first : high - first])
 
-    def token(self) -> object:
+    def fingerprint(self) -> object:
         return [self.key, self.name]
 
-    def room(self) -> BufferSize:
+    def buffer_size(self) -> BufferSize:
         """A block at a time, whatever the run."""
-        sources = add(*(room(part) for part in self.parts))
+        sources = add_sizes(buffer_size(source) for source in self.inputs)
         block = min(self.step.grid.block, max(1, self.count))
         each = sources.per_element + self.dtype.bytes + self.step.scratch
         return BufferSize(0, block * each + sources.fixed)
@@ -102,7 +102,7 @@ def _final(step: Step) -> object:
 
 def _as(source: TensorSource, name: str, said: DType) -> TensorSource:
     """A copied tensor under its name in the result."""
-    return replace(source, name=name, said=said)
+    return replace(source, name=name, declared_dtype=said)
 
 
 # MERGED The result of a merge as a model, before it is there: a plan knows its every header.
@@ -145,7 +145,7 @@ def planned_checkpoint(
         file = str(folder / layout.shards[step.shard].name)
         count = step.grid.count * step.dtype.bytes
         info = StoredTensor(step.name, step.dtype, step.shape, file, step.offset, count)
-        infos[step.name] = replace(info, said=said[step.name])
+        infos[step.name] = replace(info, declared_dtype=said[step.name])
     shards = tuple(
         Shard(
             str(folder / shard.name),

@@ -77,7 +77,7 @@ def _base_listed(part: Slice, base: ModelRef | None, method: Method) -> Iterator
 
 def _count(part: Slice, base: ModelRef | None, method: Method) -> Iterator[str]:
     count = len(part.sources) - (base is not None and plays_base(method))
-    least, most = method.least_models, method.most_models
+    least, most = method.min_models, method.max_models
     if count >= least and (most is None or count <= most):
         return
     if most is None:

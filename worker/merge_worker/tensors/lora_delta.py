@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .source import BufferSize, DerivedTensor, Reader, room
+from .source import BufferSize, DerivedTensor, Reader, buffer_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,27 +40,27 @@ class LoraTensor(DerivedTensor):
 
     @property
     def rank(self) -> int:
-        return self.parts[1].shape[0] // self.experts
+        return self.inputs[1].shape[0] // self.experts
 
     @property
     def step(self) -> int:
         """Rows of a chunk."""
         return max(1, CHUNK // max(1, self.sheet[1]))
 
-    def token(self) -> object:
+    def fingerprint(self) -> object:
         return [*self.sheet, self.scale, self.experts, self.expert, self.row, self.transposed]
 
-    def room(self) -> BufferSize:
+    def buffer_size(self) -> BufferSize:
         wide, (rows, columns) = self.dtype.bytes, self.sheet
-        stored = max(part.dtype.bytes for part in self.parts[1:])
-        base, strided = room(self.parts[0]), self.rank * self.experts * stored
+        stored = max(part.dtype.bytes for part in self.inputs[1:])
+        base, strided = buffer_size(self.inputs[0]), self.rank * self.experts * stored
         # The right factor, as it is stored and as it is used, and the chunk at work.
         fixed = columns * (self.rank * 2 * wide + strided)
         fixed += min(rows, self.step) * columns * (base.per_element + wide) + base.fixed
         left = -(-(self.rank * 2 * wide + strided) // max(1, columns))
         return BufferSize(left, fixed)
 
-    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+    def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         rows, columns = self.sheet
         size = rows * columns
         for number in range(start // size, -(-stop // size)):
@@ -68,7 +68,7 @@ class LoraTensor(DerivedTensor):
             first = max(0, start - begin) // columns
             last = min(rows, -(-(stop - begin) // columns))
             for row, values in self._chunks(reader, number, first, last, slot):
-                if len(self.parts) > 3:
+                if len(self.inputs) > 3:
                     self._rescale(reader, row, values, slot)
                 at = begin + row * columns
                 low, high = max(start, at), min(stop, at + values.numel())
@@ -96,7 +96,7 @@ class LoraTensor(DerivedTensor):
         for row in range(first, last, self.step):
             end = min(last, row + self.step)
             span = (sheet + row * columns, sheet + end * columns)
-            base = reader.read(self.parts[0], *span, f"{slot}base")
+            base = reader.read(self.inputs[0], *span, f"{slot}base")
             values = base.to(wide, copy=True).view(end - row, columns)
             some = left[row - first : end - first].contiguous()
             yield row, values.addmm_(some, right, alpha=self.scale)
@@ -105,7 +105,7 @@ class LoraTensor(DerivedTensor):
         """Columns of the rows of an expert in A."""
         import torch
 
-        source, (first, last) = self.parts[1], columns
+        source, (first, last) = self.inputs[1], columns
         width = source.count // source.shape[0]
         begin = expert * self.rank * width
         if (first, last) == (0, width):
@@ -118,7 +118,7 @@ class LoraTensor(DerivedTensor):
 
     def _b(self, reader: Reader, expert: int, rows: tuple[int, int], slot: str) -> Tensor:
         """Rows of B, with the columns of an expert."""
-        source, width = self.parts[2], self.parts[1].shape[0]
+        source, width = self.inputs[2], self.inputs[1].shape[0]
         values = reader.read(source, rows[0] * width, rows[1] * width, f"{slot}b")
         return values.view(-1, width)[:, expert :: self.experts]
 
@@ -126,7 +126,7 @@ class LoraTensor(DerivedTensor):
         """DoRA: the length of each row of the weight (of a transposed one: column) is trained."""
         import torch
 
-        source = self.parts[3]
+        source = self.inputs[3]
         first, count = (0, source.count) if self.transposed else (row, len(values))
         told = reader.read(source, first, first + count, f"{slot}m").to(torch.float64)
         if self.transposed:
@@ -157,10 +157,10 @@ class OffsetTensor(DerivedTensor):
 
     scale: float = 1.0
 
-    def token(self) -> object:
+    def fingerprint(self) -> object:
         return self.scale
 
-    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
-        out.copy_(reader.read(self.parts[0], start, stop, f"{slot}base"))
-        shift = reader.read(self.parts[1], start, stop, f"{slot}b")
+    def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+        out.copy_(reader.read(self.inputs[0], start, stop, f"{slot}base"))
+        shift = reader.read(self.inputs[1], start, stop, f"{slot}b")
         out.add_(shift.to(out), alpha=self.scale)

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..dtypes import BY_NAME
-from .source import BufferSize, DerivedTensor, Reader, TensorSource, add, room
+from .source import BufferSize, DerivedTensor, Reader, TensorSource, add_sizes, buffer_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,20 +105,21 @@ class GatheredRows(DerivedTensor):
     def width(self) -> int:
         return self.count // self.shape[0]
 
-    def token(self) -> object:
+    def fingerprint(self) -> object:
         return self.rows.digest
 
-    def room(self) -> BufferSize:
+    def buffer_size(self) -> BufferSize:
         # Parts are read one after the other into the same slot, those made on the way into theirs.
-        kinds = [room(part) for part in self.parts]
-        inner = add(*(part.room() for part in self.parts if isinstance(part, DerivedTensor)))
-        most = max((part.dtype.bytes for part in self.parts), default=0)
+        kinds = [buffer_size(part) for part in self.inputs]
+        derived = [source for source in self.inputs if isinstance(source, DerivedTensor)]
+        inner = add_sizes(source.buffer_size() for source in derived)
+        most = max((part.dtype.bytes for part in self.inputs), default=0)
         fixed = max((kind.fixed for kind in kinds), default=0)
         if self.rows.computed:
             fixed += (max(CHUNK, self.width) + 2 * self.width) * (8 + 8 + most + inner.per_element)
         return BufferSize(most + inner.per_element, max(fixed, inner.fixed))
 
-    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+    def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         width, at = self.width, start
         index = bisect_right(self.rows.starts, start // width) - 1
         while at < stop:
@@ -147,7 +148,7 @@ class GatheredRows(DerivedTensor):
     def _read(self, reader: Reader, row: Row, offset: int, count: int, slot: str) -> Tensor:
         """Elements of a part, from `offset` after the begin of a row on."""
         number, first = self.places[row[0]]
-        part = self.parts[number]
+        part = self.inputs[number]
         skipped = 0 if isinstance(part, DerivedTensor) else first
         start = (row[1] - skipped) * self.width + offset
         return reader.read(part, start, start + count, slot + "0")
@@ -198,7 +199,7 @@ def gather_rows(number: int, parts: Mapping[int, TensorSource], rows: RowMap) ->
     places = {part: (place, rows.spans()[part][0]) for place, part in enumerate(windows)}
     return GatheredRows(
         own.name, dtype, (rows.count, *own.shape[1:]), tuple(windows.values()),
-        own.said or own.dtype, rows=rows, places=places,
+        own.declared_dtype or own.dtype, rows=rows, places=places,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
@@ -32,7 +32,7 @@ class StoredTensor:
     file: str
     offset: int
     nbytes: int
-    said: DType | None = None
+    declared_dtype: DType | None = None
 
     @property
     def count(self) -> int:
@@ -66,8 +66,8 @@ class DerivedTensor(ABC):
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    parts: tuple[TensorSource, ...]
-    said: DType | None = None
+    inputs: tuple[TensorSource, ...]
+    declared_dtype: DType | None = None
 
     @property
     def count(self) -> int:
@@ -80,28 +80,28 @@ class DerivedTensor(ABC):
         return self.count * self.dtype.bytes
 
     @abstractmethod
-    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+    def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         """Write elements [start, stop) to `out` (1-D, host); parts go to slots that begin so.
 
         The bits must not depend on where a run begins and ends.
         """
 
     @abstractmethod
-    def token(self) -> object:
+    def fingerprint(self) -> object:
         """What the values depend on beside the parts, for the key of a merge: JSON."""
 
-    def room(self) -> BufferSize:
+    def buffer_size(self) -> BufferSize:
         """What `fill` takes beside `out`."""
-        return add(*(room(part) for part in self.parts))
+        return add_sizes(buffer_size(source) for source in self.inputs)
 
 
 TensorSource = StoredTensor | DerivedTensor
 
 
-def room(source: TensorSource) -> BufferSize:
+def buffer_size(source: TensorSource) -> BufferSize:
     """What reading a source takes, its values included."""
     values = BufferSize(source.dtype.bytes)
-    return values if isinstance(source, StoredTensor) else add(values, source.room())
+    return values if isinstance(source, StoredTensor) else add_sizes([values, source.buffer_size()])
 
 
 def bytes_read(source: TensorSource) -> int:
@@ -109,8 +109,9 @@ def bytes_read(source: TensorSource) -> int:
     return sum(info.nbytes for info in stored_inputs(source))
 
 
-def add(*rooms: BufferSize) -> BufferSize:
-    return BufferSize(sum(r.per_element for r in rooms), sum(r.fixed for r in rooms))
+def add_sizes(sizes: Iterable[BufferSize]) -> BufferSize:
+    sizes = list(sizes)
+    return BufferSize(sum(s.per_element for s in sizes), sum(s.fixed for s in sizes))
 
 
 def stored_inputs(source: TensorSource) -> Iterator[StoredTensor]:
@@ -118,5 +119,5 @@ def stored_inputs(source: TensorSource) -> Iterator[StoredTensor]:
     if isinstance(source, StoredTensor):
         yield source
     else:
-        for part in source.parts:
+        for part in source.inputs:
             yield from stored_inputs(part)

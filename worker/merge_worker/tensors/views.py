@@ -15,7 +15,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..dtypes import BY_NAME, DType
-from .source import BufferSize, DerivedTensor, Reader, StoredTensor, TensorSource, room
+from .source import BufferSize, DerivedTensor, Reader, StoredTensor, TensorSource, buffer_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,21 +31,21 @@ class SlicedTensor(DerivedTensor):
     first: int = 0
     taken: int = 1
 
-    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+    def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         for begin, end in by_row(start, stop, self.taken):
             rows = max(1, (end - begin) // self.taken)
             row, column = divmod(begin, self.taken)
             at = row * self.width + self.first + column
             span = (rows - 1) * self.width + (end - begin) - (rows - 1) * self.taken
-            values = reader.read(self.parts[0], at, at + span, slot + "0")
+            values = reader.read(self.inputs[0], at, at + span, slot + "0")
             into = out[begin - start : end - start].view(rows, -1)
             into.copy_(values.as_strided(into.shape, (self.width, 1)))
 
-    def token(self) -> object:
+    def fingerprint(self) -> object:
         return [self.width, self.first, self.taken]
 
-    def room(self) -> BufferSize:
-        held = room(self.parts[0])
+    def buffer_size(self) -> BufferSize:
+        held = buffer_size(self.inputs[0])
         return BufferSize(held.per_element * -(-self.width // max(1, self.taken)), held.fixed)
 
 
@@ -60,30 +60,30 @@ class ConcatTensor(DerivedTensor):
     @cached_property
     def columns(self) -> list[int]:
         """Where in a row each part begins, and where the last one ends."""
-        return list(accumulate((part.count // self.rows for part in self.parts), initial=0))
+        return list(accumulate((part.count // self.rows for part in self.inputs), initial=0))
 
-    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+    def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         columns = self.columns
         for begin, end in by_row(start, stop, columns[-1]):
             row, column = divmod(begin, columns[-1])
             rows = max(1, (end - begin) // columns[-1])
             into = out[begin - start : end - start].view(rows, -1)
             number = bisect_right(columns, column) - 1
-            while number < len(self.parts) and columns[number] < column + into.shape[1]:
+            while number < len(self.inputs) and columns[number] < column + into.shape[1]:
                 size = columns[number + 1] - columns[number]
                 first = max(column, columns[number])
                 last = min(column + into.shape[1], columns[number + 1])
                 here = row * size + first - columns[number]
                 run = (rows - 1) * size + last - first
-                values = reader.read(self.parts[number], here, here + run, slot + "0")
+                values = reader.read(self.inputs[number], here, here + run, slot + "0")
                 into[:, first - column : last - column].copy_(values.view(rows, -1))
                 number += 1
 
-    def token(self) -> object:
-        return [self.rows, [part.count for part in self.parts]]
+    def fingerprint(self) -> object:
+        return [self.rows, [part.count for part in self.inputs]]
 
-    def room(self) -> BufferSize:
-        held = [room(part) for part in self.parts]
+    def buffer_size(self) -> BufferSize:
+        held = [buffer_size(part) for part in self.inputs]
         return BufferSize(max(r.per_element for r in held), max(r.fixed for r in held))
 
 
@@ -93,7 +93,7 @@ class TransposedTensor(DerivedTensor):
 
     kind = "Transposed"
 
-    def fill(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
+    def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
         height, width = self.shape[-2:]  # the part has `width` rows of `height`
         for begin, end in by_row(start, stop, height * width, whole=False):
             matrix, place = divmod(begin, height * width)
@@ -101,16 +101,16 @@ class TransposedTensor(DerivedTensor):
             slab = out.new_empty((last - first, width))
             for column in range(width):
                 at = matrix * height * width + column * height
-                values = reader.read(self.parts[0], at + first, at + last, slot + "0")
+                values = reader.read(self.inputs[0], at + first, at + last, slot + "0")
                 slab[:, column].copy_(values)
             skip = place - first * width
             out[begin - start : end - start].copy_(slab.view(-1)[skip : skip + end - begin])
 
-    def token(self) -> object:
+    def fingerprint(self) -> object:
         return self.shape[-2:]
 
-    def room(self) -> BufferSize:
-        held, size = room(self.parts[0]), self.dtype.bytes
+    def buffer_size(self) -> BufferSize:
+        held, size = buffer_size(self.inputs[0]), self.dtype.bytes
         return BufferSize(held.per_element + size, held.fixed + 2 * self.shape[-1] * size)
 
 
@@ -149,7 +149,9 @@ def _columns(
         offset, nbytes = source.offset + first * size, count * size
         return replace(source, name=name, shape=shape, offset=offset, nbytes=nbytes)
     taken = count // rows
-    return SlicedTensor(name, source.dtype, shape, (source,), source.said, width, first, taken)
+    return SlicedTensor(
+        name, source.dtype, shape, (source,), source.declared_dtype, width, first, taken
+    )
 
 
 def concat(sources: Sequence[TensorSource], axis: int, name: str) -> TensorSource:
@@ -197,8 +199,8 @@ def _joined(
     parts: list[TensorSource] = []
     for source in sources:  # parts of parts are parts: fewer copies on the way
         inner = isinstance(source, ConcatTensor) and source.rows == rows
-        parts += source.parts if inner and isinstance(source, ConcatTensor) else [source]
-    said = sources[0].said
+        parts += source.inputs if inner and isinstance(source, ConcatTensor) else [source]
+    said = sources[0].declared_dtype
     return ConcatTensor(name, _common(parts), shape, tuple(parts), said, max(1, rows))
 
 
@@ -216,12 +218,12 @@ def transpose(source: TensorSource, name: str) -> TensorSource:
         raise ValueError(f"{source.name} is {list(source.shape)}; it has no two axes to exchange")
     shape = (*source.shape[:-2], source.shape[-1], source.shape[-2])
     if isinstance(source, TransposedTensor):
-        return reshape(source.parts[0], shape, name)
-    return TransposedTensor(name, source.dtype, shape, (source,), source.said)
+        return reshape(source.inputs[0], shape, name)
+    return TransposedTensor(name, source.dtype, shape, (source,), source.declared_dtype)
 
 
 def reshape(source: TensorSource, shape: tuple[int, ...], name: str) -> TensorSource:
     """The same elements in the same order under another name and shape."""
     if shape != source.shape and not isinstance(source, StoredTensor | SlicedTensor | ConcatTensor):
-        return ConcatTensor(name, source.dtype, shape, (source,), source.said)
+        return ConcatTensor(name, source.dtype, shape, (source,), source.declared_dtype)
     return replace(source, name=name, shape=shape)
