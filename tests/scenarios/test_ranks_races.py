@@ -164,7 +164,7 @@ def test_a_manifest_that_goes_away_while_it_is_read(
     assert manifest.read_manifest(half) is None
 
 
-def test_two_take_the_folder_away(half: Path, plan: Plan, before: Any) -> None:
+def test_two_take_the_folder_away(half: Path, before: Any) -> None:
     before(store_module.os, "urandom", PartialOutput(half, plan).remove)
     remove_partial(half)
     assert not list(half.glob(".merge-partial*"))
