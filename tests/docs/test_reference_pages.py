@@ -19,15 +19,15 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 METHODS = """# Methods
 
-What `merge-worker methods NAME` prints for each of them; made from the code.
-How they are named in recipes: [here](recipes.md).
+The output of `merge-worker methods NAME` for every method, generated from the code.
+[Recipes](recipes.md) shows how to use them.
 """
 
 MIGRATION = """# From mergekit
 
-Recipes need no change: every key and method of mergekit 0.1.5 is read, and results agree within
-rounding (`tests/worker/test_goldens.py`). The command line is another, but mergekit's options are
-taken as well:
+Recipes need no change: every key and method of mergekit 0.1.5 is supported, and results agree within
+rounding (`tests/worker/methods/test_mergekit_goldens.py`). The command line differs, but mergekit's options
+are accepted too:
 
 ```console
 $ merge-launch local recipe.yml out/ --cuda --lazy-unpickle --copy-tokenizer --out-shard-size 1B
@@ -36,13 +36,13 @@ $ merge-launch local recipe.yml out/ --cuda --lazy-unpickle --copy-tokenizer --o
 | mergekit | here |
 |---|---|
 | `mergekit-yaml recipe.yml out` | `merge-launch local recipe.yml out` |
-| `mergekit-multi` | the same: several documents are one recipe |
+| `mergekit-multi` | the same command: several documents are one recipe |
 | `mergekit-extract-lora` | `merge-worker extract-lora BASE FINETUNE OUT` |
 | mergekit itself, in a job | `merge-launch … --engine mergekit` |
 
 ## Options
 
-Each is taken, with a word on standard error about what it is here; `--no-…` of them too.
+Each is accepted, also in its `--no-…` form, with a note on standard error about its meaning here.
 
 | mergekit | here | |
 |---|---|---|
@@ -50,13 +50,12 @@ Each is taken, with a word on standard error about what it is here; `--no-…` o
 ENDING = """
 ## What is different
 
-- A result has the tensors of the base (or first model), in its layout, with its names; nothing is
-  left out silently.
-- Random masks come from seed and tensor name, so they do not depend on threads, devices or
-  the order of files; they are not the bits of mergekit's.
-- A merge that was stopped continues; a finished one is not done again; another one's folder is
-  refused.
-- NaN and Inf stop a merge; models that were not trained from one another are told.
+- The result has the tensors of the base (or first model), in its layout and with its names; nothing is left
+  out silently.
+- Random masks depend on seed and tensor name only, not on threads, devices or the order of files; they differ
+  from mergekit's bit for bit.
+- An interrupted merge resumes; a finished one is not repeated; a folder that holds another merge is refused.
+- NaN and Inf stop a merge; models that are probably unrelated are reported.
 """
 
 
