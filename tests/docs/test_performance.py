@@ -67,7 +67,7 @@ def test_every_method_has_a_recipe_that_is_understood(scripts: None) -> None:
     from bench_recipes import recipe  # type: ignore[import-not-found]
 
     from merge_worker import methods
-    from merge_worker.recipe.schema import parse
+    from merge_worker.recipe import parse
 
     models = [Path(name) for name in ("a", "b", "c")]
     for name in methods.names():

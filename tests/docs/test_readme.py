@@ -52,7 +52,7 @@ def test_the_example_of_a_method_works_when_its_file_is_added(example: str, tmp_
 
 
 def test_the_recipe_in_it_is_understood(tmp_path: Path) -> None:
-    from merge_worker.recipe.schema import parse
+    from merge_worker.recipe import parse
 
     found = re.search(r"```yaml recipe.yml\n(.*?)```", README, re.DOTALL)
     assert found is not None

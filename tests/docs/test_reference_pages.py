@@ -1,6 +1,6 @@
 """Pages that are made from the code, and recipes of a page that are planned.
 
-`pytest tests/test_reference_pages.py --update-goldens` writes methods.md and migration.md.
+`pytest tests/docs/test_reference_pages.py --update-goldens` writes methods.md and migration.md.
 """
 
 import re
@@ -11,7 +11,7 @@ import pytest
 from merge_worker import methods
 from merge_worker.commands import mergekit_options
 from merge_worker.commands.methods import method_page
-from merge_worker.recipe.parser import _TOP
+from merge_worker.recipe.parser import TOP_LEVEL_KEYS
 from support.error_cases import make_world
 from support.recipes import run
 
@@ -25,9 +25,9 @@ The output of `merge-worker methods NAME` for every method, generated from the c
 
 MIGRATION = """# From mergekit
 
-Recipes need no change: every key and method of mergekit 0.1.5 is supported, and results agree within
-rounding (`tests/worker/methods/test_mergekit_goldens.py`). The command line differs, but mergekit's options
-are accepted too:
+Recipes need no change: every key and method of mergekit 0.1.5 is supported, and results agree
+within rounding (`tests/worker/methods/test_mergekit_goldens.py`). The command line differs, but
+mergekit's options are accepted too:
 
 ```console
 $ merge-launch local recipe.yml out/ --cuda --lazy-unpickle --copy-tokenizer --out-shard-size 1B
@@ -50,11 +50,12 @@ Each is accepted, also in its `--no-…` form, with a note on standard error abo
 ENDING = """
 ## What is different
 
-- The result has the tensors of the base (or first model), in its layout and with its names; nothing is left
-  out silently.
-- Random masks depend on seed and tensor name only, not on threads, devices or the order of files; they differ
-  from mergekit's bit for bit.
-- An interrupted merge resumes; a finished one is not repeated; a folder that holds another merge is refused.
+- The result has the tensors of the base (or first model), in its layout and with its names;
+  nothing is left out silently.
+- Random masks depend on seed and tensor name only, not on threads, devices or the order of files;
+  they differ from mergekit's bit for bit.
+- An interrupted merge resumes; a finished one is not repeated; a folder that holds another merge
+  is refused.
 - NaN and Inf stop a merge; models that are probably unrelated are reported.
 """
 
@@ -101,7 +102,7 @@ def test_recipes_of_the_page(
 
 def test_the_page_has_every_key() -> None:
     text = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    assert [key for key in _TOP if f"`{key}`" not in text] == []
+    assert [key for key in TOP_LEVEL_KEYS if f"`{key}`" not in text] == []
 
 
 @pytest.mark.parametrize("row", mergekit_options.TABLE, ids=lambda row: row.option)

@@ -17,7 +17,7 @@ from merge_worker.output.files import PARTIAL
 from merge_worker.output.journal import parse_line
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import Plan, make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from support.checkpoint_factory import write_checkpoint
 from support.forked_process import PATIENCE_S, Fork, Forks
 from support.recipes import digest

@@ -12,7 +12,7 @@ import pytest
 from merge_worker.engine.work import cost, share
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from merge_worker.recipe.shorthand import direct_recipe
 from merge_worker.system.ranks import Rank
 from support.recipes import manifest, sparse_file

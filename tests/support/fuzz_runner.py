@@ -25,7 +25,7 @@ from merge_worker.errors import WorkerError
 from merge_worker.output.model_card import model_card
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from merge_worker.tokenizer.files import SideFiles, Vocabulary, vocabulary
 from merge_worker.tokenizer.vocabulary import edited, joined
 from support.fuzz_cases import MAKERS, RECIPES, TOKENIZERS, archived

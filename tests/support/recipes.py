@@ -20,7 +20,7 @@ from merge_worker.output.target import State, Target
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import Plan, make_plan
 from merge_worker.planning.step import Grid, Step
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from merge_worker.recipe.shorthand import direct_recipe
 from merge_worker.system.progress import Progress
 from merge_worker.system.ranks import Rank

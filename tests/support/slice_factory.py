@@ -11,7 +11,7 @@ from torch import Tensor
 from merge_worker.errors import InputError, UsageError
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import Plan, make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from support.checkpoint_factory import read_tensors
 from support.recipes import run
 

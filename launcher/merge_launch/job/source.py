@@ -77,7 +77,7 @@ def absolute(word: str, folder: str) -> str:
 def read_source(
     words: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
 ) -> Merge:
-    from merge_worker.recipe.schema import parse
+    from merge_worker.recipe import parse
 
     if words and words[0].endswith(RECIPE_ENDS) and not words[0].endswith("/"):
         text, where = _read_recipe(words, options), words[0]

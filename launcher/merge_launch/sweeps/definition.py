@@ -336,7 +336,7 @@ def _text(base: Any, row: Mapping[Place, Any]) -> str:
 
 
 def _merge(text: str, where: str, out: str, folder: str) -> Merge:
-    from merge_worker.recipe.schema import parse
+    from merge_worker.recipe import parse
 
     return Merge(text.encode(), parse(text, where), out, folder)
 

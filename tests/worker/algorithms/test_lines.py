@@ -15,7 +15,7 @@ from merge_worker import methods
 from merge_worker.errors import UsageError
 from merge_worker.method import BaseRole
 from merge_worker.planning.plan import Plan, make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.method_cases import Case, cases
 from support.method_driver import make_task, merge, run

@@ -14,7 +14,7 @@ from merge_worker.dtypes import from_torch_name
 from merge_worker.method import ComputeBound, Task, matrix_shape
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.method_driver import make_task, merge
 from support.paths import ROOT

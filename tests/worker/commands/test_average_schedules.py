@@ -8,8 +8,8 @@ import torch
 
 from merge_worker.errors import UsageError
 from merge_worker.planning.plan import Plan, make_plan
+from merge_worker.recipe import parse
 from merge_worker.recipe.schedules import schedule_weights
-from merge_worker.recipe.schema import parse
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.recipes import average
 

@@ -14,7 +14,7 @@ from merge_worker.output.quota import Limit, Quota
 from merge_worker.output.space import SPARE_BYTES
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from merge_worker.units import size
 from support.checkpoint_factory import read_tensors, save_fine_tunes, write_checkpoint
 from support.recipes import plan_of, some_models

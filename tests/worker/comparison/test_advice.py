@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_worker.recipe.schema import Recipe, parse
+from merge_worker.recipe import parse
+from merge_worker.recipe.schema import Recipe
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.recipes import run
 

@@ -130,7 +130,7 @@ def test_rows_where_rows_count(tmp_path: Path, centred_method: None) -> None:
     write_checkpoint(tmp_path / "m", {"x": torch.arange(24.0).reshape(4, 3, 2)})
     from merge_worker.planning.options import PlanOptions
     from merge_worker.planning.plan import make_plan
-    from merge_worker.recipe.schema import parse
+    from merge_worker.recipe import parse
 
     one = joint(make_plan(parse(recipe), PlanOptions(relative_to=tmp_path, block=12)))
     lane = Lane(CPU, Files())

@@ -11,7 +11,7 @@ from merge_worker.commands.check import describe
 from merge_worker.planning import read_speed
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.forked_process import Forks
 from support.recipes import average, manifest, run, some_models

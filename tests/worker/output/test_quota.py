@@ -15,7 +15,7 @@ from merge_worker.output.files import PARTIAL
 from merge_worker.output.quota import Limit, Owner, Quota, quotas_of
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from merge_worker.system.mounts import Mount
 from support.recipes import average, plan_of, some_models
 

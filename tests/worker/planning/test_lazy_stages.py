@@ -9,7 +9,7 @@ import torch
 
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.staged_recipes import document, merge, models, several
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from merge_worker.errors import InputError
 from merge_worker.planning.options import MatchOptions, PlanOptions
 from merge_worker.planning.plan import Plan, make_plan
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from merge_worker.recipe.shorthand import direct_recipe
 from support.checkpoint_factory import write_checkpoint
 

@@ -11,7 +11,7 @@ from merge_worker.planning import resolve
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import Plan, make_plan
 from merge_worker.planning.step import CPU_BLOCK, DEVICE_BLOCK
-from merge_worker.recipe.schema import parse
+from merge_worker.recipe import parse
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import run
 

@@ -16,7 +16,8 @@ from merge_worker.engine.run import run_merges
 from merge_worker.errors import UsageError
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
-from merge_worker.recipe.schema import Recipe, parse
+from merge_worker.recipe import parse
+from merge_worker.recipe.schema import Recipe
 from merge_worker.system.ranks import Rank
 from support.checkpoint_factory import read_tensors
 from support.paths import SOURCES

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from merge_worker.errors import UsageError
-from merge_worker.recipe.schema import ModelRef, Recipe, parse, parse_model
+from merge_worker.recipe import parse
+from merge_worker.recipe.schema import ModelRef, Recipe, parse_model
 from merge_worker.recipe.shorthand import direct_recipe
 
 

@@ -15,7 +15,7 @@ from ..messages import print_line
 from ..output.files import MANIFEST
 from ..output.manifest import files_to_upload
 from ..planning.plan import Plan, make_plan
-from ..recipe.schema import parse
+from ..recipe import parse
 from ..recipe.shorthand import recipe_from_values
 from ..system.ranks import from_environment
 from ..system.torch_startup import need_torch

@@ -33,7 +33,8 @@ from ..output.journal import KEY, pending_commit, read_key
 from ..output.lock import Lock, refuse_others
 from ..output.manifest import read_manifest, worker_facts
 from ..output.store import clear, remove_partial
-from ..recipe.schema import ModelRef, Recipe, parse
+from ..recipe import parse
+from ..recipe.schema import ModelRef, Recipe
 from ..structure.components import is_computed
 from ..structure.layers import layer_of
 from ..system.ranks import from_environment

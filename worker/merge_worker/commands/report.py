@@ -14,7 +14,8 @@ from ..output.files import MANIFEST, RECIPE
 from ..output.manifest import read_manifest
 from ..output.model_card import public_name
 from ..planning.inputs import locate
-from ..recipe.schema import ModelRef, parse
+from ..recipe import parse
+from ..recipe.schema import ModelRef
 from .compare import answer, check_plot, measure, output_options
 
 if TYPE_CHECKING:

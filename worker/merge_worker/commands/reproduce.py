@@ -13,7 +13,8 @@ from ..errors import InputError, UsageError, WorkerError
 from ..output.files import MANIFEST, RECIPE
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
-from ..recipe.schema import parse, parse_model
+from ..recipe import parse
+from ..recipe.schema import parse_model
 
 
 def read_as_manifest(path: Path, text: str) -> dict[str, Any] | None:

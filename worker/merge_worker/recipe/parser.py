@@ -1,10 +1,9 @@
-"""Recipe text → Recipe, every fault at once with its line; nothing but the text is read."""
+"""Parse recipe text into a Recipe; report every fault with its line. Reads nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from .. import methods
 from ..dtypes import FLOATS
@@ -30,151 +29,30 @@ from .stages import arrange
 from .validation import broken_rules
 from .yaml_document import Document, Path, read_documents
 
-# MERGED `tokenizer` and `tokenizer_source` of a recipe → TokenizerChoice; only the text is read.
+TOP_LEVEL_KEYS = (
+    "merge_method",
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer",
+    "tokenizer_source",
+    "chat_template",
+    "name",
+    "key_map",
+    "include",
+    "exclude",
+    "dequantize",
+)
 
 
-class TokenizerReader(Protocol):
-    """What the reader of the whole recipe does for its parts."""
+def parse(text: str, where: str = "recipe") -> Recipe:
+    """Parse a YAML or JSON text; of several documents, return the last one with its stages.
 
-    document: Document
-
-    def fault(self, path: Path, text: str) -> None: ...
-    def mapping(self, value: object, path: Path, what: str) -> dict[str, object]: ...
-    def unknown(self, body: Mapping[str, object], path: Path, allowed: Sequence[str]) -> None: ...
-    def model(self, value: object, path: Path) -> ModelRef: ...
-
-
-def read_choice(reader: TokenizerReader, top: Mapping[str, object]) -> TokenizerChoice | None:
-    """The choice of a recipe that makes one; None where it makes two."""
-    short, long = top.get("tokenizer_source"), top.get("tokenizer")
-    if "tokenizer_source" in top and "tokenizer" in top:
-        reader.fault(("tokenizer_source",), "stands beside 'tokenizer'; keep one of the two")
-        return None
-    path: Path = ("tokenizer_source",) if long is None else ("tokenizer",)
-    place = reader.document.place(path)
-    if long is None:
-        return TokenizerChoice(_source(reader, short, path), place=place)
-    body = reader.mapping(long, path, "'tokenizer'")
-    reader.unknown(body, path, ["source", "tokens", "pad_to_multiple_of"])
-    multiple = body.get("pad_to_multiple_of") or 0
-    if type(multiple) is not int or multiple < 0:
-        reader.fault((*path, "pad_to_multiple_of"), f"{multiple!r} is no number of rows")
-        multiple = 0
-    here: Path = (*path, "tokens")
-    tokens = reader.mapping(body.get("tokens") or {}, here, "'tokens'")
-    rules = {token: _rule(reader, value, (*here, token)) for token, value in tokens.items()}
-    source = _source(reader, body.get("source") or "union", (*path, "source"))
-    return TokenizerChoice(source, rules, multiple, place)
-
-
-def _source(reader: TokenizerReader, value: object, path: Path) -> str | ModelRef:
-    if value in ("union", "base"):
-        return str(value)
-    if isinstance(value, str) and value.startswith("model:"):
-        reader.fault(path, f"write the model alone: {printable(value[6:])}")
-        return "union"
-    return reader.model(value, path)
-
-
-def _rule(reader: TokenizerReader, value: object, path: Path) -> TokenRule:
-    body = reader.mapping(value if value is not None else {}, path, "a token")
-    reader.unknown(body, path, ["source", "force"])
-    source, force = body.get("source"), body.get("force") or False
-    here: Path = (*path, "source")
-    if not isinstance(force, bool):
-        reader.fault((*path, "force"), f"{force!r} is neither true nor false")
-    if source is None:
-        if force:
-            reader.fault(path, "'force' without a 'source' to take the row from")
-        return TokenRule()
-    if not isinstance(source, dict) or "kind" not in source:
-        return TokenRule(reader.model(source, here), force=bool(force))
-    kind = source["kind"]
-    if kind == "zero":
-        reader.unknown(source, here, ["kind"])
-        return TokenRule(zero=True, force=bool(force))
-    reader.unknown(source, here, ["kind", "model", "token", "token_id"])
-    token, number = source.get("token"), source.get("token_id")
-    fits = isinstance(token, str) if number is None else token is None and type(number) is int
-    if kind != "model_token" or "model" not in source or not fits:
-        reader.fault(
-            here,
-            "is a model, {kind: zero}, or {kind: model_token, model: M, token: T} "
-            "(or token_id: N in place of token)",
-        )
-        return TokenRule()
-    model = reader.model(source["model"], (*here, "model"))
-    return TokenRule(model, token if number is None else number, force=bool(force))
-
-
-# MERGED What a recipe says of names: of tensors, rules and which are merged; of tokens.
-
-
-class NamesReader(Protocol):
-    """What the reader of a recipe offers for its parts."""
-
-    document: Document
-
-    def fault(self, path: Path, text: str) -> None: ...
-
-    def mapping(self, value: object, path: Path, what: str) -> dict[str, object]: ...
-
-    def unknown(self, body: Mapping[str, object], path: Path, allowed: Sequence[str]) -> None: ...
-
-    def sequence(self, value: object, path: Path) -> list[object]: ...
-
-    def model(self, value: object, path: Path) -> ModelRef: ...
-
-
-def read_key_map(reader: NamesReader, top: Mapping[str, object]) -> Iterator[KeyRule]:
-    """Rules for tensors that other models have under other names, or in other pieces."""
-    given = top.get("key_map")
-    if not given:
-        return
-    for number, item in enumerate(reader.sequence(given, ("key_map",))):
-        path: Path = ("key_map", number)
-        body = reader.mapping(item, path, "a rule")
-        model = reader.model(body["model"], (*path, "model")) if body.get("model") else None
-        place = reader.document.place(path)
-        try:
-            yield KeyRule(one_way(body), str(model) if model else None, place)
-        except ValueError as error:
-            reader.fault(path, str(error))
-
-
-def read_tokenizer(reader: NamesReader, top: Mapping[str, object]) -> TokenizerChoice | None:
-    """The choice of `tokenizer` or `tokenizer_source`, or None where there is neither."""
-    if top.get("tokenizer_source") is None and top.get("tokenizer") is None:
-        return None
-    return read_choice(reader, top)
-
-
-def read_patterns(reader: NamesReader, top: Mapping[str, object], key: str) -> tuple[str, ...]:
-    """`include` or `exclude`: one pattern or a list."""
-    given = top.get(key)
-    found = [given] if isinstance(given, str) else reader.sequence(given, (key,)) if given else []
-    for item in found:
-        if not isinstance(item, str) or not item.strip("."):
-            reader.fault((key,), f"{item!r} is no tensor name or pattern, like *.mlp.*")
-    return tuple(str(item) for item in found)
-
-
-def read_flag(reader: NamesReader, top: Mapping[str, object], key: str) -> bool:
-    given = top.get(key, False)
-    if not isinstance(given, bool):
-        reader.fault((key,), f"{given!r} is neither true nor false")
-    return given is True
-
-
-_TOP = ["merge_method", "models", "slices", "modules", "base_model", "parameters"]
-_TOP += ["dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "name", "key_map"]
-_TOP += ["include", "exclude", "dequantize"]
-
-
-def read_recipe(text: str, where: str) -> Recipe:
-    """The recipe of a text; of several documents the last one, with its stages.
-
-    UsageError lists every fault of all documents.
+    Raises UsageError with every fault of all documents, each with its line.
     """
     documents = read_documents(text, where)
     if not documents:
@@ -211,7 +89,7 @@ class _Reader:
             raise UsageError(self.faults[0])
         for path in self.document.duplicates:
             self.fault(path, "stands twice; the first would be lost")
-        self.unknown(top, (), _TOP)
+        self.unknown(top, (), TOP_LEVEL_KEYS)
         self.method = self.find_method(top)
         place = self.document.place(("base_model",))
         if top.get("base_model"):
@@ -440,3 +318,106 @@ class _Reader:
             if key not in allowed:
                 place = self.document.place((*path, key))
                 self.warnings.append(f"{place}: nothing reads this key{nearest(key, allowed)}")
+
+
+def read_choice(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice | None:
+    """The choice of a recipe that makes one; None where it makes two."""
+    short, long = top.get("tokenizer_source"), top.get("tokenizer")
+    if "tokenizer_source" in top and "tokenizer" in top:
+        reader.fault(("tokenizer_source",), "stands beside 'tokenizer'; keep one of the two")
+        return None
+    path: Path = ("tokenizer_source",) if long is None else ("tokenizer",)
+    place = reader.document.place(path)
+    if long is None:
+        return TokenizerChoice(_source(reader, short, path), place=place)
+    body = reader.mapping(long, path, "'tokenizer'")
+    reader.unknown(body, path, ["source", "tokens", "pad_to_multiple_of"])
+    multiple = body.get("pad_to_multiple_of") or 0
+    if type(multiple) is not int or multiple < 0:
+        reader.fault((*path, "pad_to_multiple_of"), f"{multiple!r} is no number of rows")
+        multiple = 0
+    here: Path = (*path, "tokens")
+    tokens = reader.mapping(body.get("tokens") or {}, here, "'tokens'")
+    rules = {token: _rule(reader, value, (*here, token)) for token, value in tokens.items()}
+    source = _source(reader, body.get("source") or "union", (*path, "source"))
+    return TokenizerChoice(source, rules, multiple, place)
+
+
+def _source(reader: _Reader, value: object, path: Path) -> str | ModelRef:
+    if value in ("union", "base"):
+        return str(value)
+    if isinstance(value, str) and value.startswith("model:"):
+        reader.fault(path, f"write the model alone: {printable(value[6:])}")
+        return "union"
+    return reader.model(value, path)
+
+
+def _rule(reader: _Reader, value: object, path: Path) -> TokenRule:
+    body = reader.mapping(value if value is not None else {}, path, "a token")
+    reader.unknown(body, path, ["source", "force"])
+    source, force = body.get("source"), body.get("force") or False
+    here: Path = (*path, "source")
+    if not isinstance(force, bool):
+        reader.fault((*path, "force"), f"{force!r} is neither true nor false")
+    if source is None:
+        if force:
+            reader.fault(path, "'force' without a 'source' to take the row from")
+        return TokenRule()
+    if not isinstance(source, dict) or "kind" not in source:
+        return TokenRule(reader.model(source, here), force=bool(force))
+    kind = source["kind"]
+    if kind == "zero":
+        reader.unknown(source, here, ["kind"])
+        return TokenRule(zero=True, force=bool(force))
+    reader.unknown(source, here, ["kind", "model", "token", "token_id"])
+    token, number = source.get("token"), source.get("token_id")
+    fits = isinstance(token, str) if number is None else token is None and type(number) is int
+    if kind != "model_token" or "model" not in source or not fits:
+        reader.fault(
+            here,
+            "is a model, {kind: zero}, or {kind: model_token, model: M, token: T} "
+            "(or token_id: N in place of token)",
+        )
+        return TokenRule()
+    model = reader.model(source["model"], (*here, "model"))
+    return TokenRule(model, token if number is None else number, force=bool(force))
+
+
+def read_key_map(reader: _Reader, top: Mapping[str, object]) -> Iterator[KeyRule]:
+    """Rules for tensors that other models have under other names, or in other pieces."""
+    given = top.get("key_map")
+    if not given:
+        return
+    for number, item in enumerate(reader.sequence(given, ("key_map",))):
+        path: Path = ("key_map", number)
+        body = reader.mapping(item, path, "a rule")
+        model = reader.model(body["model"], (*path, "model")) if body.get("model") else None
+        place = reader.document.place(path)
+        try:
+            yield KeyRule(one_way(body), str(model) if model else None, place)
+        except ValueError as error:
+            reader.fault(path, str(error))
+
+
+def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice | None:
+    """The choice of `tokenizer` or `tokenizer_source`, or None where there is neither."""
+    if top.get("tokenizer_source") is None and top.get("tokenizer") is None:
+        return None
+    return read_choice(reader, top)
+
+
+def read_patterns(reader: _Reader, top: Mapping[str, object], key: str) -> tuple[str, ...]:
+    """`include` or `exclude`: one pattern or a list."""
+    given = top.get(key)
+    found = [given] if isinstance(given, str) else reader.sequence(given, (key,)) if given else []
+    for item in found:
+        if not isinstance(item, str) or not item.strip("."):
+            reader.fault((key,), f"{item!r} is no tensor name or pattern, like *.mlp.*")
+    return tuple(str(item) for item in found)
+
+
+def read_flag(reader: _Reader, top: Mapping[str, object], key: str) -> bool:
+    given = top.get(key, False)
+    if not isinstance(given, bool):
+        reader.fault((key,), f"{given!r} is neither true nor false")
+    return given is True

@@ -159,13 +159,6 @@ class Recipe:
         return tuple(dict.fromkeys(found))
 
 
-def parse(text: str, where: str = "recipe") -> Recipe:
-    """The recipe of a YAML (or JSON) text. UsageError lists every fault with its line."""
-    from .parser import read_recipe  # which makes Recipes, so it comes later
-
-    return read_recipe(text, where)
-
-
 def parse_model(word: str) -> ModelRef:
     """The model that a word names. ValueError says what is wrong with it."""
     parts = word.split("+")
