@@ -1,4 +1,4 @@
-"""python -m launcher"""
+"""Run `python -m merge_launch`."""
 
 from .cli import main
 

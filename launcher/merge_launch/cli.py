@@ -1,4 +1,4 @@
-"""The commands of merge-launch: they read words, call the parts and print what comes of it."""
+"""The application of merge-launch: its commands, and the report of a bug."""
 
 from __future__ import annotations
 
@@ -13,77 +13,74 @@ from merge_worker import __version__
 from merge_worker.commands import mergekit_options
 
 from . import backends
-from .commands import profile
-from .commands.check import check
-from .commands.jobs import COMMANDS
+from .commands import jobs, profile, sweep
+from .commands.check import check_command
 from .commands.payload import payload_command
 from .commands.submit import add_backend
 from .commands.wiring import guarded, say, with_options
 from .settings.groups import CheckOptions, MergeOptions, WorkerOptions
 
-SWEEP = "Make many merges: one recipe, many values."
-REPORT = "This is a bug of merge-launch. Please report it with the lines above and the command."
+SWEEP_HELP = "Make many merges: one recipe, many values."
+BUG = "This is a bug of merge-launch. Please report it with the lines above and the command."
 
 
-def version(asked: bool) -> None:
-    if asked:
+def print_version(requested: bool) -> None:
+    if requested:
         print(f"merge-launch {__version__}")
         raise typer.Exit
 
 
 def top(
     version: Annotated[
-        bool, typer.Option("--version", help="print the version", callback=version, is_eager=True)
+        bool,
+        typer.Option("--version", help="print the version", callback=print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Merge model checkpoints, here or as one cluster job."""
 
 
-def build(asked: str | None = None) -> typer.Typer:
-    """The application. With `asked`, that command alone has its options: a help of all others shows
-    a line of each, and their options take a tenth of a second to make."""
+def build(command: str | None = None) -> typer.Typer:
+    """Build the application.
 
-    def new(**more: Any) -> typer.Typer:
+    With `command`, that command alone gets its options: to create all of them takes 0.1 s, and the
+    help of the application shows one line for each command.
+    """
+
+    def new(**settings: Any) -> typer.Typer:
         return typer.Typer(
-            rich_markup_mode=None,
-            pretty_exceptions_enable=False,
-            no_args_is_help=True,
-            **more,
+            rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True, **settings
         )
 
     app = new()
     app.callback()(top)
-    shown = new(add_completion=False, help="Print the job of a backend (= --dry-run).")
+    renderer = new(add_completion=False, help="Print the job of a backend (= --dry-run).")
     for name in backends.names():
-        add_backend(app, shown, backends.get(name), asked in (None, name, "render"))
-    groups = (MergeOptions, WorkerOptions, CheckOptions) if asked in (None, "check") else ()
-    app.command("check", help="Plan a merge from headers; report every fault; write nothing.")(
-        guarded(with_options(check, groups))
-    )
-    app.add_typer(shown, name="render")
-    if asked in (None, "sweep"):
-        from .commands import sweep
-
-        sweep.add(app, new(help=SWEEP))
+        add_backend(app, renderer, backends.get(name), command in (None, name, "render"))
+    groups = (MergeOptions, WorkerOptions, CheckOptions) if command in (None, "check") else ()
+    app.command("check", help=check_command.__doc__)(guarded(with_options(check_command, groups)))
+    app.add_typer(renderer, name="render")
+    if command in (None, "sweep"):
+        sweep.add(app, new(help=SWEEP_HELP))
     else:
-        app.command("sweep", help=SWEEP)(lambda: None)
+        app.command("sweep", help=SWEEP_HELP)(lambda: None)
     profiles = new(help="Sites: what jobs there ask for.")
     profile.add(profiles)
     app.add_typer(profiles, name="profile")
-    for name, command in {"payload": payload_command, **COMMANDS}.items():
-        app.command(name)(guarded(command))
+    for name, function in {"payload": payload_command, **jobs.COMMANDS}.items():
+        app.command(name)(guarded(function))
     return app
 
 
 def main() -> None:
-    ours, notes = mergekit_options.translated(sys.argv[1:])
+    """Run the command line; a bug prints its traceback and how to report it."""
+    words, notes = mergekit_options.translated(sys.argv[1:])
     for note in notes:
         say(f"note: {note}")
-    words = (word for word in ours if not word.startswith("-"))
+    command = next((word for word in words if not word.startswith("-")), "")
     completes = "_MERGE_LAUNCH_COMPLETE" in os.environ
     try:
-        build(None if completes else next(words, ""))(ours)
+        build(None if completes else command)(words)
     except Exception:
         traceback.print_exc()
-        say(REPORT)
+        say(BUG)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What the launcher tells its user when it cannot go on; `cli` alone prints it.
+"""Errors of the launcher, with the exit codes of merge-launch.
 
 Faults of recipes and inputs are the worker's errors, with the same exit codes.
 """
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 
 class LauncherError(Exception):
-    """Base of all errors that are answers, not bugs."""
+    """The base of all errors with a cause outside merge-launch: they are printed as lines."""
 
     exit_code = 1
 
 
 class UsageError(LauncherError):
-    """The command or a setting is wrong; nothing was touched."""
+    """The command or a setting is wrong; nothing was changed."""
 
     exit_code = 2
 
@@ -27,17 +27,21 @@ class OutputError(LauncherError):
 
 
 class ClusterError(LauncherError):
-    """The cluster refused or cannot be reached. `unanswered`: nobody knows which."""
+    """The cluster refused or cannot be reached.
+
+    `unanswered` is true if it may have done what it was asked to.
+    """
 
     exit_code = 6
     unanswered = False
 
 
 def in_one_line(error: Exception) -> str:
+    """Return the text of an error without line breaks."""
     return "; ".join(line.strip() for line in str(error).splitlines())
 
 
 def refuse(faults: Sequence[str]) -> None:
-    """All faults at once, or none."""
+    """Raise UsageError with every fault, if there are any."""
     if faults:
         raise UsageError("\n  ".join(faults))

@@ -1,4 +1,4 @@
-"""The only caller of other programs: `answer` for their reply, `foreground` for a job here."""
+"""The only caller of other programs: `answer` returns their output, `foreground` runs a job."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from merge_worker.messages import printable
 from .errors import ClusterError
 
 TIMEOUT_S = 120.0
+# Slurm settings that belong to the site, not to the job that merge-launch may run in.
 SITE_VARIABLES = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 class CommandFailed(ClusterError):
-    """A program answered with an error; `output` is what it printed all the same."""
+    """A program that ended with an error. `output` is its stdout."""
 
     def __init__(self, message: str, status: int, output: str) -> None:
         super().__init__(message)
@@ -27,47 +28,52 @@ class CommandFailed(ClusterError):
 
 
 def find(name: str) -> str:
-    """Where a program is. ClusterError when it is nowhere."""
+    """Return the path of a program. Raises ClusterError if it is not on PATH."""
     program = shutil.which(name)
     if program is None:
         raise ClusterError(
-            f"{name} is not on this machine's PATH; run this where the scheduler is, "
+            f"{name} is not on this machine's PATH; run this on a login node, "
             f"or add --dry-run to see the job"
         )
     return program
 
 
 def answer(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
-    """What a program prints. ClusterError when it is missing, fails or stays silent."""
+    """Return the stdout of a program.
+
+    Raises ClusterError if the program is missing, fails or does not end in time.
+    """
     program = find(argv[0])
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [program, *argv[1:]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=clean_environment(os.environ),
+            env=without_outer_job(os.environ),
             timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        silent = ClusterError(f"{argv[0]} did not answer within {timeout_s:.0f} s")
-        silent.unanswered = True
-        raise silent from None
+        timeout = ClusterError(f"{argv[0]} did not answer within {timeout_s:.0f} s")
+        timeout.unanswered = True
+        raise timeout from None
     except OSError as error:
         raise ClusterError(f"{program}: {error.strerror}") from None
-    output, errors = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
-    if done.returncode != 0:
+    output, errors = (text.decode(errors="replace") for text in (process.stdout, process.stderr))
+    if process.returncode != 0:
         # Some wrappers of qsub report their errors on stdout.
-        words = error_lines(errors) or error_lines(output) or "it gave no reason"
-        raise CommandFailed(
-            f"{argv[0]} failed with status {done.returncode}: {words}", done.returncode, output
-        )
+        reason = error_lines(errors) or error_lines(output) or "no error message"
+        message = f"{argv[0]} failed with status {process.returncode}: {reason}"
+        raise CommandFailed(message, process.returncode, output)
     return output
 
 
-def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Without what an outer Slurm job has set: sbatch would hand it on, and srun ends over memory
-    that is given twice, and the number of an outer array would be taken for one of its own."""
+def without_outer_job(variables: Mapping[str, str]) -> dict[str, str]:
+    """Drop the variables of a Slurm job that merge-launch runs in.
+
+    sbatch would pass them on: srun fails if memory is given twice, and the task number of an outer
+    array would be taken for the new job's own.
+    """
     inside = "SLURM_JOB_ID" in variables
     foreign = [
         k for k in variables if inside and k.startswith("SLURM_") and k not in SITE_VARIABLES
@@ -76,8 +82,11 @@ def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def error_lines(text: str) -> str:
-    """The lines that say what is wrong: qsub and sbatch add pages of usage to bad options, and a
-    qsub in front of sbatch tells the call first."""
+    """Return up to three lines that state an error.
+
+    qsub and sbatch add pages of usage to bad options, and a qsub that wraps sbatch prints the call
+    before its errors.
+    """
     lines = [printable(line).strip(" '") for line in text.splitlines() if line.strip(" '")]
     lines = [line for line in lines if "error: " in line] or lines
     kept = []
@@ -89,19 +98,19 @@ def error_lines(text: str) -> str:
 
 
 def foreground(argv: Sequence[str], variables: Mapping[str, str] | None = None) -> int:
-    """Run a program in this terminal and wait for its end; its exit code as a shell gives it."""
+    """Run a program in this terminal and wait for its end. Returns the exit code a shell gives."""
     child = subprocess.Popen(list(argv), env={**os.environ, **(variables or {})})
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
 
     def ignore(number: int, frame: FrameType | None) -> None:
-        """The terminal has sent it to the child too."""
+        """Do nothing: the terminal has sent the signal to the child too."""
 
     handlers: dict[int, Callable[[int, FrameType | None], None]] = {
         signal.SIGINT: ignore,
-        signal.SIGTERM: hand_on,
-        signal.SIGHUP: hand_on,
+        signal.SIGTERM: forward,
+        signal.SIGHUP: forward,
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

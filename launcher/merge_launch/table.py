@@ -1,4 +1,4 @@
-"""Tables for people and for programs: columns that fit, or JSON."""
+"""Tables for people and for programs: aligned columns, or JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TextIO
 
 from merge_worker.messages import printable
 
-COLOURS = {"done": 32, "running": 36, "queued": 33, "failed": 31, "cancelled": 35}
+COLORS = {"done": 32, "running": 36, "queued": 33, "failed": 31, "cancelled": 35}
+"""ANSI codes by the first words of a job's state."""
 
 
 def show(
@@ -19,27 +20,25 @@ def show(
     as_json: bool,
     target: TextIO | None = None,
 ) -> None:
-    """The columns of each row under their names; as JSON, all that the rows hold."""
+    """Print the named columns of each row below a header; as JSON, all values of each row."""
     target = target or sys.stdout
     if as_json:
         print(json.dumps([dict(row) for row in rows], indent=1), file=target)
         return
-    cells = [[column.upper() for column in columns]]
-    cells += [[printable(_cell(row[column])) for column in columns] for row in rows]
-    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
-    coloured = target.isatty() and not os.environ.get("NO_COLOR")
-    for line in cells:
+    lines = [[column.upper() for column in columns]]
+    lines += [[printable(_cell(row[column])) for column in columns] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    colored = target.isatty() and not os.environ.get("NO_COLOR")
+    for line in lines:
         padded = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
         padded[-1] = line[-1]
-        if coloured:
-            padded = [_painted(text) for text in padded]
-        print("  ".join(padded), file=target)
+        print("  ".join(map(_colored, padded) if colored else padded), file=target)
 
 
 def _cell(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _painted(text: str) -> str:
-    colour = COLOURS.get(text.strip().partition(",")[0])
-    return text if colour is None else f"\x1b[{colour}m{text}\x1b[0m"
+def _colored(text: str) -> str:
+    color = COLORS.get(text.strip().partition(",")[0])
+    return text if color is None else f"\x1b[{color}m{text}\x1b[0m"

@@ -149,7 +149,7 @@ def test_faults_of_inputs_come_before_the_submission(launch, models, fakes) -> N
 def test_models_that_are_elsewhere_are_said_to_be_unseen(launch, models, fakes) -> None:
     done = launch("slurm", "out", "m1", "/on/the/cluster/m2", "org/name")
     assert done.code == 0
-    assert "nobody looked into it yet: /on/the/cluster/m2" in done.err
+    assert "not on this machine; not checked: /on/the/cluster/m2" in done.err
     assert "org/name" in done.err
 
 
@@ -240,7 +240,7 @@ def test_a_bug_keeps_its_traceback_and_says_how_to_report(monkeypatch, capsys) -
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(prepare.Request, "parts", broken)
+    monkeypatch.setattr(prepare.Request, "jobs", broken)
     monkeypatch.setattr(sys, "argv", ["merge-launch", "render", "local", "out", "m1", "m2"])
     with pytest.raises(SystemExit) as end:
         cli.main()

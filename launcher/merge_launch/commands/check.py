@@ -1,4 +1,4 @@
-"""TODO"""
+"""`merge-launch check`: plan a merge from headers and report every fault; write nothing."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ from typing import Any
 
 from merge_worker.errors import WorkerError
 
+from ..job import preflight
 from ..job.source import add_missing_models, current_folder, read_source
-from ..profiles import layers
 from ..settings.groups import CheckOptions, MergeOptions, WorkerOptions
-from ..submission.prepare import option_layers
+from ..submission.prepare import read_settings
 from .wiring import say
 
 
-def check(source: list[str], given: dict[str, Any]) -> int:
+def check_command(source: list[str], given: dict[str, Any]) -> int:
+    """Plan a merge from headers; report every fault; write nothing."""
     from merge_worker.commands import check as plan_report
 
-    from ..job import preflight
-
     groups = [MergeOptions, WorkerOptions, CheckOptions]
-    found: list[Any] = layers.resolve(groups, option_layers(given, None))
-    merge_options, worker_options, printing = found
+    merge_options, worker_options, check_options = read_settings(groups, given, None)
     folder = current_folder(os.environ)
     try:
         merge = read_source(source, merge_options, worker_options.dtype, folder)
     except WorkerError as error:
         raise add_missing_models(error, source, folder) from None
     plan = preflight.plan_of(merge, worker_options)
-    for warning in plan.warnings if printing.json else ():  # else they end the text
-        say(f"warning: {warning}")
-    told = plan_report.checked(plan, Path(merge.out), printing.json)
-    print(told.text)
-    if told.fault is not None:
-        raise told.fault
+    if check_options.json:  # else the text ends with the warnings
+        for warning in plan.warnings:
+            say(f"warning: {warning}")
+    report = plan_report.checked(plan, Path(merge.out), check_options.json)
+    print(report.text)
+    if report.fault is not None:
+        raise report.fault
     return 0

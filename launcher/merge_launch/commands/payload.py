@@ -1,4 +1,4 @@
-"""TODO"""
+"""`merge-launch payload`: the worker that jobs carry, as a digest or a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import OutputError
+from ..job import payload
 from .wiring import say
 
 
@@ -17,14 +18,12 @@ def payload_command(
     ] = None,
 ) -> int:
     """Print the worker's digest; -o writes it as a file."""
-    from ..job import payload
-
-    made = payload.build()
+    worker = payload.build()
     if output is not None:
         try:
-            output.write_bytes(made.archive)
+            output.write_bytes(worker.archive)
         except OSError as error:
             raise OutputError(f"{output}: {error.strerror}") from None
-    print(f"{made.digest}  {output or 'merge-worker.pyz'}")
-    say(f"{len(made.archive)} bytes, {len(made.embedded.encoded)} in a job")
+    print(f"{worker.digest}  {output or 'merge-worker.pyz'}")
+    say(f"{len(worker.archive)} bytes, {len(worker.embedded.encoded)} in a job")
     return 0

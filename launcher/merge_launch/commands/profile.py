@@ -1,4 +1,4 @@
-"""`merge-launch profile list|show|check`: which sites there are, what they set, what is wrong."""
+"""`merge-launch profile list|show|check`: the known sites, their settings, faults in them."""
 
 from __future__ import annotations
 
@@ -11,44 +11,39 @@ import typer
 
 from merge_worker.messages import printable
 
-from .. import backends
+from .. import backends, table
 from ..errors import UsageError, refuse
 from ..profiles import file
 from ..profiles import layers as profile_layers
 from ..profiles.file import COMMON, OF_A_PROFILE, ProfileFile, table_faults
 from ..settings.options import options_of
-from .wiring import guarded, say
-
-AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
+from .wiring import AsJson, guarded, say
 
 
 def add(profiles: typer.Typer) -> None:
-    """Register the commands."""
+    """Add the commands to an application."""
     for name, command in (("list", list_command), ("show", show_command), ("check", check_command)):
         profiles.command(name)(guarded(command))
 
 
-def _held() -> ProfileFile:
+def _profile_file() -> ProfileFile:
     return ProfileFile.read(file.find(Path.cwd(), profile_layers.config_folder()))
 
 
 def list_command(as_json: AsJson = False) -> int:
-    """List the profiles: those of merge-launch.toml, and the sites that are built in."""
-    from .. import table as tables
-
-    held = _held()
+    """List the profiles of merge-launch.toml and the built-in sites."""
+    profiles = _profile_file()
     rows: list[dict[str, object]] = []
-    for name, origin in held.names().items():
-        chain = held.chain(name)
-        # The last is the rest of the file, which is no profile.
-        own = [each for each, place in chain if place != str(held.path)]
-        about = next((each["about"] for each in own if "about" in each), "")
-        names = [b for b in backends.names() if any(b in each for each in own)]
+    for name, origin in profiles.names().items():
+        # The file itself, outside its profiles, ends each chain.
+        tables = [each for each, place in profiles.chain(name) if place != str(profiles.path)]
+        about = next((each["about"] for each in tables if "about" in each), "")
+        names = [b for b in backends.names() if any(b in each for each in tables)]
         rows.append({"profile": name, "for": " ".join(names), "about": about, "from": origin})
-    tables.show(rows, ("profile", "for", "about", "from"), as_json)
-    default = held.table.get("default_profile")
+    table.show(rows, ("profile", "for", "about", "from"), as_json)
+    default = profiles.table.get("default_profile")
     if default is not None and not as_json:
-        say(f"{default} is taken where nobody says --profile")
+        say(f"{default} is the default without --profile")
     return 0
 
 
@@ -56,30 +51,28 @@ def show_command(
     name: Annotated[str, typer.Argument(autocompletion=profile_layers.complete)],
     as_json: AsJson = False,
 ) -> int:
-    """Show what a profile sets, backend by backend, and where each value is from."""
-    from .. import table as tables
-
-    rows = list(_values(_held(), name))
-    tables.show(rows, ("backend", "option", "value", "from"), as_json)
+    """Show the settings of a profile for each backend, and the origin of each value."""
+    rows = list(_values(_profile_file(), name))
+    table.show(rows, ("backend", "option", "value", "from"), as_json)
     return 0
 
 
-def _values(held: ProfileFile, name: str) -> Iterator[dict[str, object]]:
-    tables = [each for each, _ in held.chain(name)]
-    told: set[tuple[str | None, str]] = set()
+def _values(profiles: ProfileFile, name: str) -> Iterator[dict[str, object]]:
+    tables = [each for each, _ in profiles.chain(name)]
+    seen: set[tuple[str | None, str]] = set()
     named: list[str | None] = [b for b in backends.names() if any(b in each for each in tables)]
     for backend in named or [None]:
-        layers = profile_layers.load(held.path, name, backend)
+        layers = profile_layers.load(profiles.path, name, backend)
         groups: list[Any] = [*COMMON]
         if backend is not None:
             groups.append(backends.get(backend).resources)
-        found = profile_layers.resolve(groups, layers)
-        for group, values in zip(groups, found, strict=True):
+        settings = profile_layers.resolve(groups, layers)
+        for group, values in zip(groups, settings, strict=True):
             for option in options_of(group):
-                origins = [each.origin for each in layers if option.name in each.values]
-                # The folder of a merge and of a sweep is one option.
-                if origins and (backend, option.name) not in told:
-                    told.add((backend, option.name))
+                origins = [layer.origin for layer in layers if option.name in layer.values]
+                # --out of a merge and of a sweep is one option.
+                if origins and (backend, option.name) not in seen:
+                    seen.add((backend, option.name))
                     value = getattr(values, option.name)
                     yield {
                         "backend": backend or "all",
@@ -95,22 +88,22 @@ def check_command(
         typer.Argument(help="all of them, if left out", autocompletion=profile_layers.complete),
     ] = None,
 ) -> int:
-    """Read profiles as a job would, for every backend; say what is wrong, all at once."""
-    held = _held()
-    names = list(held.names()) if name is None else [name]
-    faults = [fault for each in names for fault in _faults(held, each)]
+    """Read profiles as a job would, for every backend; report every fault."""
+    profiles = _profile_file()
+    names = list(profiles.names()) if name is None else [name]
+    faults = [fault for each in names for fault in _faults(profiles, each)]
     refuse(list(dict.fromkeys(faults)))
-    where = f"{held.path} and the built in" if held.path else "the built in"
-    words = f"{len(names)} profiles" if name is None else printable(str(name))
-    print(f"{words}: no faults ({json.dumps(where)[1:-1]})")
+    files = f"{profiles.path} and the built-in sites" if profiles.path else "the built-in sites"
+    checked = f"{len(names)} profiles" if name is None else printable(name)
+    print(f"{checked}: no faults ({json.dumps(files)[1:-1]})")
     return 0
 
 
-def _faults(held: ProfileFile, name: str) -> Iterator[str]:
+def _faults(profiles: ProfileFile, name: str) -> Iterator[str]:
     try:
-        for table, place in held.chain(name):
+        for values, place in profiles.chain(name):
             if place.startswith("built in: "):
-                yield from table_faults(table, place, OF_A_PROFILE)
-        list(_values(held, name))
+                yield from table_faults(values, place, OF_A_PROFILE)
+        list(_values(profiles, name))
     except UsageError as error:
         yield from str(error).split("\n  ")

@@ -1,4 +1,4 @@
-"""TODO"""
+"""`merge-launch BACKEND` submits or runs one merge; `render BACKEND` prints its job."""
 
 from __future__ import annotations
 
@@ -7,59 +7,49 @@ from typing import Any
 
 import typer
 
-from ..backends.base import Backend, LocalBackend, Scheduler, Service
-from ..errors import refuse
+from ..backends.base import Backend
 from ..settings.groups import JobOptions, MergeOptions, WorkerOptions
 from ..submission.prepare import Request
+from ..submission.submit import run_here, submit
+from .jobs import report_submitted
 from .wiring import guarded, say, with_options
 
 
-def show(request: Request) -> int:
-    """The job's text on stdout and nothing else; nothing is written or contacted."""
-    parts = request.parts()
-    for warning in [
-        *request.merge.recipe.warnings,
-        *request.backend.obstacles(parts[0][0], request.resources),
-    ]:
+def launch(request: Request) -> int:
+    """Check a merge, then run it in this terminal or submit its jobs."""
+    warnings = request.check()
+    (jobs,) = request.jobs()
+    if request.runs_in_foreground:
+        return run_here(request, jobs[0])  # the worker prints its warnings itself
+    for warning in warnings:
         say(f"warning: {warning}")
-    for _, text in parts:
-        sys.stdout.write(text)
+    return report_submitted(submit(request, jobs), request.options.follow)
+
+
+def show(request: Request) -> int:
+    """Print the text of the jobs on stdout and nothing else; write and contact nothing."""
+    (jobs,) = request.jobs()
+    texts = [request.render(job) for job in jobs]
+    obstacles = request.backend.obstacles(jobs[0], request.resources)
+    for warning in (*jobs[0].merge.recipe.warnings, *obstacles):
+        say(f"warning: {warning}")
+    sys.stdout.write("".join(texts))
     return 0
 
 
-def launch(request: Request) -> int:
-    from ..submission import submit
-    from . import jobs
-
-    backend, resources = request.backend, request.resources
-    parts = request.parts()
-    job, text = parts[0]
-    refuse(backend.obstacles(job, resources))
-    warnings = request.look()
-    if isinstance(backend, LocalBackend) and not backend.detached(resources):
-        # The worker tells its warnings itself.
-        return submit.run_here(backend, text, request.options.notify)
-    for warning in warnings:
-        say(f"warning: {warning}")
-    if isinstance(backend, Service):
-        fresh = [submit.submit_to_service(backend, job, text, resources)]
-    elif isinstance(backend, Scheduler):
-        fresh = submit.submit(backend, parts, resources)
-    else:
-        raise TypeError(f"nothing knows how to run a {type(backend).__name__}")
-    return jobs.report_submitted(fresh, request.options.follow)
-
-
-def add_backend(app: typer.Typer, shown: typer.Typer, backend: Backend[Any], whole: bool) -> None:
-    groups = (MergeOptions, backend.resources, JobOptions, WorkerOptions) if whole else ()
+def add_backend(
+    app: typer.Typer, renderer: typer.Typer, backend: Backend[Any], with_all_options: bool
+) -> None:
+    """Add the commands `BACKEND` and `render BACKEND`."""
+    groups = (MergeOptions, backend.resources, JobOptions, WorkerOptions)
 
     def run(source: list[str], given: dict[str, Any]) -> int:
-        request = Request(backend, source, given)
-        return show(request) if request.shown else launch(request)
+        request = Request.from_words(backend, source, given)
+        return show(request) if request.options.dry_run else launch(request)
 
     def render(source: list[str], given: dict[str, Any]) -> int:
-        return show(Request(backend, source, given, shown=True))
+        return show(Request.from_words(backend, source, given))
 
-    for target, command in ((app, run), (shown, render)):
-        made = guarded(with_options(command, groups))
-        target.command(backend.name, help=backend.help)(made)
+    for target, command in ((app, run), (renderer, render)):
+        options = with_options(command, groups if with_all_options else ())
+        target.command(backend.name, help=backend.help)(guarded(options))

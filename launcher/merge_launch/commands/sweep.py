@@ -6,65 +6,72 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from merge_worker.errors import OutputError as Taken
 from merge_worker.errors import WorkerError
 
-from .. import backends
+from .. import backends, table
 from ..backends.base import Backend, LocalBackend, Scheduler
 from ..errors import ClusterError, LauncherError, UsageError, refuse
 from ..job.source import current_folder
+from ..profiles import layers
 from ..settings.groups import JobOptions, SweepOptions, WorkerOptions
 from ..settings.options import OptionSpec, option
-from ..sweeps.definition import Member, Sweep, gathered, read_sweep
+from ..submission.prepare import Request, read_settings
+from ..sweeps import arrays, jobs, state
+from ..sweeps import results as sweep_results
+from ..sweeps.definition import Member, Sweep, read_sweep
+from ..sweeps.state import MemberState
+from .jobs import keep_records
 from .wiring import guarded, say, with_options
 
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """How results are shown."""
+    """Options of the table of results."""
 
     out: str | None = option(
         None, OptionSpec("the folder of the members, if it was given", "-o", "DIR")
     )
-    sort: str | None = option(None, OptionSpec("by this column", metavar="COLUMN"))
-    descending: bool = option(False, OptionSpec("the greatest first"))
+    sort: str | None = option(None, OptionSpec("sort by this column", metavar="COLUMN"))
+    descending: bool = option(False, OptionSpec("greatest values first"))
     column: tuple[str, ...] = option(
         (), OptionSpec("show this result (repeatable)", metavar="NAME")
     )
-    csv: bool = option(False, OptionSpec("all columns, for spreadsheets"))
-    json: bool = option(False, OptionSpec("all columns, for programs"))
+    csv: bool = option(False, OptionSpec("print all columns as CSV"))
+    json: bool = option(False, OptionSpec("print all columns as JSON"))
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How the members are shown before they are submitted."""
+    """Options of the table of members that --dry-run prints."""
 
-    json: bool = option(False, OptionSpec("with --dry-run: the members, for programs"))
+    json: bool = option(False, OptionSpec("with --dry-run: print the members as JSON"))
+
+
+CONTEXT = inspect.Parameter(
+    "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+)
 
 
 def add(app: typer.Typer, sweep: typer.Typer) -> None:
-    """Register the command; `sweep` is a bare application of the house's kind."""
+    """Add the command to `app`; `sweep` is an application without commands."""
 
-    def chosen(
+    def read_path(
         context: typer.Context,
         sweep: Annotated[str, typer.Argument(metavar="SWEEP.yml", help="recipe, grid and list")],
     ) -> None:
         context.obj = sweep
 
-    sweep.callback()(chosen)
+    sweep.callback()(read_path)
     for name in backends.names():
         _add_backend(sweep, backends.get(name))
-    words = inspect.Parameter(
-        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-    )
     sweep.command("results", help="A table of the members: state, values, what --then printed.")(
-        guarded(with_options(results, (ResultOptions,), words))
+        guarded(with_options(results, (ResultOptions,), CONTEXT))
     )
     app.add_typer(sweep, name="sweep")
 
@@ -73,158 +80,116 @@ def _add_backend(sweep: typer.Typer, backend: Backend[Any]) -> None:
     def run(context: typer.Context, given: dict[str, Any]) -> int:
         return launch(context.obj, backend, given)
 
-    words = inspect.Parameter(
-        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-    )
     groups = (SweepOptions, backend.resources, JobOptions, WorkerOptions, TableOptions)
-    sweep.command(backend.name, help=backend.help)(guarded(with_options(run, groups, words)))
+    sweep.command(backend.name, help=backend.help)(guarded(with_options(run, groups, CONTEXT)))
 
 
-def launch(word: str, backend: Backend[Any], given: dict[str, Any]) -> int:
-    from ..profiles import layers
-    from ..submission.prepare import SweepRequest, option_layers
-    from ..sweeps import state
-
+def launch(path: str, backend: Backend[Any], given: dict[str, Any]) -> int:
+    """Submit the members of a sweep that are neither finished nor on their way."""
     groups = [SweepOptions, JobOptions, WorkerOptions, TableOptions, backend.resources]
-    found: list[Any] = layers.resolve(groups, option_layers(given, backend.name))
-    how, options, worker, shown, resources = found
-    if shown.json and not options.dry_run:
-        raise UsageError("--json is for --dry-run; of what was submitted, see `results --json`")
-    refuse(list(_faults(how, options, backend, resources)))
-    sweep = read_sweep(word, how.out, current_folder(os.environ))
-    for warning in sweep.warnings:
+    settings = read_settings(groups, given, backend.name)
+    sweep_options, options, worker, table_options, resources = settings
+    if table_options.json and not options.dry_run:
+        raise UsageError("--json requires --dry-run; see `results --json` after the submission")
+    refuse(list(_conflicts(sweep_options, options, backend, resources)))
+    sweep = read_sweep(path, sweep_options.out, current_folder(os.environ))
+    states, failures = state.member_states(sweep)
+    for warning in (*sweep.warnings, *failures):
         say(f"warning: {warning}")
-    order = SweepRequest(sweep, backend, options, worker, resources)
-    states, failures = state.look(sweep)
-    for failure in failures:
-        say(f"warning: {failure}")
     todo = [
-        each
-        for each in sweep.members
-        if not states[each.name].on_its_way and (worker.overwrite or not state.merged(each))
+        member
+        for member in sweep.members
+        if not states[member.name].is_active and (worker.overwrite or not state.is_merged(member))
     ]
     if options.dry_run:
-        _table(sweep, states, todo, shown.json)
+        _show_members(sweep, states, todo, table_options.json)
         return 0
-    for warning in look(order, todo):
+    merges = tuple(member.merge for member in todo)
+    request = Request(merges, backend, options, worker, resources)
+    for warning in jobs.check_members(request, sweep, todo):
         say(f"warning: {warning}")
-    return _submit(order, how, todo)
+    return _submit(request, sweep, todo, sweep_options)
 
 
-def _faults(
-    how: SweepOptions, options: JobOptions, backend: Backend[Any], resources: Any
+def _conflicts(
+    sweep: SweepOptions, options: JobOptions, backend: Backend[Any], resources: Any
 ) -> Iterator[str]:
-    if how.array and how.one_pass:
-        yield "--array and --one-pass: choose one"
+    if sweep.array and sweep.one_pass:
+        yield "--array conflicts with --one-pass; choose one"
     if options.name is not None:
         yield "--name: the members of a sweep have names of their own; see 'name' in SWEEP.yml"
     if options.follow:
         yield "--follow: for one job; see `merge-launch sweep SWEEP.yml results`"
-    if not how.array and (how.array_size or how.at_once):
-        yield "--array-size and --at-once are for --array"
-    if how.array and not (isinstance(backend, Scheduler) and backend.arrays(resources)):
+    if not sweep.array and (sweep.array_size or sweep.at_once):
+        yield "--array-size and --at-once require --array"
+    if sweep.array and not (isinstance(backend, Scheduler) and backend.arrays(resources)):
         yield f"--array: {backend.name} has no arrays"
-    if how.one_pass and options.then is not None and not backend.dependencies:
+    if sweep.one_pass and options.then is not None and not backend.dependencies:
         yield f"--one-pass with --then: {backend.name} has no job that waits for another"
-    if isinstance(backend, LocalBackend) and backend.detached(resources) and not how.one_pass:
+    if isinstance(backend, LocalBackend) and backend.detached(resources) and not sweep.one_pass:
         yield "--detach: here the members run one after the other; leave it out, or use --one-pass"
 
 
-def _table(sweep: Sweep, states: Any, todo: Sequence[Member], as_json: bool) -> None:
-    from .. import table
-
+def _show_members(
+    sweep: Sweep, states: Mapping[str, MemberState], todo: Sequence[Member], as_json: bool
+) -> None:
     rows: list[dict[str, object]] = []
-    for each in sweep.members:
-        word = states[each.name].word if each not in todo else "to submit"
-        absent = None if as_json else "-"
-        values = {label: each.values.get(label, absent) for label in sweep.labels}
-        rows.append({"member": each.name, **values, "now": word, "out": each.merge.out})
+    for member in sweep.members:
+        now = states[member.name].text if member not in todo else "to submit"
+        missing = None if as_json else "-"
+        values = {label: member.values.get(label, missing) for label in sweep.labels}
+        rows.append({"member": member.name, **values, "now": now, "out": member.merge.out})
     table.show(rows, ["member", *sweep.labels, "now", "out"], as_json)
-    say(f"{len(todo)} of {len(sweep.members)} to submit; nothing was")
+    say(f"{len(todo)} of {len(sweep.members)} to submit; nothing was submitted")
 
 
-def look(order: Any, members: Sequence[Member]) -> list[str]:
-    """Plan every member where its models are here. All faults of all members at once; warnings."""
-    from ..sweeps.state import other_merge
-
-    where, count = order.sweep.where, len(members)
-    faults: list[tuple[str, str]] = []
-    warnings: list[tuple[str, str]] = []
-    kinds: list[type[LauncherError] | type[WorkerError]] = []
-    for each in members:
-        for fault in order.faults(each):
-            faults.append((each.name, fault))
-            kinds.append(UsageError)
-        if other_merge(each) and not order.worker.overwrite:
-            fault = f"{each.merge.out} holds another merge; --overwrite replaces it"
-            faults.append((each.name, fault))
-            kinds.append(Taken)
-        try:
-            warnings += [(each.name, line) for line in order.look(each)]
-        except WorkerError as error:
-            faults += [(each.name, line) for line in str(error).splitlines()]
-            kinds.append(type(error))
-    if faults:
-        raise kinds[0]("\n  ".join(gathered(where, count, faults)))
-    known = set(order.sweep.warnings)
-    return [line for line in gathered(where, count, warnings) if line not in known]
-
-
-def _submit(order: Any, how: SweepOptions, todo: Sequence[Member]) -> int:
-    from ..sweeps import arrays, jobs
-    from . import jobs as job_commands
-
-    already = len(order.sweep.members) - len(todo)
+def _submit(request: Request, sweep: Sweep, todo: Sequence[Member], options: SweepOptions) -> int:
+    already = len(sweep.members) - len(todo)
     if already:
-        say(f"{already} of {len(order.sweep.members)} are done or on their way; see `results`")
+        say(f"{already} of {len(sweep.members)} are done or on their way; see `results`")
     if not todo:
         return 0
-    if how.one_pass:
-        started = jobs.in_one_pass(order, todo)
-    elif how.array:
-        started = arrays.arrays(order, todo, how.array_size, how.at_once)
+    if options.one_pass:
+        submitted = jobs.submit_one_pass(request, todo)
+    elif options.array:
+        sizes = arrays.ArraySizes(options.array_size, options.at_once)
+        submitted = arrays.submit_arrays(request, sweep, todo, sizes)
     else:
-        started = jobs.each(order, todo)
-    count, failure = 0, None
+        submitted = jobs.submit_each(request, todo)
+    count = 0
     try:
-        for member, fresh in started:
+        for member, records in submitted:
             count += 1
-            job_commands.keep(fresh)
-            ids = " then ".join(record.job_id for record in fresh) or "ended"
+            keep_records(records)
+            ids = " then ".join(record.job_id for record in records) or "ended"
             print(f"{ids}  {member.name}", flush=True)
     except (LauncherError, WorkerError) as error:
-        failure = error
-    asks = ["merge-launch", "sweep", order.sweep.where, "results"]
-    asks += ["--out", how.out] if how.out else []
-    if failure is not None:
-        say(f"{count} of {len(todo)} submitted; the same command submits the rest. {failure}")
-        return failure.exit_code
-    print(f"out     {order.sweep.out}")
-    print(f"table   {shlex.join(asks)}")
+        say(f"{count} of {len(todo)} submitted; the same command submits the rest. {error}")
+        return error.exit_code
+    command = ["merge-launch", "sweep", sweep.path, "results"]
+    command += ["--out", options.out] if options.out else []
+    print(f"out     {sweep.out}")
+    print(f"table   {shlex.join(command)}")
     return 0
 
 
 def results(context: typer.Context, given: dict[str, Any]) -> int:
-    from .. import table
-    from ..profiles import layers
-    from ..sweeps import results as sweep_results
-    from ..sweeps import state
-
+    """Print a row for each member: its state, its values and what `--then` printed."""
     given.pop("profile", None)
-    (how,) = layers.resolve([ResultOptions], [layers.flags(given)])
-    sweep = read_sweep(context.obj, how.out, current_folder(os.environ))
-    states, failures = state.look(sweep)
-    rows, named = sweep_results.rows(sweep, states)
-    rows = sweep_results.in_order(rows, how.sort, how.descending)
-    if how.csv:
+    (options,) = layers.resolve([ResultOptions], [layers.flags(given)])
+    sweep = read_sweep(context.obj, options.out, current_folder(os.environ))
+    states, failures = state.member_states(sweep)
+    rows, result_names = sweep_results.rows(sweep, states)
+    rows = sweep_results.in_order(rows, options.sort, options.descending)
+    if options.csv:
         sweep_results.write_csv(rows, sys.stdout)
-    elif how.json:
+    elif options.json:
         table.show(rows, [], as_json=True)
     else:
-        columns, more = sweep_results.columns(sweep, rows, named, how.column)
+        columns, note = sweep_results.columns(sweep, rows, result_names, options.column)
         table.show([sweep_results.for_people(row) for row in rows], columns, as_json=False)
-        if more:
-            say(more)
+        if note:
+            say(note)
     for failure in failures:
-        say(f"{failure}; states are as they were last seen")
+        say(f"{failure}; showing the last known states")
     return ClusterError.exit_code if failures else 0

@@ -1,4 +1,4 @@
-"""How a function becomes a command: options from dataclasses, errors as lines, exit codes."""
+"""How a function becomes a command: options from dataclasses, errors as lines and exit codes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from ..profiles import layers
 from ..profiles.file import FILE_NAME
 from ..settings.options import parameters
 
-SOURCE = "OUT MODEL MODEL…, or RECIPE.yml [OUT]"
+SOURCE_HELP = "OUT MODEL MODEL…, or RECIPE.yml [OUT]"
 
 Command = Callable[..., int]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def say(text: str) -> None:
+    """Print a note, a warning or an error to stderr."""
     print(f"merge-launch: {text}", file=sys.stderr)
 
 
 def guarded(command: Command) -> Callable[..., NoReturn]:
-    """The one printer of errors: a few lines and an exit code for what is an answer."""
+    """Print the errors that a command raises, and end with its exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> NoReturn:
@@ -41,24 +43,27 @@ def guarded(command: Command) -> Callable[..., NoReturn]:
     return run
 
 
-SOURCES = inspect.Parameter(
+SOURCE = inspect.Parameter(
     "source",
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    annotation=Annotated[list[str], typer.Argument(help=SOURCE, metavar="SOURCE")],
+    annotation=Annotated[list[str], typer.Argument(help=SOURCE_HELP, metavar="SOURCE")],
 )
 
 
 def with_options(
     command: Callable[[Any, dict[str, Any]], int],
     groups: tuple[type, ...],
-    words: inspect.Parameter = SOURCES,
+    argument: inspect.Parameter = SOURCE,
 ) -> Command:
-    """`command(source, given)` with SOURCE words, or others, and the options of the groups."""
+    """Turn `command(source, given)` into a function with the options of the groups.
+
+    `argument` is the positional argument: the SOURCE words, or what else the command takes.
+    """
 
     def run(**given: Any) -> int:
-        return command(given.pop(words.name), given)
+        return command(given.pop(argument.name), given)
 
-    which = inspect.Parameter(
+    profile = inspect.Parameter(
         "profile",
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
@@ -69,7 +74,7 @@ def with_options(
             ),
         ],
     )
-    signature = inspect.Signature([words, *parameters(groups), which])
+    signature = inspect.Signature([argument, *parameters(groups), profile])
     # Public hooks of inspect and typing, which is where typer looks.
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}

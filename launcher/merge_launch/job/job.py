@@ -1,4 +1,4 @@
-"""Job: all that a template or a backend may ask about one merge. Cannot be built wrong."""
+"""Job: everything that a template or a backend needs to know of one merge, checked."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..settings.groups import JobOptions, WorkerOptions
 from .payload import EmbeddedFile, Payload
 from .source import Merge, safe_name
 
-# What PBS, Torque and Slurm all take; Torque stops at 15 characters, and qstat shows no more.
+# Accepted by PBS, Torque and Slurm. Torque cuts names at 15 characters, and qstat shows no more.
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
 SHORT_NAME = 15
 THEN = "-then"
 SECRET = r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$"
-"""Names of variables that hold one."""
-MERGEKIT_TAKES = tuple(option.flag for option in options_of("mergekit") if option.launch)
+"""Names of variables that hold a secret."""
+MERGEKIT_OPTIONS = tuple(option.flag for option in options_of("mergekit") if option.launch)
 
 
 class Part(enum.Enum):
-    """What of a merge one job does: `--then` is a job of its own where the scheduler has such."""
+    """The part of a merge that a job does: `--then` is a job of its own if jobs can wait."""
 
     ALL = "all"
     MERGE = "merge"
@@ -35,7 +35,7 @@ class Part(enum.Enum):
 
 @dataclass(frozen=True)
 class Job:
-    """A checked merge job. UsageError lists every fault of it."""
+    """A checked job of one merge. Raises UsageError with every fault."""
 
     merge: Merge
     options: JobOptions
@@ -60,8 +60,8 @@ class Job:
                 if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
             ]
         faults += [
-            f"--env {name}: everybody who sees the job's text would read it; on Beaker say "
-            f"--secret {name}=SECRET, else have the job read it: "
+            f"--env {name}: a secret must not be in the job's text; on Beaker use "
+            f"--secret {name}=SECRET, else let the job read it from a file: "
             f"--setup 'export {name}=$(cat FILE)'"
             for name in self.options.variables()
             if re.search(SECRET, name, re.IGNORECASE)
@@ -69,31 +69,33 @@ class Job:
         if not self.python or "\n" in self.python:
             faults.append("--python must name one program")
         if self.options.engine == "mergekit":
-            faults += self._beyond_mergekit()
+            faults += self._mergekit_faults()
         refuse(faults)
 
-    def _beyond_mergekit(self) -> list[str]:
+    def _mergekit_faults(self) -> list[str]:
         given = [word.partition("=")[0] for word in self.worker.argv()]
         faults = [
-            f"{flag}: not with --engine mergekit; it takes {', '.join(MERGEKIT_TAKES)}"
+            f"{flag} conflicts with --engine mergekit, which takes {', '.join(MERGEKIT_OPTIONS)}"
             for flag in given
-            if flag not in MERGEKIT_TAKES
+            if flag not in MERGEKIT_OPTIONS
         ]
-        return faults + ["--engine mergekit: one merge at a time"] * bool(self.further)
+        if self.further:
+            faults.append("--engine mergekit: cannot make several merges in one pass")
+        return faults
 
     @property
     def command(self) -> str:
-        """The worker's, which takes RECIPE OUT and the options."""
+        """Command of the worker, which takes RECIPE, OUT and the options."""
         return "mergekit" if self.options.engine == "mergekit" else "merge"
 
     @property
     def name(self) -> str:
         short = safe_name(Path(self.merge.out).name)[:SHORT_NAME].rstrip("-.")
         name = self.options.name or short
-        return name if self.part is not Part.THEN else name[: SHORT_NAME - len(THEN)] + THEN
+        return name[: SHORT_NAME - len(THEN)] + THEN if self.part is Part.THEN else name
 
     def split(self) -> tuple[Job, ...]:
-        """The merge and, as a job that waits for it, what `--then` asks for."""
+        """Return the merge and, with `--then`, a job for it that waits for the merge."""
         if self.options.then is None:
             return (self,)
         parts = (Part.MERGE, Part.THEN)
@@ -105,12 +107,12 @@ class Job:
 
     @property
     def then(self) -> str | None:
-        """What this very job runs in OUT."""
+        """Command that this job runs in OUT."""
         return self.options.then if self.part is not Part.MERGE else None
 
     @property
     def folder(self) -> str:
-        """Beside OUT: the job's text, its log and its exit code."""
+        """Folder beside OUT for the job's text, its log and its exit code."""
         out = Path(self.merge.out)
         return str(out.with_name(f"{safe_name(out.name)}.job"))
 
@@ -120,15 +122,15 @@ class Job:
 
     @property
     def notify_file(self) -> str:
-        """Holds the address, which may be a secret: the job's text does not."""
+        """File that holds the notify address, which may be a secret, instead of the job's text."""
         return str(Path(self.folder) / f"{self.name}.notify")
 
     def recipes(self) -> list[tuple[str, Merge]]:
-        """Each merge by the name that its recipe has on the node."""
+        """Return each merge with the name of its recipe file on the node."""
         further = ((f"recipe-{number}.yml", merge) for number, merge in enumerate(self.further, 2))
         return [("recipe.yml", self.merge), *further]
 
     def embedded_files(self) -> list[EmbeddedFile]:
-        """The worker, then every recipe."""
+        """Return the worker, then every recipe."""
         recipes = (EmbeddedFile(name, merge.text) for name, merge in self.recipes())
         return [self.payload.embedded, *recipes]

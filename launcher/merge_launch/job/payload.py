@@ -1,8 +1,8 @@
-"""The worker as bytes: its files → one zip → bz2 → base64, so that a node needs none installed.
+"""The worker as a payload: its files → one zip → bz2 → base64. Nodes need no installed worker.
 
-The zip is what runs, and its SHA-256 names the build. Its members are stored, with fixed dates and
-modes, so every checkout makes the same bytes; bz2 sees all of them at once, and is in the standard
-library, so the node needs no program for it (templates/_worker.sh.j2 unpacks it).
+The node runs the zip, and its SHA-256 names the build. Members are stored, with fixed dates and
+modes, so that every checkout makes the same bytes and bz2 compresses all members together. bz2 is
+in the standard library: the node needs no program for it (templates/_worker.sh.j2 unpacks it).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import merge_worker
 
 LINE_COLUMNS = 76
 CHUNK_BYTES = 96 * 1024
-"""Of base64. One argument of a program holds 128 KiB on Linux."""
+"""Base64 in one argument of a program, which Linux limits to 128 KiB."""
 SUFFIXES = (".py", ".html")
 ENTRY = "__main__.py"
 
@@ -48,14 +48,14 @@ class EmbeddedFile:
 
     @property
     def chunks(self) -> list[str]:
-        """Texts that make the whole when they are joined, each an argument of a program."""
+        """Pieces of the base64 text, each short enough for an argument of a program."""
         encoded = self.encoded
         return [encoded[i : i + CHUNK_BYTES] for i in range(0, len(encoded), CHUNK_BYTES)] or [""]
 
 
 @dataclass(frozen=True)
 class Payload:
-    """`archive` is the zip that runs, `packed` is what travels."""
+    """A packed worker: `archive` is the zip that runs, `packed` its compressed form in a job."""
 
     archive: bytes
     packed: bytes
@@ -72,13 +72,13 @@ class Payload:
 
 @functools.cache
 def build(package: Path | None = None) -> Payload:
-    """The whole worker that is installed here, or that of another folder."""
+    """Pack the whole worker that is installed here, or the one in another folder."""
     archive = _zipped(package or Path(merge_worker.__file__).parent)
     return Payload(archive, bz2.compress(archive, 9), merge_worker.__version__)
 
 
 def _zipped(package: Path) -> bytes:
-    """What `python FILE` runs: the package, and its entry once more at the top."""
+    """Zip a package so that `python FILE` runs it: its entry is at the top too."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for name, path in [(ENTRY, package / ENTRY), *_members(package)]:
@@ -89,7 +89,7 @@ def _zipped(package: Path) -> bytes:
 
 
 def _members(package: Path) -> list[tuple[str, Path]]:
-    """Files of the package by their names in the zip, in an order of their own."""
+    """Return the files of the package with their names in the zip, sorted."""
     inside = ((path.relative_to(package), path) for path in package.rglob("*"))
     return sorted(
         (f"{package.name}/{name.as_posix()}", path)

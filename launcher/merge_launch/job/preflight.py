@@ -1,4 +1,4 @@
-"""What headers show before a job is submitted: the faults that the worker would find later."""
+"""Checks before a submission: faults that the worker would find later, from headers alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plan_of(merge: Merge, options: WorkerOptions) -> Plan:
-    """Plan a merge as the worker will. Raises its UsageError or InputError, with every fault."""
+    """Plan a merge as the worker will. Raises its UsageError or InputError with every fault."""
     from merge_worker.planning.options import PlanOptions
     from merge_worker.planning.plan import make_plan
 
@@ -23,41 +23,40 @@ def plan_of(merge: Merge, options: WorkerOptions) -> Plan:
     return make_plan(merge.recipe, PlanOptions.from_values(values, merge.out))
 
 
-def _near(word: str, folder: str) -> str:
-    """` (did you mean …?)` where the name on the hub looks like a folder here."""
-    parent = Path(folder) / Path(word).parent
-    try:
-        found = nearest(Path(word).name, [each.name for each in parent.iterdir() if each.is_dir()])
-    except OSError:
-        return ""
-    return found.replace("'", f"'{Path(word).parent}/", 1)
-
-
-def _perhaps_a_folder(word: str, folder: str) -> str:
-    return f"{word}: no such folder here, so it is taken for one of the hub{_near(word, folder)}"
-
-
 def check(merge: Merge, options: WorkerOptions, all_here: bool) -> list[str]:
-    """Warnings of a plan where the models are here, else which are not. WorkerError, all faults.
+    """Plan a merge if its models are on this machine; return warnings, and models not checked.
 
-    `all_here`: what is not here is nowhere.
+    `all_here`: missing models are errors, since the job runs on this machine. Raises WorkerError
+    with every fault.
     """
-    absent = [path for path in merge.local_models() if not Path(path).exists()]
+    missing = [path for path in merge.local_models() if not Path(path).exists()]
     hub = merge.hub_models()
     notes = []
-    if absent:
-        notes.append(f"not on this machine, so nobody looked into it yet: {first_names(absent)}")
-    notes += [_perhaps_a_folder(word, merge.folder) for word in hub if _near(word, merge.folder)]
+    if missing:
+        notes.append(f"not on this machine; not checked: {first_names(missing)}")
+    for model in hub:
+        if hint := _similar_folder(model, merge.folder):
+            notes.append(f"{model}: no such folder, so it is read from the Hub{hint}")
     if hub:
-        notes.append(f"on the hub, so nobody looked into it yet: {first_names(hub)}")
+        notes.append(f"on the Hub; not checked: {first_names(hub)}")
     if notes and not all_here:
         return [*notes, *merge.recipe.warnings]
     plan = plan_of(merge, options)
-    return [*plan.warnings, *_full(plan, Path(merge.out), options)]
+    return [*plan.warnings, *_check_output(plan, Path(merge.out), options)]
 
 
-def _full(plan: Plan, out: Path, options: WorkerOptions) -> list[str]:
-    """Warnings about OUT and its disk, if that is here. OutputError where the merge cannot go."""
+def _similar_folder(model: str, folder: str) -> str:
+    """Return ` (did you mean …?)` if the name of a Hub model resembles a folder here, else ''."""
+    parent = Path(folder) / Path(model).parent
+    try:
+        folders = [path.name for path in parent.iterdir() if path.is_dir()]
+    except OSError:
+        return ""
+    return nearest(Path(model).name, folders).replace("'", f"'{Path(model).parent}/", 1)
+
+
+def _check_output(plan: Plan, out: Path, options: WorkerOptions) -> list[str]:
+    """Check OUT and its disk if they are on this machine; return warnings. Raises OutputError."""
     from merge_worker.output.files import finished
     from merge_worker.output.space import disk_space
     from merge_worker.output.target import refuse_occupied
@@ -66,7 +65,7 @@ def _full(plan: Plan, out: Path, options: WorkerOptions) -> list[str]:
         refuse_occupied(plan, out)
         if not out.parent.is_dir() or (finished(out) and not options.overwrite):
             return []
-        found = disk_space(plan, out)
-    except OSError:  # that it cannot be looked at here need not hold on the node
+        space = disk_space(plan, out)
+    except OSError:  # a folder that cannot be read here may be readable on the node
         return []
-    return found.refuse(out)
+    return space.refuse(out)

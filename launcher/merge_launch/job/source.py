@@ -1,4 +1,4 @@
-"""The SOURCE words of a command → what is merged, and where to. Reads the recipe, no model."""
+"""The SOURCE words of a command → a Merge: recipe and output folder. Models are not opened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge_worker.errors import UsageError as OfRecipe
+from merge_worker.errors import UsageError as RecipeError
 from merge_worker.errors import WorkerError
 from merge_worker.messages import printable
 from merge_worker.output.files import MANIFEST, RECIPE
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 
 FORMS = "give OUT MODEL MODEL… or RECIPE.yml [OUT]"
-RECIPE_ENDS = (".yml", ".yaml", ".json")
+RECIPE_SUFFIXES = (".yml", ".yaml", ".json")
 LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
 class Merge:
-    """One merge as it was asked for. Paths are absolute; `text` is the recipe as given."""
+    """A recipe and its output folder. Paths are absolute; `text` is the recipe as given.
+
+    `folder` is the folder that relative paths in the recipe start at.
+    """
 
     text: bytes
     recipe: Recipe
@@ -37,18 +40,20 @@ class Merge:
     folder: str
 
     def local_models(self) -> tuple[str, ...]:
-        """Paths of the models (and adapters) that are folders rather than names on the hub."""
-        return tuple(absolute(w, self.folder) for w in self._words() if not _on_hub(w))
+        """Return the paths of the models and adapters that are folders."""
+        return tuple(absolute(name, self.folder) for name in self._models() if not _on_hub(name))
 
     def hub_models(self) -> tuple[str, ...]:
-        return tuple(word for word in self._words() if _on_hub(word))
+        """Return the names of the models and adapters on the Hub."""
+        return tuple(name for name in self._models() if _on_hub(name))
 
-    def _words(self) -> list[str]:
+    def _models(self) -> list[str]:
         refs = self.recipe.model_refs()
-        return list(dict.fromkeys(word for ref in refs for word in (ref.path, ref.lora) if word))
+        return list(dict.fromkeys(name for ref in refs for name in (ref.path, ref.lora) if name))
 
     def title(self) -> str:
-        models = [Path(word).name for word in self._words()]
+        """Return one line about the merge: its method and the first models."""
+        models = [Path(name).name for name in self._models()]
         more = f" and {len(models) - 4} more" if len(models) > 4 else ""
         return printable(f"{self.recipe.method} of {', '.join(models[:4])}{more}")
 
@@ -60,7 +65,7 @@ def _on_hub(word: str) -> bool:
 
 
 def current_folder(variables: os._Environ[str] | dict[str, str]) -> str:
-    """The current folder by the name the user went there by: links may differ on the nodes."""
+    """Return the current folder as the user named it: links may differ on the nodes."""
     real, named = Path.cwd(), variables.get("PWD", "")
     try:
         same = Path(named).is_absolute() and Path(named).samefile(real)
@@ -70,16 +75,20 @@ def current_folder(variables: os._Environ[str] | dict[str, str]) -> str:
 
 
 def absolute(word: str, folder: str) -> str:
-    path = Path(folder) / Path(word).expanduser()
-    return str(path)
+    """Return a path as seen from a folder, with `~` expanded and links kept."""
+    return str(Path(folder) / Path(word).expanduser())
 
 
 def read_source(
     words: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
 ) -> Merge:
+    """Read SOURCE words: `OUT MODEL MODEL…` or `RECIPE.yml [OUT]`.
+
+    Raises UsageError, or the worker's errors with every fault of the recipe.
+    """
     from merge_worker.recipe import parse
 
-    if words and words[0].endswith(RECIPE_ENDS) and not words[0].endswith("/"):
+    if words and words[0].endswith(RECIPE_SUFFIXES) and not words[0].endswith("/"):
         text, where = _read_recipe(words, options), words[0]
         out = _one_out(words[1:], options)
     else:
@@ -91,10 +100,10 @@ def read_source(
 
 
 def add_missing_models(error: WorkerError, words: Sequence[str], folder: str) -> WorkerError:
-    """The faults of a recipe, and the models that are not here: all at once."""
+    """Return an error of a recipe extended by the models of the recipe that do not exist."""
     from merge_worker.planning.missing_models import with_missing_models
 
-    if not isinstance(error, OfRecipe) or not words[0].endswith(RECIPE_ENDS):
+    if not isinstance(error, RecipeError) or not words[0].endswith(RECIPE_SUFFIXES):
         return error
     try:
         text = Path(words[0]).expanduser().read_text("utf-8")
@@ -105,14 +114,14 @@ def add_missing_models(error: WorkerError, words: Sequence[str], folder: str) ->
 
 def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:
     if len(words) > 2:
-        raise UsageError(f"{words[2]}: a recipe takes one OUT and names its models itself; {FORMS}")
-    for each in options_of(MergeOptions):
-        if each.name != "out" and getattr(options, each.name) is not None:
-            raise UsageError(f"{each.flag} is for a direct merge; write it into {words[0]}")
+        raise UsageError(f"{words[2]}: a recipe names its models and takes one OUT; {FORMS}")
+    for option in options_of(MergeOptions):
+        if option.name != "out" and getattr(options, option.name) is not None:
+            raise UsageError(f"{option.flag} is for a direct merge; write it into {words[0]}")
     if Path(words[0]).name == MANIFEST:
         raise UsageError(
-            f"{words[0]}: the manifest of a merge; 'merge-worker merge {words[0]} OUT' makes it "
-            f"again, a job takes the {RECIPE} beside it"
+            f"{words[0]}: the manifest of a merge; 'merge-worker merge {words[0]} OUT' repeats it, "
+            f"and a job takes the {RECIPE} beside it"
         )
     try:
         return Path(words[0]).expanduser().read_bytes()
@@ -127,12 +136,12 @@ def _one_out(words: Sequence[str], options: MergeOptions) -> str | None:
 
 
 def _direct(words: Sequence[str], options: MergeOptions) -> tuple[list[str], str | None]:
-    """With --out all words are models."""
+    """Return models and OUT; with --out all words are models."""
     out = options.out or next(iter(words), None)
     models = list(words) if options.out else list(words[1:])
     if len(models) < 2:
         given = f"{printable(' '.join(words))}: " if words else ""
-        raise UsageError(f"{given}two models or more make a merge; {FORMS}")
+        raise UsageError(f"{given}a merge needs at least two models; {FORMS}")
     return models, out
 
 
@@ -148,12 +157,13 @@ def _direct_recipe(
 
 
 def _located(word: str, folder: str) -> str:
-    """Of BASE+ADAPTER both parts; a folder with the sign in its name has to be in a recipe."""
+    """Make the parts of BASE+ADAPTER absolute. A folder with '+' in its name needs a recipe."""
     parts = word.split("+")
     return "+".join(part if _on_hub(part) else absolute(part, folder) for part in parts)
 
 
 def decoded(text: bytes, where: str) -> str:
+    """Decode a recipe, with or without a byte order mark. Raises UsageError."""
     try:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -161,12 +171,12 @@ def decoded(text: bytes, where: str) -> str:
 
 
 def default_name(method: str, models: Sequence[str]) -> str:
-    """`linear-m1-m2-m3`: what a folder is called when nobody named it."""
+    """Return the name of an output folder that was not given: `linear-m1-m2-m3`."""
     words = [method, *(Path(path).name for path in models)]
     return safe_name("-".join(words))[:LONGEST_NAME].rstrip("-.")
 
 
 def safe_name(text: str) -> str:
-    """A name that files, schedulers and shells all take as it is; it begins with a letter."""
+    """Return a name that files, schedulers and shells all accept; it begins with a letter."""
     plain = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
     return plain if re.match(r"[A-Za-z]", plain) else f"merge-{plain}".rstrip("-")

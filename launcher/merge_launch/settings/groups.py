@@ -1,4 +1,4 @@
-"""The options that all backends share: what is merged, how the job runs, what the worker does."""
+"""Option groups that all backends share: the merge, its job, the worker, `check` and sweeps."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .options import OptionSpec, option, options_of
 DIRECT = "direct merge: "
 
 
-def shared(name: str, before: str = "") -> Any:
-    """Make a field of an option that merge-worker has too; `before` begins its help."""
+def shared(name: str, prefix: str = "") -> Any:
+    """Return a field for an option of merge-worker; `prefix` is put before its help."""
     known = BY_NAME[name]
-    shape = OptionSpec(
-        before + known.help,
+    spec = OptionSpec(
+        prefix + known.help,
         metavar=known.metavar or "|".join(known.choices) or None,
         pattern=known.pattern or "|".join(known.choices) or None,
         expected=known.expected,
         minimum=1 if known.type is at_least_one else None,
     )
-    return option(False if known.type is bool else None, shape)
+    return option(False if known.type is bool else None, spec)
 
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What is merged, beside the SOURCE words."""
+    """Options of a merge besides the SOURCE words."""
 
     out: str | None = option(None, OptionSpec("the folder of the merged model", "-o", "DIR"))
     method: str | None = shared("method", DIRECT)
@@ -39,9 +39,9 @@ class MergeOptions:
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How the job runs."""
+    """Options of a job."""
 
-    name: str | None = option(None, OptionSpec("the job's name; made of OUT when missing"))
+    name: str | None = option(None, OptionSpec("the job's name; made from OUT if missing"))
     python: str | None = option(
         None, OptionSpec("the interpreter on the node (python3)", metavar="PROGRAM")
     )
@@ -67,7 +67,7 @@ class JobOptions:
     notify: str | None = option(
         None,
         OptionSpec(
-            "tell this address (Slack's webhooks and the like) when the job has ended",
+            "send a message to this address (such as a Slack webhook) when the job ends",
             metavar="URL",
             pattern=r"https?://[\x21-\x7e]+",
             expected="an address that begins with https://",
@@ -76,22 +76,22 @@ class JobOptions:
     engine: str = option(
         "merge-worker",
         OptionSpec(
-            "what merges: merge-worker, or mergekit, found on the node or installed there",
+            "the program that merges: merge-worker, or mergekit, found or installed on the node",
             pattern="merge-worker|mergekit",
             expected="merge-worker or mergekit",
         ),
     )
-    dry_run: bool = option(False, OptionSpec("print the job and do nothing else"))
+    dry_run: bool = option(False, OptionSpec("print the job, do nothing else"))
     follow: bool = option(False, OptionSpec("show the log until the job ends", "-f"))
 
     def variables(self) -> dict[str, str]:
-        """Later ones win."""
+        """Return the variables of --env; later ones win."""
         return {key: value for key, _, value in (pair.partition("=") for pair in self.env)}
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """Options handed to the worker as they are; None and False are not handed on."""
+    """Options passed to the worker unchanged; None and False are not passed."""
 
     device: str | None = shared("device")
     threads: int | None = shared("threads")
@@ -116,36 +116,37 @@ class WorkerOptions:
     strict: bool = shared("strict")
 
     def argv(self) -> tuple[str, ...]:
+        """Return the options as words of a command line."""
         words: list[str] = []
-        for each in options_of(type(self)):
-            value = getattr(self, each.name)
+        for worker_option in options_of(type(self)):
+            value = getattr(self, worker_option.name)
             if value is True:
-                words.append(each.flag)
+                words.append(worker_option.flag)
             elif value is not None and value is not False:
-                words.append(f"{each.flag}={value}")
+                words.append(f"{worker_option.flag}={value}")
         return tuple(words)
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How `check` prints."""
+    """Options of the report of `check`."""
 
     json: bool = shared("json")
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How the members are made."""
+    """Options of a sweep."""
 
     out: str | None = option(
         None, OptionSpec("the folder that gets a folder for each member", "-o", "DIR")
     )
-    array: bool = option(False, OptionSpec("job arrays, as large as the site allows"))
+    array: bool = option(False, OptionSpec("submit job arrays, as large as the site allows"))
     array_size: int | None = option(
-        None, OptionSpec("with --array: members of one array at most", metavar="N", minimum=1)
+        None, OptionSpec("with --array: most members of one array", metavar="N", minimum=1)
     )
     at_once: int | None = option(
-        None, OptionSpec("with --array: members that run at once", metavar="N", minimum=1)
+        None, OptionSpec("with --array: most members that run at once", metavar="N", minimum=1)
     )
     one_pass: bool = option(
         False, OptionSpec("one job that reads the inputs once and writes every member")

@@ -1,6 +1,6 @@
-"""Options that exist once: a dataclass field is a flag, an environment name and a profile key.
+"""Options as dataclass fields: one field is a flag, an environment variable and a profile key.
 
-Knows how to read a value of each origin, not which origin wins: that is `profile`.
+Values of every origin are read here; which origin wins is decided in `profiles/layers.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 @dataclasses.dataclass(frozen=True)
 class OptionSpec:
-    """What a field says about its option beside name, type and default."""
+    """Facts about an option besides name, type and default.
+
+    `pattern` must match a whole value, and `expected` describes it in errors. Values of several
+    origins add up where it `accumulates`.
+    """
 
     help: str
     short: str | None = None
@@ -34,7 +38,7 @@ class OptionSpec:
 
 
 class Option(NamedTuple):
-    """A field as an option. `kind` is str, int, bool or tuple (of str, repeatable)."""
+    """An option made of a field. `kind` is str, int, bool or tuple (of str, repeatable)."""
 
     name: str
     kind: type
@@ -51,15 +55,16 @@ class Option(NamedTuple):
 
 
 class Fault(ValueError):
-    """A value that an option cannot take; the text is the rest of a sentence about it."""
+    """An invalid value; the text continues a sentence that begins with option and value."""
 
 
 def option(default: Any, spec: OptionSpec) -> Any:
-    """A dataclass field that is an option."""
+    """Return a dataclass field that is an option."""
     return dataclasses.field(default=default, metadata={METADATA: spec})
 
 
 def options_of(group: type) -> tuple[Option, ...]:
+    """Return the options of a dataclass. Raises TypeError for a field type no option can have."""
     hints = typing.get_type_hints(group)
     return tuple(
         Option(field.name, _kind(hints[field.name]), field.default, field.metadata[METADATA])
@@ -73,16 +78,16 @@ def _kind(hint: Any) -> type:
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     kind = typing.get_origin(hint) or hint
     if kind not in (str, int, bool, tuple):
-        raise TypeError(f"no option can have the type {hint}")
+        raise TypeError(f"an option cannot have the type {hint}")
     return typing.cast(type, kind)
 
 
 def read(option: Option, value: object) -> Any:
-    """A value from a flag, the environment or a profile as the field's type, or Fault."""
+    """Return a value of a flag, the environment or a profile as the field's type. Raises Fault."""
     if option.kind is tuple:
         return tuple(_checked(option, text) for text in _texts(value))
     if option.kind is bool:
-        return _truth(value)
+        return _boolean(value)
     if option.kind is int:
         return _number(option, value)
     # An unquoted 12:00:00 in TOML is a time of day.
@@ -98,7 +103,7 @@ def _texts(value: object) -> list[str]:
     return [line for line in lines if line]
 
 
-def _truth(value: object) -> bool:
+def _boolean(value: object) -> bool:
     word = str(value).lower()
     if word not in TRUE + FALSE:
         raise Fault("must be true or false")
@@ -119,17 +124,17 @@ def _checked(option: Option, text: str) -> str:
     if pattern is not None and not re.fullmatch(pattern, text):
         raise Fault(f"must be {option.spec.expected}")
     if "\0" in text:
-        raise Fault("holds a NUL character")
+        raise Fault("must not contain a NUL character")
     return text
 
 
 def parameters(groups: Iterable[type]) -> list[inspect.Parameter]:
-    """The options of several dataclasses as parameters of a typer command; None if not given."""
+    """Return the options of dataclasses as parameters of a typer command; None means not given."""
     return [_parameter(option) for group in groups for option in options_of(group)]
 
 
 def _completion(pattern: str) -> Callable[[str], list[str]] | None:
-    """Of options that take one of some words."""
+    """Complete the words of an option that takes one of several."""
     words = pattern.split("|")
     if len(words) == 1 or not all(re.fullmatch(r"[\w-]+", word) for word in words):
         return None
@@ -146,7 +151,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         show_default=False,
         autocompletion=_completion(spec.pattern or ""),
     )
-    # Numbers are read by `read`, so that a flag and a profile are told the same.
+    # Typer passes numbers as text: `read` reports the same faults for flags and profiles.
     kind: Any = list[str] if option.kind is tuple else bool if option.kind is bool else str
     return inspect.Parameter(
         option.name,

@@ -1,11 +1,14 @@
-"""TODO"""
+"""Request: merges, a backend and options as given → checked jobs → their texts."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from merge_worker.errors import WorkerError
 
 from ..backends.base import Backend, LocalBackend
 from ..errors import LauncherError, refuse
@@ -13,88 +16,108 @@ from ..job import payload, preflight
 from ..job.job import Job
 from ..job.source import Merge, current_folder, read_source
 from ..profiles import file, layers
-from ..profiles.layers import Layer
 from ..settings.groups import JobOptions, MergeOptions, WorkerOptions
-from ..sweeps.definition import Member, Sweep
-from . import render
+from .render import render
 
-RenderedJob = list[tuple[Job, str]]
+JobChain = tuple[Job, ...]
+"""A merge job, then the jobs that wait for its success."""
+
+
+class Findings(NamedTuple):
+    """Errors and warnings of one merge, found before it is submitted."""
+
+    errors: list[LauncherError | WorkerError]
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
-class SweepRequest:
-    """How every member is to run."""
+class Request:
+    """Merges for one backend and the options of their jobs. All jobs carry the same payload."""
 
-    sweep: Sweep
+    merges: tuple[Merge, ...]
     backend: Backend[Any]
     options: JobOptions
     worker: WorkerOptions
     resources: Any
 
-    def look(self, member: Member) -> list[str]:
-        """Warnings of its plan. WorkerError with all faults."""
-        return preflight.check(member.merge, self.worker, isinstance(self.backend, LocalBackend))
-
-    def job(self, *members: Member) -> Job:
-        """One job; of several members in one pass."""
-        python = self.options.python or self.backend.python()
-        first, *rest = (member.merge for member in members)
-        carried = payload.build()
-        return Job(first, self.options, self.worker, carried, python, further=tuple(rest))
-
-    def parts(self, *members: Member, apart: bool = True) -> RenderedJob:
-        """With `apart`, what follows is a job of its own where the scheduler has such."""
-        whole = self.job(*members)
-        jobs = whole.split() if apart and self.backend.dependencies else (whole,)
-        return [(job, render.render(self.backend, job, self.resources)) for job in jobs]
-
-    def faults(self, *members: Member) -> list[str]:
-        try:
-            job = self.job(*members)
-        except LauncherError as error:
-            return str(error).splitlines()
-        found = self.backend.faults(job, self.resources)
-        return [*found, *self.backend.obstacles(job, self.resources)]
-
-
-def option_layers(given: dict[str, Any], backend: str | None) -> list[Layer]:
-    """Where settings come from, nearest first."""
-    variables = layers.environment(os.environ)
-    chosen = given.pop("profile") or variables.values.get("profile")
-    path = file.find(Path.cwd(), layers.config_folder())
-    held = layers.load(path, None if chosen is None else str(chosen), backend)
-    return [layers.flags(given), variables, *held]
-
-
-class Request:
-    """One backend command: its words and options as a job, and what the job asks for."""
-
-    def __init__(
-        self, backend: Backend[Any], source: list[str], given: dict[str, Any], shown: bool = False
-    ) -> None:
+    @classmethod
+    def from_words(
+        cls, backend: Backend[Any], words: list[str], given: Mapping[str, Any]
+    ) -> Request:
+        """Read the SOURCE words and the flags of a command. Raises with every fault of them."""
         groups = [MergeOptions, JobOptions, WorkerOptions, backend.resources]
-        found: list[Any] = layers.resolve(groups, option_layers(given, backend.name))
-        merge_options, self.options, self.worker, self.resources = found
+        merge_options, options, worker, resources = read_settings(groups, given, backend.name)
         folder = current_folder(os.environ)
-        self.merge: Merge = read_source(source, merge_options, self.worker.dtype, folder)
-        self.backend = backend
-        self.shown = shown or self.options.dry_run
+        merge = read_source(words, merge_options, worker.dtype, folder)
+        return cls((merge,), backend, options, worker, resources)
 
-    def look(self) -> list[str]:
-        """Warnings of a plan of the merge. WorkerError with all faults."""
-        from ..job import preflight
+    @property
+    def runs_in_foreground(self) -> bool:
+        """Whether the command itself runs the jobs and waits for them."""
+        return isinstance(self.backend, LocalBackend) and not self.backend.detached(self.resources)
 
-        if self.options.engine == "mergekit":  # it refuses and takes other things than the worker
-            return []
-        return preflight.check(self.merge, self.worker, isinstance(self.backend, LocalBackend))
+    def check(self) -> list[str]:
+        """Plan every merge whose models are here; return warnings. Raises with every fault."""
+        findings = [self.findings(merge) for merge in self.merges]
+        errors = [error for each in findings for error in each.errors]
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise type(errors[0])("\n".join(map(str, errors)))
+        return [warning for each in findings for warning in each.warnings]
 
-    def parts(self) -> list[tuple[Job, str]]:
-        """The jobs of the merge, each with its text: one, or another for `--then`."""
-        from ..job import payload
-        from . import render
+    def findings(self, merge: Merge) -> Findings:
+        """Check the job of one merge, and its plan as the worker will make it."""
+        errors: list[LauncherError | WorkerError] = []
+        warnings: list[str] = []
+        try:
+            first = self._split(self.job(merge))[0]
+            faults = self.backend.faults(first, self.resources)
+            refuse([*faults, *self.backend.obstacles(first, self.resources)])
+        except LauncherError as error:
+            errors.append(error)
+        if self.options.engine == "merge-worker":  # mergekit accepts and refuses other recipes
+            try:
+                all_here = isinstance(self.backend, LocalBackend)
+                warnings = preflight.check(merge, self.worker, all_here)
+            except WorkerError as error:
+                errors.append(error)
+        return Findings(errors, warnings)
 
-        python = self.options.python or self.backend.python()
-        whole = Job(self.merge, self.options, self.worker, payload.build(), python)
-        jobs = whole.split() if self.backend.dependencies else (whole,)
+    def jobs(self) -> list[JobChain]:
+        """Return the jobs of every merge. Raises UsageError if the backend cannot express one."""
+        return [self.jobs_of(merge) for merge in self.merges]
+
+    def jobs_of(self, *merges: Merge) -> JobChain:
+        """Return the jobs of one merge, or of several made in one pass over their inputs."""
+        jobs = self._split(self.job(*merges))
         refuse(self.backend.faults(jobs[0], self.resources))
-        return [(job, render.render(self.backend, job, self.resources)) for job in jobs]
+        return jobs
+
+    def job(self, *merges: Merge) -> Job:
+        """Return one job that does all, `--then` included."""
+        python = self.options.python or self.backend.python()
+        first, *further = merges
+        return Job(
+            first, self.options, self.worker, payload.build(), python, further=tuple(further)
+        )
+
+    def _split(self, job: Job) -> JobChain:
+        return job.split() if self.backend.dependencies else (job,)
+
+    def render(self, job: Job) -> str:
+        """Return the exact text of a job. Raises UsageError if it is too long."""
+        return render(self.backend, job, self.resources)
+
+
+def read_settings(groups: list[Any], given: Mapping[str, Any], backend: str | None) -> list[Any]:
+    """Return an instance of each option group, from flags, environment and profiles.
+
+    Raises UsageError with every fault.
+    """
+    flags = {name: value for name, value in given.items() if name != "profile"}
+    variables = layers.environment(os.environ)
+    profile = given.get("profile") or variables.values.get("profile")
+    path = file.find(Path.cwd(), layers.config_folder())
+    profiles = layers.load(path, None if profile is None else str(profile), backend)
+    return layers.resolve(groups, [layers.flags(flags), variables, *profiles])

@@ -1,4 +1,4 @@
-"""Job → text: the Jinja environment, the filters that quote, and where the templates are."""
+"""Job → text: the Jinja environment, its quoting filters, and the folder of templates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def shell_word(value: object) -> str:
-    """One word of bash, on one line whatever the text holds."""
+    """Quote a value as one word of bash, always on one line."""
     text = str(value)
     if not re.search(r"[\x00-\x1f\x7f]", text):
         return shlex.quote(text)
@@ -30,9 +30,9 @@ def shell_word(value: object) -> str:
 
 
 def yaml_text(value: object) -> str:
-    """A YAML double-quoted scalar (or flow list of them) that every reader takes back unchanged.
+    """Return a value as JSON that YAML reads back unchanged.
 
-    JSON escapes what is beyond the BMP as two surrogates, which YAML does not join.
+    JSON escapes characters beyond the BMP as two surrogates, which YAML does not join.
     """
     text = json.dumps(value)
     pair = r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})"
@@ -45,8 +45,8 @@ def _joined(match: re.Match[str]) -> str:
 
 
 def yaml_block(text: str, columns: int) -> str:
-    """Text of many lines as a YAML literal block, which people can read, where YAML has a way."""
-    # What a literal block keeps as it is: no control characters, no line ends but ours.
+    """Return text of several lines as a readable YAML literal block, if YAML can express it so."""
+    # A literal block keeps no control characters, and no line ends except \n.
     plain = re.fullmatch(r"(?![ \n])[\n\x20-\x7e\xa0-\u1fff\u2030-\ud7ff]+(?<!\n)", text)
     if plain is None:
         return yaml_text(text)
@@ -55,16 +55,17 @@ def yaml_block(text: str, columns: int) -> str:
 
 
 def templates() -> Path:
-    """Beside this module in a wheel, beside the package in a checkout."""
+    """Return the folder of templates: in the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
-    places = (package / "templates", package.parents[1] / "templates")
-    return next(place for place in places if place.is_dir())
+    folders = (package / "templates", package.parents[1] / "templates")
+    return next(folder for folder in folders if folder.is_dir())
 
 
 def environment() -> jinja2.Environment:
+    """Return the environment of the templates, strict about undefined variables."""
     import jinja2
 
-    made = jinja2.Environment(
+    result = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates()),
         undefined=jinja2.StrictUndefined,
         autoescape=False,
@@ -72,12 +73,12 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters.update(sh=shell_word, yaml=yaml_text, block=yaml_block, line=printable)
-    return made
+    result.filters.update(sh=shell_word, yaml=yaml_text, block=yaml_block, line=printable)
+    return result
 
 
 def render(backend: Backend[Any], job: Job, resources: object) -> str:
-    """The exact text that is submitted. UsageError if it is too long."""
+    """Return the exact text that is submitted. Raises UsageError if it is too long."""
     template = environment().get_template(backend.template)
     context = backend.context(job, resources)
     text = template.render(job=job, run=backend.run(resources), **context)
@@ -85,6 +86,6 @@ def render(backend: Backend[Any], job: Job, resources: object) -> str:
     if backend.longest_text is not None and size > backend.longest_text:
         raise UsageError(
             f"the job has {size} bytes, {backend.name} takes {backend.longest_text}; shorten the "
-            f"recipe, which travels in it, or merge fewer in one pass"
+            f"recipe, which is part of the job, or make fewer merges in one pass"
         )
     return text

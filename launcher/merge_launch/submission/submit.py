@@ -1,4 +1,4 @@
-"""Handing jobs over: run one here, submit it to a scheduler or a service, submit it again."""
+"""Hand jobs over: run one here, submit them to a scheduler or a service, submit one again."""
 
 from __future__ import annotations
 
@@ -7,86 +7,109 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from merge_worker.messages import printable
 
 from .. import backends
-from ..backends import base
-from ..backends.base import LocalBackend, Scheduler, Service
+from ..backends.base import JobState, LocalBackend, Scheduler, Service, Status
 from ..errors import ClusterError, LauncherError, OutputError
 from ..job.job import Job
 from ..process import CommandFailed, answer, find, foreground
 from ..tracking import records
 from ..tracking.records import Record
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the text of a job. File names in it need not be UTF-8; their bytes stay as they are."""
-    from merge_worker.output.files import write_file
-
-    write_file(path, text.encode(errors="surrogateescape"))
+from .prepare import JobChain, Request
 
 
-def run_here(backend: LocalBackend[Any], text: str, notify: str | None = None) -> int:
-    """The job's exit code."""
+class Refused(ClusterError):
+    """The scheduler's refusal: nothing was submitted."""
+
+
+def run_here(request: Request, job: Job) -> int:
+    """Run a job in this terminal, from a temporary file. Returns its exit code."""
     handle, name = tempfile.mkstemp(prefix="merge-launch-", suffix=".sh")
     os.close(handle)
     path = Path(name)
     try:
-        _write(path, text)
-        program, *words = backend.run_argv(name)
-        secrets = {} if notify is None else {"MERGE_LAUNCH_NOTIFY": notify}
-        return foreground([find(program), *words], secrets)
+        _write(path, request.render(job))
+        return foreground(_local_argv(request, name), _notify_variable(job))
     finally:
         path.unlink(missing_ok=True)
 
 
-def run_here_logged(backend: LocalBackend[Any], job: Job, text: str) -> int:
-    """As `run_here`, with all that is printed in the job's log too."""
+def run_here_logged(request: Request, job: Job) -> int:
+    """Run a job in this terminal and copy its output to its log. Returns its exit code."""
+    backend: Any = request.backend
     script = Path(job.folder) / f"{job.name}.{backend.suffix}"
-    with written_text(script, text):
-        program, *words = backend.run_argv(str(script))
-        # An interrupt is for the job, not for what keeps its words.
+    with job_files(script, request.render(job)):
+        # An interrupt is for the job, not for tee, which copies its last output.
         tee = '"${@:2}" 2>&1 | tee -ai "$1"; exit "${PIPESTATUS[0]}"'
-        argv = [find("bash"), "-c", tee, "bash", job.log, find(program), *words]
-        notify = job.options.notify
-        return foreground(argv, {} if notify is None else {"MERGE_LAUNCH_NOTIFY": notify})
+        argv = [find("bash"), "-c", tee, "bash", job.log, *_local_argv(request, str(script))]
+        return foreground(argv, _notify_variable(job))
 
 
-def submit(
-    backend: Scheduler[Any], parts: Sequence[tuple[Job, str]], resources: Any
-) -> list[Record]:
-    """Write the texts of a merge beside OUT and submit each to wait for the one before.
+def _local_argv(request: Request, script: str) -> list[str]:
+    backend = request.backend
+    if not isinstance(backend, LocalBackend):
+        raise TypeError(f"{backend.name} does not run on this machine")
+    program, *words = backend.run_argv(script)
+    return [find(program), *words]
 
-    All are submitted or none. ClusterError in the scheduler's own words.
+
+def _notify_variable(job: Job) -> dict[str, str]:
+    notify = job.options.notify
+    return {} if notify is None else {"MERGE_LAUNCH_NOTIFY": notify}
+
+
+def submit(request: Request, jobs: JobChain) -> list[Record]:
+    """Submit the jobs of a merge, each to wait for the one before: all of them or none.
+
+    Raises ClusterError in the scheduler's own words.
     """
-    done: list[Record] = []
-    for job, text in parts:
-        record = unsent(backend, job, resources)
-        record = dataclasses.replace(record, after=done[-1].job_id if done else "")
+    backend = request.backend
+    texts = [request.render(job) for job in jobs]
+    if isinstance(backend, Service):
+        job = jobs[0]
+        ticket = backend.ticket(job, request.resources)
+        record = Record("", backend.name, "", job.merge.out, "", job.name, ticket=ticket)
+        return [_submit_to_service(backend, record, texts[0])]
+    submitted: list[Record] = []
+    for job, text in zip(jobs, texts, strict=True):
         try:
-            with written(record, job, text):
-                done.append(hand_over(backend, record))
+            submitted.append(submit_job(request, job, text, submitted[-1:]))
         except LauncherError:
-            for before in done:
+            for record in submitted:
                 with contextlib.suppress(LauncherError):
-                    answer(backend.cancel_argv(before.job_id))
+                    answer(scheduler_of(request).cancel_argv(record.job_id))
             raise
-    return done
+    return submitted
 
 
-def unsent(backend: Scheduler[Any], job: Job, resources: Any) -> Record:
-    """What is known of a job before it has an id."""
+def submit_job(request: Request, job: Job, text: str, after: Sequence[Record] = ()) -> Record:
+    """Write the files of one job and submit it, to wait for the job in `after`, if any."""
+    record = unsubmitted(request, job)
+    if after:
+        record = dataclasses.replace(record, after=after[0].job_id)
+    with job_files(Path(record.script), text, job):
+        return submit_script(scheduler_of(request), record)
+
+
+def scheduler_of(request: Request) -> Scheduler[Any]:
+    """Return the backend as a scheduler. Raises TypeError if it is not one."""
+    if not isinstance(request.backend, Scheduler):
+        raise TypeError(f"{request.backend.name} is not a scheduler")
+    return request.backend
+
+
+def unsubmitted(request: Request, job: Job) -> Record:
+    """Return the record of a job that has no id yet."""
+    backend = scheduler_of(request)
     return Record(
         job_id="",
         backend=backend.name,
-        dialect=backend.dialect(resources),
+        dialect=backend.dialect(request.resources),
         out=job.merge.out,
         log=job.log,
         name=job.name,
@@ -94,19 +117,18 @@ def unsent(backend: Scheduler[Any], job: Job, resources: Any) -> Record:
     )
 
 
-def written(record: Record, job: Job, text: str) -> Any:
-    notify = job.options.notify
-    return written_text(Path(record.script), text, {job.notify_file: notify} if notify else {})
-
-
 @contextlib.contextmanager
-def written_text(script: Path, text: str, secrets: Mapping[str, str] = NOTHING) -> Any:
-    """The files of a job; taken back if the scheduler refuses it."""
+def job_files(script: Path, text: str, job: Job | None = None) -> Iterator[None]:
+    """Write a script and the notify address of `job`; undo this if the scheduler refuses it.
+
+    The folder is made here: schedulers lose or hold a job whose log has no folder.
+    """
     before = script.read_bytes() if script.is_file() else None
-    made = [folder for folder in script.parents if not folder.exists()]
-    files = [script, *(Path(name) for name in secrets)]
+    new_folders = [folder for folder in script.parents if not folder.exists()]
+    secrets: Mapping[str, str] = {}
+    if job is not None and job.options.notify is not None:
+        secrets = {job.notify_file: job.options.notify}
     try:
-        # The schedulers do not make the log's folder: without it the job is lost or held.
         script.parent.mkdir(parents=True, exist_ok=True)
         _write(script, text)
         for name, value in secrets.items():
@@ -119,23 +141,26 @@ def written_text(script: Path, text: str, secrets: Mapping[str, str] = NOTHING) 
         yield
     except Refused:
         with contextlib.suppress(OSError):
-            for file in files:
+            for file in (script, *map(Path, secrets)):
                 file.unlink(missing_ok=True)
             if before is not None:
                 script.write_bytes(before)
-            for folder in made:
+            for folder in new_folders:
                 folder.rmdir()
         raise
 
 
-class Refused(ClusterError):
-    """The scheduler took nothing."""
+def _write(path: Path, text: str) -> None:
+    """Write the text of a job. File names in it need not be UTF-8; their bytes stay as they are."""
+    from merge_worker.output.files import write_file
+
+    write_file(path, text.encode(errors="surrogateescape"))
 
 
-def hand_over(backend: Scheduler[Any], record: Record, words: Sequence[str] = ()) -> Record:
-    """Submit the script of a record; the record with its id. ClusterError; Refused.
+def submit_script(backend: Scheduler[Any], record: Record, words: Sequence[str] = ()) -> Record:
+    """Submit the script of a record, with `words` before it. Returns the record with its id.
 
-    `words` go before the script.
+    Raises Refused if nothing was submitted, ClusterError if that is unknown.
     """
     *program, script = backend.submit_argv(record.script, record.after or None)
     argv = [*program, *words, script]
@@ -146,41 +171,36 @@ def hand_over(backend: Scheduler[Any], record: Record, words: Sequence[str] = ()
         raise Refused(str(error)) from None
     except ClusterError as error:
         if error.unanswered:
-            raise ClusterError(f"{error}; the job may have been taken all the same") from None
+            raise ClusterError(f"{error}; the job may have been submitted all the same") from None
         raise Refused(str(error)) from None
     job_id = backend.parse_submit(reply)
     if job_id is None:
-        said = printable(reply.strip())[:200] or "nothing"
-        raise Refused(f"{argv[0]} gave no job id; it said: {said}")
-    return named(record, job_id)
+        text = printable(reply.strip())[:200] or "nothing"
+        raise Refused(f"{argv[0]}: expected a job id, got: {text}")
+    return with_id(record, job_id)
 
 
-def named(record: Record, job_id: str) -> Record:
+def with_id(record: Record, job_id: str) -> Record:
+    """Return the record of a job that was submitted just now, from this host."""
     return dataclasses.replace(
         record, job_id=job_id, host=records.this_host(), submitted_s=time.time()
     )
 
 
-def submit_to_service(backend: Service[Any], job: Job, text: str, resources: Any) -> Record:
-    ticket = backend.ticket(job, resources)
-    record = Record("", backend.name, "", job.merge.out, "", job.name, ticket=ticket)
-    return hand_to_service(backend, record, text)
-
-
-def hand_to_service(backend: Service[Any], record: Record, text: str) -> Record:
-    """Submit a text; the record with its id. The text is kept, for `again`."""
-    given = backend.submit(text, record.ticket)
-    made = named(dataclasses.replace(record, log=given.log), given.job_id)
-    path = records.file_of(made, ".txt")
+def _submit_to_service(backend: Service[Any], record: Record, text: str) -> Record:
+    """Submit a text and keep it, so that it can be submitted again."""
+    reply = backend.submit(text, record.ticket)
+    record = with_id(dataclasses.replace(record, log=reply.log), reply.job_id)
+    path = records.file_of(record, ".txt")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, text)
-        made = dataclasses.replace(made, script=str(path))
-    return made
+        record = dataclasses.replace(record, script=str(path))
+    return record
 
 
-def again(record: Record) -> list[Record]:
-    """Submit the very text of a job once more, and of the jobs that waited for it."""
+def resubmit(record: Record) -> list[Record]:
+    """Submit the text of a job again, unchanged, and those of the jobs that waited for it."""
     backend = backends.get(record.backend)
     try:
         text = Path(record.script).read_text(encoding="utf-8", errors="surrogateescape")
@@ -188,14 +208,14 @@ def again(record: Record) -> list[Record]:
         raise OutputError(
             f"{record.script or record.job_id}: {error.strerror}; submit the merge anew"
         ) from None
-    fresh = dataclasses.replace(record, after="").heard(base.Status(base.JobState.UNKNOWN))
+    first = dataclasses.replace(record, after="").heard(Status(JobState.UNKNOWN))
     if isinstance(backend, Service):
-        return [hand_to_service(backend, fresh, text)]
+        return [_submit_to_service(backend, first, text)]
     if not isinstance(backend, Scheduler):
-        raise TypeError(f"nothing knows how to submit to a {type(backend).__name__}")
+        raise TypeError(f"cannot submit to a {type(backend).__name__}")
     Path(record.script).parent.mkdir(parents=True, exist_ok=True)
-    done = [hand_over(backend, fresh)]
+    submitted = [submit_script(backend, first)]
     for later in records.waiting_for(record):
-        after = dataclasses.replace(later, after=done[0].job_id)
-        done.append(hand_over(backend, after))
-    return done
+        after = dataclasses.replace(later, after=submitted[0].job_id)
+        submitted.append(submit_script(backend, after))
+    return submitted

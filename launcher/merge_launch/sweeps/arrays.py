@@ -6,88 +6,98 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from ..backends.arrays import Arrays
-from ..backends.base import Scheduler
 from ..errors import ClusterError, LauncherError, UsageError
 from ..job.job import SHORT_NAME
 from ..job.source import safe_name
 from ..process import answer
-from ..submission import submit
-from ..submission.prepare import SweepRequest
+from ..submission.prepare import JobChain, Request
+from ..submission.submit import job_files, scheduler_of, submit_script, unsubmitted, with_id
 from ..tracking.records import Record
-from .definition import Member
-from .jobs import SubmittedMember, after, each
+from .definition import Member, Sweep
+from .jobs import SubmittedMember, submit_after, submit_each
 
 ARRAY_LIMIT = 1000
-"""Members of an array where the scheduler does not tell; the built-in limit of most."""
-MOST = 1_000_000
+"""Members of an array if the scheduler does not report its limit; the default of most sites."""
+UNLIMITED = 1_000_000
 
 
-def arrays(
-    order: SweepRequest, members: Sequence[Member], size: int | None, at_once: int | None
+class ArraySizes(NamedTuple):
+    """Limits that the user gives: members of one array, and members that run at once."""
+
+    members: int | None = None
+    at_once: int | None = None
+
+
+def submit_arrays(
+    request: Request, sweep: Sweep, members: Sequence[Member], sizes: ArraySizes
 ) -> Iterator[SubmittedMember]:
-    """Arrays of as many members as the site allows. Each member's `--then` waits for it alone, or
-    runs at its end."""
-    form = _form(order)
-    most = min(size or MOST, _limit(form))
-    for number, first in enumerate(range(0, len(members), most)):
-        some = members[first : first + most]
-        if len(some) < form.least:
-            yield from each(order, some)
+    """Submit arrays as large as the site allows.
+
+    `--then` of each member waits for that member alone where the scheduler can express this, else
+    it runs at the end of the member's own job.
+    """
+    arrays = _arrays_of(request)
+    most = min(sizes.members or UNLIMITED, _site_limit(arrays))
+    for number, start in enumerate(range(0, len(members), most)):
+        some = members[start : start + most]
+        if len(some) < arrays.least:
+            yield from submit_each(request, some)
         else:
-            yield from _array(order, some, at_once, number)
+            yield from _submit_array(request, sweep, some, number, sizes.at_once)
 
 
-def _form(order: SweepRequest) -> Arrays:
-    backend = order.backend
-    found = backend.arrays(order.resources) if isinstance(backend, Scheduler) else None
-    if found is None:
-        raise UsageError(f"{backend.name} has no arrays; leave --array out")
-    return found
+def _arrays_of(request: Request) -> Arrays:
+    arrays = scheduler_of(request).arrays(request.resources)
+    if arrays is None:
+        raise UsageError(f"{request.backend.name} has no arrays; leave --array out")
+    return arrays
 
 
-def _limit(form: Arrays) -> int:
-    argv = form.limit_argv()
+def _site_limit(arrays: Arrays) -> int:
+    argv = arrays.limit_argv()
     with contextlib.suppress(ClusterError):
-        return (argv and form.parse_limit(answer(argv))) or ARRAY_LIMIT
+        return (argv and arrays.parse_limit(answer(argv))) or ARRAY_LIMIT
     return ARRAY_LIMIT
 
 
-def _array(
-    order: SweepRequest, members: Sequence[Member], at_once: int | None, number: int
+def _submit_array(
+    request: Request, sweep: Sweep, members: Sequence[Member], number: int, at_once: int | None
 ) -> Iterator[SubmittedMember]:
-    backend: Any = order.backend
-    form = _form(order)
-    parts = [order.parts(member, apart=form.awaited) for member in members]
-    plain = [submit.unsent(backend, own[0][0], order.resources) for own in parts]
-    out = Path(order.sweep.out)
+    backend, arrays = scheduler_of(request), _arrays_of(request)
+    chains: list[JobChain] = [
+        request.jobs_of(member.merge) if arrays.awaited else (request.job(member.merge),)
+        for member in members
+    ]
+    records = [unsubmitted(request, chain[0]) for chain in chains]
+    texts = [request.render(chain[0]) for chain in chains]
+    out, stem = Path(sweep.out), safe_name(sweep.stem)
     folder = out.with_name(f"{safe_name(out.name)}.job")
-    script = folder / f"{safe_name(order.sweep.stem)}-{number}.{backend.suffix}"
-    text = array_text(parts[0][0][1], plain, form.number)
-    name = safe_name(order.sweep.stem)[:SHORT_NAME].rstrip("-.")
-    words = [*form.options(len(members), at_once, name), *form.output(str(folder))]
+    script = folder / f"{stem}-{number}.{backend.suffix}"
+    name = stem[:SHORT_NAME].rstrip("-.")
+    words = [*arrays.options(len(members), at_once, name), *arrays.output(str(folder))]
     with contextlib.ExitStack() as files:
-        for own, unsent in zip(parts, plain, strict=True):
-            files.enter_context(submit.written(unsent, *own[0]))
-        files.enter_context(submit.written_text(script, text))
-        whole = dataclasses.replace(plain[0], script=str(script))
-        array_id = submit.hand_over(backend, whole, words).job_id
+        for chain, record, text in zip(chains, records, texts, strict=True):
+            files.enter_context(job_files(Path(record.script), text, chain[0]))
+        files.enter_context(job_files(script, array_text(texts[0], records, arrays.number)))
+        array = dataclasses.replace(records[0], script=str(script))
+        array_id = submit_script(backend, array, words).job_id
     failures: list[LauncherError] = []
-    for position, (member, own, unsent) in enumerate(zip(members, parts, plain, strict=True)):
-        record = submit.named(unsent, form.member(array_id, position))
-        yield member, [record, *after(order, record, own[1:], failures)]
+    for position, (member, chain, record) in enumerate(zip(members, chains, records, strict=True)):
+        merge = with_id(record, arrays.member(array_id, position))
+        yield member, [merge, *submit_after(request, [merge], chain[1:], failures)]
     if failures:
         raise failures[0]
 
 
 def array_text(first: str, members: Sequence[Record], number: str) -> str:
-    """Directives of the first member's job, then the lines that run each member's own text."""
+    """Return the directives of the first member's job and lines that run each member's own text."""
     lines = first.splitlines()
     above = next(at for at, line in enumerate(lines) if not line.startswith("#") or at > 200)
     directives = [line for line in lines[:above] if line.startswith(("#!", "#SBATCH ", "#PBS "))]
-    scripts = "\n".join(each.script for each in members)
+    scripts = "\n".join(member.script for member in members)
     return "\n".join(directives) + ARRAY.format(number=number, count=len(members), scripts=scripts)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from ..backends.base import LocalBackend, Scheduler, Service
+from merge_worker.errors import OutputError, WorkerError
+
 from ..errors import LauncherError
-from ..submission import render, submit
-from ..submission.prepare import RenderedJob, SweepRequest
+from ..submission.prepare import JobChain, Request
+from ..submission.submit import run_here_logged, submit, submit_job
 from ..tracking.records import Record
-from .definition import Member
+from .definition import Member, Sweep, error_entries, group_lines
+from .state import has_other_merge
 
 SubmittedMember = tuple[Member, list[Record]]
 
@@ -20,64 +21,74 @@ class MemberFailed(LauncherError):
     """A member that ran here and failed; the others still run."""
 
     def __init__(self, code: int, out: str) -> None:
-        super().__init__(f"{out}: ended with code {code}; its words are above and in its log")
+        super().__init__(f"{out}: exit code {code}; the reason is above and in its log")
         self.exit_code = code
 
 
-def each(order: SweepRequest, members: Sequence[Member]) -> Iterator[SubmittedMember]:
-    """One job for each member. LauncherError ends it; what was told before is on its way."""
+def check_members(request: Request, sweep: Sweep, members: Sequence[Member]) -> list[str]:
+    """Check every member before any is submitted; return warnings that the sweep did not have.
+
+    Raises with every fault of all members.
+    """
+    faults: list[tuple[str, str]] = []
+    warnings: list[tuple[str, str]] = []
+    kinds: list[type[LauncherError] | type[WorkerError]] = []
+    for member in members:
+        findings = request.findings(member.merge)
+        if has_other_merge(member) and not request.worker.overwrite:
+            fault = f"{member.merge.out} holds another merge; --overwrite replaces it"
+            findings.errors.append(OutputError(fault))
+        for error in findings.errors:
+            faults += [(member.name, line) for line in error_entries(error)]
+            kinds.append(type(error))
+        warnings += [(member.name, line) for line in findings.warnings]
+    if faults:
+        raise kinds[0]("\n  ".join(group_lines(sweep.path, len(members), faults)))
+    grouped = group_lines(sweep.path, len(members), warnings)
+    return [line for line in grouped if line not in sweep.warnings]
+
+
+def submit_each(request: Request, members: Sequence[Member]) -> Iterator[SubmittedMember]:
+    """Submit or run one job for each member. A LauncherError of a scheduler ends the iteration."""
     failures: list[MemberFailed] = []
     for member in members:
         try:
-            yield member, start(order, order.parts(member))
+            yield member, _start(request, request.jobs_of(member.merge))
         except MemberFailed as error:
             failures.append(error)
     if failures:
         raise failures[0]
 
 
-def in_one_pass(order: SweepRequest, members: Sequence[Member]) -> Iterator[SubmittedMember]:
-    """One job that reads the inputs once; what follows each member is a job of its own."""
-    whole = order.job(*members)
-    merge, *_ = whole.split() if order.backend.dependencies else (whole,)
-    text = render.render(order.backend, merge, order.resources)
-    first = start(order, [(merge, text)])
+def submit_one_pass(request: Request, members: Sequence[Member]) -> Iterator[SubmittedMember]:
+    """Submit one job that reads the inputs once; `--then` of each member is a job of its own."""
+    merge, *_ = request.jobs_of(*(member.merge for member in members))
     outs = tuple(member.merge.out for member in members[1:])
-    first = [dataclasses.replace(record, also=outs) for record in first]
+    started = _start(request, (merge,))
+    started = [dataclasses.replace(record, also=outs) for record in started]
     failures: list[LauncherError] = []
     for member in members:
-        later = order.parts(member)[1:] if first else []
-        fresh = after(order, first[0], later, failures) if later else []
-        yield member, [*first, *fresh]
+        later = request.jobs_of(member.merge)[1:] if started else ()
+        yield member, [*started, *submit_after(request, started, later, failures)]
     if failures:
         raise failures[0]
 
 
-def after(
-    order: SweepRequest, first: Record, parts: RenderedJob, failures: list[LauncherError]
+def submit_after(
+    request: Request, first: Sequence[Record], jobs: JobChain, failures: list[LauncherError]
 ) -> Iterator[Record]:
-    """The merge is on its way by now: what cannot follow it is told at the end."""
-    backend: Any = order.backend
-    for job, text in parts:
-        record = submit.unsent(backend, job, order.resources)
-        record = dataclasses.replace(record, after=first.job_id)
+    """Submit jobs that wait for `first`, which is submitted already: failures are collected."""
+    for job in jobs:
         try:
-            with submit.written(record, job, text):
-                yield submit.hand_over(backend, record)
+            yield submit_job(request, job, request.render(job), first)
         except LauncherError as error:
             failures.append(error)
 
 
-def start(order: SweepRequest, parts: RenderedJob) -> list[Record]:
-    backend = order.backend
-    job, text = parts[0]
-    if isinstance(backend, Service):
-        return [submit.submit_to_service(backend, job, text, order.resources)]
-    if isinstance(backend, LocalBackend) and not backend.detached(order.resources):
-        code = submit.run_here_logged(backend, job, text)
-        if code != 0:
-            raise MemberFailed(code, job.merge.out)
-        return []
-    if not isinstance(backend, Scheduler):
-        raise TypeError(f"nothing knows how to run a {type(backend).__name__}")
-    return submit.submit(backend, parts, order.resources)
+def _start(request: Request, jobs: JobChain) -> list[Record]:
+    if not request.runs_in_foreground:
+        return submit(request, jobs)
+    code = run_here_logged(request, jobs[0])
+    if code != 0:
+        raise MemberFailed(code, jobs[0].merge.out)
+    return []

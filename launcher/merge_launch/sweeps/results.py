@@ -1,4 +1,4 @@
-"""What `--then` printed for each member → columns of a table, CSV or JSON."""
+"""Output of `--then` of each member → columns of a table, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -17,62 +17,62 @@ from ..backends.base import Service
 from ..errors import LauncherError, UsageError
 from ..tracking import logs
 from .definition import Member, Sweep, labels
-from .state import Found, job_folder
+from .state import MemberState, job_folder
 
 MOST_COLUMNS = 6
-"""Of results, where nobody says which."""
+"""Columns of results that are shown without --column."""
 THEN = "-then.log"
 EVENT = "event"
-"""The key of the worker's own JSON."""
+"""Key of every JSON object that the worker itself prints."""
 
 Row = dict[str, Any]
 
 
-def rows(sweep: Sweep, found: Mapping[str, Found]) -> tuple[list[Row], list[str]]:
-    """A row for each member, and the names of the columns that hold results."""
-    results = {m.name: printed(m, found[m.name]) for m in sweep.members}
-    paths = list(dict.fromkeys(path for each in results.values() for path in each))
+def rows(sweep: Sweep, states: Mapping[str, MemberState]) -> tuple[list[Row], list[str]]:
+    """Return a row for each member, and the names of the columns that hold results."""
+    results = {m.name: printed_values(m, states[m.name]) for m in sweep.members}
+    paths = list(dict.fromkeys(path for values in results.values() for path in values))
     short = dict(zip(paths, labels(paths), strict=True))
     taken = {"member", "state", "job", "out", *sweep.labels}
-    named = {path: name if name not in taken else ".".join(path) for path, name in short.items()}
+    name_of = {path: name if name not in taken else ".".join(path) for path, name in short.items()}
     table = []
     for member in sweep.members:
-        one = found[member.name]
+        state = states[member.name]
         row: Row = {"member": member.name}
         row |= {label: member.values.get(label) for label in sweep.labels}
-        row["state"] = one.word
-        row |= {named[path]: results[member.name].get(path) for path in paths}
-        row |= {"job": one.merge.job_id if one.merge else None, "out": member.merge.out}
+        row["state"] = state.text
+        row |= {name_of[path]: results[member.name].get(path) for path in paths}
+        row |= {"job": state.merge.job_id if state.merge else None, "out": member.merge.out}
         table.append(row)
-    return table, [named[path] for path in paths]
+    return table, list(name_of.values())
 
 
-def printed(member: Member, found: Found) -> dict[tuple[str, ...], Any]:
-    """The last JSON object that `--then` printed, by path; else its last line."""
-    text, alone = _text(member, found)
+def printed_values(member: Member, state: MemberState) -> dict[tuple[str, ...], Any]:
+    """Return the last JSON object that `--then` printed, by path; else its last line."""
+    text, is_of_then = _log_text(member, state)
     objects = [each for each in _objects(text) if EVENT not in each]
     if objects:
         return dict(_flat(objects[-1], ()))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return {("result",): _number(lines[-1])} if alone and lines else {}
+    return {("result",): _number(lines[-1])} if is_of_then and lines else {}
 
 
-def _text(member: Member, found: Found) -> tuple[str, bool]:
-    """The log of `--then`, and whether nothing else wrote into it."""
-    if found.merge is not None and isinstance(backends.get(found.merge.backend), Service):
-        service: Any = backends.get(found.merge.backend)
-        try:
-            return "\n".join(service.log_lines(found.merge.job_id, False)), False
-        except LauncherError:
-            return "", False
-    if found.then is not None:
-        return _read(Path(found.then.log)), True
-    folder = job_folder(member)
-    then = sorted(folder.glob(f"*{THEN}"), key=lambda path: path.stat().st_mtime)
-    if then:
-        return _read(then[-1]), True
-    found_logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    return (_read(found_logs[-1]), False) if found_logs else ("", False)
+def _log_text(member: Member, state: MemberState) -> tuple[str, bool]:
+    """Return the log with the output of `--then`, and whether it holds nothing else."""
+    if state.merge is not None:
+        backend = backends.get(state.merge.backend)
+        if isinstance(backend, Service):
+            try:
+                return "\n".join(backend.log_lines(state.merge.job_id, False)), False
+            except LauncherError:
+                return "", False
+    if state.then is not None:
+        return _read(Path(state.then.log)), True
+    for pattern, is_of_then in ((f"*{THEN}", True), ("*.log", False)):
+        files = sorted(job_folder(member).glob(pattern), key=lambda path: path.stat().st_mtime)
+        if files:
+            return _read(files[-1]), is_of_then
+    return "", False
 
 
 def _read(path: Path) -> str:
@@ -84,7 +84,7 @@ def _read(path: Path) -> str:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """JSON objects that begin a line, the outermost only."""
+    """Yield the outermost JSON objects that begin at the start of a line."""
     decoder = json.JSONDecoder()
     position = 0
     while (start := re.compile(r"^\s*\{", re.MULTILINE).search(text, position)) is not None:
@@ -100,8 +100,8 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(value, dict) and value:
-        for key, each in value.items():
-            yield from _flat(each, (*path, str(key)))
+        for key, item in value.items():
+            yield from _flat(item, (*path, str(key)))
     elif path:
         yield path, value if isinstance(value, str | int | float | None) else json.dumps(value)
 
@@ -114,7 +114,10 @@ def _number(text: str) -> Any:
 
 
 def in_order(table: list[Row], column: str | None, descending: bool) -> list[Row]:
-    """Numbers before text, and what has no value last, whichever way. UsageError."""
+    """Sort rows: numbers before text, and missing values last in either direction.
+
+    Raises UsageError if there is no such column.
+    """
     if column is None:
         return table
     names = list(dict.fromkeys(name for row in table for name in row))
@@ -125,12 +128,13 @@ def in_order(table: list[Row], column: str | None, descending: bool) -> list[Row
         )
     numbers = [row for row in table if _is_number(row.get(column))]
     rest = [row for row in table if not _is_number(row.get(column))]
-    absent = [row for row in rest if row.get(column) is None or row.get(column) != row.get(column)]
-    texts = [row for row in rest if row not in absent]
+    # NaN differs from itself.
+    missing = [row for row in rest if row.get(column) is None or row.get(column) != row.get(column)]
+    texts = [row for row in rest if row not in missing]
     return [
         *sorted(numbers, key=lambda row: row[column], reverse=descending),
         *sorted(texts, key=lambda row: str(row[column]), reverse=descending),
-        *absent,
+        *missing,
     ]
 
 
@@ -141,25 +145,22 @@ def _is_number(value: Any) -> bool:
 def columns(
     sweep: Sweep, table: Sequence[Row], results: Sequence[str], chosen: Sequence[str]
 ) -> tuple[list[str], str | None]:
-    """Those that people are shown, and a word on what is left out."""
+    """Return the columns to show, and a note about those that are left out."""
     for name in chosen:
         if name not in results:
             raise UsageError(
                 f"--column {printable(name)}: `--then` printed no such value"
                 f"{nearest(name, results)}: {first_names(results, 20) or 'it printed none'}"
             )
-    telling = [r for r in results if any(_is_number(row[r]) for row in table)] or list(results)
-    shown = list(chosen) or telling[:MOST_COLUMNS]
-    left = len(results) - len(shown)
-    word = (
-        f"{counted(left, 'more columns')}: --column NAME, --json or --csv"
-        if left and not chosen
-        else None
-    )
-    return ["member", *sweep.labels, "state", *shown, "job"], word
+    numeric = [r for r in results if any(_is_number(row[r]) for row in table)] or list(results)
+    shown = list(chosen) or numeric[:MOST_COLUMNS]
+    hidden = 0 if chosen else len(results) - len(shown)
+    note = f"{counted(hidden, 'more columns')}: --column NAME, --json or --csv" if hidden else None
+    return ["member", *sweep.labels, "state", *shown, "job"], note
 
 
 def for_people(row: Row) -> dict[str, object]:
+    """Return a row with short numbers, and '-' for missing values."""
     return {name: _cell(value) for name, value in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""What has become of the members of a sweep: by their outputs first, then by what was submitted."""
+"""States of a sweep's members: by their outputs first, then by the jobs that were submitted."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from .definition import Member, Sweep
 
 
 @dataclass(frozen=True)
-class Found:
-    """`state` None: nothing of the member was submitted from here, or is there."""
+class MemberState:
+    """State of a member, and its jobs. `state` is None without an output or a job from here.
+
+    `then` is the job that waits for `merge`, and `then_status` its status.
+    """
 
     state: JobState | None
-    detail: str = ""
     merge: Record | None = None
     then: Record | None = None
-    after: Status | None = None
-    """Of what waits for the merge."""
+    then_status: Status | None = None
 
     @property
-    def word(self) -> str:
+    def text(self) -> str:
         if self.state is None:
             return "-"
-        if self.state is JobState.DONE and self.after is not None:
-            word = self.after.state.value
-            return "done" if self.after.state is JobState.DONE else f"done, then {word}"
+        if self.state is JobState.DONE and self.then_status is not None:
+            then = self.then_status.state
+            return "done" if then is JobState.DONE else f"done, then {then.value}"
         return self.state.value
 
     @property
-    def on_its_way(self) -> bool:
+    def is_active(self) -> bool:
         return self.state in (JobState.QUEUED, JobState.RUNNING)
 
 
@@ -47,13 +48,13 @@ def job_folder(member: Member) -> Path:
     return out.with_name(f"{safe_name(out.name)}.job")
 
 
-def merged(member: Member) -> bool:
-    """Whether the output is there and of this very recipe."""
-    return (Path(member.merge.out) / MANIFEST).is_file() and not other_merge(member)
+def is_merged(member: Member) -> bool:
+    """Whether the output exists and was made from the member's recipe, byte for byte."""
+    return (Path(member.merge.out) / MANIFEST).is_file() and not has_other_merge(member)
 
 
-def other_merge(member: Member) -> bool:
-    """Whether another recipe's result is where the member's is to go."""
+def has_other_merge(member: Member) -> bool:
+    """Whether the member's output folder holds the result of another recipe."""
     out = Path(member.merge.out)
     try:
         return (out / MANIFEST).is_file() and (out / RECIPE).read_bytes() != member.merge.text
@@ -61,46 +62,47 @@ def other_merge(member: Member) -> bool:
         return True
 
 
-def look(sweep: Sweep) -> tuple[dict[str, Found], list[str]]:
-    """By member, and a line for each scheduler that could not be asked; one question for each."""
-    pairs = {member.name: pair for member, pair in zip(sweep.members, _pairs(sweep), strict=True)}
-    wanted = [each for pair in pairs.values() for each in pair if each is not None]
-    said, failures = job_status.statuses(wanted)
-    found = {m.name: _found(m, *pairs[m.name], said) for m in sweep.members}
-    return found, [in_one_line(failure) for failure in failures]
+def member_states(sweep: Sweep) -> tuple[dict[str, MemberState], list[str]]:
+    """Return states by member's name, and a line for each scheduler that did not answer.
+
+    Each scheduler is asked once, about all members.
+    """
+    jobs = {member.name: pair for member, pair in zip(sweep.members, _jobs(sweep), strict=True)}
+    wanted = [record for pair in jobs.values() for record in pair if record is not None]
+    statuses, failures = job_status.statuses(wanted)
+    states = {m.name: _state(m, *jobs[m.name], statuses) for m in sweep.members}
+    return states, [in_one_line(failure) for failure in failures]
 
 
-def _pairs(sweep: Sweep) -> list[tuple[Record | None, Record | None]]:
-    """The newest merge of each member, and what waits for that."""
-    held: dict[str, list[Record]] = {}
+def _jobs(sweep: Sweep) -> list[tuple[Record | None, Record | None]]:
+    """Return the newest merge job of each member, and the job that waits for it."""
+    by_out: dict[str, list[Record]] = {}
     for record in records.load()[0]:
         for out in (record.out, *record.also):
-            held.setdefault(out, []).append(record)
+            by_out.setdefault(out, []).append(record)
     pairs = []
     for member in sweep.members:
-        own = held.get(member.merge.out) or records.beside(job_folder(member))
-        merge = next((each for each in own if not each.after), None)
-        pairs.append((merge, merge and _waiting(merge, own)))
+        own = by_out.get(member.merge.out) or records.beside(job_folder(member))
+        merge = next((record for record in own if not record.after), None)
+        pairs.append((merge, merge and _waiting_for(merge, own)))
     return pairs
 
 
-def _waiting(merge: Record, own: Sequence[Record]) -> Record | None:
+def _waiting_for(merge: Record, own: Sequence[Record]) -> Record | None:
     return next((e for e in own if (e.backend, e.after) == (merge.backend, merge.job_id)), None)
 
 
-def _found(
+def _state(
     member: Member,
     merge: Record | None,
     then: Record | None,
-    said: Mapping[job_status.Key, Status],
-) -> Found:
-    after = said[job_status.key(then)] if then is not None else None
-    status = said[job_status.key(merge)] if merge is not None else None
-    on_its_way = status is not None and not status.state.over
-    if merged(member) and not (on_its_way and status and status.state is JobState.RUNNING):
-        # What followed within the job was not done, though the merge was.
-        broken = status if status is not None and status.state is JobState.FAILED else None
-        return Found(JobState.DONE, "", merge, then, after or broken)
-    if status is None:
-        return Found(None, "", merge, then, after)
-    return Found(status.state, status.detail, merge, then, after)
+    statuses: Mapping[job_status.Key, Status],
+) -> MemberState:
+    status = statuses[job_status.key(merge)] if merge is not None else None
+    then_status = statuses[job_status.key(then)] if then is not None else None
+    running = status is not None and status.state is JobState.RUNNING
+    if is_merged(member) and not running:
+        # A failed job with a finished merge: `--then`, at the end of the same job, failed.
+        failed = status if status is not None and status.state is JobState.FAILED else None
+        return MemberState(JobState.DONE, merge, then, then_status or failed)
+    return MemberState(status.state if status is not None else None, merge, then, then_status)

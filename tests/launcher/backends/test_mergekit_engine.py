@@ -56,7 +56,7 @@ def test_what_mergekit_cannot_do_is_refused(launch, models) -> None:
     Path("recipe.yml").write_text(RECIPE)
     done = launch("render", "local", *WORDS, "--memory", "4GiB", "--sha256")
     assert (done.code, done.out) == (2, "")
-    assert "--memory: not with --engine mergekit" in done.err and "--sha256: not" in done.err
+    assert "--memory conflicts with --engine mergekit" in done.err and "--sha256 conf" in done.err
     assert launch("render", "local", *WORDS[:2], "--engine", "mergkit").code == 2
 
 

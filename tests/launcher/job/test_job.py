@@ -39,7 +39,7 @@ def test_names_that_no_scheduler_takes(make_job, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "TOKEN", "WANDB_API_KEY", "aws_secret_access_key"])
 def test_a_secret_is_in_no_text(make_job, name: str) -> None:
-    with pytest.raises(UsageError, match=f"--env {name}: everybody who sees .* --secret {name}="):
+    with pytest.raises(UsageError, match=f"--env {name}: a secret must not be .* --secret {name}="):
         make_job(env=(f"{name}=hf_abc",))
 
 

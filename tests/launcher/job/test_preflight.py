@@ -43,8 +43,8 @@ def test_what_is_not_here_is_said_once_for_each_kind(models, work: Path) -> None
     merge = merge_of(models[0], "/gone/a", "/gone/b", "org/name", folder=work)
     notes = preflight.check(merge, WorkerOptions(), all_here=False)
     assert notes == [
-        "not on this machine, so nobody looked into it yet: /gone/a, /gone/b",
-        "on the hub, so nobody looked into it yet: org/name",
+        "not on this machine; not checked: /gone/a, /gone/b",
+        "on the Hub; not checked: org/name",
     ]
 
 
@@ -54,10 +54,9 @@ def test_a_misspelt_folder_is_not_quietly_a_name_on_the_hub(models, work: Path) 
     merge = merge_of(models[0], "models/cod", "models/other-things", folder=work)
     first, second = preflight.check(merge, WorkerOptions(), all_here=False)
     assert first == (
-        "models/cod: no such folder here, so it is taken for one of the hub "
-        "(did you mean 'models/code'?)"
+        "models/cod: no such folder, so it is read from the Hub (did you mean 'models/code'?)"
     )
-    assert second == "on the hub, so nobody looked into it yet: models/cod, models/other-things"
+    assert second == "on the Hub; not checked: models/cod, models/other-things"
 
 
 def told(models, work: Path, **options) -> list[str]:

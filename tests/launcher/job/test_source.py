@@ -116,11 +116,11 @@ def test_default_names_are_plain_and_short() -> None:
 @pytest.mark.parametrize(
     ("words", "options", "message"),
     [
-        ([], {}, "two models or more make a merge"),
-        (["out", "m1"], {}, "out m1: two models or more make a merge; give OUT MODEL MODEL"),
-        (["m1"], {"out": "x"}, "two models or more make a merge"),
+        ([], {}, "a merge needs at least two models"),
+        (["out", "m1"], {}, "out m1: a merge needs at least two models; give OUT MODEL MODEL"),
+        (["m1"], {"out": "x"}, "a merge needs at least two models"),
         (["gone.yml"], {}, "gone.yml: No such file or directory"),
-        (["r.yml", "out", "m3"], {}, "m3: a recipe takes one OUT"),
+        (["r.yml", "out", "m3"], {}, "m3: a recipe names its models and takes one OUT"),
         (["r.yml", "out"], {"out": "other"}, "OUT is given twice: out and --out other"),
         (["r.yml"], {"method": "ties"}, "--method is for a direct merge; write it into r.yml"),
         (["r.yml"], {"weights": "1,2"}, "--weights is for a direct merge"),

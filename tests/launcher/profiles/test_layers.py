@@ -238,7 +238,7 @@ def test_list(launch, work: Path) -> None:
     assert set(rows) == {*file.sites(), "mine"}
     assert "pbs" in rows["mine"] and str(work / file.FILE_NAME) in rows["mine"]
     assert "NCI Gadi" in rows["gadi"] and rows["gadi"].endswith("built in")
-    assert "mine is taken where nobody says --profile" in done.err
+    assert "mine is the default without --profile" in done.err
 
 
 def test_show(launch, work: Path) -> None:

@@ -62,7 +62,7 @@ def test_values(which, given, value) -> None:
         (WORD, ["a"], "must be text"),
         (LINES, 3, "must be a list of texts"),
         (LINES, [1], "must be a list of texts"),
-        (LINES, ["\0"], "holds a NUL"),
+        (LINES, ["\0"], "must not contain a NUL"),
         (SWITCH, "perhaps", "must be true or false"),
     ],
 )

@@ -110,7 +110,7 @@ def test_no_scheduler_here(backend: str, launch, models, work: Path) -> None:
             (162, "", "Connection refused\nqsub: cannot connect to server x (errno=15010)\n"),
             "Connection refused\n  qsub: cannot connect to server x",
         ),
-        ("pbs", (0, "", ""), "qsub gave no job id; it said: nothing"),
+        ("pbs", (0, "", ""), "qsub: expected a job id, got: nothing"),
         ("pbs", (1, "an error on stdout\n", ""), "status 1: an error on stdout"),
         (
             "slurm",
@@ -120,7 +120,7 @@ def test_no_scheduler_here(backend: str, launch, models, work: Path) -> None:
         (
             "slurm",
             (0, "Submitted batch job 34\n", ""),
-            "gave no job id; it said: Submitted batch job 34",
+            "expected a job id, got: Submitted batch job 34",
         ),
     ],
 )
@@ -214,6 +214,6 @@ def test_a_text_is_replaced_whole_with_the_bytes_of_its_names(tmp_path: Path) ->
     path = tmp_path / "folder" / "job"
     path.parent.mkdir()
     path.write_text("old")
-    with submit.written_text(path, os.fsdecode(b"new \xe9 \xc3\xa9\n")):
+    with submit.job_files(path, os.fsdecode(b"new \xe9 \xc3\xa9\n")):
         assert path.read_bytes() == b"new \xe9 \xc3\xa9\n"
     assert list(path.parent.iterdir()) == [path]

@@ -7,13 +7,13 @@ import yaml
 
 from merge_launch.errors import UsageError
 from merge_launch.sweeps.definition import (
-    PathFault,
     Place,
+    PlaceError,
     Sweep,
     labels,
+    name_of_value,
     put,
     read_sweep,
-    value_word,
 )
 
 BASE = """
@@ -145,23 +145,23 @@ def test_labels_are_the_shortest_that_differ(paths: list[str], short: list[str])
     ],
 )
 def test_values_in_names(value: object, word: str) -> None:
-    assert value_word(value) == word
+    assert name_of_value(value) == word
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "nothing varies; give 'grid' or 'list'"),
-        ("gird: {a: [1]}", "nothing reads 'gird' (did you mean 'grid'?)"),
+        ("gird: {a: [1]}", "unknown key 'gird' (did you mean 'grid'?)"),
         ("grid: {dtype: float32}", "'grid' must have a list of values"),
         ("grid: {dtype: []}", "'grid' must have a list of values"),
         ("list: [a]", "'list' must be a list of mappings"),
-        ("grid: {a..b: [1]}", "'a..b' is no path; give one such as models.1"),
-        ("grid: {dtype: [a]}\nlist: [{dtype: b}]", "dtype stands in 'grid' and in 'list'"),
+        ("grid: {a..b: [1]}", "'a..b' is not a path; give one such as models.1"),
+        ("grid: {dtype: [a]}\nlist: [{dtype: b}]", "dtype is both in 'grid' and in 'list'"),
         ("name: 3\ngrid: {dtype: [float32]}", "'name' must be text"),
         (
             "name: 'x{dens}'\ngrid: {parameters.density: [0.1]}",
-            "nothing is called '{dens}' (did you mean 'density'?); there is {density}",
+            "unknown placeholder '{dens}' (did you mean 'density'?); known are {density}",
         ),
         ("grid: {models.7.model: [a]}", "models.7.model: 7 is beyond a list of 2 (0 to 1)"),
         ("grid: {models.x.model: [a]}", "'x' must be a position of a list (0 to 1)"),
@@ -198,7 +198,7 @@ def test_what_the_base_sets_in_vain_is_a_warning(work: Path) -> None:
 
 
 @pytest.mark.parametrize("base", ["a: 1\n---\nb: 2\n", "- a\n", "a: [\n"])
-def test_bases_that_are_none(work: Path, base: str) -> None:
+def test_invalid_bases(work: Path, base: str) -> None:
     with pytest.raises(Exception, match=r"base\.yml"):
         sweep(work, "grid: {dtype: [a]}", base)
 
@@ -215,5 +215,5 @@ def test_keys_with_dots() -> None:
     recipe = {"tokens": {"a.b": {"c": 1}}}
     put(recipe, Place.read('tokens."a.b".c', "s"), 2)
     assert recipe == {"tokens": {"a.b": {"c": 2}}}
-    with pytest.raises(PathFault):
+    with pytest.raises(PlaceError):
         put(recipe, Place.read("tokens.0.x.0", "s"), 2)

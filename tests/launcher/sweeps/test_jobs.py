@@ -65,7 +65,7 @@ def test_the_members_for_programs(launch, sweep: Path, fakes) -> None:
     assert rows[0] == {"member": "w1", "weight": 1, "now": "to submit", "out": f"{sweep}/w1"}
     done = launch("sweep", "s.yml", "slurm", "--json")
     assert (done.code, done.out) == (2, "")
-    assert "--json is for --dry-run" in done.err
+    assert "--json requires --dry-run" in done.err
 
 
 def test_the_command_for_the_table_is_one_that_finds_the_members(launch, sweep, fakes) -> None:
@@ -183,7 +183,7 @@ def test_here_one_after_the_other(launch_process, sweep: Path, work: Path) -> No
     (sweep / "w3" / ".merge-partial").touch()
     done = launch_process("sweep", "s.yml", "local", "--then", THEN, "--progress", "plain")
     assert done.code == 4
-    assert "w3: ended with code 4" in done.err
+    assert "w3: exit code 4" in done.err
     assert norm(sweep / "w7") == 18.75
     rows = json.loads(launch_process("sweep", "s.yml", "results", "--json").out)
     assert [(row["state"], row.get("valid")) for row in rows] == [
@@ -221,10 +221,10 @@ def test_a_damaged_recipe_of_one_pass(launch, sweep: Path, fakes, bare_bash, tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("slurm", "--array", "--one-pass"), "--array and --one-pass: choose one"),
+        (("slurm", "--array", "--one-pass"), "--array conflicts with --one-pass"),
         (("slurm", "--name", "x"), "members of a sweep have names of their own"),
         (("slurm", "--follow"), "--follow: for one job"),
-        (("slurm", "--at-once", "2"), "--array-size and --at-once are for --array"),
+        (("slurm", "--at-once", "2"), "--array-size and --at-once require --array"),
         (("beaker", "--array"), "--array: beaker has no arrays"),
         (("local", "--detach"), "one after the other"),
         (("local", "--one-pass", "--then", "ls"), "no job that waits for another"),

@@ -280,7 +280,7 @@ def test_the_table_shows_what_was_last_heard(pbs, launch, fakes) -> None:
     done = launch("jobs")
     assert done.code == 6
     assert FIRST in done.out
-    assert "states are as they were last seen" in done.err
+    assert "showing the last known states" in done.err
 
 
 @pytest.mark.parametrize("words", ["status out", "why out", "cancel out", "retry out"])
