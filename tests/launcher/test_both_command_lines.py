@@ -173,7 +173,7 @@ def test_merge_launch_has_every_option_of_the_table() -> None:
 
 
 def alike(shared: SharedOption, option: Option) -> bool:
-    kinds: dict[Any, type] = {bool: bool, int: int, units.at_least_one: int}
+    kinds: dict[Any, type] = {bool: bool, int: int, units.positive_integer: int}
     return (
         shared.flag == option.flag
         and option.spec.help.endswith(shared.help)

@@ -8,13 +8,13 @@ from merge_worker.errors import UsageError
 from merge_worker.recipe.shorthand import parse_number
 from merge_worker.units import (
     ago,
-    at_least_one,
     device_word,
     duration,
     gigabytes,
     parse_duration,
     parse_size,
     parse_slurm_time,
+    positive_integer,
     size,
 )
 
@@ -79,10 +79,10 @@ def test_devices() -> None:
 
 
 def test_counts() -> None:
-    assert at_least_one("12") == 12
+    assert positive_integer("12") == 12
     for word in ("0", "-1", "1.5", "", "²"):
         with pytest.raises(argparse.ArgumentTypeError):
-            at_least_one(word)
+            positive_integer(word)
 
 
 @pytest.mark.parametrize(

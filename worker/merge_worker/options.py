@@ -97,7 +97,7 @@ OPTIONS = (
     SharedOption(
         "threads", (*PLANS, *MERGEKIT, *EXTRACTS, *LOOKS),
         "threads that compute; default: as many as there are usable CPUs",
-        type=units.at_least_one, metavar="N",
+        type=units.positive_integer, metavar="N",
     ),
     _size("memory", "4GiB", "bound on buffers, on the host and on each device"),
     _size("shard_size", "5GB", "size of an output file; default: 5GB", default="5GB"),

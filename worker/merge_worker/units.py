@@ -50,7 +50,7 @@ def parse_slurm_time(word: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def at_least_one(word: str) -> int:
+def positive_integer(word: str) -> int:
     """Return a count; for argparse."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"'{printable(word)}' is not a number of at least 1")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge_worker.options import BY_NAME
-from merge_worker.units import at_least_one
+from merge_worker.units import positive_integer
 
 from .options import OptionSpec, option, options_of
 
@@ -21,7 +21,7 @@ def shared(name: str, prefix: str = "") -> Any:
         metavar=known.metavar or "|".join(known.choices) or None,
         pattern=known.pattern or "|".join(known.choices) or None,
         expected=known.expected,
-        minimum=1 if known.type is at_least_one else None,
+        minimum=1 if known.type is positive_integer else None,
     )
     return option(False if known.type is bool else None, spec)
 

@@ -141,7 +141,7 @@ def test_stop_before_the_first_piece(tmp_path: Path, big: list[Path]) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("place", ["read", "look", "finish", "merge", "write"])
+@pytest.mark.parametrize("place", ["read", "collect", "next_pass", "merge", "write"])
 def test_an_error_in_any_lane_ends_all_of_them(
     tmp_path: Path, big: list[Path], place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +153,8 @@ def test_an_error_in_any_lane_ends_all_of_them(
 
     targets: dict[str, tuple[Any, str]] = {
         "read": (Files, "read"),
-        "look": (two_pass_method.Mean, "look"),
-        "finish": (two_pass_method.Mean, "finish"),
+        "collect": (two_pass_method.Mean, "collect"),
+        "next_pass": (two_pass_method.Mean, "next_pass"),
         "merge": (two_pass_method.Scaled, "merge"),
         "write": (PartialOutput, "write"),
     }

@@ -62,7 +62,7 @@ def test_nothing_written_yet() -> None:
 def test_lines_that_stay_begin_where_lines_begin() -> None:
     for mode, text in (("bar", "\r\x1b[Kout: continuing\n"), ("plain", "out: continuing\n")):
         stream = Terminal()
-        Progress(mode, 1, "x", stream).say("out: continuing")
+        Progress(mode, 1, "x", stream).print_line("out: continuing")
         assert stream.getvalue() == text
 
 

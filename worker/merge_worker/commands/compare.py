@@ -65,9 +65,9 @@ def check_plot(plot: str | None) -> None:
 def measure(models: Models, arguments: argparse.Namespace) -> Comparison:
     """Read all of the models once. UsageError without torch."""
     from ..system.cpus import usable_cpus
-    from ..system.torch_startup import need_torch
+    from ..system.torch_startup import require_torch
 
-    need_torch()
+    require_torch()
     from ..comparison.figures import compare
     from ..comparison.stream import stream
 

@@ -22,7 +22,7 @@ from ..planning.inputs import locate
 from ..recipe.schema import ModelRef, parse_model
 from ..structure.layers import layer_of
 from ..system.cpus import usable_cpus
-from ..units import at_least_one, size
+from ..units import positive_integer, size
 from .options import add_options
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("finetune", metavar="FINETUNE")
     add("out", metavar="OUT")
     add(
-        "--rank", type=at_least_one, metavar="32", help="of every module; default: 32, or as needed"
+        "--rank",
+        type=positive_integer,
+        metavar="32",
+        help="of every module; default: 32, or as needed",
     )
     add("--energy", type=_share, metavar="0.9", help="least rank with this share of the squares")
     add("--embed-lora", action="store_true", help="factors for embeddings and head, not copies")
@@ -57,9 +60,9 @@ def _share(word: str) -> float:
 
 def command(arguments: argparse.Namespace) -> str:
     """The table of errors, or JSON. WorkerError of any kind; OUT gets its names at the end."""
-    from ..system.torch_startup import need_torch
+    from ..system.torch_startup import require_torch
 
-    need_torch()
+    require_torch()
     from ..engine.device import select_devices
     from ..lora.extract import Extraction, check_alike
     from ..lora.save import Output

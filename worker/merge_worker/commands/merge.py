@@ -18,7 +18,7 @@ from ..planning.plan import Plan, make_plan
 from ..recipe import parse
 from ..recipe.shorthand import recipe_from_values
 from ..system.ranks import from_environment
-from ..system.torch_startup import need_torch
+from ..system.torch_startup import require_torch
 from . import load
 from .options import add_options, plan_options, run_options
 from .reproduce import plan_from_manifest, read_as_manifest
@@ -72,7 +72,7 @@ def run_average(arguments: argparse.Namespace, clock: Clock) -> int:
 
 
 def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace, clock: Clock) -> int:
-    need_torch()
+    require_torch()
     for warning in dict.fromkeys(line for plan, _ in plans for line in plan.warnings):
         print_line(f"warning: {warning}", sys.stderr)
     if arguments.push and (len(plans) > 1 or not is_hub_name(arguments.push)):

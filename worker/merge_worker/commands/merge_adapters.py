@@ -13,7 +13,7 @@ from ..adapters.peft_format import Adapter, Pair, open_adapter
 from ..errors import InputError, UsageError
 from ..messages import counted, printable
 from ..recipe.shorthand import parse_number
-from ..units import at_least_one, size
+from ..units import positive_integer, size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, default="cat")
     add("--weights", metavar="0.7,0.3", help="as they are, not normalised; default: 1/n each")
     add("--density", type=float, metavar="0.5", help="share of values that the method keeps")
-    add("--rank", type=at_least_one, metavar="N", help="of svd; default: the largest of all")
+    add("--rank", type=positive_integer, metavar="N", help="of svd; default: the largest of all")
     add("--majority-sign", choices=("total", "frequency"), default="total")
     add("--seed", type=int, default=0, help="of dare")
     add("--overwrite", action="store_true", help="replace an adapter in OUT")
@@ -50,9 +50,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: argparse.Namespace) -> str:
     """A line of what was written. WorkerError of any kind."""
-    from ..system.torch_startup import need_torch
+    from ..system.torch_startup import require_torch
 
-    need_torch()
+    require_torch()
     import torch
 
     from ..checkpoint.reader import Files

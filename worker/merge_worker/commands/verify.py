@@ -18,7 +18,7 @@ from ..messages import counted, printable
 from ..output.checksums import checksum, file_sha256, total
 from ..output.files import MANIFEST
 from ..output.manifest import read_manifest
-from ..system.torch_startup import need_torch
+from ..system.torch_startup import require_torch
 from ..units import size
 
 CHUNK = 8 << 20
@@ -29,7 +29,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(arguments: argparse.Namespace) -> str:
-    need_torch()
+    require_torch()
     return verify(Path(arguments.out))
 
 

@@ -91,7 +91,7 @@ class _Pass:
             crew = None if fetcher.busy else self._crew()
             with self.progress, Flusher([f.fd for store in self.stores for f in store.files]):
                 check_inputs(self.stores, self.files, self.rank, self.progress)
-                self.progress.begins()
+                self.progress.restart_clock()
                 if crew is not None:
                     differing = crew.wait(self.stop)
                 else:
@@ -209,4 +209,4 @@ def _say_resumed(store: PartialOutput, progress: Progress, lost: int) -> None:
     if progress.mode == "json":
         progress.event("resumed", percent=progress.percent, damaged=lost)
     elif progress.mode != "off":
-        progress.say(line)
+        progress.print_line(line)

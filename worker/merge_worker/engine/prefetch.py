@@ -86,7 +86,7 @@ class Fetcher:
             self._progress.event("fetching", file=path, bytes=count)
         elif self._progress.mode != "off":
             # In one call, since several of these threads talk.
-            self._progress.say(f"fetching {path.rpartition('/')[2]} ({gigabytes(count)})")
+            self._progress.print_line(f"fetching {path.rpartition('/')[2]} ({gigabytes(count)})")
 
 
 def _paths(item: Work) -> list[str]:

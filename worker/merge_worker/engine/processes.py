@@ -81,7 +81,7 @@ class WorkerProcesses:
 
     def __post_init__(self) -> None:
         self.batches = batches(self.work, self.count * BATCHES_EACH)
-        self.progress.several(self.count)
+        self.progress.count_processes(self.count)
         taken, give = os.pipe()
         watch, self._alive = os.pipe()
         # All fit into the pipe, which holds 64 KiB.

@@ -195,4 +195,4 @@ def say(notes: Iterable[str], progress: Progress) -> None:
         if progress.mode == "json":
             progress.event("warning", text=note)
         else:
-            progress.say(f"warning: {printable(note)}")
+            progress.print_line(f"warning: {printable(note)}")

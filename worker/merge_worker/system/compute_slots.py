@@ -25,8 +25,8 @@ class ComputeSlots:
             self._free.release()
 
     @property
-    def away(self) -> Away:
-        """`with turns.away:` lets another one in meanwhile; only for who is inside."""
+    def released(self) -> Away:
+        """`with turns.released:` lets another one in meanwhile; only for who is inside."""
         return Away(self)
 
 

@@ -60,7 +60,7 @@ class Progress:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
 
-    def several(self, processes: int) -> None:
+    def count_processes(self, processes: int) -> None:
         """Count what so many processes do that are forked from now on."""
         self._counts = memoryview(mmap.mmap(-1, 8 * COUNTS * (processes + 1))).cast("Q")
 
@@ -93,7 +93,7 @@ class Progress:
         number = max(self._counts[2::COUNTS])
         return self.names[number - 1] if 0 < number <= len(self.names) else ""
 
-    def begins(self) -> None:
+    def restart_clock(self) -> None:
         """Rates are from now on: what was loaded and looked at before is no part of them."""
         self._began = time.monotonic()
 
@@ -127,7 +127,7 @@ class Progress:
             self.stream.write(json.dumps({"event": kind, **facts}) + "\n")
             self.stream.flush()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """A line that stays, above the bar."""
         self.stream.write(("\r\x1b[K" if self.mode == "bar" else "") + line + "\n")
         self.stream.flush()

@@ -85,7 +85,7 @@ def complete() -> None:
         import_module(_SKIPPED)
 
 
-def need_torch() -> None:
+def require_torch() -> None:
     """UsageError if this interpreter has no torch, before anything is touched."""
     if importlib.util.find_spec("torch") is None:
         raise UsageError(
