@@ -12,7 +12,7 @@ from support.forked_process import Forks
 from support.recipes import average, digest, one_tensor_models
 
 PHASES = {
-    "reads the headers": "merge_worker.planning.plan open_all",
+    "reads the headers": "merge_worker.planning.plan open_inputs",
     "plans": "merge_worker.planning.plan assign_shards",
     "looks at OUT": "merge_worker.engine.run inspect_output",
     "takes the lock": "merge_worker.engine.run refuse_others",
@@ -112,7 +112,7 @@ def test_a_signal_that_becomes_another_error(
         except Stopped:
             raise error("partially initialized module") from None
 
-    monkeypatch.setattr("merge_worker.planning.plan.open_all", half_imported)
+    monkeypatch.setattr("merge_worker.planning.plan.open_inputs", half_imported)
     assert average(tmp_path / "out", models) == 75
     monkeypatch.undo()
     assert average(tmp_path / "out", models) == 0

@@ -51,7 +51,7 @@ def test_missing_and_surplus_tensors_are_named(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "b", tensors(gate=torch.ones(3), extra=torch.ones(2)))
     assert fault(tmp_path, "a", "b").splitlines() == [
         "b: 1 tensor of a is missing: bias",
-        "b: 2 tensors that a has not: extra, gate",
+        "b: 2 tensors missing from a: extra, gate",
         "  --missing copy takes missing tensors from the base, --surplus drop omits extra ones",
     ]
     found = plan(tmp_path, "a", "b", rules=MatchOptions("copy", "drop"))
@@ -76,7 +76,7 @@ def test_shapes_that_differ(tmp_path: Path) -> None:
     assert fault(tmp_path, "a", "b").splitlines() == [
         "1 tensor differs in shape:",
         "  layers.0.w is [2, 3] in a but [3, 2] in b",
-        "  these models are not of one family",
+        "  these models do not share an architecture",
     ]
 
 
@@ -162,4 +162,4 @@ def test_buffers_that_models_compute_are_nobodys_fault(tmp_path: Path) -> None:
     assert not {step.name for step in second.steps} & set(masks)
     # A bias of that name is a weight.
     write_checkpoint(tmp_path / "biased", tensors(1.0, **{"h.0.attn.bias": torch.ones(4)}))
-    assert "1 tensor that new has not: h.0.attn.bias" in fault(tmp_path, "new", "biased")
+    assert "1 tensor missing from new: h.0.attn.bias" in fault(tmp_path, "new", "biased")

@@ -13,7 +13,7 @@ from merge_worker.engine import stream
 from merge_worker.engine.buffers import Pool
 from merge_worker.engine.lane import Lane
 from merge_worker.engine.work import JointStep, Member
-from merge_worker.planning.memory import DEFAULT_BYTES, budget, held
+from merge_worker.planning.memory import DEFAULT_BYTES, budget, step_buffers
 from merge_worker.planning.step import Step
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import average, one_tensor_models, plan_of, run, step, stream_into
@@ -42,7 +42,7 @@ def test_the_bound_holds_unless_a_block_forces_more(
         assert blocks >= 1
         block = min(one.grid.block, one.grid.count)
         elements = min(blocks * block, one.grid.count)
-        taken = elements * held(one).per_element + block * one.scratch
+        taken = elements * step_buffers(one).per_element + block * one.scratch
         assert taken * memory.lanes <= memory.bound
     if memory.bound > total:
         assert memory.forced_by in {one.name for one in made}

@@ -55,7 +55,7 @@ def test_modules(two_stacks: Path) -> None:
 def test_modules_that_are_not_there(two_stacks: Path) -> None:
     modules = {"middle": {"models": [{"model": "a"}]}}
     text = json.dumps({"merge_method": "linear", "modules": modules, "parameters": {"weight": 1}})
-    assert "nothing in a has this name; its layers are in" in fault(two_stacks, text)
+    assert "no tensor of a has this prefix; its layers are in" in fault(two_stacks, text)
     assert "model.encoder.layers" in fault(two_stacks, text)
 
 

@@ -116,9 +116,8 @@ def test_values_of_all_models_are_told_at_once(models: Path) -> None:
     assert fault(models, f"merge_method: ties\nbase_model: base\nmodels:\n{listed}") == [
         "r.yml:4: models[0]: ties needs a value of 'weight' of a",
         "r.yml:5: models[1]: ties needs a value of 'weight' of b",
-        "r.yml:4: models[0].parameters.density: 3.0 is no share; give 0 to 1 of the values to keep",
-        "r.yml:5: models[1].parameters.density: -1.0 is no share; "
-        "give 0 to 1 of the values to keep",
+        "r.yml:4: models[0].parameters.density: density must be between 0 and 1, got 3.0",
+        "r.yml:5: models[1].parameters.density: density must be between 0 and 1, got -1.0",
         "  for embed.weight, layers.0.mlp.w, layers.1.mlp.w and 2 more",
     ]
 
@@ -131,7 +130,7 @@ def test_no_more_faults_than_can_be_read(models: Path) -> None:
     listed = f"models:\n- deep\n- deeper\nparameters: {{weight: 1, density: [{values}]}}\n"
     told = fault(models, f"merge_method: ties\nbase_model: deepest\n{listed}")
     assert told[:2] == [
-        "r.yml:6: parameters.density: 2.0 is no share; give 0 to 1 of the values to keep",
+        "r.yml:6: parameters.density: density must be between 0 and 1, got 2.0",
         "  for layers.0.w",
     ]
     assert told[-1] == "  and 2 more like these" and len(told) == 2 * 10 + 1

@@ -14,7 +14,6 @@ from ..messages import counted, first_names, printable
 from ..output.store import PartialOutput
 from ..planning.memory import Memory, budget
 from ..planning.step import Piece
-from ..system.cpus import usable_cpus
 from ..system.progress import Progress
 from ..system.ranks import Rank
 from ..system.signals import StopFlag, stop_at_deadline, stop_on_signal
@@ -181,8 +180,7 @@ def _memory(stores: Sequence[PartialOutput], work: Sequence[Work]) -> Memory:
     if len(stores) == 1:
         return stores[0].plan.memory
     options, steps = stores[0].plan.options, [item.step for item in work]
-    threads = options.threads or usable_cpus()
-    return budget(steps, options.memory_bytes, threads, options.accelerated)
+    return budget(steps, options.memory_bytes, options.thread_count, options.accelerated)
 
 
 def _done(

@@ -1,8 +1,8 @@
-"""Recipe + names of the inputs → groups: which tensors, under which output names, from whom.
+"""Recipe + names of the inputs → groups: which tensors of which models, under which output names.
 
 Whole models are one group. A sliced model is a group per output layer, renumbered from 0, one for
-what stands before the layers (from the first slice) and one for what stands after them (from the
-last slice, all of its sources).
+the tensors before the layers (from the first slice) and one for those after them (from the last
+slice, all of its sources).
 """
 
 from __future__ import annotations
@@ -33,38 +33,40 @@ Named = dict[str, TensorSource]
 
 @dataclass(frozen=True)
 class SliceInputs:
-    """A slice of the recipe at work: sources with the numbers of their models, and who speaks."""
+    """A slice of the recipe: its sources, and the numbers of their models."""
 
     sources: tuple[Source, ...]
     models: tuple[int, ...]
     base: int | None  # number of the source that is the base
-    shared: tuple[Parameters, ...]
+    shared: tuple[Parameters, ...]  # scopes that hold for all sources, the innermost first
     sliced: bool
 
     @property
     def reference(self) -> int:
-        """The source whose names, shapes and dtypes the output has."""
+        """Number of the source whose names, shapes and dtypes the output has."""
         return self.base or 0
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Tensors of one part by output name, per source; `stacks` are the depths for gradients."""
+    """Tensors of one slice, or of a layer of it, by output name, for each source."""
 
     slice: SliceInputs
     tensors: tuple[Named, ...]
-    stacks: Mapping[str, int] | None = None
-    t: float = 0.0
+    stack_depths: Mapping[str, int] | None = None  # for gradients; None: all at `gradient`
+    gradient: float = 0.0
     copied: bool = False  # whatever the method
 
     def position(self, name: str) -> float:
-        """Where on a gradient the output tensor `name` lies."""
-        return self.t if self.stacks is None else depth_fraction(name, self.stacks)
+        """Return where on a gradient the output tensor `name` lies, from 0 to 1."""
+        if self.stack_depths is None:
+            return self.gradient
+        return depth_fraction(name, self.stack_depths)
 
 
 @dataclass(frozen=True)
 class Restacked:
-    """What became of a stack of layers of the first model: which layers it now consists of."""
+    """A stack of layers of the first model, and the layers that replace its own."""
 
     stack: Stack
     picks: tuple[Pick, ...]
@@ -72,8 +74,8 @@ class Restacked:
 
 
 @dataclass(frozen=True)
-class Assembly:
-    """All groups in output order, the stacks that changed, and what is to be told."""
+class Groups:
+    """All groups in output order, the stacks of layers that changed, and notes for the user."""
 
     groups: tuple[Group, ...]
     restacked: tuple[Restacked, ...]
@@ -82,13 +84,15 @@ class Assembly:
 
 def group_sources(
     recipe: Recipe, models: Sequence[Checkpoint], numbers: Mapping[ModelRef, int]
-) -> Assembly:
-    """All groups of the recipe. UsageError for layers or modules that are not there."""
-    return _Assembler(recipe, models, numbers).assembly()
+) -> Groups:
+    """Return all groups of a recipe. Raises UsageError for layers or modules that do not exist."""
+    return _Grouper(recipe, models, numbers).group()
 
 
 @dataclass
-class _Assembler:
+class _Grouper:
+    """Collects groups, notes and faults over all modules of a recipe."""
+
     recipe: Recipe
     models: Sequence[Checkpoint]
     numbers: Mapping[ModelRef, int]
@@ -96,24 +100,25 @@ class _Assembler:
     notes: list[str] = field(default_factory=list)
     restacked: list[Restacked] = field(default_factory=list)
 
-    def assembly(self) -> Assembly:
+    def group(self) -> Groups:
         groups: list[Group] = []
         for module in self.recipe.modules:
-            parts = [self.part(module, part) for part in module.slices]
-            tensors = {n: self.tensors(module, n) for part in parts for n in (*part.models, 0)}
+            slices = [self._inputs(module, part) for part in module.slices]
+            numbers = (n for inputs in slices for n in (*inputs.models, 0))
+            tensors = {n: self._tensors(module, n) for n in numbers}
             if module.sliced:
-                groups += self.layers(module, parts, tensors)
+                groups += self._layers(module, slices, tensors)
             else:
-                groups.append(self.whole(parts[0], tensors))
-        groups += self.left_alone()
+                groups.append(self._whole(slices[0], tensors))
+        groups += self._outside_modules()
         if self.faults:
             raise UsageError("\n".join(self.faults))
-        return Assembly(tuple(groups), tuple(self.restacked), tuple(self.notes))
+        return Groups(tuple(groups), tuple(self.restacked), tuple(self.notes))
 
-    def part(self, module: Module, part: Slice) -> SliceInputs:
+    def _inputs(self, module: Module, part: Slice) -> SliceInputs:
         sources = list(part.sources)
         models = [self.numbers[source.model] for source in sources]
-        # The base that nobody listed, written in another way: `./base` beside `base`.
+        # The base was added to the listed models, but is one of them: `./base` and `base`.
         if sources[-1].implied and models[-1] in models[:-1]:
             del sources[-1], models[-1]
         seen = set()
@@ -127,53 +132,54 @@ class _Assembler:
         number = models.index(base) if base in models else None
         return SliceInputs(tuple(sources), tuple(models), number, shared, part.length is not None)
 
-    def tensors(self, module: Module, number: int) -> Named:
-        """The tensors of a model that belong to a module."""
+    def _tensors(self, module: Module, number: int) -> Named:
+        """Return the tensors of a model that belong to a module."""
         names = [m.name for m in self.recipe.modules]
-        found = tensors_of(module.name, names, self.models[number].tensors)
-        if not found:
+        tensors = tensors_of(module.name, names, self.models[number].tensors)
+        if not tensors:
             stacks = ", ".join(stack.rstrip(".") for stack in depths(self.models[number].tensors))
             self.faults[
-                f"{module.place}: nothing in {self.label(number)} has this name; "
+                f"{module.place}: no tensor of {self._label(number)} has this prefix; "
                 f"its layers are in {stacks or 'no stack'}"
             ] = None
-        return found
+        return tensors
 
-    def whole(self, part: SliceInputs, tensors: Mapping[int, Named]) -> Group:
-        named = tuple(tensors[number] for number in part.models)
-        config = self.models[part.models[part.reference]].config
-        return Group(part, named, stacks=gradient_depths(named[part.reference], config))
+    def _whole(self, inputs: SliceInputs, tensors: Mapping[int, Named]) -> Group:
+        named = tuple(tensors[number] for number in inputs.models)
+        config = self.models[inputs.models[inputs.reference]].config
+        return Group(inputs, named, gradient_depths(named[inputs.reference], config))
 
-    def layers(
-        self, module: Module, parts: Sequence[SliceInputs], tensors: Mapping[int, Named]
+    def _layers(
+        self, module: Module, slices: Sequence[SliceInputs], tensors: Mapping[int, Named]
     ) -> Iterator[Group]:
-        """Groups of a sliced module: what stands before, every layer, what stands after."""
+        """Yield the groups of a sliced module: before the layers, every layer, after them."""
         stacks: dict[int, Stack] = {}
         for number, named in tensors.items():
             try:
                 stacks[number] = find_stack(named, self.models[number].config)
             except UsageError as error:
                 place = module.place or self.recipe.where
-                self.faults[f"{place}: {self.label(number)}{error}"] = None
-        if self.faults or not all([self.in_range(part, stacks) for part in parts]):
+                self.faults[f"{place}: {self._label(number)}{error}"] = None
+        if self.faults or not all([self._in_range(inputs, stacks) for inputs in slices]):
             return
-        yield self.outer(parts[0], stacks, 0, before=True)
+        yield self._outside_layers(slices[0], stacks, 0, before=True)
         picks: list[Pick] = []
-        for part in parts:
-            length = (part.sources[0].layers or (0, 0))[1] - (part.sources[0].layers or (0, 0))[0]
-            for k in range(length):
-                yield self.layer(part, stacks, k, len(picks), fraction(k, length))
-                start = (part.sources[part.reference].layers or (0, 0))[0]
-                picks.append(Pick(part.models[part.reference], start + k))
-        yield self.outer(parts[-1], stacks, len(picks), before=False)
+        for inputs in slices:
+            first, stop = _layer_range(inputs.sources[0])
+            start, _ = _layer_range(inputs.sources[inputs.reference])
+            for k in range(stop - first):
+                gradient = fraction(k, stop - first)
+                yield self._layer(inputs, stacks, k, len(picks), gradient)
+                picks.append(Pick(inputs.models[inputs.reference], start + k))
+        yield self._outside_layers(slices[-1], stacks, len(picks), before=False)
         depths_before = {number: stack.depth for number, stack in stacks.items()}
         self.restacked.append(Restacked(stacks[0], tuple(picks), depths_before))
 
-    def in_range(self, part: SliceInputs, stacks: Mapping[int, Stack]) -> bool:
-        """Whether every source has the layers that are asked of it."""
+    def _in_range(self, inputs: SliceInputs, stacks: Mapping[int, Stack]) -> bool:
+        """Return whether every source has the layers that the recipe takes from it."""
         good = True
-        for source, number in zip(part.sources, part.models, strict=True):
-            stack, layers = stacks[number], source.layers or (0, 0)
+        for source, number in zip(inputs.sources, inputs.models, strict=True):
+            stack, layers = stacks[number], _layer_range(source)
             if layers[1] > stack.depth:
                 good = False
                 self.faults[
@@ -182,50 +188,59 @@ class _Assembler:
                 ] = None
         return good
 
-    def layer(
-        self, part: SliceInputs, stacks: Mapping[int, Stack], k: int, number: int, t: float
+    def _layer(
+        self,
+        inputs: SliceInputs,
+        stacks: Mapping[int, Stack],
+        k: int,
+        number: int,
+        gradient: float,
     ) -> Group:
+        """Return layer `k` of a slice, which is layer `number` of the output."""
         prefix = f"{stacks[0].prefix}{number}"
-        found = []
-        for source, model in zip(part.sources, part.models, strict=True):
-            taken = stacks[model].layers.get((source.layers or (0, 0))[0] + k, {})
-            found.append({prefix + rest: info for rest, info in taken.items()})
-        return Group(part, tuple(found), t=t)
+        tensors = []
+        for source, model in zip(inputs.sources, inputs.models, strict=True):
+            layer = stacks[model].layers.get(_layer_range(source)[0] + k, {})
+            tensors.append({prefix + rest: tensor for rest, tensor in layer.items()})
+        return Group(inputs, tuple(tensors), gradient=gradient)
 
-    def outer(
-        self, part: SliceInputs, stacks: Mapping[int, Stack], depth: int, *, before: bool
+    def _outside_layers(
+        self, inputs: SliceInputs, stacks: Mapping[int, Stack], depth: int, *, before: bool
     ) -> Group:
-        """What stands before or after the layers; layers beyond the depth (MTP) move along."""
-        found: list[Named] = []
-        for number in part.models:
+        """Return the tensors before or after the layers; extra layers (MTP) move along."""
+        tensors: list[Named] = []
+        for number in inputs.models:
             stack = stacks[number]
-            named = {n: i for n, i in stack.loose.items() if is_input(n) is before}
+            named = {name: t for name, t in stack.loose.items() if is_input(name) is before}
             for layer, rests in {} if before else stack.beyond.items():
                 prefix = f"{stacks[0].prefix}{depth + layer - stack.depth}"
-                named |= {prefix + rest: info for rest, info in rests.items()}
-            found.append(named)
-        own = {s: d for s, d in depths(found[part.reference]).items() if s != stacks[0].prefix}
-        own |= {stacks[0].prefix: 1}
-        return Group(part, tuple(found), stacks=own)
+                named |= {prefix + rest: tensor for rest, tensor in rests.items()}
+            tensors.append(named)
+        first = stacks[0].prefix
+        others = {s: d for s, d in depths(tensors[inputs.reference]).items() if s != first}
+        return Group(inputs, tuple(tensors), {**others, first: 1})
 
-    def left_alone(self) -> Iterator[Group]:
-        """What no module names is copied from the first model; mergekit would not write it."""
+    def _outside_modules(self) -> Iterator[Group]:
+        """Copy tensors outside of all modules from the first model; mergekit leaves them out."""
         names = [module.name for module in self.recipe.modules]
         if names == ["default"]:
             return
         taken: set[str] = set()
         for name in names:
             taken |= tensors_of(name, names, self.models[0].tensors).keys()
-        left = {n: info for n, info in self.models[0].tensors.items() if n not in taken}
-        if left:
+        rest = {name: t for name, t in self.models[0].tensors.items() if name not in taken}
+        if rest:
             self.notes.append(
-                f"{counted(len(left), 'tensors are in none of the modules')} "
-                f"{', '.join(names)}; copied from "
-                f"{self.label(0)}: {first_names(left)}"
+                f"{counted(len(rest), 'tensors are in none of the modules')} "
+                f"{', '.join(names)}; copied from {self._label(0)}: {first_names(rest)}"
             )
             ref = next(ref for ref, number in self.numbers.items() if number == 0)
-            part = SliceInputs((Source(ref, None, {}),), (0,), 0, (), False)
-            yield Group(part, (left,), copied=True)
+            inputs = SliceInputs((Source(ref, None, {}),), (0,), 0, (), False)
+            yield Group(inputs, (rest,), copied=True)
 
-    def label(self, number: int) -> str:
+    def _label(self, number: int) -> str:
         return next(str(ref) for ref, n in self.numbers.items() if n == number)
+
+
+def _layer_range(source: Source) -> tuple[int, int]:
+    return source.layers or (0, 0)

@@ -1,31 +1,62 @@
-"""The models that a recipe names → checkpoints: found, opened, plain, adapted, in one layout."""
+"""References of a recipe → checkpoints: located, opened, dequantized, adapted, in one layout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from ..adapters.apply import open_adapted
 from ..checkpoint import hub
 from ..checkpoint.folder import Checkpoint, exists, is_hub_id, open_checkpoint
-from ..checkpoint.fp8 import dequantised
+from ..checkpoint.fp8 import dequantised, refuse_quantised
 from ..conversion.convert import convert_models
 from ..errors import InputError
 from ..messages import nearest, printable
 from ..recipe.schema import ModelRef, Recipe
 from ..tokenizer.files import SideFiles
+from ..tokenizer.text_side import TokenizerInputs
 from .options import PlanOptions
-from .stages import PlannedCheckpoint
+from .stages import PlannedCheckpoint, StageResults
 
 
-def open_all(
-    refs: Sequence[ModelRef], options: PlanOptions, results: Mapping[str, PlannedCheckpoint]
+@dataclass(frozen=True)
+class Inputs(TokenizerInputs):
+    """The models of one document, in the layout of the first; `notes` name the conversions."""
+
+    notes: tuple[str, ...] = ()
+
+
+def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> Inputs:
+    """Open every model that a document refers to.
+
+    Raises InputError with all models that cannot be opened, are quantized or differ in layout,
+    and UsageError for a `key_map` that does not fit.
+    """
+    numbers, opened = _open_models(recipe.own_refs(), options, results)
+    labels = _labels(numbers)
+    refuse_quantised(opened, labels)
+    models, notes = _convert_layouts(opened, labels, recipe)
+    return Inputs(
+        models=models,
+        labels=labels,
+        side_files=[_side_files(model) for model in models],
+        numbers=numbers,
+        relative_to=options.relative_to,
+        find=partial(_find_side_files, relative_to=options.relative_to, results=results),
+        notes=tuple(notes),
+    )
+
+
+def _open_models(
+    refs: Sequence[ModelRef], options: PlanOptions, results: StageResults
 ) -> tuple[dict[ModelRef, int], tuple[Checkpoint, ...]]:
-    """Every folder once, and its number by reference; all that cannot be opened are named."""
+    """Open every folder once. Return the number of its model for each reference, and the models."""
     faults: list[str] = []
     numbers: dict[ModelRef, int] = {}
-    by_place: dict[tuple[Path, ...], int] = {}
+    by_paths: dict[tuple[Path, ...], int] = {}
     models: list[Checkpoint] = []
     for ref in refs:
         try:
@@ -33,12 +64,12 @@ def open_all(
             path = result.path if result else locate(ref, options.relative_to)
             adapter = ModelRef(ref.lora, ref.lora_revision) if ref.lora else None
             lora = locate(adapter, options.relative_to) if adapter else None
-            place = (path.resolve(), *([lora.resolve()] if lora else []))
-            if place not in by_place:
+            paths = (path.resolve(), *([lora.resolve()] if lora else []))
+            if paths not in by_paths:
                 model = result or open_checkpoint(path)
                 models.append(_prepare(model, options, lora))
-                by_place[place] = len(models) - 1
-            numbers[ref] = by_place[place]
+                by_paths[paths] = len(models) - 1
+            numbers[ref] = by_paths[paths]
         except InputError as error:
             faults.append(str(error))
     if faults:
@@ -49,30 +80,41 @@ def open_all(
 def _prepare(model: Checkpoint, options: PlanOptions, lora: Path | None) -> Checkpoint:
     if options.dequantize:
         model = dequantised(model)
-    if lora:
-        model = open_adapted(model, lora)
-    return model
+    return open_adapted(model, lora) if lora else model
 
 
-def model_labels(numbers: Mapping[ModelRef, int]) -> Iterator[str]:
-    """What to call the models in messages: as the recipe first does."""
-    seen = set()
+def _labels(numbers: Mapping[ModelRef, int]) -> tuple[str, ...]:
+    """Return the name of each model in messages: the first that the recipe has for it."""
+    labels: dict[int, str] = {}
     for ref, number in numbers.items():
-        if number not in seen:
-            seen.add(number)
-            yield str(ref)
+        labels.setdefault(number, str(ref))
+    return tuple(labels.values())
 
 
-def side_files_of(
-    ref: ModelRef, relative_to: Path, results: Mapping[str, PlannedCheckpoint]
-) -> SideFiles:
-    """The files of a model that only its tokenizer is taken from."""
-    found = results.get(ref.path)
-    return found.beside if found else SideFiles(locate(ref, relative_to))
+def _convert_layouts(
+    models: tuple[Checkpoint, ...], labels: Sequence[str], recipe: Recipe
+) -> tuple[tuple[Checkpoint, ...], list[str]]:
+    """Return the models in the layout of the first, and notes on what was converted."""
+    shapes = [{name: source.shape for name, source in m.tensors.items()} for m in models]
+    if not recipe.key_map and all(other == shapes[0] for other in shapes[1:]):
+        return models, []
+    return convert_models(models, labels, recipe.key_map)
+
+
+def _side_files(model: Checkpoint) -> SideFiles:
+    if isinstance(model, PlannedCheckpoint):
+        return model.side_files
+    return SideFiles(model.folder)
+
+
+def _find_side_files(ref: ModelRef, relative_to: Path, results: StageResults) -> SideFiles:
+    """Return the side files of a model that only lends its tokenizer."""
+    result = results.get(ref.path)
+    return result.side_files if result else SideFiles(locate(ref, relative_to))
 
 
 def locate(ref: ModelRef, relative_to: Path) -> Path:
-    """The folder or file of a model. InputError if it is none."""
+    """Return the folder or file of a model. Raises InputError if it does not exist."""
     try:
         path = relative_to / Path(ref.path).expanduser()
     except RuntimeError:
@@ -81,29 +123,14 @@ def locate(ref: ModelRef, relative_to: Path) -> Path:
         return path
     if not is_hub_id(str(ModelRef(ref.path, ref.revision))):
         place = f" ({path})" if str(path) != str(ref) else ""
-        near = printable(nearest(path.name, _beside(path)))
+        near = printable(nearest(path.name, _sibling_names(path)))
         raise InputError(f"{ref}: no such folder{place}{near}; models of the hub are org/name")
     return hub.resolve_revision(ref.path, ref.revision)
 
 
-def _beside(path: Path) -> list[str]:
-    """Names in the folder where a path would be, to find the one that was meant."""
+def _sibling_names(path: Path) -> list[str]:
+    """Return up to 1000 names in the parent folder, to suggest the one that was meant."""
     try:
         return [other.name for other in islice(path.parent.iterdir(), 1000)]
     except (OSError, ValueError):
         return []
-
-
-def _alike(models: Sequence[Checkpoint]) -> bool:
-    """Whether the tensors of all models have the same names and shapes."""
-    first = {name: source.shape for name, source in models[0].tensors.items()}
-    return all({n: s.shape for n, s in m.tensors.items()} == first for m in models[1:])
-
-
-def convert_layouts(
-    models: tuple[Checkpoint, ...], labels: Sequence[str], recipe: Recipe
-) -> tuple[tuple[Checkpoint, ...], list[str]]:
-    """The models in the layout of the first, and what was done. UsageError, InputError."""
-    if not recipe.key_map and _alike(models):
-        return models, []
-    return convert_models(models, labels, recipe.key_map)

@@ -1,4 +1,4 @@
-"""Which tensors of the sources belong together: by name and shape, wherever their shards are.
+"""Tensors of the sources matched by name and shape, wherever their shards are.
 
 The output has the names of the base (or first) source. Every difference between the sources has a
 rule here and is either an error with the names, or a note that ends up in the manifest.
@@ -6,7 +6,7 @@ rule here and is either an error with the names, or a note that ends up in the m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..checkpoint.folder import Checkpoint
@@ -23,36 +23,36 @@ from .options import MatchOptions
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One output tensor: its name, what it is made of, and the group that it belongs to."""
+    """One output tensor: its name, its inputs, and the group that it belongs to."""
 
     name: str
-    first: TensorSource  # of the source whose names count
+    first: TensorSource  # of the reference source
     sources: tuple[tuple[int, TensorSource], ...]  # (number of the source, its tensor)
-    merged: bool  # else copied from the first
+    merged: bool  # otherwise copied from the first
     group: Group
 
 
 @dataclass(frozen=True)
 class Matches:
-    """All output tensors in the order of the first model's files, and what was noticed."""
+    """All output tensors in the order of the first model's files, and notes for the user."""
 
     tensors: tuple[Match, ...]
-    missing: tuple[str, ...]  # not in every model; copied from the first
-    surplus: tuple[str, ...]  # not in the first model; left out
+    missing: tuple[str, ...]  # from at least one model; copied from the first
+    surplus: tuple[str, ...]  # in other models only; dropped
     notes: tuple[str, ...]
 
 
-def match(
+def match_tensors(
     groups: Iterable[Group],
     models: Sequence[Checkpoint],
     labels: Sequence[str],
-    rules: MatchOptions,
+    options: MatchOptions,
 ) -> Matches:
     """Match the sources of every group; `labels` name the models in messages.
 
-    InputError lists every name or shape that does not fit, with counts and the first names.
+    Raises InputError with every name or shape that does not fit, with counts and the first names.
     """
-    matcher = _Matcher(models, labels, rules)
+    matcher = _Matcher(models, labels, options)
     for group in groups:
         matcher.add(group)
     return matcher.result()
@@ -67,142 +67,130 @@ class _Matcher:
 
     models: Sequence[Checkpoint]
     labels: Sequence[str]
-    rules: MatchOptions
+    options: MatchOptions
     tensors: list[Match] = field(default_factory=list)
     missing: dict[Pair, list[TensorSource]] = field(default_factory=dict)
-    more: dict[Pair, list[TensorSource]] = field(default_factory=dict)
+    surplus: dict[Pair, list[TensorSource]] = field(default_factory=dict)
     shapes: list[str] = field(default_factory=list)
-    mixed: list[str] = field(default_factory=list)
-    apart: list[str] = field(default_factory=list)
+    mixed_kinds: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
 
     def add(self, group: Group) -> None:
-        part = group.slice
-        names = group.tensors[part.reference]
-        label = self.labels[part.models[part.reference]]
+        inputs = group.slice
+        names = group.tensors[inputs.reference]
+        label = self.labels[inputs.models[inputs.reference]]
         for number, tensors in enumerate(group.tensors):
-            if number == part.reference:
-                continue
-            pair = (self.labels[part.models[number]], label)
-            more = [
-                info
-                for name, info in tensors.items()
-                if name not in names and self.rules.merges(name)
-            ]
-            self.more.setdefault(pair, []).extend(more)
+            if number != inputs.reference:
+                pair = (self.labels[inputs.models[number]], label)
+                self.surplus.setdefault(pair, []).extend(
+                    source
+                    for name, source in tensors.items()
+                    if name not in names and self.options.merges(name)
+                )
         for name, first in names.items():
-            if self.rules.merges(name):
-                self._tensor(group, name, first, label)
+            if self.options.merges(name):
+                self._match(group, name, first, label)
             else:
-                self.apart.append(name)
-                alone = ((part.reference, first),)
+                self.excluded.append(name)
+                alone = ((inputs.reference, first),)
                 self.tensors.append(Match(name, first, alone, False, group))
 
-    def _tensor(self, group: Group, name: str, first: TensorSource, label: str) -> None:
-        part = group.slice
+    def _match(self, group: Group, name: str, first: TensorSource, label: str) -> None:
+        models = group.slice.models
         peers: list[tuple[int, TensorSource]] = []
         for number, tensors in enumerate(group.tensors):
-            info = tensors.get(name)
-            if info is None:
-                pair = (self.labels[part.models[number]], label)
+            source = tensors.get(name)
+            if source is None:
+                pair = (self.labels[models[number]], label)
                 self.missing.setdefault(pair, []).append(first)
                 continue
-            if info.shape != first.shape:
+            if source.shape != first.shape:
                 self.shapes.append(
-                    f"{name} is {list(first.shape)} in {label} but {list(info.shape)} "
-                    f"in {self.labels[part.models[number]]}"
+                    f"{name} is {list(first.shape)} in {label} but {list(source.shape)} "
+                    f"in {self.labels[models[number]]}"
                 )
-            peers.append((number, info))
+            peers.append((number, source))
         kinds = {peer.dtype.kind for _, peer in peers}
         if len(kinds) > 1:
-            other = next(n for n, peer in peers if peer.dtype.kind is not first.dtype.kind)
-            kind = next(peer.dtype.torch_name for n, peer in peers if n == other)
-            self.mixed.append(
-                f"{printable(name)} is {first.dtype.torch_name} in {label} but {kind} "
-                f"in {self.labels[part.models[other]]}"
+            other, peer = next((n, p) for n, p in peers if p.dtype.kind is not first.dtype.kind)
+            self.mixed_kinds.append(
+                f"{printable(name)} is {first.dtype.torch_name} in {label} but "
+                f"{peer.dtype.torch_name} in {self.labels[models[other]]}"
             )
-        whole = len(peers) == len(group.tensors) and kinds == {Kind.FLOAT}
-        self.tensors.append(Match(name, first, tuple(peers), whole, group))
+        merged = len(peers) == len(group.tensors) and kinds == {Kind.FLOAT}
+        self.tensors.append(Match(name, first, tuple(peers), merged, group))
 
     def result(self) -> Matches:
-        patterns = (*self.rules.include, *self.rules.exclude)
-        if wrong := unused_patterns(patterns, [match.name for match in self.tensors]):
-            raise UsageError("\n".join(f"include, exclude: {text}" for text in wrong))
-        faults = list(self._lone_names())
+        self._refuse_faults()
+        missing, surplus = _names(self.missing), _names(self.surplus)
+        return Matches(tuple(self.tensors), missing, surplus, tuple(self._notes(missing, surplus)))
+
+    def _refuse_faults(self) -> None:
+        patterns = (*self.options.include, *self.options.exclude)
+        if unused := unused_patterns(patterns, [match.name for match in self.tensors]):
+            raise UsageError("\n".join(f"include, exclude: {text}" for text in unused))
+        faults = list(self._unmatched_faults())
         if faults:
             hint = "--missing copy takes missing tensors from the base, --surplus drop omits extra"
-            raise InputError("\n".join([*faults, f"  {hint} ones", *self._rules_to_add()]))
+            raise InputError("\n".join([*faults, f"  {hint} ones", *self._suggested_rules()]))
         if self.shapes:
             shown = "\n  ".join(self.shapes[:3])
             faults.append(f"{counted(len(self.shapes), 'tensors differ in shape')}:\n  {shown}")
             if len(self.shapes) > 3:
                 faults[-1] += f"\n  and {len(self.shapes) - 3} more"
-        if self.mixed:
-            shown = "\n  ".join(self.mixed[:3])
-            faults.append(f"{counted(len(self.mixed), 'tensors differ in kind')}:\n  {shown}")
+        if self.mixed_kinds:
+            shown = "\n  ".join(self.mixed_kinds[:3])
+            faults.append(f"{counted(len(self.mixed_kinds), 'tensors differ in kind')}:\n  {shown}")
         if faults:
-            raise InputError("\n".join([*faults, "  these models are not of one family"]))
-        missing = _names(self.missing)
-        surplus = _names(self.more)
-        notes = list(self._notes(missing, surplus))
-        return Matches(tuple(self.tensors), missing, surplus, tuple(notes))
+            raise InputError("\n".join([*faults, "  these models do not share an architecture"]))
 
-    def _lone_names(self) -> Iterable[str]:
-        """Faults: names that not every source has, where leaving them alone would be wrong."""
-        for (label, first), infos in self.missing.items():
-            heavy = [info.name for info in infos if _is_weight(info)]
-            if heavy and self.rules.missing == "error":
-                what = counted(len(heavy), "tensors of %s are missing") % first
-                yield f"{label}: {what}: {first_names(heavy)}"
-        for (label, first), infos in self.more.items():
-            extra = [info.name for info in infos if _is_weight(info)]
-            if extra and self.rules.surplus == "error":
-                yield (
-                    f"{label}: {counted(len(extra), 'tensors')} that {first} has not: "
-                    f"{first_names(extra)}"
-                )
+    def _unmatched_faults(self) -> Iterable[str]:
+        """Yield a fault for each pair of models with weights that only one of them has."""
+        for (label, first), sources in self.missing.items():
+            names = [source.name for source in sources if _is_weight(source)]
+            if names and self.options.missing == "error":
+                count = counted(len(names), "tensors of %s are missing") % first
+                yield f"{label}: {count}: {first_names(names)}"
+        for (label, first), sources in self.surplus.items():
+            names = [source.name for source in sources if _is_weight(source)]
+            if names and self.options.surplus == "error":
+                count = counted(len(names), "tensors")
+                yield f"{label}: {count} missing from {first}: {first_names(names)}"
 
-    def _rules_to_add(self) -> Iterable[str]:
-        """What would make the names match, where that is clear."""
-        for pair, infos in self.missing.items():
-            if lines := suggest_rules(infos, self.more.get(pair, [])):
+    def _suggested_rules(self) -> Iterable[str]:
+        """Yield key_map rules that would make the names match, where these are unambiguous."""
+        for pair, sources in self.missing.items():
+            if lines := suggest_rules(sources, self.surplus.get(pair, [])):
                 yield f"  or, if these are the same tensors, add to the recipe:\n{lines}"
 
     def _notes(self, missing: Sequence[str], surplus: Sequence[str]) -> Iterable[str]:
-        if self.apart:
-            yield (
-                f"{counted(len(self.apart), 'tensors that are not to be merged are copied')}: "
-                f"{first_names(self.apart)}"
-            )
-        if missing:
-            yield (
-                f"{counted(len(missing), 'tensors that not every model has are copied')}: "
-                f"{first_names(missing)}"
-            )
-        if surplus:
-            yield (
-                f"{counted(len(surplus), 'tensors that the first model has not are left out')}: "
-                f"{first_names(surplus)}"
-            )
+        for names, fact in (
+            (self.excluded, "tensors that are not to be merged are copied"),
+            (missing, "tensors missing from some models are copied"),
+            (surplus, "tensors missing from the first model are dropped"),
+        ):
+            if names:
+                yield f"{counted(len(names), fact)}: {first_names(names)}"
         # One line when models store the same tensors with different precision.
         mixed = [m for m in self.tensors if m.merged and len({_dtype(i) for _, i in m.sources}) > 1]
         if mixed:
             models = mixed[0].group.slice.models
-            found = ", ".join(
-                f"{self.labels[models[i]]} {_dtype(info).torch_name}"
-                for i, info in mixed[0].sources
+            dtypes = ", ".join(
+                f"{self.labels[models[number]]} {_dtype(source).torch_name}"
+                for number, source in mixed[0].sources
             )
-            yield f"{counted(len(mixed), 'tensors are stored with different dtypes')} ({found})"
+            yield f"{counted(len(mixed), 'tensors are stored with different dtypes')} ({dtypes})"
 
 
 def _is_weight(source: TensorSource) -> bool:
-    """Whether a tensor says something about the model that its config does not."""
+    """Return whether a tensor holds trained values, and not a buffer computed from the config."""
     return source.dtype.kind is Kind.FLOAT and not is_computed(source.name, source.shape)
 
 
 def _dtype(source: TensorSource) -> DType:
-    """What a source stands for, whatever it is computed in."""
+    """Return the dtype the source declares, which may differ from the dtype it is read in."""
     return source.declared_dtype or source.dtype
 
 
-def _names(found: dict[Pair, list[TensorSource]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(info.name for infos in found.values() for info in infos))
+def _names(sources: Mapping[Pair, Sequence[TensorSource]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(item.name for items in sources.values() for item in items))

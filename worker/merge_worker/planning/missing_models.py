@@ -1,5 +1,4 @@
-"""The models that a text names which is no good recipe: those that are not there are told with the
-rest. No torch."""
+"""Models named in a faulty recipe that do not exist, reported with its other faults. No torch."""
 
 from __future__ import annotations
 
@@ -15,19 +14,19 @@ from .inputs import locate
 
 
 def with_missing_models(error: UsageError, text: str, folder: Path) -> UsageError:
-    """The same faults, and a line for each folder of a model that is missing."""
+    """Return the error with a line for each missing model that `text` names."""
     return UsageError("\n".join([str(error), *missing_models(text, folder)]))
 
 
 def missing_models(text: str, folder: Path) -> list[str]:
-    """What is named as a folder, and is none. Nothing of a text that is no YAML."""
+    """Return a fault for each missing model of a recipe; none if `text` is not YAML."""
     try:
         documents = [document.value for document in read_documents(text, "")]
-    except UsageError:  # which is what is told
+    except UsageError:  # reported already
         return []
-    results = {str(each.get("name")) for each in documents if isinstance(each, dict)}
-    words = dict.fromkeys(word for each in documents for word in _models(each))
-    found = []
+    results = {str(value.get("name")) for value in documents if isinstance(value, dict)}
+    words = dict.fromkeys(word for value in documents for word in _models(value))
+    faults = []
     for word in words:
         if word in results:
             continue
@@ -36,19 +35,19 @@ def missing_models(text: str, folder: Path) -> list[str]:
             if not is_hub_id(str(replace(ref, lora=None, lora_revision=None))):
                 locate(ref, folder)
         except InputError as error:
-            found.append(str(error))
-        except ValueError:  # told with the faults of the recipe
+            faults.append(str(error))
+        except ValueError:  # reported with the faults of the recipe
             continue
-    return found
+    return faults
 
 
 def _models(value: object) -> Iterator[str]:
-    """What stands where a recipe names a model."""
-    for each in value if isinstance(value, list) else ():
-        yield from _models(each)
-    for key, each in value.items() if isinstance(value, dict) else ():
-        if key in ("model", "base_model") and isinstance(each, str):
-            yield each
-        elif key == "models" and isinstance(each, list):
-            yield from (one for one in each if isinstance(one, str))
-        yield from _models(each)
+    """Yield every text at a place where a recipe names a model."""
+    for item in value if isinstance(value, list) else ():
+        yield from _models(item)
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if key in ("model", "base_model") and isinstance(item, str):
+            yield item
+        elif key == "models" and isinstance(item, list):
+            yield from (model for model in item if isinstance(model, str))
+        yield from _models(item)

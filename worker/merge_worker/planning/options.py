@@ -1,4 +1,4 @@
-"""PlanOptions: options that add to a recipe; MatchOptions: names that only some models have."""
+"""Options of a merge that are not in its recipe: PlanOptions and MatchOptions."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Any
 
 from ..options import DEFAULTS, with_defaults
 from ..structure.selection import is_selected
+from ..system.cpus import usable_cpus
 from ..units import parse_size
 from .step import CPU_BLOCK, block_for
 
 
 @dataclass(frozen=True)
 class MatchOptions:
-    """What to do with names that only some models have: `error` unless the user says otherwise."""
+    """Rules for tensors that only some models have, and patterns of those to merge."""
 
-    missing: str = "error"  # or "copy": take the tensor of the base as it is
-    surplus: str = "error"  # or "drop"
-    include: tuple[str, ...] = ()  # patterns of what is merged; the rest is the base's
+    missing: str = "error"  # from a model; or "copy": take the tensor of the base unchanged
+    surplus: str = "error"  # in a model, but not in the base; or "drop"
+    include: tuple[str, ...] = ()  # patterns of tensors to merge; the rest is the base's
     exclude: tuple[str, ...] = ()
 
     def merges(self, name: str) -> bool:
+        """Return whether the patterns select a tensor for merging."""
         return is_selected(name, self.include, self.exclude)
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Options of the command line that add to a recipe; all have defaults."""
+    """Options that a plan depends on beside its recipe; all have defaults."""
 
     relative_to: Path = field(default_factory=Path.cwd)
     dtype: str | None = None  # None: the recipe decides; "same": that of the first model
@@ -37,18 +39,16 @@ class PlanOptions:
     threads: int | None = None
     seed: int = DEFAULTS["seed"]
     strict: bool = False
-    dequantize: bool = False  # FP8 weights with scales are read as what they stand for
+    dequantize: bool = False  # read FP8 weights with scales as the values they represent
     matching: MatchOptions = field(default_factory=MatchOptions)
     block: int = CPU_BLOCK
-    stages_folder: Path = Path(
-        ".merge-stages"
-    )  # where results of other documents are kept meanwhile
+    stages_folder: Path = Path(".merge-stages")  # holds intermediate results
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], out: str | None) -> PlanOptions:
         """Make the plan options of a merge into `out` from values of `option_table`, by name.
 
-        None and absence mean the default. Raises UsageError for a size that is not one.
+        None and absence mean the default. Raises UsageError for a malformed size.
         """
         given = with_defaults(values)
         include, exclude = _patterns(given["include"]), _patterns(given["exclude"])
@@ -85,18 +85,23 @@ class PlanOptions:
         return replace(self, **values)
 
     @property
+    def thread_count(self) -> int:
+        """Threads that compute: those asked for, or one for each processor."""
+        return self.threads or usable_cpus()
+
+    @property
     def accelerated(self) -> bool:
-        """Whether blocks are those of an accelerator."""
+        """Whether blocks have the size for an accelerator."""
         return self.block > CPU_BLOCK
 
 
 def stage_folder(out: str | None) -> Path:
     """Return the hidden folder beside `out` that holds intermediate results of the merge."""
-    place = Path(out or "merge")
-    return place.parent / f".{place.name or 'merge'}.stages"
+    path = Path(out or "merge")
+    return path.parent / f".{path.name or 'merge'}.stages"
 
 
 def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Split one text with commas, or several."""
+    """Split texts with patterns at commas."""
     texts = [given] if isinstance(given, str) else given or ()
     return tuple(pattern for text in texts for pattern in text.split(",") if pattern)

@@ -1,4 +1,4 @@
-"""How fast the storage gives the inputs, from a few MiB of them; for estimates only. No torch."""
+"""Speed of the storage, measured on a few MiB of the inputs; for estimates only. No torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .plan import Plan
 PART = 4 << 20
 PARTS = 16
 LIMIT_S = 2.0
-"""After which no further part is begun: some storage takes seconds for the first byte."""
+"""Seconds after which no further part is read: some storage takes seconds for the first byte."""
 
 
 class ReadSpeed(NamedTuple):
-    """Bytes read and how long that took; whether they were in memory already."""
+    """Bytes and seconds of a measurement; `cached` if any of them were in memory already."""
 
     read: int
     seconds: float
@@ -30,44 +30,44 @@ class ReadSpeed(NamedTuple):
 
 
 def measure_read_speed(plan: Plan) -> ReadSpeed | None:
-    """Read parts spread evenly over all input files; None where that tells nothing or fails."""
+    """Read parts spread evenly over all input files; None if these are too small or unreadable."""
     places = _places(plan)
     if not places:
         return None
     began = time.monotonic()
 
-    def one(place: tuple[str, int]) -> tuple[int, bool] | None:
+    def read_in_time(place: tuple[str, int]) -> tuple[int, bool] | None:
         return _read(*place) if time.monotonic() - began < LIMIT_S else None
 
     try:
         with ThreadPoolExecutor(4) as pool:
-            found = [got for got in pool.map(one, places) if got]
+            parts = [part for part in pool.map(read_in_time, places) if part]
     except OSError:
         return None
     seconds = time.monotonic() - began
-    if not found:
+    if not parts:
         return None
-    # Half of it from memory would be neither the one speed nor the other.
-    return ReadSpeed(sum(count for count, _ in found), seconds, any(cached for _, cached in found))
+    # A mix of memory and storage would be the speed of neither.
+    return ReadSpeed(sum(count for count, _ in parts), seconds, any(cached for _, cached in parts))
 
 
 def _places(plan: Plan) -> Sequence[tuple[str, int]]:
-    """Where to read: the middle of each of PARTS equal shares of all bytes."""
-    models = plan.inputs.values()  # those of documents that are made on the way, too
+    """Return file and offset of the middle of each of PARTS equal shares of all bytes."""
+    models = plan.inputs.values()  # those of lazy documents included
     shards = {s.path: s.size for m in models for s in m.shards if Path(s.path).is_file()}
     total = sum(shards.values())
     if total < 2 * PART * PARTS:
         return []
-    found, before = [], 0
+    places, before = [], 0
     middles = [int((n + 0.5) * total / PARTS) for n in range(PARTS)]
     for path, size in shards.items():
-        found += [(path, at - before) for at in middles if before <= at < before + size]
+        places += [(path, at - before) for at in middles if before <= at < before + size]
         before += size
-    return found
+    return places
 
 
 def _read(path: str, offset: int) -> tuple[int, bool]:
-    """Bytes of one part, and whether its beginning was in memory."""
+    """Return the bytes read of one part, and whether its beginning was in memory."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         buffer = bytearray(PART)

@@ -1,4 +1,4 @@
-"""Gives every output tensor its values: which scope of the recipe speaks, for which layer."""
+"""Values of parameters for every output tensor, by the scopes of the recipe and its layers."""
 
 from __future__ import annotations
 
@@ -25,56 +25,101 @@ from ..method import (
 from ..recipe.parameters import Found, Scalar, convert, look_up
 from ..recipe.schedules import schedule_weights
 from ..recipe.schema import Recipe, plays_base
-from ..structure.layers import depths, fraction, layer_of
+from ..structure.layers import depths as stack_depths
+from ..structure.layers import fraction, layer_of
 from ..tensors.source import TensorSource
 from .groups import SliceInputs
 from .matching import Match, Matches
 from .options import PlanOptions
-from .shards import Output
+from .shards import Output, ShardLayout
 from .step import CPU_BLOCK, MULTIPASS_FACTOR, Step, block_grid
 
 MOST_FAULTS = 10
 
+_Numbered = tuple[int, TensorSource]
+"""A tensor of a source, and the source's number in its slice."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnplacedStep:
-    """A step before its place in the output is known."""
+    """A step whose position in the output is not known yet."""
 
     output: Output
     sources: tuple[TensorSource, ...]
     task: Task | None
     method: Method
 
-    def step(self, shard: int, offset: int, block: int) -> Step:
-        out, task, family = self.output, self.task, self.method.algorithm
-        cut = family.granularity(self.method, task.values) if task else Granularity.ELEMENT
-        reads = family.reads(self.method, task.values) if task else 1
-        scratch = family.scratch_bytes(self.method, len(self.sources)) if task else 0
+    def place(self, shard: int, offset: int, block: int) -> Step:
+        """Return the step with its result at `offset` of `shard`, cut into blocks of `block`."""
+        output, task, algorithm = self.output, self.task, self.method.algorithm
+        cut, reads, scratch, flops = Granularity.ELEMENT, 1, 0, 0
+        if task is not None:
+            cut = algorithm.granularity(self.method, task.values)
+            reads = algorithm.reads(self.method, task.values)
+            scratch = algorithm.scratch_bytes(self.method, len(self.sources))
+            if _is_compute_bound(type(algorithm)):
+                flops, scratch = cast(ComputeBound, algorithm).cost(self.method, task)
+            if task.scale != 1.0:
+                scratch += SCALED_SCRATCH
         if reads > 1 and block == CPU_BLOCK:
             block *= MULTIPASS_FACTOR
-        flops = 0
-        if task and _is_heavy(type(family)):
-            flops, scratch = cast(ComputeBound, family).cost(self.method, task)
-        if task and task.scale != 1.0:
-            scratch += SCALED_SCRATCH
         return Step(
-            out.name, out.dtype, out.shape, self.sources, task, self.method if task else None,
-            block_grid(out.shape, cut, block), reads, scratch, shard, offset, flops,
-        )  # fmt: skip
+            name=output.name,
+            dtype=output.dtype,
+            shape=output.shape,
+            sources=self.sources,
+            task=task,
+            method=self.method if task else None,
+            grid=block_grid(output.shape, cut, block),
+            reads=reads,
+            scratch=scratch,
+            shard=shard,
+            offset=offset,
+            flops=flops,
+        )
 
 
 @cache
-def _is_heavy(family: type) -> bool:
-    """Remembered, since asking a protocol costs more than all else about a step."""
-    return issubclass(family, ComputeBound)
+def _is_compute_bound(algorithm: type) -> bool:
+    """Cached, since testing a protocol costs more than all else about a step."""
+    return issubclass(algorithm, ComputeBound)
 
 
-class _NoValueError(ValueError):
-    """A parameter that must be given is not."""
+def resolve_parameters(
+    recipe: Recipe, method: Method, options: PlanOptions, matches: Matches
+) -> list[UnplacedStep]:
+    """Return the steps that make all output tensors, in order.
+
+    Raises UsageError with every value that is missing or wrong.
+    """
+    steps: list[UnplacedStep] = []
+    faults: dict[str, list[str]] = {}
+    depths = stack_depths(m.name for m in matches.tensors if m.group.stack_depths is None)
+    resolver = _Resolver(recipe, method, options, depths)
+    for match in matches.tensors:
+        try:
+            steps.append(resolver.resolve(match))
+        except (ValueError, ZeroDivisionError) as error:
+            for text in dict.fromkeys(error.args):
+                placed = text.startswith(f"{recipe.where}:")
+                faults.setdefault(text if placed else f"{recipe.where}: {text}", []).append(
+                    match.name
+                )
+    if faults:
+        raise UsageError("\n".join(_grouped(faults)))
+    return steps
 
 
-def _told(faults: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """The first faults, each group of the same tensors with their names once."""
+def place_steps(
+    unplaced: Sequence[UnplacedStep], layout: ShardLayout, block: int
+) -> tuple[Step, ...]:
+    """Return the steps with their positions in the shards of `layout`."""
+    pairs = zip(unplaced, layout.places, strict=True)
+    return tuple(step.place(shard, offset, block) for step, (shard, offset) in pairs)
+
+
+def _grouped(faults: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the first faults; those of the same tensors share one line with their names."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for text, names in list(faults.items())[:MOST_FAULTS]:
         groups.setdefault(tuple(names), []).append(text)
@@ -84,71 +129,60 @@ def _told(faults: Mapping[str, Sequence[str]]) -> Iterator[str]:
         yield f"  and {len(faults) - MOST_FAULTS} more like these"
 
 
-class Resolver:
-    """Gives every matched tensor the values that the recipe's scopes hold for it."""
+class _MissingValueError(ValueError):
+    """A required parameter without a value."""
 
-    def __init__(self, recipe: Recipe, method: Method, options: PlanOptions) -> None:
-        self.recipe = recipe
-        self.method = method
-        self.options = options
-        self.restacked: Mapping[str, int] = {}  # how deep the stacks of sliced layers become
 
-    def drafts(self, matches: Matches) -> Iterator[UnplacedStep]:
-        """All output tensors in order. UsageError names a value that is missing or wrong."""
-        faults: dict[str, list[str]] = {}
-        self.restacked = depths(m.name for m in matches.tensors if m.group.stacks is None)
-        for match in matches.tensors:
-            try:
-                yield self._draft(match)
-            except (ValueError, ZeroDivisionError) as error:
-                for text in dict.fromkeys(error.args):
-                    own = text.startswith(f"{self.recipe.where}:")
-                    told = text if own else f"{self.recipe.where}: {text}"
-                    faults.setdefault(told, []).append(match.name)
-        if faults:
-            raise UsageError("\n".join(_told(faults)))
+@dataclass(frozen=True)
+class _Resolver:
+    """Finds the values that the scopes of a recipe give to each matched tensor."""
 
-    def _draft(self, match: Match) -> UnplacedStep:
-        part = match.group.slice
-        lone = part.sliced and len(part.sources) == 1
-        if not match.merged or match.group.copied or (lone and not self._takes_one(part)):
+    recipe: Recipe
+    method: Method
+    options: PlanOptions
+    depths: Mapping[str, int]  # of stacks of layers in the result, by prefix
+
+    def resolve(self, match: Match) -> UnplacedStep:
+        """Return the step of one tensor. Raises ValueError, ZeroDivisionError for its values."""
+        inputs = match.group.slice
+        single = inputs.sliced and len(inputs.sources) == 1
+        if not match.merged or match.group.copied or (single and not self._merges_one(inputs)):
             return self._copy(match)
-        number = part.base if plays_base(self.method) else None
+        number = inputs.base if plays_base(self.method) else None
         base = [pair for pair in match.sources if pair[0] == number]
         models = [pair for pair in match.sources if pair[0] != number]
         try:
             values = self._values(match, models)
-        except _NoValueError:
-            if lone:
+        except _MissingValueError:
+            if single:
                 return self._copy(match)
             raise
         dtype = self._out_dtype(match.first)
-        infos = tuple(info for _, info in (*models, *base))
+        sources = tuple(source for _, source in (*models, *base))
         task = self._task(match, dtype, len(models), bool(base), values)
         task = replace(task, scale=self._scale(match))
         self.method.algorithm.check(self.method, task)
-        return UnplacedStep(Output(match.name, dtype, match.first.shape), infos, task, self.method)
+        output = Output(match.name, dtype, match.first.shape)
+        return UnplacedStep(output, sources, task, self.method)
 
-    def _takes_one(self, part: SliceInputs) -> bool:
-        """Whether the method makes something of a single source, which then is no base."""
-        alone = part.base is not None and plays_base(self.method)
-        return (
-            self.method.base is not BaseRole.REQUIRED and self.method.min_models <= 1 and not alone
-        )
+    def _merges_one(self, inputs: SliceInputs) -> bool:
+        """Return whether the method applies to a single source, which then is not the base."""
+        is_base = inputs.base is not None and plays_base(self.method)
+        needs_more = self.method.base is BaseRole.REQUIRED or self.method.min_models > 1
+        return not is_base and not needs_more
 
     def _copy(self, match: Match) -> UnplacedStep:
-        """The first source's tensor as it is, but for the dtype."""
+        """Return a step that copies the first source's tensor, converted to the output dtype."""
         first, dtype = match.first, match.first.dtype
         if dtype.kind is Kind.FLOAT and self._out_dtype(first) != dtype:
             dtype, converter = self._out_dtype(first), methods.get("linear")
             values = {"weight": (1.0,), "normalize": False}
             task = self._task(match, dtype, 1, False, values)
             return UnplacedStep(Output(match.name, dtype, first.shape), (first,), task, converter)
-        # The others are compared with it: what differs is reported.
-        rest = tuple(info for _, info in match.sources if info is not first)
-        return UnplacedStep(
-            Output(match.name, dtype, first.shape), (first, *rest), None, self.method
-        )
+        # The other sources are read too: a difference between them is reported.
+        others = tuple(source for _, source in match.sources if source is not first)
+        output = Output(match.name, dtype, first.shape)
+        return UnplacedStep(output, (first, *others), None, self.method)
 
     def _task(
         self, match: Match, dtype: DType, models: int, has_base: bool, values: Mapping[str, Any]
@@ -157,19 +191,13 @@ class Resolver:
         seed = self.options.seed
         return Task(match.name, match.first.shape, dtype, models, has_base, values, seed, work)
 
-    def _values(self, match: Match, models: Sequence[tuple[int, TensorSource]]) -> dict[str, Any]:
-        """Every parameter of the method; a schedule speaks for the weights."""
-        schedule = self._modifier(SCHEDULE, match)
-        scheduled: tuple[float, ...] | None = None
-        if schedule is not None:
-            try:
-                scheduled = schedule_weights(str(schedule), len(models))
-            except UsageError as error:
-                raise ValueError(str(error)) from None
+    def _values(self, match: Match, models: Sequence[_Numbered]) -> dict[str, Any]:
+        """Return every parameter of the method; a schedule stands in for the weights."""
+        scheduled = self._scheduled_weights(match, len(models))
         values: dict[str, Any] = {}
         faults: list[ValueError] = []
 
-        def value(parameter: Parameter, pair: tuple[int, TensorSource] | None = None) -> Scalar:
+        def value(parameter: Parameter, pair: _Numbered | None = None) -> Scalar:
             try:
                 return self._value(parameter, match, pair)
             except ValueError as error:
@@ -181,69 +209,73 @@ class Resolver:
                 values[parameter.name] = value(parameter)
             elif parameter.name == "weight" and scheduled:
                 for pair in models:
-                    if found := self._find(parameter, match, pair):
-                        raise ValueError(f"{found.place}: a weight beside a schedule; keep one")
+                    if given := self._look_up(parameter, match, pair):
+                        raise ValueError(f"{given.place}: a weight beside a schedule; keep one")
                 values[parameter.name] = scheduled
             else:
                 values[parameter.name] = tuple(value(parameter, pair) for pair in models)
         if faults:
-            missing = all(isinstance(fault, _NoValueError) for fault in faults)
-            raise (_NoValueError if missing else ValueError)(*map(str, faults))
+            missing = all(isinstance(fault, _MissingValueError) for fault in faults)
+            raise (_MissingValueError if missing else ValueError)(*map(str, faults))
         return values
 
+    def _scheduled_weights(self, match: Match, models: int) -> tuple[float, ...] | None:
+        schedule = self._modifier(SCHEDULE, match)
+        if schedule is None:
+            return None
+        try:
+            return schedule_weights(str(schedule), models)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
     def _scale(self, match: Match) -> float:
-        """LiNeS: alpha at the first layer of a stack and outside of layers, to alpha + beta."""
+        """Return the factor of LiNeS, from alpha (also outside of layers) to alpha + beta."""
         given = [self._modifier(parameter, match) for parameter in LINES]
         if given == [None, None]:
             return 1.0
         if None in given:
             raise ValueError("lines_alpha and lines_beta go together; give both")
         alpha, beta = (float(value or 0) for value in given)
-        if match.group.stacks is not None:
+        if match.group.stack_depths is not None:
             return alpha + beta * match.group.position(match.name)
         layer = layer_of(match.name)
-        return (
-            alpha + beta * fraction(layer.number, self.restacked[layer.stack]) if layer else alpha
-        )
+        return alpha + beta * fraction(layer.number, self.depths[layer.stack]) if layer else alpha
 
     def _modifier(self, parameter: Parameter, match: Match) -> Scalar | None:
-        found = self._find(parameter, match, None) if parameter in self.method.modifiers else None
-        return self._converted(parameter, found) if found else None
+        if parameter not in self.method.modifiers:
+            return None
+        given = self._look_up(parameter, match, None)
+        return self._converted(parameter, given) if given else None
 
-    def _find(
-        self, parameter: Parameter, match: Match, pair: tuple[int, TensorSource] | None
-    ) -> Found | None:
-        """What the recipe says. Values of a model see the name that the tensor has there."""
-        part = match.group.slice
-        scopes = (part.sources[pair[0]].parameters, *part.shared) if pair else part.shared
+    def _look_up(self, parameter: Parameter, match: Match, pair: _Numbered | None) -> Found | None:
+        """Look a parameter up, with the tensor's own name in a model for values of that model."""
+        inputs = match.group.slice
+        own = (inputs.sources[pair[0]].parameters,) if pair else ()
+        scopes = (*own, *inputs.shared)
         name = pair[1].name if pair else match.name
         return look_up(scopes, parameter.name, name, match.group.position(match.name))
 
-    def _value(
-        self, parameter: Parameter, match: Match, pair: tuple[int, TensorSource] | None
-    ) -> Scalar:
-        """The value for a tensor; the default where the recipe is silent."""
-        found = self._find(parameter, match, pair)
-        if found is None and parameter.required:
+    def _value(self, parameter: Parameter, match: Match, pair: _Numbered | None) -> Scalar:
+        """Return the value for a tensor: the recipe's, or the default."""
+        given = self._look_up(parameter, match, pair)
+        if given is None and parameter.required:
             source = match.group.slice.sources[pair[0]] if pair else None
             of = f" of {source.model}" if source else ""
             place = source.place if source else self.recipe.where
-            raise _NoValueError(
+            raise _MissingValueError(
                 f"{place}: {self.method.name} needs a value of '{parameter.name}'{of}"
                 + (", which joins the models as the base" if source and source.implied else "")
             )
         default = Found(parameter.default, parameter.name)  # type: ignore[arg-type]
-        return self._converted(parameter, found or default)
+        return self._converted(parameter, given or default)
 
-    def _converted(self, parameter: Parameter, found: Found) -> Scalar:
+    def _converted(self, parameter: Parameter, given: Found) -> Scalar:
         try:
-            value = convert(found.value, parameter.type)
+            value = convert(given.value, parameter.type)
         except ValueError as error:
-            raise ValueError(f"{found.place}: {error}") from None
+            raise ValueError(f"{given.place}: {error}") from None
         if parameter.name == "density" and not 0 <= float(value) <= 1:
-            raise ValueError(
-                f"{found.place}: {value} is no share; give 0 to 1 of the values to keep"
-            )
+            raise ValueError(f"{given.place}: density must be between 0 and 1, got {value}")
         return value
 
     def _out_dtype(self, first: TensorSource) -> DType:

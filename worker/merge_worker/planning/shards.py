@@ -11,16 +11,16 @@ from ..checkpoint.header import WEIGHTS
 from ..dtypes import DType
 
 PAGE = 4096
-"""Of a file. What begins and ends with one is written without the page cache; the rest takes a lock
-of the file for which everybody waits who is writing to it."""
+"""Bytes of a page of a file. Whole pages are written without the page cache; other writes take a
+lock of the file, for which all its writers wait."""
 
 LENGTH = 8
-"""Bytes before the header that tell its own length."""
+"""Bytes of the length in front of the header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor to be stored."""
+    """A tensor of the result."""
 
     name: str
     dtype: DType
@@ -33,7 +33,7 @@ class Output:
 
 @dataclass(frozen=True)
 class OutputShard:
-    """One file of the result: its final name, its header, its size."""
+    """One file of the result: its final name, its header, its size in bytes."""
 
     name: str
     header: bytes
@@ -43,7 +43,7 @@ class OutputShard:
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """Every shard, and for each output (in the order given) its shard and absolute offset."""
+    """All shards, and the shard and the offset in it of each output, in the order given."""
 
     shards: tuple[OutputShard, ...]
     places: tuple[tuple[int, int], ...]
@@ -78,12 +78,12 @@ def assign_shards(outputs: Sequence[Output], shard_bytes: int) -> ShardLayout:
 
 
 def _rank(output: Output) -> int:
-    """Lower ranks come first; equal ones stay in their order."""
+    """Return the sort key of an output in its shard."""
     return -output.dtype.bytes if output.nbytes % PAGE else -PAGE
 
 
 def index_json(shards: Sequence[OutputShard]) -> str:
-    """`model.safetensors.index.json` of a sharded result."""
+    """Return the text of `model.safetensors.index.json` for a sharded result."""
     total = sum(shard.size - len(shard.header) for shard in shards)
     weight_map = {name: shard.name for shard in shards for name in shard.tensors}
     value = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

@@ -1,7 +1,7 @@
-"""The result of a document that others use, made while they stream: never a folder on disk.
+"""Results of documents that others refer to: lazily merged while they stream, or kept on disk.
 
-That can be where every tensor of it is a sum of its sources element by element; what needs an
-earlier look at a whole tensor is kept on disk instead (`planned`).
+A result is merged lazily, and never is a folder, where every tensor of it is computed element by
+element in one pass. Where a method looks at a whole tensor first, the result is written to disk.
 """
 
 from __future__ import annotations
@@ -36,8 +36,81 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PlannedCheckpoint(Checkpoint):
+    """The checkpoint an earlier stage will write, or `like` with tensors merged while they stream.
+
+    `key` identifies its contents.
+    """
+
+    key: str = ""
+    planned_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    side_files: SideFiles = field(default_factory=lambda: SideFiles(None), repr=False)
+    like: Checkpoint | None = field(default=None, repr=False)
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the side files."""
+        return self.like.folder if self.like else super().folder
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return dict(self.planned_config)
+
+
+StageResults = Mapping[str, PlannedCheckpoint]
+"""Results of documents by their name in the recipe."""
+
+
+def planned_checkpoint(
+    folder: Path, layout: ShardLayout, steps: Sequence[Step], dtypes: Mapping[str, DType]
+) -> PlannedCheckpoint:
+    """Return the checkpoint that `steps` write to `folder`; `dtypes` are the declared ones."""
+    tensors: dict[str, StoredTensor] = {}
+    for step in steps:
+        file = str(folder / layout.shards[step.shard].name)
+        nbytes = step.grid.count * step.dtype.bytes
+        tensors[step.name] = StoredTensor(
+            step.name, step.dtype, step.shape, file, step.offset, nbytes, dtypes[step.name]
+        )
+    shards = tuple(
+        Shard(
+            str(folder / shard.name),
+            shard.size,
+            hashlib.sha256(shard.header[8:]).hexdigest(),
+            tuple(tensors[name] for name in shard.tensors),
+        )
+        for shard in layout.shards
+    )
+    return PlannedCheckpoint(folder, shards, dict(tensors))
+
+
+def merge_lazily(
+    steps: Sequence[Step], dtypes: Mapping[str, DType], key: str
+) -> dict[str, TensorSource] | None:
+    """Return every result by name, merged when it is read; None where one of them cannot be."""
+    tensors: dict[str, TensorSource] = {}
+    for step in steps:
+        dtype = dtypes[step.name]
+        if step.task is None:
+            tensors[step.name] = replace(step.sources[0], name=step.name, declared_dtype=dtype)
+            continue
+        if step.grid.row is not None or not isinstance(_first_pass(step), MergePass):
+            return None
+        tensors[step.name] = LazilyMerged(
+            step.name, step.dtype, step.shape, step.sources, dtype, step=step, key=key
+        )
+    return tensors
+
+
+def _first_pass(step: Step) -> object:
+    if step.method is None or step.task is None:
+        return None
+    return scaled(step.method.begin(step.task), step.task)
+
+
+@dataclass(frozen=True)
 class LazilyMerged(DerivedTensor):
-    """What a step makes of its sources. `key` is that of the document's plan."""
+    """The result of a step, merged when it is read. `key` is that of the document's plan."""
 
     kind = "Merged"
 
@@ -45,114 +118,33 @@ class LazilyMerged(DerivedTensor):
     key: str = field(kw_only=True)
 
     def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
-        final, grid = _final(self.step), self.step.grid
+        final, grid = _first_pass(self.step), self.step.grid
         assert isinstance(final, MergePass)
         for number in range(start // grid.block, -(-stop // grid.block)):
             first, last = grid.span(number, 1)
             read = [reader.read(p, first, last, f"{slot}{n}") for n, p in enumerate(self.inputs)]
-            here = reader.take(f"{slot}out", last - first, self.dtype.torch_name)
-            final.merge(Block(read, first, _Scratch(reader, slot)), here)
+            block = reader.take(f"{slot}out", last - first, self.dtype.torch_name)
+            final.merge(Block(read, first, _ReaderScratch(reader, slot)), block)
             low, high = max(start, first), min(stop, last)
-            out[low - start : high - start].copy_(here[low - first : high - first])
+            out[low - start : high - start].copy_(block[low - first : high - first])
 
     def fingerprint(self) -> object:
         return [self.key, self.name]
 
     def buffer_size(self) -> BufferSize:
-        """A block at a time, whatever the run."""
+        """Return the buffers of one block, which is merged whole for any part of it."""
         sources = add_sizes(buffer_size(source) for source in self.inputs)
         block = min(self.step.grid.block, max(1, self.count))
-        each = sources.per_element + self.dtype.bytes + self.step.scratch
-        return BufferSize(0, block * each + sources.fixed)
+        per_element = sources.per_element + self.dtype.bytes + self.step.scratch
+        return BufferSize(0, block * per_element + sources.fixed)
 
 
 @dataclass(frozen=True)
-class _Scratch:
-    """Memory of the reader that belongs to one derived tensor."""
+class _ReaderScratch:
+    """Scratch of one derived tensor, in the memory of its reader."""
 
     reader: Reader
     slot: str
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
         return self.reader.take(f"{self.slot}{slot}", count, dtype)
-
-
-def merge_lazily(
-    steps: Sequence[Step], said: Mapping[str, DType], key: str
-) -> dict[str, TensorSource] | None:
-    """Every result by name, to be made on the way; None where one of them cannot be."""
-    found: dict[str, TensorSource] = {}
-    for step in steps:
-        if step.task is None:
-            found[step.name] = _as(step.sources[0], step.name, said[step.name])
-            continue
-        if step.grid.row is not None or not isinstance(_final(step), MergePass):
-            return None
-        found[step.name] = LazilyMerged(
-            step.name, step.dtype, step.shape, step.sources, said[step.name], step=step, key=key
-        )
-    return found
-
-
-def _final(step: Step) -> object:
-    if step.method is None or step.task is None:
-        return None
-    return scaled(step.method.begin(step.task), step.task)
-
-
-def _as(source: TensorSource, name: str, said: DType) -> TensorSource:
-    """A copied tensor under its name in the result."""
-    return replace(source, name=name, declared_dtype=said)
-
-
-# MERGED The result of a merge as a model, before it is there: a plan knows its every header.
-
-
-@dataclass(frozen=True)
-class PlannedCheckpoint(Checkpoint):
-    """A checkpoint that an earlier stage will have written; `key` tells its content.
-
-    Or that is made on the way and never is a folder: then its files are those of `like`.
-    """
-
-    key: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    beside: SideFiles = field(default_factory=lambda: SideFiles(None), repr=False)
-
-    like: Checkpoint | None = field(default=None, repr=False)
-
-    @property
-    def folder(self) -> Path | None:
-        """Where the files beside its weights are."""
-        return self.like.folder if self.like else super().folder
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return dict(self.settings)
-
-
-def beside_of(model: Checkpoint) -> SideFiles:
-    """The files beside a model's weights."""
-    return model.beside if isinstance(model, PlannedCheckpoint) else SideFiles(model.folder)
-
-
-def planned_checkpoint(
-    folder: Path, layout: ShardLayout, steps: Sequence[Step], said: Mapping[str, DType]
-) -> PlannedCheckpoint:
-    """The model that `steps` write below `folder`; `said` are the dtypes that it stands for."""
-    infos: dict[str, StoredTensor] = {}
-    for step in steps:
-        file = str(folder / layout.shards[step.shard].name)
-        count = step.grid.count * step.dtype.bytes
-        info = StoredTensor(step.name, step.dtype, step.shape, file, step.offset, count)
-        infos[step.name] = replace(info, declared_dtype=said[step.name])
-    shards = tuple(
-        Shard(
-            str(folder / shard.name),
-            shard.size,
-            hashlib.sha256(shard.header[8:]).hexdigest(),
-            tuple(infos[name] for name in shard.tensors),
-        )
-        for shard in layout.shards
-    )
-    return PlannedCheckpoint(folder, shards, dict(infos))

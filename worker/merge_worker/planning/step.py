@@ -1,7 +1,7 @@
-"""How a tensor is cut: a fixed grid of blocks, and pieces of whole blocks that fit the memory.
+"""Steps of a plan, one for each output tensor, and the blocks and pieces that it is cut into.
 
-The grid depends on the tensor, its method and the kind of device only, so results cannot depend on
-memory, threads or ranks; pieces are just how many blocks one lane takes at a time.
+The grid of blocks depends on the tensor, its method and the kind of device only, so results cannot
+depend on memory, threads or ranks; pieces are just how many blocks one lane takes at a time.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ CPU_BLOCK = 1 << 17
 """Elements that stay in a core's cache while a block is computed (measured: 2^17)."""
 
 MULTIPASS_FACTOR = 2
-"""So many times more where sources are read again: methods that look first do more to each element,
-and a call costs the interpreter as much as thousands of them (measured: votes 5 % faster)."""
+"""Factor of the block where sources are read again: methods with statistics passes do more to each
+element, and a call costs the interpreter as much as thousands of them (measured: sign votes took
+5 % less time)."""
 
 DEVICE_BLOCK = 1 << 21
 """Elements that outweigh the launch of a kernel on an accelerator (not measured)."""
@@ -32,16 +33,16 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd")
 
 
 def block_for(device: str) -> int:
-    """Elements of a block for what `--device` names; `auto` looks for the driver, not at torch.
+    """Return the elements of a block for a value of `--device`.
 
-    It must be known for a plan, which is made before torch is loaded.
+    For `auto` the driver's files decide: a plan is made before torch is loaded.
     """
     if device == "cpu":
         return CPU_BLOCK
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    there = any(Path(file).exists() for file in _DEVICE_FILES) and not hidden
-    there = there or (sys.platform == "darwin" and platform.machine() == "arm64")
-    return DEVICE_BLOCK if there or device != "auto" else CPU_BLOCK
+    present = any(Path(file).exists() for file in _DEVICE_FILES) and not hidden
+    present = present or (sys.platform == "darwin" and platform.machine() == "arm64")
+    return DEVICE_BLOCK if present or device != "auto" else CPU_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,12 @@ class Grid:
         return -(-self.count // self.block) if self.count else 0
 
     def span(self, first: int, blocks: int) -> tuple[int, int]:
-        """Elements [start, stop) of a run of blocks."""
+        """Return the elements [start, stop) of a run of blocks."""
         return first * self.block, min(self.count, (first + blocks) * self.block)
 
 
 def block_grid(shape: tuple[int, ...], cut: Granularity, block: int) -> Grid:
-    """The grid of a tensor; `block` elements is the aim, whole rows or the whole tensor a must."""
+    """Return the grid of a tensor: blocks of about `block` elements, each of whole `cut` units."""
     count = math.prod(shape)
     if cut is Granularity.ELEMENT or count == 0:
         return Grid(count, block, None)
@@ -81,49 +82,50 @@ def block_grid(shape: tuple[int, ...], cut: Granularity, block: int) -> Grid:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of blocks of one tensor: what one lane reads, computes and writes at a time."""
+    """A run of blocks of one tensor, which one lane reads, computes and writes at a time."""
 
     first: int
     blocks: int
 
 
 def pieces(first: int, stop: int, most: int) -> Iterator[Piece]:
-    """Blocks [first, stop) in pieces of at most `most` blocks."""
+    """Cut blocks [first, stop) into pieces of at most `most` blocks."""
     while first < stop:
         yield Piece(first, min(most, stop - first))
         first += most
 
 
-# MERGED A step of a plan: one output tensor, where its parts come from and where they go.
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One output tensor. `task` is None where its bytes are copied from the first source."""
+    """One output tensor: its sources, its method and its position in the output.
+
+    `task` is None where the bytes are copied from the first source. `method` is not always the
+    recipe's: copies may be converted.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     sources: tuple[TensorSource, ...]
     task: Task | None
-    method: Method | None  # who does the task; not always the recipe's: copies may be converted
+    method: Method | None
     grid: Grid
     reads: int
-    scratch: int  # bytes per element of the block at work
+    scratch: int  # bytes per element of the block that is computed
     shard: int
     offset: int
-    flops: int = 0  # beyond what reading hides
+    flops: int = 0  # where computing takes longer than reading
 
     @property
     def result_bytes(self) -> int:
-        """Bytes of one element of what is written."""
+        """Bytes written for each element."""
         return self.dtype.bytes
 
     @property
     def results(self) -> int:
-        """How many results are made at once."""
+        """Number of results that the step writes."""
         return 1
 
     def file_offset(self, piece: Piece) -> int:
-        """Where the bytes of a piece begin in the shard."""
+        """Return the byte of the shard at which a piece begins."""
         return self.offset + piece.first * self.grid.block * self.dtype.bytes
