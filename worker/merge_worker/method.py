@@ -12,12 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .dtypes import DType
+
+T = TypeVar("T")
 
 
 class BaseRole(Enum):
@@ -87,7 +89,14 @@ class Scratch(Protocol):
     """Reusable memory of one lane on its device; contents do not survive the block."""
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
-        """A 1-D tensor of `count` elements; the same memory for the same slot every time."""
+        """Return a 1-D tensor of `count` elements: the same memory for the same slot every time."""
+
+    def cached(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """Return what `make` returned for this key before: views of scratch or of a block.
+
+        Entries are dropped when the memory of the lane moves. A key contains the address
+        (`data_ptr`) of memory that `take` does not own.
+        """
 
 
 @dataclass
@@ -225,7 +234,7 @@ def merge_method(
     experimental: bool = False,
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Method]:
-    """Make a Method of a function; `options` are the family's own. TypeError if malformed."""
+    """Make a Method of a function; `options` are read by the algorithm. TypeError if malformed."""
 
     def define(function: Callable[..., Any]) -> Method:
         parameters = tuple(
@@ -249,6 +258,11 @@ def merge_method(
     return define
 
 
+def per_model(default: float) -> Any:
+    """Return the default of a per-model parameter; typed so that `list[float]` accepts it."""
+    return default
+
+
 def _python_name(name: str) -> str:
     """`lambda` is a word of Python: functions say `lambda_`, recipes say `lambda`."""
     return name + "_" if name == "lambda" else name
@@ -261,6 +275,6 @@ def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Pa
             f"{function.__module__}.{function.__name__}: parameter '{parameter.name}' has type "
             f"{annotation!r}; a method's parameters are {', '.join(_TYPES)}"
         )
-    kind, per_model = _TYPES[annotation]
+    kind, is_per_model = _TYPES[annotation]
     given = None if parameter.default is inspect.Parameter.empty else parameter.default
-    return Parameter(parameter.name.removesuffix("_"), kind, per_model, given)
+    return Parameter(parameter.name.removesuffix("_"), kind, is_per_model, given)

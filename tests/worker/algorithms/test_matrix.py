@@ -201,7 +201,7 @@ def test_tasks_trained_apart_are_both_learnt(method: str) -> None:
 @BOTH
 @pytest.mark.parametrize("rank", [None, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_accelerators_take_products_first(
+def test_accelerators_prefer_products(
     method: str, rank: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of accelerators, on the processor: the same result, for deltas of low rank too."""
@@ -212,8 +212,8 @@ def test_accelerators_take_products_first(
         deltas = [d[:, :rank] @ torch.randn(rank, 60, generator=noise) for d in deltas]
     models = [(base + delta).to(dtype) for delta in deltas]
     want = merge(method, models, base).double()
-    for module in ("_spectral", "iso_c"):
-        monkeypatch.setattr(f"worker.methods.{module}.products_first", lambda matrix: True)
+    for module in ("algorithms.spectral", "methods.iso_c"):
+        monkeypatch.setattr(f"merge_worker.{module}.prefers_products", lambda matrix: True)
     got = merge(method, models, base).double()
     # A step of bfloat16 where a value lies halfway, which is rare.
     assert torch.allclose(got, want, rtol=2.0**-7 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)

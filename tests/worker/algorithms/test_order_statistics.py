@@ -55,7 +55,7 @@ def search(
 def upper_side(threshold: Threshold, places: object, flat: list[Tensor], scratch: Meter) -> Tensor:
     masks = []
     for block in blocks(places, flat, scratch):  # type: ignore[arg-type]
-        edge = threshold.ties(block)
+        edge = threshold.leading_ties(block)
         values = magnitudes(block)[threshold.series]
         above = ~(values <= threshold.value)
         above[:edge] |= values[:edge] == threshold.value
@@ -180,14 +180,14 @@ def test_nan_counts_as_the_largest(size: int) -> None:
 def test_candidates_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bracket that holds far more than the sample told is not kept."""
     kept = []
-    plain = rank_search.add_up
+    plain = rank_search.join_counts
 
     def watched(parts: Sequence[rank_search.Counts]) -> rank_search.Counts:
         found = plain(parts)
         kept.append(0 if found.kept is None else found.kept.numel())
         return found
 
-    monkeypatch.setattr(order_statistics_module, "add_up", watched)
+    monkeypatch.setattr(order_statistics_module, "join_counts", watched)
     size = 1 << 20
     values = large("missed by the sample", size)
     (masks,), _ = search([values], [[size // 2]], 1 << 17)
@@ -199,11 +199,11 @@ def test_many_of_one_value_are_kept_once() -> None:
     generator = torch.Generator().manual_seed(2)
     blocks = [torch.randint(0, most, (9000,), generator=generator) * 0.5 for most in (30, 7, 9000)]
     plain = [rank_search.Counts(0, 9000, values) for values in blocks]
-    short = [rank_search.add_up([counts]) for counts in plain]
+    short = [rank_search.join_counts([counts]) for counts in plain]
     assert [counts.times is not None for counts in short] == [True, True, False]
     assert all(len(c.kept) < 40 for c in short[:2] if c.kept is not None)
     for rank in (0, 1, 5000, 13_499, 26_999):
-        assert rank_search.pick(short, rank) == rank_search.pick(plain, rank)
+        assert rank_search.select_rank(short, rank) == rank_search.select_rank(plain, rank)
 
 
 def test_without_numpy_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

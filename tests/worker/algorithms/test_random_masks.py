@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_worker.algorithms.random_masks import GROUP, RUN, Stream, least
+from merge_worker.algorithms.random_masks import GROUP, RUN, RandomStream, keep_bound
 from merge_worker.method import Block
 from support.method_driver import Meter
 from support.reference_formulas import draws
@@ -16,7 +16,7 @@ SIZE = 1 << 19
 
 def numbers(model: int, start: int = 0, count: int = SIZE, tensor: str = "t") -> Tensor:
     block = Block([torch.empty(count)], start, Meter())
-    return Stream.of(0, tensor, model).words(block).long()
+    return RandomStream.of(0, tensor, model).words(block).long()
 
 
 def test_definition() -> None:
@@ -50,7 +50,7 @@ def test_beyond_32_bits_of_index() -> None:
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.53, 0.9, 0.01, 0.001])
 def test_share_and_independence(density: float) -> None:
     """Shares per model, per run, per 64 neighbours, per column; models and lags uncorrelated."""
-    masks = torch.stack([numbers(m) >= least(density) for m in range(6)]).double()
+    masks = torch.stack([numbers(m) >= keep_bound(density) for m in range(6)]).double()
     spread = density * (1 - density)
     normed = (masks - density) / math.sqrt(spread)
     assert float(normed.mean(1).abs().max()) * math.sqrt(SIZE) < 4.5
@@ -70,7 +70,7 @@ def test_share_and_independence(density: float) -> None:
 
 def test_every_name_model_and_seed_has_its_own() -> None:
     streams = {
-        Stream.of(seed, name, model).key
+        RandomStream.of(seed, name, model).key
         for seed in range(10)
         for name in ("layers.1.a", "layers.11.a", "layers.1.b")
         for model in range(12)
@@ -79,6 +79,6 @@ def test_every_name_model_and_seed_has_its_own() -> None:
 
 
 def test_bounds_of_probability() -> None:
-    assert least(0.0) == least(1e-12) == 2**31 - 1
-    assert least(1.0) == least(1 - 1e-12) == -(2**31)
-    assert least(0.25) == 2**30
+    assert keep_bound(0.0) == keep_bound(1e-12) == 2**31 - 1
+    assert keep_bound(1.0) == keep_bound(1 - 1e-12) == -(2**31)
+    assert keep_bound(0.25) == 2**30

@@ -42,7 +42,7 @@ def test_equal_magnitudes_in_order() -> None:
 
 @pytest.mark.parametrize(("n", "m"), [(0, 4), (5, 4), (-1, 2)])
 def test_impossible_shares_are_refused(n: int, m: int) -> None:
-    with pytest.raises(ValueError, match="of every m"):
+    with pytest.raises(ValueError, match="n must be between 1 and m"):
         merge("cabs", [t(1)], t(0), n=n, m=m)
 
 

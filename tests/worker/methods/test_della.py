@@ -151,8 +151,8 @@ def test_draws_are_kept_between_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.lists(st.booleans(), max_size=64))
 def test_flags_as_bits(flags: list[bool]) -> None:
     whole = torch.tensor(flags, dtype=torch.bool)
-    bits = magprune.packed(whole)
+    bits = magprune.pack_flags(whole)
     assert bits.numel() == -(-whole.numel() // 8)
-    back = magprune.unpacked(bits, whole.numel())
+    back = magprune.unpack_flags(bits, whole.numel())
     assert back.equal(whole)
     assert set(back.view(torch.uint8).tolist()) <= {0, 1}

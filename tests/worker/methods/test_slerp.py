@@ -75,5 +75,5 @@ def test_a_source_alone_is_copied() -> None:
 
 
 def test_two_models_without_base_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs the base"):
+    with pytest.raises(ValueError, match="requires a base"):
         merge("slerp", [t(1), t(2)], t=0.3)

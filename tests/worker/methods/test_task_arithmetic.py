@@ -82,5 +82,5 @@ def test_weights_that_make_one_leave_nothing_of_the_base() -> None:
 
 
 def test_a_slice_without_the_base_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs the base"):
+    with pytest.raises(ValueError, match="requires a base"):
         merge("task_arithmetic", MODELS, weight=[1, 1])

@@ -1,1 +1,1 @@
-"""Mathematics that several merge methods share."""
+"""Algorithms that several merge methods share: their passes over a tensor, and the mathematics."""

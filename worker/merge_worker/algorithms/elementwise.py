@@ -1,4 +1,4 @@
-"""Family of the methods that find an element of the result from the same element of the sources."""
+"""The algorithm of methods that compute each output element from the same element of the inputs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Elementwise:
-    """`method(*models, base, spare, *, parameters) -> result`.
+    """The algorithm of a method function `method(*models, base, spare, *, parameters) -> Tensor`.
 
-    Everything is in the working dtype; the function may overwrite all of it, the result included.
-    A source that stands alone is copied.
+    All tensors have the working dtype and one shape. The function may overwrite any of them and
+    return one. A source that is alone in its slice is copied.
     """
 
     def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
@@ -36,27 +36,27 @@ class Elementwise:
     def begin(self, method: Method, task: Task) -> MergePass:
         if task.models + task.has_base == 1:
             return WeightedSum([1.0], task.work)
-        return Each(method, task)
+        return _CallPerBlock(method, task)
 
 
 ELEMENTWISE = Elementwise()
 
 
 @dataclass
-class Each(MergePass):
-    """The method's function on every block."""
+class _CallPerBlock(MergePass):
+    """The merge pass that calls the method's function on every block."""
 
     method: Method
     task: Task
 
     def merge(self, block: Block, out: Tensor) -> None:
-        sources = [converted(block, i, self.task.work) for i in range(len(block.tensors))]
+        sources = [converted_source(block, i, self.task.work) for i in range(len(block.tensors))]
         spare = block.scratch.take("spare", out.numel(), self.task.work).view(out.shape)
         out.copy_(self.method.call(self.task, *sources, spare))
 
 
-def converted(block: Block, source: int, dtype: str) -> Tensor:
-    """One source of a block as `dtype`, in scratch memory."""
+def converted_source(block: Block, source: int, dtype: str) -> Tensor:
+    """Return a copy of one source of a block as `dtype`, in scratch memory and its own shape."""
     values = block.tensors[source]
     into = block.scratch.take(f"source{source}", values.numel(), dtype)
     return into.view(values.shape).copy_(values)

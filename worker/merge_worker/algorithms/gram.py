@@ -1,8 +1,8 @@
-"""Lengths and angles of the sources: the Gram matrix of whole tensors, of rows, of columns.
+"""Gram matrices (dot products) of the sources: of whole tensors, of their rows, of their columns.
 
-Whole tensors of 16 bits: products in float32 over runs of RUN, runs and blocks added in float64 in
-the order of the grid. That errs by some 5e-8, and coefficients depend on small angles to second
-order only. Everything else is float64 throughout.
+Whole tensors of 16 bits: products in float32 over runs of RUN elements; sums of runs and blocks in
+float64, in the order of the grid. The relative error is about 5e-8, and coefficients depend on
+small angles to second order only. Everything else is float64 throughout.
 """
 
 from __future__ import annotations
@@ -21,29 +21,33 @@ if TYPE_CHECKING:
 
 
 RUN = 256
-"""Elements of which the products are added in float32. On processors where one number takes up all
-products of a run, 1024 err by 3e-7 and take a tenth less time."""
+"""Elements whose products are added in float32. On processors that accumulate a run in a single
+register, 1024 elements err by 3e-7 and take a tenth less time."""
 
 
 class Vectors(Enum):
-    """What a method takes for one vector."""
+    """The part of a tensor that a method treats as one vector."""
 
-    WHOLE = "whole"  # the tensor
+    TENSOR = "tensor"
     ROWS = "rows"  # each run of elements along the last axis
     COLUMNS = "columns"  # each run of elements along the first axis
 
 
 @dataclass
-class WholeGram(StatisticsPass):
-    """The Gram matrix of `vectors` tensors, less the last source if `deltas`; then the rest."""
+class TensorGram(StatisticsPass):
+    """The pass that computes the Gram matrix of the first `vectors` sources.
+
+    With `subtract_base` the last source is subtracted from each. `then` receives the matrix
+    [vectors, vectors] as a float64 tensor and returns the merge pass.
+    """
 
     vectors: int
-    deltas: bool
+    subtract_base: bool
     dtype: str
     then: Callable[[Tensor], MergePass]
 
     def collect(self, block: Block) -> list[list[Tensor]]:
-        """Products by run and group of rows. Adding them up waits: a block bears few calls."""
+        """Return products per run and group of rows; summed later, to keep calls per block few."""
         count = block.tensors[0].numel()
         whole = count - count % RUN
         parts = [(0, whole, RUN), (whole, count - whole, count - whole)]
@@ -57,13 +61,13 @@ class WholeGram(StatisticsPass):
         sources = [values.narrow(0, start, count).view(runs, run) for values in block.tensors]
         for into, values in zip(x.unbind(1), sources, strict=False):
             into.copy_(values)
-        if self.deltas:
+        if self.subtract_base:
             base = block.scratch.take("base", count, self.dtype).view(runs, 1, run)
             base.squeeze(1).copy_(sources[-1])
             x.sub_(base)
-        return [torch.bmm(x[:, rows], x.mT).cpu() for rows in self._groups()]
+        return [torch.bmm(x[:, rows], x.mT).cpu() for rows in self._row_groups()]
 
-    def _groups(self) -> list[slice]:
+    def _row_groups(self) -> list[slice]:
         # MKL takes eight times as long for four or more rows of float64 as for two at a time.
         step = 2 if self.dtype == "float64" else self.vectors
         return [slice(i, i + step) for i in range(0, self.vectors, step)]
@@ -81,30 +85,19 @@ class WholeGram(StatisticsPass):
         return self.then(gram.triu() + gram.triu(1).mT)
 
 
-def vector_gram(x: Tensor, product: Tensor, axis: int) -> Tensor:
-    """Gram matrices [model, model, …] of x [model, rows, columns] along an axis, kept as 1."""
-    import torch
-
-    k = len(x)
-    entries = {
-        (i, j): torch.mul(x[i], x[j], out=product).sum(axis, keepdim=True)
-        for i in range(k)
-        for j in range(i, k)
-    }
-    rows = [[entries[min(i, j), max(i, j)] for j in range(k)] for i in range(k)]
-    return torch.stack([torch.stack(row) for row in rows])
-
-
 @dataclass
-class _PerVector:
-    """What passes over rows or columns share: the sources of a block as float64 matrices."""
+class _MatrixPass:
+    """The base of passes over rows or columns, which see a block as float64 matrices."""
 
     vectors: int
-    deltas: bool
+    subtract_base: bool
     length: int  # of the last axis of a block's matrices
 
     def matrices(self, block: Block) -> tuple[Tensor, Tensor]:
-        """The models or deltas [model, rows, length]; scratch of one matrix (the base, if any)."""
+        """Return the vectors [vectors, rows, length] and scratch of one matrix.
+
+        With `subtract_base` the scratch holds the base.
+        """
         shape = (block.tensors[0].numel() // self.length, self.length)
         count = shape[0] * shape[1]
         x = block.scratch.take("vectors", count * self.vectors, "float64")
@@ -112,38 +105,43 @@ class _PerVector:
         spare = block.scratch.take("base", count, "float64").view(shape)
         for into, values in zip(x, block.tensors, strict=False):
             into.copy_(values.view(shape))
-        if self.deltas:
+        if self.subtract_base:
             x.sub_(spare.copy_(block.tensors[-1].view(shape)))
         return x, spare
 
 
 @dataclass
-class VectorSum(_PerVector, MergePass):
-    """Every row, or every column, of the result with coefficients of its own."""
+class PerVectorSum(_MatrixPass, MergePass):
+    """The merge pass in which every row, or every column, has coefficients of its own.
 
-    coefficients: Callable[[Tensor], list[Tensor]]  # of Gram matrices
-    gram: Tensor | None = None  # of the columns; rows find theirs in the block
+    `coefficients` maps Gram matrices [vectors, vectors, …] to one tensor per vector. `gram` holds
+    those of all columns; for rows it is None, since a block contains all it takes to compute them.
+    """
+
+    coefficients: Callable[[Tensor], list[Tensor]]
+    gram: Tensor | None = None
 
     def merge(self, block: Block, out: Tensor) -> None:
         x, spare = self.matrices(block)
         product = block.scratch.take("product", spare.numel(), "float64").view(spare.shape)
         gram = vector_gram(x, product, 1) if self.gram is None else self.gram.to(x.device)
-        # NaN for the whole vector, as for whole tensors: branches on an angle would hide it.
-        known = gram.isfinite().all(0).all(0)
-        c = [part.where(known, math.nan) for part in self.coefficients(gram)]
+        # NaN for the whole vector, as for whole tensors: branches on an angle could hide it.
+        finite = gram.isfinite().all(0).all(0)
+        c = [part.where(finite, math.nan) for part in self.coefficients(gram)]
         total = x[0].mul_(c[0])
         for number in range(1, self.vectors):
             total.addcmul_(x[number], c[number])
-        if self.deltas:
+        if self.subtract_base:
             total.add_(spare)
         out.copy_(total.view(out.shape))
 
 
 @dataclass
-class ColumnGram(_PerVector, StatisticsPass):
-    """Gram matrices of all columns. Blocks are added up as they come, in the order of the grid.
+class ColumnGram(_MatrixPass, StatisticsPass):
+    """The pass that computes the Gram matrices of all columns.
 
-    One result per block would take as much memory as the tensor where rows are long.
+    Blocks are added up as they arrive, in the order of the grid: where rows are long, one partial
+    result per block would take as much memory as the tensor.
     """
 
     coefficients: Callable[[Tensor], list[Tensor]]
@@ -162,11 +160,33 @@ class ColumnGram(_PerVector, StatisticsPass):
                 self._total = part if self._total is None else self._total.add_(part)
 
     def next_pass(self, partials: Sequence[None]) -> MergePass:
-        return VectorSum(self.vectors, self.deltas, self.length, self.coefficients, self._total)
+        return PerVectorSum(
+            self.vectors, self.subtract_base, self.length, self.coefficients, self._total
+        )
 
 
-def shape_of_vectors(task: Task, vectors: Vectors) -> tuple[Vectors, int]:
-    """How a block's elements form matrices: the axis that counts, and the length of its rows."""
+def vector_gram(x: Tensor, product: Tensor, axis: int) -> Tensor:
+    """Return the Gram matrices [vectors, vectors, …] of x [vectors, rows, columns] along `axis`.
+
+    The summed axis is kept with extent 1. `product` is scratch of one matrix.
+    """
+    import torch
+
+    k = len(x)
+    entries = {
+        (i, j): torch.mul(x[i], x[j], out=product).sum(axis, keepdim=True)
+        for i in range(k)
+        for j in range(i, k)
+    }
+    rows = [[entries[min(i, j), max(i, j)] for j in range(k)] for i in range(k)]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def vector_layout(task: Task, vectors: Vectors) -> tuple[Vectors, int]:
+    """Return how the elements of a block form a matrix: its vectors, and the length of a row.
+
+    Columns of a tensor with a single axis are its only row.
+    """
     if vectors is Vectors.COLUMNS and len(task.shape) > 1:
         return vectors, math.prod(task.shape[1:])
     return Vectors.ROWS, task.shape[-1] if task.shape else 1

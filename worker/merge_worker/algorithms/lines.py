@@ -1,7 +1,7 @@
-"""LiNeS: the difference of any method's result from the base, scaled as the layer's depth says.
+"""LiNeS: scales the difference of any method's result from the base by the depth of the layer.
 
-One pass behind the method's own: it merges into working precision, the difference from the base
-is scaled there, and the sum is rounded once. `task.scale` is λ(l) = alpha + beta·(l-1)/(L-1).
+`task.scale` is λ(l) = alpha + beta · (l − 1)/(L − 1) (arXiv:2410.17146). The method merges into
+working precision, its difference from the base is scaled there, and the sum is rounded once.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def scaled(first: StatisticsPass | MergePass, task: Task) -> StatisticsPass | MergePass:
-    """Return the passes that begin with `first`, followed by the scaling that `task` asks for."""
+    """Return the passes that begin with `first`, with the scaling that `task` asks for added."""
     if task.scale == 1.0:
         return first
     if isinstance(first, StatisticsPass):
-        return _Before(first, task)
-    return _Scaled(first, task)
+        return _UnchangedPass(first, task)
+    return _ScaledMerge(first, task)
 
 
 @dataclass
-class _Before(StatisticsPass):
-    """A pass of the method, which scaling leaves alone."""
+class _UnchangedPass(StatisticsPass):
+    """A statistics pass of the method, which scaling does not affect."""
 
     inner: StatisticsPass
     task: Task
@@ -40,8 +40,8 @@ class _Before(StatisticsPass):
 
 
 @dataclass
-class _Scaled(MergePass):
-    """out = base + λ · (merged - base)."""
+class _ScaledMerge(MergePass):
+    """The merge pass out = base + λ · (merged − base)."""
 
     inner: MergePass
     task: Task

@@ -1,9 +1,10 @@
-"""Selection by chance that grows with the rank of a magnitude in its row (DELLA's MagPrune).
+"""MagPrune (DELLA): random pruning that keeps an element more likely the higher its rank.
 
-An element of rank r (0 … L−1, ascending) is kept if u < d − ε + 2ε r/(L−1), that is, if r exceeds
-t = (u − d + ε)(L−1)/2ε. So nobody needs ranks: the magnitude of rank ⌈t⌉ in the sorted row is
-compared with the element's own. Equal magnitudes share their ranks: half of the draws count the
-first of them, half the last, which makes the probability that of the rank in the middle.
+An element whose magnitude has rank r in its row of L (0 … L−1, ascending) is kept if a uniform
+u < d − ε + 2ε r/(L−1), that is, if r exceeds t = (u − d + ε)(L−1)/2ε. This takes no rank per
+element: the magnitude of rank ⌈t⌉ in the sorted row is compared with the element's own. Equal
+magnitudes share their ranks: half of the draws use the first of them, half the last, so that
+the probability is that of the rank in the middle.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from typing import TYPE_CHECKING
 
 from ..method import Block, Granularity, Task
 from .order_statistics import Threshold
-from .random_masks import Stream, least
-from .rank_search import bits, dtype_name, has_numpy, scalar
-from .sparsify import KEEP_ALL, KEEP_NONE, Apply, Chance, Mask, Sparsifier
+from .random_masks import RandomStream, keep_bound
+from .rank_search import as_integers, dtype_name, has_numpy, scalar
+from .sparsify import KEEP_ALL, KEEP_NONE, ApplyMask, Mask, RandomDrop, Sparsifier
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def ranked_chance(density: float, epsilon: float) -> Sparsifier:
-    """Each element with a probability from density − epsilon to density + epsilon, by rank."""
+def magprune(density: float, epsilon: float) -> Sparsifier:
+    """Keep each element with probability density − epsilon … density + epsilon, by its rank."""
     if not epsilon >= 0:
-        raise ValueError(f"epsilon is {epsilon:g}; it is a spread of probabilities, 0 or more")
+        raise ValueError(f"epsilon must be 0 or more (a spread of probabilities), got {epsilon:g}")
     if density >= 1:
         return KEEP_ALL
     if density <= 0:
@@ -36,25 +37,27 @@ def ranked_chance(density: float, epsilon: float) -> Sparsifier:
             f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): "
             f"epsilon must be smaller than {min(density, 1 - density):g}"
         )
-    return RankedChance(density, epsilon) if epsilon > 0 else Chance(density)
+    return MagPrune(density, epsilon) if epsilon > 0 else RandomDrop(density)
 
 
 @dataclass(frozen=True)
-class RankedChance(Sparsifier):
+class MagPrune(Sparsifier):
+    """The sparsifier of `magprune`; it needs whole rows."""
+
     density: float
     epsilon: float
     granularity: Granularity = Granularity.ROW
 
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
-        stream = Stream.of(task.seed, task.name, model)
-        return RankedMask(stream, task.shape, self.density, self.epsilon, again)
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
+        stream = RandomStream.of(task.seed, task.name, model)
+        return MagPruneMask(stream, task.shape, self.density, self.epsilon, twice)
 
 
 def row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """`(L, S)`: the extent ranked over and that of the axes behind it, for one index of axis 0.
+    """Return `(L, S)`: the extent of the ranked axis, and the product of the axes behind it.
 
-    Ranks are along axis 1, or along the only one. Axes of extent 1 between the first and the next
-    larger one are passed over, so that the kernels [C, 1, K] of convolutions have ranks along K.
+    Ranks are along axis 1, or along the only axis. Axes of extent 1 between the first axis and the
+    next larger one are skipped, so that the kernels [C, 1, K] of convolutions have ranks along K.
     """
     inner = list(shape[1:]) or [shape[0] if shape else 1]
     while len(inner) > 1 and inner[0] == 1:
@@ -63,57 +66,57 @@ def row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 REMEMBERED = 1 << 26
-"""Elements of the largest tensor whose draws are kept between passes, a bit for each: embeddings
-of 32,000 tokens are among them."""
+"""Elements of the largest tensor whose mask is kept between passes, at one bit each; embeddings
+of 32,000 tokens fit."""
 
 
 @dataclass
-class RankedMask(Mask):
-    """Draws for the rows of one model's delta. `again` says that every part is asked for twice."""
+class MagPruneMask(Mask):
+    """The mask of one model's task vector; with `twice`, masks are kept for the second pass."""
 
-    stream: Stream
+    stream: RandomStream
     shape: tuple[int, ...]
     density: float
     epsilon: float
-    again: bool
-    _kept: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    twice: bool
+    _packed: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
-    def on(self, block: Block) -> Apply:
-        return self.draw
+    def on(self, block: Block) -> ApplyMask:
+        return self.apply
 
-    def draw(self, part: Block, delta: Tensor, bits: Tensor) -> None:
-        """Set what is not kept of a part of whole rows to zero."""
+    def apply(self, part: Block, vector: Tensor, bits: Tensor) -> None:
+        """Set the dropped elements of a part of whole rows to zero."""
         import torch
 
-        count, scratch = delta.numel(), part.scratch
-        known = self._kept.get(part.start)
-        if known is None:
+        count, scratch = vector.numel(), part.scratch
+        packed = self._packed.get(part.start)
+        if packed is None:
             flags = scratch.take("flags", count, "bool")
-            self._decide(part, delta, flags)
-            if self.again and self._remembers(delta):
-                self._kept[part.start] = packed(flags)
+            self._draw(part, vector, flags)
+            if self.twice and self._is_kept(vector):
+                self._packed[part.start] = pack_flags(flags)
         else:
-            flags = unpacked(known, count)
-        # A product with 0 or 1 as whole numbers: products with bool are ten times slower.
+            flags = unpack_flags(packed, count)
+        # A product with integers 0 and 1: products with bool are ten times slower.
         keep = scratch.take("words", count, "int32").copy_(flags.view(torch.uint8))
         bits.mul_(keep)
 
-    def _remembers(self, delta: Tensor) -> bool:
+    def _is_kept(self, vector: Tensor) -> bool:
         few = math.prod(self.shape) <= REMEMBERED
-        return few and delta.device.type == "cpu" and has_numpy()
+        return few and vector.device.type == "cpu" and has_numpy()
 
-    def _decide(self, part: Block, delta: Tensor, out: Tensor) -> None:
+    def _draw(self, part: Block, vector: Tensor, out: Tensor) -> None:
         import torch
 
         length, behind = row_shape(self.shape)
         words = self.stream.words(part)
         if length == 1:
-            torch.ge(words, least(self.density), out=out)
+            torch.ge(words, keep_bound(self.density), out=out)
             return
-        # For numbers that are not negative the order of the bits is the order of the values.
-        work = dtype_name(delta)
-        keys = torch.abs(delta, out=part.scratch.take("mask", delta.numel(), work))
-        keys, words = _rows(bits(keys), length, behind), _rows(words, length, behind)
+        # For non-negative floats the order of the bits is the order of the values.
+        work = dtype_name(vector)
+        sizes = torch.abs(vector, out=part.scratch.take("mask", vector.numel(), work))
+        keys, words = _rows(as_integers(sizes), length, behind), _rows(words, length, behind)
         bounds = self._bounds(part, keys, words)
         if behind > 1:
             kept = torch.ge(keys, bounds).view(-1, behind, length)
@@ -126,7 +129,7 @@ class RankedMask(Mask):
             torch.ge(keys, bounds, out=out.view(-1, length))
 
     def _bounds(self, part: Block, keys: Tensor, words: Tensor) -> Tensor:
-        """The smallest key with which each element would be kept, given its own word."""
+        """Return the smallest key with which each element is kept, given its random word."""
         import torch
 
         rows, length = keys.shape
@@ -135,8 +138,8 @@ class RankedMask(Mask):
         ladder = scratch.take("ladder", rows * (length + 1), dtype).view(rows, length + 1)
         ladder[:, 0] = -1
         _sort_rows(keys, ladder[:, 1:])
-        # 2t + 3 with u = (2^31 − word)/2^32: its half is the place in the ladder, its last bit
-        # tells whether the first or the last of equal magnitudes counts.
+        # 2t + 3 with u = (2^31 − word)/2^32: its half is the index in the ladder, its last bit
+        # chooses whether the first or the last of equal magnitudes counts.
         steps = (length - 1) / self.epsilon
         lowest = torch.tensor((0.5 - self.density + self.epsilon) * steps + 3.0).to(words.device)
         draw = scratch.take("uniform", words.numel(), "float32").view(rows, length).copy_(words)
@@ -167,16 +170,16 @@ def _sort_rows(keys: Tensor, out: Tensor) -> None:
         out.copy_(torch.sort(keys, dim=1).values)
 
 
-def packed(flags: Tensor) -> Tensor:
-    """Eight flags to a byte."""
+def pack_flags(flags: Tensor) -> Tensor:
+    """Pack eight flags into a byte."""
     import numpy
     import torch
 
     return torch.from_numpy(numpy.packbits(flags.numpy()))
 
 
-def unpacked(packed: Tensor, count: int) -> Tensor:
-    """The reverse of `packed`."""
+def unpack_flags(packed: Tensor, count: int) -> Tensor:
+    """Return the first `count` flags of the bytes that pack_flags made."""
     import numpy
     import torch
 

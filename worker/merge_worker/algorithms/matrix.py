@@ -1,8 +1,8 @@
-"""Family of the methods that see a delta as a matrix: its singular values, its directions.
+"""The algorithm of methods that merge task vectors as matrices, by singular values and vectors.
 
 Tensors of two axes are matrices, embeddings and heads included, as in the papers' code; experts
 stacked on a first axis are one matrix each, so that memory is bounded by one of them. All other
-tensors (vectors, kernels of convolutions) get the mean of the deltas, again as there.
+tensors (vectors, kernels of convolutions) get the mean of the task vectors, as in that code.
 """
 
 from __future__ import annotations
@@ -14,33 +14,39 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..method import Block, Cost, Granularity, MergePass, Method, Task, matrix_shape
-from .spectral import PANEL, some_rows
+from .spectral import PANEL, row_panels
 from .weighted_sum import WeightedSum, check_sources
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Rule(ABC):
-    """What the function of a method of this family returns; `long` ≥ `short` are sides."""
+class MatrixRule(ABC):
+    """The merge of one matrix that follows from the parameters of a method.
+
+    `long` ≥ `short` are the sides of the matrix. The result is base + alpha · merged.
+    """
 
     alpha: float
 
     @abstractmethod
-    def delta(self, deltas: Deltas) -> Tensor:
-        """The merged delta of one matrix, before `alpha`."""
+    def merged(self, deltas: MatrixDeltas) -> Tensor:
+        """Return the merged task vector of one matrix, before `alpha`."""
 
     @abstractmethod
     def flops(self, models: int, long: int, short: int) -> int:
-        """Floating-point operations of one matrix."""
+        """Return the floating-point operations for one matrix."""
 
     @abstractmethod
-    def numbers(self, models: int, long: int, short: int) -> int:
-        """Numbers in working precision that are held at once, beside one spectrum."""
+    def peak_numbers(self, models: int, long: int, short: int) -> int:
+        """Return how many numbers of working precision are in memory at once.
+
+        One spectrum is not included.
+        """
 
 
-class Matrix:
-    """`method(*, parameters) -> Rule`."""
+class MatrixAlgorithm:
+    """The algorithm of a method function `method(*, parameters) -> MatrixRule`."""
 
     def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return Granularity.MATRIX
@@ -55,35 +61,36 @@ class Matrix:
         sides = matrix_shape(task.shape)
         if sides is None or not min(task.shape):
             return Cost(0, self.scratch_bytes(method, task.models + task.has_base))
-        rule: Rule = method.call(task)
+        rule: MatrixRule = method.call(task)
         long, short = max(sides), min(sides)
-        held = rule.numbers(task.models, long, short) * (8 if task.work == "float64" else 4)
+        numbers = rule.peak_numbers(task.models, long, short)
+        peak_bytes = numbers * (8 if task.work == "float64" else 4)
         # A Gram matrix, its eigenvectors and the solver's workspace, in float64.
-        held += 8 * 6 * short * short + 8 * 3 * max(PANEL, short)
+        peak_bytes += 8 * 6 * short * short + 8 * 3 * max(PANEL, short)
         matrices = math.prod(task.shape) // (long * short)
         flops = matrices * rule.flops(task.models, long, short)
-        return Cost(flops, -(-held // (long * short)))
+        return Cost(flops, -(-peak_bytes // (long * short)))
 
     def check(self, method: Method, task: Task) -> None:
         check_sources(method, task)
 
     def begin(self, method: Method, task: Task) -> MergePass:
-        rule: Rule = method.call(task)
+        rule: MatrixRule = method.call(task)
         sides = matrix_shape(task.shape)
         if sides is None:
-            share = rule.alpha / task.models
-            return WeightedSum([*[share] * task.models, 1 - rule.alpha], task.work)
-        return _PerMatrix(rule, task, sides)
+            mean = rule.alpha / task.models
+            return WeightedSum([*[mean] * task.models, 1 - rule.alpha], task.work)
+        return _MergeMatrices(rule, task, sides)
 
 
-MATRIX = Matrix()
+MATRIX = MatrixAlgorithm()
 
 
 @dataclass
-class _PerMatrix(MergePass):
-    """out = base + alpha · delta, with one rounding at the end."""
+class _MergeMatrices(MergePass):
+    """The merge pass out = base + alpha · merged, one matrix per block, rounded once at the end."""
 
-    rule: Rule
+    rule: MatrixRule
     task: Task
     sides: tuple[int, int]
 
@@ -91,21 +98,21 @@ class _PerMatrix(MergePass):
         import torch
 
         sources = [values.view(self.sides) for values in block.tensors]
-        merged = out.view(self.sides)
-        if not all(bool(part.isfinite().all()) for x in sources for part in some_rows(x)):
-            # Eigensolvers refuse them; the engine then names the file that has them.
-            merged.fill_(math.nan)
+        target = out.view(self.sides)
+        if not all(bool(part.isfinite().all()) for x in sources for part in row_panels(x)):
+            # Eigensolvers refuse NaN and Inf; the engine then names the file that contains them.
+            target.fill_(math.nan)
             return
         if self.sides[0] < self.sides[1]:
-            sources, merged = [x.mT for x in sources], merged.mT
+            sources, target = [x.mT for x in sources], target.mT
         *models, base = sources
-        delta = self.rule.delta(Deltas(models, base, getattr(torch, self.task.work)))
-        merged.copy_(delta.mul_(self.rule.alpha).add_(base))
+        merged = self.rule.merged(MatrixDeltas(models, base, getattr(torch, self.task.work)))
+        target.copy_(merged.mul_(self.rule.alpha).add_(base))
 
 
 @dataclass
-class Deltas:
-    """Differences of the models from the base, as matrices with no more columns than rows."""
+class MatrixDeltas:
+    """The task vectors of one matrix, with no more columns than rows, computed when indexed."""
 
     models: list[Tensor]
     base: Tensor
@@ -130,13 +137,13 @@ class Deltas:
         total = self[0]
         for model in self.models[1:]:
             # In two steps, since x - base is exact where x is near the base.
-            parts = (some_rows(x) for x in (total, model, self.base))
-            for into, x, base in zip(*parts, strict=True):
+            panels = (row_panels(x) for x in (total, model, self.base))
+            for into, x, base in zip(*panels, strict=True):
                 into.add_(torch.sub(x.to(self.work), base.to(self.work)))
         return total
 
     def rounding(self, *models: int) -> float:
-        """The largest singular value that the rounding of stored values makes by itself.
+        """Return the largest singular value that rounding of the stored values makes by itself.
 
         Rounding to a step u errs by u / √12; over the values between two powers of 2, u² is on
         average 0.54 ε² x². A matrix of independent errors e has the largest singular value
@@ -148,21 +155,21 @@ class Deltas:
         squares = 0.0
         for number in models:
             x = self.models[number]
-            size = math.fsum(float(part.float().square().sum()) for part in some_rows(x))
+            size = math.fsum(float(part.float().square().sum()) for part in row_panels(x))
             squares += torch.finfo(x.dtype).eps ** 2 * 0.54 / 12 * size / (rows * columns)
         return 1.1 * math.sqrt(squares) * (math.sqrt(rows) + math.sqrt(columns))
 
 
 def concentrated(total: float, squares: float, short: int) -> bool:
-    """Whether few of `short` singular values are large, from their sum and sum of squares."""
+    """Return whether few of `short` singular values are large, from their sum and square sum."""
     return total * total < squares * short / 4
 
 
-def significant(values: Tensor, short: int, rounding: float) -> int:
-    """How many of the descending singular values belong to what was learnt.
+def significant_count(values: Tensor, short: int, rounding: float) -> int:
+    """Return how many of the descending singular values are more than rounding.
 
-    All that are not 0; but of a low-rank delta (an adapter, merged and stored) those that are
-    larger than what rounding makes: few of the others are more than noise.
+    All that are not 0; but of a low-rank task vector (a merged and stored adapter) only those
+    larger than what rounding makes, since most of the others are noise.
     """
     above = int((values > rounding).sum())
     total, squares = float(values.sum()), float(values.square().sum())

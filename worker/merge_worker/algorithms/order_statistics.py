@@ -1,10 +1,11 @@
-"""Exact order statistics of a streamed tensor: no sort of the whole, bounded memory, ties by index.
+"""Exact order statistics of a streamed tensor in bounded memory; ties are broken by index.
 
-Elements are ordered by value and, where values are equal, by falling index: the upper side of a
-rank takes the equal elements that come first. Small tensors are sorted. Of large ones a strided
-sample brackets the value; one pass counts what lies below and keeps what lies inside; the value is
-picked from that. A value that holds many elements (deltas of bfloat16 are full of those) is its own
-bracket and needs counts only. A bracket that misses costs another pass, never exactness.
+Elements are ordered by value and, where values are equal, by descending index: the upper side of
+a rank contains the equal elements that come first. Small tensors are sorted. For large ones a
+strided sample brackets the value; one pass counts the elements below the bracket and keeps those
+inside; the value is selected from these. A value that many elements share (frequent in deltas of
+bfloat16) is its own bracket and needs counts only. A bracket that misses costs another pass, never
+exactness.
 """
 
 from __future__ import annotations
@@ -17,51 +18,62 @@ from itertools import accumulate, count
 from typing import TYPE_CHECKING
 
 from ..method import Block, MergePass, StatisticsPass
-from .rank_search import SORTED, Counts, Found, Search, add_up, ascending, held, next_below, pick
+from .rank_search import (
+    SORTED,
+    Counts,
+    Found,
+    Search,
+    ascending,
+    count_bracket,
+    join_counts,
+    next_below,
+    select_rank,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 Values = Callable[[Block], Sequence["Tensor"]]
-"""`values(block)`: flat numbers of every series, in scratch; NaN counts as the largest."""
+"""`values(block)` returns the flat values of every series, in scratch; NaN ranks highest."""
 
 PART = 1 << 19
-"""Elements of all models to work on at a time: few enough for a processor's caches, and enough for
-the interpreter to take less time than the maths (2^18: a twentieth slower, 2^20: a tenth)."""
+"""Elements, over all sources, processed at a time: few enough for a processor's caches, enough to
+hide the interpreter's time (2^18 is a twentieth slower, 2^20 a tenth)."""
 
 LEAST_PART = 1 << 13
-"""Fewer, and the time goes into calls, for which lanes queue."""
+"""Lower bound of a part: below it the time goes into calls, for which lanes queue."""
 
 DEVICE_PART = 1 << 22
+"""Elements per part on an accelerator."""
 
 STRIDE = 17
-"""At least; odd, so that a sample does not follow the rows of a matrix."""
+"""Smallest stride of a sample; odd, so that samples do not follow the rows of a matrix."""
 
 SAMPLES = 1 << 16
-"""Also the square of what a bracket holds of it: fewer samples, more candidates."""
+"""Elements sampled. Fewer samples give a wider bracket, hence more candidates to keep."""
 
 MANY_SAMPLES = 1 << 18
-"""Of tensors so large that candidates would take too much memory."""
+"""Elements sampled from tensors so large that their candidates would take too much memory."""
 
 READS = 2
-"""Passes that a search takes as a rule; a bracket that misses takes more."""
+"""Passes that a search usually takes; a bracket that misses takes more."""
 
 
 def parts(block: Block) -> Iterator[Block]:
-    """A block in flat parts that stay in the cache together with their scratch.
+    """Yield a block in flat parts that stay in the cache together with their scratch memory.
 
-    A block of rows has parts of whole rows.
+    A block of rows is divided into parts of whole rows.
     """
     size = _part_size(block)
-    split = zip(*(_split(values, size) for values in block.tensors), strict=True)
-    for start, here in zip(count(block.start, size), split):
-        yield Block(list(here), start, block.scratch)
+    split = zip(*(_split(values, size, block) for values in block.tensors), strict=True)
+    for start, tensors in zip(count(block.start, size), split):
+        yield Block(list(tensors), start, block.scratch)
 
 
 def parts_into(block: Block, out: Tensor) -> Iterator[tuple[Block, Tensor]]:
-    """The parts of a block, each with its place in the result."""
-    return zip(parts(block), _split(out, _part_size(block)), strict=True)
+    """Yield the parts of a block, each with its part of the result."""
+    return zip(parts(block), _split(out, _part_size(block), block), strict=True)
 
 
 def _part_size(block: Block) -> int:
@@ -75,31 +87,31 @@ def _part_size(block: Block) -> int:
     return size
 
 
-def _split(values: Tensor, size: int) -> Sequence[Tensor]:
-    """Flat parts. Lanes keep the views of their buffers, which so keep those of their parts."""
+def _split(values: Tensor, size: int, block: Block) -> Sequence[Tensor]:
+    """Return flat views of `size` elements; cached, since the lanes reuse their buffers."""
     if values.numel() <= size:
         return [values if values.ndim == 1 else values.reshape(-1)]
-    found: tuple[int, Sequence[Tensor]] | None = getattr(values, "parts", None)
-    if found is None or found[0] != size:
-        split: Sequence[Tensor] = values.reshape(-1).split(size)  # type: ignore[no-untyped-call]
-        found = size, split
-        values.parts = found  # type: ignore[attr-defined]
-    return found[1]
+    key = ("parts", values.data_ptr(), values.numel(), values.dtype, size)
+    return block.scratch.cached(key, lambda: values.reshape(-1).split(size))  # type: ignore[no-untyped-call]
 
 
 @dataclass
 class Threshold:
-    """The element of one rank. Larger ones, and the first of the equal ones, are its upper side."""
+    """The element of one rank; larger elements, and the first of the equal ones, are above it.
+
+    `below` is the next smaller number, so that `x > below` means `x >= value`. Equal elements are
+    above up to and including `left` of them in the block that starts at `block`.
+    """
 
     value: float
-    below: float  # the number next below it: `> below` means `>= value`
-    block: int  # start of the block in which the equal elements of the upper side end
-    left: int  # how many of that block's
+    below: float
+    block: int
+    left: int
     values: Values
     series: int
 
-    def ties(self, block: Block) -> int:
-        """How many leading elements of the block are on the upper side if equal to the value."""
+    def leading_ties(self, block: Block) -> int:
+        """Return how many leading elements of the block are above if equal to the value."""
         n = block.tensors[0].numel()
         if block.start != self.block or not self.left:
             return n if block.start < self.block else 0
@@ -113,22 +125,22 @@ Then = Callable[[list[list[Threshold]]], "StatisticsPass | MergePass"]
 def order_statistics(
     values: Values, size: int, ranks: Sequence[Sequence[int]], then: Then, whole: bool = False
 ) -> StatisticsPass | MergePass:
-    """Passes that find, for each series, the elements of ascending ranks in [0, size).
+    """Return passes that find the elements of the given ascending ranks, in [0, size), per series.
 
-    `then` gets one threshold per series and rank and gives what follows. `whole` says that the
-    values of a block must be computed together, not element by element. Scratch: two bytes per
-    element beside what `values` takes.
+    `then` receives one threshold per series and rank, and returns the pass that follows. With
+    `whole`, the values of a block are computed together, not part by part. Scratch: two bytes per
+    element besides what `values` takes.
     """
     if not any(ranks):
         return then([[] for _ in ranks])
     samples = SAMPLES if size < 1 << 26 else MANY_SAMPLES
     stride = 1 if size <= SORTED else max(STRIDE, size // samples | 1)
-    return _Sample(values, size, ranks, then, whole, stride)
+    return _SamplePass(values, size, ranks, then, whole, stride)
 
 
 @dataclass
-class _Sample(StatisticsPass):
-    """Every `stride`-th value; all of a small tensor, which settles it."""
+class _SamplePass(StatisticsPass):
+    """The pass that takes every `stride`-th value; all values of a small tensor."""
 
     values: Values
     count: int
@@ -140,9 +152,9 @@ class _Sample(StatisticsPass):
     def collect(self, block: Block) -> tuple[int, list[Tensor]]:
         step = slice(-block.start % self.stride, None, self.stride)
         if not self.whole:
-            here = [values.reshape(-1)[step] for values in block.tensors]
-            block, step = Block(here, block.start, block.scratch), slice(None)
-        # Scratch does not survive the block.
+            sampled = [values.reshape(-1)[step] for values in block.tensors]
+            block, step = Block(sampled, block.start, block.scratch), slice(None)
+        # Cloned, since scratch memory does not survive the block.
         return block.start, [values[step].clone().cpu() for values in self.values(block)]
 
     def next_pass(self, partials: Sequence[tuple[int, list[Tensor]]]) -> StatisticsPass | MergePass:
@@ -153,54 +165,58 @@ class _Sample(StatisticsPass):
             searches.append([])
             if not ranks:
                 continue
-            blocks = [found[series] for _, found in partials]
+            blocks = [values[series] for _, values in partials]
             dtype = str(blocks[0].dtype).removeprefix("torch.")
             sample = ascending(torch.cat(blocks)).nan_to_num(math.inf, math.inf, -math.inf)
             for rank in ranks:
                 search = Search(rank, self.count, sample, dtype)
                 if self.stride == 1:
-                    search.found = pick([Counts(0, len(b), b) for b in blocks], rank)
+                    search.found = select_rank([Counts(0, len(b), b) for b in blocks], rank)
                 searches[-1].append(search)
         return self.proceed(searches, [start for start, _ in partials])
 
     def proceed(
         self, searches: list[list[Search]], starts: list[int]
     ) -> StatisticsPass | MergePass:
-        """Another pass while a value is missing."""
-        if any(search.found is None for found in searches for search in found):
-            return _Count(self, searches)
+        """Return another counting pass while a value is missing, else what follows."""
+        if any(search.found is None for series in searches for search in series):
+            return _CountPass(self, searches)
         return self.then(
             [
                 [
-                    self._threshold(series, search.found, search.dtype, starts)
-                    for search in found
+                    self._threshold(number, search.found, search.dtype, starts)
+                    for search in series
                     if search.found is not None
                 ]
-                for series, found in enumerate(searches)
+                for number, series in enumerate(searches)
             ]
         )
 
     def _threshold(self, series: int, found: Found, dtype: str, starts: list[int]) -> Threshold:
         before = [0, *accumulate(found.equal)]
         number = bisect_right(before, found.upper) - 1
-        start = starts[number] if number < len(starts) else self.count
-        below = next_below(found.value, dtype)
-        left = found.upper - before[number]
-        return Threshold(found.value, below, start, left, self.values, series)
+        return Threshold(
+            value=found.value,
+            below=next_below(found.value, dtype),
+            block=starts[number] if number < len(starts) else self.count,
+            left=found.upper - before[number],
+            values=self.values,
+            series=series,
+        )
 
 
 @dataclass
-class _Count(StatisticsPass):
-    """Counts elements below and inside the bracket of every rank that is still sought."""
+class _CountPass(StatisticsPass):
+    """The pass that counts elements below and inside the brackets of all unfinished searches."""
 
-    root: _Sample
+    root: _SamplePass
     searches: list[list[Search]]
 
     def __post_init__(self) -> None:
         self.active = [
-            (series, search)
-            for series, found in enumerate(self.searches)
-            for search in found
+            (number, search)
+            for number, series in enumerate(self.searches)
+            for search in series
             if search.found is None
         ]
 
@@ -209,10 +225,10 @@ class _Count(StatisticsPass):
         for part in (block,) if self.root.whole else parts(block):
             values = self.root.values(part)
             for number, (series, search) in enumerate(self.active):
-                counts[number].append(held(values[series], search, part.scratch))
-        return block.start, [add_up(found) for found in counts]
+                counts[number].append(count_bracket(values[series], search, part.scratch))
+        return block.start, [join_counts(of_parts) for of_parts in counts]
 
     def next_pass(self, partials: Sequence[tuple[int, list[Counts]]]) -> StatisticsPass | MergePass:
         for number, (_, search) in enumerate(self.active):
-            search.learn([found[number] for _, found in partials])
+            search.update([counts[number] for _, counts in partials])
         return self.root.proceed(self.searches, [start for start, _ in partials])

@@ -1,4 +1,4 @@
-"""The rule of the RAM methods: what one model alone changed, apart from what several changed."""
+"""The rule of the RAM methods: changes by one model alone are kept, shared changes are averaged."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 
 from ..method import Block, MergePass, StatisticsPass, Task
 from .order_statistics import parts, parts_into
-from .task_vectors import Rule, Unchanged, base_of, deltas_of
+from .rank_search import dtype_name
+from .task_vectors import CopyBase, Rule, flat_base, task_vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Overlap(Rule):
-    """λ_m = 1 + r · clamp(shared/unique, 0, alpha); r is 0 where unique parts are not amplified."""
+class RamRule(Rule):
+    """The rule with λ_m = 1 + r · clamp(shared/unique, 0, alpha) on unique changes of model m.
+
+    With r = 0 (method `ram`) every λ_m is 1.
+    """
 
     epsilon: float
     r: float = 0.0
@@ -25,7 +29,7 @@ class Overlap(Rule):
 
     def __post_init__(self) -> None:
         if not self.epsilon >= 0:
-            raise ValueError(f"epsilon is {self.epsilon:g}; it is a magnitude, 0 or more")
+            raise ValueError(f"epsilon must be 0 or more (a magnitude), got {self.epsilon:g}")
 
     @property
     def reads(self) -> int:
@@ -33,24 +37,24 @@ class Overlap(Rule):
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
         if not math.prod(task.shape):
-            return Unchanged()
-        return Census(self, task) if self.r else Reinforce(self, task, [1.0] * task.models)
+            return CopyBase()
+        return CountChanges(self, task) if self.r else MergeChanges(self, task, [1.0] * task.models)
 
 
-def active_deltas(part: Block, base: Tensor, models: int, epsilon: float) -> tuple[Tensor, ...]:
-    """Deltas, zero where |δ| ≤ epsilon."""
+def changes(part: Block, base: Tensor, models: int, epsilon: float) -> tuple[Tensor, ...]:
+    """Return the task vectors of all models, zero where |δ| ≤ epsilon."""
     import torch
 
-    deltas = deltas_of(part, base, range(models))
-    torch.hardshrink(deltas.all, epsilon, out=deltas.all)
-    return deltas.each
+    vectors = task_vectors(part, base, range(models))
+    torch.hardshrink(vectors.all, epsilon, out=vectors.all)
+    return vectors.each
 
 
-def actives(part: Block, deltas: Sequence[Tensor]) -> Tensor:
-    """How many models changed each element."""
+def change_counts(part: Block, deltas: Sequence[Tensor]) -> Tensor:
+    """Return by how many models each element was changed."""
     import torch
 
-    work = str(deltas[0].dtype).removeprefix("torch.")
+    work = dtype_name(deltas[0])
     count = part.scratch.take("divisor", deltas[0].numel(), work).zero_()
     term = part.scratch.take("mask", count.numel(), work)
     for delta in deltas:
@@ -59,52 +63,53 @@ def actives(part: Block, deltas: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass
-class Census(StatisticsPass):
-    """Of every model: elements that it changed with others, and alone."""
+class CountChanges(StatisticsPass):
+    """The pass that counts, for every model, the elements it changed with others and alone."""
 
-    rule: Overlap
+    rule: RamRule
     task: Task
 
     def collect(self, block: Block) -> list[tuple[int, int]]:
+        """Return (shared, unique) of every model."""
         import torch
 
-        found = [(0, 0)] * self.task.models
+        counts = [(0, 0)] * self.task.models
         for part in parts(block):
-            base = base_of(part, self.task.work)
-            deltas = active_deltas(part, base, self.task.models, self.rule.epsilon)
-            count = actives(part, deltas)
+            base = flat_base(part, self.task.work)
+            deltas = changes(part, base, self.task.models, self.rule.epsilon)
+            count = change_counts(part, deltas)
             alone = torch.eq(count, 1, out=base)
             for m, delta in enumerate(deltas):
                 changed = torch.ne(delta, 0, out=delta)
                 unique = int(torch.mul(changed, alone, out=count).sum())
-                found[m] = (found[m][0] + int(changed.sum()) - unique, found[m][1] + unique)
-        return found
+                counts[m] = (counts[m][0] + int(changed.sum()) - unique, counts[m][1] + unique)
+        return counts
 
     def next_pass(self, partials: Sequence[list[tuple[int, int]]]) -> MergePass:
         factors = []
         for m in range(self.task.models):
             shared, unique = (sum(p[m][i] for p in partials) for i in (0, 1))
-            # epsilon in place of a count of 0, as in mergekit; 0/0 is nothing shared.
+            # epsilon in place of a count of 0, as in mergekit; 0/0 means nothing shared.
             ratio = shared / max(unique, self.rule.epsilon) if shared else 0.0
             factors.append(1 + self.rule.r * min(max(ratio, 0.0), self.rule.alpha))
-        return Reinforce(self.rule, self.task, factors)
+        return MergeChanges(self.rule, self.task, factors)
 
 
 @dataclass
-class Reinforce(MergePass):
-    """Unique elements times λ_m, shared ones averaged."""
+class MergeChanges(MergePass):
+    """The merge pass: unique changes times λ_m (`factors`), shared changes averaged."""
 
-    rule: Overlap
+    rule: RamRule
     task: Task
     factors: list[float]
 
     def merge(self, block: Block, out: Tensor) -> None:
         import torch
 
-        for part, here in parts_into(block, out):
-            base = base_of(part, self.task.work)
-            deltas = active_deltas(part, base, self.task.models, self.rule.epsilon)
-            count = actives(part, deltas)
+        for part, target in parts_into(block, out):
+            base = flat_base(part, self.task.work)
+            deltas = changes(part, base, self.task.models, self.rule.epsilon)
+            count = change_counts(part, deltas)
             scratch = part.scratch
             alone = torch.eq(count, 1, out=scratch.take("mask", count.numel(), self.task.work))
             total = scratch.take("total", count.numel(), self.task.work).zero_()
@@ -114,4 +119,4 @@ class Reinforce(MergePass):
             for delta, factor in zip(deltas, self.factors, strict=True):
                 if factor != 1.0:
                     total.add_(delta.mul_(alone), alpha=factor - 1)
-            here.copy_(base.add_(total))
+            target.copy_(base.add_(total))

@@ -1,4 +1,7 @@
-"""Search for the element of one rank: which bracket to count next, and what the counts tell."""
+"""The search for the element of one rank: which bracket to count next, and what the counts imply.
+
+`order_statistics` runs the passes; this module holds the search and the counting of one block.
+"""
 
 from __future__ import annotations
 
@@ -17,41 +20,42 @@ if TYPE_CHECKING:
 
 
 SORTED = 1 << 14
-"""Up to this many elements are simply sorted."""
+"""Number of elements up to which a tensor is simply sorted."""
 
 MANY = 1 << 12
-"""Candidates of a block from which it pays to look whether they are few values, many times."""
+"""Candidates of a block from which it pays to check for few distinct values."""
 
 
 @lru_cache(maxsize=4096)
 def scalar(value: float, dtype: str) -> Tensor:
-    """A number as a tensor without axes: torch converts a plain one at every call, for 3 µs."""
+    """Return a number as a 0-D tensor: torch converts a Python number at every call, for 3 µs."""
     import torch
 
     return torch.tensor(value, dtype=getattr(torch, dtype))
 
 
-def bits(values: Tensor) -> Tensor:
-    """The same memory as whole numbers."""
+def as_integers(values: Tensor) -> Tensor:
+    """Return a view of float32 or float64 memory as integers of the same width."""
     import torch
 
     return values.view(torch.int32 if values.dtype == torch.float32 else torch.int64)
 
 
 def dtype_name(values: Tensor) -> str:
-    """As scratch names it."""
-    return _name(values.dtype)
+    """Return the name of a tensor's dtype as Scratch.take expects it."""
+    return _dtype_name(values.dtype)
 
 
 @cache
-def _name(dtype: object) -> str:
+def _dtype_name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 class Counts(NamedTuple):
-    """Of one block: elements below the bracket, inside it, and those inside (None: too many).
+    """Numbers of elements of one block below the bracket and inside it.
 
-    Where `times` is given, every kept value stands for so many.
+    `kept` holds the elements inside, or None if they are too many; `times`, if given, says how
+    many elements each kept value stands for.
     """
 
     below: int
@@ -61,7 +65,10 @@ class Counts(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The value; how many of its equals are of the rank or above; how many each block holds."""
+    """The value of a rank; `upper` of its equals have this rank or a higher one.
+
+    `equal` is the number of equal elements in each block.
+    """
 
     value: float
     upper: int
@@ -70,11 +77,15 @@ class Found(NamedTuple):
 
 @dataclass
 class Search:
-    """What is known of one rank: it lies in [low, high]; `before` elements are less than low."""
+    """The state of the search for one rank: its value is in [low, high].
+
+    `before` elements are smaller than `low`, and `inside` elements are in [low, high]. `sample`
+    holds the sampled values in [low, high], ascending.
+    """
 
     rank: int
     count: int
-    sample: Tensor  # ascending, of the values in [low, high]
+    sample: Tensor
     dtype: str
     low: float = -math.inf
     high: float = math.inf
@@ -85,21 +96,21 @@ class Search:
     def __post_init__(self) -> None:
         self.inside = self.count
         self.limit = max(SORTED, self.count // 48)  # candidates to keep in memory
-        self.bracket, self.forced = self._guess()
+        self.bracket, self.keep_all = self._guess()
 
     def _guess(self) -> tuple[tuple[float, float], bool]:
-        """The next bracket to count, and whether its elements are kept however many."""
+        """Return the next bracket to count, and whether to keep its elements however many."""
         import torch
 
         count = len(self.sample)
         if self.inside <= (SORTED // 4 if count else self.limit):
             return (self.low, self.high), True
         if not count:
-            # Nothing of what is left was sampled, and it is much: halve the numbers themselves.
+            # Many elements are left and none of them was sampled: bisect the float numbers.
             return (_middle(self.low, self.high, self.dtype),) * 2, False
-        share = min(1.0, (self.rank - self.before + 0.5) / self.inside)
-        at = share * count
-        error = math.sqrt(count * share * (1 - share)) + 1
+        fraction = min(1.0, (self.rank - self.before + 0.5) / self.inside)
+        at = fraction * count
+        error = math.sqrt(count * fraction * (1 - fraction)) + 1
 
         def between(errors: float) -> tuple[float, float]:
             first, last = math.floor(at - errors * error), math.ceil(at + errors * error)
@@ -107,20 +118,20 @@ class Search:
             return low, float(self.sample[last]) if last < count else self.high
 
         point = float(self.sample[min(count - 1, math.floor(at))])
-        # Counting one value is cheaper than keeping many: worth the risk of another pass.
+        # Counting a single value is cheaper than keeping many: worth the risk of another pass.
         low, high = between(1.5)
         if low < high:
             low, high = between(3.0)
         scale = self.inside / count
         start, stop = self._span(low, high)
-        # Many of one value are kept as one.
-        different = len(torch.unique_consecutive(self.sample[start:stop]))
-        if self.points_only or different * scale > self.limit:
+        # Equal elements are kept as one value with a count.
+        distinct = len(torch.unique_consecutive(self.sample[start:stop]))
+        if self.points_only or distinct * scale > self.limit:
             low = high = point
         return (low, high), False
 
     def _span(self, low: float, high: float) -> tuple[int, int]:
-        """Where the values in [low, high] lie in the sample."""
+        """Return the range of indices of sampled values in [low, high]."""
         import torch
 
         ends = [
@@ -129,38 +140,37 @@ class Search:
         ]
         return int(ends[0]), int(ends[1])
 
-    def learn(self, blocks: Sequence[Counts]) -> None:
-        """Take the counts of a pass: the value is found, or its interval is smaller now."""
+    def update(self, blocks: Sequence[Counts]) -> None:
+        """Use the counts of a pass: set `found`, or narrow the interval."""
         low, high = self.bracket
         less = sum(block.below for block in blocks)
-        held = sum(block.inside for block in blocks)
+        inside = sum(block.inside for block in blocks)
         if self.rank < less:
             self._narrow(self.low, next_below(low, self.dtype), self.before, less - self.before)
-        elif self.rank >= less + held:
-            if high == math.inf:  # NaN is all that lies above
+        elif self.rank >= less + inside:
+            if high == math.inf:  # only NaN is above
                 self.found = Found(high, 0, [0] * len(blocks))
                 return
             end = self.before + self.inside
             above = -next_below(-high, self.dtype)
-            self._narrow(above, self.high, less + held, end - less - held)
+            self._narrow(above, self.high, less + inside, end - less - inside)
         elif low == high:
-            self.found = Found(low, less + held - self.rank, [block.inside for block in blocks])
+            self.found = Found(low, less + inside - self.rank, [block.inside for block in blocks])
+        elif all(block.kept is not None for block in blocks):
+            self.found = select_rank(blocks, self.rank - less)
         else:
-            if all(block.kept is not None for block in blocks):
-                self.found = pick(blocks, self.rank - less)
-            else:
-                self.points_only = True
-                self._narrow(low, high, less, held)
+            self.points_only = True
+            self._narrow(low, high, less, inside)
 
     def _narrow(self, low: float, high: float, before: int, inside: int) -> None:
         self.low, self.high, self.before, self.inside = low, high, before, inside
         first, last = self._span(low, high)
         self.sample = self.sample[first:last]
-        self.bracket, self.forced = self._guess()
+        self.bracket, self.keep_all = self._guess()
 
 
-def pick(blocks: Sequence[Counts], rank: int) -> Found:
-    """The element of a rank among values that are all there; NaN is larger than any."""
+def select_rank(blocks: Sequence[Counts], rank: int) -> Found:
+    """Return the element of a rank among the kept values of all blocks; NaN ranks highest."""
     import torch
 
     kept = [block.kept for block in blocks if block.kept is not None]
@@ -177,19 +187,19 @@ def pick(blocks: Sequence[Counts], rank: int) -> Found:
             ]
         )
         value = float(ordered[torch.searchsorted(times[order].cumsum(0), rank + 1)])
-    if value != value:
+    if math.isnan(value):
         return Found(math.inf, 0, [0] * len(blocks))
-    # Over all blocks at once: there are many, and few values in each.
+    # All blocks at once: blocks are many, with few values in each.
     upto, equal = values <= value, values == value
     counted = [flags.long() if times is None else flags * times for flags in (upto, equal)]
     sums = torch.nn.functional.pad(counted[1].cumsum(0), (1, 0))
-    ends = torch.tensor([0, *accumulate(len(one) for one in kept)])
+    ends = torch.tensor([0, *accumulate(len(part) for part in kept)])
     return Found(value, int(counted[0].sum()) - rank, sums[ends].diff().tolist())
 
 
 @cache
 def has_numpy() -> bool:
-    """Whether torch can share memory with numpy, which sorts several times faster."""
+    """Return whether torch can share memory with numpy, which sorts several times faster."""
     import torch
 
     try:
@@ -199,16 +209,8 @@ def has_numpy() -> bool:
     return True
 
 
-def shared(values: Tensor) -> Any:
-    """The same memory as an array of numpy; kept with a tensor, since making it takes 3 µs."""
-    found = getattr(values, "shared", None)
-    if found is None:
-        found = values.shared = values.numpy()  # type: ignore[attr-defined]
-    return found
-
-
 def ascending(values: Tensor) -> Tensor:
-    """A copy on the host, sorted along the last axis; NaN is last."""
+    """Return a copy on the host, sorted along the last axis; NaN is last."""
     import torch
 
     if has_numpy():
@@ -218,21 +220,28 @@ def ascending(values: Tensor) -> Tensor:
     return torch.sort(values.cpu()).values
 
 
-def held(values: Tensor, search: Search, scratch: Scratch) -> Counts:
-    """Counts of flat values against the bracket."""
+def _numpy_view(values: Tensor, scratch: Scratch) -> Any:
+    """Return the memory of flat values as a numpy array; cached, since a new one takes 3 µs."""
+    key = ("numpy", values.data_ptr(), values.numel(), values.dtype)
+    return scratch.cached(key, values.numpy)
+
+
+def count_bracket(values: Tensor, search: Search, scratch: Scratch) -> Counts:
+    """Count flat values below and inside the bracket of a search."""
     import torch
 
     n = values.numel()
-    (low, high), most = search.bracket, n if search.forced else n // 4
+    (low, high), most = search.bracket, n if search.keep_all else n // 4
     flags = scratch.take("order", 2 * n, "bool")
-    # Comparisons of numpy, and counts of their flags, take a quarter of the time.
+    # Comparisons by numpy, and counts of their flags, take a quarter of the time.
     fast = values.device.type == "cpu" and has_numpy()
     if fast:
         import numpy
 
-        here, under, until = shared(values), shared(flags)[:n], shared(flags)[n:]
-        below = int(numpy.count_nonzero(numpy.less(here, low, out=under)))
-        inside = int(numpy.count_nonzero(numpy.less_equal(here, high, out=until))) - below
+        array, all_flags = _numpy_view(values, scratch), _numpy_view(flags, scratch)
+        under, until = all_flags[:n], all_flags[n:]
+        below = int(numpy.count_nonzero(numpy.less(array, low, out=under)))
+        inside = int(numpy.count_nonzero(numpy.less_equal(array, high, out=until))) - below
     else:
         less, upto = flags[:n], flags[n:]
         below = int(torch.lt(values, low, out=less).sum())
@@ -242,11 +251,11 @@ def held(values: Tensor, search: Search, scratch: Scratch) -> Counts:
     if not fast:
         return Counts(below, inside, values[less ^ upto].cpu())
     numpy.bitwise_xor(under, until, out=under)
-    return Counts(below, inside, torch.from_numpy(here[numpy.flatnonzero(under)]))
+    return Counts(below, inside, torch.from_numpy(array[numpy.flatnonzero(under)]))
 
 
-def add_up(parts: Sequence[Counts]) -> Counts:
-    """Counts of a block from those of its parts."""
+def join_counts(parts: Sequence[Counts]) -> Counts:
+    """Return the counts of a block from those of its parts."""
     import torch
 
     kept = [part.kept for part in parts if part.kept is not None]
@@ -262,7 +271,7 @@ def add_up(parts: Sequence[Counts]) -> Counts:
 
 
 def next_below(value: float, dtype: str) -> float:
-    """The largest number of the dtype below `value`."""
+    """Return the largest number of the dtype below `value`."""
     import torch
 
     exact = torch.tensor(value, dtype=getattr(torch, dtype))
@@ -270,16 +279,16 @@ def next_below(value: float, dtype: str) -> float:
 
 
 def _middle(low: float, high: float, dtype: str) -> float:
-    """Halfway between two numbers in the order of all numbers of the dtype."""
+    """Return the number halfway between two numbers among all numbers of the dtype."""
     import torch
 
-    middle = (_place(low) + _place(high)) // 2
+    middle = (_position(low) + _position(high)) // 2
     raw = middle if middle >= 0 else -middle | (1 << 63)
     (value,) = struct.unpack("<d", struct.pack("<Q", raw))
     return float(torch.tensor(value, dtype=getattr(torch, dtype)))
 
 
-def _place(value: float) -> int:
-    """A number that grows with `value`, one step per float64."""
+def _position(value: float) -> int:
+    """Return the position of `value` among all float64 numbers, counted from 0."""
     (bits,) = struct.unpack("<q", struct.pack("<d", value))
     return int(bits) if bits >= 0 else -(int(bits) & ((1 << 63) - 1))

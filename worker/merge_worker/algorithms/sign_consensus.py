@@ -1,12 +1,12 @@
-"""The rule of the task-vector methods: sparsify, weigh, elect signs, add.
+"""Generalized task arithmetic: sparsify task vectors, weight them, elect signs, add.
 
-    s_m = sparsify(x_m − b) · rescale_m;  y_m = w_m s_m
-    without consensus:  num = Σ y_m;  den = Σ w_m, or 1 if |den| < 1e-8
-    with:  σ = sign of the vote, + if tied;  num = Σ y_m over sign(y_m) = σ;  den = Σ of their w_m,
-           or 1 if that is 0
-    out = b + lambda · num (/ den if normalize)
+    s_m = sparsify(x_m − base) · rescale_m;  y_m = w_m s_m
+    without consensus:  sum = Σ y_m;  divisor = Σ w_m, or 1 if |Σ w_m| < 1e-8
+    with consensus:  σ = elected sign, + if tied;  sum = Σ y_m over the models with sign(y_m) = σ;
+                     divisor = Σ of their w_m, or 1 if that is 0
+    out = base + lambda · sum (/ divisor if normalize)
 
-Everything is in float32 (float64 where the result is 32 bits wide) and rounded once, at the end.
+Arithmetic is in float32 (float64 if the result is 32 bits wide), rounded once at the end.
 """
 
 from __future__ import annotations
@@ -20,82 +20,97 @@ from ..method import Block, Granularity, MergePass, StatisticsPass, Task
 from .order_statistics import READS, Threshold, order_statistics, parts, parts_into
 from .rank_search import dtype_name, scalar
 from .sparsify import KEEP_ALL, KEEP_NONE, Mask, Sparsifier, Trim, magnitudes
-from .task_vectors import Deltas, Rule, Unchanged, base_of, deltas_of, numbers, run_sums
+from .task_vectors import (
+    CopyBase,
+    Rule,
+    TaskVectors,
+    flat_base,
+    run_sums,
+    sums_by_model,
+    task_vectors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 CONSENSUS = ("sum", "count")
+"""How a sign is elected: that of Σ y_m, or that of Σ sign(y_m)."""
 
 
-@dataclass(frozen=True)
-class Vote(Rule):
-    """`consensus` is how signs are elected: by sums, by counts, or (None) not at all."""
+@dataclass(frozen=True, kw_only=True)
+class GeneralizedTaskArithmetic(Rule):
+    """The rule of ties, dare, breadcrumbs, della and their variants.
+
+    One weight and one sparsifier per model. `consensus` is one of CONSENSUS, or None to add task
+    vectors without electing signs.
+    """
 
     weight: Sequence[float]
-    keep: Sequence[Sparsifier]
+    sparsifiers: Sequence[Sparsifier]
     consensus: str | None
     normalize: bool
-    rescale: bool
-    scale: float
+    rescale: bool = False
+    lambda_: float
 
     def __post_init__(self) -> None:
         if self.consensus not in (None, *CONSENSUS):
             raise ValueError(
-                f"consensus_method is '{self.consensus}'; it is one of {', '.join(CONSENSUS)}"
+                f"consensus_method must be one of {', '.join(CONSENSUS)}, got '{self.consensus}'"
             )
 
     @property
     def granularity(self) -> Granularity:  # type: ignore[override]
-        return (
-            Granularity.ROW
-            if any(k.granularity is Granularity.ROW for k in self.keep)
-            else Granularity.ELEMENT
-        )
+        by_row = any(s.granularity is Granularity.ROW for s in self.sparsifiers)
+        return Granularity.ROW if by_row else Granularity.ELEMENT
 
     @property
     def reads(self) -> int:
-        ordered = any(isinstance(keep, Trim) for keep in self.keep)
-        return 1 + READS * ordered + bool(self._rescaled())
+        trims = any(isinstance(sparsifier, Trim) for sparsifier in self.sparsifiers)
+        return 1 + READS * trims + bool(self._rescaled_models())
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
-        used = [m for m, w in enumerate(self.weight) if w != 0 and self.keep[m] is not KEEP_NONE]
+        sparsifiers = self.sparsifiers
+        used = [m for m, w in enumerate(self.weight) if w != 0 and sparsifiers[m] is not KEEP_NONE]
         count = math.prod(task.shape)
         if not used or not count:
-            return Unchanged()
+            return CopyBase()
 
-        def masked(limits: dict[int, list[Threshold]]) -> StatisticsPass | MergePass:
-            again = self._rescaled()
-            masks = {m: self.keep[m].mask(task, m, limits.get(m, ()), m in again) for m in used}
-            rescaled = {m: masks[m] for m in again if m in masks}
+        def after_thresholds(found: list[list[Threshold]]) -> StatisticsPass | MergePass:
+            thresholds = dict(zip(trimmed, found, strict=True))
+            twice = self._rescaled_models()
+            masks = {
+                m: sparsifiers[m].mask(task, m, thresholds.get(m, ()), m in twice) for m in used
+            }
+            rescaled = {m: masks[m] for m in twice if m in masks}
             if rescaled:
-                return Norms(rescaled, task.work, lambda factors: self.final(task, masks, factors))
-            return self.final(task, masks, {})
+                return L1Norms(rescaled, task.work, lambda f: self.merge_pass(task, masks, f))
+            return self.merge_pass(task, masks, {})
 
-        ranks = {m: self.keep[m].ranks(count) for m in used}
-        sought = [m for m in used if ranks[m]]
+        ranks = {m: sparsifiers[m].ranks(count) for m in used}
+        trimmed = [m for m in used if ranks[m]]
+        values = magnitudes(task.work, trimmed)
+        return order_statistics(values, count, [ranks[m] for m in trimmed], after_thresholds)
 
-        def then(found: list[list[Threshold]]) -> StatisticsPass | MergePass:
-            return masked(dict(zip(sought, found, strict=True)))
-
-        values = magnitudes(task.work, sought)
-        return order_statistics(values, count, [ranks[m] for m in sought], then)
-
-    def _rescaled(self) -> list[int]:
+    def _rescaled_models(self) -> list[int]:
         if not self.rescale:
             return []
-        return [m for m, k in enumerate(self.keep) if k is not KEEP_ALL and k is not KEEP_NONE]
+        return [m for m, s in enumerate(self.sparsifiers) if s not in (KEEP_ALL, KEEP_NONE)]
 
-    def final(self, task: Task, masks: dict[int, Mask], factors: dict[int, float]) -> MergePass:
-        """The last pass, with the factors of those models that are rescaled."""
-        by_model = {m: self.weight[m] * factors.get(m, 1.0) for m in masks}
-        return Combine(self, task.work, masks, by_model)
+    def merge_pass(
+        self, task: Task, masks: dict[int, Mask], rescale: dict[int, float]
+    ) -> MergePass:
+        """Return the last pass; `rescale` has the factors of the models that are rescaled."""
+        factors = {m: self.weight[m] * rescale.get(m, 1.0) for m in masks}
+        return MergeTaskVectors(self, task.work, masks, factors)
 
 
 @dataclass
-class Norms(StatisticsPass):
-    """‖δ‖₁/‖masked δ‖₁ of every model with a mask; 1 where either is below 1e-7."""
+class L1Norms(StatisticsPass):
+    """The pass that computes ‖δ‖₁/‖masked δ‖₁ of every model in `masks`.
+
+    `then` receives the factors by model; a factor is 1 if either norm is below 1e-7.
+    """
 
     masks: dict[int, Mask]
     work: str
@@ -107,13 +122,13 @@ class Norms(StatisticsPass):
         whole: list[Tensor] = []
         kept: list[Tensor] = []
         for part in parts(block):
-            sizes = deltas_of(part, base_of(part, self.work), models)
+            sizes = task_vectors(part, flat_base(part, self.work), models)
             sizes.all.abs_()
             whole += run_sums(sizes)
-            for draw, size, bits in zip(apply, sizes.each, sizes.bits, strict=True):
-                draw(part, size, bits)
+            for apply_mask, size, bits in zip(apply, sizes.each, sizes.bits, strict=True):
+                apply_mask(part, size, bits)
             kept += run_sums(sizes)
-        return numbers(whole), numbers(kept)
+        return sums_by_model(whole), sums_by_model(kept)
 
     def next_pass(
         self, partials: Sequence[tuple[list[list[float]], list[list[float]]]]
@@ -125,17 +140,22 @@ class Norms(StatisticsPass):
         return self.then(factors)
 
 
-class Combine(MergePass):
-    """The last pass of a vote; `factors`: weight times rescaling of models that take part."""
+class MergeTaskVectors(MergePass):
+    """The merge pass; `factors` are weight · rescale of the models that take part."""
 
     def __init__(
-        self, rule: Vote, work: str, masks: dict[int, Mask], factors: dict[int, float]
+        self,
+        rule: GeneralizedTaskArithmetic,
+        work: str,
+        masks: dict[int, Mask],
+        factors: dict[int, float],
     ) -> None:
         self.rule = rule
         self.work = work
         self.masks = masks
         self.divide = [rule.weight[m] for m in factors] if rule.normalize else None
-        # In units of the first factor, which saves a product; not where a divisor may be replaced.
+        # Sums are in units of the first factor, which saves a product; not if a divisor of zero
+        # may have to be replaced by 1.
         self.unit = 1.0
         if not self.divide or min(self.divide) > 0:
             self.unit = abs(next(iter(factors.values())))
@@ -147,71 +167,77 @@ class Combine(MergePass):
         if rule.normalize and not rule.consensus:
             total = math.fsum(rule.weight)
             self.unit /= total if abs(total) >= 1e-8 else 1.0
-        self.scale = rule.scale * self.unit
+        self.scale = rule.lambda_ * self.unit
 
     def merge(self, block: Block, out: Tensor) -> None:
         models = list(self.factors)
         apply = [self.masks[m].on(block) for m in models]
-        for part, here in parts_into(block, out):
-            base = base_of(part, self.work)
-            kept = deltas_of(part, base, models)
-            for select, delta, bits in zip(apply, kept.each, kept.bits, strict=True):
-                select(part, delta, bits)
-            here.copy_(base.add_(self.combine(part, base, kept), alpha=self.scale))
+        for part, target in parts_into(block, out):
+            base = flat_base(part, self.work)
+            sparse = task_vectors(part, base, models)
+            for apply_mask, vector, bits in zip(apply, sparse.each, sparse.bits, strict=True):
+                apply_mask(part, vector, bits)
+            target.copy_(base.add_(self.combine(part, base, sparse), alpha=self.scale))
 
-    def combine(self, part: Block, base: Tensor, kept: Deltas) -> Tensor:
-        """num (/ den) of one part in units of `unit`; the s_m in `kept` are overwritten."""
-        how, factors = self.rule.consensus, list(self.factors.values())
-        if how is None:
-            return gather(kept.each[0], kept.each, factors)
+    def combine(self, part: Block, base: Tensor, sparse: TaskVectors) -> Tensor:
+        """Return sum (/ divisor) of one part in units of `unit`; overwrites the s_m in `sparse`."""
+        consensus, factors = self.rule.consensus, list(self.factors.values())
+        if consensus is None:
+            return weighted_total(sparse.each[0], sparse.each, factors)
         if min(factors) <= 0:
-            for y, factor in zip(kept.each, factors, strict=True):
+            for y, factor in zip(sparse.each, factors, strict=True):
                 y.mul_(scalar(factor, self.work))
             factors = [1.0] * len(factors)
-        total, divisor = elect(part, kept, how, Shares(factors, factors, self.divide))
+        total, divisor = disjoint_sum(
+            part, sparse, consensus, SumFactors(factors, factors, self.divide)
+        )
         return total if divisor is None else _divide(part, total, divisor, self.divide or ())
 
 
-class Shares(NamedTuple):
-    """Factors of the models in the sum that is voted on, in that after the vote, in the divisor."""
+class SumFactors(NamedTuple):
+    """The models' factors in the vote, in the sum and in the divisor; None: 1 each, no divisor."""
 
     vote: Sequence[float] | None
     total: Sequence[float] | None
     divisor: Sequence[float] | None
 
 
-def elect(part: Block, kept: Deltas, how: str, shares: Shares) -> tuple[Tensor, Tensor | None]:
-    """The sum of those y_m whose sign is elected, and that of their shares in the divisor.
+def disjoint_sum(
+    part: Block, vectors: TaskVectors, consensus: str, factors: SumFactors
+) -> tuple[Tensor, Tensor | None]:
+    """Elect signs; return the sum over the models that agree, and the sum of their divisors.
 
-    Factors are positive. `kept` is overwritten.
+    Factors are positive. `vectors` are overwritten.
     """
     import torch
 
-    count, work = kept.all.shape[1], dtype_name(kept.all)
-    whole = "int32" if work == "float32" else "int64"
-    _ballot(part, kept, how, shares.vote)
-    sign = part.scratch.take("sign", count, whole).bitwise_and_(_sign_bit(whole))
-    # Turned by the elected sign, agreeing terms are positive and the others are not.
-    kept.all_bits.bitwise_xor_(sign)
-    kept.all.relu_()
-    if shares.divisor is None:
-        total = gather(kept.each[0], kept.each, shares.total)
-        kept.bits[0].bitwise_xor_(sign)
+    count, work = vectors.all.shape[1], dtype_name(vectors.all)
+    integer = "int32" if work == "float32" else "int64"
+    _vote(part, vectors, consensus, factors.vote)
+    sign = part.scratch.take("sign", count, integer).bitwise_and_(_sign_bit(integer))
+    # Multiplied by the elected sign, agreeing terms are positive and the others are not.
+    vectors.all_bits.bitwise_xor_(sign)
+    vectors.all.relu_()
+    if factors.divisor is None:
+        total = weighted_total(vectors.each[0], vectors.each, factors.total)
+        vectors.bits[0].bitwise_xor_(sign)
         return total, None
-    total = gather(part.scratch.take("total", count, work), kept.each, shares.total)
-    part.scratch.take("total", count, whole).bitwise_xor_(sign)
-    torch.sign(kept.all, out=kept.all)
-    return total, gather(kept.each[0], kept.each, shares.divisor)
+    total = weighted_total(part.scratch.take("total", count, work), vectors.each, factors.total)
+    part.scratch.take("total", count, integer).bitwise_xor_(sign)
+    torch.sign(vectors.all, out=vectors.all)
+    return total, weighted_total(vectors.each[0], vectors.each, factors.divisor)
 
 
-def gather(out: Tensor, terms: tuple[Tensor, ...], factors: Sequence[float] | None) -> Tensor:
-    """Σ factor · term; `out` may be the first term."""
+def weighted_total(
+    out: Tensor, terms: tuple[Tensor, ...], factors: Sequence[float] | None
+) -> Tensor:
+    """Write Σ factor · term to `out`, which may be the first term."""
     import torch
 
-    shares = list(factors or [1.0] * len(terms))
-    rest = list(zip(terms, shares, strict=True))[1:]
-    if shares[0] != 1.0:
-        torch.mul(terms[0], scalar(shares[0], dtype_name(out)), out=out)
+    given = list(factors or [1.0] * len(terms))
+    rest = list(zip(terms, given, strict=True))[1:]
+    if given[0] != 1.0:
+        torch.mul(terms[0], scalar(given[0], dtype_name(out)), out=out)
     elif rest:
         term, factor = rest.pop(0)
         torch.add(terms[0], term, alpha=factor, out=out)
@@ -223,12 +249,12 @@ def gather(out: Tensor, terms: tuple[Tensor, ...], factors: Sequence[float] | No
 
 
 def _divide(part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float]) -> Tensor:
-    """total / divisor; a divisor of zero divides nothing."""
+    """Return total / divisor, with 1 in place of a divisor of zero."""
     import torch
 
     least = min(abs(weight) for weight in weights)
     if min(weights) > 0:
-        # Nothing agrees only where nothing was kept: 0 over anything.
+        # No model agrees only if all were dropped: the total is 0, over anything.
         divisor.clamp_min_(least / 2)
     else:
         # Weights that cancel do so up to rounding.
@@ -238,20 +264,22 @@ def _divide(part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float
     return total.div_(divisor)
 
 
-def _ballot(part: Block, kept: Deltas, how: str, factors: Sequence[float] | None) -> None:
-    """Σ y_m or Σ sign(y_m) in scratch "sign"; never −0 unless all of them are zero."""
+def _vote(
+    part: Block, vectors: TaskVectors, consensus: str, factors: Sequence[float] | None
+) -> None:
+    """Write Σ y_m or Σ sign(y_m) to scratch "sign"; −0 only if all terms are zero."""
     import torch
 
-    count, work = kept.all.shape[1], dtype_name(kept.all)
+    count, work = vectors.all.shape[1], dtype_name(vectors.all)
     out = part.scratch.take("sign", count, work)
-    if how == "sum":
-        gather(out, kept.each, factors)
+    if consensus == "sum":
+        weighted_total(out, vectors.each, factors)
         return
     term = part.scratch.take("mask", count, work)
-    torch.sign(kept.each[0], out=out)
-    for y in kept.each[1:]:
+    torch.sign(vectors.each[0], out=out)
+    for y in vectors.each[1:]:
         out.add_(torch.sign(y, out=term))
 
 
-def _sign_bit(whole: str) -> Tensor:
-    return scalar(-(1 << 31) if whole == "int32" else -(1 << 63), whole)
+def _sign_bit(integer: str) -> Tensor:
+    return scalar(-(1 << 31) if integer == "int32" else -(1 << 63), integer)

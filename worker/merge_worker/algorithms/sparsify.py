@@ -1,4 +1,7 @@
-"""Which elements of a delta are kept: by magnitude, by chance, or by chance that grows with it."""
+"""Sparsification of task vectors: by magnitude (trim), or at random (drop).
+
+Pruning at random with a probability that depends on the magnitude is in `magprune`.
+"""
 
 from __future__ import annotations
 
@@ -10,104 +13,110 @@ from typing import TYPE_CHECKING
 
 from ..method import Block, Granularity, Task
 from .order_statistics import Threshold, Values
-from .random_masks import Stream, least
+from .random_masks import RandomStream, keep_bound
 from .rank_search import dtype_name, scalar
-from .task_vectors import base_of, deltas_of
+from .task_vectors import flat_base, task_vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-Apply = Callable[[Block, "Tensor", "Tensor"], None]
-"""`apply(part, delta, bits)` sets what is not kept of a part's flat delta (or its magnitude) to
-zero; `bits` is the same memory as whole numbers."""
+ApplyMask = Callable[[Block, "Tensor", "Tensor"], None]
+"""`apply(part, vector, bits)` sets the dropped elements of a part's flat task vector (or of its
+magnitudes) to zero; `bits` is the same memory as integers."""
 
 
 class Mask(ABC):
-    """A selection with all statistics that it needs."""
+    """The elements of one model's task vector to keep, with all statistics that this takes."""
 
     @abstractmethod
-    def on(self, block: Block) -> Apply:
-        """What to do with the parts of a block."""
+    def on(self, block: Block) -> ApplyMask:
+        """Return the function that masks the parts of a block."""
 
 
 class Sparsifier(ABC):
-    """A selection as the recipe asks for it. KEEP_ALL and KEEP_NONE are the trivial ones."""
+    """A rule, given by parameters alone, for which elements of a task vector to keep.
+
+    KEEP_ALL and KEEP_NONE are the trivial ones.
+    """
 
     granularity: Granularity = Granularity.ELEMENT
 
     def ranks(self, count: int) -> list[int]:
-        """Ranks by magnitude, ascending, whose thresholds `mask` needs."""
+        """Return the ascending ranks by magnitude, of `count`, whose thresholds `mask` needs."""
         return []
 
     @abstractmethod
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
-        """`again` says that the mask is asked for in two passes."""
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
+        """Return the mask of a model; `twice` says that two passes will apply it."""
 
 
-class _Everything(Sparsifier, Mask):
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
+class _KeepAll(Sparsifier, Mask):
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
         return self
 
-    def on(self, block: Block) -> Apply:
-        return lambda part, delta, bits: None
+    def on(self, block: Block) -> ApplyMask:
+        return lambda part, vector, bits: None
 
 
-class _Nothing(_Everything):
-    def on(self, block: Block) -> Apply:
-        def clear(part: Block, delta: Tensor, bits: Tensor) -> None:
-            delta.zero_()
+class _KeepNone(_KeepAll):
+    def on(self, block: Block) -> ApplyMask:
+        def clear(part: Block, vector: Tensor, bits: Tensor) -> None:
+            vector.zero_()
 
         return clear
 
 
-KEEP_ALL: Sparsifier = _Everything()
-KEEP_NONE: Sparsifier = _Nothing()
+KEEP_ALL: Sparsifier = _KeepAll()
+KEEP_NONE: Sparsifier = _KeepNone()
 
 
-def largest(density: float) -> Sparsifier:
-    """The int(density · n) largest magnitudes, at least one."""
+def trim(density: float) -> Sparsifier:
+    """Keep the int(density · n) elements of largest magnitude, at least one (TIES)."""
     if density >= 1:
         return KEEP_ALL
     return Trim(density) if density > 0 else KEEP_NONE
 
 
-def inner(density: float, gamma: float) -> Sparsifier:
-    """int(density · n) magnitudes below the int(gamma · n) largest; fewer of those if they must."""
+def trim_tails(density: float, gamma: float) -> Sparsifier:
+    """Keep int(density · n) magnitudes below the int(gamma · n) largest (Model Breadcrumbs).
+
+    If gamma > 1 − density, fewer of the largest are dropped.
+    """
     if not gamma >= 0:
-        raise ValueError(f"gamma is {gamma:g}; it is the share of outliers to drop, 0 or more")
+        raise ValueError(f"gamma must be 0 or more (the share of outliers to drop), got {gamma:g}")
     if density >= 1:
         return KEEP_ALL
     return Trim(density, gamma) if density > 0 else KEEP_NONE
 
 
-def chance(density: float) -> Sparsifier:
-    """Each element with the probability `density`."""
+def drop_at_random(density: float) -> Sparsifier:
+    """Keep each element with probability `density` (DARE)."""
     if density >= 1:
         return KEEP_ALL
-    return Chance(density) if density > 0 else KEEP_NONE
+    return RandomDrop(density) if density > 0 else KEEP_NONE
 
 
 def magnitudes(work: str, models: Sequence[int]) -> Values:
-    """`values` for order statistics of |δ|; a series is a place in `models`."""
+    """Return `values` for order statistics of |δ|, with one series for each of `models`."""
 
     def values(block: Block) -> Sequence[Tensor]:
-        deltas = deltas_of(block, base_of(block, work), models)
-        deltas.all.abs_()
-        return deltas.each
+        vectors = task_vectors(block, flat_base(block, work), models)
+        vectors.all.abs_()
+        return vectors.each
 
     return values
 
 
 @dataclass(frozen=True)
 class Trim(Sparsifier):
-    """A span of magnitudes; `gamma` is None where the largest are kept."""
+    """The sparsifier that keeps a range of magnitudes; without `gamma`, the largest."""
 
     density: float
     gamma: float | None = None
 
     def span(self, count: int) -> tuple[int, int]:
-        """Ranks [first, stop) to keep."""
+        """Return the ranks [first, stop) to keep of `count` elements."""
         keep = int(self.density * count)
         if self.gamma is None:
             return count - max(1, keep), count
@@ -120,14 +129,14 @@ class Trim(Sparsifier):
             return []
         return [rank for rank in (first, stop) if 0 < rank < count]
 
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
         count = math.prod(task.shape)
         first, stop = self.span(count)
         if first == stop:
-            return _Nothing()
-        found = iter(thresholds)
-        lower = next(found) if first > 0 else None
-        return _TrimMask(lower, next(found) if stop < count else None)
+            return _KeepNone()
+        remaining = iter(thresholds)
+        lower = next(remaining) if first > 0 else None
+        return _TrimMask(lower, next(remaining) if stop < count else None)
 
 
 @dataclass(frozen=True)
@@ -135,29 +144,32 @@ class _TrimMask(Mask):
     lower: Threshold | None
     upper: Threshold | None
 
-    def on(self, block: Block) -> Apply:
+    def on(self, block: Block) -> ApplyMask:
         lower, upper = self.lower, self.upper
-        lower_edge = block.start + lower.ties(block) if lower else 0
-        upper_edge = block.start + upper.ties(block) if upper else 0
+        lower_edge = block.start + lower.leading_ties(block) if lower else 0
+        upper_edge = block.start + upper.leading_ties(block) if upper else 0
 
-        def trim(part: Block, delta: Tensor, bits: Tensor) -> None:
+        def apply(part: Block, vector: Tensor, bits: Tensor) -> None:
             if lower:
-                shrink(delta, lower, lower_edge - part.start, delta)
+                zero_below(vector, lower, lower_edge - part.start, vector)
             if upper:
-                top = part.scratch.take("mask", delta.numel(), dtype_name(delta))
-                shrink(delta, upper, upper_edge - part.start, top)
-                delta.sub_(top)
+                outliers = part.scratch.take("mask", vector.numel(), dtype_name(vector))
+                zero_below(vector, upper, upper_edge - part.start, outliers)
+                vector.sub_(outliers)
 
-        return trim
+        return apply
 
 
-def shrink(values: Tensor, threshold: Threshold, lead: int, out: Tensor) -> None:
-    """Keep the upper side: of the `lead` first elements those equal to the threshold as well."""
+def zero_below(values: Tensor, threshold: Threshold, lead: int, out: Tensor) -> None:
+    """Write to `out` the values of magnitude above the threshold, and zero for all others.
+
+    Of elements equal to the threshold, those among the first `lead` are kept.
+    """
     import torch
 
     count = values.numel()
     lead = min(max(lead, 0), count)
-    # Not a comparison and a product: one pass instead of two, and NaN stays visible.
+    # One pass, where a comparison and a product take two; and NaN stays visible.
     if lead == count:
         torch.hardshrink(values, threshold.below, out=out)
     elif not lead:
@@ -168,25 +180,28 @@ def shrink(values: Tensor, threshold: Threshold, lead: int, out: Tensor) -> None
 
 
 @dataclass(frozen=True)
-class Chance(Sparsifier):
+class RandomDrop(Sparsifier):
+    """The sparsifier that keeps each element with probability `density`."""
+
     density: float
 
-    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], again: bool) -> Mask:
-        return _ChanceMask(Stream.of(task.seed, task.name, model), least(self.density))
+    def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
+        stream = RandomStream.of(task.seed, task.name, model)
+        return _RandomMask(stream, keep_bound(self.density))
 
 
 @dataclass(frozen=True)
-class _ChanceMask(Mask):
-    stream: Stream
+class _RandomMask(Mask):
+    stream: RandomStream
     bound: int
 
-    def on(self, block: Block) -> Apply:
-        return self.draw
+    def on(self, block: Block) -> ApplyMask:
+        return self.apply
 
-    def draw(self, part: Block, delta: Tensor, bits: Tensor) -> None:
+    def apply(self, part: Block, vector: Tensor, bits: Tensor) -> None:
         import torch
 
         words = self.stream.words(part)
         torch.ge(words, scalar(self.bound, "int32"), out=words)
-        # A product with 0 or 1 as whole numbers: products with bool are ten times slower.
+        # A product with integers 0 and 1: products with bool are ten times slower.
         bits.mul_(words)

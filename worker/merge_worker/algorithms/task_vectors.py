@@ -1,7 +1,7 @@
-"""Family of the methods that select elements of the deltas, agree on signs, and add.
+"""The algorithm of methods that compute with task vectors δ_m = x_m − base, element by element.
 
-A method's function gives a rule: what is selected, and how it is combined. The rules shared by
-many are in `_vote` and `_sparsify`; others stand in the file of their method.
+A method's function returns a Rule. Rules that several methods share are in `sign_consensus` and
+`ram`; others are in the file of their method.
 """
 
 from __future__ import annotations
@@ -11,50 +11,29 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..method import Block, Granularity, MergePass, Method, StatisticsPass, Task
-from .rank_search import bits, dtype_name
+from .rank_search import as_integers, dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-# MERGED Keep of a merged delta what serves enough models (TALL masks).
-
-
-def keep_agreed(
-    part: Block, merged: Tensor, deltas: Sequence[Tensor], mask_lambda: float, least: int
-) -> Tensor:
-    """`merged`, zero where fewer than `least` models have |τ_m| > mask_lambda · |merged − τ_m|.
-
-    `deltas` are overwritten.
-    """
-    import torch
-
-    count, work = merged.numel(), str(merged.dtype).removeprefix("torch.")
-    votes = part.scratch.take("sign", count, work).zero_()
-    term = part.scratch.take("mask", count, work)
-    for delta in deltas:
-        torch.sub(merged, delta, out=term).abs_().mul_(mask_lambda)
-        votes.add_(torch.gt(delta.abs_(), term, out=term))
-    return merged.mul_(torch.ge(votes, least, out=term))
-
-
 class Rule(ABC):
-    """What the function of a method of this family returns."""
+    """The passes over a tensor that follow from the parameters of a method."""
 
     granularity: Granularity = Granularity.ELEMENT
 
     @property
     def reads(self) -> int:
-        """How often the sources are read as a rule, the final pass included."""
+        """How many times the sources are usually read, the merge pass included."""
         return 1
 
     @abstractmethod
     def begin(self, task: Task) -> StatisticsPass | MergePass:
-        """The first pass over a tensor that is not empty, with at least one model."""
+        """Return the first pass over a tensor; the task has at least one model."""
 
 
-class Select:
-    """`method(*, parameters) -> Rule`."""
+class TaskVectorAlgorithm:
+    """The algorithm of a method function `method(*, parameters) -> Rule`."""
 
     def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return _rule(method, values).granularity
@@ -63,7 +42,7 @@ class Select:
         return _rule(method, values).reads
 
     def scratch_bytes(self, method: Method, sources: int) -> int:
-        # The deltas and the base, and at most ten other numbers, at most float64.
+        # Task vectors, the base, and at most ten other numbers per element, at most float64.
         return (sources + 10) * 8
 
     def check(self, method: Method, task: Task) -> None:
@@ -71,11 +50,11 @@ class Select:
 
     def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if not task.models:
-            return Unchanged()
+            return CopyBase()
         return _rule(method, task.values).begin(task)
 
 
-SELECT = Select()
+TASK_VECTORS = TaskVectorAlgorithm()
 
 
 def _rule(method: Method, values: Mapping[str, Any]) -> Rule:
@@ -84,78 +63,95 @@ def _rule(method: Method, values: Mapping[str, Any]) -> Rule:
     return rule
 
 
-DENSITY: Any = 1.0
-"""The default of every model, which selects all; typed so for parameters of one value per model."""
-
-
-class Unchanged(MergePass):
-    """The base alone: its values, rounded if the result is narrower."""
+class CopyBase(MergePass):
+    """The merge pass that writes the base, rounded if the result is narrower."""
 
     def merge(self, block: Block, out: Tensor) -> None:
         out.copy_(block.tensors[-1])
 
 
-def base_of(block: Block, work: str) -> Tensor:
-    """The base of a block, flat, in scratch."""
-    return converted(block, -1, "base", work)
+def flat_base(block: Block, work: str) -> Tensor:
+    """Return the base of a block as `work`, flat, in scratch memory."""
+    values = block.tensors[-1]
+    return _copy_flat(values, block.scratch.take("base", values.numel(), work))
+
+
+def _copy_flat(values: Tensor, into: Tensor) -> Tensor:
+    (into if values.ndim == 1 else into.view(values.shape)).copy_(values)
+    return into
 
 
 RUN = 4096
+"""Elements that are summed in float32 before float64 takes over; see run_sums."""
 
 
-class Deltas(NamedTuple):
-    """x_m − b of some models, in scratch: all [model, element], each, and both as whole numbers.
+class TaskVectors(NamedTuple):
+    """Task vectors of some models in scratch memory: floats, and the same memory as integers.
 
-    `runs` has [model, run, element] where the elements are runs of 4096.
+    `runs` is [model, run, element] if the elements divide into runs of RUN, else None.
     """
 
-    all: Tensor
+    all: Tensor  # [model, element]
     each: tuple[Tensor, ...]
     all_bits: Tensor
     bits: tuple[Tensor, ...]
     runs: Tensor | None
 
 
-def deltas_of(block: Block, base: Tensor, models: Sequence[int]) -> Deltas:
-    count = base.numel()
-    flat = block.scratch.take("deltas", len(models) * count, dtype_name(base))
-    # Views cost as much as operations: they are kept with the memory that they show.
-    found: Deltas | None = getattr(flat, "deltas", None)
-    if found is None or found.all.shape != (len(models), count):
-        shown = flat.view(-1, count)
-        runs = shown.view(len(shown), -1, RUN) if count % RUN == 0 else None
-        found = Deltas(shown, shown.unbind(), bits(shown), bits(shown).unbind(), runs)
-        flat.deltas = found  # type: ignore[attr-defined]
-    for delta, model in zip(found.each, models, strict=True):
-        _copied(block.tensors[model], delta)
-    found.all.sub_(base)
-    return found
+def task_vectors(block: Block, base: Tensor, models: Sequence[int]) -> TaskVectors:
+    """Return x_m − base of `models` in scratch memory, in the dtype of `base`."""
+    rows, count = len(models), base.numel()
+    flat = block.scratch.take("task vectors", rows * count, dtype_name(base))
+
+    def make_views() -> TaskVectors:
+        floats = flat.view(-1, count)
+        integers = as_integers(floats)
+        runs = floats.view(rows, -1, RUN) if count % RUN == 0 else None
+        return TaskVectors(floats, floats.unbind(), integers, integers.unbind(), runs)
+
+    # Making these views takes as long as the arithmetic on them.
+    key = ("task vectors", flat.dtype, rows, count)
+    views: TaskVectors = block.scratch.cached(key, make_views)
+    for vector, model in zip(views.each, models, strict=True):
+        _copy_flat(block.tensors[model], vector)
+    views.all.sub_(base)
+    return views
 
 
-def converted(block: Block, source: int, slot: str, dtype: str) -> Tensor:
-    """The values of one source, flat, in the scratch of `slot`."""
-    values = block.tensors[source]
-    return _copied(values, block.scratch.take(slot, values.numel(), dtype))
+def run_sums(vectors: TaskVectors) -> list[Tensor]:
+    """Sum every model's vector over runs of RUN: float32 is exact enough there.
 
-
-def _copied(values: Tensor, into: Tensor) -> Tensor:
-    (into if values.ndim == 1 else into.view(values.shape)).copy_(values)
-    return into
-
-
-def run_sums(deltas: Deltas) -> list[Tensor]:
-    """Sums for every model over runs of RUN: exact enough in float32, to be added in float64."""
-    if deltas.runs is not None:
-        return [deltas.runs.sum(2)]
-    rows, count = deltas.all.shape
+    Returns tensors [model, run], to be added up in float64.
+    """
+    if vectors.runs is not None:
+        return [vectors.runs.sum(2)]
+    rows, count = vectors.all.shape
     whole = count // RUN * RUN
-    sums = [deltas.all[:, :whole].reshape(rows, -1, RUN).sum(2)] if whole else []
-    return [*sums, deltas.all[:, whole:].sum(1, keepdim=True)]
+    sums = [vectors.all[:, :whole].reshape(rows, -1, RUN).sum(2)] if whole else []
+    return [*sums, vectors.all[:, whole:].sum(1, keepdim=True)]
 
 
-def numbers(sums: list[Tensor]) -> list[list[float]]:
-    """All sums of a block, by row."""
+def sums_by_model(sums: list[Tensor]) -> list[list[float]]:
+    """Return the run sums of a block as lists of floats, one list per model."""
     import torch
 
-    found: list[list[float]] = torch.cat(sums, 1).tolist()
-    return found
+    result: list[list[float]] = torch.cat(sums, 1).tolist()
+    return result
+
+
+def apply_consensus_mask(
+    part: Block, merged: Tensor, vectors: Sequence[Tensor], mask_lambda: float, threshold: int
+) -> Tensor:
+    """Zero `merged` where fewer than `threshold` models have |τ_m| > mask_lambda · |merged − τ_m|.
+
+    One model's mask is its TALL mask (arXiv:2405.07813). `vectors` (the τ_m) are overwritten.
+    """
+    import torch
+
+    count, work = merged.numel(), dtype_name(merged)
+    votes = part.scratch.take("sign", count, work).zero_()
+    term = part.scratch.take("mask", count, work)
+    for vector in vectors:
+        torch.sub(merged, vector, out=term).abs_().mul_(mask_lambda)
+        votes.add_(torch.gt(vector.abs_(), term, out=term))
+    return merged.mul_(torch.ge(votes, threshold, out=term))

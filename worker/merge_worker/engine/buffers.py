@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..method import T
 from ..planning.step import Grid
 
 if TYPE_CHECKING:
@@ -20,11 +21,19 @@ MANY_VIEWS = 1000
 class Pool:
     """Buffers by slot, on one device; each grows to the largest request and is then reused.
 
-    `aligned` is what their addresses are multiples of.
+    `aligned` is what their addresses are multiples of. Pools of one lane share `cache`, so that
+    views which methods cached never keep memory alive that one of them lets go.
     """
 
-    def __init__(self, device: torch.device, pinned: bool = False, aligned: int = 1) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        pinned: bool = False,
+        aligned: int = 1,
+        cache: dict[tuple[object, ...], Any] | None = None,
+    ) -> None:
         self.device = device
+        self._cache = {} if cache is None else cache
         self.pinned = pinned
         self.aligned = aligned
         self._slots: dict[str, Tensor] = {}
@@ -61,6 +70,16 @@ class Pool:
         self._views.clear()
         self._runs.clear()
         self._memory.clear()
+        self._cache.clear()
+
+    def cached(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """Return what `make` returned for this key before, until memory of the lane moves."""
+        value: T | None = self._cache.get(key)
+        if value is None:
+            if len(self._cache) >= MANY_VIEWS:
+                self._cache.clear()
+            value = self._cache[key] = make()
+        return value
 
     def memory(self, slot: str, count: int, shift: int = 0) -> memoryview:
         """`count` bytes of a slot on the host from byte `shift` on, for reads and writes."""

@@ -40,11 +40,13 @@ class Lane:
         self.device, self.files, self.turns = device, files, turns
         # With an accelerator, values pass through pinned host memory; tests stage on CPU too.
         self.staged = device.type != "cpu" if staged is None else staged
-        self.host = Pool(torch.device("cpu"), pinned=device.type in ("cuda", "xpu"))
-        self.on_device = Pool(device) if self.staged else self.host
+        cache: dict[tuple[object, ...], Any] = {}
+        pinned = device.type in ("cuda", "xpu")
+        self.host = Pool(torch.device("cpu"), pinned, cache=cache)
+        self.on_device = Pool(device, cache=cache) if self.staged else self.host
         # What is written, as far beyond a page in memory as in the file.
-        self.landing = Pool(self.host.device, self.host.pinned, PAGE)
-        self.scratch = Pool(device)
+        self.landing = Pool(self.host.device, pinned, PAGE, cache)
+        self.scratch = Pool(device, cache=cache)
         self._room_for: tuple[Step, int, int] | None = None
 
     def stream(self) -> AbstractContextManager[Any]:

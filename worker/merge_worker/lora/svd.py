@@ -11,7 +11,7 @@ import math
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..algorithms.spectral import products_first, spectrum
+from ..algorithms.spectral import prefers_products, spectrum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ def low_rank(matrix: Tensor, wanted: Wanted, name: str) -> Factors:
     if total == 0:
         return Factors(matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]))
     # Where iterations come near the whole width, the Gram matrix of all of it is made sooner.
-    if (4 if products_first(tall) else 10) * (rank + EXTRA) >= tall.shape[1]:
+    if (4 if prefers_products(tall) else 10) * (rank + EXTRA) >= tall.shape[1]:
         values, right = spectrum(tall)
         left = tall @ right[:, :rank].to(tall)
         left, right, values = left / values[:rank].to(tall), right[:, :rank], values[:rank]

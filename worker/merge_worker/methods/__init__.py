@@ -1,4 +1,4 @@
-"""The merge methods: this folder's listing. A file NAME.py holds the method NAME."""
+"""The merge methods: a file NAME.py in this package defines the method NAME."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ __all__ = ["Method", "get", "names"]
 
 @cache
 def names() -> tuple[str, ...]:
-    """All method names, sorted; also inside a zip, and without importing any of them."""
-    found = (module.name for module in iter_modules(__path__))
-    return tuple(sorted(name for name in found if not name.startswith("_")))
+    """Return the names of all methods, sorted; works inside a zip, and imports none of them."""
+    modules = (module.name for module in iter_modules(__path__))
+    return tuple(sorted(name for name in modules if not name.startswith("_")))
 
 
 @cache
 def get(name: str) -> Method:
-    """The method of that name. KeyError if there is none; TypeError if its file is malformed."""
+    """Return the method `name`.
+
+    Raises KeyError if there is none, and TypeError if its file does not define it.
+    """
     if name not in names():
         raise KeyError(name)
     method = getattr(import_module(f".{name}", __name__), name, None)

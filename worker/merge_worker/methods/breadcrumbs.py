@@ -1,39 +1,51 @@
-"""Drop outliers and noise, add."""
+"""Model Breadcrumbs: task vectors without outliers and noise, added (Davari, Belilovsky, 2023)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..algorithms.sign_consensus import Vote
-from ..algorithms.sparsify import inner
-from ..algorithms.task_vectors import DENSITY, SELECT
-from ..method import BaseRole, merge_method
-
-GAMMA: Any = 0.01
+from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
+from ..algorithms.sparsify import trim_tails
+from ..algorithms.task_vectors import TASK_VECTORS
+from ..method import BaseRole, merge_method, per_model
 
 
 @merge_method(
-    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2312.06795"
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2312.06795",
+    base=BaseRole.REQUIRED,
+    models=(0, None),
 )
 def breadcrumbs(
     *,
     weight: list[float],
-    density: list[float] = DENSITY,
-    gamma: list[float] = GAMMA,
+    density: list[float] = per_model(1.0),
+    gamma: list[float] = per_model(0.01),
     normalize: bool = False,
     rescale: bool = False,
     lambda_: float = 1.0,
     int8_mask: bool = False,
-) -> Vote:
-    """out = b + lambda · Σ w_m s_m with outliers and noise dropped from s_m.
+) -> GeneralizedTaskArithmetic:
+    """Drop the largest and the smallest elements of task vectors, add the rest.
 
-    s_m drops the int(gamma · n) largest magnitudes of x_m − b and keeps the int(density · n) below
-    them, over the whole tensor. density comes first: where gamma > 1 − density, fewer outliers are
-    dropped. density 1 (the default) keeps all of them, whatever gamma says. Releases of mergekit
-    before 0.1 dropped the whole tensor if int(gamma · n) was 0 (fewer than 100 elements).
-    Elements of equal magnitude at an edge are taken in the order of the tensor.
-    normalize: true divides by Σ w_m; rescale restores the L1 norm of x_m − b.
-    int8_mask is accepted and has no effect.
+    s_m = x_m − base without its int(gamma · n) largest magnitudes; of the others the
+          int(density · n) largest are kept, over the whole tensor of n elements
+    out = base + lambda · Σ w_m s_m
+
+    weight: w_m.
+    density: fraction of elements to keep; 1 keeps all of them, whatever gamma is.
+    gamma: fraction of outliers to drop; fewer if gamma > 1 − density. Releases of mergekit before
+      0.1 dropped the whole tensor if int(gamma · n) was 0 (fewer than 100 elements).
+    normalize: divide by Σ w_m.
+    rescale: restore the L1 norm of x_m − base.
+    lambda: factor of the merged task vector.
+    int8_mask: accepted without effect.
+
+    Of equal magnitudes at a threshold, the first in the tensor count as the larger ones.
     """
-    keep = [inner(d, g) for d, g in zip(density, gamma, strict=True)]
-    return Vote(weight, keep, None, normalize, rescale, lambda_)
+    return GeneralizedTaskArithmetic(
+        weight=weight,
+        sparsifiers=[trim_tails(d, g) for d, g in zip(density, gamma, strict=True)],
+        consensus=None,
+        normalize=normalize,
+        rescale=rescale,
+        lambda_=lambda_,
+    )

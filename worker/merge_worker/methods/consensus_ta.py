@@ -1,4 +1,4 @@
-"""Task arithmetic without what serves too few tasks."""
+"""Consensus task arithmetic: only elements that enough models need (Wang et al., 2024)."""
 
 from __future__ import annotations
 
@@ -9,74 +9,78 @@ from typing import TYPE_CHECKING
 
 from ..algorithms.order_statistics import parts_into
 from ..algorithms.task_vectors import (
-    DENSITY,
-    SELECT,
+    TASK_VECTORS,
+    CopyBase,
     Rule,
-    Unchanged,
-    base_of,
-    deltas_of,
-    keep_agreed,
+    apply_consensus_mask,
+    flat_base,
+    task_vectors,
 )
-from ..method import BaseRole, Block, MergePass, Task, merge_method
+from ..method import BaseRole, Block, MergePass, Task, merge_method, per_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-WEIGHT = DENSITY
-
-
-@dataclass(frozen=True)
-class Agreed(Rule):
-    weight: Sequence[float]
-    scale: float
-    mask_lambda: float
-    least: int
-
-    def begin(self, task: Task) -> MergePass:
-        return Sum(self, task) if math.prod(task.shape) else Unchanged()
-
-
-@dataclass
-class Sum(MergePass):
-    rule: Agreed
-    task: Task
-
-    def merge(self, block: Block, out: Tensor) -> None:
-        for part, here in parts_into(block, out):
-            base = base_of(part, self.task.work)
-            total = part.scratch.take("total", base.numel(), self.task.work).zero_()
-            deltas = deltas_of(part, base, range(self.task.models)).each
-            for delta, weight in zip(deltas, self.rule.weight, strict=True):
-                if weight != 1.0:
-                    delta.mul_(weight)
-                total.add_(delta)
-            keep_agreed(part, total, deltas, self.rule.mask_lambda, self.rule.least)
-            here.copy_(base.add_(total, alpha=self.rule.scale))
-
-
 @merge_method(
-    SELECT,
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2405.07813",
     base=BaseRole.REQUIRED,
     models=(0, None),
-    reference="https://arxiv.org/abs/2405.07813",
     experimental=True,
 )
 def consensus_ta(
     *,
-    weight: list[float] = WEIGHT,
+    weight: list[float] = per_model(1.0),
     lambda_: float = 1.0,
     tall_mask_lambda: float = 0.4,
     consensus_threshold: int = 2,
-) -> Agreed:
-    """out = b + lambda · τ where at least consensus_threshold models need it; τ = Σ w_m (x_m − b).
+) -> Rule:
+    """Task arithmetic, limited to the elements that enough models need (consensus merging).
 
-    A model needs an element if |τ_m| > tall_mask_lambda · |τ − τ_m|, τ_m = w_m (x_m − b): a larger
-    tall_mask_lambda keeps less. Elements that serve one model (selfish) or none (catastrophic) go
-    back to the base. consensus_threshold 0 is task arithmetic; more than the number of models gives
-    the base.
-    The paper chooses tall_mask_lambda from 0.2 to 0.6 and lambda (0.3 for 8 to 20 vision models) on
-    validation data; the defaults are a compromise. Its weights are all 1. Evidence is from CLIP and
-    T5; with two models and consensus_threshold 2 both must need an element.
+    τ = Σ τ_m, with τ_m = w_m (x_m − base)
+    out = base + lambda · τ where at least consensus_threshold models need the element, else base
+    A model needs an element if |τ_m| > tall_mask_lambda · |τ − τ_m| (its TALL mask).
+
+    weight: w_m; all 1 in the paper.
+    lambda: factor of the merged task vector; the paper chooses it on validation data (0.3 for 8 to
+      20 vision models).
+    tall_mask_lambda: a larger value keeps fewer elements; the paper chooses from 0.2 to 0.6 on
+      validation data, and the default is a compromise.
+    consensus_threshold: with 2, elements that one model (selfish) or none (catastrophic) needs go
+      back to the base; with two models both must need an element. 0 is task arithmetic; more than
+      the number of models gives the base.
+
+    Published results are of CLIP and T5.
     """
-    return Agreed(weight, lambda_, tall_mask_lambda, consensus_threshold)
+    return _ConsensusTaskArithmetic(weight, lambda_, tall_mask_lambda, consensus_threshold)
+
+
+@dataclass(frozen=True)
+class _ConsensusTaskArithmetic(Rule):
+    weight: Sequence[float]
+    lambda_: float
+    mask_lambda: float
+    threshold: int
+
+    def begin(self, task: Task) -> MergePass:
+        return _MergeWithConsensus(self, task) if math.prod(task.shape) else CopyBase()
+
+
+@dataclass
+class _MergeWithConsensus(MergePass):
+    rule: _ConsensusTaskArithmetic
+    task: Task
+
+    def merge(self, block: Block, out: Tensor) -> None:
+        rule = self.rule
+        for part, target in parts_into(block, out):
+            base = flat_base(part, self.task.work)
+            total = part.scratch.take("total", base.numel(), self.task.work).zero_()
+            vectors = task_vectors(part, base, range(self.task.models)).each
+            for vector, weight in zip(vectors, rule.weight, strict=True):
+                if weight != 1.0:
+                    vector.mul_(weight)
+                total.add_(vector)
+            apply_consensus_mask(part, total, vectors, rule.mask_lambda, rule.threshold)
+            target.copy_(base.add_(total, alpha=rule.lambda_))

@@ -1,77 +1,91 @@
-"""TIES without what serves too few tasks."""
+"""Consensus TIES: only elements that enough models need (Wang et al., 2024)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..algorithms.sign_consensus import Combine, Vote
-from ..algorithms.sparsify import Mask, largest
-from ..algorithms.task_vectors import SELECT, Deltas, deltas_of, keep_agreed
-from ..method import BaseRole, Block, MergePass, Task, merge_method
+from ..algorithms.sign_consensus import GeneralizedTaskArithmetic, MergeTaskVectors
+from ..algorithms.sparsify import Mask, trim
+from ..algorithms.task_vectors import (
+    TASK_VECTORS,
+    Rule,
+    TaskVectors,
+    apply_consensus_mask,
+    task_vectors,
+)
+from ..method import BaseRole, Block, MergePass, Task, merge_method, per_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-DENSITY: Any = 0.2
-WEIGHT: Any = 1.0
-
-
-@dataclass(frozen=True)
-class AgreedVote(Vote):
-    mask_lambda: float = 0.4
-    least: int = 2
-
-    def final(self, task: Task, masks: dict[int, Mask], factors: dict[int, float]) -> MergePass:
-        return AgreedCombine(self, task, masks)
-
-
-class AgreedCombine(Combine):
-    """The elected sum, masked by what all of the deltas, untrimmed, say to it."""
-
-    def __init__(self, rule: AgreedVote, task: Task, masks: dict[int, Mask]) -> None:
-        super().__init__(rule, task.work, masks, {m: rule.weight[m] for m in masks})
-        self.agreed = rule
-        self.scale = rule.scale
-
-    def combine(self, part: Block, base: Tensor, kept: Deltas) -> Tensor:
-        import torch
-
-        merged = part.scratch.take("total", base.numel(), self.work)
-        torch.mul(super().combine(part, base, kept), self.unit, out=merged)
-        deltas = deltas_of(part, base, range(len(self.agreed.weight))).each
-        if not self.agreed.normalize:
-            for delta, weight in zip(deltas, self.agreed.weight, strict=True):
-                delta.mul_(weight)
-        return keep_agreed(part, merged, deltas, self.agreed.mask_lambda, self.agreed.least)
-
-
 @merge_method(
-    SELECT,
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2405.07813",
     base=BaseRole.REQUIRED,
     models=(0, None),
-    reference="https://arxiv.org/abs/2405.07813",
     experimental=True,
 )
 def consensus_ties(
     *,
-    weight: list[float] = WEIGHT,
-    density: list[float] = DENSITY,
+    weight: list[float] = per_model(1.0),
+    density: list[float] = per_model(0.2),
     normalize: bool = False,
     lambda_: float = 1.0,
     tall_mask_lambda: float = 0.4,
     consensus_threshold: int = 2,
-) -> AgreedVote:
-    """out = b + lambda · τ where at least consensus_threshold models need it; τ is that of ties.
+) -> Rule:
+    """TIES, limited to the elements that enough models need (consensus merging).
 
-    τ is the sum (with normalize the mean) of the trimmed deltas that agree with the elected sign;
-    see ties for weight and density, whose default here is the 0.2 of that paper. A model needs an
-    element if |τ_m| > tall_mask_lambda · |τ − τ_m|, with τ_m = w_m (x_m − b) untrimmed (without w_m
-    if normalize). See consensus_ta for the two parameters of the mask; both papers choose lambda on
-    validation data.
+    τ = sum (with normalize, mean) of the trimmed w_m (x_m − base) with the elected sign; see ties
+    out = base + lambda · τ where at least consensus_threshold models need the element, else base
+    A model needs an element if |τ_m| > tall_mask_lambda · |τ − τ_m| (its TALL mask), with
+    τ_m = w_m (x_m − base), untrimmed, and without w_m if normalize.
+
+    weight, density: as in ties; the default density is that of the TIES paper.
+    normalize: average what agrees instead of adding it up.
+    lambda: factor of the merged task vector; both papers choose it on validation data.
+    tall_mask_lambda, consensus_threshold: as in consensus_ta.
     """
-    keep = [largest(d) for d in density]
-    return AgreedVote(
-        weight, keep, "sum", normalize, False, lambda_, tall_mask_lambda, consensus_threshold
+    return _ConsensusTies(
+        weight=weight,
+        sparsifiers=[trim(d) for d in density],
+        consensus="sum",
+        normalize=normalize,
+        lambda_=lambda_,
+        mask_lambda=tall_mask_lambda,
+        threshold=consensus_threshold,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ConsensusTies(GeneralizedTaskArithmetic):
+    mask_lambda: float
+    threshold: int
+
+    def merge_pass(
+        self, task: Task, masks: dict[int, Mask], rescale: dict[int, float]
+    ) -> MergePass:
+        return _MergeWithConsensus(self, task, masks)
+
+
+class _MergeWithConsensus(MergeTaskVectors):
+    """The merge pass of ties, with TALL masks computed from the untrimmed task vectors."""
+
+    def __init__(self, rule: _ConsensusTies, task: Task, masks: dict[int, Mask]) -> None:
+        super().__init__(rule, task.work, masks, {m: rule.weight[m] for m in masks})
+        self.consensus_rule = rule
+        self.scale = rule.lambda_
+
+    def combine(self, part: Block, base: Tensor, sparse: TaskVectors) -> Tensor:
+        import torch
+
+        rule = self.consensus_rule
+        merged = part.scratch.take("total", base.numel(), self.work)
+        torch.mul(super().combine(part, base, sparse), self.unit, out=merged)
+        vectors = task_vectors(part, base, range(len(rule.weight))).each
+        if not rule.normalize:
+            for vector, weight in zip(vectors, rule.weight, strict=True):
+                vector.mul_(weight)
+        return apply_consensus_mask(part, merged, vectors, rule.mask_lambda, rule.threshold)

@@ -1,33 +1,47 @@
-"""Drop at random, rescale, add."""
+"""DARE: drop elements of task vectors at random, rescale, add (Yu et al., 2023)."""
 
 from __future__ import annotations
 
-from ..algorithms.sign_consensus import Vote
-from ..algorithms.sparsify import chance
-from ..algorithms.task_vectors import DENSITY, SELECT
-from ..method import BaseRole, merge_method
+from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
+from ..algorithms.sparsify import drop_at_random
+from ..algorithms.task_vectors import TASK_VECTORS
+from ..method import BaseRole, merge_method, per_model
 
 
 @merge_method(
-    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2311.03099"
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2311.03099",
+    base=BaseRole.REQUIRED,
+    models=(0, None),
 )
 def dare_linear(
     *,
     weight: list[float],
-    density: list[float] = DENSITY,
+    density: list[float] = per_model(1.0),
     normalize: bool = False,
     rescale: bool = True,
     lambda_: float = 1.0,
     int8_mask: bool = False,
-) -> Vote:
-    """out = b + lambda · Σ w_m s_m: dare_ties without the vote.
+) -> GeneralizedTaskArithmetic:
+    """Drop elements of task vectors at random, rescale, add.
 
-    s_m keeps each element of x_m − b with the probability `density`, drawn from the seed (--seed),
-    the tensor's name, the model's place and the element's index alone. mergekit's masks differ:
-    they come from one global generator.
-    rescale (default) multiplies s_m by ‖x_m − b‖₁/‖s_m‖₁ of the tensor, as mergekit does: not by
-    1/density as in the paper; the two agree in expectation. density 1 drops and rescales nothing.
-    normalize: true divides by Σ w_m of all models (by 1 if |Σ w_m| < 1e-8).
-    int8_mask is accepted and has no effect.
+    s_m = x_m − base, each element kept with probability density, else 0; then rescaled
+    out = base + lambda · Σ w_m s_m
+
+    weight: w_m.
+    density: probability of keeping an element; 1 drops and rescales nothing. Masks and rescaling
+      are those of dare_ties.
+    normalize: divide by Σ w_m of all models, unless |Σ w_m| < 1e-8.
+    rescale: multiply s_m by ‖x_m − base‖₁/‖s_m‖₁ of the tensor, as mergekit does (the paper
+      multiplies by 1/density; the two agree in expectation).
+    lambda: factor of the merged task vector.
+    int8_mask: accepted without effect.
     """
-    return Vote(weight, [chance(d) for d in density], None, normalize, rescale, lambda_)
+    return GeneralizedTaskArithmetic(
+        weight=weight,
+        sparsifiers=[drop_at_random(d) for d in density],
+        consensus=None,
+        normalize=normalize,
+        rescale=rescale,
+        lambda_=lambda_,
+    )

@@ -1,40 +1,54 @@
-"""Drop at random, rescale, elect signs."""
+"""DARE with the sign election of TIES (Yu et al., 2023)."""
 
 from __future__ import annotations
 
-from ..algorithms.sign_consensus import Vote
-from ..algorithms.sparsify import chance
-from ..algorithms.task_vectors import DENSITY, SELECT
-from ..method import BaseRole, merge_method
+from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
+from ..algorithms.sparsify import drop_at_random
+from ..algorithms.task_vectors import TASK_VECTORS
+from ..method import BaseRole, merge_method, per_model
 
 
 @merge_method(
-    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2311.03099"
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2311.03099",
+    base=BaseRole.REQUIRED,
+    models=(0, None),
 )
 def dare_ties(
     *,
     weight: list[float],
-    density: list[float] = DENSITY,
+    density: list[float] = per_model(1.0),
     normalize: bool = False,
     rescale: bool = True,
     lambda_: float = 1.0,
     consensus_method: str = "sum",
     int8_mask: bool = False,
-) -> Vote:
-    """out = b + lambda · Σ w_m s_m over the models that agree with the elected sign.
+) -> GeneralizedTaskArithmetic:
+    """Drop elements of task vectors at random, rescale, elect signs, add what agrees.
 
-    s_m keeps each element of x_m − b with the probability `density`, drawn from the seed (--seed),
-    the tensor's name, the model's place and the element's index alone: the same on every device,
-    with any number of threads or ranks, and after a resumption. mergekit draws from one global
-    generator, so its masks differ from these and depend on the order of its work.
+    s_m = x_m − base, each element kept with probability density, else 0; then rescaled
+    out = base + lambda · Σ w_m s_m, over the models with the elected sign
 
-    rescale (default) multiplies s_m by ‖x_m − b‖₁/‖s_m‖₁ of the tensor, as mergekit does: not by
-    1/density as in the paper; the two agree in expectation. mergekit takes these norms in the dtype
-    of the tensor (up to 0.4 % off in bfloat16, Inf in float16); here they are exact. density 1
-    drops nothing and rescales nothing.
-    The sign elected is that of Σ w_m s_m, + if zero (consensus_method: count: of Σ sign(w_m s_m)).
-    normalize: true divides by the weights of the models that agree, as in ties.
-    int8_mask is accepted and has no effect.
+    The elected sign of an element is that of Σ w_m s_m, + if the sum is 0, as in ties.
+
+    weight: w_m.
+    density: probability of keeping an element; 1 drops and rescales nothing. Masks depend only on
+      the seed (--seed), the tensor's name, the model's position and the element's index: they are
+      the same on every device, with any number of threads or ranks, and after resuming. mergekit
+      draws from one global generator, so its masks differ.
+    normalize: divide by the weights of the models that agree, as in ties.
+    rescale: multiply s_m by ‖x_m − base‖₁/‖s_m‖₁ of the tensor, as mergekit does (the paper
+      multiplies by 1/density; the two agree in expectation). The norms are exact; mergekit takes
+      them in the tensor's dtype (up to 0.4 % off in bfloat16, Inf in float16).
+    lambda: factor of the merged task vector.
+    consensus_method: sum, or count: the sign of Σ sign(w_m s_m).
+    int8_mask: accepted without effect.
     """
-    keep = [chance(d) for d in density]
-    return Vote(weight, keep, consensus_method, normalize, rescale, lambda_)
+    return GeneralizedTaskArithmetic(
+        weight=weight,
+        sparsifiers=[drop_at_random(d) for d in density],
+        consensus=consensus_method,
+        normalize=normalize,
+        rescale=rescale,
+        lambda_=lambda_,
+    )

@@ -1,43 +1,57 @@
-"""Drop at random by rank, rescale, elect signs."""
+"""DELLA: MagPrune, sign election, merge (Deep et al., 2024)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..algorithms.magprune import ranked_chance
-from ..algorithms.sign_consensus import Vote
-from ..algorithms.task_vectors import DENSITY, SELECT
-from ..method import BaseRole, merge_method
-
-EPSILON: Any = 0.15
+from ..algorithms.magprune import magprune
+from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
+from ..algorithms.task_vectors import TASK_VECTORS
+from ..method import BaseRole, merge_method, per_model
 
 
 @merge_method(
-    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2406.11617"
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2406.11617",
+    base=BaseRole.REQUIRED,
+    models=(0, None),
 )
 def della(
     *,
     weight: list[float],
-    density: list[float] = DENSITY,
-    epsilon: list[float] = EPSILON,
+    density: list[float] = per_model(1.0),
+    epsilon: list[float] = per_model(0.15),
     normalize: bool = True,
     rescale: bool = True,
     lambda_: float = 1.0,
     consensus_method: str = "sum",
     int8_mask: bool = False,
-) -> Vote:
-    """out = b + lambda · Σ w_m s_m / Σ w_m over the models that agree with the elected sign.
+) -> GeneralizedTaskArithmetic:
+    """Drop elements of task vectors at random, small ones more often; elect signs, average.
 
-    s_m keeps an element of x_m − b with a probability that grows with the rank r of its magnitude
-    in its row of L: p = density − epsilon + 2 epsilon · r/(L−1), r = 0 … L−1. It must stay within
-    0 and 1: the default epsilon of 0.15 needs 0.15 < density < 0.85 (or density 1: keep all).
-    A row runs along axis 1; a vector is one row. Kernels [C, 1, K] of convolutions, with which
-    mergekit stops, have rows along K; rows of one element are kept with p = density.
-    Equal magnitudes have the same p, that of the rank in their middle (mergekit: an unstable sort).
-    Draws depend on the seed (--seed), the tensor's name, the model's place and the element's index
-    alone; mergekit's come from one global generator and differ.
-    rescale (default) restores the L1 norm of x_m − b; normalize, sign and consensus_method are as
-    in ties. int8_mask is accepted and has no effect.
+    s_m = x_m − base, each element kept with probability p, else 0; then rescaled
+    p = density − epsilon + 2 epsilon · r/(L−1), with r = 0 … L−1 the rank of the magnitude in its
+        row of L elements (MagPrune)
+    out = base + lambda · Σ w_m s_m / Σ w_m, both sums over the models with the elected sign
+
+    weight: w_m.
+    density: mean probability of keeping an element; 1 keeps all.
+    epsilon: spread of the probability. p must stay between 0 and 1: the default 0.15 requires
+      0.15 < density < 0.85 (or density 1).
+    normalize, consensus_method: as in ties.
+    rescale: restore the L1 norm of x_m − base.
+    lambda: factor of the merged task vector.
+    int8_mask: accepted without effect.
+
+    A row runs along axis 1; a vector is one row. Convolution kernels [C, 1, K], with which mergekit
+    fails, have rows along K; in rows of one element p = density. Equal magnitudes have the same p,
+    that of the middle of their ranks (in mergekit an unstable sort decides).
+    Masks depend only on the seed (--seed), the tensor's name, the model's position and the
+    element's index; mergekit draws from one global generator, so its masks differ.
     """
-    keep = [ranked_chance(d, e) for d, e in zip(density, epsilon, strict=True)]
-    return Vote(weight, keep, consensus_method, normalize, rescale, lambda_)
+    return GeneralizedTaskArithmetic(
+        weight=weight,
+        sparsifiers=[magprune(d, e) for d, e in zip(density, epsilon, strict=True)],
+        consensus=consensus_method,
+        normalize=normalize,
+        rescale=rescale,
+        lambda_=lambda_,
+    )

@@ -1,38 +1,49 @@
-"""Drop at random by rank, rescale, add."""
+"""DELLA without sign election: MagPrune, add (Deep et al., 2024)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..algorithms.magprune import ranked_chance
-from ..algorithms.sign_consensus import Vote
-from ..algorithms.task_vectors import DENSITY, SELECT
-from ..method import BaseRole, merge_method
-
-EPSILON: Any = 0.15
+from ..algorithms.magprune import magprune
+from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
+from ..algorithms.task_vectors import TASK_VECTORS
+from ..method import BaseRole, merge_method, per_model
 
 
 @merge_method(
-    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2406.11617"
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2406.11617",
+    base=BaseRole.REQUIRED,
+    models=(0, None),
 )
 def della_linear(
     *,
     weight: list[float],
-    density: list[float] = DENSITY,
-    epsilon: list[float] = EPSILON,
+    density: list[float] = per_model(1.0),
+    epsilon: list[float] = per_model(0.15),
     normalize: bool = False,
     rescale: bool = True,
     lambda_: float = 1.0,
     int8_mask: bool = False,
-) -> Vote:
-    """out = b + lambda · Σ w_m s_m: della without the vote.
+) -> GeneralizedTaskArithmetic:
+    """Drop elements of task vectors at random, small ones more often; rescale, add.
 
-    s_m keeps an element of x_m − b with a probability that grows with the rank of its magnitude in
-    its row, from density − epsilon to density + epsilon; both must be within 0 and 1, so that the
-    default epsilon of 0.15 needs 0.15 < density < 0.85 (or density 1: keep all). Rows, ties and
-    draws are as in della.
-    rescale (default) restores the L1 norm of x_m − b. normalize: true divides by Σ w_m of all
-    models (by 1 if |Σ w_m| < 1e-8). int8_mask is accepted and has no effect.
+    s_m = x_m − base, each element kept with a probability from density − epsilon (the smallest of
+          its row) to density + epsilon (the largest), else 0; then rescaled
+    out = base + lambda · Σ w_m s_m
+
+    weight: w_m.
+    density: mean probability of keeping an element; 1 keeps all.
+    epsilon: spread of the probability, which must stay between 0 and 1: the default 0.15 requires
+      0.15 < density < 0.85 (or density 1). Rows, ties and masks are those of della.
+    normalize: divide by Σ w_m of all models, unless |Σ w_m| < 1e-8.
+    rescale: restore the L1 norm of x_m − base.
+    lambda: factor of the merged task vector.
+    int8_mask: accepted without effect.
     """
-    keep = [ranked_chance(d, e) for d, e in zip(density, epsilon, strict=True)]
-    return Vote(weight, keep, None, normalize, rescale, lambda_)
+    return GeneralizedTaskArithmetic(
+        weight=weight,
+        sparsifiers=[magprune(d, e) for d, e in zip(density, epsilon, strict=True)],
+        consensus=None,
+        normalize=normalize,
+        rescale=rescale,
+        lambda_=lambda_,
+    )

@@ -1,12 +1,12 @@
-"""Isotropic merging in common space: the sum of the deltas with all its singular values equal."""
+"""Iso-C: isotropic merging in common space (Marczak et al., 2025)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..algorithms.matrix import MATRIX, Deltas, Rule, concentrated, significant
-from ..algorithms.spectral import newton_schulz, polar_of, products_first, spectrum
+from ..algorithms.matrix import MATRIX, MatrixDeltas, MatrixRule, concentrated, significant_count
+from ..algorithms.spectral import newton_schulz, polar_of, prefers_products, spectrum
 from ..method import BaseRole, merge_method
 
 if TYPE_CHECKING:
@@ -19,35 +19,39 @@ if TYPE_CHECKING:
     base=BaseRole.REQUIRED,
     experimental=True,
 )
-def iso_c(*, alpha: float = 1.0) -> Rule:
-    """D = Σ (x_m - base) = U S V^T; out = base + alpha · mean(S) · U V^T.
+def iso_c(*, alpha: float = 1.0) -> MatrixRule:
+    """Add up task vectors and make all singular values of the sum equal (isotropic merging).
 
-    Of each matrix: tensors of two axes, experts of a stack one by one. Other tensors get
-    base + alpha · mean of (x_m - base), as in the authors' code. alpha is 1 there, and 1.5 in
-    some of their examples.
+    D = Σ (x_m − base) = U S V^T
+    out = base + alpha · mean(S) · U V^T
+
+    alpha: factor of the merged task vector; 1 in the authors' code, 1.5 in some of their examples.
+
+    The formula applies to each matrix: tensors of two axes, and experts of a stack one by one.
+    Other tensors get base + alpha · mean of (x_m − base), as in the authors' code.
 
     Directions in which D is 0 stay 0, and the mean is over the others; an SVD would fill them at
-    random. Low-rank deltas (of adapters) are found by their spectrum, and the directions that
-    only rounding has put there are left out: the formula to the letter would make them as large
-    as the learnt ones. Published results are of vision models; on language models they were
-    mixed (arXiv:2511.21437). One eigendecomposition a matrix: see what `check` says of the time.
+    random. Low-rank task vectors (of adapters) are recognized by their spectrum, and directions
+    that contain only rounding errors are left out: the formula taken literally would make these as
+    large as the learned ones. Published results are of vision models; on language models they were
+    mixed (arXiv:2511.21437). One eigendecomposition per matrix; `check` estimates the time.
     """
     return _IsoC(alpha)
 
 
 @dataclass
-class _IsoC(Rule):
+class _IsoC(MatrixRule):
     alpha: float
 
-    def delta(self, deltas: Deltas) -> Tensor:
+    def merged(self, deltas: MatrixDeltas) -> Tensor:
         total, short = deltas.sum(), deltas.short
-        factor = newton_schulz(total) if products_first(total) else None
+        factor = newton_schulz(total) if prefers_products(total) else None
         if factor is not None:
-            length = float(total.flatten().dot(factor.flatten()))
-            if not concentrated(length, float(total.norm()) ** 2, short):
-                return factor.mul_(length / short)
+            nuclear_norm = float(total.flatten().dot(factor.flatten()))
+            if not concentrated(nuclear_norm, float(total.norm()) ** 2, short):
+                return factor.mul_(nuclear_norm / short)
         known = spectrum(total)
-        count = significant(known.values, short, deltas.rounding(*range(len(deltas))))
+        count = significant_count(known.values, short, deltas.rounding(*range(len(deltas))))
         if count == 0:
             return total.zero_()
         return polar_of(total, known, count).mul_(float(known.values[:count].mean()))
@@ -55,5 +59,5 @@ class _IsoC(Rule):
     def flops(self, models: int, long: int, short: int) -> int:
         return 2 * models * long * short + 4 * long * short**2 + 11 * short**3
 
-    def numbers(self, models: int, long: int, short: int) -> int:
+    def peak_numbers(self, models: int, long: int, short: int) -> int:
         return 3 * long * short + short * short

@@ -1,27 +1,32 @@
-"""Karcher mean: the point on the sphere with the least squared angles to all models."""
+"""Karcher mean: the Riemannian center of mass of models on the sphere (Karcher, 1977)."""
 
 from __future__ import annotations
 
 import math
 
-from ..algorithms.weighted_sum import Span
+from ..algorithms.weighted_sum import LinearCombination
 from ..method import merge_method
 
 OPPOSITE = 1e-3
-"""Angle from which the way between two opposite points has no direction in double precision."""
+"""Distance from π at which the tangent between opposite points has no direction in float64."""
 
 
-@merge_method(Span(gram=True), reference="https://doi.org/10.1002/cpa.3160300502")
+@merge_method(LinearCombination(gram=True), reference="https://doi.org/10.1002/cpa.3160300502")
 def karcher(gram: list[list[float]], *, max_iter: int = 10, tol: float = 1e-5) -> list[float]:
-    """out = m · mean length, where m has Σ log_m(x_i/‖x_i‖) = 0 on the unit sphere.
+    """Point on the unit sphere with the least squared angles to all models, with their mean length.
 
-    The iteration never leaves the span of the models, so all of it runs on their scalar products;
-    up to `max_iter` steps, until one is shorter than `tol`. All models count alike.
+    out = m · mean ‖x_i‖, where m on the unit sphere satisfies Σ log_m(x_i/‖x_i‖) = 0
 
-    Traps: `tol` is absolute and also the length up to which a tensor is zero: such a tensor
-    counts in the mean length, not in the direction. Of two opposite tensors the first decides;
-    one opposite to the mean (within 1e-3) has no direction towards it and waits a step. A
-    `base_model` joins the mean.
+    max_iter: largest number of steps.
+    tol: length of a step that ends the iteration. It is absolute, and also the length up to which
+      a tensor counts as zero: such a tensor counts in the mean length, not in the direction.
+
+    All models count equally; a `base_model` is one of them. The iterates are combinations of the
+    models, so the iteration runs on their dot products alone.
+
+    Edge cases: if the mean of the models vanishes, as for two opposite tensors, the iteration
+    starts at the first. A tensor opposite to the current mean (within 1e-3) has no direction
+    towards it and is left out of that step.
     """
     lengths = [math.sqrt(g[i]) for i, g in enumerate(gram)]
     valid = [i for i, length in enumerate(lengths) if length > tol]
@@ -37,23 +42,26 @@ def karcher(gram: list[list[float]], *, max_iter: int = 10, tol: float = 1e-5) -
         moved = [
             math.cos(size) * m + math.sin(size) / size * s for m, s in zip(mean, step, strict=True)
         ]
-        mean = _scaled(moved, cosines, tol)
+        mean = _normalized(moved, cosines, tol)
     scale = math.fsum(lengths) / len(lengths)
-    found = dict(zip(valid, mean, strict=True))
-    return [scale * found[i] / length if i in found else 0.0 for i, length in enumerate(lengths)]
+    directions = dict(zip(valid, mean, strict=True))
+    return [
+        scale * directions[i] / length if i in directions else 0.0
+        for i, length in enumerate(lengths)
+    ]
 
 
 def _start(cosines: list[list[float]], tol: float) -> list[float]:
-    """The direction of the plain mean; of the first model where the mean vanishes."""
+    """Return the direction of the arithmetic mean, or the first model if that mean vanishes."""
     count = len(cosines)
     mean = [1 / count] * count
     if _length(mean, cosines) < tol:
         return [1.0] + [0.0] * (count - 1)
-    return _scaled(mean, cosines, 0.0)
+    return _normalized(mean, cosines, 0.0)
 
 
 def _step(mean: list[float], cosines: list[list[float]], tol: float) -> list[float]:
-    """Mean of the tangents at `mean` towards all models, as a combination of unit vectors."""
+    """Return the mean tangent at `mean` towards all models, as a combination of unit vectors."""
     step = [0.0] * len(mean)
     for i, row in enumerate(cosines):
         c = max(-1.0, min(1.0, math.fsum(x * y for x, y in zip(row, mean, strict=True))))
@@ -73,7 +81,7 @@ def _length(a: list[float], cosines: list[list[float]]) -> float:
     return math.sqrt(max(0.0, math.fsum(terms)))
 
 
-def _scaled(a: list[float], cosines: list[list[float]], least: float) -> list[float]:
-    """`a` as a unit vector, unless it is no longer than `least`."""
+def _normalized(a: list[float], cosines: list[list[float]], least: float) -> list[float]:
+    """Return `a` as a unit vector, or unchanged if its length is at most `least`."""
     length = _length(a, cosines)
     return [x / length for x in a] if length > least else a

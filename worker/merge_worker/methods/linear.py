@@ -1,17 +1,20 @@
-"""Weighted average of the models."""
+"""Linear: weighted average of models (model soups, Wortsman et al., 2022)."""
 
 from __future__ import annotations
 
-from ..algorithms.weighted_sum import SPAN
+from ..algorithms.weighted_sum import LinearCombination
 from ..method import merge_method
 
 
-@merge_method(SPAN, reference="https://arxiv.org/abs/2203.05482")
+@merge_method(LinearCombination(), reference="https://arxiv.org/abs/2203.05482")
 def linear(*, weight: list[float], normalize: bool = True) -> list[float]:
-    """out = Σ w_m x_m, divided by Σ w_m if `normalize` (model soup).
+    """Weighted average of the models (model soup).
 
-    Weights may be negative. A sum of zero with `normalize` is an error of the recipe, where
-    mergekit would write Inf and NaN.
+    out = Σ w_m x_m / Σ w_m
+
+    weight: w_m, may be negative.
+    normalize: divide by Σ w_m; false gives the plain sum. With true, weights that add up to 0 are
+      an error (mergekit writes Inf and NaN).
     """
     if not normalize:
         return list(weight)

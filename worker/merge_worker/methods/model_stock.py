@@ -1,4 +1,4 @@
-"""Average of fine-tuned models, drawn to the base by how much they disagree."""
+"""Model Stock: the mean of fine-tuned models, pulled to the base (Jang et al., 2024)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..algorithms.gram import Vectors
-from ..algorithms.weighted_sum import Span
+from ..algorithms.weighted_sum import LinearCombination
 from ..method import BaseRole, merge_method
 
 if TYPE_CHECKING:
@@ -14,25 +14,30 @@ if TYPE_CHECKING:
 
 
 def _vectors(values: Mapping[str, Any]) -> Vectors:
-    return Vectors.ROWS if values["filter_wise"] else Vectors.WHOLE
+    return Vectors.ROWS if values["filter_wise"] else Vectors.TENSOR
 
 
 @merge_method(
-    Span(deltas=True, gram=True, vectors=_vectors),
+    LinearCombination(task_vectors=True, gram=True, vectors=_vectors),
     reference="https://arxiv.org/abs/2403.19522",
     base=BaseRole.REQUIRED,
     models=(2, None),
 )
 def model_stock(gram: Tensor, *, filter_wise: bool = False) -> list[Tensor]:
-    """out = t · mean(x_1 … x_K) + (1-t) · base with t = K c / (1 + (K-1) c).
+    """Average of fine-tuned models, pulled to the base the more, the less they agree.
 
-    c is the mean cosine between the K differences from the base, K the models without the base.
-    `filter_wise` takes each run along the last axis for itself: for an embedding, each token.
+    out = t · mean(x_1 … x_K) + (1−t) · base, with t = K c / (1 + (K−1) c)
+    c = mean cosine between the K task vectors x_m − base
 
-    Traps: differences that point apart (c < 0) give t < 0, away from the average. Where the
-    divisor vanishes (within 1e-6) the result is the base. Products of two lengths below 1e-6
-    count as 1e-6, as in mergekit: two equal differences of length 1e-4 give c = 0.01 and nearly
-    the base, which can touch norms and biases of lightly trained models. There are no weights.
+    filter_wise: compute c and t for each row (along the last axis) instead of for the tensor; in
+      an embedding, for each token.
+
+    There are no weights.
+
+    Edge cases: task vectors that point apart (c < 0) give t < 0, away from the average. If the
+    divisor is 0 (within 1e-6) the result is the base. Products of two lengths below 1e-6 count as
+    1e-6, as in mergekit: two equal task vectors of length 1e-4 give c = 0.01 and nearly the base,
+    which can concern norms and biases of lightly trained models.
     """
     import torch
 

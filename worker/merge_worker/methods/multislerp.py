@@ -1,15 +1,15 @@
-"""Weighted mean direction of any number of models, with their weighted mean length."""
+"""MultiSLERP: the mean direction of any number of models (Goddard)."""
 
 from __future__ import annotations
 
 import math
 
-from ..algorithms.weighted_sum import Span
+from ..algorithms.weighted_sum import LinearCombination
 from ..method import BaseRole, merge_method
 
 
 @merge_method(
-    Span(deltas=True, gram=True),
+    LinearCombination(task_vectors=True, gram=True),
     reference="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea/",
     base=BaseRole.OPTIONAL,
 )
@@ -20,17 +20,21 @@ def multislerp(
     normalize_weights: bool = True,
     eps: float = 1e-8,
 ) -> list[float]:
-    """out = base + μ/‖μ‖ · Σ w_m ‖δ_m‖ with μ = Σ w_m δ_m/‖δ_m‖.
+    """Weighted mean direction of any number of models, with their weighted mean length.
 
-    δ is the difference from the base, or the model itself where there is no base. Weights are
-    divided by their sum if `normalize_weights`. The tangential step of mergekit's code is left
-    out: it is zero but for rounding, since μ already is the mean direction.
+    out = base + μ/‖μ‖ · Σ w_m ‖δ_m‖, with μ = Σ w_m δ_m/‖δ_m‖
+    δ_m = x_m − base, or x_m if the recipe has no base
 
-    Traps: for two models this is `slerp` only with equal weights: (2,0) and (0,4) weighted 1:3
-    give (1.107, 3.320), slerp at t = 0.75 gives (0.765, 3.696). Directions that cancel
-    (‖μ‖ < `eps`) give the weighted sum of two models, and are an error for more, unless no model
-    differs from the base: mergekit fails there, this gives the base. Weights that add up to 0 with
-    `normalize_weights` are an error, where mergekit writes NaN. One model is copied.
+    weight: w_m.
+    normalize_weights: divide the weights by their sum; a sum of 0 is an error (mergekit writes
+      NaN).
+    eps: length of μ below which directions cancel. Two models then give their weighted sum; more
+      are an error, unless no model differs from the base (mergekit fails, here the result is the
+      base).
+
+    Two models give the same as `slerp` only with equal weights: (2, 0) and (0, 4) weighted 1 : 3
+    give (1.107, 3.320), slerp at t = 0.75 gives (0.765, 3.696). One model is copied. The tangent
+    step in mergekit's code is left out: it is 0 up to rounding, since μ is already the mean.
     """
     if len(weight) == 1:
         return [1.0]
@@ -40,17 +44,17 @@ def multislerp(
     w = [x / total for x in weight]
     lengths = [math.sqrt(gram[i][i]) for i in range(len(w))]
     a = [x / (length + eps) for x, length in zip(w, lengths, strict=True)]
-    mean = math.sqrt(max(0.0, _form(a, gram)))
-    if mean < eps:
+    mean_length = math.sqrt(max(0.0, _squared_length(a, gram)))
+    if mean_length < eps:
         if len(w) == 2 or not any(lengths):
             return w
-        raise ValueError("multislerp: the directions of the models cancel, none is their mean")
+        raise ValueError("multislerp: the directions of the models cancel, so they have no mean")
     size = math.fsum(x * length for x, length in zip(w, lengths, strict=True))
-    return [x / mean * math.cos(eps) * size for x in a]
+    return [x / mean_length * math.cos(eps) * size for x in a]
 
 
-def _form(a: list[float], gram: list[list[float]]) -> float:
-    """aᵀ gram a: the squared length of the combination."""
+def _squared_length(a: list[float], gram: list[list[float]]) -> float:
+    """Return aᵀ gram a, the squared length of the combination Σ a_m δ_m."""
     return math.fsum(
         x * y * g for x, row in zip(a, gram, strict=True) for y, g in zip(a, row, strict=True)
     )

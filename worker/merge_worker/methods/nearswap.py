@@ -1,4 +1,4 @@
-"""The other model where it is near the base."""
+"""NearSwap: the other model where it is close to the base (alchemonaut)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     models=(1, 1),
 )
 def nearswap(other: Tensor, base: Tensor, weight: Tensor, *, t: float) -> Tensor:
-    """out = w · other + (1-w) · base with w = min(1, t / |other - base|) for each element.
+    """Take the other model where it is close to the base, else move the base a step towards it.
 
-    Elements that differ by up to t are the other model's; the rest move by t towards it. So t is
-    absolute: 1e-4 is a usual value. Differences below 1e-6 count as 1e-6, and w is 0 for t < 0.
-    A source that stands alone in its slice is copied.
+    out = w · other + (1−w) · base, with w = min(1, t / |other − base|) for each element
+
+    t: the step, absolute; 1e-4 is usual. Elements that differ by up to t become those of the
+      other model, the rest move by t towards it. A negative t gives w = 0.
+
+    Differences below 1e-6 count as 1e-6. A source that is alone in its slice is copied.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Spherical interpolation of two models, or of what they learnt, by weights."""
+"""NuSLERP: spherical interpolation of two models, or of their task vectors, by weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..algorithms.gram import Vectors
-from ..algorithms.weighted_sum import Span
+from ..algorithms.weighted_sum import LinearCombination
 from ..method import BaseRole, merge_method
 
 if TYPE_CHECKING:
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 def _vectors(values: Mapping[str, Any]) -> Vectors:
     if values["nuslerp_flatten"]:
-        return Vectors.WHOLE
+        return Vectors.TENSOR
     return Vectors.COLUMNS if values["nuslerp_row_wise"] else Vectors.ROWS
 
 
 @merge_method(
-    # Opposite vectors show at float32: the formula divides by the sine of their angle.
-    Span(deltas=True, gram=True, vectors=_vectors, exact=True),
+    # Exact dot products, since the formula divides by the sine of the angle: float32 shows if
+    # vectors are opposite.
+    LinearCombination(task_vectors=True, gram=True, vectors=_vectors, exact=True),
     reference="https://dl.acm.org/doi/10.1145/325334.325242",
     base=BaseRole.OPTIONAL,
     models=(2, 2),
@@ -33,18 +34,21 @@ def nuslerp(
     nuslerp_flatten: bool = True,
     nuslerp_row_wise: bool = False,
 ) -> list[Tensor]:
-    """out = base + (sin((1-t)θ) δ1 + sin(tθ) δ2) / sin θ with t = w2 / (w1 + w2).
+    """Spherical interpolation of two models, or of their task vectors, by weights.
 
-    δ is the difference from the base, or the model itself where there is no base; θ is the angle
-    between the two δ. Order matters: t = 1 is the second model of the recipe that is not the base.
+    out = base + (sin((1−t)θ) δ_1 + sin(tθ) δ_2) / sin θ, with t = w_2 / (w_1 + w_2)
+    δ_m = x_m − base, or x_m if the recipe has no base; θ is the angle between δ_1 and δ_2
 
-    `nuslerp_flatten: false` takes each run along the last axis for a vector of its own, and with
-    `nuslerp_row_wise: true` each run along the first axis: the stored columns, against the name.
-    That is the SLERP per last dimension of many snippets.
+    weight: w_m. Order matters: t = 1 gives the second model of the recipe that is not the base. A
+      negative weight extrapolates; weights that add up to 0 (within 1e-6) mean t = 0.5.
+    nuslerp_flatten: treat the tensor as one vector; false treats each run along the last axis as a
+      vector of its own, as many implementations of SLERP do.
+    nuslerp_row_wise: with nuslerp_flatten: false, treat each run along the first axis (a stored
+      column, in spite of the name) as a vector.
 
-    Traps: weights that add up to 0 (within 1e-6) mean t = 0.5; a negative weight extrapolates.
-    Vectors on one line, opposite ones too, are interpolated linearly. There is no threshold for
-    nearly parallel ones: both formulas have the same limit. A source that stands alone is copied.
+    Edge cases: parallel and opposite vectors are interpolated linearly. There is no threshold for
+    nearly parallel ones, since both formulas have the same limit. A source that is alone in its
+    slice is copied.
     """
     import torch
 
@@ -53,9 +57,9 @@ def nuslerp(
     first, second = (gram[i, i].sqrt().clamp(min=1e-7) for i in (0, 1))
     cosine = (gram[0, 1] / (first * second)).clamp(-1, 1)
     angle = cosine.acos()
-    # Sums of float64 leave opposite vectors a few 1e-16 from -1.
-    on_a_line = 1 - cosine * cosine <= 1e-14
+    # Sums in float64 leave opposite vectors a few 1e-16 from −1.
+    parallel = 1 - cosine * cosine <= 1e-14
     return [
-        torch.where(on_a_line, part, torch.sin(part * angle) / torch.sin(angle))
+        torch.where(parallel, part, torch.sin(part * angle) / torch.sin(angle))
         for part in (1 - t, t)
     ]

@@ -1,20 +1,26 @@
-"""Average what several models changed, keep what one changed."""
+"""RAM: average shared changes, keep those of one model whole (arXiv:2601.13572)."""
 
 from __future__ import annotations
 
-from ..algorithms.ram import Overlap
-from ..algorithms.task_vectors import SELECT
+from ..algorithms.ram import RamRule
+from ..algorithms.task_vectors import TASK_VECTORS
 from ..method import BaseRole, merge_method
 
 
 @merge_method(
-    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2601.13572"
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2601.13572",
+    base=BaseRole.REQUIRED,
+    models=(0, None),
 )
-def ram(*, epsilon: float = 1e-5) -> Overlap:
-    """out = b + the mean of those x_m − b that are larger than epsilon in magnitude.
+def ram(*, epsilon: float = 1e-5) -> RamRule:
+    """Average the changes that several models share, keep those of one model whole.
 
-    An element that one model alone changed takes that change whole, instead of a share of it.
-    epsilon is absolute: 1e-5 suits weights of usual size; a smaller checkpoint, or float32
-    fine-tunes with tiny steps, need a smaller one. There are no weights.
+    out = base + mean of the x_m − base that exceed epsilon in magnitude
+
+    epsilon: absolute; 1e-5 suits weights of usual size. Small weights, or float32 fine-tunes with
+      tiny steps, need a smaller one.
+
+    There are no weights: an element that only one model changed gets that change undiluted.
     """
-    return Overlap(epsilon)
+    return RamRule(epsilon)

@@ -1,4 +1,4 @@
-"""Select by variance, calculate weights, erase minorities."""
+"""SCE: select by variance, calculate weights, erase minority signs (FuseChat, Wan et al., 2024)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..algorithms.order_statistics import READS, Threshold, order_statistics, parts, parts_into
-from ..algorithms.sign_consensus import Shares, elect
-from ..algorithms.sparsify import shrink
+from ..algorithms.sign_consensus import SumFactors, disjoint_sum
+from ..algorithms.sparsify import zero_below
 from ..algorithms.task_vectors import (
-    SELECT,
-    Deltas,
+    TASK_VECTORS,
+    CopyBase,
     Rule,
-    Unchanged,
-    base_of,
-    deltas_of,
-    numbers,
+    TaskVectors,
+    flat_base,
     run_sums,
+    sums_by_model,
+    task_vectors,
 )
 from ..method import BaseRole, Block, MergePass, StatisticsPass, Task, merge_method
 
@@ -26,8 +26,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@merge_method(
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2408.07990",
+    base=BaseRole.REQUIRED,
+    models=(0, None),
+)
+def sce(*, select_topk: float = 1.0, min_energy: float = 1e-6, int8_mask: bool = False) -> Rule:
+    """Select elements by variance, calculate weights from energy, erase minority signs.
+
+    D_m = x_m − base where the variance over the models is among the largest, else 0
+    c_m = q_m / Σ q, with q_m the mean square of D_m over the tensor
+    out = base + Σ c_m D_m / Σ c_m, both sums over the models with the sign of Σ D_m
+
+    select_topk: fraction to select of the elements whose variance is not 0; 1 selects all
+      elements, those without variance as well. Of equal variances the first in the tensor are
+      selected.
+    min_energy: Σ q below which all c_m are equal. The default is mergekit's fixed number: task
+      vectors of usual fine-tunes (root mean square under 7e-4 for two models) are below it, so
+      that the weights of the paper are not used. 0 gives the paper's method at any scale.
+    int8_mask: accepted without effect.
+
+    There is no `weight`, and the vote on signs is not weighted.
+    """
+    return _Sce(select_topk, min_energy)
+
+
 @dataclass(frozen=True)
-class Sce(Rule):
+class _Sce(Rule):
     select_topk: float
     min_energy: float
 
@@ -37,14 +63,16 @@ class Sce(Rule):
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
         if not math.prod(task.shape) or self.select_topk <= 0:
-            return Unchanged()
-        return Energy(self, task, None) if self.select_topk >= 1 else Differing(self, task)
+            return CopyBase()
+        if self.select_topk >= 1:
+            return _Energy(self, task, None)
+        return _CountVarying(self, task)
 
 
 def variance(block: Block, task: Task) -> Tensor:
-    """The population variance of the deltas over the models, in float64; exactly 0 if all equal.
+    """Return the population variance over the models, in float64; exactly 0 if all are equal.
 
-    Of x_m − x_0, in which the base cancels.
+    Computed from x_m − x_0, in which the base cancels.
     """
     count = block.tensors[0].numel()
     first, term, total, squares = (
@@ -62,10 +90,10 @@ def variance(block: Block, task: Task) -> Tensor:
 
 
 @dataclass
-class Differing(StatisticsPass):
-    """How many elements differ between the models: only those can be selected."""
+class _CountVarying(StatisticsPass):
+    """The pass that counts elements that differ between models: only these can be selected."""
 
-    rule: Sce
+    rule: _Sce
     task: Task
 
     def collect(self, block: Block) -> int:
@@ -79,51 +107,54 @@ class Differing(StatisticsPass):
         # The product in float32, as in mergekit.
         selected = int(torch.tensor(sum(partials), dtype=torch.float32) * self.rule.select_topk)
         if selected == 0:
-            return Unchanged()
+            return CopyBase()
         count = math.prod(self.task.shape)
 
-        def then(found: list[list[Threshold]]) -> StatisticsPass | MergePass:
-            return Energy(self.rule, self.task, found[0][0])
+        def energy(thresholds: list[list[Threshold]]) -> StatisticsPass | MergePass:
+            return _Energy(self.rule, self.task, thresholds[0][0])
 
         def values(block: Block) -> list[Tensor]:
             return [variance(block, self.task)]
 
-        return order_statistics(values, count, [[count - selected]], then)
+        return order_statistics(values, count, [[count - selected]], energy)
 
 
-def selected_deltas(
-    block: Block, part: Block, task: Task, threshold: Threshold | None, edge: int
-) -> tuple[Tensor, Deltas]:
-    """Base and deltas of a part, those zero whose variance is not selected."""
+def selected_vectors(
+    block: Block, part: Block, task: Task, threshold: Threshold | None, ties: int
+) -> tuple[Tensor, TaskVectors]:
+    """Return base and task vectors of a part, zero where the variance is not selected.
 
+    `ties` is the number of leading elements of the block that are selected if their variance equals
+    the threshold.
+    """
     mask = None
     if threshold is not None:
         spread = variance(part, task)
-        shrink(spread, threshold, block.start + edge - part.start, spread)
+        zero_below(spread, threshold, block.start + ties - part.start, spread)
         mask = part.scratch.take("mask", spread.numel(), task.work).copy_(spread.sign_())
-    base = base_of(part, task.work)
-    deltas = deltas_of(part, base, range(task.models))
+    base = flat_base(part, task.work)
+    vectors = task_vectors(part, base, range(task.models))
     if mask is not None:
-        deltas.all.mul_(mask)
-    return base, deltas
+        vectors.all.mul_(mask)
+    return base, vectors
 
 
 @dataclass
-class Energy(StatisticsPass):
-    """The mean square of every model's selected delta."""
+class _Energy(StatisticsPass):
+    """The pass that computes q_m, the mean square of every model's selected task vector."""
 
-    rule: Sce
+    rule: _Sce
     task: Task
     threshold: Threshold | None
 
     def collect(self, block: Block) -> list[list[float]]:
         sums: list[Tensor] = []
-        edge = self.threshold.ties(block) if self.threshold else 0
+        ties = self.threshold.leading_ties(block) if self.threshold else 0
         for part in parts(block):
-            _, deltas = selected_deltas(block, part, self.task, self.threshold, edge)
-            deltas.all.mul_(deltas.all)
-            sums += run_sums(deltas)
-        return numbers(sums)
+            _, vectors = selected_vectors(block, part, self.task, self.threshold, ties)
+            vectors.all.mul_(vectors.all)
+            sums += run_sums(vectors)
+        return sums_by_model(sums)
 
     def next_pass(self, partials: Sequence[list[list[float]]]) -> MergePass:
         models = self.task.models
@@ -131,39 +162,24 @@ class Energy(StatisticsPass):
         q = [math.fsum(x for p in partials for x in p[m]) / count for m in range(models)]
         total = sum(q)
         uniform = abs(total) < self.rule.min_energy or total == 0
-        shares = [1 / models if uniform else part / total for part in q]
-        return Fuse(self.task, self.threshold, shares)
+        weights = [1 / models if uniform else energy / total for energy in q]
+        return _Fuse(self.task, self.threshold, weights)
 
 
 @dataclass
-class Fuse(MergePass):
+class _Fuse(MergePass):
+    """The merge pass, with the weights c_m."""
+
     task: Task
     threshold: Threshold | None
-    shares: list[float]
+    weights: list[float]
 
     def merge(self, block: Block, out: Tensor) -> None:
-        edge = self.threshold.ties(block) if self.threshold else 0
-        for part, here in parts_into(block, out):
-            base, deltas = selected_deltas(block, part, self.task, self.threshold, edge)
-            total, divisor = elect(part, deltas, "sum", Shares(None, self.shares, self.shares))
+        ties = self.threshold.leading_ties(block) if self.threshold else 0
+        factors = SumFactors(vote=None, total=self.weights, divisor=self.weights)
+        for part, target in parts_into(block, out):
+            base, vectors = selected_vectors(block, part, self.task, self.threshold, ties)
+            total, divisor = disjoint_sum(part, vectors, "sum", factors)
             if divisor is not None:
                 total.div_(divisor.clamp_min_(1e-6))
-            here.copy_(base.add_(total))
-
-
-@merge_method(
-    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2408.07990"
-)
-def sce(*, select_topk: float = 1.0, min_energy: float = 1e-6, int8_mask: bool = False) -> Sce:
-    """out = b + Σ c_m D_m / Σ c_m over the models that agree with the sign of Σ D_m.
-
-    D_m is x_m − b where the models differ most: the share select_topk of the elements with a
-    variance over the models that is not zero (select_topk 1, the default, takes all, those without
-    variance as well). Elements of equal variance are taken in the order of the tensor.
-    c_m is the model's share of the energy: q_m/Σ q with q_m the mean square of D_m. Where Σ q is
-    below min_energy all c_m are equal. The default 1e-6 is mergekit's fixed number: deltas of usual
-    fine-tunes (root mean square under 7e-4 for two models) fall below it, so that the weights of
-    the paper are never used. min_energy: 0 gives the paper's method at any scale.
-    There is no `weight`, and the vote is not weighted. int8_mask is accepted and has no effect.
-    """
-    return Sce(select_topk, min_energy)
+            target.copy_(base.add_(total))

@@ -1,15 +1,15 @@
-"""Weighted sum of task vectors on a base."""
+"""Task arithmetic: a weighted sum of task vectors on the base (Ilharco et al., 2022)."""
 
 from __future__ import annotations
 
 import math
 
-from ..algorithms.weighted_sum import Span
+from ..algorithms.weighted_sum import LinearCombination
 from ..method import BaseRole, merge_method
 
 
 @merge_method(
-    Span(deltas=True),
+    LinearCombination(task_vectors=True),
     reference="https://arxiv.org/abs/2212.04089",
     base=BaseRole.REQUIRED,
     models=(0, None),
@@ -17,13 +17,16 @@ from ..method import BaseRole, merge_method
 def task_arithmetic(
     *, weight: list[float], normalize: bool = False, lambda_: float = 1.0
 ) -> list[float]:
-    """out = base + lambda · Σ w_m (x_m - base), the sum divided by Σ w_m if `normalize`.
+    """Weighted sum of task vectors, added to the base.
 
-    A negative weight takes away what that model learnt. Weights that add up to 0 (within 1e-8)
-    are not divided by. The result is one weighted sum with one rounding at its end, so that
-    differences far below the size of the weights are not rounded on the way.
+    out = base + lambda · Σ w_m (x_m − base)
 
-    `density`, `rescale` and `int8_mask`, which mergekit accepts here, never had an effect.
+    weight: w_m; a negative weight removes what that model has learned.
+    normalize: divide the sum by Σ w_m, unless that is 0 (within 1e-8).
+    lambda: factor of the merged task vector.
+
+    The result is one weighted sum, rounded once at the end, so that small differences survive.
+    `density`, `rescale` and `int8_mask`, which mergekit accepts here, have no effect there.
     """
     total = math.fsum(weight) if normalize else 1.0
     divisor = 1.0 if abs(total) < 1e-8 else total

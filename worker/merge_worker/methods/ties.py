@@ -1,42 +1,56 @@
-"""Trim, elect signs, merge."""
+"""TIES-Merging: trim task vectors, elect signs, merge what agrees (Yadav et al., 2023)."""
 
 from __future__ import annotations
 
-from ..algorithms.sign_consensus import Vote
-from ..algorithms.sparsify import largest
-from ..algorithms.task_vectors import DENSITY, SELECT
-from ..method import BaseRole, merge_method
+from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
+from ..algorithms.sparsify import trim
+from ..algorithms.task_vectors import TASK_VECTORS
+from ..method import BaseRole, merge_method, per_model
 
 
 @merge_method(
-    SELECT, base=BaseRole.REQUIRED, models=(0, None), reference="https://arxiv.org/abs/2306.01708"
+    TASK_VECTORS,
+    reference="https://arxiv.org/abs/2306.01708",
+    base=BaseRole.REQUIRED,
+    models=(0, None),
 )
 def ties(
     *,
     weight: list[float],
-    density: list[float] = DENSITY,
+    density: list[float] = per_model(1.0),
     normalize: bool = True,
     rescale: bool = False,
     lambda_: float = 1.0,
     consensus_method: str = "sum",
     int8_mask: bool = False,
-) -> Vote:
-    """out = b + lambda · Σ w_m s_m / Σ w_m over the models that agree with the elected sign.
+) -> GeneralizedTaskArithmetic:
+    """Trim task vectors, elect a sign per element, average the models that agree.
 
-    s_m is the largest int(density · n) magnitudes of x_m − b over the whole tensor (at least one),
-    the rest zero. The sign of an element is that of Σ w_m s_m, + where the sum is zero; models that
-    dropped the element neither vote nor count in the divisor. A negative weight turns the vote of
-    its model.
+    s_m = x_m − base, trimmed: the int(density · n) largest magnitudes are kept, the rest is 0
+    out = base + lambda · Σ w_m s_m / Σ w_m, both sums over the models with the elected sign
 
-    density 1 (the default) trims nothing. The product density · n is cut in binary: 0.29 of 100
-    elements are 28. Elements of equal magnitude at the edge are kept in the order of the tensor,
-    exactly as many as asked for; in mergekit an unstable sort decides.
-    normalize: false adds what agrees, as dare_ties and breadcrumbs_ties do by default.
-    rescale multiplies s_m by ‖x_m − b‖₁/‖s_m‖₁; not if either is below 1e-7.
-    consensus_method: count elects by the number of models on each side, as many PyTorch snippets
-    do; there every vote is ±1. Such snippets often divide by the number of all models: use weights
-    of 1/K and normalize: false for that. mergekit accepts no such key in a recipe.
-    int8_mask is accepted and has no effect; it has none on mergekit's results either.
+    The elected sign of an element is that of Σ w_m s_m over all models, + if the sum is 0.
+    A model whose s_m is 0 there neither votes nor counts in the divisor.
+
+    weight: w_m; a negative weight turns the model's vote as well.
+    density: fraction of the whole tensor to keep (of n elements, at least one); 1 trims nothing.
+      The product density · n is rounded down in binary: 0.29 of 100 elements are 28. Of equal
+      magnitudes at the threshold, the first in the tensor are kept, exactly as many as requested;
+      in mergekit an unstable sort decides.
+    normalize: divide by Σ w_m; false adds up what agrees, the default of dare_ties and
+      breadcrumbs_ties.
+    rescale: multiply s_m by ‖x_m − base‖₁/‖s_m‖₁, unless either norm is below 1e-7.
+    lambda: factor of the merged task vector.
+    consensus_method: sum, or count: elect the sign that more models have, each with one vote, as
+      many PyTorch implementations do. If these also divide by the number of all models, use
+      weights of 1/K and normalize: false. mergekit does not read this key.
+    int8_mask: accepted without effect; it does not change mergekit's results either.
     """
-    keep = [largest(d) for d in density]
-    return Vote(weight, keep, consensus_method, normalize, rescale, lambda_)
+    return GeneralizedTaskArithmetic(
+        weight=weight,
+        sparsifiers=[trim(d) for d in density],
+        consensus=consensus_method,
+        normalize=normalize,
+        rescale=rescale,
+        lambda_=lambda_,
+    )

@@ -7,7 +7,7 @@ element in one pass. Where a method looks at a whole tensor first, the result is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..algorithms.lines import scaled
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.header import Shard
 from ..dtypes import DType
-from ..method import Block, MergePass
+from ..method import Block, MergePass, T
 from ..tensors.source import (
     BufferSize,
     DerivedTensor,
@@ -148,3 +148,6 @@ class _ReaderScratch:
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
         return self.reader.take(f"{self.slot}{slot}", count, dtype)
+
+    def cached(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        return make()
