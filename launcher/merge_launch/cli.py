@@ -13,7 +13,7 @@ from merge_worker import __version__
 from merge_worker.commands import mergekit_options
 
 from . import backends
-from .commands import jobs, profile, sweep
+from .commands import jobs, profile
 from .commands.check import check_command
 from .commands.payload import payload_command
 from .commands.submit import add_backend
@@ -42,8 +42,8 @@ def top(
 def build(command: str | None = None) -> typer.Typer:
     """Build the application.
 
-    With `command`, that command alone gets its options: to create all of them takes 0.1 s, and the
-    help of the application shows one line for each command.
+    With `command`, that command alone gets its options: to create those of all commands takes
+    0.1 s, and the help of the application shows one line for each.
     """
 
     def new(**settings: Any) -> typer.Typer:
@@ -60,6 +60,8 @@ def build(command: str | None = None) -> typer.Typer:
     app.command("check", help=check_command.__doc__)(guarded(with_options(check_command, groups)))
     app.add_typer(renderer, name="render")
     if command in (None, "sweep"):
+        from .commands import sweep
+
         sweep.add(app, new(help=SWEEP_HELP))
     else:
         app.command("sweep", help=SWEEP_HELP)(lambda: None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,8 @@ class Refused(ClusterError):
 
 def run_here(request: Request, job: Job) -> int:
     """Run a job in this terminal, from a temporary file. Returns its exit code."""
+    import tempfile
+
     handle, name = tempfile.mkstemp(prefix="merge-launch-", suffix=".sh")
     os.close(handle)
     path = Path(name)
