@@ -65,7 +65,7 @@ def build(command: str | None = None) -> typer.Typer:
         sweep.add(app, new(help=SWEEP_HELP))
     else:
         app.command("sweep", help=SWEEP_HELP)(lambda: None)
-    profiles = new(help="Sites: what jobs there ask for.")
+    profiles = new(help="Show and check profiles: settings for the jobs of a site.")
     profile.add(profiles)
     app.add_typer(profiles, name="profile")
     for name, function in {"payload": payload_command, **jobs.COMMANDS}.items():

@@ -80,27 +80,27 @@ DIRECT = (
 )
 
 
-class Understood(NamedTuple):
+class Planned(NamedTuple):
     plan: Plan
     out: Path
 
 
 @pytest.fixture
-def understood(monkeypatch: pytest.MonkeyPatch) -> list[Understood]:
-    """The plans that both command lines would carry out; nothing is merged or printed."""
-    found: list[Understood] = []
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[Planned]:
+    """Collect the plans of both command lines; nothing is merged or printed."""
+    collected: list[Planned] = []
 
     def merged(plans: list[tuple[Plan, Path]], *_: object) -> list[str]:
-        found.extend(itertools.starmap(Understood, plans))
+        collected.extend(itertools.starmap(Planned, plans))
         return []
 
     def checked(plan: Plan, out: Path, json: bool) -> check.Checked:
-        found.append(Understood(plan, out))
+        collected.append(Planned(plan, out))
         return check.Checked("", None)
 
     monkeypatch.setattr(merge, "run_merges", merged)
     monkeypatch.setattr(check, "checked", checked)
-    return found
+    return collected
 
 
 def check_by_launcher(*words: str) -> None:
@@ -108,8 +108,8 @@ def check_by_launcher(*words: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def compared(understood: list[Understood]) -> None:
-    worker, launcher = understood
+def compared(planned: list[Planned]) -> None:
+    worker, launcher = planned
     assert launcher.plan.key == worker.plan.key
     assert [each.key for each in launcher.plan.stages] == [each.key for each in worker.plan.stages]
     assert plain(launcher.plan.options) == plain(worker.plan.options)
@@ -135,15 +135,15 @@ def test_a_recipe(
     words: tuple[str, ...],
     models: Path,
     monkeypatch: pytest.MonkeyPatch,
-    understood: list[Understood],
+    planned: list[Planned],
 ) -> None:
     monkeypatch.chdir(models)
     Path("r.yml").write_text(RECIPES[name])
     assert run("merge", "r.yml", "folder/out", *words) == 0
     check_by_launcher("r.yml", "folder/out", *words)
-    compared(understood)
+    compared(planned)
     if name in ("stored", "chain"):
-        assert understood[0].plan.stages
+        assert planned[0].plan.stages
 
 
 @pytest.mark.parametrize("words", DIRECT, ids=" ".join)
@@ -151,12 +151,12 @@ def test_a_direct_merge(
     words: tuple[str, ...],
     models: Path,
     monkeypatch: pytest.MonkeyPatch,
-    understood: list[Understood],
+    planned: list[Planned],
 ) -> None:
     monkeypatch.chdir(models)
     assert run("average", "out", *words) == 0
     check_by_launcher("out", *words)
-    compared(understood)
+    compared(planned)
 
 
 def offered() -> list[SharedOption]:

@@ -1,4 +1,4 @@
-"""The commands as users type them: the seeds, what a dry run leaves alone, exit codes, start-up."""
+"""Commands as users type them: the seeds, dry runs that change nothing, exit codes, start-up."""
 
 import os
 import re
@@ -146,7 +146,7 @@ def test_faults_of_inputs_come_before_the_submission(launch, models, fakes) -> N
     assert not Path("out.job").exists()
 
 
-def test_models_that_are_elsewhere_are_said_to_be_unseen(launch, models, fakes) -> None:
+def test_models_on_other_machines_are_not_checked(launch, models, fakes) -> None:
     done = launch("slurm", "out", "m1", "/on/the/cluster/m2", "org/name")
     assert done.code == 0
     assert "not on this machine; not checked: /on/the/cluster/m2" in done.err
@@ -183,7 +183,7 @@ def test_version_and_help(launch) -> None:
 
 
 def processor_s(*words: object) -> float:
-    """Which a busy machine does not change. The first run may compile."""
+    """Return CPU seconds, the least of three runs: the first may compile modules."""
     used = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

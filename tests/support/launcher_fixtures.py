@@ -1,4 +1,4 @@
-"""Models of a few bytes, jobs made of values, goldens, and schedulers that are not there."""
+"""Fixtures of the launcher: tiny models, jobs, goldens, and fake schedulers."""
 
 import json
 import os
@@ -106,7 +106,7 @@ class Fakes(NamedTuple):
         return path.read_text().splitlines() if path.exists() else []
 
     def pbs(self, *words: str) -> None:
-        """What only the other side of PBS does: schedule, schedule begin, qrerun ID."""
+        """Act as the PBS server: schedule, schedule begin, qrerun ID."""
         argv = [sys.executable, str(FAKES / "pbs.py"), *words]
         subprocess.run(argv, check=True, timeout=300)
 
@@ -166,7 +166,7 @@ def render_job() -> Callable[..., str]:
 
 @pytest.fixture
 def job_argv(launch: Callable[..., Outcome], tmp_path: Path) -> Callable[..., list[str]]:
-    """What a node runs of the job of a backend, less the `bash` at the front."""
+    """Return the command of a backend's job on the node, without `bash` at its front."""
 
     def argv(backend: str, *words: object) -> list[str]:
         text = launch("render", backend, "--python", sys.executable, *words).out
@@ -182,7 +182,7 @@ def job_argv(launch: Callable[..., Outcome], tmp_path: Path) -> Callable[..., li
 
 @pytest.fixture
 def python(tmp_path: Path) -> Callable[..., Path]:
-    """A program that stands in for Python: what it does to unpack, and in place of the worker."""
+    """Make a program in place of Python: `unpacking` and `running` are its two steps in bash."""
 
     def make(unpacking: str = 'exec "$real" "$@"', running: str = ":") -> Path:
         program = tmp_path / "bin" / "their-python"
@@ -226,7 +226,7 @@ def bare_bash(tmp_path: Path) -> Callable[..., Outcome]:
 @pytest.fixture
 def manifest() -> Callable[[Path], dict[str, Any]]:
     def read(out: Path) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((out / "merge_manifest.json").read_text())
-        return found
+        values: dict[str, Any] = json.loads((out / "merge_manifest.json").read_text())
+        return values
 
     return read

@@ -70,7 +70,7 @@ def add(app: typer.Typer, sweep: typer.Typer) -> None:
     sweep.callback()(read_path)
     for name in backends.names():
         _add_backend(sweep, backends.get(name))
-    sweep.command("results", help="A table of the members: state, values, what --then printed.")(
+    sweep.command("results", help="Show the members: state, values and results printed by --then.")(
         guarded(with_options(results, (ResultOptions,), CONTEXT))
     )
     app.add_typer(sweep, name="sweep")
@@ -174,7 +174,7 @@ def _submit(request: Request, sweep: Sweep, todo: Sequence[Member], options: Swe
 
 
 def results(context: typer.Context, given: dict[str, Any]) -> int:
-    """Print a row for each member: its state, its values and what `--then` printed."""
+    """Print a row for each member: its state, its values and the results printed by `--then`."""
     given.pop("profile", None)
     (options,) = layers.resolve([ResultOptions], [layers.flags(given)])
     sweep = read_sweep(context.obj, options.out, current_folder(os.environ))

@@ -57,7 +57,7 @@ def with_options(
 ) -> Command:
     """Turn `command(source, given)` into a function with the options of the groups.
 
-    `argument` is the positional argument: the SOURCE words, or what else the command takes.
+    `argument` is the positional argument: the SOURCE words unless the command takes another.
     """
 
     def run(**given: Any) -> int:

@@ -1,4 +1,4 @@
-"""A job cannot be built wrong, has a name that every scheduler takes, and cleans up."""
+"""Jobs: faults, names that every scheduler accepts, and cleaning up."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_a_secret_is_in_no_text(make_job, name: str) -> None:
         make_job(env=(f"{name}=hf_abc",))
 
 
-def test_what_only_sounds_like_one_is_none(make_job) -> None:
+def test_names_that_only_resemble_secrets_are_allowed(make_job) -> None:
     assert make_job(env=("TOKENIZERS_PARALLELISM=false", "KEYS=1", "HF_TOKEN_PATH=/f"))
 
 

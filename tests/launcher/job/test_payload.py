@@ -17,11 +17,11 @@ from merge_launch.job import payload
 
 SOURCES = Path(merge_worker.__file__).parent
 MOST_BYTES = 400_000
-"""Of base64: half of what all arguments of a Beaker job may be."""
+"""Most base64 in a job: half of the limit for all arguments of a Beaker job."""
 
 
 def copied(target: Path) -> Path:
-    """The worker as another checkout has it: other times, other modes, and litter."""
+    """Copy the worker with other times, other modes, and files that do not belong to it."""
     for path in (each for each in SOURCES.rglob("*") if each.suffix in payload.SUFFIXES):
         copy = target / path.relative_to(SOURCES)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def test_bytes_do_not_depend_on_the_checkout(tmp_path: Path) -> None:
     assert (there.archive, there.packed) == (here.archive, here.packed)
 
 
-def test_two_builds_are_alike() -> None:
+def test_two_builds_are_equal() -> None:
     first = payload.build()
     payload.build.cache_clear()
     again = payload.build()

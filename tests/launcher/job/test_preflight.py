@@ -1,4 +1,4 @@
-"""What is looked at before a submission, with the options that the worker will have."""
+"""Checks before a submission, with the options that the worker will get."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_missing_tensors_as_the_worker_would_treat_them(models, work: Path) -> N
     assert preflight.plan_of(merge, WorkerOptions(missing="copy"))
 
 
-def test_what_is_not_here_is_said_once_for_each_kind(models, work: Path) -> None:
+def test_models_elsewhere_are_named_once_for_each_kind(models, work: Path) -> None:
     merge = merge_of(models[0], "/gone/a", "/gone/b", "org/name", folder=work)
     notes = preflight.check(merge, WorkerOptions(), all_here=False)
     assert notes == [
@@ -48,7 +48,7 @@ def test_what_is_not_here_is_said_once_for_each_kind(models, work: Path) -> None
     ]
 
 
-def test_a_misspelt_folder_is_not_quietly_a_name_on_the_hub(models, work: Path) -> None:
+def test_a_misspelt_folder_is_not_silently_a_name_on_the_hub(models, work: Path) -> None:
     (work / "models").mkdir()
     models[1].rename(work / "models" / "code")
     merge = merge_of(models[0], "models/cod", "models/other-things", folder=work)
@@ -59,29 +59,29 @@ def test_a_misspelt_folder_is_not_quietly_a_name_on_the_hub(models, work: Path) 
     assert second == "on the Hub; not checked: models/cod, models/other-things"
 
 
-def told(models, work: Path, **options) -> list[str]:
+def warnings_of(models, work: Path, **options) -> list[str]:
     merge = merge_of(*models, folder=work)
     return preflight.check(merge, WorkerOptions(**options), all_here=False)
 
 
 def test_a_disk_or_a_quota_that_is_too_small(models, work: Path, monkeypatch) -> None:
-    """What jobs ask for only when they run, and of quotas never."""
+    """Jobs check the disk only when they run."""
     spare, most = space.SPARE_BYTES, quota.Limit(0, hard=1 << 20)
     monkeypatch.setattr(space, "SPARE_BYTES", 1 << 60)
     with pytest.raises(OutputError, match="are free there"):
-        told(models, work)
+        warnings_of(models, work)
     monkeypatch.setattr(space, "SPARE_BYTES", spare)
     monkeypatch.setattr(space, "quotas_of", lambda folder: (quota.Quota("user anna", most),))
     with pytest.raises(OutputError, match="left of the quota of user anna there"):
-        told(models, work)
+        warnings_of(models, work)
     monkeypatch.setattr(
         space, "quotas_of", lambda folder: (quota.Quota("user anna", quota.Limit(soft=1)),)
     )
-    (warning,) = told(models, work)
+    (warning,) = warnings_of(models, work)
     assert warning.startswith(f"{work}/out: ") and "soft limit of user anna" in warning
 
 
-def test_what_stands_in_the_way_is_told_before_a_job_waits_for_it(models, work: Path) -> None:
+def test_an_occupied_output_folder_is_an_error_before_the_submission(models, work: Path) -> None:
     merge = merge_of(*models, folder=work)
     out = work / "out"
     out.write_bytes(b"")
@@ -99,25 +99,25 @@ def test_what_stands_in_the_way_is_told_before_a_job_waits_for_it(models, work: 
     assert preflight.check(merge, WorkerOptions(), all_here=True) == []
 
 
-def test_inputs_are_no_place_for_a_result(models, work: Path) -> None:
+def test_an_output_inside_an_input_is_an_error(models, work: Path) -> None:
     words = [f"{models[0]}/out", *map(str, models)]
     merge = read_source(words, MergeOptions(), None, str(work))
     with pytest.raises(OutputError, match="is inside the input"):
         preflight.check(merge, WorkerOptions(), all_here=True)
 
 
-def test_what_is_finished_or_elsewhere_needs_no_room(models, work: Path, monkeypatch) -> None:
+def test_a_finished_or_remote_output_needs_no_disk_space(models, work: Path, monkeypatch) -> None:
     monkeypatch.setattr(space, "SPARE_BYTES", 1 << 60)
     (work / "out").mkdir()
     (work / "out" / "merge_manifest.json").write_text("{}")
-    assert told(models, work) == []
+    assert warnings_of(models, work) == []
     with pytest.raises(OutputError):
-        told(models, work, overwrite=True)
+        warnings_of(models, work, overwrite=True)
     merge = read_source(["/gone/out", *map(str, models)], MergeOptions(), None, str(work))
     assert preflight.check(merge, WorkerOptions(), all_here=False) == []
 
 
-def test_on_this_machine_absence_is_an_error(models, work: Path) -> None:
+def test_missing_models_of_a_local_job_are_an_error(models, work: Path) -> None:
     with pytest.raises(InputError):
         merge = merge_of(models[0], "/gone", folder=work)
         preflight.check(merge, WorkerOptions(), all_here=True)

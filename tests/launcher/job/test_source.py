@@ -1,4 +1,4 @@
-"""SOURCE words: which form, which words are paths, and what OUT is called when nobody says."""
+"""SOURCE words: which form, which words are paths, and the default name of OUT."""
 
 import json
 import os
@@ -68,9 +68,9 @@ def test_with_out_all_words_are_models() -> None:
 
 def test_a_schedule_weighs_checkpoints_from_the_oldest_to_the_newest() -> None:
     merge = read("out", "m1", "m2", "m3", schedule="last-k:2")
-    found = json.loads(merge.text)["models"]
-    assert [Path(entry["model"]).name for entry in found] == ["m2", "m3"]
-    assert [entry["parameters"]["weight"] for entry in found] == [0.5, 0.5]
+    models = json.loads(merge.text)["models"]
+    assert [Path(entry["model"]).name for entry in models] == ["m2", "m3"]
+    assert [entry["parameters"]["weight"] for entry in models] == [0.5, 0.5]
     with pytest.raises(WorkerUsageError, match="--schedule and --weights exclude each other"):
         read("out", "m1", "m2", schedule="ema", weights="1,2")
     with pytest.raises(WorkerUsageError, match="no schedule 'emu' \\(did you mean 'ema'"):
@@ -79,9 +79,9 @@ def test_a_schedule_weighs_checkpoints_from_the_oldest_to_the_newest() -> None:
 
 def test_method_weights_base_and_dtype() -> None:
     merge = read("out", "m1", "m2", weights="2,1e0", dtype="float16")
-    found = json.loads(merge.text)
-    assert [entry["parameters"]["weight"] for entry in found["models"]] == [2.0, 1.0]
-    assert found["out_dtype"] == "float16"
+    recipe = json.loads(merge.text)
+    assert [entry["parameters"]["weight"] for entry in recipe["models"]] == [2.0, 1.0]
+    assert recipe["out_dtype"] == "float16"
 
 
 def test_a_recipe_travels_as_it_is(work: Path) -> None:

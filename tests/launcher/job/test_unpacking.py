@@ -1,4 +1,4 @@
-"""What a job does before its worker runs: check what was carried along, unpack it, check again."""
+"""Unpacking in a job: check the embedded files, unpack the worker, check it again."""
 
 import base64
 import re
@@ -11,13 +11,13 @@ from merge_launch.job import payload
 
 RECIPE = "# as given\nmerge_method: linear\nmodels: [{model: m1}, {model: m2}]\n"
 WORKER = 5
-"""Where the worker begins in what a container runs: after options and script."""
+"""Index of the worker in the arguments of a container: after options and script."""
 START = base64.b64encode(b"BZh91AY&SY").decode()[:12]
 """Of every bz2 of level 9."""
 
 
 def flip(text: str) -> str:
-    """One bit of the payload: A and E, B and F … differ in one bit of what base64 stands for."""
+    """Change one bit of the payload: A and E, B and F … differ in one bit of the decoded bytes."""
     middle = text.index(START) + 4000
     place = re.compile("[A-D]").search(text, middle)
     assert place is not None

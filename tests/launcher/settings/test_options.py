@@ -1,4 +1,4 @@
-"""Options derive from dataclass fields: flags, values of every origin, faults in words."""
+"""Options derive from dataclass fields: flags, values of every origin, messages of faults."""
 
 import dataclasses
 import datetime
@@ -17,7 +17,7 @@ class Group:
     word: str | None = option(None, OptionSpec("a word", "-w", pattern="a+", expected="some a"))
     lines: tuple[str, ...] = option((), OptionSpec("lines"))
     deep_switch: bool = option(False, OptionSpec("a switch"))
-    untold: int = 0
+    plain: int = 0
 
 
 SIZE, WORD, LINES, SWITCH = options_of(Group)
@@ -111,7 +111,7 @@ def test_help_has_no_names_of_types(launch) -> None:
         assert "--device auto|cpu|" in options and "<str>" not in options
 
 
-def test_the_worker_takes_what_we_hand_on() -> None:
+def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
     from merge_worker.cli import _parser
 
     given = WorkerOptions(
@@ -139,12 +139,12 @@ def test_the_worker_takes_what_we_hand_on() -> None:
     )
     assert all(getattr(given, each.name) for each in options_of(WorkerOptions)), "set each of them"
     words = ["merge", "recipe.yml", "out", *given.argv()]
-    found = vars(_parser(words).parse_args(words))
+    parsed = vars(_parser(words).parse_args(words))
     for each in options_of(WorkerOptions):
         value = getattr(given, each.name)
-        assert found[each.name] in (value, [value]), each.flag
+        assert parsed[each.name] in (value, [value]), each.flag
 
 
-def test_nothing_is_handed_on_unasked() -> None:
+def test_options_that_are_not_given_are_not_passed_on() -> None:
     assert WorkerOptions().argv() == ()
     assert WorkerOptions(seed=0).argv() == ("--seed=0",)

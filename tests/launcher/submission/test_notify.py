@@ -1,4 +1,4 @@
-"""--notify: one small JSON at the end, to an address that nobody sees, and never fatal."""
+"""--notify: one small JSON at the end, to an address that stays secret, and never fatal."""
 
 import json
 import sys
@@ -35,14 +35,14 @@ def hook() -> Iterator[str]:
     server.server_close()
 
 
-def test_of_a_job_in_a_queue(launch, fakes, models, hook: str, work: Path) -> None:
+def test_a_queued_job(launch, fakes, models, hook: str, work: Path) -> None:
     done = launch("pbs", "out", *models, "--python", sys.executable, "--notify", hook)
     assert done.code == 0, done.err
     fakes.pbs("schedule")
-    (told,) = RAN
-    assert told["path"] == "/services/SECRET"
-    assert told["text"].startswith("merge-launch: out done (exit code 0) on ")
-    assert told["text"].endswith(f": {work}/out")
+    (message,) = RAN
+    assert message["path"] == "/services/SECRET"
+    assert message["text"].startswith("merge-launch: out done (exit code 0) on ")
+    assert message["text"].endswith(f": {work}/out")
     secret = work / "out.job" / "out.notify"
     assert secret.stat().st_mode & 0o777 == 0o600
     for path in work.rglob("*"):
@@ -51,7 +51,7 @@ def test_of_a_job_in_a_queue(launch, fakes, models, hook: str, work: Path) -> No
     assert "SECRET" not in launch("logs", "out").out + launch("why", "out").out + done.out
 
 
-def test_of_a_failure_here(launch_process, models, hook: str, work: Path) -> None:
+def test_a_failure_in_the_foreground(launch_process, models, hook: str, work: Path) -> None:
     (work / "out").mkdir()
     (work / "out" / ".merge-partial").touch()
     done = launch_process("local", "out", *models, "--notify", hook)
@@ -60,7 +60,7 @@ def test_of_a_failure_here(launch_process, models, hook: str, work: Path) -> Non
     assert "SECRET" not in done.out + done.err
 
 
-def test_a_server_that_is_away_is_no_fault(launch_process, models) -> None:
+def test_a_server_that_does_not_answer_is_not_an_error(launch_process, models) -> None:
     address = "http://127.0.0.1:9/SECRET"
     done = launch_process("local", "out", *models, "--progress", "off", "--notify", address)
     assert done.code == 0

@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_made(launch, fakes, models) -> None:
     assert fakes.calls() == []
 
 
-def test_a_job_nobody_knows(launch, fakes, models) -> None:
+def test_an_unknown_job(launch, fakes, models) -> None:
     done = launch("status", "99")
     assert done.code == 2
     assert "99: no such job was submitted from here" in done.err

@@ -174,7 +174,7 @@ def test_values_in_names(value: object, word: str) -> None:
         ("list: [{dtype: float32}, {dtype: float32}]", "is the same recipe as"),
     ],
 )
-def test_what_is_wrong_with_a_sweep(work: Path, text: str, words: str) -> None:
+def test_faults_of_a_sweep_file(work: Path, text: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         sweep(work, text)
     assert words in str(caught.value)
@@ -190,7 +190,7 @@ def test_faults_of_all_members_in_one_list(work: Path) -> None:
     assert len(lines) == len(set(lines))
 
 
-def test_what_the_base_sets_in_vain_is_a_warning(work: Path) -> None:
+def test_unused_values_of_the_base_are_a_warning(work: Path) -> None:
     made = sweep(work, "list: [{merge_method: linear, base_model: null}, {merge_method: ties}]")
     assert made.warnings == (
         "s.yml: merge_method_linear-base_model_null: parameters.density: linear does not read it",
@@ -203,7 +203,7 @@ def test_invalid_bases(work: Path, base: str) -> None:
         sweep(work, "grid: {dtype: [a]}", base)
 
 
-def test_files_that_are_not_there(work: Path) -> None:
+def test_missing_files(work: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.yml: No such file"):
         read_sweep("nowhere.yml", None, str(work))
     (work / "s.yml").write_text("recipe: nowhere.yml\ngrid: {a: [1]}")

@@ -1,4 +1,4 @@
-"""Sweeps on their way: one job each, arrays, one pass; what is done is left alone; results."""
+"""Submitting sweeps: one job each, arrays, one pass; finished members are skipped; results."""
 
 import csv
 import io
@@ -163,7 +163,7 @@ def test_only_what_failed_is_submitted_again(launch, sweep: Path, fakes, runs) -
     assert not [call for call in fakes.calls()[before:] if call.startswith("sbatch")]
 
 
-def test_what_waits_is_not_submitted_twice(launch, sweep: Path, fakes) -> None:
+def test_waiting_members_are_not_submitted_twice(launch, sweep: Path, fakes) -> None:
     assert launch("sweep", "s.yml", "slurm").code == 0
     before = len(fakes.calls())
     again = launch("sweep", "s.yml", "slurm")
@@ -251,7 +251,7 @@ def test_faults_of_all_members_before_any_is_submitted(launch, sweep: Path, fake
     assert [call for call in fakes.calls() if call.startswith("sbatch")] == []
 
 
-def test_a_damaged_input_is_told_once(launch, sweep: Path, fakes) -> None:
+def test_a_damaged_input_is_reported_once(launch, sweep: Path, fakes) -> None:
     (sweep.parent / "m2" / "model.safetensors").write_bytes(b"x")
     done = launch("sweep", "s.yml", "slurm")
     assert done.code == 3
