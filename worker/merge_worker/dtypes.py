@@ -1,4 +1,4 @@
-"""The one table of tensor dtypes: safetensors name, torch attribute, size, kind. No torch."""
+"""Table of tensor dtypes: safetensors name, torch attribute, size, kind. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class Kind(Enum):
-    """What may be done with values of a dtype."""
+    """How values of a dtype may be treated."""
 
     FLOAT = "float"  # merged
     INTEGER = "integer"  # copied, never averaged
-    PACKED = "packed"  # quantised: its numbers mean nothing without scales
+    PACKED = "packed"  # quantized: values mean nothing without their scales
 
 
 class DType(NamedTuple):
@@ -56,10 +56,10 @@ _TABLE = (
 BY_NAME = {row.name: row for row in _TABLE}
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
-"""The names that a recipe or `--dtype` may ask for."""
+"""Names accepted by `dtype` in recipes and by `--dtype`."""
 
 
 def from_torch_name(name: str) -> DType:
-    """The row of a torch dtype name, with or without the `torch.` prefix. KeyError if unknown."""
+    """Return the dtype of a torch name, with or without `torch.`. KeyError if unknown."""
     plain = name.removeprefix("torch.")
     return {row.torch_name: row for row in _TABLE if row.name not in ("F6_E2M3", "F6_E3M2")}[plain]

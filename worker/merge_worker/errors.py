@@ -1,6 +1,6 @@
-"""What the worker tells its user when it cannot go on, each kind with its exit code.
+"""Errors that end a command, each kind with its exit code.
 
-The text of an error names a place, a fact and a way out; `cli` alone prints it.
+The text of an error names a place, a fact and a way out; only `cli` prints it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .messages import printable
 
 
 class WorkerError(Exception):
-    """Base of all errors that are answers, not bugs."""
+    """Base of all expected errors; any other exception is a bug."""
 
     exit_code = 1
 
@@ -30,7 +30,7 @@ class InputError(WorkerError):
 
 
 class OutputError(WorkerError):
-    """The output cannot be written, or is there already and differs."""
+    """The output cannot be written, or already exists and differs."""
 
     exit_code = 4
 
@@ -42,14 +42,14 @@ class ResultError(WorkerError):
 
 
 class Stopped(WorkerError):
-    """Stopped before the end; the same command continues."""
+    """The run stopped before the end; the same command resumes it."""
 
     exit_code = 75
 
 
 @contextmanager
 def input_errors(where: object) -> Iterator[None]:
-    """Turns the system's refusals while reading into one line."""
+    """Turn an OSError while reading into an InputError of one line."""
     try:
         yield
     except OSError as error:

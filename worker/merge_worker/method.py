@@ -1,8 +1,8 @@
-"""What a merge method declares, and the protocol between methods and engine. Without torch.
+"""Declaration of merge methods, and the protocol between methods and engine. Imports no torch.
 
 A method is a short function in a file of its name. Its keyword-only parameters are the schema of
 the recipe: `list[float]` is one value per model in recipe order, a scalar is shared by all models.
-Its positional parameters are what its family hands it (`_span`, `_select`, …; see there).
+Its positional parameters are supplied by its algorithm (see the module of the algorithm).
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ T = TypeVar("T")
 
 
 class BaseRole(Enum):
-    """The part that `base_model` plays."""
+    """The role of `base_model`."""
 
-    IGNORED = "ignored"  # a base named in the recipe joins the models
+    IGNORED = "ignored"  # a base named in the recipe is merged like the models
     OPTIONAL = "optional"
     REQUIRED = "required"
 
 
 class Granularity(Enum):
-    """The smallest part of a tensor from which a part of the result can be computed."""
+    """The smallest unit of a tensor that can be merged on its own."""
 
     ELEMENT = "element"
     ROW = "row"  # a row: all elements with one index on the first axis
-    MATRIX = "matrix"  # see matrix_shape; a tensor that holds none is cut by element
+    MATRIX = "matrix"  # see matrix_shape; tensors without matrices are split by element
     TENSOR = "tensor"
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Rows and columns of the matrices that a tensor holds; None if it holds none.
+    """Return rows and columns of the matrices in a tensor; None if it holds none.
 
     A matrix is a tensor of two axes, or each entry on the first of three axes, as experts are
-    stacked. Three axes of which one of the last two is shorter than 8 are a convolution's.
+    stacked. A tensor of three axes with one of the last two shorter than 8 is a convolution's.
     """
     if len(shape) == 2:
         return shape[0], shape[1]
@@ -54,7 +54,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One entry of a method's schema. `default` is None where the recipe must give a value."""
+    """An entry of a method's schema. `default` is None if the recipe must give a value."""
 
     name: str
     type: type
@@ -68,10 +68,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Task:
-    """One output tensor as its method sees it: values resolved, everything known from headers.
+    """An output tensor as its method sees it: parameters resolved, shapes known from headers.
 
-    `values` holds every parameter; a per-model one is a tuple over the models, base exempt.
-    The sources of a block are the models in recipe order and then the base, if there is one.
+    `values` holds every parameter; a per-model one is a tuple over the models without the base.
+    The sources of a block are the models in recipe order, then the base if there is one.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Task:
 
 
 class Scratch(Protocol):
-    """Reusable memory of one lane on its device; contents do not survive the block."""
+    """Reusable memory of one lane on its device; contents are valid for one block only."""
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
         """Return a 1-D tensor of `count` elements: the same memory for the same slot every time."""
@@ -101,9 +101,9 @@ class Scratch(Protocol):
 
 @dataclass
 class Block:
-    """The unit of computation: one run of elements or whole rows of every source.
+    """The unit of computation: a range of elements or whole rows of every source.
 
-    `tensors` have the stored dtypes and the shape [n] (cut by element) or [rows, row length].
+    `tensors` have the stored dtypes and the shape [n] (split by element) or [rows, row length].
     `start` is the index of the first element in the tensor.
     """
 
@@ -113,23 +113,23 @@ class Block:
 
 
 class StatisticsPass(ABC):
-    """A pass that looks at every block before the result can be computed.
+    """A pass that gathers statistics of every block before the result can be computed.
 
-    Blocks lie on a fixed grid and `finish` gets their results in index order, so a statistic
-    never depends on how the engine cut, on threads or on ranks.
+    Blocks lie on a fixed grid and `next_pass` gets their statistics in index order, so a result
+    never depends on the split into pieces, on threads or on ranks.
     """
 
     @abstractmethod
     def collect(self, block: Block) -> Any:
-        """Statistics of one block; runs in any thread, any order."""
+        """Return statistics of one block; called from any thread, in any order."""
 
     @abstractmethod
     def next_pass(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
-        """The next pass."""
+        """Return the pass that follows, given the statistics of all blocks."""
 
 
 class MergePass(ABC):
-    """The pass that computes: one call per block."""
+    """The pass that computes the result: one call per block."""
 
     accumulates_in: str = ""
     """Torch name of the dtype in which sources of any dtype are added up unconverted; or empty."""
@@ -139,40 +139,40 @@ class MergePass(ABC):
         """Write the merged block to `out`, rounding once to its dtype."""
 
     def in_float64(self) -> MergePass | None:
-        """The same with room for larger numbers, for blocks that came out as NaN or Inf."""
+        """Return this pass in float64, for blocks that gave NaN or Inf; None if there is none."""
         return None
 
 
 class Cost(NamedTuple):
-    """What a tensor takes where mathematics, not reading, takes the time."""
+    """Cost of a tensor whose computation takes longer than reading it."""
 
     flops: int  # of the whole tensor
-    scratch: int  # bytes per element of a block, in place of the family's
+    scratch: int  # bytes per element of a block, replacing the algorithm's
 
 
 @runtime_checkable
 class ComputeBound(Protocol):
-    """A family with methods that compute for much longer than they read."""
+    """An algorithm whose methods compute for much longer than they read."""
 
     def cost(self, method: Method, task: Task) -> Cost: ...
 
 
 class Algorithm(Protocol):
-    """What the methods of one shape share: how they may be cut, their passes, their memory."""
+    """Mathematics that several methods share: granularity, passes, scratch memory."""
 
     def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity: ...
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
-        """How often the sources are read, the final pass included."""
+        """Number of times the sources are read, the merge pass included."""
 
     def scratch_bytes(self, method: Method, sources: int) -> int:
-        """Scratch per element of a block."""
+        """Scratch bytes per element of a block."""
 
     def check(self, method: Method, task: Task) -> None:
-        """Refuse values that cannot work, while planning. ValueError or ZeroDivisionError."""
+        """Reject impossible values while planning. ValueError or ZeroDivisionError."""
 
     def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
-        """The first pass over a tensor."""
+        """Return the first pass over a tensor."""
 
 
 @dataclass(frozen=True)
@@ -196,24 +196,24 @@ class Method:
 
     @property
     def modifiers(self) -> tuple[Parameter, ...]:
-        """Parameters that work on any method of its kind; they are no values of a task."""
+        """Parameters that apply to any method of this kind; they are not values of a task."""
         lines = LINES if self.base is BaseRole.REQUIRED else ()
         weights = any(p.name == "weight" and p.per_model for p in self.parameters)
         return (*lines, SCHEDULE) if weights else lines
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
-        """The first pass over a tensor."""
+        """Return the first pass over a tensor."""
         return self.algorithm.begin(self, task)
 
     def call(self, task: Task, *arguments: Any) -> Any:
-        """The method's function with what its family hands it and the task's values."""
+        """Call the function with the algorithm's arguments and the values of the task."""
         values = {_python_name(name): value for name, value in task.values.items()}
         return self.function(*arguments, **values)
 
 
 LINES = (Parameter("lines_alpha", float, False), Parameter("lines_beta", float, False))
 SCALED_SCRATCH = 16
-"""Bytes per element of a block that LINES take: result and base, at most float64."""
+"""Scratch bytes per element of a block for LiNeS: result and base, at most float64."""
 SCHEDULE = Parameter("schedule", str, False)
 
 _TYPES: dict[str, tuple[type, bool]] = {
@@ -264,7 +264,7 @@ def per_model(default: float) -> Any:
 
 
 def _python_name(name: str) -> str:
-    """`lambda` is a word of Python: functions say `lambda_`, recipes say `lambda`."""
+    """Map the recipe's `lambda`, a keyword of Python, to `lambda_`."""
     return name + "_" if name == "lambda" else name
 
 
@@ -276,5 +276,5 @@ def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Pa
             f"{annotation!r}; a method's parameters are {', '.join(_TYPES)}"
         )
     kind, is_per_model = _TYPES[annotation]
-    given = None if parameter.default is inspect.Parameter.empty else parameter.default
-    return Parameter(parameter.name.removesuffix("_"), kind, is_per_model, given)
+    default = None if parameter.default is inspect.Parameter.empty else parameter.default
+    return Parameter(parameter.name.removesuffix("_"), kind, is_per_model, default)

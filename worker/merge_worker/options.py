@@ -1,7 +1,7 @@
 """Table of the options that merge-worker and merge-launch share: names, types, choices and help.
 
-Both command lines are made from it: that of merge-worker in `options`, that of merge-launch in
-`launcher.settings`.
+Both command lines are built from it: merge-worker's in `commands.options`, merge-launch's in
+`merge_launch.settings`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 class SharedOption:
     """An option of one or several commands of merge-worker.
 
-    `type` converts a word, as in argparse; `bool` marks a switch. merge-launch hands the words on
-    as they are, after comparing them with `pattern`, which `form` puts into words.
+    `type` converts a word, as in argparse; `bool` marks a switch. merge-launch passes words on
+    unchanged after matching them against `pattern`, which `form` describes.
     """
 
     name: str
@@ -40,12 +40,12 @@ class SharedOption:
     metavar: str | None = None
     pattern: str | None = None
     form: str = ""
-    repeatable: bool = False  # on the command line of merge-worker; commas do the same
+    repeatable: bool = False  # in merge-worker only; both accept commas
     launch: bool = True  # whether merge-launch offers it
 
     @property
     def expected(self) -> str:
-        """The values that the option takes, in words."""
+        """Accepted values, in words."""
         return _one_of(self.choices) if self.choices else self.form
 
     @property

@@ -1,4 +1,4 @@
-"""Sizes, durations and other words of a command line that are numbers: parse and format."""
+"""Parse and format the sizes, durations, counts and devices of a command line."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def parse_size(word: str, option: str = "") -> int:
     """Return the bytes of `4GiB`, `5GB`, `512M` or plain digits; a UsageError names `option`."""
     where = f"{option}: " if option else ""
-    found = re.fullmatch(SIZE, word.strip())
-    if found is None:
+    match = re.fullmatch(SIZE, word.strip())
+    if match is None:
         raise UsageError(f"{where}'{printable(word)}' is not a size; write 5GB, 512MiB or bytes")
-    power = " KMGT".index(found[2].upper() or " ")
-    value = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    power = " KMGT".index(match[2].upper() or " ")
+    value = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
     if value <= 0:
         raise UsageError(f"{where}'{printable(word)}' is not a size above zero")
     return value
@@ -51,21 +51,21 @@ def parse_slurm_time(word: str) -> int:
 
 
 def positive_integer(word: str) -> int:
-    """Return a count; for argparse."""
+    """Return an integer of at least 1; for argparse."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"'{printable(word)}' is not a number of at least 1")
     return int(word)
 
 
 def device_word(word: str) -> str:
-    """Return the word of `--device`; for argparse. Whether the device exists, torch must tell."""
+    """Check the form of `--device`; for argparse. Only torch knows whether the device exists."""
     if re.fullmatch(DEVICE, word) is None:
         raise argparse.ArgumentTypeError(f"'{printable(word)}' is none of {', '.join(DEVICES)}")
     return word
 
 
 def size(count: int) -> str:
-    """Return bytes as people write them: `2.05 GiB`, `640 KiB`."""
+    """Return bytes in binary units: `2.05 GiB`, `640.00 KiB`."""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if count >= 1024**power:
             return f"{count / 1024**power:.2f} {unit}"
@@ -73,7 +73,7 @@ def size(count: int) -> str:
 
 
 def gigabytes(count: int) -> str:
-    """Return bytes in the unit that disks are sold in: `2.05 GB`."""
+    """Return bytes in decimal gigabytes, the unit of disks: `2.05 GB`."""
     return f"{count / 1e9:.2f} GB"
 
 

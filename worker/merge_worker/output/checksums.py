@@ -1,7 +1,11 @@
-"""SHA-256 of shards while they are written: pieces that come too early wait in memory.
+"""Checksums of parts of a file that add up to that of the whole, and SHA-256 of shards.
 
-What does not fit there, and what other processes or an earlier run wrote, is read when its turn
-comes.
+For the additive checksums a file is a sequence of little-endian 64-bit words, the last one padded
+with zeros. `plain` is their sum, `placed` the sum of words times their positions from 1, both
+modulo 2^64 (after J. Fletcher, An Arithmetic Checksum for Serial Transmissions, 1982). CRC-32 took
+an eighth of the time of a merge, these take a fifth of that. They detect damage, not forgery;
+SHA-256 does. It is computed while shards are written: pieces out of order wait in memory; data that
+does not fit there, or that other processes or an earlier run wrote, is read back in order.
 """
 
 from __future__ import annotations
@@ -20,24 +24,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# MERGED Checksums of parts of a file that add up to that of the whole, in any order.
-#
-# A file is words of 64 bits, little-endian, the last one filled up with zeros. `plain` is their
-# sum,
-# `placed` the sum of words times their places from 1, both modulo 2^64 (after J. Fletcher, An
-# Arithmetic Checksum for Serial Transmissions, 1982). CRC-32 took an eighth of the time of a merge,
-# these take a fifth of that. They tell of damage, not of forgery: for that there is SHA-256.
-
-
 WORD = 8
 COLUMNS = 1024
 CHUNK = 8 << 20
 DIGITS = 32
 _MASK = (1 << 64) - 1
 
+READ_BYTES = 1 << 20
+MOST_WAITING = 64 << 20
+
 
 class Checksum(NamedTuple):
-    """Of some bytes of a file."""
+    """The additive checksum of some bytes of a file."""
 
     plain: int = 0
     placed: int = 0
@@ -47,12 +45,12 @@ class Checksum(NamedTuple):
 
 
 def parse(text: str | bytes) -> Checksum:
-    """The reverse of `str`."""
+    """Parse a checksum from its string."""
     return Checksum(int(text[:16], 16), int(text[16:], 16))
 
 
 def total(parts: Iterable[Checksum]) -> Checksum:
-    """Of all the bytes that the parts are of."""
+    """Add the checksums of disjoint parts of a file, in any order."""
     plain = placed = 0
     for part in parts:
         plain += part.plain
@@ -61,19 +59,19 @@ def total(parts: Iterable[Checksum]) -> Checksum:
 
 
 def checksum(data: memoryview, position: int) -> Checksum:
-    """Of `data`, which is at `position` of its file."""
+    """Compute the checksum of `data`, located at byte `position` of its file."""
     head = min(-position % WORD, len(data))
     tail = (len(data) - head) % WORD
     end = len(data) - tail
-    found = [_of_edge(data[:head], position), _of_edge(data[end:], position + end)]
+    parts = [_of_edge(data[:head], position), _of_edge(data[end:], position + end)]
     for start in range(head, end, CHUNK):
         stop = min(start + CHUNK, end)
-        found.append(_of_words(_words(data[start:stop]), (position + start) // WORD + 1))
-    return total(found)
+        parts.append(_of_words(_words(data[start:stop]), (position + start) // WORD + 1))
+    return total(parts)
 
 
 def _of_edge(data: memoryview, position: int) -> Checksum:
-    """Of less than a word."""
+    """Compute the checksum of bytes within one word."""
     place, shift = divmod(position, WORD)
     value = int.from_bytes(data, "little") << 8 * shift
     return Checksum(value & _MASK, value * (place + 1) & _MASK)
@@ -88,18 +86,18 @@ def _words(data: memoryview) -> Tensor:
 
 
 def _of_words(words: Tensor, first: int) -> Checksum:
-    """`first` is the place of the first word."""
+    """Compute the checksum of words, the first at position `first`."""
     whole = len(words) // COLUMNS * COLUMNS
-    found = []
+    parts = []
     if whole:
-        found.append(_of_table(words[:whole].view(-1, COLUMNS), first))
+        parts.append(_of_table(words[:whole].view(-1, COLUMNS), first))
     if whole < len(words):
-        found.append(_of_table(words[whole:].view(1, -1), first + whole))
-    return total(found)
+        parts.append(_of_table(words[whole:].view(1, -1), first + whole))
+    return total(parts)
 
 
 def _of_table(table: Tensor, first: int) -> Checksum:
-    """Sums of rows and of columns: each is one pass over memory without products."""
+    """Compute a checksum from sums of rows and columns, passes over memory without products."""
     rows, columns, steps = table.sum(1), table.sum(0), _steps()
     plain = int(rows.sum())
     placed = plain * first + int((columns * steps[: len(columns)]).sum())
@@ -114,10 +112,6 @@ def _steps() -> Tensor:
     return torch.arange(max(COLUMNS, CHUNK // WORD // COLUMNS))
 
 
-READ_BYTES = 1 << 20
-MOST_WAITING = 64 << 20
-
-
 @dataclass
 class _Shard:
     digest: Any
@@ -127,7 +121,7 @@ class _Shard:
 
 
 class Hashes:
-    """One digest for each shard, that follows its pieces; `room` bytes of them may wait."""
+    """A SHA-256 for each shard, updated in order; up to `room` bytes out of order wait."""
 
     def __init__(self, headers: Sequence[bytes], room: int = 0) -> None:
         self._shards = [_Shard(hashlib.sha256(header), len(header)) for header in headers]
@@ -135,7 +129,7 @@ class Hashes:
         self._lock = threading.Lock()
 
     def wrote(self, shard: int, descriptor: int, position: int, data: memoryview) -> None:
-        """`data` was written at `position` of an open shard."""
+        """Include `data`, written at `position` of an open shard."""
         here = self._shards[shard]
         with here.lock:
             if position != here.reached:
@@ -144,8 +138,8 @@ class Hashes:
                 return
             here.digest.update(data)
             here.reached += len(data)
-            while (found := here.waiting.pop(here.reached, None)) is not None:
-                end, kept = found
+            while (waiting := here.waiting.pop(here.reached, None)) is not None:
+                end, kept = waiting
                 if kept:
                     here.digest.update(kept)
                     here.reached = end
@@ -160,7 +154,7 @@ class Hashes:
             return True
 
     def finish(self, shard: int, path: str, size: int) -> str:
-        """The digest of a whole shard as hex; what is not in it yet is read."""
+        """Return the digest of a whole shard as hex, after reading the rest of it."""
         here = self._shards[shard]
         if here.reached < size:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -168,8 +162,7 @@ class Hashes:
                 _update(here, descriptor, size)
             finally:
                 os.close(descriptor)
-        found: str = here.digest.hexdigest()
-        return found
+        return str(here.digest.hexdigest())
 
 
 def _update(here: _Shard, descriptor: int, end: int) -> None:

@@ -1,6 +1,6 @@
-"""Whole shards → a model folder: sync, side files, names, and the manifest last.
+"""Turns finished shards into a model folder: sync, side files, final names, the manifest last.
 
-Every step may be repeated: a run that is stopped in here is finished by the next one.
+Every step is repeatable: a run that is stopped here is finished by the next one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def finish(
         write_file(staged / CARD, model_card(plan, out.resolve().name))
         write_file(staged / RECIPE, plan.recipe.text)
         outputs = _outputs(store, sha256)
-        _as_before(plan, out, outputs)
+        _check_reproduced(plan, out, outputs)
         outputs += [
             {"file": name, "bytes": (staged / name).stat().st_size}
             for name in loaders_last([*names, CARD, RECIPE])
@@ -67,8 +67,8 @@ def loaders_last(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (name == CONFIG, name == INDEX))
 
 
-def _as_before(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
-    """ResultError unless a merge that is done again has the same bytes; values are seen here."""
+def _check_reproduced(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ResultError if a reproduced merge differs from its manifest."""
     for entry in outputs:
         if plan.known_checksums.get(entry["file"], entry["sum128"]) != entry["sum128"]:
             raise ResultError(
@@ -139,13 +139,13 @@ def _remove_old(out: Path, replaces: Sequence[str], names: set[str]) -> None:
 
 
 def _outputs(store: PartialOutput, sha256: bool) -> list[dict[str, Any]]:
-    """Size and checksums of every shard, from the checksums of its pieces."""
+    """Return size and checksums of every shard, from the checksums of its pieces."""
     plan = store.plan
     by_step = store.by_step()
     parts = [[checksum(memoryview(shard.header), 0)] for shard in plan.layout.shards]
     for number, step in enumerate(plan.steps):
         parts[step.shard] += (entry.checksum for entry in by_step.get(number, ()))
-    found: list[dict[str, Any]] = [
+    outputs: list[dict[str, Any]] = [
         {"file": shard.name, "bytes": shard.size, "sum128": str(total(pieces))}
         for shard, pieces in zip(plan.layout.shards, parts, strict=True)
     ]
@@ -155,6 +155,6 @@ def _outputs(store: PartialOutput, sha256: bool) -> list[dict[str, Any]]:
         paths = [str(store.folder / unfinished(shard.name)) for shard in plan.layout.shards]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             digests = pool.map(hashes.finish, range(len(sizes)), paths, sizes)
-            for facts, digest in zip(found, digests, strict=True):
+            for facts, digest in zip(outputs, digests, strict=True):
                 facts["sha256"] = digest
-    return found
+    return outputs

@@ -1,4 +1,4 @@
-"""Names of the files that only a merge writes, and how files are written: whole or not at all."""
+"""Names of the files that only a merge writes; atomic writes; errors of the output folder."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ class output_errors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, WorkerError):
             place = Path(error.filename or self.out)
-            ours = self.out in (place, *place.parents) or place in self.out.parents
+            in_out = self.out in (place, *place.parents) or place in self.out.parents
             # A failed copy does not say which of its two files failed.
-            if not ours and error.filename2 is None and error.errno not in FULL:
+            if not in_out and error.filename2 is None and error.errno not in FULL:
                 raise InputError(f"{printable(str(place))}: {error.strerror}") from None
             raise OutputError(
                 f"{self.out}: cannot write: {error.strerror}"
@@ -85,5 +85,5 @@ class output_errors:
 
 
 def finished(out: Path) -> bool:
-    """Whether there is a whole merge, which needs no more room unless it is to be replaced."""
+    """Whether OUT holds a finished merge."""
     return (out / MANIFEST).exists()

@@ -1,5 +1,4 @@
-"""Notes in the partial folder: whose it is, which piece of which tensor is in the shards, with its
-checksum, and whether the end has begun."""
+"""Records in the partial folder: key of the plan, journals of finished pieces, pending commit."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ from .checksums import DIGITS, Checksum, parse
 from .files import unfinished
 
 KEY = "key.json"
-"""In the partial folder: the key of the plan that it belongs to."""
+"""File in the partial folder: the key of its plan."""
 
 COMMITTING = "committing.json"
-"""In the partial folder: the shards are whole, files are being moved to their final names."""
+"""File in the partial folder: shards are whole, files are being moved to their final names."""
 
 
 def journal_prefix(key: str) -> str:
-    """Of the names of the journals of a merge."""
+    """Return the prefix of the names of a merge's journals."""
     return f"journal-{key[:16]}"
 
 
@@ -42,12 +41,12 @@ class Entry:
 
 
 def entry_id(journal: str, entry: Entry) -> str:
-    """How a line of a journal is named where it is taken back."""
+    """Return the name of a journal entry in the lists of lost entries."""
     return f"{journal} {entry.step} {entry.piece.first} {entry.piece.blocks}"
 
 
 def parse_line(line: bytes) -> Entry | None:
-    """The entry of a journal line; None for a torn or damaged one."""
+    """Parse a journal line; None if it is torn or damaged."""
     text, _, check = line.strip().rpartition(b" ")
     fields = text.split()
     if len(fields) != 5 or not check.isdigit() or zlib.crc32(text) != int(check):
@@ -59,9 +58,9 @@ def parse_line(line: bytes) -> Entry | None:
 
 
 def read_key(folder: Path) -> str | None:
-    """The key of the merge in a partial folder, "" if it cannot be read, None if there is none."""
+    """Return the key of the merge in a partial folder: "" if unreadable, None if there is none."""
     shards = False
-    with contextlib.suppress(OSError):  # shards first: who makes them has written the key before
+    with contextlib.suppress(OSError):  # shards first: the key is written before them
         shards = any(path.name.endswith(unfinished("")) for path in folder.iterdir())
     try:
         return str(json.loads((folder / KEY).read_text())["key"])
@@ -70,7 +69,7 @@ def read_key(folder: Path) -> str | None:
 
 
 def pending_commit(partial: Path) -> tuple[str, ...] | None:
-    """What a merge that was stopped while it moved its files replaces; None if there is none."""
+    """Return the files an interrupted commit replaces; None if no commit has begun."""
     try:
         return tuple(json.loads((partial / COMMITTING).read_text())["replaces"])
     except (OSError, ValueError, LookupError, TypeError):

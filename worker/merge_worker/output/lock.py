@@ -1,7 +1,7 @@
-"""A lock file on a shared file system: one writer per share of an output, on any host.
+"""Lock files on a shared file system: one writer per share of an output, on any host.
 
-Batch systems can run two copies of one job at once (a node that was thought lost), so the owner is
-named by host, process and its start time, and shows that it lives by touching the file.
+Batch systems can run two copies of one job at once (after a node was thought lost), so the owner is
+identified by host, process and start time, and touches the file as a sign of life.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ATTEMPTS = 20
 
 
 class Busy(OutputError):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
 
 class Lock:
-    """Context manager. Busy (an OutputError) if another living process holds it.
+    """A lock as a context. Raises Busy if another living process holds it.
 
-    A dead owner's lock is taken over at once on the same host; one of another host when it has been
-    silent for long enough, which is waited for. `about` tells what the owner works on.
+    The lock of a dead owner on this host is taken over at once; that of an owner on another host
+    after STALE_AFTER_S seconds without a sign of life. `about` identifies the owner's work.
     """
 
     def __init__(self, path: Path, about: str = "") -> None:
@@ -65,7 +65,7 @@ class Lock:
         if self._thread.is_alive():
             self._thread.join()
         with contextlib.suppress(OSError):
-            # It may have been taken over from us, if this process was asleep for long.
+            # Another process may have taken it over while this one was suspended.
             if self.path.read_text() == self._text:
                 self.path.unlink()
 
@@ -88,7 +88,7 @@ class Lock:
                 os.utime(self.path)
 
     def _take_over(self) -> bool:
-        """Whether a lock whose owner is dead is ours now. Busy if the owner lives."""
+        """Try to take over the lock of a dead owner. Raises Busy if the owner lives."""
         try:
             text = self.path.read_text()
             owner = _owner(text)
@@ -105,31 +105,31 @@ class Lock:
             return False
 
     def _claim(self, text: str) -> bool:
-        """Replace the lock that still has this text, unless somebody else does."""
-        # Of all who see this owner dead, one makes the claim, and it alone may replace the lock.
-        # Claims stay, so that nobody who was slow to look claims the same death again.
+        """Replace the lock if it still has this text and no other process claims it."""
+        # Of all processes that see this owner dead, only the one that creates the claim may replace
+        # the lock. Claims are kept, so that a slow process cannot claim the same lock again.
         claim = self.path.with_name(f"claim-{zlib.crc32((self.path.name + text).encode()):08x}")
-        mine = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}")
-        mine.write_text(self._text)
+        own = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}")
+        own.write_text(self._text)
         try:
-            _appear(mine, claim)
+            _link(own, claim)
             if self.path.read_text() != text:
                 return False
-            mine.replace(self.path)
+            own.replace(self.path)
         except FileExistsError:
             if _age(claim) > STALE_AFTER_S or _died_here(claim):
                 claim.unlink(missing_ok=True)
             time.sleep(POLL_S / 5)
             return False
         finally:
-            mine.unlink(missing_ok=True)
+            own.unlink(missing_ok=True)
         return True
 
 
 def refuse_others(folder: Path, about: str) -> None:
-    """Busy if a living process in `folder` works on something else."""
+    """Raise Busy if a living process in `folder` works on another merge."""
     paths: list[Path] = []
-    with contextlib.suppress(FileNotFoundError):  # whoever was the last of all ranks took it away
+    with contextlib.suppress(FileNotFoundError):  # the last rank may have removed it
         paths = sorted(folder.iterdir())
     for path in paths:
         owner = _holder(path) if path.name.startswith("lock-") else None
@@ -146,7 +146,7 @@ def is_held(path: Path) -> bool:
 
 
 def _holder(path: Path) -> dict[str, object] | None:
-    """The living owner of the lock at `path`, if it has one."""
+    """Return the living owner of the lock at `path`, or None."""
     with contextlib.suppress(FileNotFoundError):
         owner = _owner(path.read_text())
         if owner is not None and _lives(owner, path):
@@ -162,18 +162,18 @@ def _owner(text: str) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def _appear(source: Path, target: Path) -> None:
-    """Give a file a second name, whole from its first moment. FileExistsError."""
+def _link(source: Path, target: Path) -> None:
+    """Link a file, so that the target is complete at once. FileExistsError."""
     try:
         os.link(source, target)
     except FileExistsError:
         raise
-    except OSError:  # a file system without second names
+    except OSError:  # a file system without hard links
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
 
 
 def _died_here(claim: Path) -> bool:
-    """Whether who made a claim is a process of this host that was killed over it."""
+    """Whether a claim was made by a process of this host that has died since."""
     owner = _owner(claim.read_text()) or {}
     pid = owner.get("pid")
     here = _identity(pid if isinstance(pid, int) else -1)
@@ -182,7 +182,7 @@ def _died_here(claim: Path) -> bool:
 
 
 def _lives(owner: dict[str, object], path: Path) -> bool:
-    """Whether the owner of the lock at `path` lives; waits for a sign where it cannot be seen."""
+    """Whether the owner of a lock lives; waits for a sign of life if it is on another host."""
     pid = owner.get("pid")
     here = _identity(pid if isinstance(pid, int) else -1)
     if all(owner.get(key) == here[key] for key in ("host", "space")):
@@ -196,7 +196,7 @@ def _lives(owner: dict[str, object], path: Path) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Seconds since the last sign of life, by the clock of the file system."""
+    """Return the seconds since the last sign of life, by the clock of the file system."""
     probe = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     probe.touch()
     try:
@@ -206,9 +206,10 @@ def _age(path: Path) -> float:
 
 
 def _identity(pid: int) -> dict[str, object]:
-    """Host, process and its start time, which is None if it does not live.
+    """Return host, process id and start time, which is None if the process is dead.
 
-    Containers may share a host's name, but not its process ids: `space` tells them apart.
+    Containers may share the name of a host but not its process ids: `space`, the PID namespace,
+    distinguishes them.
     """
     started: int | None = None
     space = ""

@@ -29,13 +29,13 @@ def worker_facts() -> dict[str, str | None]:
 
 
 def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
-    """One input, recognisable without its path: sizes and digests of the headers."""
+    """Return the record of an input: sizes and digests of its headers, but no path."""
     files = [Path(shard.path) for shard in model.shards]
     adapter = [file.parent for file in files if file.name == ADAPTER_WEIGHTS]
     return {
         "model": label,
         **_commit(model.path),
-        **({"adapter": found} if adapter and (found := _commit(adapter[-1])) else {}),
+        **({"adapter": commit} if adapter and (commit := _commit(adapter[-1])) else {}),
         "bytes": sum(shard.size for shard in model.shards),
         "tensors": sum(len(shard.tensors) for shard in model.shards),
         "shards": [
@@ -46,13 +46,13 @@ def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
 
 
 def _commit(folder: Path) -> dict[str, str]:
-    """Where on the hub a folder of its cache is from."""
-    found = snapshot(folder)
-    return {"hub": found[0], "commit": found[1]} if found else {}
+    """Return repository and commit of a folder in the cache of the Hub."""
+    origin = snapshot(folder)
+    return {"hub": origin[0], "commit": origin[1]} if origin else {}
 
 
 def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a finished merge; `run` holds timings, counts and notes of this run."""
+    """Return the manifest of a merge; `run` holds timings, counts and notes of this run."""
     notes = (*plan.warnings, *run.pop("notes", ()))
     merged = sum(step.task is not None for step in plan.steps)
     order = {str(ref): public_name(ref) for ref in plan.recipe.model_refs()}
@@ -88,7 +88,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
 
 
 def _vocabulary(plan: Plan) -> dict[str, Any] | None:
-    """What became of the tokens, where the recipe had a say in it."""
+    """Return the changes of the vocabulary, if the recipe has a tokenizer section."""
     text = plan.tokenizer
     if text.rows is None:
         return None
@@ -97,19 +97,19 @@ def _vocabulary(plan: Plan) -> dict[str, Any] | None:
 
 
 def _values(plan: Plan) -> list[dict[str, Any]]:
-    """Resolved parameters: each distinct set once, with how many tensors have it."""
-    found: dict[str, list[str]] = {}
+    """Return each distinct set of resolved parameters with its number of tensors."""
+    tensors: dict[str, list[str]] = {}
     for step in plan.steps:
         if step.task is not None:
-            found.setdefault(json.dumps(step.task.values, default=list), []).append(step.name)
+            tensors.setdefault(json.dumps(step.task.values, default=list), []).append(step.name)
     return [
         {"parameters": json.loads(text), "tensors": len(names), "first": names[0]}
-        for text, names in found.items()
+        for text, names in tensors.items()
     ]
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
-    """The manifest in OUT, or None. InputError if it is damaged."""
+    """Return the manifest in OUT, or None. InputError if it is damaged."""
     path = out / MANIFEST
     if not path.is_file():
         return None
@@ -122,13 +122,10 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else {}
 
 
-# MERGED What of a finished merge leaves this machine: its files, none of which tells a path of it.
-
-
 def files_to_upload(out: Path) -> Iterator[tuple[str, Path | bytes]]:
-    """Name and content of every file of a finished merge, the manifest last. InputError.
+    """Yield name and content of every file of a finished merge, the manifest last. InputError.
 
-    The recipe has the names that the card has for its models, in place of folders.
+    Files to upload hold no path of this machine: the recipe names models as the card does.
     """
     value = read_manifest(out)
     if not value or not isinstance(value.get("outputs"), list):

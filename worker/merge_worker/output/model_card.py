@@ -1,4 +1,4 @@
-"""The model card of a merge: what it was made of, for people and for the hub."""
+"""The model card of a merge, for readers and for the Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LICENCE = ("license", "license_name", "license_link")
 
 
 def public_name(ref: ModelRef) -> str:
-    """A name without any path of this machine: the hub id, or the last part of the folder."""
+    """Return a name without paths of this machine: Hub id or last part of the folder."""
     name = _public(ref.path, ref.revision)
     return f"{name}+{_public(ref.lora, ref.lora_revision)}" if ref.lora else name
 
@@ -37,7 +37,7 @@ def _public(path: str, revision: str | None) -> str:
 
 
 def model_card(plan: Plan, title: str) -> str:
-    """README.md: front matter that the hub reads, then what was merged, then the recipe."""
+    """Return README.md: front matter for the Hub, models and tensors, the recipe."""
     refs, recipe = plan.recipe.model_refs(), plan.recipe
     lines = ["---"]
     hub = list(dict.fromkeys(_hub_ids(plan)))
@@ -56,7 +56,7 @@ def model_card(plan: Plan, title: str) -> str:
         "",
         "| | tensors |",
         "|---|---|",
-        *(f"| {what} | {count} |" for what, count in _table(plan)),
+        *(f"| {label} | {count} |" for label, count in _table(plan)),
         "",
         f"Everything else about this merge is in `{MANIFEST}`, which merges again.",
         "",
@@ -69,7 +69,7 @@ def model_card(plan: Plan, title: str) -> str:
 
 
 def _hub_ids(plan: Plan) -> Iterator[str]:
-    """Models and adapters that the hub knows."""
+    """Yield the Hub ids of models and adapters."""
     start = plan.options.relative_to
     for ref in plan.recipe.model_refs():
         for path in (ref.path, ref.lora):
@@ -88,22 +88,22 @@ def _table(plan: Plan) -> Iterator[tuple[str, str]]:
     if rows and rows[0] != rows[1]:
         count = sum(step.shape[:1] == rows[1:] and is_vocabulary(step.name) for step in plan.steps)
         yield f"of them resized, {rows[0]} to {rows[1]} rows", str(count)
-    for what, left in (("not in every model", plan.matches.missing),
-                       ("not in the first model, left out", plan.matches.surplus)):  # fmt: skip
-        if left:
-            yield what, str(len(left))
+    if plan.matches.missing:
+        yield "not in every model", str(len(plan.matches.missing))
+    if plan.matches.surplus:
+        yield "not in the first model, left out", str(len(plan.matches.surplus))
 
 
 def _licence(plan: Plan) -> dict[str, Any]:
-    """The licence, if all models have the same."""
-    found = [_front_matter(model) for model in plan.inputs.values()]
-    return found[0] if "license" in found[0] and all(one == found[0] for one in found) else {}
+    """Return the licence if all models share it."""
+    first, *others = (_front_matter(model) for model in plan.inputs.values())
+    return first if "license" in first and all(other == first for other in others) else {}
 
 
 def _front_matter(model: Checkpoint) -> dict[str, str]:
-    """What a model's card says about its licence, where that is one word or line.
+    """Return the licence fields of a model's card that are plain scalars.
 
-    Without a parser of YAML: cards are not trusted, and nothing else of them is of use.
+    Read without a YAML parser: cards are not trusted, and no other field is needed.
     """
     path = model.path / "README.md"
     try:
@@ -124,12 +124,12 @@ def _front_matter(model: Checkpoint) -> dict[str, str]:
 
 
 def public_recipe(plan: Plan) -> str:
-    """The recipe's text with folders of this machine shortened to their last part."""
+    """Return the recipe's text with local folders shortened to their last part."""
     return public_text(plan, plan.recipe.text)
 
 
 def public_text(plan: Plan, text: str) -> str:
-    """Words about a plan without paths of this machine."""
+    """Replace paths of this machine in a text about a plan."""
     recipe = plan.recipe
     paths = {path for ref in recipe.model_refs() for path in (ref.path, ref.lora) if path}
     names = {path: _public(path, None) for path in paths}

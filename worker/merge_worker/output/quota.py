@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from ..errors import OutputError
 from ..messages import counted, printable
 from ..system.mounts import Mount, mount_of
+from ..units import gigabytes
 
 TIMEOUT_S = 4.0
 """For all programs together."""
@@ -88,7 +89,7 @@ class Quota(NamedTuple):
     def refuse(self, out: Path, needs: int, files: int) -> list[str]:
         """Return warnings about soft limits. Raises OutputError if a merge does not fit."""
         warnings = []
-        for limit, more, text in ((self.space, needs, _gigabytes), (self.files, files, _files)):
+        for limit, more, text in ((self.space, needs, gigabytes), (self.files, files, _files)):
             if limit.left is not None and more > limit.left:
                 raise OutputError(
                     f"{out}: needs {text(more)}, only {text(limit.left)} are left of the quota of "
@@ -279,10 +280,6 @@ def _end(process: subprocess.Popen[str] | None, seconds: float) -> str:
 def _facts(limit: Limit) -> dict[str, int | None]:
     soft, hard = limit.soft or None, limit.hard or None
     return {"used": limit.used, "soft": soft, "hard": hard, "left": limit.left}
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
 
 
 def _files(count: int) -> str:

@@ -1,8 +1,8 @@
-"""A file of the result: opened once, at its final size, written at fixed positions from any thread.
+"""A shard: opened once, at its final size, written at fixed positions from any thread.
 
-Whole pages go past the page cache where that was measured to be faster: on local file systems it
-halves the processor time of a merge, leaves the sync at the end nothing to do, and other programs
-their cached pages. What remains at the edges of a piece takes the usual way.
+Whole pages bypass the page cache where that was measured to be faster: on local file systems it
+halves the CPU time of a merge, leaves nothing to the final fsync, and keeps the cached pages of
+other programs. The edges of a piece are written through the cache.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ..system.mounts import mount_of
 
 MEASURED = frozenset({"ext2", "ext3", "ext4", "xfs"})
 SHARES = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
-"""Where a copy of whole pages takes no space and no time."""
+"""File systems on which copies of whole pages share their blocks."""
 
 RESERVES = frozenset({"ext4"})
-"""Where space can be taken at once, which also makes writing a third faster. Elsewhere it is
-written as zeros by the C library, or shared by copies."""
+"""File systems that allocate space at once, which also makes writing a third faster. Elsewhere the
+C library would write zeros, or copies share blocks."""
 
 LARGEST_WRITE = 1 << 30
 LEAST_DIRECT = 16 * PAGE
 
 
 class ShardFile:
-    """`size` bytes at `path`, those that are there already included. OSError.
+    """An open file of `size` bytes at `path`; existing contents are kept. OSError.
 
-    `made`: none were.
+    `made`: the file was empty.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -45,7 +45,7 @@ class ShardFile:
         self._shares = kind in SHARES
 
     def write(self, data: memoryview, position: int) -> None:
-        """Put `data` at `position`; fastest where its address is as far beyond a page as that."""
+        """Write `data` at `position`; fastest if address and position have one offset in a page."""
         head = -position % PAGE
         whole = (len(data) - head) // PAGE * PAGE
         if self._direct >= 0 and whole >= LEAST_DIRECT and (_address(data) + head) % PAGE == 0:
@@ -54,7 +54,7 @@ class ShardFile:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                self._direct = -1  # the file system wants larger pages than ours
+                self._direct = -1  # the file system requires larger pages
                 whole = 0
             if whole:
                 _write(self.fd, data[:head], position)
@@ -62,7 +62,7 @@ class ShardFile:
         _write(self.fd, data, position)
 
     def copy(self, source: int, offset: int, data: memoryview, position: int) -> None:
-        """Put `data`, which is what the open file `source` has at `offset`, at `position`."""
+        """Copy `data` to `position`; the open file `source` holds the same bytes at `offset`."""
         head = -position % PAGE
         whole = (len(data) - head) // PAGE * PAGE
         if not self._shares or whole <= 0 or (offset - position) % PAGE:
@@ -74,7 +74,7 @@ class ShardFile:
                 left = head + whole - done
                 got = os.copy_file_range(source, self.fd, left, offset + done, position + done)
                 if got == 0:
-                    break  # `source` has shrunk; what was read before counts
+                    break  # `source` has shrunk; `data` is authoritative
                 done += got
         except (AttributeError, OSError):
             self._shares = False  # such as another file system, an old kernel
@@ -82,7 +82,7 @@ class ShardFile:
         self.write(data[done:], position + done)
 
     def forget(self) -> None:
-        """Leave the page cache to others; what was not synced before stays in it."""
+        """Drop the file from the page cache, except pages that are not synced yet."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -105,7 +105,7 @@ def _address(data: memoryview) -> int:
 
 
 def _open_direct(path: Path) -> int:
-    """A second descriptor that bypasses the page cache; -1 where the system has none."""
+    """Open a second descriptor that bypasses the page cache; -1 if there is none."""
     try:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
     except (AttributeError, OSError):

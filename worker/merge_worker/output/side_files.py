@@ -1,4 +1,4 @@
-"""What belongs to a model besides its weights: which files are taken along, and the config."""
+"""Side files of a model: tokenizer, config, licence, templates and others that are copied."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NOT_FOLDERS = {".git", ".cache", PARTIAL, "original", "onnx", "runs", "__pycach
 
 
 def side_files(folder: Path) -> Iterator[str]:
-    """Relative names of the files to copy: tokenizer, processor, templates, `*.py`, licence …"""
+    """Yield relative names of the files to copy: tokenizer, processor, templates, `*.py`, …"""
     for here, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(f for f in folders if f not in _NOT_FOLDERS and not f.startswith("."))
         if "trainer_state.json" in names and Path(here) != folder:
@@ -36,14 +36,14 @@ def side_files(folder: Path) -> Iterator[str]:
             continue
         for name in sorted(names):
             path = Path(here) / name
-            # Below it, a config is of a part (pooling, an adapter of speech), and belongs to it.
+            # In a subfolder, a config belongs to a component (pooling, a speech adapter).
             if (name in _NOT_FILES and Path(here) == folder) or not _wanted(path, name):
                 continue
             yield path.relative_to(folder).as_posix()
 
 
 def _refuse(error: OSError) -> None:
-    """In place of leaving out, unseen, what cannot be looked into."""
+    """Raise the error of an unreadable folder, which os.walk would skip."""
     raise error
 
 
@@ -81,7 +81,7 @@ def copy_side_files(plan: Plan, into: Path) -> list[str]:
 
 
 def merged_config(plan: Plan) -> dict[str, Any] | None:
-    """The base's config with what the recipe changes, or None if that is nothing."""
+    """Return the base's config with the changes of the recipe, or None if there are none."""
     config = final_config(plan)
     folder = plan.models[0].folder
     file = folder / CONFIG if folder else None

@@ -1,4 +1,4 @@
-"""Whether what a merge writes has room where it goes. No torch."""
+"""Disk space a merge needs, and space available in its output folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPARE_FILES = 16
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """What a merge still needs where OUT goes, with a margin, and what there is."""
+    """Space and files a merge still needs, with a margin, and those available."""
 
     place: Path  # the nearest folder that exists
     needs: int
@@ -30,7 +30,7 @@ class DiskSpace:
     quotas: tuple[Quota, ...] = ()
 
     def refuse(self, out: Path) -> list[str]:
-        """Warnings. OutputError where it does not fit."""
+        """Return warnings about quotas. Raises OutputError if the merge does not fit."""
         if self.free_files == 0:
             raise OutputError(f"{out}: no more files fit there (inodes); choose another folder")
         if self.needs > self.free:
@@ -42,23 +42,23 @@ class DiskSpace:
 
 
 def disk_space(plan: Plan, out: Path) -> DiskSpace:
-    """Look at the disk. OSError."""
+    """Measure the space for a merge and its stages on the disk of OUT. OSError."""
     place = out
     while not place.exists():
         place = place.parent
     device = place.stat().st_dev
     needs, files = SPARE_BYTES, SPARE_FILES
-    for each, folder in ((plan, out / PARTIAL), *((stage, stage.folder) for stage in plan.stages)):
+    for part, folder in ((plan, out / PARTIAL), *((stage, stage.folder) for stage in plan.stages)):
         if folder is not None and _device(folder) == device:
-            needs += each.output_bytes - sum(_taken(folder))
-            files += len(each.layout.shards)
-    found = os.statvfs(place)
+            needs += part.output_bytes - sum(_taken(folder))
+            files += len(part.layout.shards)
+    disk = os.statvfs(place)
     return DiskSpace(
         place,
         needs,
         files,
-        found.f_bavail * found.f_frsize,
-        found.f_favail if found.f_files else None,
+        disk.f_bavail * disk.f_frsize,
+        disk.f_favail if disk.f_files else None,
         quotas_of(place),
     )
 
@@ -70,7 +70,7 @@ def _device(folder: Path) -> int:
 
 
 def _taken(folder: Path) -> Iterator[int]:
-    """What shards there have of the disk by now; they are made with holes."""
+    """Yield the bytes that existing shards occupy; they are created sparse."""
     for pattern in (unfinished("*"), "*.safetensors", f"{PARTIAL}/{unfinished('*')}"):
         for path in folder.glob(pattern):
             with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""The unfinished output: shards at their final size under other names, and a journal of pieces.
+"""The unfinished output: shards at their final size under other names, and journals of pieces.
 
-All of it lies in `OUT/.merge-partial`, so that nothing in OUT looks like a model before `finish`.
+Everything is in `OUT/.merge-partial`, so that nothing in OUT looks like a model before `finish`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .shard_file import ShardFile
 
 VERIFY_BYTES = 8 << 20
 SETTLED_S = 60.0
-"""After this long, what was written on one host can be read on all others."""
+"""Seconds after which data written on one host can be read on all others."""
 
 
 class PartialOutput:
-    """Shards and journal of one plan in OUT. Writing is safe from any thread."""
+    """The shards and journals of a plan in OUT. Writing is safe from any thread."""
 
     def __init__(self, out: Path, plan: Plan) -> None:
         self.out = out
@@ -44,7 +44,7 @@ class PartialOutput:
         self._lock = threading.Lock()
 
     def open_or_resume(self, resume: bool = True) -> None:
-        """Take the folder for this merge; what another one left in it goes away. OutputError."""
+        """Create the folder, or resume in it; files of another merge are removed. OutputError."""
         with output_errors(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not resume or read_key(self.folder) not in (None, self.plan.key):
@@ -65,8 +65,8 @@ class PartialOutput:
                 self._forget_made()
 
     def _forget_made(self) -> NoReturn:
-        """Another rank moves the shards to their names: what was made here in their place is none,
-        and would be moved in a later run if that rank were killed now."""
+        """Remove the empty shards just created: another rank is moving the finished ones, and a
+        later run would move these if that rank were killed now."""
         for file in self.files:
             if file.made:
                 file.path.unlink(missing_ok=True)
@@ -80,9 +80,9 @@ class PartialOutput:
         nonfinite: int,
         same: tuple[int, int] | None = None,
     ) -> None:
-        """Put a piece at its place, then note it in the journal. OutputError.
+        """Write a piece, then record it in the journal. OutputError.
 
-        `same` is an open file and the offset where it has these very bytes.
+        `same` is an open file and the offset at which it holds the same bytes.
         """
         number, step = work
         with output_errors(self.out):
@@ -101,7 +101,7 @@ class PartialOutput:
                 self.entries[number, piece.first] = entry
 
     def read_journals(self) -> None:
-        """Take over what the journals of all processes, living and dead, say is done."""
+        """Read the finished pieces from the journals of all processes, living and dead."""
         with output_errors(self.out):
             lost: set[str] = set()
             for path in self.folder.glob(f"{self._journals}.lost-*"):
@@ -115,7 +115,7 @@ class PartialOutput:
                     self._journal_of[entry] = path.name
 
     def done(self) -> dict[int, list[Piece]]:
-        """Finished pieces by step; none of them overlap."""
+        """Return the finished pieces by step, without overlaps."""
         return {n: [entry.piece for entry in entries] for n, entries in self.by_step().items()}
 
     def complete(self) -> bool:
@@ -127,12 +127,12 @@ class PartialOutput:
         )
 
     def drop_damaged(self, threads: int, stop: StopFlag | None = None) -> int:
-        """Forget entries whose bytes are not in the shards any more; returns how many.
+        """Discard entries whose bytes are not in the shards any more; returns their number.
 
-        All are read, which takes as long as the storage does; `stop` ends it early. Stopped.
+        Reads all finished data; raises Stopped once `stop` is set.
         """
 
-        def there(entry: Entry) -> bool:
+        def is_intact(entry: Entry) -> bool:
             if stop is not None and stop.is_set():
                 raise Stopped(f"{stop.reason}; run the same command again to continue")
             with output_errors(self.out):
@@ -140,8 +140,8 @@ class PartialOutput:
 
         with ThreadPoolExecutor(threads) as pool:
             entries = list(self.entries.values())
-            good = list(pool.map(there, entries))
-        lost = [entry for entry, there in zip(entries, good, strict=True) if not there]
+            good = list(pool.map(is_intact, entries))
+        lost = [entry for entry, intact in zip(entries, good, strict=True) if not intact]
         for entry in lost:
             del self.entries[entry.step, entry.piece.first]
         if lost:
@@ -149,9 +149,9 @@ class PartialOutput:
         return len(lost)
 
     def _note_lost(self, lost: Sequence[Entry]) -> None:
-        """Tell other ranks, who may be waiting for nothing else than what that journal claims.
+        """Publish lost entries to other ranks, which may be waiting for just these pieces.
 
-        Not of fresh journals: what a living rank has just written may not be seen here yet.
+        Fresh journals are left out: data of a living rank may not be visible here yet.
         """
         with output_errors(self.out):
             note = self.folder / f"{self._journals}.lost-{os.urandom(8).hex()}"
@@ -163,7 +163,7 @@ class PartialOutput:
             write_file(note, "".join(f"{claim}\n" for claim in claims))
 
     def sync(self, forget: bool = False) -> None:
-        """Force everything written here to the storage, and out of memory. OutputError."""
+        """Flush everything written to the storage; `forget` drops it from memory. OutputError."""
         with output_errors(self.out):
             for fd in (*(file.fd for file in self.files), self._journal):
                 os.fsync(fd)
@@ -171,33 +171,33 @@ class PartialOutput:
             file.forget()
 
     def close(self) -> None:
-        """OutputError: some systems tell only now that what was written is lost."""
+        """Close all files. OutputError: some file systems report lost writes only now."""
         files, journal = self.files, self._journal
         self.files, self._journal = [], -1
-        with output_errors(self.out), contextlib.ExitStack() as every:
+        with output_errors(self.out), contextlib.ExitStack() as closing:
             if journal >= 0:
-                every.callback(os.close, journal)
+                closing.callback(os.close, journal)
             for file in files:
-                every.callback(file.close)
+                closing.callback(file.close)
 
     def remove_leftovers(self) -> None:
-        """Remove what a run left that was killed in `remove_partial`."""
+        """Remove folders left by a run that was killed in `remove_partial`."""
         for trash in self.out.glob(f"{PARTIAL}-*"):
             shutil.rmtree(trash, ignore_errors=True)
 
     @property
     def _journals(self) -> str:
-        """How journals begin; other ranks may be here before what an older merge left is gone."""
+        """Prefix of journals; other ranks may start before an older merge is removed."""
         return journal_prefix(self.plan.key)
 
     def _discard(self, resume: bool) -> None:
-        """Remove all but locks and what ranks of this merge may have made by now."""
+        """Remove all but locks and files that ranks of this merge may have created."""
         names = [unfinished(shard.name) for shard in self.plan.layout.shards]
-        # The key stays until it is replaced: a rank that begins now would see shards without one.
+        # The key stays until it is replaced, or a starting rank would see shards without one.
         clear(self.folder, (*names, KEY), self._journals if resume else "")
 
     def by_step(self) -> dict[int, list[Entry]]:
-        """The journal in order of place, without what two processes did twice."""
+        """Return journal entries by step in order, without pieces that two processes did twice."""
         grouped: dict[int, list[Entry]] = {}
         for entry in sorted(self.entries.values(), key=lambda e: (e.step, e.piece.first)):
             kept = grouped.setdefault(entry.step, [])
@@ -206,13 +206,13 @@ class PartialOutput:
         return grouped
 
     def forget_nonfinite(self) -> None:
-        """What an earlier run was allowed to merge with NaN or Inf is to be done again."""
+        """Discard merged pieces with NaN or Inf, which an earlier run was allowed to write."""
         for place, entry in list(self.entries.items()):
             if entry.nonfinite and self.plan.steps[entry.step].task is not None:
                 del self.entries[place]
 
     def nonfinite(self) -> int:
-        """NaN and Inf of everything that is done."""
+        """Return the number of NaN and Inf in all finished pieces."""
         return sum(entry.nonfinite for entries in self.by_step().values() for entry in entries)
 
     def _fits(self, entry: Entry) -> bool:
@@ -225,15 +225,15 @@ class PartialOutput:
         step = self.plan.steps[entry.step]
         start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
         position, end = (step.offset + n * step.dtype.bytes for n in (start, stop))
-        found, room = [], bytearray(min(VERIFY_BYTES, end - position))
+        parts, buffer = [], bytearray(min(VERIFY_BYTES, end - position))
         while position < end:
-            data = memoryview(room)[: end - position]
+            data = memoryview(buffer)[: end - position]
             got = os.preadv(self.files[step.shard].fd, [data], position)
             if not got:
                 return False
-            found.append(checksum(data[:got], position))
+            parts.append(checksum(data[:got], position))
             position += got
-        return total(found) == entry.checksum
+        return total(parts) == entry.checksum
 
 
 def clear(folder: Path, names: Collection[str] = (), prefix: str = "") -> None:
@@ -247,7 +247,7 @@ def clear(folder: Path, names: Collection[str] = (), prefix: str = "") -> None:
 
 
 def remove_partial(out: Path) -> None:
-    """Remove the partial folder, renamed first: other ranks may look into it now."""
+    """Remove the partial folder, renaming it first: other ranks may be reading it."""
     trash = out / f"{PARTIAL}-{os.urandom(4).hex()}"
     with output_errors(out), contextlib.suppress(FileNotFoundError):
         (out / PARTIAL).rename(trash)  # unless another rank has done so

@@ -1,4 +1,4 @@
-"""What is in OUT before a merge, and whether the merge may go there."""
+"""State of OUT before a merge, and whether the merge may be written there. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from .journal import journal_prefix, pending_commit, read_key
 from .manifest import read_manifest
 from .space import disk_space
 
-# MERGED What must not be where OUT goes, whatever is merged: inputs, and files of others. No torch.
-
 
 def refuse_occupied(plan: Plan, out: Path) -> None:
-    """OutputError for what a look shows, before anything is begun there."""
+    """Raise OutputError if OUT is an input, a file, or a folder of other files."""
     refuse_inputs(out, inputs_of(plan))
     refuse_file(out)
     if out.is_dir() and not finished(out):
@@ -30,12 +28,12 @@ def refuse_occupied(plan: Plan, out: Path) -> None:
 
 
 def inputs_of(plan: Plan) -> dict[str, Path]:
-    """The folders or files of all models, by what the recipe calls them."""
+    """Return the paths of all models, by their names in the recipe."""
     return {label: model.path for label, model in plan.inputs.items()}
 
 
 def refuse_inputs(out: Path, inputs: Mapping[str, Path]) -> None:
-    """OutputError if OUT is one of the inputs, in one, or around one; links are followed."""
+    """Raise OutputError if OUT is, contains or lies in an input; links are followed."""
     real = out.resolve()
     for label, path in inputs.items():
         place = path.resolve()
@@ -47,15 +45,15 @@ def refuse_inputs(out: Path, inputs: Mapping[str, Path]) -> None:
 
 
 def refuse_file(out: Path) -> None:
-    """OutputError if OUT is there, and no folder."""
+    """Raise OutputError if OUT exists and is not a folder."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; give a folder for the merged model")
 
 
-def refuse_foreign(out: Path, ours: Collection[str] = ()) -> None:
-    """OutputError if a folder holds more than `ours` and what an unfinished merge has there."""
+def refuse_foreign(out: Path, own: Collection[str] = ()) -> None:
+    """Raise OutputError if OUT holds files other than `own` and those of an unfinished merge."""
     names = sorted(path.name for path in out.iterdir())
-    foreign = [name for name in names if not name.startswith(PARTIAL) and name not in ours]
+    foreign = [name for name in names if not name.startswith(PARTIAL) and name not in own]
     if foreign:
         raise OutputError(
             f"{out}: not empty, and not of a merge of ours: {first_names(foreign)}\n"
@@ -63,12 +61,12 @@ def refuse_foreign(out: Path, ours: Collection[str] = ()) -> None:
         )
 
 
-LOOKS = 100
-"""At what changes meanwhile; a merge changes it a few times."""
+ATTEMPTS = 100
+"""Inspections of a folder that changes meanwhile; a merge changes it a few times."""
 
 
 class State(Enum):
-    """What is to be done with OUT."""
+    """What remains to be done in OUT."""
 
     FRESH = "fresh"
     FINISHED = "finished"  # this very merge
@@ -78,7 +76,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Target:
-    """OUT as found; `replaces` are files of an older merge that go away when this one is whole."""
+    """State of OUT; `replaces`: files of an older merge, removed when this one is finished."""
 
     state: State
     replaces: tuple[str, ...] = ()
@@ -86,12 +84,12 @@ class Target:
 
 
 def inspect_output(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
-    """Decide, without changing anything. OutputError if OUT holds what we must not touch."""
-    for _ in range(LOOKS):
+    """Determine the state of OUT without changing it. OutputError if the merge may not go there."""
+    for _ in range(ATTEMPTS):
         before = _snapshot(out)
         try:
             with output_errors(out):
-                return _survey(plan, out, overwrite=overwrite, resume=resume)
+                return _inspect(plan, out, overwrite=overwrite, resume=resume)
         except OutputError:
             if _snapshot(out) == before:
                 raise
@@ -99,9 +97,9 @@ def inspect_output(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> T
 
 
 def _snapshot(out: Path) -> tuple[object, ...]:
-    """What ranks of a merge change when they begin and end, which they may do at any time.
+    """Return what ranks change when they begin and end, which may happen at any time.
 
-    Of a state that is half of before and half of after, one would think wrong.
+    An inspection that mixes states of before and after a change would be wrong.
     """
     partial, paths = out / PARTIAL, list[Path]()
     with contextlib.suppress(OSError):
@@ -109,7 +107,7 @@ def _snapshot(out: Path) -> tuple[object, ...]:
     return paths, read_key(partial), pending_commit(partial)
 
 
-def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
+def _inspect(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
     refuse_inputs(out, inputs_of(plan))
     if not out.exists():
         return Target(State.FRESH, warnings=_space(plan, out))
@@ -129,39 +127,39 @@ def _survey(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
             f"{out}: holds another finished merge; choose another folder, "
             f"or --overwrite to replace it"
         )
-    ours = _files_of(finished) if finished is not None else ()
-    refuse_foreign(out, ours)
+    own = _files_of(finished) if finished is not None else ()
+    refuse_foreign(out, own)
     if key is not None and key != plan.key and not overwrite and resume:
         raise OutputError(
             f"{out}: holds an unfinished merge of another recipe, other options or changed inputs\n"
             f"  --no-resume discards it, or choose another folder"
         )
-    again = key == plan.key and resume
-    return Target(State.RESUME if again else State.FRESH, ours, _space(plan, out))
+    resumed = key == plan.key and resume
+    return Target(State.RESUME if resumed else State.FRESH, own, _space(plan, out))
 
 
 def _no_links(partial: Path) -> None:
-    """Refuse to write into files that have another name elsewhere: it may be an input's."""
-    found = [partial] if partial.is_symlink() else []
+    """Refuse to write through links: the file may be an input."""
+    links = [partial] if partial.is_symlink() else []
     for here, folders, names in os.walk(partial):
         for path in (Path(here) / name for name in (*folders, *names)):
             with contextlib.suppress(FileNotFoundError):  # other ranks come and go
                 status = path.lstat()
-                # A lock has two names here for a moment, and is never opened to be written.
+                # A lock has two names for a moment, and is never opened for writing.
                 own = path.name.startswith(PASSING)
                 twice = stat.S_ISREG(status.st_mode) and status.st_nlink > 1 and not own
-                found += [path] if twice or stat.S_ISLNK(status.st_mode) else []
-    if found:
+                links += [path] if twice or stat.S_ISLNK(status.st_mode) else []
+    if links:
         raise OutputError(
-            f"{printable(str(found[0]))}: is a link, or has a second name elsewhere, and nothing "
+            f"{printable(str(links[0]))}: is a link, or has a second name elsewhere, and nothing "
             f"is written through it\n  remove {printable(str(partial))}, or choose another folder"
         )
 
 
 def _key(partial: Path, plan: Plan) -> str | None:
-    """The key of what was begun there, "" if nobody can tell; None if nothing was.
+    """Return the key of the unfinished merge: "" if unknown, None if there is none.
 
-    A machine that loses its power may leave an empty note of it; the journals' names tell, too.
+    A power failure may leave an empty key file; the names of the journals hold the key, too.
     """
     key = read_key(partial)
     if key == "":
@@ -172,9 +170,9 @@ def _key(partial: Path, plan: Plan) -> str | None:
 
 
 def _files_of(finished: dict[str, object]) -> tuple[str, ...]:
-    """Top-level names that a finished merge of ours wrote."""
+    """Return the top-level names that a finished merge wrote."""
     names = [str(entry.get("file", "")).split("/")[0] for entry in _outputs(finished)]
-    # A manifest may come from elsewhere; nothing outside OUT may ever be removed for it.
+    # A manifest may be forged; nothing outside OUT may ever be removed for it.
     return (*dict.fromkeys(name for name in names if name not in ("", ".", "..")), MANIFEST)
 
 
@@ -194,10 +192,10 @@ def _unchanged(out: Path, finished: dict[str, object]) -> None:
 
 
 def _space(plan: Plan, out: Path) -> tuple[str, ...]:
-    """Refuse before the start what the file system or a quota cannot hold; warnings."""
+    """Refuse a merge that the file system or a quota cannot hold. Returns warnings."""
     with output_errors(out):
-        there = disk_space(plan, out)
-    told = there.refuse(out)
-    if not os.access(there.place, os.W_OK | os.X_OK):
-        raise OutputError(f"{there.place}: no permission to write here")
-    return tuple(told)
+        space = disk_space(plan, out)
+    warnings = space.refuse(out)
+    if not os.access(space.place, os.W_OK | os.X_OK):
+        raise OutputError(f"{space.place}: no permission to write here")
+    return tuple(warnings)

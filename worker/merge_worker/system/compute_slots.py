@@ -1,7 +1,7 @@
-"""Turns at the processors: lanes compute in turn, and wait for the storage all at once.
+"""Limits how many lanes compute at a time; any number may wait for storage.
 
-Two that compute on one processor throw each other's blocks out of its cache, and hand the
-interpreter's lock to and fro at every operation: a tenth of the time.
+Two lanes computing on one CPU evict each other's blocks from its cache and pass the interpreter's
+lock back and forth at every operation, which costs a tenth of the time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 
 
 class ComputeSlots:
-    """At most `count` lanes are inside at a time; any number if it is 0."""
+    """A context that at most `count` lanes enter at a time; any number if it is 0."""
 
     def __init__(self, count: int = 0) -> None:
         self.limited = count > 0
@@ -25,23 +25,23 @@ class ComputeSlots:
             self._free.release()
 
     @property
-    def released(self) -> Away:
+    def released(self) -> ReleasedSlot:
         """`with turns.released:` lets another one in meanwhile; only for who is inside."""
-        return Away(self)
+        return ReleasedSlot(self)
 
 
-class Away:
-    """The reverse of a turn."""
+class ReleasedSlot:
+    """The inverse of ComputeSlots: releases on entry, acquires on exit."""
 
-    def __init__(self, turns: ComputeSlots) -> None:
-        self._turns = turns
+    def __init__(self, slots: ComputeSlots) -> None:
+        self._slots = slots
 
     def __enter__(self) -> None:
-        self._turns.__exit__()
+        self._slots.__exit__()
 
     def __exit__(self, *error: object) -> None:
-        self._turns.__enter__()
+        self._slots.__enter__()
 
 
 UNLIMITED = ComputeSlots()
-"""No limit, and no lock."""
+"""Slots without a limit, which take no lock."""

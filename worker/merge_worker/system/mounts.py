@@ -1,4 +1,4 @@
-"""Which mount a file is on, as the kernel tells it."""
+"""The mount that a file is on, as reported by the kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Mount(NamedTuple):
-    """The type of the file system, what is mounted, and where."""
+    """A mount: type of the file system, device, mount point."""
 
     kind: str = ""
     source: str = ""
@@ -16,16 +16,16 @@ class Mount(NamedTuple):
 
 
 def mount_of(fd: int) -> Mount:
-    """That of an open file; empty if the system does not tell.
+    """Return the mount of an open file, or an empty Mount if the kernel does not report it.
 
-    By the number of the mount: on btrfs, files have another device than the mount that they are on.
+    Looked up by mount id: on btrfs, files have another device number than their mount.
     """
     try:
-        told = Path(f"/proc/self/fdinfo/{fd}").read_text()
+        status = Path(f"/proc/self/fdinfo/{fd}").read_text()
         lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     except OSError:
         return Mount()
-    number = told.partition("mnt_id:")[2].split()[:1]
+    number = status.partition("mnt_id:")[2].split()[:1]
     for line in lines:
         before, _, after = line.partition(" - ")
         if before.split()[:1] == number:
@@ -34,5 +34,5 @@ def mount_of(fd: int) -> Mount:
 
 
 def _plain(text: str) -> str:
-    """Blanks and the like stand there in octal."""
-    return re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), text)
+    """Decode blanks and other characters, which the kernel writes in octal."""
+    return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), text)

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a bar in a terminal, plain lines in a log, JSON for programs."""
+"""Progress of a run: a bar in a terminal, plain lines in a log, JSON for programs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BAR_PERIOD_S = 0.2
 LEAST_BAR, LEAST_NAME = 6, 16
 
 COUNTS = 4
-"""Of each process: bytes in, bytes out, the number of the last tensor from 1, NaN and Inf."""
+"""Counters of a process: bytes in, bytes out, number of the last tensor (from 1), NaN and Inf."""
 
 
 class Progress:
     """Counts bytes and prints them to stderr until `close`. Counting is safe from any thread.
 
-    `names` are those of the tensors that `wrote` tells by number.
+    `names` are the tensors that `wrote` reports by number.
     """
 
     def __init__(self, mode: str, total_out: int, title: str, stream: TextIO | None = None) -> None:
@@ -61,11 +61,11 @@ class Progress:
             self.stream.flush()
 
     def count_processes(self, processes: int) -> None:
-        """Count what so many processes do that are forked from now on."""
+        """Include the counts of so many processes, to be forked after this call."""
         self._counts = memoryview(mmap.mmap(-1, 8 * COUNTS * (processes + 1))).cast("Q")
 
     def as_process(self, number: int) -> None:
-        """In the process of that number, from 1: count for the parent, and print nothing."""
+        """Count for the parent and print nothing; called in a child, numbered from 1."""
         self._mine, self.mode, self._lock = COUNTS * number, "off", threading.Lock()
 
     def read(self, count: int) -> None:
@@ -73,7 +73,7 @@ class Progress:
             self._counts[self._mine] += count
 
     def wrote(self, count: int, tensor: int = -1, nonfinite: int = 0) -> None:
-        """So many bytes of the tensor of that number, with so many NaN and Inf."""
+        """Count bytes written of a tensor, and the NaN and Inf in them."""
         with self._lock:
             self._counts[self._mine + 1] += count
             self._counts[self._mine + 2] = tensor + 1
@@ -89,12 +89,12 @@ class Progress:
 
     @property
     def tensor(self) -> str:
-        """The one that was written last."""
+        """Name of the tensor written last."""
         number = max(self._counts[2::COUNTS])
         return self.names[number - 1] if 0 < number <= len(self.names) else ""
 
     def restart_clock(self) -> None:
-        """Rates are from now on: what was loaded and looked at before is no part of them."""
+        """Measure rates from now on, without the time for loading and planning."""
         self._began = time.monotonic()
 
     @property
@@ -103,7 +103,7 @@ class Progress:
         return 100.0 * done / self.total_out if self.total_out else 100.0
 
     def facts(self) -> dict[str, Any]:
-        """All of this moment: bytes, GiB/s in and out, seconds left (-1: not known yet) …"""
+        """Return the current figures: bytes, GiB/s, seconds left (-1 if not known yet), …"""
         seconds = max(1e-9, time.monotonic() - self._began)
         left = max(0, self.total_out - self.done_before - self.bytes_out)
         return {
@@ -122,13 +122,13 @@ class Progress:
         }
 
     def event(self, kind: str, **facts: object) -> None:
-        """One JSON line in `json` mode; nothing otherwise."""
+        """Print a JSON line in `json` mode; nothing otherwise."""
         if self.mode == "json":
             self.stream.write(json.dumps({"event": kind, **facts}) + "\n")
             self.stream.flush()
 
     def print_line(self, line: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line that stays, above the bar."""
         self.stream.write(("\r\x1b[K" if self.mode == "bar" else "") + line + "\n")
         self.stream.flush()
 
@@ -148,31 +148,31 @@ class Progress:
         if self.mode == "plain":
             done = f"{facts['bytes_out'] / GIB:.2f} of {self.total_out / GIB:.2f} GiB"
             words = [forms[0] for forms in _words(facts)]
-            said = ", ".join([*words, *([facts["tensor"]] if facts["tensor"] else [])])
-            self.stream.write(f"{title}: {self.percent:.1f} % ({done}), {printable(said)}\n")
+            details = ", ".join([*words, *([facts["tensor"]] if facts["tensor"] else [])])
+            self.stream.write(f"{title}: {self.percent:.1f} % ({done}), {printable(details)}\n")
         else:
             self.stream.write("\r\x1b[K" + _line(title, facts, _columns(self.stream)))
         self.stream.flush()
 
 
 def _words(facts: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What is told besides the percentage, the most important first; shorter where that helps."""
-    found: list[tuple[str, ...]] = []
+    """Return details beside the percentage, most important first, each with shorter forms."""
+    words: list[tuple[str, ...]] = []
     if facts["nonfinite"]:
-        found.append((f"{facts['nonfinite']} NaN or Inf",))
+        words.append((f"{facts['nonfinite']} NaN or Inf",))
     if facts["left_s"] < 0:
-        return [*found, ("starting",)]
-    found.append((f"{duration(facts['left_s'])} left",))
+        return [*words, ("starting",)]
+    words.append((f"{duration(facts['left_s'])} left",))
     rates = f"{facts['gib_s_in']:.2f}", f"{facts['gib_s_out']:.2f}"
-    found.append((f"{rates[0]} GiB/s in, {rates[1]} out", f"{rates[0]} + {rates[1]} GiB/s"))
+    words.append((f"{rates[0]} GiB/s in, {rates[1]} out", f"{rates[0]} + {rates[1]} GiB/s"))
     if facts["memory_bytes"]:
         memory = f"{facts['memory_bytes'] / GIB:.2f} GiB"
-        found.append((f"{memory} memory", memory))
-    return found
+        words.append((f"{memory} memory", memory))
+    return words
 
 
 def _line(title: str, facts: dict[str, Any], columns: int) -> str:
-    """One line that fits: a bar, and as much as there is room for.
+    """Return a line that fits into `columns`: a bar, and as many details as possible.
 
     A line longer than the terminal would not be overwritten by the next.
     """
@@ -184,7 +184,7 @@ def _line(title: str, facts: dict[str, Any], columns: int) -> str:
         tail += next((f"  {form}" for form in forms if len(form) <= left), "")
     name, left = printable(facts["tensor"]), room - len(title) - 1 - 2 * LEAST_BAR - len(tail) - 2
     if name and left >= min(len(name), LEAST_NAME):
-        # Its end tells more than its beginning.
+        # The end of a name tells more than its beginning.
         tail += f"  {name if len(name) <= left else '…' + name[len(name) - left + 1 :]}"
     return (
         f"{title} {_bar(facts['percent'] / 100, max(0, room - len(title) - 1 - len(tail)))}{tail}"
@@ -192,7 +192,7 @@ def _line(title: str, facts: dict[str, Any], columns: int) -> str:
 
 
 def _columns(stream: TextIO) -> int:
-    """Of the terminal that is written to; standard output may go elsewhere."""
+    """Return the width of the terminal behind `stream`, which need not be standard output."""
     try:
         return int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns)
     except (OSError, ValueError, AttributeError):
@@ -200,7 +200,7 @@ def _columns(stream: TextIO) -> int:
 
 
 def memory_bytes() -> int:
-    """What this process holds on the host; 0 where the system does not tell."""
+    """Return the resident memory of this process; 0 if the system does not report it."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -209,7 +209,7 @@ def memory_bytes() -> int:
 
 
 def _own_bytes(process: int) -> int:
-    """What another process holds for itself alone."""
+    """Return the private memory of another process."""
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii")
     except OSError:
@@ -219,7 +219,7 @@ def _own_bytes(process: int) -> int:
 
 
 def _bar(fraction: float, width: int) -> str:
-    """A bar with eighths of a cell, so that it moves smoothly."""
+    """Draw a bar in eighths of a cell, so that it moves smoothly."""
     eighths = int(max(0.0, min(1.0, fraction)) * width * 8)
     full, rest = divmod(eighths, 8)
     text = "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")

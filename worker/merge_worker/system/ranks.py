@@ -1,4 +1,4 @@
-"""Which share of a merge this process takes, from the environment that launchers give."""
+"""Rank and number of processes of a merge, from the environment variables of launchers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _VARIABLES = (
 
 @dataclass(frozen=True)
 class Rank:
-    """`number` of `world` processes that share one merge and nothing but the file system."""
+    """Process `number` of `world` that share a merge, and only the file system."""
 
     number: int = 0
     world: int = 1
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
-    """The rank that the first launcher in the list has set. UsageError if it makes no sense."""
+    """Return the rank set by the first launcher in the list. UsageError if it is invalid."""
     for number, world in _VARIABLES:
         if environment.get(number) and environment.get(world):
             try:

@@ -1,4 +1,4 @@
-"""Ends a run early and in order: by a signal of the scheduler, or before its walltime."""
+"""Stops a run early and cleanly: on a signal of the scheduler, or before its walltime."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..errors import Stopped
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 SIGNALS_OUTSIDE = (signal.SIGTERM, signal.SIGUSR1)
-"""SIGINT is Python's KeyboardInterrupt there."""
+"""Signals handled outside the stream, where SIGINT is Python's KeyboardInterrupt."""
 
 GRACE_S = 4.0
-"""Schedulers kill soon after they ask, and some matrices take longer than that."""
+"""Schedulers kill a job soon after the first signal, and some matrices take longer than that."""
 
 
 class StopFlag:
-    """Set once, from any thread or a signal handler; lanes look at it between pieces."""
+    """A flag set once, by any thread or signal handler; lanes check it between pieces."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -36,15 +36,15 @@ class StopFlag:
         return self._event.is_set()
 
     def error(self, percent: float) -> Stopped:
-        """What to raise when so much is done."""
+        """Return the error to raise after stopping at `percent`."""
         text = f"{self.reason} at {percent:.0f} %; nothing is lost, run the same command again"
         return Stopped(f"{text} to continue")
 
 
 def exit_soon(reason: str) -> None:
-    """End with code 75 in GRACE_S, whatever other threads are at; the main thread calls this.
+    """Exit with code 75 after GRACE_S seconds, even if other threads are still running.
 
-    What is on the storage is sound at any moment.
+    Called by the main thread only. Files on the storage are consistent at any moment.
     """
 
     def leave(number: int, frame: object) -> None:
@@ -57,20 +57,20 @@ def exit_soon(reason: str) -> None:
 
 
 def stop_requested() -> bool:
-    """Whether a signal wants it to end."""
+    """Whether a signal has asked this process to end."""
     return signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
 def cancel_exit() -> None:
-    """It has ended in order."""
+    """Cancel the forced exit: the process is ending normally."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Signals:
-    """Outside the stream, which has its own way, signals raise Stopped: the first one does.
+    """Handlers for the time outside the stream: the first signal raises Stopped.
 
-    None does when all is `over`. What is left is to say so, which takes a while where storage is
-    busy, and nobody would answer the error.
+    Signals are ignored once all is `over`: only the report is left, which takes a while if the
+    storage is busy, and nothing would catch the error.
     """
 
     def __init__(self) -> None:
@@ -92,9 +92,9 @@ class Signals:
 
 @contextlib.contextmanager
 def stop_on_signal(stop: StopFlag) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGUSR1 set `stop` while the block runs. Stopped if it has not heard."""
+    """Set `stop` on SIGTERM, SIGINT and SIGUSR1 while the block runs. Raises Stopped after it."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may take signals
+        yield  # only the main thread may handle signals
         return
 
     def handle(number: int, frame: object) -> None:

@@ -1,9 +1,9 @@
-"""Loads torch without what only tracing and compiling need: a third of its start-up time.
+"""Imports torch without the modules that only tracing and compiling need, a third of its start.
 
 torch registers the shapes that its operators give to tensors without data (meta kernels) by
 importing all of its decompositions. A merge never makes such a tensor. The module is left out only
-in releases of torch where the whole test suite has run that way, only in a process of our own, and
-can still be imported afterwards.
+in releases of torch with which the whole test suite has passed, only in processes of merge-worker,
+and can still be imported afterwards.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from types import ModuleType
 from ..errors import UsageError
 
 TRIED = "__version__ = '2.13."
-"""How its version.py begins in those releases; to ask for a distribution's version takes 20 ms."""
+"""Line of version.py in those releases; importlib.metadata would take 20 ms."""
 
 _SKIPPED = "torch._meta_registrations"
 
 SORTS_WITH = "X86_V4 AVX512_SKX AVX512_ICL AVX512_SPR"
-"""What numpy shall not sort with there, in the words of its releases before and after 2.4."""
+"""CPU features numpy must not sort with there, as named before and after numpy 2.4."""
 
 
 def slow_to_compress(cpuinfo: Path) -> bool:
-    """Whether AVX-512 packs numbers in memory so slowly that sorts take three times as long.
+    """Whether compressing stores of AVX-512 are so slow that sorts take three times as long.
 
-    So do AMD's Zen 4: 7.9 ns for an element of a row of 2048, and 2.5 with AVX2.
+    AMD's Zen 4 takes 7.9 ns for an element of a row of 2048, and 2.5 ns with AVX2.
     """
     try:
         text = cpuinfo.read_text(encoding="ascii").partition("\n\n")[0]
@@ -44,7 +44,7 @@ def slow_to_compress(cpuinfo: Path) -> bool:
 
 
 def prepare() -> None:
-    """Before the first import of torch in a process that does nothing but merge."""
+    """Prepare the first import of torch in a process that only merges."""
     if "torch" in sys.modules:
         return
     # Torch loads numpy, whose threads would be lost in a fork; what is used of it needs none.
@@ -69,24 +69,24 @@ def _tried() -> bool:
 
 
 def restore() -> None:
-    """After the import of torch: whoever asks for the module from now on gets the real one."""
+    """Undo `prepare` after the import: later imports of the module get the real one."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
-    held = sys.modules.get(_SKIPPED)
-    if held is not None and held.__spec__ is None:
+    module = sys.modules.get(_SKIPPED)
+    if module is not None and module.__spec__ is None:
         del sys.modules[_SKIPPED]
 
 
 def complete() -> None:
-    """After the import of torch, for what needs all of it: generators of random numbers do."""
+    """Load the skipped module after all; random number generators need it."""
     if _SKIPPED not in sys.modules or sys.modules[_SKIPPED].__spec__ is None:
         restore()
         import_module(_SKIPPED)
 
 
 def require_torch() -> None:
-    """UsageError if this interpreter has no torch, before anything is touched."""
+    """Raise UsageError if torch is not installed, before anything is written."""
     if importlib.util.find_spec("torch") is None:
         raise UsageError(
             f"torch is missing in {sys.executable}; install it (pip install torch), "

@@ -1,4 +1,4 @@
-"""Starts the writing of dirty pages early, so that the final sync has little left to wait for."""
+"""Writes dirty pages back early, so that the final fsync has little left to wait for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE: begin, do not wait
 
 
 class Flusher:
-    """A thread that hands what was written to the storage, as long as the run lasts."""
+    """A thread that starts writeback of open files periodically while the run lasts."""
 
     def __init__(self, descriptors: Sequence[int]) -> None:
         self._descriptors = descriptors
@@ -38,7 +38,7 @@ class Flusher:
 
 
 def _sync_file_range() -> ctypes._NamedFuncPointer | None:
-    """The C function, where the system has it (Linux); only ever a hint."""
+    """Return the C function, a mere hint, or None on systems other than Linux."""
     if os.uname().sysname != "Linux":
         return None
     try:

@@ -1,4 +1,4 @@
-"""A tensor plus its adapter, made row by row while it streams: base + scale · B A."""
+"""Base plus LoRA update, base + scale · B A, computed in blocks of rows while reading."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 CHUNK = 1 << 17
-"""Elements that are computed at a time. The grid of chunks is that of the tensor, never that of a
-run, so that a matrix product has the same shape, and the same rounding, whoever asks for it."""
+"""Elements computed at a time. The grid of chunks depends on the tensor alone, not on the range
+read, so that a matrix product always has the same shape and the same rounding."""
 
 
 @dataclass(frozen=True)
 class LoraTensor(DerivedTensor):
     """One or more matrices (`sheet`: rows, columns), each with a low-rank delta.
 
-    `parts`: the base, A (`experts` times rank rows), B (rank times `experts` columns, expert by
-    expert within each rank) and for DoRA the magnitudes. The sheets are of the experts from
+    `inputs`: the base, A (`experts` times rank rows), B (rank times `experts` columns, expert by
+    expert within each rank) and for DoRA the magnitudes. The sheets belong to the experts from
     `expert` on, and begin at row `row` of the delta, which is (B A)ᵀ if `transposed`.
     """
 
@@ -44,7 +44,7 @@ class LoraTensor(DerivedTensor):
 
     @property
     def step(self) -> int:
-        """Rows of a chunk."""
+        """Number of rows in a chunk."""
         return max(1, CHUNK // max(1, self.sheet[1]))
 
     def fingerprint(self) -> object:
@@ -52,9 +52,9 @@ class LoraTensor(DerivedTensor):
 
     def buffer_size(self) -> BufferSize:
         wide, (rows, columns) = self.dtype.bytes, self.sheet
-        stored = max(part.dtype.bytes for part in self.inputs[1:])
+        stored = max(source.dtype.bytes for source in self.inputs[1:])
         base, strided = buffer_size(self.inputs[0]), self.rank * self.experts * stored
-        # The right factor, as it is stored and as it is used, and the chunk at work.
+        # The right factor, as stored and as used, and the current chunk.
         fixed = columns * (self.rank * 2 * wide + strided)
         fixed += min(rows, self.step) * columns * (base.per_element + wide) + base.fixed
         left = -(-(self.rank * 2 * wide + strided) // max(1, columns))
@@ -77,7 +77,7 @@ class LoraTensor(DerivedTensor):
     def _chunks(
         self, reader: Reader, number: int, first: int, last: int, slot: str
     ) -> Iterator[tuple[int, Tensor]]:
-        """The chunks that rows [first, last) of a sheet are in: their first rows, their sums."""
+        """Yield the chunks that cover rows [first, last) of a sheet: first row, values."""
         import torch
 
         wide = getattr(torch, self.dtype.torch_name)
@@ -102,7 +102,7 @@ class LoraTensor(DerivedTensor):
             yield row, values.addmm_(some, right, alpha=self.scale)
 
     def _a(self, reader: Reader, expert: int, columns: tuple[int, int], slot: str) -> Tensor:
-        """Columns of the rows of an expert in A."""
+        """Read a range of columns of an expert's rows in A."""
         import torch
 
         source, (first, last) = self.inputs[1], columns
@@ -110,34 +110,34 @@ class LoraTensor(DerivedTensor):
         begin = expert * self.rank * width
         if (first, last) == (0, width):
             return reader.read(source, begin, begin + self.rank * width, f"{slot}a").view(-1, width)
-        found = torch.empty(self.rank, last - first, dtype=getattr(torch, source.dtype.torch_name))
-        for row in found:
+        values = torch.empty(self.rank, last - first, dtype=getattr(torch, source.dtype.torch_name))
+        for row in values:
             row.copy_(reader.read(source, begin + first, begin + last, f"{slot}a"))
             begin += width
-        return found
+        return values
 
     def _b(self, reader: Reader, expert: int, rows: tuple[int, int], slot: str) -> Tensor:
-        """Rows of B, with the columns of an expert."""
+        """Read rows of B, with the columns of an expert."""
         source, width = self.inputs[2], self.inputs[1].shape[0]
         values = reader.read(source, rows[0] * width, rows[1] * width, f"{slot}b")
         return values.view(-1, width)[:, expert :: self.experts]
 
     def _rescale(self, reader: Reader, row: int, values: Tensor, slot: str) -> None:
-        """DoRA: the length of each row of the weight (of a transposed one: column) is trained."""
+        """Scale rows (of a transposed weight: columns) to the norms that DoRA trained."""
         import torch
 
         source = self.inputs[3]
         first, count = (0, source.count) if self.transposed else (row, len(values))
-        told = reader.read(source, first, first + count, f"{slot}m").to(torch.float64)
+        magnitudes = reader.read(source, first, first + count, f"{slot}m").to(torch.float64)
         if self.transposed:
             norms = self._column_norms(reader, slot)
-            values.mul_((told / norms).to(values))
+            values.mul_((magnitudes / norms).to(values))
         else:
             norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
-            values.mul_((told / norms).to(values)[:, None])
+            values.mul_((magnitudes / norms).to(values)[:, None])
 
     def _column_norms(self, reader: Reader, slot: str) -> Tensor:
-        """Lengths of the columns: one pass over the tensor, made once."""
+        """Return the norms of the columns, computed once in a pass over the tensor."""
         import torch
 
         with self._lock:
@@ -151,7 +151,7 @@ class LoraTensor(DerivedTensor):
 
 @dataclass(frozen=True)
 class OffsetTensor(DerivedTensor):
-    """A bias and `scale` times that of an adapter, element by element: `parts`."""
+    """A bias plus `scale` times the bias of an adapter."""
 
     kind = "Shifted"
 

@@ -1,7 +1,7 @@
-"""A vocabulary tensor with its rows in the order of other tokens: a source made while it streams.
+"""Vocabulary tensors with rows gathered in the order of other tokens while reading.
 
-Runs of rows are read where they lie; rows of tokens that a model lacks come from other models, are
-means of their rows, zeros, or the mean of all of its own.
+Ranges of rows are read in place; rows of tokens missing from a model come from other models, are
+means of their rows, zeros, or the mean of all its own rows.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 ZERO, MEAN, OWN_MEAN = -1, -2, -3
-"""In place of a part: zeros; the mean of the rows that `means[row]` lists; that of all others."""
+"""Instead of a model's number: zeros; mean of the rows in `means[row]`; mean of all other rows."""
 
 CHUNK = 1 << 16
-"""Elements at a time where the mean of a whole tensor is taken."""
+"""Elements read at a time for the mean of a whole tensor."""
 
 
 class Run(NamedTuple):
-    """`length` rows from `start` on: the rows of a part from `row` on."""
+    """`length` rows from `start` on, taken from the rows of model `part` from `row` on."""
 
     start: int
     length: int
@@ -43,7 +43,7 @@ Row = tuple[int, int]
 
 
 class RowMap:
-    """Where each row comes from: the same for every vocabulary tensor of a model."""
+    """The origin of each row, shared by all vocabulary tensors of a model."""
 
     def __init__(self, rows: Sequence[Row], means: Sequence[tuple[Row, ...]] = ()) -> None:
         self.means = tuple(means)
@@ -70,17 +70,17 @@ class RowMap:
         return hashlib.sha256(numbers + repr(self.means).encode()).hexdigest()
 
     def plain(self, part: int, rows: int) -> bool:
-        """Whether this is a part as it is, all of its `rows`."""
+        """Whether this is model `part` unchanged, with all of its `rows`."""
         return self.runs == [Run(0, rows, part, 0)]
 
     def spans(self) -> dict[int, tuple[int, int]]:
-        """Of every part that rows are taken from, the first row and the one behind the last."""
-        found: dict[int, tuple[int, int]] = {}
+        """Return the range of rows taken from each model."""
+        spans: dict[int, tuple[int, int]] = {}
         runs = [(run.part, run.row, run.length) for run in self.runs if run.part >= 0]
-        for part, row, count in (*runs, *((*one, 1) for rows in self.means for one in rows)):
-            first, stop = found.get(part, (row, row))
-            found[part] = (min(first, row), max(stop, row + count))
-        return dict(sorted(found.items()))
+        for part, row, count in (*runs, *((*row, 1) for rows in self.means for row in rows)):
+            first, stop = spans.get(part, (row, row))
+            spans[part] = (min(first, row), max(stop, row + count))
+        return dict(sorted(spans.items()))
 
     @property
     def computed(self) -> bool:
@@ -90,14 +90,14 @@ class RowMap:
 
 @dataclass(frozen=True)
 class GatheredRows(DerivedTensor):
-    """`parts` are the same tensor of several models; `rows` says which row comes from where."""
+    """Rows of one tensor of several models (`inputs`), chosen by `rows`."""
 
     kind = "Rows"
 
     rows: RowMap = field(kw_only=True)
-    # Number and first row of a part.
+    # Index in `inputs` and first row there, by number of the model.
     places: Mapping[int, tuple[int, int]] = field(kw_only=True, hash=False)
-    # Under the same lock and memory when a head takes another name.
+    # Shared by copies under other names, as of a tied head.
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
     _mean: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
@@ -109,12 +109,12 @@ class GatheredRows(DerivedTensor):
         return self.rows.digest
 
     def buffer_size(self) -> BufferSize:
-        # Parts are read one after the other into the same slot, those made on the way into theirs.
-        kinds = [buffer_size(part) for part in self.inputs]
+        # Inputs are read one after the other into one slot, derived ones into their own.
+        sizes = [buffer_size(source) for source in self.inputs]
         derived = [source for source in self.inputs if isinstance(source, DerivedTensor)]
         inner = add_sizes(source.buffer_size() for source in derived)
-        most = max((part.dtype.bytes for part in self.inputs), default=0)
-        fixed = max((kind.fixed for kind in kinds), default=0)
+        most = max((source.dtype.bytes for source in self.inputs), default=0)
+        fixed = max((size.fixed for size in sizes), default=0)
         if self.rows.computed:
             fixed += (max(CHUNK, self.width) + 2 * self.width) * (8 + 8 + most + inner.per_element)
         return BufferSize(most + inner.per_element, max(fixed, inner.fixed))
@@ -129,7 +129,7 @@ class GatheredRows(DerivedTensor):
             at, index = end, index + 1
 
     def _run(self, reader: Reader, run: Run, offset: int, out: Tensor, slot: str) -> None:
-        """Elements of a run from `offset` on."""
+        """Write the elements of a run from `offset` on."""
         if run.part >= 0:
             out.copy_(self._read(reader, (run.part, run.row), offset, out.numel(), slot))
             return
@@ -146,7 +146,7 @@ class GatheredRows(DerivedTensor):
             done += piece.numel()
 
     def _read(self, reader: Reader, row: Row, offset: int, count: int, slot: str) -> Tensor:
-        """Elements of a part, from `offset` after the begin of a row on."""
+        """Read `count` elements of a model, from `offset` after the start of a row."""
         number, first = self.places[row[0]]
         part = self.inputs[number]
         skipped = 0 if isinstance(part, DerivedTensor) else first
@@ -162,7 +162,7 @@ class GatheredRows(DerivedTensor):
         return (total / len(rows)).to(getattr(torch, self.dtype.torch_name))
 
     def _mean_of_all(self, reader: Reader, slot: str) -> Tensor:
-        """The mean of all rows but those that are this mean. Computed once, by whom it meets."""
+        """Return the mean of all rows not filled with it, computed once."""
         import torch
 
         with self._lock:
@@ -185,7 +185,7 @@ class GatheredRows(DerivedTensor):
 
 
 def gather_rows(number: int, parts: Mapping[int, TensorSource], rows: RowMap) -> TensorSource:
-    """The part `number` with its rows as `rows` says; itself if nothing changes."""
+    """Gather the rows of model `number` according to `rows`; its own tensor if unchanged."""
     own = parts[number]
     if rows.plain(number, own.shape[0]):
         return own
@@ -194,17 +194,22 @@ def gather_rows(number: int, parts: Mapping[int, TensorSource], rows: RowMap) ->
     most = max(dtype.bits for dtype in used)
     dtype = own.dtype
     if len(used) > 1 or (rows.computed and most < 32):
-        # Of bfloat16 and float16 neither holds the other; and a mean is rounded once, at the end.
+        # Neither bfloat16 nor float16 holds the other; and a mean is rounded once, at the end.
         dtype = BY_NAME["F64" if most > 32 else "F32"]
     places = {part: (place, rows.spans()[part][0]) for place, part in enumerate(windows)}
     return GatheredRows(
-        own.name, dtype, (rows.count, *own.shape[1:]), tuple(windows.values()),
-        own.declared_dtype or own.dtype, rows=rows, places=places,
-    )  # fmt: skip
+        own.name,
+        dtype,
+        (rows.count, *own.shape[1:]),
+        tuple(windows.values()),
+        own.declared_dtype or own.dtype,
+        rows=rows,
+        places=places,
+    )
 
 
 def _window(part: TensorSource, first: int, stop: int) -> TensorSource:
-    """Rows [first, stop) of a part; of what is made on the way, all of it."""
+    """Return rows [first, stop) of a stored tensor; a derived one as a whole."""
     if isinstance(part, DerivedTensor):
         return part
     size = part.nbytes // part.shape[0]

@@ -1,8 +1,8 @@
-"""What the parts of a step are read from: stored tensors, or tensors derived from them on the way.
+"""Sources of tensors: stored in a file, or derived from stored ones while reading.
 
-An adapter on its base, a row of a larger vocabulary, half of a fused projection: none of these is
-on disk as the merge needs it, and none is ever whole in memory. A derived tensor stands in a
-checkpoint beside the stored ones and makes any run of its elements when it is asked for them.
+A base with its adapter, a row of a larger vocabulary, half of a fused projection: none of these is
+on disk as the merge needs it, and none is ever whole in memory. A derived tensor is an entry of a
+checkpoint like a stored one, and computes any range of its elements on request.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One stored tensor: `count` elements of `dtype`, row-major, at `offset` of `file`.
+    """A stored tensor: `count` elements of `dtype`, row-major, at byte `offset` of `file`.
 
-    `said` is the dtype that it stands for, where a stage stores it wider for the next one.
+    `declared_dtype` is the dtype it represents, if a stage stored it wider for the next one.
     """
 
     name: str
@@ -40,25 +40,25 @@ class StoredTensor:
 
 
 class BufferSize(NamedTuple):
-    """Buffer bytes that reading a run takes: so many for each element, and so many in any case."""
+    """Buffer bytes needed to read a range: bytes per element, plus a fixed number."""
 
     per_element: int
     fixed: int = 0
 
 
 class Reader(Protocol):
-    """Reads runs of sources into buffers that are reused, each under its own `slot`."""
+    """Reads ranges of sources into reusable buffers, each under its own `slot`."""
 
     def read(self, source: TensorSource, start: int, stop: int, slot: str) -> Tensor:
-        """Elements [start, stop) in row-major order: 1-D, on the host, in the source's dtype."""
+        """Return elements [start, stop) in row-major order: 1-D, on the host, source dtype."""
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
-        """Memory on the host; the same for the same slot every time."""
+        """Return 1-D memory on the host; a slot always yields the same memory."""
 
 
 @dataclass(frozen=True)
 class DerivedTensor(ABC):
-    """A tensor made of `parts`. `said` is the dtype that it stands for, if that is another one."""
+    """A tensor computed from `inputs`; `declared_dtype`: the dtype it represents, if another."""
 
     kind: ClassVar[str]
     """Name of the class in plan keys, which never changes."""
@@ -71,27 +71,27 @@ class DerivedTensor(ABC):
 
     @property
     def count(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values."""
+        """Size of the values in bytes."""
         return self.count * self.dtype.bytes
 
     @abstractmethod
     def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
-        """Write elements [start, stop) to `out` (1-D, host); parts go to slots that begin so.
+        """Write elements [start, stop) to `out` (1-D, host), using slots that begin with `slot`.
 
-        The bits must not depend on where a run begins and ends.
+        The bits must not depend on where a range begins and ends.
         """
 
     @abstractmethod
     def fingerprint(self) -> object:
-        """What the values depend on beside the parts, for the key of a merge: JSON."""
+        """Return JSON of everything but the inputs that determines the values, for plan keys."""
 
     def buffer_size(self) -> BufferSize:
-        """What `fill` takes beside `out`."""
+        """Return the buffers `read_into` needs besides `out`."""
         return add_sizes(buffer_size(source) for source in self.inputs)
 
 
@@ -99,13 +99,13 @@ TensorSource = StoredTensor | DerivedTensor
 
 
 def buffer_size(source: TensorSource) -> BufferSize:
-    """What reading a source takes, its values included."""
+    """Return the buffers needed to read a source, its values included."""
     values = BufferSize(source.dtype.bytes)
     return values if isinstance(source, StoredTensor) else add_sizes([values, source.buffer_size()])
 
 
 def bytes_read(source: TensorSource) -> int:
-    """Bytes that are read from disk for one pass over a source."""
+    """Return the bytes read from disk in one pass over a source."""
     return sum(info.nbytes for info in stored_inputs(source))
 
 
@@ -115,9 +115,9 @@ def add_sizes(sizes: Iterable[BufferSize]) -> BufferSize:
 
 
 def stored_inputs(source: TensorSource) -> Iterator[StoredTensor]:
-    """What is on disk of a source."""
+    """Yield the stored tensors that a source is read from."""
     if isinstance(source, StoredTensor):
         yield source
     else:
-        for part in source.inputs:
-            yield from stored_inputs(part)
+        for inner in source.inputs:
+            yield from stored_inputs(inner)

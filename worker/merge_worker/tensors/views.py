@@ -1,7 +1,7 @@
-"""Tensors seen in another arrangement: parts of one, several as one, rows as columns.
+"""Rearranged tensors: slices, strides, concatenations, stacks, transposes, reshapes.
 
-Parts of a stored tensor that lie in one run are stored tensors themselves; everything else is
-derived, and read as the runs that it consists of.
+A contiguous slice of a stored tensor is a stored tensor itself; anything else is derived, and read
+as the contiguous ranges that it consists of.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlicedTensor(DerivedTensor):
-    """Columns [first, first + taken) of the part, seen as rows of `width`."""
+    """Columns [first, first + taken) of the input, viewed as rows of `width`."""
 
     kind = "Sliced"
 
@@ -45,13 +45,13 @@ class SlicedTensor(DerivedTensor):
         return [self.width, self.first, self.taken]
 
     def buffer_size(self) -> BufferSize:
-        held = buffer_size(self.inputs[0])
-        return BufferSize(held.per_element * -(-self.width // max(1, self.taken)), held.fixed)
+        inner = buffer_size(self.inputs[0])
+        return BufferSize(inner.per_element * -(-self.width // max(1, self.taken)), inner.fixed)
 
 
 @dataclass(frozen=True)
 class ConcatTensor(DerivedTensor):
-    """The parts side by side, each seen as `rows` rows."""
+    """The inputs side by side, each viewed as `rows` rows."""
 
     kind = "Joined"
 
@@ -59,7 +59,7 @@ class ConcatTensor(DerivedTensor):
 
     @cached_property
     def columns(self) -> list[int]:
-        """Where in a row each part begins, and where the last one ends."""
+        """Offsets in a row at which each input begins, and the length of the row."""
         return list(accumulate((part.count // self.rows for part in self.inputs), initial=0))
 
     def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
@@ -83,18 +83,18 @@ class ConcatTensor(DerivedTensor):
         return [self.rows, [part.count for part in self.inputs]]
 
     def buffer_size(self) -> BufferSize:
-        held = [buffer_size(part) for part in self.inputs]
-        return BufferSize(max(r.per_element for r in held), max(r.fixed for r in held))
+        sizes = [buffer_size(source) for source in self.inputs]
+        return BufferSize(max(s.per_element for s in sizes), max(s.fixed for s in sizes))
 
 
 @dataclass(frozen=True)
 class TransposedTensor(DerivedTensor):
-    """The part with its last two axes exchanged. Reads a slab of columns at a time."""
+    """The input with its last two axes exchanged. Reads a slab of columns at a time."""
 
     kind = "Transposed"
 
     def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
-        height, width = self.shape[-2:]  # the part has `width` rows of `height`
+        height, width = self.shape[-2:]  # the input has `width` rows of `height`
         for begin, end in by_row(start, stop, height * width, whole=False):
             matrix, place = divmod(begin, height * width)
             first, last = place // width, -(-(place + end - begin) // width)
@@ -110,12 +110,12 @@ class TransposedTensor(DerivedTensor):
         return self.shape[-2:]
 
     def buffer_size(self) -> BufferSize:
-        held, size = buffer_size(self.inputs[0]), self.dtype.bytes
-        return BufferSize(held.per_element + size, held.fixed + 2 * self.shape[-1] * size)
+        inner, size = buffer_size(self.inputs[0]), self.dtype.bytes
+        return BufferSize(inner.per_element + size, inner.fixed + 2 * self.shape[-1] * size)
 
 
 def by_row(start: int, stop: int, width: int, *, whole: bool = True) -> Iterator[tuple[int, int]]:
-    """A run cut where rows of `width` begin: what is left of one, whole rows at once, the rest."""
+    """Split a range at rows of `width`: end of a row, whole rows together, begin of a row."""
     while start < stop:
         if start % width == 0 and stop - start >= width:
             end = stop - stop % width if whole else start + width
@@ -126,14 +126,14 @@ def by_row(start: int, stop: int, width: int, *, whole: bool = True) -> Iterator
 
 
 def slice_axis(source: TensorSource, axis: int, first: int, stop: int, name: str) -> TensorSource:
-    """Elements [first, stop) along an axis."""
+    """Return elements [first, stop) along an axis."""
     shape = (*source.shape[:axis], stop - first, *source.shape[axis + 1 :])
     inner = prod(source.shape[axis + 1 :])
     return _columns(source, name, shape, (source.shape[axis] * inner, first * inner, prod(shape)))
 
 
 def strided(source: TensorSource, axis: int, step: int, first: int, name: str) -> TensorSource:
-    """Every `step`-th element along an axis, from `first` on."""
+    """Return every `step`-th element along an axis, from `first` on."""
     shape = (*source.shape[:axis], source.shape[axis] // step, *source.shape[axis + 1 :])
     inner = prod(source.shape[axis + 1 :])
     return _columns(source, name, shape, (step * inner, first * inner, prod(shape)))
@@ -155,7 +155,7 @@ def _columns(
 
 
 def concat(sources: Sequence[TensorSource], axis: int, name: str) -> TensorSource:
-    """The sources one after the other along an axis. ValueError where the other axes differ."""
+    """Concatenate sources along an axis. ValueError if the other axes differ."""
     first = sources[0]
     others = {s.shape[:axis] + s.shape[axis + 1 :] for s in sources}
     if len(others) > 1:
@@ -166,7 +166,7 @@ def concat(sources: Sequence[TensorSource], axis: int, name: str) -> TensorSourc
 
 
 def interleave(sources: Sequence[TensorSource], axis: int, name: str) -> TensorSource:
-    """The sources in turns along an axis: one of each, again and again. ValueError."""
+    """Interleave sources along an axis, one entry of each in turn. ValueError if shapes differ."""
     first = sources[0]
     if any(source.shape != first.shape for source in sources):
         raise ValueError(_unlike(sources))
@@ -175,7 +175,7 @@ def interleave(sources: Sequence[TensorSource], axis: int, name: str) -> TensorS
 
 
 def stack(sources: Sequence[TensorSource], name: str) -> TensorSource:
-    """The sources along a new first axis. ValueError where their shapes differ."""
+    """Stack sources along a new first axis. ValueError if shapes differ."""
     first = sources[0]
     if any(source.shape != first.shape for source in sources):
         raise ValueError(_unlike(sources))
@@ -196,24 +196,24 @@ def _joined(
 ) -> TensorSource:
     if len(sources) == 1:
         return reshape(sources[0], shape, name)
-    parts: list[TensorSource] = []
-    for source in sources:  # parts of parts are parts: fewer copies on the way
+    inputs: list[TensorSource] = []
+    for source in sources:  # flatten nested concatenations: fewer copies on the way
         inner = isinstance(source, ConcatTensor) and source.rows == rows
-        parts += source.inputs if inner and isinstance(source, ConcatTensor) else [source]
-    said = sources[0].declared_dtype
-    return ConcatTensor(name, _common(parts), shape, tuple(parts), said, max(1, rows))
+        inputs += source.inputs if inner and isinstance(source, ConcatTensor) else [source]
+    declared = sources[0].declared_dtype
+    return ConcatTensor(name, _common(inputs), shape, tuple(inputs), declared, max(1, rows))
 
 
-def _common(parts: Sequence[TensorSource]) -> DType:
-    """The dtype that holds the values of all parts."""
-    found = {part.dtype for part in parts}
-    if len(found) == 1:
-        return found.pop()
-    return BY_NAME["F64" if any(dtype.bits > 32 for dtype in found) else "F32"]
+def _common(inputs: Sequence[TensorSource]) -> DType:
+    """Return a dtype that holds the values of all inputs."""
+    dtypes = {source.dtype for source in inputs}
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    return BY_NAME["F64" if any(dtype.bits > 32 for dtype in dtypes) else "F32"]
 
 
 def transpose(source: TensorSource, name: str) -> TensorSource:
-    """The last two axes exchanged. ValueError where there are no two."""
+    """Exchange the last two axes. ValueError if there are fewer than two."""
     if len(source.shape) < 2:
         raise ValueError(f"{source.name} is {list(source.shape)}; it has no two axes to exchange")
     shape = (*source.shape[:-2], source.shape[-1], source.shape[-2])
@@ -223,7 +223,7 @@ def transpose(source: TensorSource, name: str) -> TensorSource:
 
 
 def reshape(source: TensorSource, shape: tuple[int, ...], name: str) -> TensorSource:
-    """The same elements in the same order under another name and shape."""
+    """Return the elements in their order under another name and shape."""
     if shape != source.shape and not isinstance(source, StoredTensor | SlicedTensor | ConcatTensor):
         return ConcatTensor(name, source.dtype, shape, (source,), source.declared_dtype)
     return replace(source, name=name, shape=shape)
