@@ -49,9 +49,9 @@ def test_torch_starts_no_thread_and_what_the_user_has_set_stays() -> None:
     """Or there would be no processes (crew)."""
     code = (
         "import os; os.environ['NPY_DISABLE_CPU_FEATURES'] = ''\n"
-        "from worker import quick_torch; quick_torch.prepare()\n"
-        "import worker.evidence, worker.stream\n"
-        "from merge_worker.engine.processes import possible; assert possible()\n"
+        "from merge_worker.system import torch_startup; torch_startup.prepare()\n"
+        "import merge_worker.engine.sampling, merge_worker.engine.stream\n"
+        "from merge_worker.engine.processes import can_fork; assert can_fork()\n"
         "assert os.environ['NPY_DISABLE_CPU_FEATURES'] == ''\n"
     )
     root = Path(__file__).resolve().parents[3]
