@@ -1,3 +1,5 @@
+"""Model Breadcrumbs with and without sign election: what to keep, and the formula."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,33 +15,38 @@ def t(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+BOTH = pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
 TEN = torch.arange(1, 11, dtype=torch.float64)
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("density", "gamma", "kept"),
     [(0.5, 0.2, range(4, 9)), (0.9, 0.3, range(1, 10)), (0.5, 0.01, range(6, 11))],
 )
-def test_by_hand(density: float, gamma: float, kept: range) -> None:
-    got = merge("breadcrumbs", [TEN], TEN * 0, weight=1, density=density, gamma=gamma)
+def test_by_hand(method: str, density: float, gamma: float, kept: range) -> None:
+    got = merge(method, [TEN], TEN * 0, weight=1, density=density, gamma=gamma)
     assert [x for x in got.tolist() if x] == list(kept)
 
 
-def test_no_outliers_to_drop_of_few_elements() -> None:
+@BOTH
+def test_no_outliers_to_drop_of_few_elements(method: str) -> None:
     """int(gamma · n) = 0 dropped everything in old releases of mergekit."""
-    got = merge("breadcrumbs", [TEN], TEN * 0, weight=1, density=0.5)
+    got = merge(method, [TEN], TEN * 0, weight=1, density=0.5)
     assert got.tolist() == [0] * 5 + [6, 7, 8, 9, 10]
 
 
-def test_ranks_by_hand() -> None:
+@BOTH
+def test_ranks_by_hand(method: str) -> None:
     x = torch.arange(100, dtype=torch.float64)
-    got = merge("breadcrumbs", [x], x * 0, weight=1, density=0.5, gamma=0.1)
+    got = merge(method, [x], x * 0, weight=1, density=0.5, gamma=0.1)
     assert got.nonzero().view(-1).tolist() == list(range(40, 90))
 
 
-def test_negative_gamma_is_refused() -> None:
+@BOTH
+def test_negative_gamma_is_refused(method: str) -> None:
     with pytest.raises(ValueError, match="gamma"):
-        merge("breadcrumbs", [TEN], TEN * 0, weight=1, density=0.5, gamma=-0.1)
+        merge(method, [TEN], TEN * 0, weight=1, density=0.5, gamma=-0.1)
 
 
 def test_sum_by_hand() -> None:
@@ -49,6 +56,18 @@ def test_sum_by_hand() -> None:
     assert got.tolist() == pytest.approx([2 / 3, 1 / 3, -4 / 3, 3])
 
 
+def test_signs_are_elected() -> None:
+    models = [t(4, -3, 2, 1), t(-1, 2, -3, 4)]
+    got = merge("breadcrumbs_ties", models, t(0, 0, 0, 0), weight=1)
+    assert got.tolist() == [4, -3, -3, 5]
+    got = merge("breadcrumbs_ties", models, t(0, 0, 0, 0), weight=1, normalize=True)
+    assert got.tolist() == [4, -3, -3, 2.5]
+    # Two votes: a tie, which is positive.
+    got = merge("breadcrumbs_ties", models, t(0, 0, 0, 0), weight=1, consensus_method="count")
+    assert got.tolist() == [4, 2, 2, 5]
+
+
+@BOTH
 @given(
     cases(0, 3),
     weight_lists(3),
@@ -60,6 +79,7 @@ def test_sum_by_hand() -> None:
     st.sampled_from([torch.float64, torch.bfloat16]),
 )
 def test_formula(
+    method: str,
     case: Case,
     weights: list[float],
     density: list[float],
@@ -73,7 +93,7 @@ def test_formula(
     if dtype == torch.bfloat16:
         weights = [abs(w) + 0.5 for w in weights]
     got = merge(
-        "breadcrumbs",
+        method,
         *case,
         block=block,
         weight=weights[:count],
@@ -86,7 +106,8 @@ def test_formula(
     kept = [inner(d, p, g) for d, p, g in zip(deltas, density[:count], gamma[:count], strict=True)]
     if rescale:
         kept = [rescaled(d, k) for d, k in zip(deltas, kept, strict=True)]
-    want = case.base.double() + vote(kept, weights[:count], None, normalize) if kept else got
+    consensus = "sum" if method == "breadcrumbs_ties" else None
+    want = case.base.double() + vote(kept, weights[:count], consensus, normalize) if kept else got
     if dtype == torch.float64:
         # A factor of rescaling and weights that nearly cancel enlarge errors of rounding.
         assert close(got, want, 1e4 * size_of(case))
@@ -95,10 +116,11 @@ def test_formula(
         assert within_half_an_ulp(got, want.double(), 30 * size_of(case) + largest)
 
 
-def test_exactly_k_of_many_equal_magnitudes() -> None:
+@BOTH
+def test_exactly_k_of_many_equal_magnitudes(method: str) -> None:
     noise = torch.Generator().manual_seed(3)
     x = torch.randint(-3, 4, (150_001,), generator=noise).bfloat16()
-    got = merge("breadcrumbs", [x], x * 0, weight=1, density=0.4, gamma=0.2, block=40_000)
+    got = merge(method, [x], x * 0, weight=1, density=0.4, gamma=0.2, block=40_000)
     n, k, top = x.numel(), int(0.4 * x.numel()), int(0.2 * x.numel())
     ranked = torch.sort(x.abs().float(), descending=True, stable=True).indices
     want = torch.zeros_like(x)

@@ -1,3 +1,5 @@
+"""DELLA with and without sign election: probabilities by rank, and the formula."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,7 @@ from support.reference_formulas import delta, kept_by_rank, rescaled, vote
 CHANCES = [(0.5, 0.15), (0.3, 0.2), (0.7, 0.1), (0.5, 0.4), (0.4, 0.0), (1.0, 0.15), (0.0, 0.15)]
 
 
+@pytest.mark.parametrize("method", ["della", "della_linear"])
 @given(
     cases(0, 3),
     weight_lists(3),
@@ -23,6 +26,7 @@ CHANCES = [(0.5, 0.15), (0.3, 0.2), (0.7, 0.1), (0.5, 0.4), (0.4, 0.0), (1.0, 0.
     st.sampled_from([torch.float64, torch.bfloat16]),
 )
 def test_formula(
+    method: str,
     case: Case,
     weights: list[float],
     chances: list[tuple[float, float]],
@@ -36,7 +40,7 @@ def test_formula(
     if dtype == torch.bfloat16:
         weights = [abs(w) + 0.5 for w in weights]
     got = merge(
-        "della",
+        method,
         *case,
         block=block,
         seed=seed,
@@ -53,7 +57,8 @@ def test_formula(
     ]
     if rescale:
         kept = [rescaled(d, k) for d, k in zip(deltas, kept, strict=True)]
-    want = case.base.double() + vote(kept, weights[:count], "sum", normalize) if kept else got
+    consensus = "sum" if method == "della" else None
+    want = case.base.double() + vote(kept, weights[:count], consensus, normalize) if kept else got
     if dtype == torch.float64:
         assert close(got, want, 1e4 * size_of(case))
     else:
@@ -106,8 +111,9 @@ def test_rows_of_convolutions_and_of_one(shape: tuple[int, ...]) -> None:
 def test_probabilities_outside_0_and_1_are_refused() -> None:
     x = torch.ones(4, 4)
     for density in (0.1, 0.15, 0.85, 0.99):
-        with pytest.raises(ValueError, match="epsilon must be smaller than"):
-            merge("della", [x], x, weight=1, density=density)
+        for method in ("della", "della_linear"):
+            with pytest.raises(ValueError, match="epsilon must be smaller than"):
+                merge(method, [x], x, weight=1, density=density)
     merge("della", [x], x, weight=1, density=1)
 
 
@@ -156,3 +162,21 @@ def test_flags_as_bits(flags: list[bool]) -> None:
     back = magprune.unpack_flags(bits, whole.numel())
     assert back.equal(whole)
     assert set(back.view(torch.uint8).tolist()) <= {0, 1}
+
+
+def test_sum_without_votes() -> None:
+    noise = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(40, 60, generator=noise) for _ in range(2))
+    zero, values = torch.zeros(40, 60), {"density": 0.5, "epsilon": 0.2}
+    both = merge("della_linear", [first, second], zero, weight=[2, -1], **values)  # type: ignore[arg-type]  # values
+    one = merge("della", [first, second], zero, weight=[2, 0], normalize=False, **values)  # type: ignore[arg-type]  # values
+    other = merge("della", [first, second], zero, weight=[0, -1], normalize=False, **values)  # type: ignore[arg-type]  # values
+    assert torch.allclose(both, one + other, rtol=1e-6, atol=1e-6)
+    mean = merge("della_linear", [first, second], zero, weight=[2, 2], normalize=True)
+    assert torch.allclose(mean, (first + second) / 2, rtol=1e-6, atol=1e-6)
+
+
+def test_a_negative_epsilon_is_refused() -> None:
+    x = torch.ones(4, 4)
+    with pytest.raises(ValueError, match="0 or more"):
+        merge("della_linear", [x], x, weight=1, density=0.5, epsilon=-0.1)

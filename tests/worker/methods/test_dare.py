@@ -1,3 +1,5 @@
+"""DARE with and without sign election: masks, rescaling, and the formula."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +15,7 @@ def t(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
 @given(
     cases(0, 3),
     weight_lists(3),
@@ -24,6 +27,7 @@ def t(*values: float) -> Tensor:
     st.sampled_from([torch.float64, torch.bfloat16]),
 )
 def test_formula(
+    method: str,
     case: Case,
     weights: list[float],
     density: list[float],
@@ -37,7 +41,7 @@ def test_formula(
     if dtype == torch.bfloat16:
         weights = [abs(w) + 0.5 for w in weights]
     got = merge(
-        "dare_linear",
+        method,
         *case,
         block=block,
         seed=seed,
@@ -54,12 +58,72 @@ def test_formula(
     ]
     if rescale:
         kept = [rescaled(d, k) for d, k in zip(deltas, kept, strict=True)]
-    want = case.base.double() + vote(kept, weights[:count], None, normalize) if kept else got
+    consensus = "sum" if method == "dare_ties" else None
+    want = case.base.double() + vote(kept, weights[:count], consensus, normalize) if kept else got
     if dtype == torch.float64:
         assert close(got, want, 1e4 * size_of(case))
     else:
         largest = float(want.abs().max()) if want.numel() else 0.0
         assert within_half_an_ulp(got, want.double(), 100 * size_of(case) + largest)
+
+
+def test_share_norm_and_expectation() -> None:
+    n, density = 1 << 18, 0.3
+    x = torch.linspace(0.5, 1.5, n)
+    sums = torch.zeros(n, dtype=torch.float64)
+    for seed in range(8):
+        got = merge("dare_ties", [x], torch.zeros(n), weight=1, density=density, seed=seed)
+        share = float(got.ne(0).double().mean())
+        assert abs(share - density) < 5 * (density * (1 - density) / n) ** 0.5
+        assert float(got.double().sum()) == pytest.approx(float(x.double().sum()), rel=1e-6)
+        sums += got.double()
+    # Every region of the tensor keeps its mean.
+    means = (sums / 8).view(16, -1).mean(1) / x.double().view(16, -1).mean(1)
+    assert float((means - 1).abs().max()) < 5 * (0.7 / 0.3 / (n / 16 * 8)) ** 0.5
+
+
+def test_masks_depend_on_seed_tensor_and_model_alone() -> None:
+    x = torch.ones(70_000)
+
+    def kept(dtype: torch.dtype, **more: object) -> Tensor:
+        models, base = [x.to(dtype)], torch.zeros(70_000, dtype=dtype)
+        return merge("dare_ties", models, base, weight=1, density=0.4, **more).ne(0)  # type: ignore[arg-type]  # options
+
+    plain = kept(torch.float32)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert kept(dtype).equal(plain)
+    for block in (1000, 4096, 65_536):
+        assert kept(torch.bfloat16, block=block).equal(plain)
+    assert not kept(torch.float32, seed=1).equal(plain)
+    assert not kept(torch.float32, tensor="other").equal(plain)
+    two = merge("dare_ties", [x, x], x * 0, weight=[1, 10], density=0.4, rescale=False)
+    assert float(two.eq(11).double().mean()) == pytest.approx(0.16, abs=0.01)
+
+
+def test_density_one_drops_and_rescales_nothing() -> None:
+    got = merge("dare_ties", [t(1, 2, 4)], t(0, 0, 0), weight=1)
+    assert got.tolist() == [1, 2, 4]
+    got = merge("dare_ties", [t(1, 2, 4)], t(1, 1, 1), weight=1, density=0)
+    assert got.tolist() == [1, 1, 1]
+
+
+def test_rescaling_of_half_precision_stays_finite() -> None:
+    x = torch.full((100_000,), 2.0, dtype=torch.float16)
+    got = merge("dare_ties", [x], torch.zeros_like(x), weight=1, density=0.5)
+    assert bool(got.isfinite().all())
+    assert float(got.double().mean()) == pytest.approx(2, rel=1e-3)
+
+
+def test_blocks_change_no_bit() -> None:
+    noise = torch.Generator().manual_seed(4)
+    base = (torch.randn(200_000, generator=noise) * 0.02).bfloat16()
+    models = [
+        (base.float() + torch.randn(200_000, generator=noise) * 1e-3).bfloat16() for _ in range(2)
+    ]
+    whole = merge("dare_ties", models, base, weight=[0.6, 0.4], density=0.3)
+    for block in (4096, 65_536):
+        got = merge("dare_ties", models, base, weight=[0.6, 0.4], density=0.3, block=block)
+        assert got.equal(whole)
 
 
 def test_sum_without_votes() -> None:
