@@ -1,4 +1,4 @@
-"""Tensors for property tests: the constellations in which merge methods go wrong."""
+"""Tensors for property tests: the combinations in which merge methods go wrong."""
 
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn, least: int, most: int, kinds: list[str] = KINDS) -> Case:
-    """`least` to `most` models and a base, float64, of one shape."""
+    """Draw `least` to `most` models and a base of one shape, in float64."""
     shape = draw(st.sampled_from(SHAPES))
     noise = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     scale = draw(st.sampled_from([1.0, 0.02, 30.0]))
@@ -71,7 +71,7 @@ def weight_lists(count: int) -> st.SearchStrategy[list[float]]:
 
 
 def close(got: Tensor, want: Tensor, size: float, tolerance: float = 1e-11) -> bool:
-    """Equal up to `tolerance` of `size`, the largest number on the way."""
+    """Return whether both are equal up to `tolerance` of `size`, the largest number used."""
     return bool(((got - want).abs() <= tolerance * max(size, 1e-30)).all())
 
 
@@ -80,6 +80,6 @@ def size_of(case: Case) -> float:
 
 
 def within_half_an_ulp(got: Tensor, want: Tensor, size: float) -> bool:
-    """bfloat16 `got` is the nearest to `want`, but for float32 noise of numbers of that `size`."""
+    """Return whether bfloat16 `got` is nearest to `want`, up to float32 noise of that `size`."""
     half = torch.exp2(torch.floor(torch.log2(want.abs().clamp(min=1e-38))) - 8)
     return bool(((got.double() - want).abs() <= half + size * 2.0**-21).all())

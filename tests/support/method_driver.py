@@ -1,4 +1,4 @@
-"""Runs a merge method on tensors as the engine would, block by block, without files or threads."""
+"""Runs merge methods on tensors block by block as the engine does, without files or threads."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ def merge(
     seed: int = 0,
     **values: object,
 ) -> Tensor:
-    """What `name` makes of one tensor; `dtype` is the result's, that of the base or first model.
+    """Merge one tensor by the method `name`, into `dtype` (default: the base or first model.s).
 
     `values` are parameters as a recipe gives them: a list or one number for those per model,
     `lambda_` for `lambda`. Defaults fill the rest.
@@ -45,7 +45,7 @@ def make_task(
     values: dict[str, object],
     dtype: torch.dtype | None = None,
 ) -> Task:
-    """What the engine tells a method of the tensor `t`; takes out of `values` what it reads."""
+    """Return the task of the tensor `t`; removes from `values` the parameters that it reads."""
     first = models[0] if base is None else base
     out = from_torch_name(str(dtype or first.dtype))
     resolved: dict[str, object] = {}
@@ -64,7 +64,7 @@ def make_task(
 
 
 def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Tensor:
-    """All passes of a method over the grid that the engine would use."""
+    """Run all passes of a method over the grid that the engine would use."""
     method.algorithm.check(method, task)
     granularity = method.algorithm.granularity(method, task.values)
     places = block_grid(task.shape, granularity, block)
@@ -89,7 +89,7 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
 
 
 def values_of(method: Method, models: int) -> dict[str, object]:
-    """Parameters with which no method does nothing: half of the elements, unequal weights."""
+    """Return parameters with which every method has an effect: density 0.5, unequal weights."""
     given: dict[str, object] = {}
     for parameter in method.parameters:
         if parameter.name == "density":
@@ -106,7 +106,7 @@ def models_of(method: Method) -> int:
 
 
 class Meter(Pool):
-    """Scratch that fills what it hands out with NaN and counts what it holds."""
+    """A scratch pool that fills returned memory with NaN and counts its bytes."""
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Formulas of the methods that select and vote, element by element in float64 and plain Python."""
+"""Formulas of the task-vector methods, element by element in float64 and plain Python."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ DENSITIES = [0.0, 1e-9, 0.2, 0.29, 0.5, 0.77, 1.0, 1.5]
 
 
 def delta(x: Tensor, base: Tensor) -> Tensor:
-    """The difference in the precision that methods work in, then float64."""
+    """Return x − base, computed in the precision that methods work in, as float64."""
     work = torch.float64 if base.dtype in (torch.float32, torch.float64) else torch.float32
     return (x.to(work) - base.to(work)).double()
 
 
 def order(values: Tensor) -> list[int]:
-    """Indices by falling magnitude, the first of equal ones first."""
+    """Return indices by descending magnitude, the first of equal ones first."""
     flat = values.reshape(-1).abs().tolist()
     return sorted(range(len(flat)), key=lambda i: (-flat[i], i))
 
@@ -54,7 +54,7 @@ def rescaled(values: Tensor, kept: Tensor) -> Tensor:
 def vote(
     kept: Sequence[Tensor], weights: Sequence[float], how: str | None, normalize: bool
 ) -> Tensor:
-    """num (/ den) of the reference, element by element."""
+    """Return the sum (or mean, if `normalize`) of what agrees, element by element."""
     columns = [k.reshape(-1).tolist() for k in kept]
     result = []
     for values in zip(*columns, strict=True):
@@ -75,7 +75,7 @@ def vote(
 
 
 def draws(seed: int, tensor: str, model: int, count: int) -> Tensor:
-    """The words of a model's elements, by definition, one by one: int64."""
+    """Return the random words of a model's elements by their definition, one by one, as int64."""
     key = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=16).digest()
     places = shake_128(b"places").digest(4 << 13)
     found = []
@@ -93,7 +93,7 @@ def _odd(words: bytes, number: int) -> int:
 
 
 def kept_by_chance(values: Tensor, density: float, seed: int, tensor: str, model: int) -> Tensor:
-    """Every element with the probability `density`."""
+    """Keep every element with the probability `density`."""
     if density >= 1:
         return values
     words = draws(seed, tensor, model, values.numel()).view(values.shape)
@@ -102,7 +102,7 @@ def kept_by_chance(values: Tensor, density: float, seed: int, tensor: str, model
 
 
 def rows_of(shape: tuple[int, ...], index: int) -> int:
-    """The row of an element: along axis 1, or the only one; along K in [C, 1, K]."""
+    """Return the row of an element: along axis 1, or the only one; along K in [C, 1, K]."""
     if len(shape) < 2:
         return 0
     inner = list(shape[1:])
@@ -113,7 +113,7 @@ def rows_of(shape: tuple[int, ...], index: int) -> int:
 
 
 def kept_by_rank(values: Tensor, chances: tuple[float, float], seed: int, model: int) -> Tensor:
-    """Ranks by counting, in plain Python; equal ones count as the first or the last of them."""
+    """Keep elements by rank, counted in plain Python; equal ones count as first or last of them."""
     density, epsilon = chances
     if density >= 1 or density <= 0:
         return values if density >= 1 else torch.zeros_like(values)

@@ -36,7 +36,7 @@ def mean_of(block: Block) -> Tensor:
 
 
 def in_order(partials: Sequence[Partial], task: Task) -> list[float]:
-    """The values; AssertionError unless every element was seen once and in order."""
+    """Return the values, after asserting that every element was seen once and in order."""
     position = 0
     for start, count, _ in partials:
         assert start == position, (start, position)
@@ -103,7 +103,7 @@ def centred(*, cut: str = "element") -> None:
 
 
 def register() -> tuple[Any, Any]:
-    """Make the worker know the method; returns what `restore` wants."""
+    """Register the method with the worker; return the state that `restore` takes."""
     names, get = methods.names, methods.get
     # mypy: tests may replace functions of a module
     methods.names = lambda: tuple(sorted((*names(), "centred")))  # type: ignore[assignment]

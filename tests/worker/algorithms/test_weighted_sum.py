@@ -1,4 +1,4 @@
-"""The parts that the methods of the span share."""
+"""Weighted sums and Gram matrices, which methods with linear combinations share."""
 
 import math
 
