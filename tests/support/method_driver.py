@@ -25,7 +25,7 @@ def merge(
     seed: int = 0,
     **values: object,
 ) -> Tensor:
-    """Merge one tensor by the method `name`, into `dtype` (default: the base or first model.s).
+    """Merge one tensor by the method `name`, into `dtype` (default: the base or first model's).
 
     `values` are parameters as a recipe gives them: a list or one number for those per model,
     `lambda_` for `lambda`. Defaults fill the rest.
