@@ -29,7 +29,7 @@ class JobState(enum.Enum):
     UNKNOWN = "unknown"
 
     @property
-    def over(self) -> bool:
+    def has_ended(self) -> bool:
         return self not in (JobState.QUEUED, JobState.RUNNING, JobState.UNKNOWN)
 
 
@@ -106,7 +106,7 @@ class Backend(ABC, Generic[R]):
         """Why the job cannot be submitted, though its text can be shown."""
         return []
 
-    longest_text: ClassVar[int | None] = None
+    max_bytes: ClassVar[int | None] = None
     """Bytes of a job."""
 
     def python(self) -> str:
@@ -125,7 +125,7 @@ class Submitted:
 class Service(Backend[R]):
     """A backend behind a client library. Every call raises ClusterError in the service's words."""
 
-    def ticket(self, job: Job, resources: R) -> dict[str, str]:
+    def submission_metadata(self, job: Job, resources: R) -> dict[str, str]:
         """What `submit` needs beside the text, kept with the record so that `retry` has it."""
         return {}
 
@@ -154,16 +154,16 @@ class Scheduler(Backend[R]):
     suffix: ClassVar[str]
     sources: ClassVar[tuple[str, ...]] = ()
     """What knows of jobs; a later one is asked for those that the earlier left out."""
-    forms: ClassVar[tuple[str, ...]] = ("",)
+    formats: ClassVar[tuple[str, ...]] = ("",)
     """Words behind a source: the forms of its answer, the best first. Once one cannot be had or
     read, the next is asked for."""
-    formless_words: ClassVar[str] = "(?!)"
+    unsupported_format_pattern: ClassVar[str] = "(?!)"
     """A pattern of errors of a source that cannot print the form."""
-    gone: ClassVar[tuple[int, ...]] = ()
+    already_ended_codes: ClassVar[tuple[int, ...]] = ()
     """Exit statuses of `cancel_argv` that say that the job was over already."""
-    unknown_words: ClassVar[str] = "(?!)"
+    unknown_job_pattern: ClassVar[str] = "(?!)"
     """A pattern of errors of a source that are answers: it does not know (all of) the jobs."""
-    absent: ClassVar[Status] = Status(JobState.UNKNOWN)
+    status_if_forgotten: ClassVar[Status] = Status(JobState.UNKNOWN)
     """Of a job that no source speaks of and that left no exit code."""
 
     def dialect(self, resources: R) -> str:

@@ -69,8 +69,8 @@ class Local(LocalBackend[LocalResources]):
     resources = LocalResources
     suffix = "sh"
     sources = ("bash",)
-    gone = (GONE,)
-    absent = Status(
+    already_ended_codes = (GONE,)
+    status_if_forgotten = Status(
         JobState.STOPPED, "it ended without a word: killed, or the machine was restarted"
     )
 

@@ -53,7 +53,7 @@ def jobs_command(
     for fault in faults:
         say(f"warning: {fault}")
     shown = known if every else known[:NEWEST]
-    statuses, failures = job_status.statuses(shown)
+    statuses, failures = job_status.query(shown)
     rows = [row(record, statuses[job_status.key(record)]) for record in shown]
     table.show(rows, COLUMNS, as_json)
     if not known and not as_json:
@@ -85,7 +85,7 @@ def row(record: Record, status: Status) -> dict[str, object]:
 def status_command(job: JobWord, as_json: AsJson = False) -> int:
     """Print the state of a job."""
     record = records.find(job)
-    status = job_status.status(record)
+    status = job_status.query_one(record)
     if as_json:
         print(json.dumps(row(record, status), indent=1))
         return 0
@@ -109,16 +109,16 @@ def logs_command(job: JobWord, follow: Follow = False) -> int:
 
 def _print_service_log(backend: Service[Any], record: Record, follow: bool) -> None:
     lines = backend.log_lines(record.job_id, follow)
-    colored = logs.coloured(sys.stdout)
+    colored = logs.wants_color(sys.stdout)
     with _interrupt_ends_following(record):
-        for line in lines if follow else logs.folded(lines, colored):
+        for line in lines if follow else logs.fold_progress(lines, colored):
             print(logs.clean(line, colored), flush=follow)
 
 
 def _follow(record: Record, position: int = 0) -> int | None:
     """Print a log as it grows. Returns the job's exit code, or None if there is none (yet)."""
     with _interrupt_ends_following(record):
-        return logs.follow(record, sys.stdout, job_status.patient(), position)
+        return logs.follow(record, sys.stdout, job_status.patient_query(), position)
     return None
 
 
@@ -135,13 +135,13 @@ def why_command(job: JobWord, as_json: AsJson = False) -> int:
     """Explain why a job waits, or how it ended."""
     record = records.find(job)
     # Jobs that ended are asked about too: the scheduler may know more than the record.
-    status = job_status.status(record, settled_too=True)
-    more, code = job_status.reasons(record), explain.code_in(status, record.exit_code())
+    status = job_status.query_one(record, include_settled=True)
+    more, code = job_status.query_reasons(record), explain.exit_code_of(status, record.exit_code())
     backend = backends.get(record.backend)
     if isinstance(backend, Service):
         log = backend.log_lines(record.job_id, follow=False)
     else:
-        log = iter(()) if logs.of_another(record) else logs.lines(record)
+        log = iter(()) if logs.is_of_earlier_job(record) else logs.lines(record)
     sentences = explain.explain(record.job_id, status, code, more, log)
     if as_json:
         print(json.dumps({**row(record, status), "why": sentences}, indent=1))
@@ -155,8 +155,8 @@ def why_command(job: JobWord, as_json: AsJson = False) -> int:
 def cancel_command(job: JobWord) -> int:
     """Cancel a job; finished work is kept."""
     record = records.find(job)
-    if job_status.settled(record):
-        print(f"{record.job_id}  was over already ({record.last.state.value})")
+    if job_status.is_settled(record):
+        print(f"{record.job_id}  was over already ({record.last_status.state.value})")
         return 0
     for later in records.waiting_for(record):
         with contextlib.suppress(ClusterError):
@@ -171,8 +171,8 @@ def cancel_command(job: JobWord) -> int:
 def retry_command(job: JobWord, follow: Follow = False) -> int:
     """Submit a job once more: it resumes its output."""
     record = records.find(job)
-    status = job_status.status(record)
-    if not status.state.over and status.state is not JobState.UNKNOWN:
+    status = job_status.query_one(record)
+    if not status.state.has_ended and status.state is not JobState.UNKNOWN:
         say(f"{record.job_id} is {status.state.value}; cancel it first, or wait for its end")
         return 2
     return report_submitted(resubmit(record), follow)
@@ -209,8 +209,8 @@ def keep_records(submitted: list[Record]) -> None:
     """Keep the records of jobs; warn if that fails, since the jobs are submitted already."""
     try:
         for record in submitted:
-            records.keep(record)
-            records.keep_beside(record)
+            records.save(record)
+            records.save_copy(record)
     except OSError as error:
         say(
             f"warning: cannot note the job in {records.folder()} ({error.strerror}): 'logs', "

@@ -15,7 +15,7 @@ from .. import backends, table
 from ..errors import UsageError, refuse
 from ..profiles import file
 from ..profiles import layers as profile_layers
-from ..profiles.file import COMMON, OF_A_PROFILE, ProfileFile, table_faults
+from ..profiles.file import COMMON, PROFILE_KEYS, ProfileFile, table_faults
 from ..settings.options import options_of
 from .wiring import AsJson, guarded, say
 
@@ -103,7 +103,7 @@ def _faults(profiles: ProfileFile, name: str) -> Iterator[str]:
     try:
         for values, place in profiles.chain(name):
             if place.startswith("built in: "):
-                yield from table_faults(values, place, OF_A_PROFILE)
+                yield from table_faults(values, place, PROFILE_KEYS)
         list(_values(profiles, name))
     except UsageError as error:
         yield from str(error).split("\n  ")

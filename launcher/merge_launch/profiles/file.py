@@ -32,8 +32,8 @@ from ..settings.options import options_of
 FILE_NAME = "merge-launch.toml"
 COMMON = (MergeOptions, JobOptions, WorkerOptions, SweepOptions)
 SITES = Path(__file__).resolve().parent / "sites"
-OF_A_PROFILE = {"about", "extends"}
-OF_THE_FILE = {"profile", "default_profile"}
+PROFILE_KEYS = {"about", "extends"}
+FILE_KEYS = {"profile", "default_profile"}
 
 Table = Mapping[str, Any]
 
@@ -116,17 +116,17 @@ class ProfileFile:
             named = {}
         for name, each in named.items():
             if isinstance(each, dict):
-                yield from table_faults(each, f"{place}: profile.{name}", OF_A_PROFILE)
+                yield from table_faults(each, f"{place}: profile.{name}", PROFILE_KEYS)
             else:
                 yield f"{place}: profile.{name} must be a table"
         rest = {key: value for key, value in self.table.items() if key != "profile"}
-        yield from table_faults(rest, place, OF_THE_FILE)
+        yield from table_faults(rest, place, FILE_KEYS)
 
 
 def table_faults(table: Table, place: str, more: set[str]) -> Iterator[str]:
     """Keys that nothing reads, in a profile or at the top of a file."""
     common = {option.name for group in COMMON for option in options_of(group)}
-    tables = of_backends()
+    tables = backend_keys()
     for key, value in table.items():
         if key in backends.names() and isinstance(value, dict):
             own = {option.name for option in options_of(backends.get(key).resources)}
@@ -139,7 +139,7 @@ def table_faults(table: Table, place: str, more: set[str]) -> Iterator[str]:
             yield from _unknown({key: value}, known, place, tables, known | set(tables))
 
 
-def of_backends() -> dict[str, str]:
+def backend_keys() -> dict[str, str]:
     """What only some backends have, and the tables where it may stand."""
     found: dict[str, list[str]] = {}
     for name in backends.names():
@@ -162,7 +162,7 @@ def _unknown(
             yield f"{place}: '{printable(key)}' belongs into {elsewhere[name]}"
         elif name not in known:
             yield f"{place}: nothing reads '{printable(key)}'{nearest(key, near or known)}"
-        elif isinstance(value, dict) or key in (*OF_THE_FILE, *backends.names()):
+        elif isinstance(value, dict) or key in (*FILE_KEYS, *backends.names()):
             yield f"{place}: '{printable(key)}' is a value where a table belongs, or the reverse"
 
 

@@ -83,9 +83,9 @@ def render(backend: Backend[Any], job: Job, resources: object) -> str:
     context = backend.context(job, resources)
     text = template.render(job=job, run=backend.run(resources), **context)
     size = len(text.encode(errors="surrogateescape"))
-    if backend.longest_text is not None and size > backend.longest_text:
+    if backend.max_bytes is not None and size > backend.max_bytes:
         raise UsageError(
-            f"the job has {size} bytes, {backend.name} takes {backend.longest_text}; shorten the "
+            f"the job has {size} bytes, {backend.name} takes {backend.max_bytes}; shorten the "
             f"recipe, which is part of the job, or make fewer merges in one pass"
         )
     return text

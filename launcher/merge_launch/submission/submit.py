@@ -73,7 +73,7 @@ def submit(request: Request, jobs: JobChain) -> list[Record]:
     texts = [request.render(job) for job in jobs]
     if isinstance(backend, Service):
         job = jobs[0]
-        ticket = backend.ticket(job, request.resources)
+        ticket = backend.submission_metadata(job, request.resources)
         record = Record("", backend.name, "", job.merge.out, "", job.name, ticket=ticket)
         return [_submit_to_service(backend, record, texts[0])]
     submitted: list[Record] = []
@@ -192,7 +192,7 @@ def _submit_to_service(backend: Service[Any], record: Record, text: str) -> Reco
     """Submit a text and keep it, so that it can be submitted again."""
     reply = backend.submit(text, record.ticket)
     record = with_id(dataclasses.replace(record, log=reply.log), reply.job_id)
-    path = records.file_of(record, ".txt")
+    path = records.path_of(record, ".txt")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, text)
@@ -209,7 +209,7 @@ def resubmit(record: Record) -> list[Record]:
         raise OutputError(
             f"{record.script or record.job_id}: {error.strerror}; submit the merge anew"
         ) from None
-    first = dataclasses.replace(record, after="").heard(Status(JobState.UNKNOWN))
+    first = dataclasses.replace(record, after="").with_status(Status(JobState.UNKNOWN))
     if isinstance(backend, Service):
         return [_submit_to_service(backend, first, text)]
     if not isinstance(backend, Scheduler):

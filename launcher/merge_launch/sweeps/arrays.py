@@ -43,7 +43,7 @@ def submit_arrays(
     most = min(sizes.members or UNLIMITED, _site_limit(arrays))
     for number, start in enumerate(range(0, len(members), most)):
         some = members[start : start + most]
-        if len(some) < arrays.least:
+        if len(some) < arrays.minimum_size:
             yield from submit_each(request, some)
         else:
             yield from _submit_array(request, sweep, some, number, sizes.at_once)
@@ -57,9 +57,9 @@ def _arrays_of(request: Request) -> Arrays:
 
 
 def _site_limit(arrays: Arrays) -> int:
-    argv = arrays.limit_argv()
+    argv = arrays.size_limit_argv()
     with contextlib.suppress(ClusterError):
-        return (argv and arrays.parse_limit(answer(argv))) or ARRAY_LIMIT
+        return (argv and arrays.parse_size_limit(answer(argv))) or ARRAY_LIMIT
     return ARRAY_LIMIT
 
 
@@ -68,7 +68,7 @@ def _submit_array(
 ) -> Iterator[SubmittedMember]:
     backend, arrays = scheduler_of(request), _arrays_of(request)
     chains: list[JobChain] = [
-        request.jobs_of(member.merge) if arrays.awaited else (request.job(member.merge),)
+        request.jobs_of(member.merge) if arrays.members_awaitable else (request.job(member.merge),)
         for member in members
     ]
     records = [unsubmitted(request, chain[0]) for chain in chains]
@@ -81,12 +81,12 @@ def _submit_array(
     with contextlib.ExitStack() as files:
         for chain, record, text in zip(chains, records, texts, strict=True):
             files.enter_context(job_files(Path(record.script), text, chain[0]))
-        files.enter_context(job_files(script, array_text(texts[0], records, arrays.number)))
+        files.enter_context(job_files(script, array_text(texts[0], records, arrays.index_variable)))
         array = dataclasses.replace(records[0], script=str(script))
         array_id = submit_script(backend, array, words).job_id
     failures: list[LauncherError] = []
     for position, (member, chain, record) in enumerate(zip(members, chains, records, strict=True)):
-        merge = with_id(record, arrays.member(array_id, position))
+        merge = with_id(record, arrays.member_id(array_id, position))
         yield member, [merge, *submit_after(request, [merge], chain[1:], failures)]
     if failures:
         raise failures[0]

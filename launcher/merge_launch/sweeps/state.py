@@ -69,7 +69,7 @@ def member_states(sweep: Sweep) -> tuple[dict[str, MemberState], list[str]]:
     """
     jobs = {member.name: pair for member, pair in zip(sweep.members, _jobs(sweep), strict=True)}
     wanted = [record for pair in jobs.values() for record in pair if record is not None]
-    statuses, failures = job_status.statuses(wanted)
+    statuses, failures = job_status.query(wanted)
     states = {m.name: _state(m, *jobs[m.name], statuses) for m in sweep.members}
     return states, [in_one_line(failure) for failure in failures]
 
@@ -82,7 +82,7 @@ def _jobs(sweep: Sweep) -> list[tuple[Record | None, Record | None]]:
             by_out.setdefault(out, []).append(record)
     pairs = []
     for member in sweep.members:
-        own = by_out.get(member.merge.out) or records.beside(job_folder(member))
+        own = by_out.get(member.merge.out) or records.copies_in(job_folder(member))
         merge = next((record for record in own if not record.after), None)
         pairs.append((merge, merge and _waiting_for(merge, own)))
     return pairs

@@ -29,7 +29,7 @@ def warning(fresh: Sequence[Record]) -> str | None:
         for each in held
         if _same_out(each, fresh[0]) and each.job_id not in ids and not _ended(each)
     ]
-    found, failures = status.statuses(open_ones, timeout_s=PATIENCE_S)
+    found, failures = status.query(open_ones, timeout_s=PATIENCE_S)
     busy = [
         each
         for each in open_ones
@@ -58,5 +58,5 @@ def _same_out(other: Record, ours: Record) -> bool:
 def _ended(record: Record) -> bool:
     """Without a question: by what was heard last, or the code that the job left. One that was
     stopped may have been started again."""
-    left = status.by_code(record)
-    return status.settled(record) or (left is not None and left.state is not JobState.STOPPED)
+    left = status.status_from_exit_code(record)
+    return status.is_settled(record) or (left is not None and left.state is not JobState.STOPPED)

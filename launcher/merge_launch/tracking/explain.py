@@ -36,7 +36,7 @@ STATES = {
 }
 
 
-def code_in(status: Status, left: int | None) -> int | None:
+def exit_code_of(status: Status, left: int | None) -> int | None:
     """The exit code that a job left, else what a scheduler says of it."""
     said = re.search(r"exit code (\d+)$", status.detail) if left is None else None
     return int(said[1]) if said else left
@@ -54,18 +54,18 @@ def explain(
     if code and status.state is not JobState.QUEUED:
         found.append(f"Its exit code is {code}: {CODES.get(code, 'see the log')}.")
     if status.state not in (JobState.DONE, JobState.QUEUED):
-        found += [f"  | {line}" for line in last_words(log)]
+        found += [f"  | {line}" for line in telling_lines(log)]
     if status.state in (JobState.STOPPED, JobState.FAILED, JobState.CANCELLED):
         found.append(f"To go on where it was: merge-launch retry {job_id}")
     return found
 
 
-def last_words(log: Iterable[str]) -> list[str]:
+def telling_lines(log: Iterable[str]) -> list[str]:
     """The last lines that name a fault, else simply the last lines."""
     every: list[str] = []
     noted: list[str] = []
     for line in log:
-        shown = clean(line, colours=False).rstrip()
+        shown = clean(line, color=False).rstrip()
         if not shown.strip() or PROGRESS.search(shown):
             continue
         every = [*every[1 - LINES :], shown]

@@ -1,4 +1,4 @@
-"""The log of a job: all of it, or as it grows; progress is folded, colours are for terminals."""
+"""The log of a job: all of it, or as it grows; progress is folded, color are for terminals."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ PROGRESS = re.compile(r": \d+(\.\d+)? % \(|^\{\"event\": \"progress\"|\d+%\|")
 """A line of the worker's, of its JSON, of tqdm's."""
 
 
-def coloured(target: TextIO) -> bool:
+def wants_color(target: TextIO) -> bool:
     return target.isatty() and not os.environ.get("NO_COLOR")
 
 
-def clean(line: str, colours: bool) -> str:
+def clean(line: str, color: bool) -> str:
     """What a terminal would show of a line in the end."""
     kept = line.rstrip("\r\n").rpartition("\r")[2]
-    if colours:
+    if color:
         return re.sub(r"\x1b\[[0-9;]*[A-HJKSTf]", "", kept)
     return ESCAPES.sub("", kept)
 
 
-def folded(lines: Iterable[str], colours: bool = False) -> Iterator[str]:
+def fold_progress(lines: Iterable[str], color: bool = False) -> Iterator[str]:
     """Of progress lines in a row the last."""
     held: str | None = None
     for line in lines:
-        shown = clean(line, colours)
+        shown = clean(line, color)
         if PROGRESS.search(shown):
             held = shown
             continue
@@ -62,7 +62,7 @@ def lines(record: Record) -> Iterator[str]:
             yield from file
 
 
-def of_another(record: Record) -> bool:
+def is_of_earlier_job(record: Record) -> bool:
     """Whether the log holds only what an earlier job for the same OUT wrote."""
     last = max((path.stat().st_mtime for path in files(record)), default=0.0)
     return record.exit_code() is None and last < record.submitted_s
@@ -72,7 +72,7 @@ def show(record: Record, target: TextIO) -> bool:
     """False if there is nothing yet."""
     if not files(record):
         return False
-    for line in folded(lines(record), coloured(target)):
+    for line in fold_progress(lines(record), wants_color(target)):
         print(line, file=target)
     return True
 
@@ -101,18 +101,18 @@ def follow(
             asked = time.monotonic()
             status = ask(record)
             # A job that was started once more has left a code before.
-            over = status.state.over or (over and status.state.value != "queued")
+            over = status.state.has_ended or (over and status.state.value != "queued")
             if status.detail != said and not over:
                 said = status.detail
                 print(f"merge-launch: {status.state.value} ({said})", file=sys.stderr)
-        position = copy(Path(record.log), screen, position)
+        position = copy_new_text(Path(record.log), screen, position)
         if over:
             screen.end()
             return record.exit_code()
         time.sleep(poll_s)
 
 
-def copy(log: Path, screen: Screen, position: int) -> int:
+def copy_new_text(log: Path, screen: Screen, position: int) -> int:
     """What the log holds from a position on; the position after it."""
     try:
         with log.open("rb") as file:
@@ -149,7 +149,7 @@ class Screen:
         self.target.flush()
 
     def _line(self, line: str) -> None:
-        shown = clean(line, coloured(self.target))
+        shown = clean(line, wants_color(self.target))
         progress = self.terminal and PROGRESS.search(shown) is not None
         before = "\r\x1b[K" if self._on_progress else ""
         self.target.write(f"{before}{shown}" + ("" if progress else "\n"))

@@ -53,11 +53,11 @@ class Record:
             return None
 
     @property
-    def last(self) -> Status:
+    def last_status(self) -> Status:
         known = self.state in JobState.__members__
         return Status(JobState[self.state] if known else JobState.UNKNOWN, self.detail)
 
-    def heard(self, status: Status) -> Record:
+    def with_status(self, status: Status) -> Record:
         return dataclasses.replace(self, state=status.state.name, detail=status.detail)
 
 
@@ -71,18 +71,18 @@ def folder() -> Path:
     return Path(platformdirs.user_state_dir("merge-launch")) / "jobs"
 
 
-def file_of(record: Record, suffix: str = ".json") -> Path:
+def path_of(record: Record, suffix: str = ".json") -> Path:
     """With another suffix: what else is kept of a job that leaves nothing in OUT.job/."""
     return folder() / f"{record.backend}.{quote(record.job_id, safe='[]')}{suffix}"
 
 
-def keep(record: Record) -> None:
+def save(record: Record) -> None:
     """OSError when the state folder cannot be written."""
     folder().mkdir(parents=True, exist_ok=True)
-    _write(file_of(record), text_of(record))
+    _write(path_of(record), text_of(record))
 
 
-def keep_beside(record: Record) -> None:
+def save_copy(record: Record) -> None:
     """In OUT.job/, where OUT finds it on another machine; not of jobs that leave nothing there."""
     if Path(record.log).parent.is_dir() and Path(record.log).is_absolute():
         _write(record.exit_file.with_suffix(".json"), text_of(record))
@@ -139,7 +139,7 @@ def find(word: str) -> Record:
     if begins:
         some = first_names((each.job_id for each in begins), 4)
         raise UsageError(f"{printable(word)}: {len(begins)} jobs begin so ({some}); say more of it")
-    copies = beside(Path(f"{out.rstrip('/')}.job"))
+    copies = copies_in(Path(f"{out.rstrip('/')}.job"))
     if copies:
         return _merge_first(copies)
     known = [name for each in held for name in (each.job_id, each.name) if name]
@@ -149,7 +149,7 @@ def find(word: str) -> Record:
     )
 
 
-def beside(folder: Path) -> list[Record]:
+def copies_in(folder: Path) -> list[Record]:
     """The copies in an OUT.job/, newest first."""
     return _read(folder.glob("*.json"))[0]
 

@@ -23,15 +23,15 @@ def key(record: Record) -> Key:
     return record.backend, record.job_id
 
 
-def statuses(
-    held: Sequence[Record], settled_too: bool = False, timeout_s: float = TIMEOUT_S
+def query(
+    held: Sequence[Record], include_settled: bool = False, timeout_s: float = TIMEOUT_S
 ) -> tuple[dict[Key, Status], list[LauncherError]]:
     """Of all records, asking each scheduler once; what it failed to say is as it was last heard."""
-    found = {key(record): record.last for record in held if settled(record)}
+    found = {key(record): record.last_status for record in held if is_settled(record)}
     failures: list[LauncherError] = []
     groups: dict[Key, list[Record]] = {}
     for record in held:
-        if settled_too or not settled(record):
+        if include_settled or not is_settled(record):
             groups.setdefault((record.backend, record.dialect), []).append(record)
     for group in groups.values():
         said, failure = _asked(group, timeout_s)
@@ -41,47 +41,47 @@ def statuses(
             if failure is None or each.job_id in said:
                 found[key(each)] = verdict(each, said.get(each.job_id))
             else:
-                found[key(each)] = by_code(each) or each.last
+                found[key(each)] = status_from_exit_code(each) or each.last_status
     for record in held:
         now = found[key(record)]
-        if (now.state, now.detail) != (record.last.state, record.last.detail):
+        if (now.state, now.detail) != (record.last_status.state, record.last_status.detail):
             with contextlib.suppress(OSError):
-                records.keep(record.heard(now))
+                records.save(record.with_status(now))
     return found, failures
 
 
-def settled(record: Record) -> bool:
+def is_settled(record: Record) -> bool:
     """No scheduler starts these again by itself."""
-    return record.last.state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+    return record.last_status.state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
-def status(record: Record, settled_too: bool = False) -> Status:
+def query_one(record: Record, include_settled: bool = False) -> Status:
     """In the scheduler's words while it knows the job, else by the exit code that the job left."""
-    found, failures = statuses([record], settled_too)
-    if failures and by_code(record) is None and not settled(record):
+    found, failures = query([record], include_settled)
+    if failures and status_from_exit_code(record) is None and not is_settled(record):
         raise failures[0]
     return found[key(record)]
 
 
-def by_code(record: Record) -> Status | None:
+def status_from_exit_code(record: Record) -> Status | None:
     code = record.exit_code()
     return None if code is None else Status(state_of_exit(code), f"exit code {code}")
 
 
 def verdict(record: Record, said: Status | None) -> Status:
     """The job's own code tells more than a scheduler's end, unless that is the user's doing."""
-    left = by_code(record)
-    if said is not None and (left is None or not said.state.over):
+    left = status_from_exit_code(record)
+    if said is not None and (left is None or not said.state.has_ended):
         return said
     if said is not None and said.state is JobState.CANCELLED:
         return said
     if left is not None:
         return left if said is None else dataclasses.replace(left, reasons=said.reasons)
-    if settled(record):
-        return record.last
+    if is_settled(record):
+        return record.last_status
     backend = backends.get(record.backend)
-    if isinstance(backend, Scheduler) and backend.absent.detail:
-        return backend.absent
+    if isinstance(backend, Scheduler) and backend.status_if_forgotten.detail:
+        return backend.status_if_forgotten
     return Status(JobState.UNKNOWN, FORGOTTEN)
 
 
@@ -112,7 +112,7 @@ def _from_sources(
 ) -> tuple[dict[str, Status], LauncherError | None]:
     found: dict[str, Status] = {}
     failure: LauncherError | None = None
-    forms = list(backend.forms)
+    forms = list(backend.formats)
     for source in backend.sources:
         left = [each for each in ids if each not in found]
         # What kept silent would do so again.
@@ -139,12 +139,12 @@ def _from_source(
     if argv is None:
         return {}, None
     text, failure = _reply(argv, question.timeout_s)
-    formless = failure is not None and re.search(backend.formless_words, str(failure))
+    formless = failure is not None and re.search(backend.unsupported_format_pattern, str(failure))
     said = None if formless else backend.parse_status(source, text)
     if said is None and len(forms) > 1:
         del forms[0]
         return _from_source(backend, source, forms, question)
-    if failure is not None and re.search(backend.unknown_words, str(failure)):
+    if failure is not None and re.search(backend.unknown_job_pattern, str(failure)):
         failure = None
     return said or {}, failure
 
@@ -159,19 +159,19 @@ def _reply(argv: Sequence[str], timeout_s: float) -> tuple[str, LauncherError | 
         return "", error
 
 
-def patient() -> Callable[[Record], Status]:
+def patient_query() -> Callable[[Record], Status]:
     """For following: a server that is away for a while is no end of the job."""
 
     def ask_again(record: Record) -> Status:
         try:
-            return status(record)
+            return query_one(record)
         except LauncherError as error:
             return Status(JobState.UNKNOWN, in_one_line(error))
 
     return ask_again
 
 
-def reasons(record: Record) -> tuple[str, ...]:
+def query_reasons(record: Record) -> tuple[str, ...]:
     """What else is to be had; not having it is no fault."""
     backend = backends.get(record.backend)
     with contextlib.suppress(LauncherError):
@@ -194,7 +194,7 @@ def cancel(record: Record) -> bool:
     try:
         answer(backend.cancel_argv(record.job_id))
     except CommandFailed as error:
-        if error.status not in backend.gone and not _over(record):
+        if error.status not in backend.already_ended_codes and not _over(record):
             raise
         return False
     return True
@@ -202,5 +202,5 @@ def cancel(record: Record) -> bool:
 
 def _over(record: Record) -> bool:
     with contextlib.suppress(LauncherError):
-        return status(record).state.over
+        return query_one(record).state.has_ended
     return False

@@ -89,7 +89,7 @@ def test_another_process_of_the_same_number(detached, launch) -> None:
     record.exit_file.unlink()
     # This very process has the number, and not the id.
     other = f"{job.rpartition('-')[0]}-{os.getpid()}"
-    path = records.file_of(record)
+    path = records.path_of(record)
     path.write_text(path.read_text().replace(job, other))
     assert launch("status", other).out.startswith(f"{other}  stopped, resumable")
     assert launch("cancel", other).out == f"{other}  was over already\n"
@@ -100,6 +100,6 @@ def test_a_job_of_another_machine(detached, launch) -> None:
     record = records.find(job)
     until(lambda: record.exit_file.exists())
     record.exit_file.unlink()
-    path = records.file_of(record)
+    path = records.path_of(record)
     path.write_text(path.read_text().replace(record.host, "other-host"))
     assert "unknown  (ask on other-host, where it was started)" in launch("status", job).out

@@ -168,7 +168,7 @@ def test_a_state_folder_that_cannot_be_written(
 def test_records_keep_odd_ids_apart(monkeypatch) -> None:
     for job_id in ("7[].server", "../../x", "a/b"):
         record = Record(job_id, "pbs", "openpbs", "/out", "/log")
-        records.keep(record)
+        records.save(record)
         assert records.find(job_id) == record
     assert len(list(records.folder().iterdir())) == 3
 

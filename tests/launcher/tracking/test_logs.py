@@ -24,7 +24,7 @@ def record(folder: Path) -> Record:
 
 def test_progress_in_a_row_is_its_last_line() -> None:
     lines = ["begun\n", *(BAR.format(n) for n in (10.0, 20.5, 30.0)), "warning\n", BAR.format(40.0)]
-    assert list(logs.folded(lines)) == [
+    assert list(logs.fold_progress(lines)) == [
         "begun",
         BAR.format(30.0).rstrip(),
         "warning",
@@ -43,15 +43,15 @@ def test_progress_in_a_row_is_its_last_line() -> None:
     ],
 )
 def test_lines_as_a_terminal_leaves_them(line: str, shown: str) -> None:
-    assert logs.clean(line, colours=False) == shown
+    assert logs.clean(line, color=False) == shown
 
 
 def test_colours_are_for_terminals_that_want_them(monkeypatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert logs.coloured(Terminal()) and not logs.coloured(io.StringIO())
-    assert logs.clean("\x1b[31mred\x1b[0m\x1b[K", colours=True) == "\x1b[31mred\x1b[0m"
+    assert logs.wants_color(Terminal()) and not logs.wants_color(io.StringIO())
+    assert logs.clean("\x1b[31mred\x1b[0m\x1b[K", color=True) == "\x1b[31mred\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not logs.coloured(Terminal())
+    assert not logs.wants_color(Terminal())
 
 
 def test_a_terminal_keeps_progress_on_one_line() -> None:
@@ -75,19 +75,19 @@ def test_a_log_that_begins_anew_is_read_anew(tmp_path: Path) -> None:
     log = tmp_path / "out.log"
     log.write_text("a line of the first run\n")
     screen = Screen(io.StringIO())
-    position = logs.copy(log, screen, 0)
+    position = logs.copy_new_text(log, screen, 0)
     log.write_text("second\n")
-    logs.copy(log, screen, position)
+    logs.copy_new_text(log, screen, position)
     assert screen.target.getvalue() == "a line of the first run\nsecond\n"
 
 
 def test_the_lines_that_name_a_fault() -> None:
     log = ["loading\n", "merge-worker: m2: no space left\n", BAR.format(3.0), "cleaning up\n", "\n"]
-    assert explain.last_words(log) == ["merge-worker: m2: no space left"]
-    assert explain.last_words(["a\n", "b\n", "c\n"]) == ["b", "c"]
+    assert explain.telling_lines(log) == ["merge-worker: m2: no space left"]
+    assert explain.telling_lines(["a\n", "b\n", "c\n"]) == ["b", "c"]
     log = ["merge-launch: begun on n1 at 12:00\n", "12.SC: line 9: /nope: No such file\n", "bye\n"]
-    assert explain.last_words(log) == [log[1].rstrip()]
-    assert len(explain.last_words(f"error {n}\n" for n in range(50))) == explain.LINES
+    assert explain.telling_lines(log) == [log[1].rstrip()]
+    assert len(explain.telling_lines(f"error {n}\n" for n in range(50))) == explain.LINES
 
 
 @pytest.mark.parametrize("state", JobState)

@@ -21,7 +21,7 @@ def test_several_processes_write_at_once(monkeypatch, tmp_path: Path) -> None:
         "import sys; from merge_launch.tracking import records\n"
         "for n in range(20):\n"
         "    for name in ('own' + sys.argv[1], 'shared'):\n"
-        "        records.keep(records.Record(f'{name}-{n}', 'pbs', '', '/out' * 200, '/log'))\n"
+        "        records.save(records.Record(f'{name}-{n}', 'pbs', '', '/out' * 200, '/log'))\n"
         "        held, faults = records.load()\n"
         "        assert not faults, faults\n"
     )
@@ -36,21 +36,21 @@ def test_several_processes_write_at_once(monkeypatch, tmp_path: Path) -> None:
 
 def test_keys_of_a_later_version_are_left_alone() -> None:
     record = Record("5", "pbs", "", "/out", "/log", name="soup")
-    records.keep(record)
-    path = records.file_of(record)
+    records.save(record)
+    path = records.path_of(record)
     path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
     assert records.find("soup").job_id == "5"
 
 
 def test_the_same_id_of_two_schedulers() -> None:
     for backend in ("pbs", "slurm"):
-        records.keep(Record("34", backend, "", f"/{backend}", "/log"))
+        records.save(Record("34", backend, "", f"/{backend}", "/log"))
     assert len(records.load()[0]) == 2
     assert records.find("/slurm").backend == "slurm"
 
 
 def test_a_damaged_record_does_not_hide_the_others(launch) -> None:
-    records.keep(Record("5", "pbs", "", "/out", "/log", state="DONE"))
+    records.save(Record("5", "pbs", "", "/out", "/log", state="DONE"))
     (records.folder() / "pbs.6.json").write_text("{")
     done = launch("jobs")
     assert done.code == 0
@@ -67,7 +67,7 @@ def test_no_jobs_yet(launch) -> None:
 
 def test_a_beginning_of_many_ids(launch) -> None:
     for number in range(1, 7):
-        records.keep(Record(f"1{number}", "pbs", "", "/out", "/log", submitted_s=number))
+        records.save(Record(f"1{number}", "pbs", "", "/out", "/log", submitted_s=number))
     done = launch("status", "1")
     assert done.code == 2
     assert "1: 6 jobs begin so (16, 15, 14, 13 and 2 more); say more of it" in done.err
@@ -84,7 +84,7 @@ def test_a_beginning_of_many_ids(launch) -> None:
     ],
 )
 def test_the_shell_completes(words: str, found: list[str]) -> None:
-    records.keep(Record("34.server", "pbs", "", "/out", "/log", name="soup"))
+    records.save(Record("34.server", "pbs", "", "/out", "/log", name="soup"))
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     code = "import sys; sys.argv[0] = 'merge-launch'; from merge_launch import cli; cli.main()"
     env = {

@@ -31,7 +31,7 @@ class Beaker(Service[BeakerResources]):
     template = "beaker.yaml.j2"
     help = "Submit to Beaker."
     resources = BeakerResources
-    longest_text = ARGUMENTS_BYTES
+    max_bytes = ARGUMENTS_BYTES
 
     def run(self, resources: BeakerResources) -> Run:
         return Run(walltime_s=seconds(resources.timeout), ranks=resources.replicas)
@@ -88,7 +88,7 @@ class Beaker(Service[BeakerResources]):
             raise UsageError("\n".join(f"beaker spec: {fault}" for fault in found))
         return dict(spec)
 
-    def ticket(self, job: Job, resources: BeakerResources) -> dict[str, str]:
+    def submission_metadata(self, job: Job, resources: BeakerResources) -> dict[str, str]:
         wanted = {"stem": job.name, "name": job.options.name, "workspace": resources.workspace}
         return {key: value for key, value in wanted.items() if value is not None}
 

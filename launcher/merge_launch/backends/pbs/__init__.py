@@ -29,10 +29,10 @@ class Pbs(Scheduler[PbsResources]):
     # A server without history answers the first with nothing at all, also of jobs that run.
     sources = ("qstat -x -f", "qstat -f")
     # Old servers, and the qstat that stands in front of Slurm, print text only.
-    forms = ("-F json", "")
-    formless_words = r"(?i)failed with status 2:|(?:invalid|unknown|illegal) option"
-    gone = (35,)
-    unknown_words = (
+    formats = ("-F json", "")
+    unsupported_format_pattern = r"(?i)failed with status 2:|(?:invalid|unknown|illegal) option"
+    already_ended_codes = (35,)
+    unknown_job_pattern = (
         "(?i)unknown job|has finished|not configured to maintain|failed with status 153:"
     )
 

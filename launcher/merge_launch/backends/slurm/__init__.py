@@ -28,10 +28,10 @@ class Slurm(Scheduler[SlurmResources]):
     suffix = "sbatch"
     dependencies = True
     # Of 4 MiB (max_script_size); beyond it sbatch speaks of a path that is too long.
-    longest_text = 4_000_000
+    max_bytes = 4_000_000
     # The second knows jobs for months, where there is a database.
     sources = ("squeue", "sacct")
-    unknown_words = "(?i)invalid job id|accounting storage is disabled"
+    unknown_job_pattern = "(?i)invalid job id|accounting storage is disabled"
 
     def faults(self, job: Job, resources: SlurmResources) -> list[str]:
         return [

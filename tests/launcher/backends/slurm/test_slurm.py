@@ -238,8 +238,8 @@ def test_the_environment_of_an_outer_job_stays_out(launch, fakes, models, monkey
 
 def test_a_job_that_no_sbatch_takes(launch, models, fakes, monkeypatch) -> None:
     """Beyond 4 MiB it says that a path is too long."""
-    assert SLURM.longest_text is not None and SLURM.longest_text < 4 * 1024**2
-    monkeypatch.setattr(type(SLURM), "longest_text", 50_000)
+    assert SLURM.max_bytes is not None and SLURM.max_bytes < 4 * 1024**2
+    monkeypatch.setattr(type(SLURM), "max_bytes", 50_000)
     done = launch("slurm", "out", *models)
     assert (done.code, done.out) == (2, "")
     assert "slurm takes 50000; shorten the recipe" in done.err
