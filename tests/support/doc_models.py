@@ -91,8 +91,8 @@ def _in_fp8(models: Path) -> None:
             tensors[f"{name}_scale_inv"] = torch.full(grid, 2.0**-9)
     _like(models / "fp8", models / "code", tensors)
     config = json.loads((models / "fp8" / "config.json").read_text())
-    quantised = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
-    config |= {"torch_dtype": "bfloat16", "quantization_config": quantised}
+    quantized = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
+    config |= {"torch_dtype": "bfloat16", "quantization_config": quantized}
     write_json(models / "fp8" / "config.json", config)
 
 

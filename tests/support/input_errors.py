@@ -141,7 +141,7 @@ OF_FAMILIES = [
     Mistake("A tensor more", AVERAGE, 3, prepare=change("m2", value_head__weight=MATRIX)),
     Mistake("A tensor of whole numbers", AVERAGE, 3,
             prepare=change("m2", model__norm__weight=torch.ones(8, dtype=torch.int32))),
-    Mistake("Quantised weights", AVERAGE, 3, made="`m2` was quantised by GPTQ.",
+    Mistake("Quantized weights", AVERAGE, 3, made="`m2` was quantized by GPTQ.",
             prepare=configured("m2", quantization_config={"quant_method": "gptq", "bits": 4})),
     Mistake("Other numbers of tokens", AVERAGE, 3, made="`m2` has two more rows.", prepare=change(
         "m2", lm_head__weight=torch.ones(18, 8, dtype=torch.bfloat16),

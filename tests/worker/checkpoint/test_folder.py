@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from merge_worker.checkpoint.folder import is_hub_id, open_checkpoint
-from merge_worker.checkpoint.fp8 import is_quantised
+from merge_worker.checkpoint.fp8 import is_quantized
 from merge_worker.checkpoint.header import INDEX
 from merge_worker.errors import InputError
 from support.checkpoint_factory import write_checkpoint
@@ -81,7 +81,7 @@ def test_no_tensors(tmp_path: Path) -> None:
 def test_a_missing_shard(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m", some_tensors(0), shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    assert "lacks 1 of the 3 shards that its index names" in fault(folder)
+    assert "1 of 3 shards in its index are missing" in fault(folder)
 
 
 def test_a_missing_shard_without_an_index(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_missing_shard_without_an_index(tmp_path: Path) -> None:
     (folder / INDEX).unlink()
     (folder / "model-00002-of-00004.safetensors").unlink()
     (folder / "model-00004-of-00004.safetensors").unlink()
-    assert "lacks 2 of 4 shards: model-00002-of-00004.safetensors" in fault(folder)
+    assert "2 of 4 shards are missing: model-00002-of-00004.safetensors" in fault(folder)
 
 
 def test_a_tensor_in_two_files(tmp_path: Path) -> None:
@@ -154,13 +154,13 @@ def test_a_config_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "tensors", "words"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, {"a": "F32"}, "quantised (gptq)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, {"a": "F32"}, "quantized (gptq)"),
         ({}, {"a.weight": "F8_E4M3", "b": "BF16"}, "a.weight"),
         ({}, {"a.qweight": "I32", "a.qzeros": "I32"}, "a.qweight, a.qzeros"),
         ({}, {"a.weight": "I8", "a.SCB": "F32"}, "a.SCB"),
     ],
 )
-def test_quantised_weights(
+def test_quantized_weights(
     tmp_path: Path, config: dict[str, object], tensors: dict[str, str], words: str
 ) -> None:
     sizes = {"F32": 4, "I32": 4, "BF16": 2}
@@ -171,11 +171,11 @@ def test_quantised_weights(
         offset += size
     raw_file(tmp_path / "model.safetensors", header, bytes(offset))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert words in (is_quantised(open_checkpoint(tmp_path)) or "")
+    assert words in (is_quantized(open_checkpoint(tmp_path)) or "")
 
 
-def test_plain_weights_are_not_quantised(models: list[Path]) -> None:
-    assert is_quantised(open_checkpoint(models[0])) is None
+def test_plain_weights_are_not_quantized(models: list[Path]) -> None:
+    assert is_quantized(open_checkpoint(models[0])) is None
 
 
 def test_hub_ids_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge_worker import cli
 from merge_worker.checkpoint.folder import open_checkpoint
-from merge_worker.checkpoint.fp8 import dequantised
+from merge_worker.checkpoint.fp8 import dequantized
 from merge_worker.checkpoint.reader import Files
 from merge_worker.engine.lane import Lane
 from merge_worker.errors import InputError
@@ -66,7 +66,7 @@ def model(folder: Path, case: str, end: str = "_scale_inv") -> Path:
 @settings(max_examples=30)
 @given(data=st.data())
 def test_any_run(case: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    opened = dequantised(open_checkpoint(model(tmp_path_factory.mktemp("m") / "m", case)))
+    opened = dequantized(open_checkpoint(model(tmp_path_factory.mktemp("m") / "m", case)))
     assert opened.tensors.keys() == {"l.weight"} and "quantization_config" not in opened.config
     source = opened.tensors["l.weight"]
     start = data.draw(st.integers(0, source.count))
@@ -105,23 +105,23 @@ def test_without_the_option_it_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     first, second = model(tmp_path / "a", "rows"), model(tmp_path / "b", "rows")
     assert cli.main(["average", str(tmp_path / "out"), str(first), str(second)]) == 3
     told = capsys.readouterr().err
-    assert f"{first}: quantised (fp8)" in told and "--dequantize" in told
+    assert f"{first}: quantized (fp8)" in told and "--dequantize" in told
 
 
 def test_scales_that_fit_nothing(tmp_path: Path) -> None:
     tensors = {"l.weight": codes(10, 10), "l.weight_scale_inv": scales(4, 7)}
     folder = write_checkpoint(tmp_path / "m", tensors)
-    with pytest.raises(InputError, match=r"\[4, 7\], which is no grid of scales"):
-        dequantised(open_checkpoint(folder))
+    with pytest.raises(InputError, match=r"\[4, 7\], which is not a grid of scales"):
+        dequantized(open_checkpoint(folder))
 
 
 def test_codes_without_scales(tmp_path: Path) -> None:
     tensors = {"a.weight": codes(4, 4), "a.weight_scale": scales(1), "b.weight": codes(4, 4)}
     folder = write_checkpoint(tmp_path / "m", tensors)
     with pytest.raises(InputError, match=r"1 tensor has no scales: b\.weight"):
-        dequantised(open_checkpoint(folder))
+        dequantized(open_checkpoint(folder))
 
 
 def test_plain_models_stay_as_they_are(models: list[Path]) -> None:
     opened = open_checkpoint(models[0])
-    assert dequantised(opened) is opened
+    assert dequantized(opened) is opened

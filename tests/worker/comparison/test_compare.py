@@ -244,7 +244,7 @@ def test_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["a", "b"], 3, "no floating tensor has the same name and shape in all of them"),
         (["a", "a", "--plot", "no/where.png"], 2, "no such folder; make it first"),
         (["a", "a", "--plot", "x.jpg"], 2, "the name must end in .png, .pdf, .svg or .html"),
-        (["a", "q"], 3, "quantised (gptq); dequantise it first"),
+        (["a", "q"], 3, "quantized (gptq); dequantize it first"),
     ],
 )
 def test_mistakes(

@@ -102,12 +102,12 @@ def test_mixed_precision_is_told(tmp_path: Path) -> None:
     assert {step.dtype.name for step in found.steps} == {"F32"}
 
 
-def test_quantised_models(tmp_path: Path) -> None:
+def test_quantized_models(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors())
     write_checkpoint(
         tmp_path / "b", tensors(), config={"quantization_config": {"quant_method": "fp8"}}
     )
-    assert fault(tmp_path, "a", "b").startswith("b: quantised (fp8)\n  dequantise first")
+    assert fault(tmp_path, "a", "b").startswith("b: quantized (fp8)\n  dequantize first")
 
 
 def test_a_stored_head_beside_tied_ones_is_left_out(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Adapted(Checkpoint):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        config = Checkpoint(self.path, self.shards, {}, plain=self.plain).config
+        config = Checkpoint(self.path, self.shards, {}, dequantized=self.dequantized).config
         if not config:
             return {}
         text = config.get("text_config")
@@ -86,7 +86,7 @@ class AdapterApplication:
         if faults:
             raise InputError("\n".join(faults))
         shards = (*self.base.shards, self.adapter.shard)
-        return Adapted(base, shards, self.tensors, self.changes, plain=self.base.plain)
+        return Adapted(base, shards, self.tensors, self.changes, dequantized=self.base.dequantized)
 
     def names(self, name: str) -> Iterator[str]:
         yield name

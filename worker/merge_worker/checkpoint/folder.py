@@ -1,4 +1,7 @@
-"""A folder of safetensors, or of what torch.save wrote → every tensor. Headers only, no torch."""
+"""Checkpoint: every tensor of a model folder or file, from headers only. Loads no torch.
+
+Reads safetensors, and files that torch.save wrote.
+"""
 
 from __future__ import annotations
 
@@ -31,55 +34,56 @@ class Checkpoint:
     path: Path
     shards: tuple[Shard, ...]
     tensors: dict[str, TensorSource] = field(repr=False)
-    plain: bool = field(default=False, kw_only=True)  # no longer quantised, whatever the file says
+    dequantized: bool = field(default=False, kw_only=True)  # its config's quantization is obsolete
 
     @property
     def folder(self) -> Path | None:
-        """Where config and tokenizer are; None if the checkpoint is a single file."""
+        """Folder of config and tokenizer; None if the checkpoint is a single file."""
         return self.path if self.path.is_dir() else None
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """`config.json`, or empty where there is none. InputError if it is not JSON."""
+        """Contents of `config.json`, or empty. Raises InputError if it is not JSON."""
         path = self.path / CONFIG
         if self.folder is None or not path.is_file():
             return {}
         value = read_json(path)
         if not isinstance(value, dict):
             raise InputError(f"{path}: not a JSON object; is this a model folder?")
-        if self.plain:
+        if self.dequantized:
             value.pop("quantization_config", None)
         return value
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())
 
 
-ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a path; a word that can be no path is none. OSError: nobody knows."""
+    """Return whether a path exists. Raises OSError if the file system cannot answer."""
     try:
         path.stat()
     except OSError as error:
-        if error.errno not in ABSENT:
+        if error.errno not in NOT_FOUND:
             raise
         return False
-    except ValueError:
+    except ValueError:  # a null byte: not a path
         return False
     return True
 
 
 def is_hub_id(word: str) -> bool:
-    """Whether a model word is `org/name[@revision]` of the hub rather than a path.
+    """Return whether a word names a Hub model, `org/name[@revision]`, rather than a path.
 
-    A word is a path if it exists here, starts with `/`, `.` or `~`, or ends in `/`.
+    A word is a path if it exists, starts with `/`, `.` or `~`, or ends in `/`.
     """
     try:
         here = exists(Path(word))
-    except OSError:  # whatever is wrong with it, it is here
+    except OSError:  # it exists, but cannot be read
         here = True
     if here or word.startswith(("/", ".", "~")) or word.endswith("/"):
         return False
@@ -87,33 +91,33 @@ def is_hub_id(word: str) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. InputError naming the file if it is not JSON."""
+    """Return the value of a JSON file. Raises InputError naming the file if it is not JSON."""
     try:
         if path.stat().st_size > MAX_HEADER_BYTES:
-            raise InputError(f"{path}: larger than {MAX_HEADER_BYTES} bytes; is it of a model?")
+            raise InputError(f"{path}: larger than {MAX_HEADER_BYTES} bytes; is this a model?")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not valid JSON; is it whole?"
+        reason = error.strerror if isinstance(error, OSError) else "not valid JSON; is it complete?"
         raise InputError(f"{path}: {reason}") from None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read all headers below `path`, a model folder or one file. InputError."""
+    """Read all headers of `path`, a model folder or a single file. Raises InputError."""
     if not exists(path):
         raise InputError(f"{path}: no such folder; is the model path right?")
     files = list(_shard_files(path)) if path.is_dir() else [path]
     shards, tensors, places = [], dict[str, TensorSource](), dict[str, str]()
     for file in files:
-        shard, found = _read(file)
+        shard, sources = _read(file)
         shards.append(shard)
-        for name in found:
+        for name in sources:
             if name in tensors:
                 raise InputError(
                     f"{path}: tensor '{printable(name)}' is in both {Path(places[name]).name} and "
                     f"{file.name}; remove the file that does not belong to the model"
                 )
             places[name] = str(file)
-        tensors |= found
+        tensors |= sources
     if not tensors:
         raise InputError(f"{path}: no tensors in its safetensors files")
     if path.is_dir():
@@ -129,7 +133,7 @@ def _read(file: Path) -> tuple[Shard, dict[str, TensorSource]]:
 
 
 def _index(folder: Path) -> Path | None:
-    """The index that counts: that of pickles only where there are no safetensors."""
+    """Return the index in use: that of pickles only if there are no safetensors."""
     if (folder / INDEX).is_file():
         return folder / INDEX
     pickles = folder / "pytorch_model.bin.index.json"
@@ -137,7 +141,7 @@ def _index(folder: Path) -> Path | None:
 
 
 def _shard_files(folder: Path) -> Iterator[Path]:
-    """The weight files: those of the index, else model.safetensors, else all but duplicates."""
+    """Yield the weight files: by index, else model.safetensors, else all but duplicates."""
     index = _index(folder)
     if index is not None:
         names = sorted(set(_weight_map(index).values()))
@@ -145,47 +149,47 @@ def _shard_files(folder: Path) -> Iterator[Path]:
             parts = Path(name).parts
             if not name or Path(name).is_absolute() or ".." in parts:
                 raise InputError(f"{index}: shard '{printable(name)}' is outside the model folder")
-        afar = hub.names(folder)
-        lost = [name for name in names if name not in afar and not os.path.lexists(folder / name)]
-        if lost:
+        remote = hub.names(folder)
+        missing = [n for n in names if n not in remote and not os.path.lexists(folder / n)]
+        if missing:
             raise InputError(
-                f"{folder}: lacks {len(lost)} of the {len(names)} shards that its index names: "
-                f"{first_names(lost)}\n  the download or copy is incomplete"
+                f"{folder}: {len(missing)} of {len(names)} shards in its index are missing: "
+                f"{first_names(missing)}\n  the download or copy is incomplete"
             )
         yield from (folder / name for name in names)
         return
-    afar = hub.names(folder)
-    if (folder / WEIGHTS).exists() or WEIGHTS in afar:
+    remote = hub.names(folder)
+    if (folder / WEIGHTS).exists() or WEIGHTS in remote:
         yield folder / WEIGHTS
         return
     # Some releases hold the same weights twice; adapters belong to another model.
-    found = sorted(
+    files = sorted(
         file
-        for file in {*folder.glob("*.safetensors"), *(folder / name for name in afar)}
+        for file in {*folder.glob("*.safetensors"), *(folder / name for name in remote)}
         if not file.name.startswith(("consolidated", "adapter_"))
     )
-    if not found and (folder / "pytorch_model.bin").exists():
+    if not files and (folder / "pytorch_model.bin").exists():
         yield folder / "pytorch_model.bin"
         return
-    if not found:
+    if not files:
         raise InputError(_nothing_found(folder))
-    _none_missing(folder, {file.name for file in found})
-    yield from found
+    _check_numbering(folder, {file.name for file in files})
+    yield from files
 
 
-def _none_missing(folder: Path, names: set[str]) -> None:
-    """Without an index, the names of shards still tell how many there are."""
+def _check_numbering(folder: Path, names: set[str]) -> None:
+    """Check that no shard is missing: without an index, their names state how many there are."""
     for name in sorted(names):
-        told = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(\..*)", name)
-        if told is None:
+        numbered = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(\..*)", name)
+        if numbered is None:
             continue
-        stem, total, end = told.groups()
-        all_of_it = [f"{stem}-{n:05d}-of-{total}{end}" for n in range(1, int(total) + 1)]
-        lost = [one for one in all_of_it if one not in names]
-        if lost:
+        stem, total, end = numbered.groups()
+        complete = [f"{stem}-{n:05d}-of-{total}{end}" for n in range(1, int(total) + 1)]
+        missing = [file for file in complete if file not in names]
+        if missing:
             raise InputError(
-                f"{folder}: lacks {len(lost)} of {int(total)} shards: {first_names(lost)}\n"
-                f"  the download or copy is incomplete"
+                f"{folder}: {len(missing)} of {int(total)} shards are missing: "
+                f"{first_names(missing)}\n  the download or copy is incomplete"
             )
 
 
@@ -200,25 +204,24 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, places: Mapping[str, str]) -> None:
-    """Every tensor that the index promises must be in the shard that it names."""
+    """Check that every tensor of the index is in the shard that the index names."""
     index = _index(folder)
     if index is None:
         return
     weight_map = _weight_map(index)
     paths = {file: str(folder / file) for file in set(weight_map.values())}
-    lost = [n for n, f in weight_map.items() if places.get(n) != paths[f]]
-    if lost:
+    missing = [n for n, f in weight_map.items() if places.get(n) != paths[f]]
+    if missing:
         raise InputError(
-            f"{index}: {counted(len(lost), 'tensors are not in the shard it names')}: "
-            f"{first_names(lost)}\n"
-            f"  the download or copy is incomplete, or the index is of another version"
+            f"{index}: {counted(len(missing), 'tensors are not in the shard it names')}: "
+            f"{first_names(missing)}\n"
+            f"  the download or copy is incomplete, or the index belongs to another version"
         )
 
 
 def _nothing_found(folder: Path) -> str:
-    others = [
-        p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".pt", ".gguf", ".pth")
-    ]
+    suffixes = (".bin", ".pt", ".gguf", ".pth")
+    others = [path.name for path in sorted(folder.glob("*")) if path.suffix in suffixes]
     if (folder / "adapter_config.json").exists():
         return f"{folder}: a LoRA adapter, not a model; name it as 'BASE+{folder}'"
     if others:

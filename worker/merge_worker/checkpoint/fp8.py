@@ -1,7 +1,7 @@
-"""FP8 weights with scales → the weights that they stand for, made as they stream.
+"""FP8 weights with scales, read as the values they represent while they stream.
 
-A value is its code times the scale of its block; a block is a part of a matrix, a row of it, or all
-of it. Weights packed in other ways (GPTQ, AWQ, bitsandbytes, MX) are not read.
+A value is its code times the scale of its block; a block is a part of a matrix, a row, or the whole
+matrix. Weights packed in other ways (GPTQ, AWQ, bitsandbytes, MX) are refused.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def is_quantised(checkpoint: Checkpoint) -> str | None:
-    """Why the weights cannot be averaged as they are, or None."""
+def is_quantized(checkpoint: Checkpoint) -> str | None:
+    """Return the reason why the weights cannot be averaged as stored, or None."""
     method = checkpoint.config.get("quantization_config", {})
     if isinstance(method, dict) and method:
-        return f"quantised ({printable(str(method.get('quant_method', 'quantization_config')))})"
+        return f"quantized ({printable(str(method.get('quant_method', 'quantization_config')))})"
     packed = [n for n, info in checkpoint.tensors.items() if info.dtype.kind is Kind.PACKED]
     suffixes = (
         *(".qweight", ".qzeros", ".g_idx", ".weight_scale", ".weight_scale_inv"),
         *(".weight_packed", ".absmax", ".quant_state", ".SCB"),
     )
     packed += [n for n in checkpoint.tensors if n.endswith(suffixes)]
-    return f"quantised: {first_names(packed)}" if packed else None
+    return f"quantized: {first_names(packed)}" if packed else None
 
 
-def refuse_quantised(models: Sequence[Checkpoint], labels: Sequence[str]) -> None:
-    """InputError for models whose numbers cannot be merged as they are, with what to do."""
-    found = {n: why for n, model in enumerate(models) if (why := is_quantised(model))}
-    if found:
-        faults = [f"{labels[n]}: {why}" for n, why in found.items()]
-        hint = "dequantise first: load with transformers, model.dequantize(), save_pretrained(…)"
-        if all(any(scales_of(models[n].tensors)) for n in found):
-            hint = "FP8 with scales is read with --dequantize, or 'dequantize: true' in a recipe"
+def refuse_quantized(models: Sequence[Checkpoint], labels: Sequence[str]) -> None:
+    """Raise InputError for models whose weights cannot be merged as stored."""
+    reasons = {n: why for n, model in enumerate(models) if (why := is_quantized(model))}
+    if reasons:
+        faults = [f"{labels[n]}: {why}" for n, why in reasons.items()]
+        hint = "dequantize first: load with transformers, model.dequantize(), save_pretrained(…)"
+        if all(any(scales_of(models[n].tensors)) for n in reasons):
+            hint = "add --dequantize, or 'dequantize: true' in the recipe, to read FP8 with scales"
         raise InputError("\n".join([*faults, f"  {hint}"]))
 
 
 def scales_of(tensors: Mapping[str, TensorSource]) -> dict[str, str]:
-    """The name of the scales of every tensor of codes."""
+    """Return the name of the scales of every FP8 tensor."""
     return {
         name: name + end
         for name, source in tensors.items()
@@ -58,11 +58,11 @@ def scales_of(tensors: Mapping[str, TensorSource]) -> dict[str, str]:
 
 
 _UNUSED = (".input_scale", ".weight_scale_ub", ".activation_scale", ".output_scale")
-"""Scales of activations, which plain weights have no use for."""
+"""Scales of activations, which plain weights do not need."""
 
 
 class Blocks(NamedTuple):
-    """Rows and columns of a matrix and of its grid of scales, and of one block."""
+    """Rows and columns of a matrix and of its grid of scales, and the size of one block."""
 
     rows: int
     columns: int
@@ -76,8 +76,8 @@ _ONE = Blocks(1, 1, 1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
-class Dequantised(DerivedTensor):
-    """Codes and scales (its parts), the values in float32."""
+class DequantizedTensor(DerivedTensor):
+    """The float32 values of FP8 codes and their scales, its two inputs."""
 
     kind = "Dequantised"
 
@@ -90,7 +90,7 @@ class Dequantised(DerivedTensor):
             while begin < end:
                 row, column = divmod(begin, b.columns)
                 matrix, inside = divmod(row, b.rows)
-                left = b.height - inside % b.height  # rows that have the same scales
+                left = b.height - inside % b.height  # rows with the same scales
                 last = min(end, (row + min(left, b.rows - inside)) * b.columns)
                 at = (matrix * b.scale_rows + inside // b.height) * b.scale_columns
                 scales = reader.read(self.inputs[1], at, at + b.scale_columns, slot + "1").float()
@@ -108,29 +108,32 @@ class Dequantised(DerivedTensor):
         return BufferSize(codes.per_element, codes.fixed + scales.fixed + row)
 
 
-def dequantised(model: Checkpoint) -> Checkpoint:
-    """The model with plain weights; as it is, if it has no FP8. InputError for what is left."""
+def dequantized(model: Checkpoint) -> Checkpoint:
+    """Return the model with plain weights, unchanged if it has no FP8.
+
+    Raises InputError for packed tensors without scales.
+    """
     pairs = scales_of(model.tensors)
     if not pairs:
         return model
-    said = _said(model)
+    dtype = _plain_dtype(model)
     used = set(pairs.values())
     tensors: dict[str, TensorSource] = {}
     for name, source in model.tensors.items():
         if name in pairs:
-            tensors[name] = _plain(model, source, model.tensors[pairs[name]], said)
+            tensors[name] = _plain(model, source, model.tensors[pairs[name]], dtype)
         elif name not in used and not name.endswith(_UNUSED):
             tensors[name] = source
-    left = [name for name, source in tensors.items() if source.dtype.kind is Kind.PACKED]
-    if left:
+    packed = [name for name, source in tensors.items() if source.dtype.kind is Kind.PACKED]
+    if packed:
         raise InputError(
-            f"{model.path}: {counted(len(left), 'tensors have no scales')}: {first_names(left)}"
+            f"{model.path}: {counted(len(packed), 'tensors have no scales')}: {first_names(packed)}"
         )
-    return replace(model, tensors=tensors, plain=True)
+    return replace(model, tensors=tensors, dequantized=True)
 
 
-def _said(model: Checkpoint) -> DType:
-    """The dtype that the plain weights would have in a file."""
+def _plain_dtype(model: Checkpoint) -> DType:
+    """Return the dtype that the config declares for plain weights."""
     text = model.config.get("text_config")
     places = [model.config, text if isinstance(text, dict) else {}]
     for name in (str(place.get(key)) for place in places for key in ("dtype", "torch_dtype")):
@@ -140,23 +143,23 @@ def _said(model: Checkpoint) -> DType:
 
 
 def _plain(
-    model: Checkpoint, codes: TensorSource, scales: TensorSource, said: DType
+    model: Checkpoint, codes: TensorSource, scales: TensorSource, declared: DType
 ) -> TensorSource:
     blocks = _blocks(model, codes, scales)
     shape, dtype = codes.shape, BY_NAME["F32"]
-    return Dequantised(codes.name, dtype, shape, (codes, scales), said, blocks)
+    return DequantizedTensor(codes.name, dtype, shape, (codes, scales), declared, blocks)
 
 
 def _blocks(model: Checkpoint, codes: TensorSource, scales: TensorSource) -> Blocks:
-    """How scales lie on codes. InputError where they do not fit."""
+    """Return how scales are laid over codes. Raises InputError if they do not fit."""
     rows, columns = (1, 1, *codes.shape)[-2:]
     matrices = prod(codes.shape[:-2])
     grid = scales.shape
     if prod(grid) == 1:
         grid, matrices, rows = (1, 1), 1, rows * matrices
-    elif prod(grid) == prod(codes.shape[:-1]):  # one for each row
+    elif prod(grid) == prod(codes.shape[:-1]):  # one per row
         grid = (*codes.shape[:-1], 1)
-    elif prod(grid) == matrices:  # one for each matrix of a stack
+    elif prod(grid) == matrices:  # one per matrix of a stack
         grid = (*codes.shape[:-2], 1, 1)
     down, across = (1, 1, *grid)[-2:]
     config = model.config.get("quantization_config")
@@ -170,7 +173,7 @@ def _blocks(model: Checkpoint, codes: TensorSource, scales: TensorSource) -> Blo
     fits = -(-rows // max(1, height)) == down and -(-columns // max(1, width)) == across
     if not fits or prod(grid[:-2]) != matrices or scales.dtype.bits < 8:
         raise InputError(
-            f"{model.path}: {printable(scales.name)} is {list(scales.shape)}, which is no grid of "
-            f"scales for {printable(codes.name)} {list(codes.shape)}"
+            f"{model.path}: {printable(scales.name)} has shape {list(scales.shape)}, "
+            f"which is not a grid of scales for {printable(codes.name)} {list(codes.shape)}"
         )
     return Blocks(rows, columns, down, across, height, width)

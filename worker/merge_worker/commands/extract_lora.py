@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.apply import open_adapted
 from ..checkpoint.folder import Checkpoint, open_checkpoint
-from ..checkpoint.fp8 import is_quantised
+from ..checkpoint.fp8 import is_quantized
 from ..checkpoint.hub import snapshot
 from ..dtypes import FLOATS
 from ..errors import InputError, UsageError
@@ -109,9 +109,9 @@ def _open(word: str) -> Checkpoint:
         )
     else:
         model = open_checkpoint(path)
-    reason = is_quantised(model)
+    reason = is_quantized(model)
     if reason:
-        raise InputError(f"{word}: {reason}; dequantise it first")
+        raise InputError(f"{word}: {reason}; dequantize it first")
     return model
 
 

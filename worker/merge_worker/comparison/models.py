@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.folder import Checkpoint, open_checkpoint
-from ..checkpoint.fp8 import is_quantised
+from ..checkpoint.fp8 import is_quantized
 from ..dtypes import Kind
 from ..errors import InputError
 from ..messages import counted, first_names, printable
@@ -68,7 +68,7 @@ def open_models(paths: Sequence[str], base: str | None) -> Models:
             found.append(open_checkpoint(Path(word).expanduser()))
         except (InputError, RuntimeError) as error:
             faults.append(str(error))
-    faults += [f"{m.path}: {why}; dequantise it first" for m in found if (why := is_quantised(m))]
+    faults += [f"{m.path}: {why}; dequantize it first" for m in found if (why := is_quantized(m))]
     if faults:
         raise InputError("\n".join(faults))
     return align(found, short_labels(words), base is not None)

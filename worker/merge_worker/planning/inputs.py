@@ -11,7 +11,7 @@ from pathlib import Path
 from ..adapters.apply import open_adapted
 from ..checkpoint import hub
 from ..checkpoint.folder import Checkpoint, exists, is_hub_id, open_checkpoint
-from ..checkpoint.fp8 import dequantised, refuse_quantised
+from ..checkpoint.fp8 import dequantized, refuse_quantized
 from ..conversion.convert import convert_models
 from ..errors import InputError
 from ..messages import nearest, printable
@@ -37,7 +37,7 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
     """
     numbers, opened = _open_models(recipe.own_refs(), options, results)
     labels = _labels(numbers)
-    refuse_quantised(opened, labels)
+    refuse_quantized(opened, labels)
     models, notes = _convert_layouts(opened, labels, recipe)
     return Inputs(
         models=models,
@@ -79,7 +79,7 @@ def _open_models(
 
 def _prepare(model: Checkpoint, options: PlanOptions, lora: Path | None) -> Checkpoint:
     if options.dequantize:
-        model = dequantised(model)
+        model = dequantized(model)
     return open_adapted(model, lora) if lora else model
 
 
