@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
 
-from merge_worker import __version__, cli, messages
+from merge_worker import __version__, cli
+from merge_worker.messages import print_line
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import average, run, some_models
 
@@ -265,7 +266,7 @@ def without(absent: set[str], *words: object) -> subprocess.CompletedProcess[str
 
 def test_a_node_with_torch_and_yaml_alone(tmp_path: Path, models: list[Path]) -> None:
     absent = {"safetensors", "transformers", "tokenizers", "numpy", "huggingface_hub", "typer"}
-    absent |= {"launcher", "rich", "jinja2"}
+    absent |= {"merge_launch", "jinja2"}
     done = without(absent, "average", tmp_path / "out", *models)
     assert done.returncode == 0, done.stderr
     assert average(tmp_path / "with", models) == 0
@@ -287,19 +288,17 @@ def test_streams_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("methods") == 0
 
 
-def test_a_signal_while_an_error_is_told(
+def test_a_signal_while_an_error_is_printed(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("only the main thread may take signals")
-    tell, told = messages.print_line, 0
+    signals = [signal.SIGTERM]
 
-    def late(*words: Any) -> None:
-        nonlocal told
-        told += 1
-        if told == 1:
-            signal.raise_signal(signal.SIGTERM)
-        tell(*words)
+    def late(text: str, stream: TextIO) -> None:
+        if signals:
+            signal.raise_signal(signals.pop())
+        print_line(text, stream)
 
     monkeypatch.setattr(cli, "print_line", late)
     assert "stopped by SIGTERM" in refused(capsys, 75, "average", tmp_path / "out", tmp_path / "no")

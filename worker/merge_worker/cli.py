@@ -1,4 +1,7 @@
-"""The commands of merge-worker. The only place that prints errors and decides exit codes."""
+"""The command line of merge-worker: parses words, runs a command, prints errors, sets exit codes.
+
+Nothing else prints errors or decides exit codes.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +12,24 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from . import __version__
-from .commands import LATE, load, mergekit_options
-from .commands.merge import run_average, run_merge
-from .commands.options import add_options
+from .commands import COMMANDS
+from .commands.mergekit_options import join_negative_weights, translated
 from .engine.options import Clock
-from .errors import Stopped, UsageError, WorkerError, input_errors
+from .errors import Stopped, UsageError, WorkerError
 from .messages import nearest, print_line
 from .system import torch_startup
 from .system.signals import Signals, cancel_exit, stop_requested
 
-# MERGED What is said of a command line that argparse does not understand.
-
-
-class Commands(Protocol):
-    """A parser that knows its commands, and which of them was asked."""
-
-    prog: str
-    commands: Mapping[str, argparse.ArgumentParser]
-    asked: str
-
-
-def explain_usage_error(parser: Commands, message: str) -> str:
-    """The message of argparse with the nearest right word, and where to read on."""
-    text, prog = message, parser.prog
-    if found := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose .*\)", message):
-        choices = list(parser.commands) or re.findall(r"[\w-]+", message.rpartition("from ")[2])
-        hint = nearest(found[2], choices)
-        what = "no command" if found[1] == "COMMAND" else f"{found[1]}: no"
-        text = f"{what} '{found[2]}'{hint}; one of {', '.join(choices)}"
-    elif message.startswith("unrecognized arguments: "):
-        asked = parser.commands[parser.asked]
-        word, prog = message.partition(": ")[2].split()[0], asked.prog
-        known = re.findall("--[a-z0-9-]+", asked.format_usage())
-        text = f"no option {word}{nearest(word.partition('=')[0], known)}"
-    where = prog.partition(" ")[2]
-    return f"{where}{': ' if where else ''}{text}\n  see {prog} --help"
-
-
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
+BY_NAME = {command.name: command for command in COMMANDS}
 
 
 def entry() -> NoReturn:
-    """The command `merge-worker`: `main`, without the 0.4 s that torch takes to be torn down."""
+    """Run `main` and exit without the 0.4 s that torch takes to be torn down."""
     torch_startup.prepare()
     code = main()
     sys.stdout.flush()
@@ -63,13 +38,13 @@ def entry() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code of interface.md."""
+    """Run one command; returns its exit code."""
     signals = Signals()
     try:
         code = _main(argv, signals)
         signals.over = True
         return code
-    except Stopped as error:  # a signal in the moment when something else was being answered
+    except Stopped as error:  # a signal while another error was being printed
         print_line(f"merge-worker: {error}", sys.stderr)
         return error.exit_code
     finally:
@@ -83,25 +58,26 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may not fit the locale
     try:
-        words = translate_legacy_options(list(sys.argv[1:] if argv is None else argv))
-        arguments = _parser(words).parse_args(words)
-        code: int = arguments.command(arguments, clock)
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        arguments.clock = clock
+        if text := BY_NAME[arguments.command].run(arguments):
+            print_line(text, sys.stdout)
         signals.over = True
         sys.stdout.flush()
-        return code
+        return 0
     except WorkerError as error:
         print_line(f"merge-worker: {error}", sys.stderr)
         return Stopped.exit_code if stop_requested() else error.exit_code
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("merge-worker: interrupted; run the same command to continue", file=sys.stderr)
-        return 75
+        print("merge-worker: interrupted; run the same command to resume", file=sys.stderr)
+        return Stopped.exit_code
     except SystemExit as error:  # argparse: 2 for a wrong command, 0 for --help
         return error.code if isinstance(error.code, int) else 2
     except BaseException:
-        if stop_requested():  # what is half imported makes another error of it
+        if stop_requested():  # a module that is half imported turns the signal into another error
             print_line("merge-worker: stopped by a signal; run the same command again", sys.stderr)
             return Stopped.exit_code
         # Before Python 3.13 an uncaught error in a zip prints no source lines; this does.
@@ -110,58 +86,54 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         return 1
 
 
-def translate_legacy_options(words: Sequence[str]) -> Sequence[str]:
-    """Options of mergekit as those of the worker."""
-    ours, notes = (
-        mergekit_options.translated(words) if words[:1] in (["merge"], ["average"]) else (words, ())
-    )
-    for note in notes:
-        print_line(f"note: {note}", sys.stderr)
-    return [str(word) for word in mergekit_options.weights_apart(ours)]
-
-
-def _late(arguments: argparse.Namespace, clock: Clock) -> int:
-    with input_errors(arguments.late):
-        text = load(arguments.late).command(arguments)
-    print_line(text, sys.stdout)
-    return 0
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Return the values of a command line; `command` is its name. UsageError with a near word."""
+    words = translate_legacy_options(words)
+    parser = _Parser(prog="merge-worker", description="Merge checkpoints of any architecture.")
+    parser.add_argument("--version", action="version", version=f"merge-worker {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(command.name, help=command.help)
+        if words[:1] == [command.name]:
+            command.add_options(subparser)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        asked: _Parser = subparsers.choices[arguments.command]
+        options = re.findall("--[a-z0-9-]+", asked.format_usage())
+        kind = "option" if unknown[0].startswith("-") else "argument"
+        hint = nearest(unknown[0].partition("=")[0], options)
+        asked.error(f"unknown {kind} '{unknown[0]}'{hint}")
+    return arguments
 
 
 class _Parser(argparse.ArgumentParser):
-    """Also of the commands. What is short for one option today may be short for two tomorrow."""
+    """A parser for merge-worker or one of its commands. Options cannot be abbreviated."""
 
-    def __init__(self, **named: Any) -> None:
-        super().__init__(**{**named, "allow_abbrev": False})
-        self.commands: Mapping[str, argparse.ArgumentParser] = {}
-        self.asked = ""  # which of them
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
-        """A line with the nearest right word, in place of the usage on fifteen."""
-        raise UsageError(explain_usage_error(self, message))
+        raise UsageError(explain_usage_error(self.prog, message))
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog="merge-worker", description="Merge checkpoints of any architecture.")
-    parser.add_argument("--version", action="version", version=f"merge-worker {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    merge = commands.add_parser("merge", help="merge what a recipe says")
-    merge.add_argument("recipe", metavar="RECIPE.yml", nargs="?")
-    merge.add_argument("out", metavar="OUT", nargs="?")
-    merge.add_argument(
-        "-a",
-        dest="also",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("RECIPE.yml", "OUT"),
-        help="several pairs: one pass over the inputs, one output each",
-    )
-    merge.set_defaults(command=run_merge)
-    add_options(merge, "merge")
-    for name, each in LATE.items():
-        late = commands.add_parser(name, help=each.help)
-        late.set_defaults(command=run_average if name == "average" else _late, late=name)
-        if argv[:1] == [name]:
-            load(name).options(late)
-    parser.commands, parser.asked = commands.choices, "".join(argv[:1])
-    return parser
+def explain_usage_error(prog: str, message: str) -> str:
+    """Rewrite a message of argparse: the nearest valid word, and where to read on."""
+    if match := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose .*\)", message):
+        option, word = match.groups()
+        choices = re.findall(r"[\w-]+", message.rpartition("from ")[2])
+        if option == "COMMAND":
+            option, choices = "command", list(BY_NAME)
+        choice = f"unknown {option}" if option == "command" else f"{option}: unknown value"
+        message = f"{choice} '{word}'{nearest(word, choices)}; one of {', '.join(choices)}"
+    place = prog.partition(" ")[2]
+    return f"{place}{': ' if place else ''}{message}\n  see {prog} --help"
+
+
+def translate_legacy_options(words: Sequence[str]) -> list[str]:
+    """Replace options of mergekit by their counterparts, with a note on each."""
+    translation, notes = list(words), list[str]()
+    if words[:1] in (["merge"], ["average"]):
+        translation, notes = translated(words)
+    for note in notes:
+        print_line(f"note: {note}", sys.stderr)
+    return join_negative_weights(translation)

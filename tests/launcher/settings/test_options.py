@@ -112,7 +112,7 @@ def test_help_has_no_names_of_types(launch) -> None:
 
 
 def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
-    from merge_worker.cli import _parser
+    from merge_worker.cli import parse_arguments
 
     given = WorkerOptions(
         device="cuda:1",
@@ -139,7 +139,7 @@ def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
     )
     assert all(getattr(given, each.name) for each in options_of(WorkerOptions)), "set each of them"
     words = ["merge", "recipe.yml", "out", *given.argv()]
-    parsed = vars(_parser(words).parse_args(words))
+    parsed = vars(parse_arguments(words))
     for each in options_of(WorkerOptions):
         value = getattr(given, each.name)
         assert parsed[each.name] in (value, [value]), each.flag

@@ -1,36 +1,50 @@
-"""Commands beside `merge`: the module of each is imported only when it is asked for, since some
-load torch.
+"""Table of the commands of merge-worker.
 
-Such a module has `options(parser)`, and `command(arguments)`, which answers with the text to print.
+A command is a module with two functions, and a row below:
+
+    options(parser)       adds its arguments to an argparse parser
+    command(arguments)    runs it and returns the text to print; raises WorkerError
+
+Modules are imported only when their command is asked for, since some load torch.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from importlib import import_module
-from types import ModuleType
 from typing import NamedTuple
 
 
-class Late(NamedTuple):
-    """A module of the worker, and the line of `merge-worker --help` on its command."""
+class Command(NamedTuple):
+    """A command: its name, its module here, and its line in `merge-worker --help`.
 
+    `prefix` stands before the names of both functions in a module with a second command.
+    """
+
+    name: str
     module: str
     help: str
+    prefix: str = ""
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        getattr(import_module(f"{__package__}.{self.module}"), f"{self.prefix}options")(parser)
+
+    def run(self, arguments: argparse.Namespace) -> str:
+        module = import_module(f"{__package__}.{self.module}")
+        function: Callable[[argparse.Namespace], str] = getattr(module, f"{self.prefix}command")
+        return function(arguments)
 
 
-LATE = {
-    "average": Late("merge", "weighted average of models, no recipe needed"),
-    "check": Late("check", "plan a recipe from headers; nothing is written"),
-    "compare": Late("compare", "how models differ, layer by layer, and what to merge them with"),
-    "report": Late("report", "how far a finished merge is from each of its inputs, layer by layer"),
-    "extract-lora": Late("extract_lora", "the difference of two models as an adapter"),
-    "mergekit": Late("mergekit", "merge by mergekit itself, and look at what it wrote"),
-    "merge-adapters": Late("merge_adapters", "several LoRA adapters into one"),
-    "methods": Late("methods", "the merge methods and their parameters"),
-    "verify": Late("verify", "re-read an output and compare it to its manifest"),
-}
-
-
-def load(name: str) -> ModuleType:
-    """The module of a command."""
-    return import_module(f"{__package__}.{LATE[name].module}")
+COMMANDS = (
+    Command("merge", "merge", "merge models by a recipe"),
+    Command("average", "merge", "weighted average of models, no recipe needed", "average_"),
+    Command("check", "check", "plan a recipe from headers; nothing is written"),
+    Command("compare", "compare", "how models differ, layer by layer, and how to merge them"),
+    Command("report", "report", "how far a finished merge is from each input, layer by layer"),
+    Command("extract-lora", "extract_lora", "the difference of two models as an adapter"),
+    Command("mergekit", "mergekit", "merge with mergekit itself, and check its result"),
+    Command("merge-adapters", "merge_adapters", "several LoRA adapters into one"),
+    Command("methods", "methods", "the merge methods and their parameters"),
+    Command("verify", "verify", "re-read an output and compare it to its manifest"),
+)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..dtypes import Kind
-from ..errors import UsageError, WorkerError
+from ..errors import UsageError, WorkerError, input_errors
 from ..messages import counted, printable
 from ..output.files import finished
 from ..output.space import SPARE_BYTES, DiskSpace, disk_space
@@ -232,6 +232,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "check")
 
 
+@input_errors("check")
 def command(arguments: argparse.Namespace) -> str:
     """The plan in words or as JSON. WorkerError with every fault that headers and the disk show."""
     try:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import UsageError
+from ..errors import UsageError, input_errors
 from .options import add_options
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def output_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "compare")
 
 
+@input_errors("compare")
 def command(arguments: argparse.Namespace) -> str:
     """The table, or JSON; the picture is written beside. WorkerError of any kind."""
     from ..comparison.advice import advise

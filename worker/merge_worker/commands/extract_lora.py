@@ -16,7 +16,7 @@ from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..checkpoint.fp8 import is_quantized
 from ..checkpoint.hub import snapshot
 from ..dtypes import FLOATS
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, input_errors
 from ..messages import counted
 from ..planning.inputs import locate
 from ..recipe.schema import ModelRef, parse_model
@@ -58,6 +58,7 @@ def _share(word: str) -> float:
     return value
 
 
+@input_errors("extract-lora")
 def command(arguments: argparse.Namespace) -> str:
     """The table of errors, or JSON. WorkerError of any kind; OUT gets its names at the end."""
     from ..system.torch_startup import require_torch

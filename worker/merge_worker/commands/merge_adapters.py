@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.peft_format import Adapter, Pair, open_adapter
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, input_errors
 from ..messages import counted, printable
 from ..recipe.shorthand import parse_number
 from ..units import positive_integer, size
@@ -48,6 +48,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace an adapter in OUT")
 
 
+@input_errors("merge-adapters")
 def command(arguments: argparse.Namespace) -> str:
     """A line of what was written. WorkerError of any kind."""
     from ..system.torch_startup import require_torch

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import is_hub_id, open_checkpoint
-from ..errors import InputError, OutputError, ResultError, Stopped, UsageError
+from ..errors import InputError, OutputError, ResultError, Stopped, UsageError, input_errors
 from ..messages import first_names
 from ..output.checksums import file_sha256
 from ..output.commit import commit, loaders_last, seal
@@ -65,6 +65,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "mergekit")
 
 
+@input_errors("mergekit")
 def command(arguments: argparse.Namespace) -> str:
     """WorkerError: 2 wrong command, 3 no mergekit, 4 OUT is taken, 5 lost tensors, 75 stopped."""
     if from_environment().world > 1:

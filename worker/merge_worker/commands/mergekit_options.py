@@ -80,7 +80,7 @@ def _size(value: str) -> str:
     return f"{found[1]}{found[2].upper().replace('B', 'G')}B" if found else value
 
 
-def weights_apart(words: Sequence[str]) -> list[str]:
+def join_negative_weights(words: Sequence[str]) -> list[str]:
     """`--weights -1,2` as one word, since argparse takes the second for an option."""
     found: list[str] = []
     for word in words:

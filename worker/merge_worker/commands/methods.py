@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .. import methods
-from ..errors import UsageError
+from ..errors import UsageError, input_errors
 from ..messages import nearest, printable
 from ..method import BaseRole, Method, Parameter
 from ..options import SCHEDULES
@@ -15,6 +15,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?")
 
 
+@input_errors("methods")
 def command(arguments: argparse.Namespace) -> str:
     """The list, or the page of one. UsageError with the nearest name."""
     if arguments.name is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.folder import Checkpoint, open_checkpoint
-from ..errors import InputError, UsageError, WorkerError
+from ..errors import InputError, UsageError, WorkerError, input_errors
 from ..messages import printable
 from ..output.files import MANIFEST, RECIPE
 from ..output.manifest import read_manifest
@@ -32,6 +32,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     output_options(parser)
 
 
+@input_errors("report")
 def command(arguments: argparse.Namespace) -> str:
     """The table, or JSON; the picture is written beside. WorkerError of any kind."""
     from ..comparison.metrics import merged_metrics

@@ -13,7 +13,7 @@ from typing import Any
 from ..checkpoint.folder import open_checkpoint
 from ..checkpoint.header import read_shard
 from ..dtypes import Kind
-from ..errors import InputError
+from ..errors import InputError, input_errors
 from ..messages import counted, printable
 from ..output.checksums import checksum, file_sha256, total
 from ..output.files import MANIFEST
@@ -28,6 +28,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT")
 
 
+@input_errors("verify")
 def command(arguments: argparse.Namespace) -> str:
     require_torch()
     return verify(Path(arguments.out))
