@@ -71,8 +71,9 @@ def methods_page() -> str:
 def migration_page() -> str:
     rows = []
     for row in mergekit_options.TABLE:
-        ours = f"`{row.ours}{' …' if row.value else ''}`" if row.ours else ""
-        rows.append(f"| `{row.option}{' …' if row.value else ''}` | {ours} | {row.note} |\n")
+        value = " …" if row.takes_value else ""
+        replacement = f"`{row.replacement}{value}`" if row.replacement else ""
+        rows.append(f"| `{row.option}{value}` | {replacement} | {row.note} |\n")
     return MIGRATION + "".join(rows) + ENDING
 
 
@@ -107,14 +108,15 @@ def test_the_page_has_every_key() -> None:
 
 @pytest.mark.parametrize("row", mergekit_options.TABLE, ids=lambda row: row.option)
 def test_every_option_is_taken(row: mergekit_options.Row) -> None:
-    given = [row.option, "2B"] if row.value else [row.option]
-    ours, notes = mergekit_options.translated(["merge", *given, "recipe.yml", "out"])
-    assert ours == ["merge", *([f"{row.ours}{'=2GB' if row.value else ''}"] if row.ours else []),
-                    "recipe.yml", "out"]  # fmt: skip
+    given = [row.option, "2B"] if row.takes_value else [row.option]
+    translation, notes = mergekit_options.translated(["merge", *given, "recipe.yml", "out"])
+    value = "=2GB" if row.takes_value else ""
+    replacement = [row.replacement + value] if row.replacement else []
+    assert translation == ["merge", *replacement, "recipe.yml", "out"]
     assert len(notes) == 1 and notes[0].startswith(f"{row.option}: ")
-    if row.value and row.option.startswith("--"):
-        assert mergekit_options.translated([f"{row.option}=2B"])[0] == ours[1:-2]
-    elif not row.value and row.option.startswith("--"):
+    if row.takes_value and row.option.startswith("--"):
+        assert mergekit_options.translated([f"{row.option}=2B"])[0] == replacement
+    elif not row.takes_value and row.option.startswith("--"):
         assert mergekit_options.translated([row.option.replace("--", "--no-", 1)])[0] == []
 
 

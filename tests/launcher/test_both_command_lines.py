@@ -94,12 +94,12 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Planned]:
         collected.extend(itertools.starmap(Planned, plans))
         return []
 
-    def checked(plan: Plan, out: Path, json: bool) -> check.Checked:
+    def report_plan(plan: Plan, out: Path, json: bool) -> check.PlanReport:
         collected.append(Planned(plan, out))
-        return check.Checked("", None)
+        return check.PlanReport("", None)
 
     monkeypatch.setattr(merge, "run_merges", merged)
-    monkeypatch.setattr(check, "checked", checked)
+    monkeypatch.setattr(check, "report_plan", report_plan)
     return collected
 
 

@@ -17,7 +17,7 @@ from .wiring import say
 
 def check_command(source: list[str], given: dict[str, Any]) -> int:
     """Plan a merge from headers; report every fault; write nothing."""
-    from merge_worker.commands import check as plan_report
+    from merge_worker.commands.check import report_plan
 
     groups = [MergeOptions, WorkerOptions, CheckOptions]
     merge_options, worker_options, check_options = read_settings(groups, given, None)
@@ -30,8 +30,8 @@ def check_command(source: list[str], given: dict[str, Any]) -> int:
     if check_options.json:  # else the text ends with the warnings
         for warning in plan.warnings:
             say(f"warning: {warning}")
-    report = plan_report.checked(plan, Path(merge.out), check_options.json)
+    report = report_plan(plan, Path(merge.out), check_options.json)
     print(report.text)
-    if report.fault is not None:
-        raise report.fault
+    if report.error is not None:
+        raise report.error
     return 0

@@ -69,7 +69,7 @@ def test_merges_and_what_is_asked_of_them(worker, place: Path) -> None:
     merged, averaged = (read_tensors(place / name) for name in ("merged", "averaged"))
     assert merged.keys() == averaged.keys()
     assert all(bool((merged[name] == averaged[name]).all()) for name in merged)
-    assert "as the manifest says" in worker("verify", "merged")
+    assert "matches the manifest" in worker("verify", "merged")
     assert worker("report", "merged")
 
 

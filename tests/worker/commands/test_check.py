@@ -1,4 +1,4 @@
-"""The plan in words and as JSON, from headers alone."""
+"""The plan as text and as JSON, from headers alone."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge_worker.commands.check import as_json, checked, describe
+from merge_worker.commands.check import as_json, describe, report_plan
 from merge_worker.errors import OutputError
 from merge_worker.output import space
 from merge_worker.output.quota import Limit, Quota
@@ -52,7 +52,7 @@ def test_parameters_by_component(tmp_path: Path) -> None:
     assert sum(float(line.split()[1]) for line in shares) == pytest.approx(100, abs=0.3)
 
 
-def test_stages_are_plans_of_their_own(models: list[Path]) -> None:
+def test_stages_are_plans_themselves(models: list[Path]) -> None:
     text = (
         f"name: mean\nmerge_method: linear\nmodels: ['{models[0]}', '{models[1]}']\n"
         f"parameters: {{weight: 1}}\n---\nmerge_method: slerp\nbase_model: mean\n"
@@ -68,7 +68,7 @@ def test_stages_are_plans_of_their_own(models: list[Path]) -> None:
     assert first.startswith(f"stage      mean: linear of {models[0]}, {models[1]}; ")
 
 
-def test_for_people(models: list[Path]) -> None:
+def test_as_text(models: list[Path]) -> None:
     text = describe(plan_of(models))
     assert "6 merged, 2 copied, 0 missing, 0 surplus" in text
     assert f"first      {models[0]}" in text and f"model      {models[1]}" in text
@@ -77,15 +77,15 @@ def test_for_people(models: list[Path]) -> None:
 
 
 def test_warnings_and_escapes(tmp_path: Path) -> None:
-    evil = "\x1b[2J.0.weight"
-    for name, dtype in (("a", torch.float32), ("b", torch.bfloat16)):
-        write_checkpoint(tmp_path / name, {evil: torch.ones(3).to(dtype)})
+    name = "\x1b[2J.0.weight"
+    for folder, dtype in (("a", torch.float32), ("b", torch.bfloat16)):
+        write_checkpoint(tmp_path / folder, {name: torch.ones(3).to(dtype)})
     text = describe(plan_of([tmp_path / "a", tmp_path / "b"]))
     assert "warning: 1 tensor is stored with different dtypes" in text
     assert "\x1b" not in text and "\\x1b[2J.* 1" in text
 
 
-def test_the_key_is_of_everything_that_the_bytes_depend_on(tmp_path: Path) -> None:
+def test_the_key_covers_all_that_the_bytes_depend_on(tmp_path: Path) -> None:
     models = some_models(tmp_path)
     key = plan_of(models).key
     assert plan_of(models, threads=7, memory_bytes=1 << 22).key == key
@@ -101,12 +101,12 @@ def test_the_key_is_of_everything_that_the_bytes_depend_on(tmp_path: Path) -> No
     assert len({key, *keys}) == len(keys) + 1
 
 
-def test_sizes_in_words() -> None:
+def test_sizes_as_text() -> None:
     words = [size(n) for n in (0, 1023, 1024, 5 << 20, 3 << 30, 1 << 41)]
     assert words == ["0 bytes", "1023 bytes", "1.00 KiB", "5.00 MiB", "3.00 GiB", "2.00 TiB"]
 
 
-def test_layers_of_no_names(tmp_path: Path) -> None:
+def test_names_without_layers(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "m", {"x": torch.ones(1)})
     assert "none found in the names" in describe(plan_of([tmp_path / "m"]))
 
@@ -121,14 +121,14 @@ def test_the_disk(models: list[Path], tmp_path: Path, monkeypatch: pytest.Monkey
     needs = plan.output_bytes + SPARE_BYTES
     assert as_json(plan)["disk"] == {"needs_bytes": needs, "free_bytes": None, "quotas": []}
     assert f"disk       needs {size(needs)} with a margin\n" in describe(plan) + "\n"
-    held = Quota("user anna", Limit(5 << 20, hard=100 << 20))
-    monkeypatch.setattr(space, "quotas_of", lambda folder: (held, Quota("group b", Limit(soft=9))))
-    found = checked(plan, tmp_path / "out", False)
-    line = re.search(r"^disk .* with a margin, [\d.]+ [KMGT]iB free, (.*)$", found.text, re.M)
+    quota = Quota("user anna", Limit(5 << 20, hard=100 << 20))
+    monkeypatch.setattr(space, "quotas_of", lambda folder: (quota, Quota("group b", Limit(soft=9))))
+    report = report_plan(plan, tmp_path / "out", False)
+    line = re.search(r"^disk .* with a margin, [\d.]+ [KMGT]iB free, (.*)$", report.text, re.M)
     assert line is not None and line[1] == "95.00 MiB left of the quota of user anna"
-    assert found.fault is None
-    assert re.search("^warning: .* soft limit of group b", found.text, re.MULTILINE)
-    facts = json.loads(checked(plan, tmp_path / "out", True).text)
+    assert report.error is None
+    assert re.search("^warning: .* soft limit of group b", report.text, re.MULTILINE)
+    facts = json.loads(report_plan(plan, tmp_path / "out", True).text)
     assert facts["disk"]["free_bytes"] > 0
     assert facts["disk"]["quotas"][0]["bytes"] == {
         "used": 5 << 20, "soft": None, "hard": 100 << 20, "left": 95 << 20
@@ -136,14 +136,14 @@ def test_the_disk(models: list[Path], tmp_path: Path, monkeypatch: pytest.Monkey
     assert "soft limit" in facts["warnings"][-1]
 
 
-def test_what_does_not_fit_is_told_with_the_plan(
+def test_a_refusal_comes_with_the_plan(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, out = plan_of(models), tmp_path / "out"
     monkeypatch.setattr(space, "SPARE_BYTES", 1 << 60)
     for json_wanted in (False, True):
-        found = checked(plan, out, json_wanted)
-        assert "linear" in found.text and isinstance(found.fault, OutputError)
+        report = report_plan(plan, out, json_wanted)
+        assert "linear" in report.text and isinstance(report.error, OutputError)
     out.mkdir()
     (out / "merge_manifest.json").write_text("{}")
-    assert checked(plan, out, False).fault is None, "it is there already"
+    assert report_plan(plan, out, False).error is None, "already merged"

@@ -1,4 +1,4 @@
-"""`merge-worker mergekit`: found or installed, and its result looked at before it has a name."""
+"""`merge-worker mergekit`: mergekit is found or installed, and its result checked."""
 
 import json
 import os
@@ -84,16 +84,16 @@ def test_lost_tensors_are_named(found: Path, capsys, monkeypatch) -> None:
     assert sorted(path.name for path in found.iterdir()) == ["bin", "m0", "m1", "r.yml"]
 
 
-def test_its_failure_is_ours(found: Path, capfd, monkeypatch) -> None:
+def test_a_failure_of_mergekit(found: Path, capfd, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_MERGEKIT", "fail")
     assert run("mergekit", "r.yml", "out") == 5
-    said = capfd.readouterr().err
-    assert "RuntimeError: mergekit's own words" in said
-    assert "mergekit-yaml ended with status 1" in said
+    text = capfd.readouterr().err
+    assert "RuntimeError: mergekit's own words" in text
+    assert "mergekit-yaml ended with status 1" in text
     assert not (found / "out").exists()
 
 
-def test_what_stands_in_out_is_not_replaced(found: Path, capsys) -> None:
+def test_other_content_of_out_is_not_replaced(found: Path, capsys) -> None:
     (found / "out").mkdir()
     (found / "out" / "precious").touch()
     assert "choose another OUT" in refused(capsys, 4, "--overwrite")
@@ -129,7 +129,7 @@ def test_a_commit_that_was_stopped_is_finished(found: Path, capsys, monkeypatch)
     monkeypatch.setattr(Path, "replace", real)
     monkeypatch.setenv("FAKE_MERGEKIT", "fail")  # mergekit does not run again
     assert run("mergekit", "r.yml", "out") == 0
-    assert "finished what an earlier run had merged" in capsys.readouterr().out
+    assert "committed the result of an earlier run" in capsys.readouterr().out
     assert run("verify", "out") == 0
     assert not (found / "out" / ".merge-partial").exists()
 
@@ -149,7 +149,7 @@ def test_another_unfinished_merge_is_not_discarded(found: Path, capsys) -> None:
 def test_the_deadline(found: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_MERGEKIT", "sleep")
     began = time.monotonic()
-    assert "begins anew" in refused(capsys, 75, "--deadline", "4s")
+    assert "starts over" in refused(capsys, 75, "--deadline", "4s")
     assert time.monotonic() - began < 60
     assert not list(found.glob(".out*"))
 
@@ -170,9 +170,9 @@ def test_a_signal_leaves_nothing_running(found: Path, monkeypatch) -> None:
 @pytest.mark.slow
 def test_without_it_and_without_an_index(work: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    said = refused(capsys, 3)
-    assert f"mergekit {mergekit.PIN} is not on this node and cannot be installed" in said
-    assert "--setup" in said
+    text = refused(capsys, 3)
+    assert f"mergekit {mergekit.PIN} is not on this node and cannot be installed" in text
+    assert "--setup" in text
 
 
 @pytest.mark.slow

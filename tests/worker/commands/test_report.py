@@ -29,8 +29,8 @@ def merged(tmp_path: Path) -> Path:
 def reported(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     capsys.readouterr()
     assert run("report", *words, "--json", "--progress", "off") == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return facts
 
 
 def flat(folder: Path) -> torch.Tensor:
@@ -38,7 +38,7 @@ def flat(folder: Path) -> torch.Tensor:
     return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
 
 
-def test_how_far_it_is(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_distances(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = reported(capsys, merged)
     assert facts["base"] == "olmo_hybrid-0"
     assert facts["models"] == ["olmo_hybrid-1", "olmo_hybrid-2", "out (merged)"]
@@ -56,7 +56,7 @@ def test_how_far_it_is(merged: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert facts["advice"]["warnings"] == [] and facts["advice"]["recipe"] is None
 
 
-def test_for_people_and_pictures(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_pictures(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("x.html", "x.png"):
         file = merged.parent / name
         assert run("report", merged, "--plot", file, "--progress", "off") == 0
@@ -85,7 +85,7 @@ def test_inputs_that_moved(merged: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert facts["models"][0] == names[1] and facts["advice"]["warnings"] == []
 
 
-def test_inputs_that_are_others_now(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_that_changed(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = merged.parent
     shutil.rmtree(folder / "olmo_hybrid-2")
     other = save_fine_tunes(folder / "new", "olmo_hybrid", count=1, intermediate_size=80)[0]
@@ -107,9 +107,11 @@ def test_a_result_that_is_one_of_its_inputs(
     assert warnings == ["the result is IDENTICAL to m0: the other models changed nothing"]
 
 
-def test_what_is_no_merge(models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_a_merge(
+    models: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("report", models[0]) == 3
-    assert "no merge_manifest.json; this is no finished merge" in capsys.readouterr().err
+    assert "no merge_manifest.json; not a finished merge" in capsys.readouterr().err
     (models[0] / "merge_manifest.json").write_text('{"inputs": [3]}')
     assert run("report", models[0]) == 3
-    assert "damaged; it does not list what was merged" in capsys.readouterr().err
+    assert "damaged; the list of inputs is missing" in capsys.readouterr().err

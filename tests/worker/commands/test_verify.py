@@ -32,7 +32,8 @@ def refused(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def test_all_is_well(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run("verify", out) == 0
-    assert "as the manifest says; no NaN or Inf" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert ": matches the manifest: " in text and text.endswith("; no NaN or Inf\n")
 
 
 def test_one_flipped_bit_in_any_shard(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

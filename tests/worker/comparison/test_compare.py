@@ -239,7 +239,7 @@ def test_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["a"], 2, "compare: one model alone; name another, or its --base"),
+        (["a"], 2, "compare: only one model given; add another, or its --base"),
         (["a", "nowhere"], 3, "nowhere: no such folder"),
         (["a", "b"], 3, "no floating tensor has the same name and shape in all of them"),
         (["a", "a", "--plot", "no/where.png"], 2, "no such folder; make it first"),

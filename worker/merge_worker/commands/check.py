@@ -1,4 +1,4 @@
-"""A plan in words and as JSON: what would be merged, how large, with how much memory. No torch."""
+"""`merge-worker check`: a plan as text and as JSON, from headers; nothing is written. No torch."""
 
 from __future__ import annotations
 
@@ -24,31 +24,53 @@ from .merge import read_recipe, recipe_plan
 from .options import add_options, plan_options
 
 
-class Checked(NamedTuple):
-    """What is printed of a plan, and why the merge would be refused all the same."""
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.yml")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="whether it fits on that disk, too")
+    add_options(parser, "check")
+
+
+@input_errors("check")
+def command(arguments: argparse.Namespace) -> str:
+    """Return the plan as text or JSON. WorkerError with every fault in headers and on the disk."""
+    try:
+        plan = recipe_plan(arguments.recipe, arguments, arguments.out)
+    except UsageError as error:
+        text = read_recipe(Path(arguments.recipe))
+        raise with_missing_models(error, text, plan_options(arguments, None).relative_to) from None
+    report = report_plan(plan, arguments.out and Path(arguments.out), arguments.json)
+    if report.error is not None:
+        print(report.text)
+        raise report.error
+    return report.text
+
+
+class PlanReport(NamedTuple):
+    """A plan as text or JSON, and the error with which its merge would be refused."""
 
     text: str
-    fault: WorkerError | None
+    error: WorkerError | None
 
 
-def checked(plan: Plan, out: Path | None, json_wanted: bool) -> Checked:
-    """Look at the storage of the inputs and the disk of OUT, and tell everything."""
-    disk, told, fault = None, list[str](), None
+def report_plan(plan: Plan, out: Path | None, json_wanted: bool) -> PlanReport:
+    """Report a plan, the speed of the storage with its inputs, and the disk of OUT."""
+    disk, warnings, refusal = None, list[str](), None
     if out is not None:
         try:
             disk = disk_space(plan, out)
             refuse_occupied(plan, out)
-            told = [] if finished(out) else disk.refuse(out)
-        except OSError:  # the plan is good all the same, and the merge itself has words for it
+            warnings = [] if finished(out) else disk.refuse(out)
+        except OSError:  # the plan is valid all the same, and the merge reports this itself
             disk = None
         except WorkerError as error:
-            fault = error
+            refusal = error
     speed = measure_read_speed(plan)
     if json_wanted:
         facts = as_json(plan, speed, disk)
-        facts["warnings"] += told
-        return Checked(json.dumps(facts, indent=1), fault)
-    return Checked("\n".join([describe(plan, speed, disk), *map(_warning, told)]), fault)
+        facts["warnings"] += warnings
+        return PlanReport(json.dumps(facts, indent=1), refusal)
+    lines = [describe(plan, speed, disk), *map(_warning, warnings)]
+    return PlanReport("\n".join(lines), refusal)
 
 
 def _warning(line: str) -> str:
@@ -58,9 +80,9 @@ def _warning(line: str) -> str:
 def as_json(
     plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None = None
 ) -> dict[str, Any]:
-    """The plan's facts for programs; bytes are bytes. Stages are plans of their own."""
+    """Return the facts of a plan for programs, sizes in bytes. Stages are plans themselves."""
     merged = [step for step in plan.steps if step.task is not None]
-    groups = _groups(plan)
+    components = _parameters_by_component(plan)
     return {
         "method": plan.method.name,
         "models": list(plan.labels),
@@ -71,8 +93,8 @@ def as_json(
             "missing": len(plan.matches.missing),
             "surplus": len(plan.matches.surplus),
         },
-        "parameters": sum(groups.values()),
-        "parameters_by_component": groups,
+        "parameters": sum(components.values()),
+        "parameters_by_component": components,
         "layers": depths(step.name for step in plan.steps),
         "bytes_in": plan.input_bytes,
         "bytes_out": plan.output_bytes,
@@ -94,59 +116,60 @@ def as_json(
     }
 
 
-def _groups(plan: Plan) -> dict[str, int]:
-    """Floating parameters of the result by component, in their order."""
-    found = dict.fromkeys(COMPONENTS, 0)
+def _parameters_by_component(plan: Plan) -> dict[str, int]:
+    """Count the floating-point parameters of the result; components in the order of the table."""
+    counts = dict.fromkeys(COMPONENTS, 0)
     for step in plan.steps:
         if step.dtype.kind is Kind.FLOAT:
-            found[component_of(step.name)] += step.grid.count
-    return {component: count for component, count in found.items() if count}
+            counts[component_of(step.name)] += step.grid.count
+    return {component: count for component, count in counts.items() if count}
 
 
-def _moved(plan: Plan) -> int:
-    """Bytes through the storage: every pass that a tensor does not stay in memory for, and out."""
+def _transferred_bytes(plan: Plan) -> int:
+    """Return the bytes read and written, tensors that do not stay in memory once per pass."""
     total = 0
-    for each in (*plan.stages, plan):
-        for step in each.steps:
-            again = each.memory.piece_blocks(step) < step.grid.blocks
-            passes = step.reads if again else 1
+    for stage in (*plan.stages, plan):
+        for step in stage.steps:
+            read_again = stage.memory.piece_blocks(step) < step.grid.blocks
+            passes = step.reads if read_again else 1
             total += passes * sum(bytes_read(source) for source in step.sources)
-        total += each.output_bytes
+        total += stage.output_bytes
     return total
 
 
 def _disk(plan: Plan, disk: DiskSpace | None) -> dict[str, Any]:
-    """Bytes that the merge takes, with a margin; what there is of them, where OUT is known."""
+    """Return the bytes needed, with a margin, and those available if OUT is known."""
     if disk is None:
-        kept = sum(each.output_bytes for each in (plan, *plan.stages))
-        return {"needs_bytes": kept + SPARE_BYTES, "free_bytes": None, "quotas": []}
+        stored = sum(stage.output_bytes for stage in (plan, *plan.stages))
+        return {"needs_bytes": stored + SPARE_BYTES, "free_bytes": None, "quotas": []}
     quotas = [quota.as_json() for quota in disk.quotas]
     return {"needs_bytes": disk.needs, "free_bytes": disk.free, "quotas": quotas}
 
 
 def _storage(plan: Plan, speed: ReadSpeed | None) -> dict[str, Any] | None:
-    """What the probe found, and the seconds that reading and writing take at that speed."""
+    """Return the measured speed, and the seconds that reading and writing take at it."""
     if speed is None:
         return None
     return {
         "probed_bytes": speed.read,
         "bytes_per_s": round(speed.bytes_per_s),
         "cached": speed.cached,
-        "estimated_s": round(_moved(plan) / speed.bytes_per_s, 1),
+        "estimated_s": round(_transferred_bytes(plan) / speed.bytes_per_s, 1),
     }
 
 
 def describe(plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None = None) -> str:
-    """The same for people, a few aligned lines."""
+    """Return the facts of a plan as aligned lines, followed by its warnings."""
     facts = as_json(plan, speed, disk)
-    tensors, models = facts["tensors"], plan.labels
+    tensors = facts["tensors"]
     stacks = ", ".join(f"{printable(stack)}* {depth}" for stack, depth in facts["layers"].items())
-    most = max((plan, *plan.stages), key=lambda each: each.memory.bound)
-    forced = most.memory.forced_by
+    memory = max((stage.memory for stage in (plan, *plan.stages)), key=lambda memory: memory.bound)
+    forced = f" (needed by {printable(memory.forced_by)})" if memory.forced_by else ""
+    shards, dtypes = counted(len(facts["shards"]), "files"), ", ".join(facts["dtypes"])
     rows = [
         *_stages(plan),
         ("method", plan.method.name + (" (experimental)" if plan.method.experimental else "")),
-        *((_role(plan, i), printable(name)) for i, name in enumerate(models)),
+        *((_role(plan, i), printable(name)) for i, name in enumerate(plan.labels)),
         (
             "tensors",
             f"{tensors['merged']} merged, {tensors['copied']} copied, "
@@ -157,91 +180,65 @@ def describe(plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None 
         ("layers", stacks or "none found in the names"),
         *([("vocabulary", plan.tokenizer.summary)] if plan.tokenizer.summary else []),
         ("reads", size(plan.input_bytes)),
-        ("writes", f"{size(plan.output_bytes)} in {counted(len(facts['shards']), 'files')}, "
-                   f"{', '.join(facts['dtypes'])}"),
-        ("memory", f"at most {size(most.memory.bound)} of buffers "
-                   f"in {counted(most.memory.lanes, 'lanes')}"
-                   + (f" (needed by {printable(forced)})" if forced else "")),
-        ("disk", _room(facts["disk"])),
+        ("writes", f"{size(plan.output_bytes)} in {shards}, {dtypes}"),
+        (
+            "memory",
+            f"at most {size(memory.bound)} of buffers in {counted(memory.lanes, 'lanes')}{forced}",
+        ),
+        ("disk", _space(facts["disk"])),
         *_time(facts["storage"]),
-    ]  # fmt: skip
-    text = "\n".join(f"{name:<11}{value}".rstrip() for name, value in rows)
-    return "\n".join([text, *map(_warning, plan.warnings)])
+    ]
+    lines = (f"{name:<11}{value}".rstrip() for name, value in rows)
+    return "\n".join([*lines, *map(_warning, plan.warnings)])
 
 
 def _stages(plan: Plan) -> list[tuple[str, str]]:
-    return [
-        ("stage", f"{printable(str(each.recipe.name))}: {each.method.name} of "
-                  f"{', '.join(map(printable, each.labels))}; {_kept(each)}")
-        for each in (*plan.lazy, *plan.stages)
-    ]  # fmt: skip
-
-
-def _kept(stage: Plan) -> str:
-    if stage.folder is None:
-        return "made on the way"
-    return f"reads {size(stage.input_bytes)}, keeps {size(stage.output_bytes)} meanwhile"
+    rows = []
+    for stage in (*plan.lazy, *plan.stages):
+        models = ", ".join(map(printable, stage.labels))
+        storage = f"reads {size(stage.input_bytes)}, keeps {size(stage.output_bytes)} meanwhile"
+        if stage.folder is None:
+            storage = "computed while streaming"
+        name = printable(str(stage.recipe.name))
+        rows.append(("stage", f"{name}: {stage.method.name} of {models}; {storage}"))
+    return rows
 
 
 def _role(plan: Plan, number: int) -> str:
-    """Of a model: the base, or the first, whose other files are taken, or one more."""
+    """Name the role of a model; the first provides tokenizer and config if there is no base."""
     base = plan.recipe.base
     if base is not None and plan.labels[number] == str(base):
         return "base"
     return "model" if number else "first"
 
 
-def _shares(groups: dict[str, int]) -> list[tuple[str, str]]:
-    """Parameters of each component; nothing where there is one only."""
-    total, width = sum(groups.values()), max((len(f"{n:,}") for n in groups.values()), default=0)
-    if len(groups) < 2:
+def _shares(components: dict[str, int]) -> list[tuple[str, str]]:
+    """Return a row for each component, or none if there is only one."""
+    if len(components) < 2:
         return []
+    total, width = sum(components.values()), max(len(f"{n:,}") for n in components.values())
     return [
         ("", f"{count:>{width},}  {100 * count / total:5.1f} %  {component}")
-        for component, count in groups.items()
+        for component, count in components.items()
     ]
 
 
-def _room(disk: dict[str, Any]) -> str:
-    told = f"needs {size(disk['needs_bytes'])} with a margin"
+def _space(disk: dict[str, Any]) -> str:
+    text = f"needs {size(disk['needs_bytes'])} with a margin"
     if disk["free_bytes"] is not None:
-        told += f", {size(disk['free_bytes'])} free"
+        text += f", {size(disk['free_bytes'])} free"
     for quota in disk["quotas"]:
         if quota["bytes"]["left"] is not None:
-            told += f", {size(quota['bytes']['left'])} left of the quota of {quota['of']}"
-    return told
+            text += f", {size(quota['bytes']['left'])} left of the quota of {quota['of']}"
+    return text
 
 
 def _time(storage: dict[str, Any] | None) -> list[tuple[str, str]]:
     if storage is None:
         return []
-    rate, seconds = storage["bytes_per_s"], storage["estimated_s"]
-    how = ", in memory already; cold storage takes longer" if storage["cached"] else ""
-    return [
-        ("time", f"about {duration(max(1.0, seconds))} of reading and writing, at {size(rate)}/s "
-                 f"(a probe of {size(storage['probed_bytes'])}{how})")
-    ]  # fmt: skip
-
-
-# MERGED `merge-worker check`: what a recipe would do, from headers; nothing is written.
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.yml")
-    parser.add_argument("out", metavar="OUT", nargs="?", help="whether it fits on that disk, too")
-    add_options(parser, "check")
-
-
-@input_errors("check")
-def command(arguments: argparse.Namespace) -> str:
-    """The plan in words or as JSON. WorkerError with every fault that headers and the disk show."""
-    try:
-        plan = recipe_plan(arguments.recipe, arguments, arguments.out)
-    except UsageError as error:
-        text = read_recipe(Path(arguments.recipe))
-        raise with_missing_models(error, text, plan_options(arguments, None).relative_to) from None
-    found = checked(plan, arguments.out and Path(arguments.out), arguments.json)
-    if found.fault is not None:
-        print(found.text)
-        raise found.fault
-    return found.text
+    seconds = duration(max(1.0, storage["estimated_s"]))
+    probe = f"a probe of {size(storage['probed_bytes'])}"
+    if storage["cached"]:
+        probe += ", in memory already; cold storage takes longer"
+    rate = size(storage["bytes_per_s"])
+    return [("time", f"about {seconds} of reading and writing, at {rate}/s ({probe})")]

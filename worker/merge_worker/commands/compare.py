@@ -1,11 +1,11 @@
-"""`merge-worker compare`: how models differ, layer by layer, and what to merge them with."""
+"""`merge-worker compare`: how models differ, layer by layer, and how to merge them."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, input_errors
 from .options import add_options
@@ -16,22 +16,19 @@ if TYPE_CHECKING:
     from ..comparison.metrics import Metric
     from ..comparison.models import Models
 
-
-class Columns(Protocol):
-    """What makes the columns for some models: one for each of at most `few` of them."""
-
-    def __call__(self, models: Models, few: int = ...) -> list[Metric]: ...
+MOST_COLUMNS = 2
+"""Models, and pairs of them, with a column each in the table."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="+", help="folders or .safetensors files")
-    add("--base", metavar="MODEL", help="what the models were trained from")
+    add("--base", metavar="MODEL", help="the model that they were trained from")
     output_options(parser)
 
 
 def output_options(parser: argparse.ArgumentParser) -> None:
-    """Of `compare` and `report` alike."""
+    """Add the options that `compare` and `report` have in common."""
     add = parser.add_argument
     add("--tensors", action="store_true", help="a line for each tensor, not each component")
     add("--json", action="store_true", help="everything, for programs")
@@ -41,22 +38,22 @@ def output_options(parser: argparse.ArgumentParser) -> None:
 
 @input_errors("compare")
 def command(arguments: argparse.Namespace) -> str:
-    """The table, or JSON; the picture is written beside. WorkerError of any kind."""
+    """Return the table or JSON, and write the plot to its file."""
     from ..comparison.advice import advise
     from ..comparison.metrics import metrics
     from ..comparison.models import open_models
 
     if len(arguments.model) < 2 and not arguments.base:
-        raise UsageError("compare: one model alone; name another, or its --base")
+        raise UsageError("compare: only one model given; add another, or its --base")
     check_plot(arguments.plot)
     models = open_models(arguments.model, arguments.base)
     comparison = measure(models, arguments)
-    words = [*([arguments.base] if arguments.base else []), *arguments.model]
-    return answer(comparison, advise(comparison, words), metrics, arguments)
+    paths = [*([arguments.base] if arguments.base else []), *arguments.model]
+    return render(comparison, advise(comparison, paths), metrics, arguments)
 
 
 def check_plot(plot: str | None) -> None:
-    """UsageError before anything is read if the picture could not be drawn."""
+    """Raise UsageError before anything is read if the plot could not be drawn."""
     from ..comparison.plot import drawer
 
     if plot is not None:
@@ -64,7 +61,7 @@ def check_plot(plot: str | None) -> None:
 
 
 def measure(models: Models, arguments: argparse.Namespace) -> Comparison:
-    """Read all of the models once. UsageError without torch."""
+    """Read all models once. UsageError without torch."""
     from ..system.cpus import usable_cpus
     from ..system.torch_startup import require_torch
 
@@ -76,10 +73,13 @@ def measure(models: Models, arguments: argparse.Namespace) -> Comparison:
     return compare(models, stream(models, threads, arguments.progress))
 
 
-def answer(
-    comparison: Comparison, advice: Advice, columns: Columns, arguments: argparse.Namespace
+def render(
+    comparison: Comparison,
+    advice: Advice,
+    columns: Callable[..., list[Metric]],
+    arguments: argparse.Namespace,
 ) -> str:
-    """What to print; the picture is written to its file."""
+    """Return the text or JSON to print, and draw the plot. `columns`: metrics of some models."""
     from ..comparison.table import as_json, heading, table
 
     if arguments.plot:
@@ -88,9 +88,8 @@ def answer(
         drawer(arguments.plot)(comparison, columns(comparison.models), advice, arguments.plot)
     if arguments.json:
         return json.dumps({**as_json(comparison), "advice": _advice_json(advice)}, indent=1)
-    chosen = columns(comparison.models, 2)
-    parts = [heading(comparison), table(comparison, chosen, arguments.tensors)]
-    parts += [_told(advice)]
+    chosen = columns(comparison.models, MOST_COLUMNS)
+    parts = [heading(comparison), table(comparison, chosen, arguments.tensors), _advice(advice)]
     if arguments.plot:
         parts.append(f"picture    {arguments.plot}")
     return "\n\n".join(parts)
@@ -101,7 +100,7 @@ def _advice_json(advice: Advice) -> dict[str, Any]:
     return {"warnings": warnings, "findings": findings, "recipe": advice.recipe}
 
 
-def _told(advice: Advice) -> str:
-    lines: Sequence[str] = [f"WARNING: {line}" for line in advice.warnings]
-    lines = [*lines, *(f"- {line}" for line in advice.findings)]
+def _advice(advice: Advice) -> str:
+    lines = [f"WARNING: {line}" for line in advice.warnings]
+    lines += [f"- {line}" for line in advice.findings]
     return "\n".join(lines) + (f"\n\n{advice.recipe}".rstrip() if advice.recipe else "")

@@ -1,7 +1,7 @@
-"""`merge-worker mergekit`: run a recipe with mergekit itself.
+"""`merge-worker mergekit`: runs a recipe with mergekit itself.
 
-Takes the mergekit on the node, else installs the pinned release into an environment for this run.
-The result is committed like that of any merge, once all tensors of the base are in it.
+The mergekit on the node is used; without one, the pinned release is installed for this run.
+The result is committed like that of any merge, after a check that no tensor of the base is lost.
 """
 
 from __future__ import annotations
@@ -67,9 +67,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 @input_errors("mergekit")
 def command(arguments: argparse.Namespace) -> str:
-    """WorkerError: 2 wrong command, 3 no mergekit, 4 OUT is taken, 5 lost tensors, 75 stopped."""
+    """Merge RECIPE into OUT. InputError without mergekit, ResultError if tensors are missing."""
     if from_environment().world > 1:
-        raise UsageError("mergekit merges in one process; leave several nodes and replicas out")
+        raise UsageError(
+            "mergekit merges in one process; several nodes or replicas are not supported"
+        )
     path, out = Path(arguments.recipe).absolute(), Path(arguments.out).absolute()
     text = path.read_text(encoding="utf-8")
     os.chdir(arguments.relative_to)  # where mergekit takes paths from, too
@@ -84,7 +86,7 @@ def command(arguments: argparse.Namespace) -> str:
         ):
             with Lock(out / PARTIAL / LOCK, key):
                 commit(out, replaces)
-            return f"{out}: finished what an earlier run had merged"
+            return f"{out}: committed the result of an earlier run"
         replaces = _replaced(out, key, arguments.overwrite)
     began = time.monotonic()
     limit = parse_duration(arguments.deadline) if arguments.deadline else None
@@ -125,14 +127,14 @@ def _replaced(out: Path, key: str, overwrite: bool) -> tuple[str, ...]:
     others = tuple(name for name in names if not name.startswith(PARTIAL))
     if (others or read_key(out / PARTIAL) not in (None, key)) and not (finished and overwrite):
         advice = "add --overwrite or choose another OUT" if finished else "choose another OUT"
-        raise OutputError(f"{out}: holds something else already; {advice}")
+        raise OutputError(f"{out}: already exists and is not this merge; {advice}")
     return others
 
 
 @contextlib.contextmanager
 def _partial(out: Path, key: str) -> Iterator[Path]:
-    """Make an empty folder for the files of the result; nothing is left of it after an error."""
-    partial, made = out / PARTIAL, not out.exists()
+    """Create an empty folder for the files of the result; remove it after an error."""
+    partial, is_new = out / PARTIAL, not out.exists()
     staged = partial / FINAL_FILES
     with output_errors(out):
         partial.mkdir(parents=True, exist_ok=True)
@@ -144,24 +146,25 @@ def _partial(out: Path, key: str) -> Iterator[Path]:
                 staged.mkdir()
                 yield staged
             except BaseException:
-                # Files that are being committed stay: the next run finishes that.
+                # Files that are being committed stay: the next run finishes the commit.
                 if pending_commit(partial) is None:
                     remove_partial(out)
                     with contextlib.suppress(OSError):
-                        if made:
+                        if is_new:
                             out.rmdir()
                 raise
 
 
 @contextlib.contextmanager
 def mergekit() -> Iterator[tuple[str, str, str]]:
-    """The program, the Python that runs it, and its release. InputError if there is none."""
-    beside = Path(sys.executable).parent / PROGRAM
-    found = str(beside) if beside.is_file() else shutil.which(PROGRAM)
-    if found is not None:
-        first = Path(found).read_bytes().partition(b"\n")[0].decode(errors="replace")
-        python = first.removeprefix("#!").strip() if first.startswith("#!") else sys.executable
-        yield found, python, _release(python)
+    """Provide the program, the Python that runs it, and its version. InputError without one."""
+    sibling = Path(sys.executable).parent / PROGRAM
+    program = str(sibling) if sibling.is_file() else shutil.which(PROGRAM)
+    if program is not None:
+        shebang = Path(program).read_bytes().partition(b"\n")[0].decode(errors="replace")
+        is_script = shebang.startswith("#!")
+        python = shebang.removeprefix("#!").strip() if is_script else sys.executable
+        yield program, python, _version(python)
         return
     with tempfile.TemporaryDirectory(prefix="mergekit-") as folder:
         yield from _installed(Path(folder))
@@ -170,10 +173,10 @@ def mergekit() -> Iterator[tuple[str, str, str]]:
 def _installed(folder: Path) -> Iterator[tuple[str, str, str]]:
     """Install mergekit into an environment that sees the packages of this Python.
 
-    So pip does not fetch torch and transformers anew, as it does with --target, and mergekit
-    imports the node's own build of transformers, also one that is installed as editable.
+    Then pip does not fetch torch and transformers again, as it does with --target, and mergekit
+    imports the transformers of the node, also a custom build or an editable installation.
     """
-    print(f"no {PROGRAM} here; installing mergekit {PIN} for this run", file=sys.stderr)
+    print(f"{PROGRAM} not found; installing mergekit {PIN} for this run", file=sys.stderr)
     venv.create(folder, with_pip=True, symlinks=True)
     python = folder / "bin" / "python"
     (packages,) = folder.glob("lib/python3*/site-packages")
@@ -182,10 +185,10 @@ def _installed(folder: Path) -> Iterator[tuple[str, str, str]]:
     argv = [str(python), "-m", "pip", "install", "--quiet", f"mergekit=={PIN}"]
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        reasons = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
         raise InputError(
-            f"mergekit {PIN} is not on this node and cannot be installed: {said[-1].strip()}\n"
-            f"  bring it with --setup 'source …/bin/activate', or with the image"
+            f"mergekit {PIN} is not on this node and cannot be installed: {reasons[-1].strip()}\n"
+            f"  activate an environment with it: --setup 'source …/bin/activate', or use an image"
         )
     yield str(folder / "bin" / PROGRAM), str(python), PIN
 
@@ -195,50 +198,51 @@ def _own_packages() -> list[str]:
     return [path for path in [*site.getsitepackages(), *user] if Path(path).is_dir()]
 
 
-def _release(python: str) -> str:
+def _version(python: str) -> str:
     code = "from importlib.metadata import version; print(version('mergekit'))"
     argv = [*python.split(), "-c", code]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
-    return "of an unknown release"
+    return "(unknown version)"
 
 
 def _run(argv: Sequence[str], limit_s: float | None) -> None:
-    """ResultError if it fails; Stopped at the limit or by a signal, with nothing left running."""
+    """Run mergekit, and kill what is left of it. ResultError if it fails, Stopped at the limit."""
     with subprocess.Popen(argv, start_new_session=True) as process:
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            raise Stopped("stopped before the time limit; mergekit begins anew") from None
+            raise Stopped(
+                "stopped before the time limit; mergekit cannot resume and starts over"
+            ) from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     if code != 0:
-        raise ResultError(f"{PROGRAM} ended with status {code}; its own words are above")
+        raise ResultError(f"{PROGRAM} ended with status {code}; see its output above")
 
 
 def _check(recipe: Recipe, written: Path, python: str) -> None:
-    """Whatever the base holds must be there; of restacked layers only what is in none."""
+    """Raise ResultError if tensors of the base are missing. Restacked layers are not compared."""
     path = _base_folder(recipe.own_refs()[0], python)
-    held = set(open_checkpoint(written).tensors)
     base = open_checkpoint(path)
-    # It leaves buffers out that models compute themselves.
-    expected = {n for n, held in base.tensors.items() if not is_computed(n, held.shape)}
+    # mergekit leaves out buffers that models compute themselves.
+    expected = {n for n, info in base.tensors.items() if not is_computed(n, info.shape)}
     if any(module.sliced for module in recipe.modules):
         expected = {name for name in expected if layer_of(name) is None}
     if base.config.get("tie_word_embeddings"):
         expected.discard("lm_head.weight")
-    lost = sorted(expected - held)
-    if lost:
+    missing = sorted(expected - set(open_checkpoint(written).tensors))
+    if missing:
         raise ResultError(
-            f"mergekit lost {len(lost)} of {len(expected)} tensors of {path}: {first_names(lost)}; "
-            f"leave --engine away"
+            f"mergekit lost {len(missing)} of {len(expected)} tensors of {path}: "
+            f"{first_names(missing)}; merge without --engine"
         )
 
 
 def _base_folder(ref: ModelRef, python: str) -> Path:
-    """Where mergekit has put a model of the hub, which it has just read."""
+    """Return the folder of a model; for a Hub name, the snapshot that mergekit has just read."""
     if not is_hub_id(ref.path):
         return Path(ref.path).expanduser()
     code = (
@@ -248,12 +252,12 @@ def _base_folder(ref: ModelRef, python: str) -> Path:
     argv = [*python.split(), "-c", code, ref.path, ref.revision or ""]
     done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode != 0:
-        raise ResultError(f"{ref.path}: nobody can tell where it is, so the result is not checked")
+        raise ResultError(f"{ref.path}: downloaded model not found; result not verified")
     return Path(done.stdout.strip().splitlines()[-1])
 
 
 def _manifest(staged: Path, text: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Add recipe and card to what mergekit wrote; returns the manifest of all of it."""
+    """Add recipe and card to the files that mergekit wrote; return the manifest of all files."""
     (staged / RECIPE).write_text(text, encoding="utf-8")
     (staged / CARD).write_text(CARD_TEXT.format(facts["mergekit"], text), encoding="utf-8")
     mode = staged.stat().st_mode & 0o777  # as the umask leaves it

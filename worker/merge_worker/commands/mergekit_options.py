@@ -1,6 +1,6 @@
-"""mergekit's options as ours, so that old habits work: one table, for both commands and the docs.
+"""Options of mergekit-yaml, accepted by `merge` and `average` and translated with a note on each.
 
-What needs no option here is taken with a word on why.
+One table serves the command line and the documentation.
 """
 
 from __future__ import annotations
@@ -11,81 +11,87 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """An option of mergekit 0.1.5: what it is here, and what to know. `value`: it takes one."""
+    """An option of mergekit 0.1.5, its replacement here (empty: not needed), and a note."""
 
     option: str
-    ours: str
+    replacement: str
     note: str
-    value: bool = False
+    takes_value: bool = False
 
 
 TABLE = (
-    Row("--cuda", "", "every visible GPU is used without being asked; --device cuda insists"),
-    Row("--gpu-rich", "", "every visible GPU is used without being asked"),
-    Row("--multi-gpu", "", "every visible GPU is used without being asked"),
+    Row("--cuda", "", "every visible GPU is used by default; --device cuda requires one"),
+    Row("--gpu-rich", "", "every visible GPU is used by default"),
+    Row("--multi-gpu", "", "every visible GPU is used by default"),
     Row("--low-cpu-memory", "", "memory is bounded on host and device: see --memory"),
     Row("--read-to-gpu", "", "tensors stream through the device in pieces"),
     Row("--lazy-unpickle", "", "nothing is unpickled: .bin files are read as byte ranges"),
-    Row("--async-write", "", "reading, maths and writing always overlap"),
-    Row("--write-threads", "", "reading, maths and writing always overlap", True),
-    Row("--clone-tensors", "", "the same layer may stand in a result any number of times"),
+    Row("--async-write", "", "reading, computing and writing always overlap"),
+    Row("--write-threads", "", "reading, computing and writing always overlap", True),
+    Row("--clone-tensors", "", "a layer may occur in a result any number of times"),
     Row("--copy-tokenizer", "", "the tokenizer is always copied, or made as the recipe says"),
     Row("--write-model-card", "", "the card is always written"),
     Row("--safe-serialization", "", "results are always safetensors"),
     Row("--allow-crimes", "", "tensors are matched by name and shape, whatever the architecture; "
         "for names that differ: --missing copy, --surplus drop, or key_map in the recipe"),
-    Row("--unsafe-truncate-embeddings", "", "rows are never cut off unseen; 'tokenizer: {source: "
-        "base}' in the recipe leaves out the tokens that the base lacks"),
+    Row("--unsafe-truncate-embeddings", "", "rows are never cut off silently; 'tokenizer: "
+        "{source: base}' in the recipe drops the tokens that the base does not have"),
     Row("--out-shard-size", "--shard-size", "in bytes, as in mergekit: 5B is 5GB", True),
     Row("--random-seed", "--seed", "random masks depend on it alone, not on threads", True),
     Row("--num-threads", "--threads", "", True),
     Row("-j", "--threads", "", True),
     Row("--quiet", "--progress=off", ""),
-    Row("--verbose", "", "warnings and progress are always told"),
-    Row("-v", "", "warnings and progress are always told"),
-    Row("--transformers-cache", "", "set HF_HUB_CACHE for models of the hub", True),
+    Row("--verbose", "", "warnings and progress are always shown"),
+    Row("-v", "", "warnings and progress are always shown"),
+    Row("--transformers-cache", "", "set HF_HUB_CACHE for models of the Hub", True),
     Row("--lora-merge-cache", "", "adapters are applied while they stream", True),
     Row("--lora-merge-dtype", "", "adapters are applied in float32 and rounded once", True),
-    Row("--lazy", "", "what is there already is never done again"),
-    Row("--intermediate-dir", "", "intermediate results are kept beside OUT meanwhile", True),
-    Row("-I", "", "intermediate results are kept beside OUT meanwhile", True),
+    Row("--lazy", "", "a finished merge is never repeated"),
+    Row("--intermediate-dir", "", "intermediate results stay beside OUT during the merge", True),
+    Row("-I", "", "intermediate results stay beside OUT during the merge", True),
     Row("--out-path", "--out", "", True),
 )  # fmt: skip
 BY_OPTION = {row.option: row for row in TABLE}
 
 
 def translated(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Words of a command with mergekit's options as ours, and a note for each."""
-    ours, notes = list[str](), list[str]()
-    left = iter(words)
-    for word in left:
+    """Replace options of mergekit in the words of a command; also return a note on each."""
+    translation, notes = list[str](), list[str]()
+    remaining = iter(words)
+    for word in remaining:
         name, given, value = word.partition("=")
         positive = re.sub("^--no-", "--", name)
         row = BY_OPTION.get(name) or BY_OPTION.get(positive)
-        if row is None or (row.value and name != positive):
-            ours.append(word)
+        if row is None or (row.takes_value and name != positive):
+            translation.append(word)
             continue
-        if row.value and not given:
-            value = next(left, "")
-        if row.ours and name == row.option:
-            ours.append(f"{row.ours}={_size(value)}" if row.value else row.ours)
-        said = f"{row.ours}{f'={_size(value)}' if row.value else ''} here" if row.ours else ""
-        notes.append(f"{name}: " + "; ".join(part for part in (said, row.note) if part))
-    return ours, notes
+        if row.takes_value and not given:
+            value = next(remaining, "")
+        replacement = row.replacement
+        if replacement and row.takes_value:
+            replacement += f"={_size(value)}"
+        if replacement and name == row.option:
+            translation.append(replacement)
+        notes.append(f"{name}: " + "; ".join(filter(None, [_here(replacement), row.note])))
+    return translation, notes
+
+
+def _here(replacement: str) -> str:
+    return f"{replacement} here" if replacement else ""
 
 
 def _size(value: str) -> str:
-    """5B, a billion of bytes, as 5GB; 500M as 500MB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbB])", value)
-    return f"{found[1]}{found[2].upper().replace('B', 'G')}B" if found else value
+    """Convert 5B, a billion bytes, to 5GB, and 500M to 500MB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbB])", value)
+    return f"{match[1]}{match[2].upper().replace('B', 'G')}B" if match else value
 
 
 def join_negative_weights(words: Sequence[str]) -> list[str]:
-    """`--weights -1,2` as one word, since argparse takes the second for an option."""
-    found: list[str] = []
+    """Join `--weights -1,2` to one word, since argparse takes the second for an option."""
+    joined: list[str] = []
     for word in words:
-        if found and found[-1] == "--weights" and re.match(r"-[\d.]", word):
-            found[-1] += f"={word}"
+        if joined and joined[-1] == "--weights" and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
         else:
-            found.append(word)
-    return found
+            joined.append(word)
+    return joined

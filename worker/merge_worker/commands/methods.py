@@ -1,4 +1,4 @@
-"""The methods for people: a list, and a page each, both made from the code."""
+"""`merge-worker methods`: a list of the merge methods, and a page on each, from the code."""
 
 from __future__ import annotations
 
@@ -17,49 +17,45 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 @input_errors("methods")
 def command(arguments: argparse.Namespace) -> str:
-    """The list, or the page of one. UsageError with the nearest name."""
+    """Return the list, or the page of one method. UsageError with the nearest name."""
     if arguments.name is None:
         return method_list()
     try:
         return method_page(methods.get(arguments.name))
     except KeyError:
         hint = nearest(arguments.name, methods.names())
-        raise UsageError(f"no method '{printable(arguments.name)}'{hint}") from None
+        raise UsageError(f"unknown method '{printable(arguments.name)}'{hint}") from None
 
 
 def method_list() -> str:
-    """One line per method: name, first line of its formula.
-
-    In a job's archive, which holds no docstrings, the names of its parameters instead.
-    """
-    found = [methods.get(name) for name in methods.names()]
-    width = max(len(method.name) for method in found) + 2
-    return "\n".join(f"{method.name:<{width}}{_summary(method)}".rstrip() for method in found)
-
-
-def _summary(method: Method) -> str:
-    return method.doc.partition("\n")[0] or ", ".join(p.name for p in method.parameters)
+    """Return a line for each method: its name and the first line of its docstring."""
+    names = methods.names()
+    width = max(map(len, names)) + 2
+    lines = (f"{name:<{width}}{methods.get(name).doc.splitlines()[0]}" for name in names)
+    return "\n".join(lines)
 
 
 def method_page(method: Method) -> str:
-    """Formula, models, parameters with defaults, paper."""
+    """Return the formula, number of models, parameters with defaults, and paper of a method."""
     least, most = method.min_models, method.max_models
     if least == most:
         count = f"{least}"
     else:
         count = f"{least} or more" if most is None else f"{least} to {most}"
     base = {
-        BaseRole.IGNORED: "a base_model joins the models",
+        BaseRole.IGNORED: "a base_model is merged like the others",
         BaseRole.OPTIONAL: "base_model optional",
         BaseRole.REQUIRED: "base_model required",
     }[method.base]
     lines = [method.name + (" (experimental)" if method.experimental else ""), ""]
-    lines += [method.doc, ""] if method.doc else []
-    lines += [f"models: {count}; {base}"]
+    lines += [method.doc, "", f"models: {count}; {base}"]
     if method.parameters:
         lines += ["parameters:", *(f"  {_parameter(p)}" for p in method.parameters)]
     if method.modifiers:
-        lines += ["of every such method:", *(f"  {_MODIFIERS[p.name]}" for p in method.modifiers)]
+        lines += [
+            "of all methods of this kind:",
+            *(f"  {_MODIFIERS[p.name]}" for p in method.modifiers),
+        ]
     return "\n".join([*lines, f"reference: {method.reference}"])
 
 

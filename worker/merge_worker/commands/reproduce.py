@@ -1,4 +1,4 @@
-"""`merge_manifest.json` as a recipe: the same merge once more, byte for byte."""
+"""A manifest in place of a recipe: repeats a merge byte for byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..recipe.schema import parse_model
 
 
 def read_as_manifest(path: Path, text: str) -> dict[str, Any] | None:
-    """The manifest in a text that was given for a recipe; None if it is a recipe."""
+    """Return the manifest in a file given as a recipe, or None if it is a recipe."""
     if path.suffix != ".json":
         return None
     try:
@@ -28,49 +28,47 @@ def read_as_manifest(path: Path, text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and "inputs" in value and "recipe" in value else None
 
 
-def plan_from_manifest(path: Path, value: Mapping[str, Any], options: PlanOptions) -> Plan:
-    """The plan of a manifest. InputError if its models are not found, or are others by now.
+def plan_from_manifest(path: Path, manifest: Mapping[str, Any], options: PlanOptions) -> Plan:
+    """Plan the merge of a manifest. InputError if its models are missing or have changed.
 
-    Models of the hub are those of the commits that it tells, wherever their branches are by now.
-    Beside the manifest stands the recipe as it was given, with the folders that its models were in;
-    a manifest from elsewhere has only their names, which `--relative-to` leads to.
+    Models of the Hub are read at the commits in the manifest, wherever their branches are now.
+    The recipe beside a manifest has the folders of its models; a manifest alone has only their
+    names, which are searched from `--relative-to`.
     """
-    options = _options(path, value, options)
-    for entry in value["inputs"]:
+    options = _recorded_options(path, manifest, options)
+    for entry in manifest["inputs"]:
         _pin_commit(entry)
-    made = {e["file"]: e["sum128"] for e in value.get("outputs", ()) if "sum128" in e}
-    beside = path.parent / RECIPE
-    texts = [beside.read_text(encoding="utf-8")] if beside.is_file() else []
-    texts.append(str(value["recipe"].get("text", "")))
+    checksums = {e["file"]: e["sum128"] for e in manifest.get("outputs", ()) if "sum128" in e}
+    recipe = path.parent / RECIPE
+    texts = [recipe.read_text(encoding="utf-8")] if recipe.is_file() else []
+    texts.append(str(manifest["recipe"].get("text", "")))
     starts = dict.fromkeys((options.relative_to, path.parent.resolve().parent))
     first: WorkerError | None = None
     for text in texts:
         for start in starts:
             try:
                 plan = make_plan(parse(text, str(path)), replace(options, relative_to=start))
-                _check(path, value, plan)
-                return replace(plan, known_checksums=made)
+                _check_inputs(path, manifest, plan)
+                return replace(plan, known_checksums=checksums)
             except WorkerError as error:
                 first = first or error
-    assert first is not None
     raise InputError(
         f"{first}\n  --relative-to DIR says where the models are that {path} was made from"
     )
 
 
-def _options(path: Path, value: Mapping[str, Any], options: PlanOptions) -> PlanOptions:
-    """The options of the merge, and of these those that do not change it."""
-    told, given, usual = value.get("options"), options.recorded(), PlanOptions()
-    if not isinstance(told, dict):
-        raise InputError(f"{path}: of a merge before manifests could be merged again")
-    plain = usual.recorded()
-    for name, asked in given.items():
-        if asked != plain[name] and json.loads(json.dumps(asked)) != told.get(name):
+def _recorded_options(path: Path, manifest: Mapping[str, Any], options: PlanOptions) -> PlanOptions:
+    """Return the options in the manifest; `options` supplies those that keep the result."""
+    recorded, defaults = manifest.get("options"), PlanOptions().recorded()
+    if not isinstance(recorded, dict):
+        raise InputError(f"{path}: written by a release whose merges cannot be repeated")
+    for name, given in options.recorded().items():
+        if given != defaults[name] and json.loads(json.dumps(given)) != recorded.get(name):
             raise UsageError(
-                f"{path}: '{name}' is {told.get(name)} in the manifest; drop the option, or merge "
-                f"the recipe instead"
+                f"{path}: '{name}' is {recorded.get(name)} in the manifest; drop the option, or "
+                f"merge the recipe instead"
             )
-    return options.with_recorded({name: _tuples(item) for name, item in told.items()})
+    return options.with_recorded({name: _as_tuples(value) for name, value in recorded.items()})
 
 
 def _pin_commit(entry: Mapping[str, Any]) -> None:
@@ -79,26 +77,28 @@ def _pin_commit(entry: Mapping[str, Any]) -> None:
     except ValueError:  # a folder of such a name
         return
     adapter = entry.get("adapter") or {}
-    for name, revision, told in (
+    for name, revision, source in (
         (ref.path, ref.revision, entry),
         (ref.lora, ref.lora_revision, adapter),
     ):
-        if name and told.get("commit"):
-            pins[name, revision] = str(told["commit"])
+        if name and source.get("commit"):
+            pins[name, revision] = str(source["commit"])
 
 
-def _tuples(value: Any) -> Any:
+def _as_tuples(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: _as_tuples(item) for key, item in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-def _check(path: Path, value: Mapping[str, Any], plan: Plan) -> None:
-    """InputError unless the models have the headers that the manifest tells."""
-    told = [[s["header_sha256"] for s in entry["shards"]] for entry in value["inputs"]]
-    found = [[shard.header_sha256 for shard in model.shards] for model in plan.inputs.values()]
-    for label, one, two in zip(plan.inputs, found, told, strict=False):
-        if one != two:
-            raise InputError(f"{label}: is not what {MANIFEST} was made from; its headers differ")
-    if len(found) != len(told):
-        raise InputError(f"{path}: tells of {len(told)} inputs, its recipe of {len(found)}")
+def _check_inputs(path: Path, manifest: Mapping[str, Any], plan: Plan) -> None:
+    """Raise InputError unless the models have the headers recorded in the manifest."""
+    recorded = [[s["header_sha256"] for s in entry["shards"]] for entry in manifest["inputs"]]
+    present = [[shard.header_sha256 for shard in model.shards] for model in plan.inputs.values()]
+    for label, digests, expected in zip(plan.inputs, present, recorded, strict=False):
+        if digests != expected:
+            raise InputError(
+                f"{label}: not the model that {MANIFEST} was made from; its headers differ"
+            )
+    if len(present) != len(recorded):
+        raise InputError(f"{path}: expected {len(recorded)} inputs, its recipe has {len(present)}")

@@ -1,12 +1,14 @@
-"""Re-reads a finished output and compares it to its manifest. Changes nothing.
+"""`merge-worker verify`: re-reads a finished output and compares it to its manifest.
 
-Every file of weights is also opened with the package safetensors, which merges do without.
+Every file of weights is also opened with the package safetensors, which merges do not need.
+Nothing is changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ..system.torch_startup import require_torch
 from ..units import size
 
 CHUNK = 8 << 20
+"""Bytes read at a time."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -30,35 +33,30 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 @input_errors("verify")
 def command(arguments: argparse.Namespace) -> str:
+    """Return one line if OUT matches its manifest. InputError names every faulty file or tensor."""
     require_torch()
-    return verify(Path(arguments.out))
-
-
-def verify(out: Path) -> str:
-    """A line that says all is well. InputError names every file or tensor that is not."""
-    value = read_manifest(out)
-    if value is None:
+    out = Path(arguments.out)
+    manifest = read_manifest(out)
+    if manifest is None:
         raise InputError(
-            f"{out}: no {MANIFEST}; this is no finished merge\n"
-            f"  one that was stopped is finished by the command that began it"
+            f"{out}: no {MANIFEST}; not a finished merge\n"
+            f"  to finish one that was stopped, run its command again"
         )
-    outputs: list[dict[str, Any]] = value.get("outputs") or []
-    expected = value.get("nonfinite", 0)
+    outputs: list[dict[str, Any]] = manifest.get("outputs") or []
+    expected = manifest.get("nonfinite", 0)
     if not _well_formed(outputs) or not isinstance(expected, int):
-        raise InputError(f"{out / MANIFEST}: damaged; it does not list what the merge wrote")
+        raise InputError(f"{out / MANIFEST}: damaged; the list of outputs is missing or malformed")
     faults = [fault for entry in outputs if (fault := _file_fault(out, entry))]
     if faults:
-        hint = "  the command that made it makes it anew with --overwrite"
+        hint = "  to write it again, run its command with --overwrite"
         raise InputError("\n".join([*faults, hint]))
-    nonfinite = _nonfinite(out)
-    if sum(nonfinite.values()) != expected:
+    nonfinite = _count_nonfinite(out)
+    if nonfinite.total() != expected:
         names = "; ".join(f"{printable(n)}: {count}" for n, count in list(nonfinite.items())[:3])
-        raise InputError(
-            f"{out}: {counted(sum(nonfinite.values()), 'values are NaN or Inf')} ({names})"
-        )
-    total = sum(int(entry["bytes"]) for entry in outputs)
+        raise InputError(f"{out}: {counted(nonfinite.total(), 'values are NaN or Inf')} ({names})")
+    written = sum(int(entry["bytes"]) for entry in outputs)
     note = counted(expected, "values are NaN or Inf") if expected else "no NaN or Inf"
-    return f"{out}: {counted(len(outputs), 'files')}, {size(total)}, as the manifest says; {note}"
+    return f"{out}: matches the manifest: {counted(len(outputs), 'files')}, {size(written)}; {note}"
 
 
 def _well_formed(outputs: object) -> bool:
@@ -81,16 +79,16 @@ def _file_fault(out: Path, entry: dict[str, Any]) -> str | None:
         return f"{path}: missing"
     if path.stat().st_size != entry["bytes"]:
         return f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
-    for name, found in (("sum128", _sum128), ("crc32", _crc32)):
-        if name in entry and (now := found(path)) != entry[name]:
-            return f"{path}: checksum {now}, the manifest says {entry[name]}; it was changed"
+    for name, compute in (("sum128", _sum128), ("crc32", _crc32)):
+        if name in entry and (actual := compute(path)) != entry[name]:
+            return f"{path}: checksum {actual}, the manifest says {entry[name]}; it was changed"
     if "sha256" in entry and file_sha256(path) != entry["sha256"]:
         return f"{path}: SHA-256 differs from the manifest; it was changed"
-    return _second_opinion(path) if path.suffix == ".safetensors" else None
+    return _safetensors_fault(path) if path.suffix == ".safetensors" else None
 
 
-def _second_opinion(path: Path) -> str | None:
-    """Open a file of weights with the package safetensors, where it is installed."""
+def _safetensors_fault(path: Path) -> str | None:
+    """Open a file of weights with the package safetensors, if it is installed."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
@@ -106,17 +104,17 @@ def _second_opinion(path: Path) -> str | None:
 
 
 def _sum128(path: Path) -> str:
-    """Of what the worker writes, as in the journal."""
-    found, position, room = [], 0, bytearray(CHUNK)
+    """Compute the additive checksum that the journal has of shards."""
+    checksums, position, buffer = [], 0, bytearray(CHUNK)
     with path.open("rb", buffering=0) as file:
-        while got := file.readinto(room):
-            found.append(checksum(memoryview(room)[:got], position))
-            position += got
-    return str(total(found))
+        while count := file.readinto(buffer):
+            checksums.append(checksum(memoryview(buffer)[:count], position))
+            position += count
+    return str(total(checksums))
 
 
 def _crc32(path: Path) -> str:
-    """Return the CRC that earlier releases noted of what mergekit as the engine wrote."""
+    """Compute the CRC that earlier releases recorded for merges by mergekit."""
     crc = 0
     with path.open("rb") as file:
         while data := file.read(CHUNK):
@@ -124,15 +122,15 @@ def _crc32(path: Path) -> str:
     return f"{crc:08x}"
 
 
-def _nonfinite(out: Path) -> dict[str, int]:
-    """NaN and Inf by tensor, read in bounded blocks."""
+def _count_nonfinite(out: Path) -> Counter[str]:
+    """Count NaN and Inf by tensor, reading CHUNK bytes at a time."""
     import torch
 
-    found: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for info in (info for shard in open_checkpoint(out).shards for info in shard.tensors):
         if info.dtype.kind is not Kind.FLOAT:
             continue
-        kind = getattr(torch, info.dtype.torch_name)
+        dtype = getattr(torch, info.dtype.torch_name)
         with Path(info.file).open("rb") as file:
             file.seek(info.offset)
             left = info.nbytes
@@ -141,8 +139,7 @@ def _nonfinite(out: Path) -> dict[str, int]:
                 if not data:
                     raise InputError(f"{info.file}: ends too early")
                 left -= len(data)
-                values = torch.frombuffer(data, dtype=kind)
-                bad = int(values.numel() - torch.isfinite(values).sum())
-                if bad:
-                    found[info.name] = found.get(info.name, 0) + bad
-    return found
+                values = torch.frombuffer(data, dtype=dtype)
+                if nonfinite := int(values.numel() - torch.isfinite(values).sum()):
+                    counts[info.name] += nonfinite
+    return counts
