@@ -90,7 +90,7 @@ def test_an_output_that_fails(
     assert merge(mount, models) == 4
     assert mount.met
     text = told(capsys, os.strerror(getattr(errno, fault.split()[1])))
-    assert "the same command continues" in text
+    assert "run the same command to resume" in text
     assert not (mount.store / "out" / "merge_manifest.json").exists()
     mount.fails()
     assert merge(mount, models) == 0

@@ -46,7 +46,7 @@ class Trial:
     def told(self, *words: str) -> None:
         text = self.capsys.readouterr().err
         assert any(word in text for word in words), text
-        assert "the same command continues" in text and "Traceback" not in text
+        assert "run the same command to resume" in text and "Traceback" not in text
         assert len(text.strip().splitlines()) <= 3
 
     def half_way(self, act: Callable[[], object]) -> None:

@@ -80,7 +80,9 @@ def test_others_rename_while_one_looks(plan: Plan, half: Path, before: Any) -> N
 
 def test_files_of_others_are_refused_all_the_same(plan: Plan, half: Path, before: Any) -> None:
     before(target, "read_manifest", (half / "thesis.txt").touch)
-    with pytest.raises(OutputError, match=r"not empty, and not of a merge of ours: thesis\.txt"):
+    with pytest.raises(
+        OutputError, match=r"not empty, and not created by merge-worker: thesis\.txt"
+    ):
         inspect_output(plan, half, overwrite=False, resume=True)
 
 
@@ -92,7 +94,7 @@ def test_somebody_who_never_ends(plan: Plan, half: Path, monkeypatch: pytest.Mon
         return real(out)
 
     monkeypatch.setattr(target, "read_manifest", busy)
-    with pytest.raises(OutputError, match="somebody else writes here"):
+    with pytest.raises(OutputError, match="another process is writing to this folder"):
         inspect_output(plan, half, overwrite=False, resume=True)
 
 

@@ -122,7 +122,7 @@ def test_other_values_under_the_same_headers(
             path.write_bytes(raw[:middle] + bytes(byte ^ 1 for byte in raw[middle:]))
     assert again(tmp_path / "out", "changed") == 5
     told = capsys.readouterr().err
-    assert "model.safetensors would not be what the manifest tells of" in told
+    assert "model.safetensors would differ from the manifest" in told
     assert not (tmp_path / "changed" / "merge_manifest.json").exists()
     assert not list((tmp_path / "changed").glob("*.safetensors"))
     for path, raw in files.items():

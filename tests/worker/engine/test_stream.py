@@ -191,7 +191,7 @@ def test_the_disk_is_full(tmp_path: Path, big: list[Path], monkeypatch: pytest.M
         patch.setattr(os, "pwrite", full)
         with pytest.raises(OutputError, match="No space left on device") as caught:
             stream_into(tmp_path / "out", plan)
-    assert "the same command continues" in str(caught.value)
+    assert "run the same command to resume" in str(caught.value)
     stream_into(tmp_path / "out", plan)
     finish_into(tmp_path / "out", plan)
     assert shards_of(tmp_path / "out") == expected

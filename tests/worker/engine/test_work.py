@@ -25,7 +25,7 @@ def test_launchers(number: str, world: str) -> None:
     assert from_environment({number: "2"}) == Rank(0, 1), "half a pair is none"
     assert from_environment({number: "", world: ""}) == Rank(0, 1)
     for wrong in ("5", "-1", "x", "1.0"):
-        with pytest.raises(UsageError, match=f"{number}={wrong} with {world}=5 is no rank"):
+        with pytest.raises(UsageError, match=f"{number}={wrong} with {world}=5 is not a rank"):
             from_environment({number: wrong, world: "5"})
 
 

@@ -283,7 +283,7 @@ def test_a_disk_that_fills_up_half_way(
     monkeypatch.setattr(space, "SPARE_BYTES", -(1 << 30))  # as if it filled up later
     assert average(small_disk / "out", models) == 4
     text = capsys.readouterr().err
-    assert "No space left on device" in text and "the same command continues" in text
+    assert "No space left on device" in text and "run the same command to resume" in text
     assert "Traceback" not in text
     assert [path.name for path in (small_disk / "out").iterdir()] == [PARTIAL]
     ballast.unlink()

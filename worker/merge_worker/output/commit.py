@@ -72,9 +72,9 @@ def _check_reproduced(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]
     for entry in outputs:
         if plan.known_checksums.get(entry["file"], entry["sum128"]) != entry["sum128"]:
             raise ResultError(
-                f"{out}: {entry['file']} would not be what the manifest tells of; a model has "
-                f"other values by now, or it was made on another kind of device\n"
-                f"  merge the recipe {RECIPE} to have it nevertheless"
+                f"{out}: {entry['file']} would differ from the manifest; a model has "
+                f"other values now, or the first merge was made on another kind of device\n"
+                f"  merge the recipe {RECIPE} to accept the new result"
             )
 
 

@@ -80,7 +80,7 @@ class output_errors:
             raise OutputError(
                 f"{self.out}: cannot write: {error.strerror}"
                 f"{f' ({error.filename})' if error.filename else ''}\n"
-                f"  what is done stays; the same command continues when the cause is mended"
+                f"  finished work is kept; fix the cause and run the same command to resume"
             ) from None
 
 

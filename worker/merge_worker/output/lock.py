@@ -50,7 +50,7 @@ class Lock:
         except OSError as error:
             raise OutputError(
                 f"{self.path}: cannot write this lock: {error.strerror}\n"
-                f"  what is done stays; the same command continues when the cause is mended"
+                f"  finished work is kept; fix the cause and run the same command to resume"
             ) from None
         self._thread.start()
         return self

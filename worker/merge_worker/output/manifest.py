@@ -129,7 +129,7 @@ def files_to_upload(out: Path) -> Iterator[tuple[str, Path | bytes]]:
     """
     value = read_manifest(out)
     if not value or not isinstance(value.get("outputs"), list):
-        raise InputError(f"{out}: no {MANIFEST}; this is no finished merge")
+        raise InputError(f"{out}: no {MANIFEST}; not a finished merge")
     recipe = str(value["recipe"]["text"]).encode()
     for entry in value["outputs"]:
         if entry["file"] == RECIPE:

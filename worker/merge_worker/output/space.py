@@ -32,7 +32,7 @@ class DiskSpace:
     def refuse(self, out: Path) -> list[str]:
         """Return warnings about quotas. Raises OutputError if the merge does not fit."""
         if self.free_files == 0:
-            raise OutputError(f"{out}: no more files fit there (inodes); choose another folder")
+            raise OutputError(f"{out}: no free inodes there; choose another folder")
         if self.needs > self.free:
             raise OutputError(
                 f"{out}: needs {gigabytes(self.needs)}, only {gigabytes(self.free)} are free "

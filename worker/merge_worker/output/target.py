@@ -56,7 +56,7 @@ def refuse_foreign(out: Path, own: Collection[str] = ()) -> None:
     foreign = [name for name in names if not name.startswith(PARTIAL) and name not in own]
     if foreign:
         raise OutputError(
-            f"{out}: not empty, and not of a merge of ours: {first_names(foreign)}\n"
+            f"{out}: not empty, and not created by merge-worker: {first_names(foreign)}\n"
             f"  choose another folder, or move these files away"
         )
 
@@ -93,7 +93,7 @@ def inspect_output(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> T
         except OutputError:
             if _snapshot(out) == before:
                 raise
-    raise OutputError(f"{out}: somebody else writes here; give a folder that no other program uses")
+    raise OutputError(f"{out}: another process is writing to this folder; choose another")
 
 
 def _snapshot(out: Path) -> tuple[object, ...]:
@@ -187,7 +187,7 @@ def _unchanged(out: Path, finished: dict[str, object]) -> None:
         if not path.is_file() or path.stat().st_size != entry.get("bytes"):
             raise OutputError(
                 f"{path}: missing or changed since this merge was finished\n"
-                f"  --overwrite makes all of it again"
+                f"  --overwrite merges again from the start"
             )
 
 

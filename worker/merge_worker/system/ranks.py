@@ -36,7 +36,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
             if not 0 <= rank.number < rank.world:
                 raise UsageError(
                     f"{number}={environment[number]} with {world}={environment[world]} "
-                    f"is no rank; unset both for a run of one process"
+                    f"is not a rank; unset both for a run of one process"
                 )
             return rank
     return Rank()
