@@ -52,7 +52,7 @@ def test_no_path_and_still_whole(tmp_path: Path, models: list[Path]) -> None:
 
 
 def test_unfinished_folders(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no finished merge"):
+    with pytest.raises(InputError, match="not a finished merge"):
         list(files_to_upload(tmp_path))
 
 

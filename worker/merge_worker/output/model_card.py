@@ -30,9 +30,9 @@ def public_name(ref: ModelRef) -> str:
 def _public(path: str, revision: str | None) -> str:
     if is_hub_id(path) and not Path(path).is_absolute():
         return f"{path}@{revision}" if revision else path
-    found = snapshot(Path(path))
-    if found:
-        return "@".join(found)
+    origin = snapshot(Path(path))
+    if origin:
+        return "@".join(origin)
     return Path(path).name or Path(path).resolve().name
 
 
@@ -73,9 +73,9 @@ def _hub_ids(plan: Plan) -> Iterator[str]:
     start = plan.options.relative_to
     for ref in plan.recipe.model_refs():
         for path in (ref.path, ref.lora):
-            found = snapshot(start / Path(path).expanduser()) if path else None
-            if found:
-                yield found[0]
+            origin = snapshot(start / Path(path).expanduser()) if path else None
+            if origin:
+                yield origin[0]
             elif path and is_hub_id(path) and not (start / path).exists():
                 yield path
 
@@ -115,10 +115,10 @@ def _front_matter(model: Checkpoint) -> dict[str, str]:
         return {}
     front = text.split("---\n", 2)[1] if text.startswith("---\n") else ""
     return {
-        key: found[1].strip("\"'")
+        key: match[1].strip("\"'")
         for key in _LICENCE
         if (
-            found := re.search(rf"^{key}:[ \t]+([^\s\[{{&*!|>#][^#\n]*?)[ \t]*(#.*)?$", front, re.M)
+            match := re.search(rf"^{key}:[ \t]+([^\s\[{{&*!|>#][^#\n]*?)[ \t]*(#.*)?$", front, re.M)
         )
     }
 
