@@ -20,7 +20,7 @@ PHASES = {
     "begins to read ahead": "merge_worker.engine.one_pass ReadAhead.__enter__",
     "starts its lanes": "merge_worker.engine.stream Engine.run",
     "reads": "merge_worker.checkpoint.reader Files.read",
-    "looks": "merge_worker.engine.lane Lane.look",
+    "looks": "merge_worker.engine.lane Lane.collect",
     "merges": "merge_worker.engine.lane Lane.merge",
     "writes": "merge_worker.output.store PartialOutput.write",
     "forces bytes to the storage": "merge_worker.output.store PartialOutput.sync",

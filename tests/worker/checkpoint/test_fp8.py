@@ -75,7 +75,7 @@ def test_any_run(case: str, tmp_path_factory: pytest.TempPathFactory, data: st.D
     got = lane.read(source, start, stop, "in0")
     assert torch.equal(got, expected(case).reshape(-1)[start:stop])
     said = buffer_size(source)
-    assert lane.host.held_with({}) <= said.per_element * (stop - start) + said.fixed
+    assert lane.host.size_with({}) <= said.per_element * (stop - start) + said.fixed
     lane.files.close()
 
 

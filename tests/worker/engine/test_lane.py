@@ -42,10 +42,10 @@ def test_buffers_grow_and_are_reused() -> None:
     assert pool.take("a", 5, "bfloat16").data_ptr() == first.data_ptr()
     assert pool.take("a", 20, "float32").numel() == 20
     assert pool.take("b", 3, "float64").data_ptr() != pool.take("a", 3, "float64").data_ptr()
-    assert pool.held_with({}) == 80 + 24
-    assert pool.held_with({"a": 100, "c": 1}) == 100 + 24 + 1
+    assert pool.size_with({}) == 80 + 24
+    assert pool.size_with({"a": 100, "c": 1}) == 100 + 24 + 1
     pool.clear()
-    assert pool.held_with({}) == 0
+    assert pool.size_with({}) == 0
 
 
 def test_aligned_buffers_begin_at_a_page_or_as_far_beyond_one_as_asked() -> None:
@@ -53,7 +53,7 @@ def test_aligned_buffers_begin_at_a_page_or_as_far_beyond_one_as_asked() -> None
     assert pool.take("out", 9, "bfloat16").data_ptr() % PAGE == 0
     assert pool.take("out", 10_000, "bfloat16", shift=24).data_ptr() % PAGE == 24
     assert len(pool.memory("out", 20_000, 24)) == 20_000
-    assert pool.held_with({}) == 20_024 + PAGE - 1
+    assert pool.size_with({}) == 20_024 + PAGE - 1
 
 
 def test_host_views_are_the_memory_itself() -> None:
@@ -144,8 +144,8 @@ def test_make_room_keeps_what_fits_and_lets_go_of_what_does_not(big: JointStep) 
     lane = Lane(CPU, Files())
     piece = Piece(0, 1)
     lane.load(big, piece)
-    held = lane.host.held_with({})
+    held = lane.host.size_with({})
     lane.make_room(big, piece, 1 << 30)
-    assert lane.host.held_with({}) == held
+    assert lane.host.size_with({}) == held
     lane.make_room(big, piece, held - 1)
-    assert lane.host.held_with({}) == 0
+    assert lane.host.size_with({}) == 0

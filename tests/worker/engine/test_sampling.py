@@ -72,15 +72,16 @@ def test_a_base_that_is_none(tmp_path: Path, capsys: Capture) -> None:
 def test_copies_and_results_that_are_an_input(tmp_path: Path, capsys: Capture) -> None:
     a, b, same = (model(tmp_path, "a"), model(tmp_path, "b"), tmp_path / "same")
     write_checkpoint(same, read_tensors(a))
-    assert "is the same as" in told(capsys, tmp_path, "linear", a, same)
+    assert "is identical to" in told(capsys, tmp_path, "linear", a, same)
     assert identical(tmp_path) == ["a", "same"]
     assert told(capsys, tmp_path, "linear", a, b, "--weights", "1,0") == (
-        f"warning: the result is {a}, bit for bit; {b} left no trace\n"
+        f"warning: the result is {a}, bit for bit; {b} had no effect\n"
     )
     assert identical(tmp_path) == ["a"]
     assert told(capsys, tmp_path, "linear", a, b) == "" and identical(tmp_path) == []
-    assert "is the same as" in told(capsys, tmp_path, "task_arithmetic", same, b, "--base-model", a,
-                                    "--weights", "1,1")  # fmt: skip
+    assert "is identical to" in told(
+        capsys, tmp_path, "task_arithmetic", same, b, "--base-model", a, "--weights", "1,1"
+    )
 
 
 def test_one_trace_is_enough(tmp_path: Path, capsys: Capture) -> None:
@@ -89,7 +90,7 @@ def test_one_trace_is_enough(tmp_path: Path, capsys: Capture) -> None:
     held = read_tensors(a)
     held["layers.1.q"][39, 299] += 1
     other = write_checkpoint(tmp_path / "other", held)
-    assert "is the same as" in told(capsys, tmp_path, "linear", a, other)
+    assert "is identical to" in told(capsys, tmp_path, "linear", a, other)
     assert identical(tmp_path) == []
     # In 32 bits the mean of such neighbours is one of them, or neither.
     assert "bit for bit" in told(capsys, tmp_path, "linear", a, other, "--weights", "0,1")
@@ -107,9 +108,9 @@ def test_a_result_of_several_ranks(
     ended = [one.wait() for one in running]
     assert [one.code for one in ended] == [0, 0], ended
     said = "".join(one.err for one in ended)
-    assert said.count("bit for bit; ") == 1 and said.count("merge to noise") == 1
+    assert said.count("bit for bit; ") == 1 and said.count("the merge would be noise") == 1
     found = manifest(tmp_path / "out")
-    assert found["identical_to"] == ["a"] and "merge to noise" in found["notes"][0]
+    assert found["identical_to"] == ["a"] and "the merge would be noise" in found["notes"][0]
 
 
 def test_documents_that_are_made_on_the_way(tmp_path: Path, capsys: Capture) -> None:

@@ -139,8 +139,8 @@ def test_staged_lanes_hold_the_bound_on_both_sides_and_keep_their_buffers(
     stream_into(tmp_path / "out", plan, staged=True)
     most = plan.memory.bound // plan.memory.lanes
     for lane in lanes:
-        assert 0 < lane.host.held_with({}) + lane.landing.held_with({}) <= most
-        assert lane.on_device.held_with({}) + lane.scratch.held_with({}) <= most
+        assert 0 < lane.host.size_with({}) + lane.landing.size_with({}) <= most
+        assert lane.on_device.size_with({}) + lane.scratch.size_with({}) <= most
     assert cleared == [], "pinning memory again for every piece would cost more than the merge"
 
 

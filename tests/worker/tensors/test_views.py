@@ -79,7 +79,7 @@ def test_any_run(case: str, stored: tuple[TensorSource, TensorSource], data: st.
     assert torch.equal(got, expected.reshape(-1)[start:stop])
     # What a lane holds for the run is what was said, or the bound on memory is none.
     said = buffer_size(view)
-    assert lane.host.held_with({}) <= said.per_element * (stop - start) + said.fixed
+    assert lane.host.size_with({}) <= said.per_element * (stop - start) + said.fixed
     lane.files.close()
 
 

@@ -1,4 +1,4 @@
-"""Memory of one lane, by slot: allocated once, grown to the largest request, used again."""
+"""Reused memory of one lane, by slot, grown to the largest request."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MANY_VIEWS = 1000
 
 
 class Pool:
-    """Buffers by slot, on one device; each grows to the largest request and is then reused.
+    """Buffers by slot, on one device, at addresses that are multiples of `aligned`.
 
-    `aligned` is what their addresses are multiples of. Pools of one lane share `cache`, so that
-    views which methods cached never keep memory alive that one of them lets go.
+    Each grows to the largest request and is then reused. Pools of one lane share `cache`, so that
+    views which methods cached never keep memory alive that one of them frees.
     """
 
     def __init__(
@@ -37,38 +37,38 @@ class Pool:
         self.pinned = pinned
         self.aligned = aligned
         self._slots: dict[str, Tensor] = {}
-        # Views are kept, since making them anew for every piece costs as much as its maths.
+        # Views are cached, since creating them for every piece costs as much as its arithmetic.
         self._views: dict[tuple[str, int, str, int], Tensor] = {}
-        self._runs: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
+        self._blocks: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
         self._memory: dict[tuple[str, int, int], memoryview] = {}
 
     def bytes(self, slot: str, count: int) -> Tensor:
-        """`count` bytes of the slot's memory."""
-        held = self._slots.get(slot)
-        if held is None or held.numel() < count:
-            # Let go first, or the peak would be old and new together.
+        """Return `count` bytes of the slot's memory."""
+        buffer = self._slots.get(slot)
+        if buffer is None or buffer.numel() < count:
+            # The old buffer is freed first, or the peak would be both together.
             self._slots.pop(slot, None)
-            self._forget_views()
-            held = None
+            self._clear_views()
+            buffer = None
             options = {"pin_memory": True} if self.pinned else {"device": self.device}
             raw = torch.empty(count + self.aligned - 1, dtype=torch.uint8, **options)
-            held = self._slots[slot] = raw[-raw.data_ptr() % self.aligned :][:count]
-        return held[:count]
+            buffer = self._slots[slot] = raw[-raw.data_ptr() % self.aligned :][:count]
+        return buffer[:count]
 
-    def held_with(self, needs: Mapping[str, int]) -> int:
-        """Bytes held once the slots have grown to `needs`."""
-        grown = {slot: held.numel() for slot, held in self._slots.items()}
+    def size_with(self, needs: Mapping[str, int]) -> int:
+        """Return the bytes of all slots once they have grown to `needs`."""
+        grown = {slot: buffer.numel() for slot, buffer in self._slots.items()}
         for slot, count in needs.items():
             grown[slot] = max(count, grown.get(slot, 0))
         return sum(grown.values()) + (self.aligned - 1) * len(grown)
 
     def clear(self) -> None:
         self._slots.clear()
-        self._forget_views()
+        self._clear_views()
 
-    def _forget_views(self) -> None:
+    def _clear_views(self) -> None:
         self._views.clear()
-        self._runs.clear()
+        self._blocks.clear()
         self._memory.clear()
         self._cache.clear()
 
@@ -82,25 +82,25 @@ class Pool:
         return value
 
     def memory(self, slot: str, count: int, shift: int = 0) -> memoryview:
-        """`count` bytes of a slot on the host from byte `shift` on, for reads and writes."""
+        """Return `count` bytes of a slot on the host from byte `shift` on, for reads and writes."""
         view = self._memory.get((slot, count, shift))
         if view is None:
             view = host_view(self.bytes(slot, shift + count)[shift:])
             self._memory[slot, count, shift] = view
         return view
 
-    def runs(self, values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
-        """Elements of a slot as the blocks of a grid."""
+    def as_blocks(self, values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+        """Return the elements of a slot as the blocks of a grid."""
         key = (values.data_ptr(), values.numel(), values.dtype, grid.block, grid.row)
-        found = self._runs.get(key)
-        if found is None:
-            if len(self._runs) >= MANY_VIEWS:
-                self._forget_views()
-            found = self._runs[key] = split(values, grid)
-        return found
+        blocks = self._blocks.get(key)
+        if blocks is None:
+            if len(self._blocks) >= MANY_VIEWS:
+                self._clear_views()
+            blocks = self._blocks[key] = split(values, grid)
+        return blocks
 
     def take(self, slot: str, count: int, dtype: str, shift: int = 0) -> Tensor:
-        """`count` elements of the slot's memory (the Scratch of methods) from byte `shift` on."""
+        """Return `count` elements of the slot's memory, from byte `shift` on, for methods."""
         view = self._views.get((slot, count, dtype, shift))
         if view is None:
             kind: torch.dtype = getattr(torch, dtype)
@@ -110,7 +110,7 @@ class Pool:
 
 
 def host_view(buffer: Tensor) -> memoryview:
-    """The memory of a host tensor for reads and writes; numpy may be absent on the node."""
+    """Return the memory of a host tensor for reads and writes, without numpy."""
     count = buffer.numel()
     if count == 0:
         return memoryview(bytearray())
@@ -118,7 +118,7 @@ def host_view(buffer: Tensor) -> memoryview:
 
 
 def split(values: Tensor, grid: Grid) -> tuple[Tensor, ...]:
-    """Views of the blocks of a run, 1-D or as whole rows."""
+    """Return views of the blocks of a run, 1-D or as whole rows."""
     size = grid.block
     if grid.row is not None:
         values, size = values.view(-1, grid.row), grid.block // grid.row

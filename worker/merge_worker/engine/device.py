@@ -1,4 +1,4 @@
-"""Which devices a merge runs on; the only place that knows accelerators by name."""
+"""Devices that a merge runs on; the only module that names kinds of accelerators."""
 
 from __future__ import annotations
 
@@ -13,48 +13,47 @@ from ..units import DEVICES
 torch_startup.restore()
 
 OUT_OF_MEMORY: type[Exception] = torch.cuda.OutOfMemoryError
-"""What torch raises for every kind of device; its other name is younger than torch 2.4."""
+"""Raised by torch for every kind of device; its other name needs torch 2.5."""
 
 _KINDS = ("cuda", "xpu", "mps")
 
 
 def select_devices(word: str) -> list[torch.device]:
-    """The devices that `--device` names: `auto` is every visible accelerator, else the CPU."""
+    """Return the devices that `--device` names: `auto` is every visible accelerator, or the CPU."""
     if word == "auto":
         for kind in _KINDS:
-            found = _visible(kind)
-            if found:
-                return found
+            devices = _visible(kind)
+            if devices:
+                return devices
         return [torch.device("cpu")]
     if word == "cpu":
         return [torch.device("cpu")]
     kind, _, number = word.partition(":")
     if kind not in _KINDS or (number and not number.isdecimal()):
         raise UsageError(f"--device {word}: one of {', '.join(DEVICES)}")
-    found = _visible(kind)
+    devices = _visible(kind)
     if number:
-        found = [device for device in found if device.index == int(number)]
-    if not found:
+        devices = [device for device in devices if device.index == int(number)]
+    if not devices:
         raise UsageError(f"--device {word}: torch {torch.__version__} sees no such device here")
-    return found
+    return devices
 
 
 def devices_of_rank(word: str, number: int, count: int) -> list[torch.device]:
-    """Those of one of `count` processes: one for each, or several, but none is left out."""
-    found = select_devices(word)
-    return found[number::count] or [found[number % len(found)]]
+    """Return the devices of process `number` of `count`: at least one, and every device is used."""
+    devices = select_devices(word)
+    return devices[number::count] or [devices[number % len(devices)]]
 
 
-def load_linalg(found: Sequence[torch.device]) -> None:
-    """What matrix methods need there, before several threads ask for it at once: torch's loader
-    of it is not safe against that."""
-    for device in found:
+def load_linalg(devices: Sequence[torch.device]) -> None:
+    """Load the linear algebra of accelerators, which torch cannot load from several threads."""
+    for device in devices:
         if device.type != "cpu":
             torch.linalg.qr(torch.ones(1, 1, device=device))
 
 
 def synchronize(device: torch.device) -> None:
-    """Until the device has done all that this thread has given it."""
+    """Wait until the device has finished all work of this thread."""
     if device.type == "cpu":
         return
     module = getattr(torch, device.type)
@@ -65,7 +64,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_cached(device: torch.device) -> None:
-    """Give back the device's memory that torch keeps for later."""
+    """Release the device memory that torch caches."""
     empty_cache = getattr(getattr(torch, device.type, None), "empty_cache", None)
     if empty_cache is not None:
         empty_cache()

@@ -1,4 +1,4 @@
-"""One lane: a thread's own buffers on host and device, and what it does with one piece."""
+"""A lane: buffers of one thread on host and device, and its reading and computing of a piece."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 
 
 class Lane:
-    """Buffers and streams of one worker thread. Not shared between threads."""
+    """Buffers and device stream of one worker thread, not shared between threads."""
 
     def __init__(
         self,
         device: torch.device,
         files: Files,
         staged: bool | None = None,
-        turns: ComputeSlots = UNLIMITED,
+        slots: ComputeSlots = UNLIMITED,
     ) -> None:
-        self.device, self.files, self.turns = device, files, turns
+        self.device, self.files, self.slots = device, files, slots
         # With an accelerator, values pass through pinned host memory; tests stage on CPU too.
         self.staged = device.type != "cpu" if staged is None else staged
         cache: dict[tuple[object, ...], Any] = {}
         pinned = device.type in ("cuda", "xpu")
         self.host = Pool(torch.device("cpu"), pinned, cache=cache)
         self.on_device = Pool(device, cache=cache) if self.staged else self.host
-        # What is written, as far beyond a page in memory as in the file.
+        # Results, at the same offset from a page in memory as in the file.
         self.landing = Pool(self.host.device, pinned, PAGE, cache)
         self.scratch = Pool(device, cache=cache)
         self._room_for: tuple[Step, int, int] | None = None
 
     def stream(self) -> AbstractContextManager[Any]:
-        """The device's own queue of this lane, so that copies and kernels of lanes overlap."""
+        """Return a device queue for this lane, so that copies and kernels of lanes overlap."""
         if self.device.type == "cuda":
             return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
         if self.device.type == "xpu":
@@ -58,7 +58,7 @@ class Lane:
         return nullcontext()
 
     def make_room(self, step: JointStep, piece: Piece, limit: int) -> None:
-        """Let buffers go if those of other tensors and of this piece together exceed `limit`."""
+        """Free all buffers if those of earlier tensors and this piece would exceed `limit`."""
         asked = (step, piece.blocks, limit)
         if self._room_for is not None and self._room_for[0] is step and self._room_for == asked:
             return
@@ -72,55 +72,55 @@ class Lane:
                 needs[f"in{number}."] = (stop - start) * extra.per_element + extra.fixed
         scratch = min(step.grid.block, step.grid.count) * step.scratch
         outs = {f"out{n}": (stop - start) * m.step.dtype.bytes for n, m in enumerate(step.members)}
-        landing = self.landing.held_with({slot: count + PAGE for slot, count in outs.items()})
-        held = self.host.held_with(needs) + landing
-        if held + max(scratch, self.scratch.held_with({})) > limit:
+        landing = self.landing.size_with({slot: count + PAGE for slot, count in outs.items()})
+        total = self.host.size_with(needs) + landing
+        if total + max(scratch, self.scratch.size_with({})) > limit:
             self.clear()
             self._room_for = asked
 
     def clear(self) -> None:
-        """Let all buffers go, and give the device its memory back."""
+        """Free all buffers, and the memory that torch caches on the device."""
         for pool in (self.host, self.on_device, self.landing, self.scratch):
             pool.clear()
         self._room_for = None
         free_cached(self.device)
 
     def read(self, source: TensorSource, start: int, stop: int, slot: str) -> Tensor:
-        """Elements [start, stop) of a source in its dtype, 1-D, on the host."""
+        """Read elements [start, stop) of a source: 1-D, in its dtype, on the host."""
         dtype = source.dtype
         out = self.host.take(slot, stop - start, dtype.torch_name)
         if isinstance(source, StoredTensor):
             size = dtype.bytes
             memory = self.host.memory(slot, (stop - start) * size)
-            self.files.read(source.file, source.offset + start * size, memory, self.turns)
+            self.files.read(source.file, source.offset + start * size, memory, self.slots)
         else:
             source.read_into(self, start, stop, out, f"{slot}.")
         return out
 
     def take(self, slot: str, count: int, dtype: str) -> Tensor:
-        """Memory on the host, as derived sources need it."""
+        """Return memory on the host, for derived sources."""
         return self.host.take(slot, count, dtype)
 
     def load(self, step: Step, piece: Piece) -> Loaded:
-        """Every source's elements of a piece in their stored dtypes, 1-D, on the device."""
+        """Load a piece of every source: 1-D, in its stored dtype, on the device."""
         start, stop = step.grid.span(piece.first, piece.blocks)
         loaded = []
         if self.staged:
-            synchronize(self.device)  # or what is still being copied to it would be overwritten
+            synchronize(self.device)  # or buffers would be overwritten that are still being copied
         for number, source in enumerate(step.sources):
             # Host and device have the same slots, so that one account of them fits both.
             slot = f"in{number}"
             values = self.read(source, start, stop, slot)
             if self.staged:
-                there = self.on_device.take(slot, stop - start, source.dtype.torch_name)
-                values = there.copy_(values, non_blocking=True)
+                copy = self.on_device.take(slot, stop - start, source.dtype.torch_name)
+                values = copy.copy_(values, non_blocking=True)
             loaded.append(values)
         return Loaded(piece, loaded)
 
     def blocks(self, step: Step, part: Piece, loaded: Loaded | None) -> Iterator[Block]:
-        """The blocks of a part of a tensor, as whole rows where rows count.
+        """Yield the blocks of a part of a tensor, as whole rows where the grid has rows.
 
-        What is not loaded is read block by block: it is in the processor's cache then.
+        Without `loaded`, each block is read just before, so that it is in the processor's cache.
         """
         grid = step.grid
         if loaded is None:
@@ -128,14 +128,14 @@ class Lane:
             return
         begin, (start, stop) = loaded.piece.first * grid.block, grid.span(part.first, part.blocks)
         if part == loaded.piece:
-            parts = [self.on_device.runs(values, grid) for values in loaded.sources]
+            parts = [self.on_device.as_blocks(values, grid) for values in loaded.sources]
         else:
             parts = [split(values[start - begin : stop - begin], grid) for values in loaded.sources]
         for number, views in enumerate(zip(*parts, strict=True), part.first):
             yield Block(list(views), number * grid.block, self.scratch)
 
     def _read_blocks(self, step: Step, part: Piece) -> Iterator[Block]:
-        """Each block into the same buffers; few steps of the interpreter, since blocks are many."""
+        """Read each block into the same buffers, with few Python steps for each."""
         grid, count = step.grid, -1
         views: list[Tensor] = []
         slots = [(source, f"in{number}") for number, source in enumerate(step.sources)]
@@ -143,30 +143,33 @@ class Lane:
             start, stop = grid.span(number, 1)
             read = [self.read(source, start, stop, slot) for source, slot in slots]
             if stop - start != count:
-                count, views = stop - start, [self.host.runs(values, grid)[0] for values in read]
+                count, views = (
+                    stop - start,
+                    [self.host.as_blocks(values, grid)[0] for values in read],
+                )
             yield Block(views, start, self.scratch)
 
-    def look(
+    def collect(
         self,
         step: JointStep,
         part: Piece,
         loaded: Loaded | None,
-        reduces: Sequence[StatisticsPass | None],
+        passes: Sequence[StatisticsPass | None],
     ) -> list[list[Any]]:
-        """One statistic per block for each member that asks for one."""
-        found: list[list[Any]] = [[] for _ in reduces]
+        """Return for each member with a statistics pass its statistics of every block."""
+        statistics: list[list[Any]] = [[] for _ in passes]
         for block in self.blocks(step, part, loaded):
-            for member, reduce, partials in zip(step.members, reduces, found, strict=True):
-                if reduce is not None:
-                    partials.append(reduce.collect(member.of(block)))
-        return found
+            for member, pass_, partials in zip(step.members, passes, statistics, strict=True):
+                if pass_ is not None:
+                    partials.append(pass_.collect(member.of(block)))
+        return statistics
 
     def merge(
         self, step: JointStep, part: Piece, loaded: Loaded | None, finals: Sequence[MergePass]
     ) -> list[tuple[memoryview, int]]:
-        """Of each member the merged bytes on the host, and how many values are not finite."""
+        """Merge a part. Return each member's bytes on the host and count of NaN and Inf."""
         outs = [self._out(number, member.step, part) for number, member in enumerate(step.members)]
-        parts = [pool.runs(out, step.grid) for pool, out in outs]
+        parts = [pool.as_blocks(out, step.grid) for pool, out in outs]
         for number, block in enumerate(self.blocks(step, part, loaded)):
             block = shared(block, finals)
             for member, final, blocks in zip(step.members, finals, parts, strict=True):
@@ -190,7 +193,7 @@ class Lane:
         return landed
 
     def _out(self, number: int, step: Step, part: Piece) -> tuple[Pool, Tensor]:
-        """Where a result is computed: with the CPU, in the memory that it is written from."""
+        """Return the buffer of a result: on the CPU, the one that it is written from."""
         start, stop = step.grid.span(part.first, part.blocks)
         pool, shift = (
             (self.on_device, 0) if self.staged else (self.landing, step.file_offset(part) % PAGE)
@@ -198,7 +201,7 @@ class Lane:
         return pool, pool.take(f"out{number}", stop - start, step.dtype.torch_name, shift)
 
     def _landed(self, number: int, step: Step, part: Piece, out: Tensor) -> tuple[memoryview, int]:
-        # A sum is finite only if all of its terms are: one cheap look at the whole piece.
+        # A sum is finite only if all of its terms are, which is cheap to test.
         total = out.sum(dtype=torch.float32 if out.dtype == torch.float16 else None)
         bad = 0
         if not math.isfinite(total.item()):

@@ -1,4 +1,4 @@
-"""One pass over the inputs for all merges of a run, from what earlier runs left to the engine."""
+"""One pass over the inputs for all merges of a run, resuming the work of earlier runs."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from .work import Work, join_steps, share
 def stream(
     stores: Sequence[PartialOutput], options: RunOptions, rank: Rank, clock: Clock
 ) -> list[str]:
-    """Do this rank's share of what the stores wait for; returns the names of differing copies."""
+    """Do this rank's share of all merges. Return the names of tensors whose copies differ."""
     progress = _progress(stores, options.progress, rank)
-    one = _Pass(stores, options, rank, clock, progress)
+    run = _Pass(stores, options, rank, clock, progress)
     try:
-        with stop_on_signal(one.stop):
-            with stop_at_deadline(one.stop, options.deadline_s, clock.began):
-                one.find_work()
-            differing = one.run()
+        with stop_on_signal(run.stop):
+            with stop_at_deadline(run.stop, options.deadline_s, clock.began):
+                run.find_work()
+            differing = run.run()
             _refuse_changed(stores)
             for store in stores:
-                store.sync(one.forget)
+                store.sync(run.drop_cache)
     finally:
         for store in stores:
             store.close()
-        one.files.close()
-    clock.moved = progress.bytes_in + progress.bytes_out
+        run.files.close()
+    clock.bytes_moved = progress.bytes_in + progress.bytes_out
     return differing
 
 
 @dataclass
 class _Pass:
-    """What a pass over the inputs is made of."""
+    """One pass over the inputs: its work, its files and the objects that run it."""
 
     stores: Sequence[PartialOutput]
     options: RunOptions
@@ -62,44 +62,44 @@ class _Pass:
 
     def __post_init__(self) -> None:
         inputs = sum(shard.size for shard in _shards(self.stores).values())
-        self.forget = inputs > _memory_bytes() // 2
+        self.drop_cache = inputs > _memory_bytes() // 2
 
     def find_work(self) -> None:
-        """What earlier runs have not done."""
+        """Find the work that earlier runs have not done."""
         done = [_done(s, self.options, self.progress, self.stop) for s in self.stores]
         plans = [store.plan for store in self.stores]
         own = [share(p.steps, self.rank, d) for p, d in zip(plans, done, strict=True)]
         self.work = join_steps(own)
         self.memory = _memory(self.stores, self.work)
         self.progress.names = [item.step.name for item in self.work]
-        if self.rank.world > 1:  # its own share is the whole of it
+        if self.rank.world > 1:  # progress is that of its own share
             share_bytes = sum(map(_result_bytes, self.work))
             self.progress.done_before, self.progress.total_out = 0, share_bytes
 
     def run(self) -> list[str]:
-        """Do the work; returns the names of differing copies."""
+        """Do the work. Return the names of tensors whose copies differ."""
         prune = self.options.prune and self.rank.world == 1
         fetcher = Fetcher(self.files, self.work, self.progress, prune)
         ahead = ReadAhead(self.files, self.work)
         clocked = stop_at_deadline(self.stop, self.options.deadline_s, self.clock.began)
         with clocked, fetcher, ahead:
-            # Torch takes seconds to load, in which the storage is at work already.
+            # Torch takes seconds to load, while the storage reads ahead already.
             from .sampling import check_inputs
 
             began = time.monotonic()
-            crew = None if fetcher.busy else self._crew()
+            processes = None if fetcher.busy else self._start_processes()
             with self.progress, Flusher([f.fd for store in self.stores for f in store.files]):
                 check_inputs(self.stores, self.files, self.rank, self.progress)
                 self.progress.restart_clock()
-                if crew is not None:
-                    differing = crew.wait(self.stop)
+                if processes is not None:
+                    differing = processes.wait(self.stop)
                 else:
                     differing = self._engine(ahead, fetcher, self.stop)(self.work)
             self.clock.stream_s = time.monotonic() - began
         return differing
 
-    def _crew(self) -> WorkerProcesses | None:
-        """Processes that share the work, if there are processors for them."""
+    def _start_processes(self) -> WorkerProcesses | None:
+        """Start processes that share the work, if there are processors for them."""
         count = self.memory.processes
         hashing = any(store.hashes for store in self.stores)
         if count < 2 or hashing or not can_fork():
@@ -107,7 +107,7 @@ class _Pass:
         self.memory = self.memory.per_process
 
         def start(number: int, stop: StopFlag) -> Do:
-            # Locks of the parent's may have been held when this process began.
+            # The parent's locks may have been held at the fork.
             self.files = Files()
             do = self._engine(None, None, stop, (number, count))
             return lambda work: do(with_readahead(work, self.files))
@@ -121,14 +121,14 @@ class _Pass:
         stop: StopFlag,
         process: tuple[int, int] = (0, 1),
     ) -> Do:
-        """What does work and returns the names of differing copies."""
+        """Return a function that does work and returns the names of tensors whose copies differ."""
         from .device import devices_of_rank
         from .stream import Engine
 
-        found = devices_of_rank(self.options.device, *process)
-        engine = Engine(self.stores, self.memory, self.progress, found, self.files, ahead, stop)
+        devices = devices_of_rank(self.options.device, *process)
+        engine = Engine(self.stores, self.memory, self.progress, devices, self.files, ahead, stop)
         engine.allow_nonfinite, engine.fetcher = self.options.allow_nonfinite, fetcher
-        engine.forget = self.forget
+        engine.drop_cache = self.drop_cache
 
         def run(work: Iterable[Work]) -> list[str]:
             engine.run(work)
@@ -146,29 +146,30 @@ def _progress(stores: Sequence[PartialOutput], mode: str, rank: Rank) -> Progres
 
 
 def _result_bytes(work: Work) -> int:
-    """What this process writes of a tensor."""
+    """Return the bytes of a tensor that this process writes."""
     spans = [work.step.grid.span(piece.first, piece.blocks) for piece in work.todo]
     return sum(stop - start for start, stop in spans) * work.step.result_bytes
 
 
 def _refuse_changed(stores: Sequence[PartialOutput]) -> None:
-    """InputError if a file is not what it was: the result is of two versions of it."""
-    found = [f"{path}: {what}" for path, s in _shards(stores).items() if (what := s.changed())]
-    if found:
+    """Raise InputError if an input changed during the merge, which read two versions of it."""
+    shards = _shards(stores).items()
+    changes = [f"{path}: {change}" for path, shard in shards if (change := shard.changed())]
+    if changes:
         raise InputError(
-            f"{first_names(found)}, while the merge read it; nothing is finished\n"
-            f"  when nobody writes to it any more, the same command with --no-resume begins anew"
+            f"{first_names(changes)}, while the merge read it; nothing is finished\n"
+            f"  when no program writes to it any more, start over with --no-resume"
         )
 
 
 def _shards(stores: Sequence[PartialOutput]) -> dict[str, Shard]:
-    """Every file that is read, once, by its path."""
+    """Return every input file once, by its path."""
     plans = [plan for store in stores for plan in (store.plan, *store.plan.lazy)]
     return {s.path: s for plan in plans for m in plan.models for s in m.shards}
 
 
 def _memory_bytes() -> int:
-    """Of this machine; as good as endless where the system does not tell."""
+    """Return the memory of this machine in bytes, or 2^60 if the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -176,7 +177,7 @@ def _memory_bytes() -> int:
 
 
 def _memory(stores: Sequence[PartialOutput], work: Sequence[Work]) -> Memory:
-    """The plan's own budget, or one for all that is held at once."""
+    """Return the budget of the only plan, or one for the joint steps of several."""
     if len(stores) == 1:
         return stores[0].plan.memory
     options, steps = stores[0].plan.options, [item.step for item in work]
@@ -186,25 +187,25 @@ def _memory(stores: Sequence[PartialOutput], work: Sequence[Work]) -> Memory:
 def _done(
     store: PartialOutput, options: RunOptions, progress: Progress, stop: StopFlag
 ) -> dict[int, list[Piece]]:
-    """What earlier runs have left, checked; and the files open for what is left to do."""
+    """Open the output files, and return the intact pieces of earlier runs by step."""
     store.read_journals()
     store.open()
     if store.entries:
-        lost = store.drop_damaged(store.plan.memory.lanes, stop)
+        damaged = store.drop_damaged(store.plan.memory.lanes, stop)
         if not options.allow_nonfinite:
             store.forget_nonfinite()
-        _say_resumed(store, progress, lost)
+        _report_resumed(store, progress, damaged)
     return store.done()
 
 
-def _say_resumed(store: PartialOutput, progress: Progress, lost: int) -> None:
+def _report_resumed(store: PartialOutput, progress: Progress, damaged: int) -> None:
     for entry in store.entries.values():
         step = store.plan.steps[entry.step]
         start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
         progress.done_before += (stop - start) * step.dtype.bytes
-    damaged = f", {counted(lost, 'damaged pieces are')} done again" if lost else ""
-    line = f"{printable(str(store.out))}: continuing at {progress.percent:.0f} %{damaged}"
+    again = f", {counted(damaged, 'damaged pieces are')} done again" if damaged else ""
+    line = f"{printable(str(store.out))}: continuing at {progress.percent:.0f} %{again}"
     if progress.mode == "json":
-        progress.event("resumed", percent=progress.percent, damaged=lost)
+        progress.event("resumed", percent=progress.percent, damaged=damaged)
     elif progress.mode != "off":
         progress.print_line(line)

@@ -1,14 +1,16 @@
-"""TODO"""
+"""Options of a run that cannot change its result, and the clock of its phases."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
+from ..units import GIB
+
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run, as far as it cannot change the result."""
+    """Options of a run; none of them changes the bytes of the result."""
 
     device: str = "auto"
     overwrite: bool = False
@@ -17,17 +19,21 @@ class RunOptions:
     progress: str = "auto"
     allow_nonfinite: bool = False
     deadline_s: float | None = None
-    prune: bool = False  # what was fetched and read is removed
+    prune: bool = False  # remove downloaded weights once they are read
 
 
 @dataclass
 class Clock:
-    """Seconds of the phases, for the manifest."""
+    """Times of the phases in seconds, and bytes moved, for the manifest."""
 
     began: float
     planned: float = 0.0
     stream_s: float = 0.0
-    moved: int = 0  # bytes read and written while streaming
+    bytes_moved: int = 0  # bytes read and written while streaming
+
+    @property
+    def gib_per_s(self) -> float:
+        return self.bytes_moved / GIB / max(1e-9, self.stream_s)
 
     def timings(self) -> dict[str, float]:
         return {

@@ -1,4 +1,4 @@
-"""Weights of hub models, fetched ahead of the lanes in the order in which they are read."""
+"""Weights of Hub models, downloaded ahead of the lanes in the order of reading."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..units import gigabytes
 from .work import Work
 
 THREADS = 2
-"""Files at a time: the client splits each into connections of its own."""
+"""Files downloaded at a time: the client opens several connections for each."""
 
 AHEAD = 4
 """Files ahead of the lanes where files behind them are removed."""
 
 
 class Fetcher:
-    """Fetches what the work reads and is not here. With `prune`, what was read is removed."""
+    """Downloads missing files of the work. With `prune`, files are removed once they are read."""
 
     def __init__(self, files: Files, work: Sequence[Work], progress: Progress, prune: bool) -> None:
         self._files = files
@@ -32,13 +32,13 @@ class Fetcher:
         self._left = Counter(path for paths in self._reads.values() for path in paths)
         self._order = [path for path in self._left if hub.absent(path)]
         self._next = iter(self._order)
-        self._held = 0
+        self._ahead = 0
         self._changed = threading.Condition()
         self._stopped = False
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to fetch or to remove."""
+        """Whether any file is to be downloaded or removed."""
         return self._prune or bool(self._order)
 
     def __enter__(self) -> Fetcher:
@@ -52,13 +52,13 @@ class Fetcher:
             self._changed.notify_all()
 
     def finished(self, number: int) -> None:
-        """The lanes are done with a step."""
+        """Note that the lanes have finished a step."""
         if not self._prune:
             return
         with self._changed:
             self._left.subtract(self._reads[number])
             done = [path for path in self._reads[number] if self._left[path] == 0]
-            self._held -= sum(path in self._order for path in done)
+            self._ahead -= sum(path in self._order for path in done)
             self._changed.notify_all()
         for path in done:
             self._files.forget(path)
@@ -67,25 +67,25 @@ class Fetcher:
     def _run(self) -> None:
         while (path := self._following()) is not None:
             try:
-                self._tell(path)
+                self._report(path)
                 hub.download(path)
             except InputError:
-                return  # the lane that reads it says what is wrong
+                return  # the lane that reads the file reports the error
 
     def _following(self) -> str | None:
         with self._changed:
-            while self._prune and self._held >= AHEAD and not self._stopped:
+            while self._prune and self._ahead >= AHEAD and not self._stopped:
                 self._changed.wait()
             path = None if self._stopped else next(self._next, None)
-            self._held += path is not None
+            self._ahead += path is not None
             return path
 
-    def _tell(self, path: str) -> None:
+    def _report(self, path: str) -> None:
         count = hub.size(path)
         if self._progress.mode == "json":
             self._progress.event("fetching", file=path, bytes=count)
         elif self._progress.mode != "off":
-            # In one call, since several of these threads talk.
+            # In one call, since several of these threads print.
             self._progress.print_line(f"fetching {path.rpartition('/')[2]} ({gigabytes(count)})")
 
 

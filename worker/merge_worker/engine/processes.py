@@ -1,9 +1,9 @@
-"""Several processes for one run where the maths is the processor's.
+"""Worker processes for methods that are bound by the processor.
 
 Threads of one process queue for the interpreter's lock: methods of many short steps took as long
 with sixteen of them as with two. So a run with several processors forks when torch is loaded. Its
 processes take batches of tensors from a pipe, write to the files that the parent has opened, and
-tell it how they ended; the parent shows the progress and finishes.
+report how they ended; the parent shows the progress and finishes.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ from ..tensors.source import stored_inputs
 from .work import Work, cost
 
 BATCHES_EACH = 64
-"""As many for each process, so that all end at about the same time."""
+"""Batches for each process, so that all end at about the same time."""
 
 LOOK_S = 0.2
+"""Seconds between looks at whether the parent was asked to stop."""
 
 HINTED = 64 << 20
-"""Bytes of a source to tell of at most: there are several sources, tensors and processes."""
+"""Most bytes of a source to read ahead: there are several sources, tensors and processes."""
 
 TASKS = Path("/proc/self/task")
-"""The threads of this process, where the system tells them."""
+"""Folder of the threads of this process, on Linux."""
 
 Do = Callable[[Iterable[Work]], list[str]]
-"""Does the work; returns the names of differing copies."""
+"""Does the work and returns the names of tensors whose copies differ."""
 
 Start = Callable[[int, StopFlag], Do]
-"""Makes ready in the process of that number, from 0."""
+"""Prepares the process of that number, from 0."""
 
 
 def can_fork() -> bool:
-    """Whether a process can be forked: no library has threads here that the fork would lose."""
+    """Return whether a fork is safe: no library has threads that the new process would lack."""
     try:
         native = len(list(TASKS.iterdir()))
     except OSError:
@@ -59,9 +60,9 @@ def can_fork() -> bool:
 
 
 def with_readahead(work: Iterable[Work], files: Files) -> Iterator[Work]:
-    """The same; the kernel is told of each when it is taken, while earlier ones are at work."""
+    """Yield the work, with read-ahead hints to the kernel when each item is taken."""
     for item in work:
-        # Once of a tensor that several share: who reads its first part tells.
+        # Once for a tensor that several processes share: with its first part.
         for source in item.step.sources if item.todo[0].first == 0 else ():
             for info in stored_inputs(source):
                 files.will_need(info.file, info.offset, min(info.nbytes, HINTED))
@@ -70,7 +71,7 @@ def with_readahead(work: Iterable[Work], files: Files) -> Iterator[Work]:
 
 @dataclass
 class WorkerProcesses:
-    """The processes. Made before there is an accelerator's context, or any thread of a library."""
+    """Forked processes. Created before an accelerator's context, or any thread of a library."""
 
     work: Sequence[Work]
     count: int
@@ -101,55 +102,55 @@ class WorkerProcesses:
         os.close(taken)
         os.close(watch)
 
-    def _live(self, number: int, taken: int, watch: int, tell: int) -> None:
-        """All of the life of a process; does not return."""
-        told: dict[str, Any] = {}
+    def _live(self, number: int, taken: int, watch: int, answer: int) -> None:
+        """Do the work of a new process and report to the parent; does not return."""
+        report: dict[str, Any] = {}
         try:
             self.progress.as_process(number + 1)
             stop = StopFlag()
             with stop_on_signal(stop):
                 threading.Thread(target=_orphaned, args=(watch, stop), daemon=True).start()
-                told["differing"] = self.start(number, stop)(self._taken(taken))
+                report["differing"] = self.start(number, stop)(self._taken(taken))
         except WorkerError as error:
-            told |= {"kind": type(error).__name__, "text": str(error)}
+            report |= {"kind": type(error).__name__, "text": str(error)}
         except BaseException:
             traceback.print_exc()
-            told["kind"] = ""
+            report["kind"] = ""
         finally:
-            os.write(tell, json.dumps(told).encode())
+            os.write(answer, json.dumps(report).encode())
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
 
     def _taken(self, pipe: int) -> Iterator[Work]:
-        """The work of one batch after the other, until nobody has more to give."""
+        """Yield the work of one batch after the other, until the pipe is empty."""
         while word := os.read(pipe, 2):
             yield from self.batches[int.from_bytes(word, "little")]
 
     def wait(self, stop: StopFlag) -> list[str]:
-        """The names of differing copies, at their end. The first error of any; Stopped."""
-        told: list[dict[str, Any]] = []
+        """Wait for all processes. Return the names of tensors whose copies differ.
+
+        Raises the first error of any process, or Stopped.
+        """
+        reports: list[dict[str, Any]] = []
         asked = False
         while self._answers:
             ready, _, _ = select.select(list(self._answers), [], [], LOOK_S)
-            for answer in ready:
-                told.append(self._told(answer))
-            if not asked and (stop.is_set() or any("kind" in one for one in told)):
+            reports += [self._report(answer) for answer in ready]
+            if not asked and (stop.is_set() or any("kind" in report for report in reports)):
                 asked = True
                 self._ask_to_stop()
         os.close(self._alive)
-        # One that was stopped because of another's error is not the reason.
-        failed = [one for one in told if "kind" in one]
-        for one in sorted(failed, key=lambda one: one["kind"] == Stopped.__name__):
-            if stop.is_set():
-                break
-            raise _error(one)
         if stop.is_set():
             raise stop.error(self.progress.percent)
-        return list(dict.fromkeys(name for one in told for name in one["differing"]))
+        failed = [report for report in reports if "kind" in report]
+        # A process that was stopped because of another's error is not the reason.
+        for report in sorted(failed, key=lambda report: report["kind"] == Stopped.__name__):
+            raise _error(report)
+        return list(dict.fromkeys(name for report in reports for name in report["differing"]))
 
-    def _told(self, answer: int) -> dict[str, Any]:
-        """What a process says at its end."""
+    def _report(self, answer: int) -> dict[str, Any]:
+        """Return the report of a process that has ended."""
         process = self._answers.pop(answer)
         with open(answer, "rb") as pipe:
             text = pipe.read()
@@ -157,10 +158,12 @@ class WorkerProcesses:
         if text:
             return dict(json.loads(text))
         ended = os.waitstatus_to_exitcode(status)
-        what = f"a process of the merge was ended by signal {-ended}"
         more = ", as the kernel does when memory is short" if ended == -signal.SIGKILL else ""
-        text_of = f"{what}{more}; nothing is lost, run the same command again to continue"
-        return {"kind": Stopped.__name__, "text": text_of}
+        fault = (
+            f"a process of the merge was ended by signal {-ended}{more}; nothing is lost, run the "
+            f"same command again to continue"
+        )
+        return {"kind": Stopped.__name__, "text": fault}
 
     def _ask_to_stop(self) -> None:
         for process in self._answers.values():
@@ -169,20 +172,20 @@ class WorkerProcesses:
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Newer Pythons warn of threads; no lock of those that are here is used afterwards.
+        # Newer Pythons warn of threads; their locks are not used after the fork.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
-def _error(told: dict[str, Any]) -> Exception:
-    if told["kind"]:
-        kind: type[WorkerError] = getattr(errors, told["kind"])
-        return kind(told["text"])
+def _error(report: dict[str, Any]) -> Exception:
+    if report["kind"]:
+        kind: type[WorkerError] = getattr(errors, report["kind"])
+        return kind(report["text"])
     return RuntimeError("a process of the merge failed; its traceback is above")
 
 
 def _orphaned(watch: int, stop: StopFlag) -> None:
-    """Nobody writes to the pipe: it ends when the parent does."""
+    """End this process with its parent: the pipe, which is never written to, closes with it."""
     os.read(watch, 1)
     stop.set("stopped, since the process that began it is gone")
     time.sleep(GRACE_S)
@@ -190,36 +193,38 @@ def _orphaned(watch: int, stop: StopFlag) -> None:
 
 
 def batches(work: Sequence[Work], most: int) -> list[list[Work]]:
-    """Runs of the work of about the same cost; what costs much by itself comes first."""
+    """Divide the work into batches of about the same cost; the expensive items come first."""
     share = max(1, sum(map(_cost, work)) // most)
     priced = [(_cost(part), part) for item in work for part in _parts(item, share)]
     heavy = [(price, place) for place, (price, _) in enumerate(priced) if price > share]
-    found = [[priced[place][1]] for _, place in sorted(heavy, key=lambda one: (-one[0], one[1]))]
+    heavy.sort(key=lambda pair: (-pair[0], pair[1]))
+    result = [[priced[place][1]] for _, place in heavy]
     filled = share
     for price, item in priced:
         if price > share:
             continue
         if filled + price > share:
-            found.append([])
+            result.append([])
             filled = 0
-        found[-1].append(item)
+        result[-1].append(item)
         filled += price
-    return found
+    return result
 
 
 def _parts(item: Work, share: int) -> Iterator[Work]:
-    """A tensor in parts, where none needs to know of the others."""
+    """Yield a tensor in parts, if these can be merged independently."""
     whole, blocks = _cost(item), sum(piece.blocks for piece in item.todo)
     if item.step.reads > 1 or whole <= share or not blocks:
         yield item
         return
-    each = max(1, blocks * share // whole)
+    most = max(1, blocks * share // whole)
     for run in item.todo:
-        for piece in pieces(run.first, run.first + run.blocks, each):
+        for piece in pieces(run.first, run.first + run.blocks, most):
             yield replace(item, todo=(piece,))
 
 
 def _cost(item: Work) -> int:
-    """Of what is to do: passes that look at the whole tensor are not saved by what is done."""
+    """Estimate the remaining cost. Statistics passes read a whole tensor again, even if a part is
+    already merged."""
     blocks = sum(piece.blocks for piece in item.todo)
     return cost(item.step) * blocks // max(1, item.step.grid.blocks)

@@ -1,4 +1,4 @@
-"""Tells the kernel what will be read next, so that the storage works while the maths does."""
+"""Read-ahead hints to the kernel, so that the storage works while the processor computes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..tensors.source import bytes_read, stored_inputs
 from .work import Work
 
 WINDOW = 1 << 30
-"""Bytes ahead of the lanes: what a fast disk reads while torch loads, and less than memory."""
+"""Bytes ahead of the lanes: as many as a fast disk reads while torch loads."""
 
 
 class ReadAhead:
@@ -40,7 +40,7 @@ class ReadAhead:
         self._thread.join()
 
     def reached(self, number: int) -> None:
-        """The lanes begin the step `number`."""
+        """Note that the lanes begin the step `number`."""
         with self._moved:
             self._reached = self._index[number]
             self._moved.notify()
@@ -56,7 +56,7 @@ class ReadAhead:
                 try:
                     self._files.will_need(info.file, info.offset, min(info.nbytes, WINDOW))
                 except (InputError, OSError):
-                    return  # only a hint was lost; the lane that reads says what is wrong
+                    return  # only a hint is lost; the lane that reads reports the error
 
     def _too_far(self, number: int) -> bool:
         return self._before[number] - self._before[self._reached] > WINDOW

@@ -1,8 +1,8 @@
-"""A look at samples of the inputs, and of the result: what no header tells and no error is.
+"""Samples of the inputs and of the result, for warnings that headers cannot give.
 
-The same model twice, a base that is none, models of another origin, a result that is one of its
-inputs. A few thousand values of every kind of tensor tell, at no cost to the merge; only a result
-that is an input in all of them is compared to the end.
+A few thousand values of every kind of tensor show, at no cost to the merge, one model listed twice,
+a base that is not the base, models of another origin, or a result that equals one of its inputs.
+Only a result that equals an input in all samples is compared to the end.
 """
 
 from __future__ import annotations
@@ -30,35 +30,38 @@ from ..tensors.source import stored_inputs
 from .buffers import host_view
 from .lane import Lane
 
-SAMPLE = 1 << 13
-KINDS = 24
-CHUNK = 1 << 20
+SAMPLE = 1 << 13  # elements of a tensor
+KINDS = 24  # of tensors
+CHUNK = 1 << 20  # elements compared at a time
 NOTES = "notes.json"
-"""In the partial folder: what samples of the inputs told, by whichever rank looked at them."""
+"""File in the partial folder with the notes on the inputs, by the rank that sampled them."""
 
 
 @dataclass
 class InputSample:
-    """Samples of one merge: the first and the last tensor of each kind of matrix that is merged."""
+    """Samples of one merge: the first and the last tensor of each kind of matrix that is merged.
+
+    `distances` are by labels of a model and of the model it is compared to.
+    """
 
     plan: Plan
     lane: Lane
     seen: int = 0
     tensors: int = 0
-    found: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    distances: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
     @classmethod
     def at(cls, plan: Plan, files: Files) -> InputSample:
         return cls(plan, Lane(torch.device("cpu"), files, staged=False))
 
     def merged(self) -> Iterator[int]:
-        """Numbers of the steps that make one tensor of several."""
+        """Yield the numbers of the steps that merge several tensors."""
         for number, step in enumerate(self.plan.steps):
             if step.task is not None and len(step.sources) > 1 and step.grid.count:
                 yield number
 
-    def chosen(self) -> Iterator[int]:
-        """Those that are looked at."""
+    def sampled(self) -> Iterator[int]:
+        """Yield the numbers of the steps to sample, spread over all kinds of tensors."""
         kinds: dict[str, list[int]] = {}
         for number in self.merged():
             step = self.plan.steps[number]
@@ -68,15 +71,15 @@ class InputSample:
             yield from dict.fromkeys((numbers[0], numbers[-1]))
 
     def labels(self, number: int) -> list[str]:
-        """The names of the models that the sources of a step are of."""
+        """Return the label of the model of each source of a step."""
         match = self.plan.matches.tensors[number]
         models = match.group.slice.models
         labels = {id(o): self.plan.labels[models[n]] for n, o in match.sources}
         return [labels[id(source)] for source in self.plan.steps[number].sources]
 
     def inputs(self) -> list[str]:
-        """Notes on models that are no fine-tunes of one base. InputError if one cannot be read."""
-        for number in self.chosen():
+        """Return notes on models that are not fine-tunes of one base. Raises InputError."""
+        for number in self.sampled():
             step, labels = self.plan.steps[number], self.labels(number)
             count = min(SAMPLE, step.grid.count)
             values = [
@@ -84,35 +87,35 @@ class InputSample:
                 for n, source in enumerate(step.sources)
             ]
             self._measure(values, labels, step.task is not None and step.task.has_base)
-        return [note for pair, sums in self.found.items() if (note := self._note(*pair, *sums))]
+        return [note for pair, sums in self.distances.items() if (note := self._note(*pair, *sums))]
 
     def _measure(self, values: Sequence[Tensor], labels: Sequence[str], has_base: bool) -> None:
-        """Add what one tensor tells: squares of the distance from the base, and of the base."""
+        """Add the squared distances of one tensor from the base, and the base's squared norm."""
         against = len(values) - 1 if has_base else 0
         self.seen, self.tensors = self.seen + values[0].numel(), self.tensors + 1
         norm = float(values[against].square().sum())
         for number, value in enumerate(values):
             if number != against and bool(value.isfinite().all()) and math.isfinite(norm):
-                sums = self.found.setdefault((labels[number], labels[against]), [0.0, 0.0])
+                sums = self.distances.setdefault((labels[number], labels[against]), [0.0, 0.0])
                 sums[0] += float((value - values[against]).square().sum())
                 sums[1] += norm
 
     def _note(self, label: str, base: str, apart: float, norm: float) -> str:
-        looked = f"{counted(self.seen, 'values')} of {counted(self.tensors, 'tensors')}"
+        sample = f"{counted(self.seen, 'values')} of {counted(self.tensors, 'tensors')}"
         if apart == 0.0:
-            return f"{label} is the same as {base} in all of {looked}: it changes nothing here"
+            return f"{label} is identical to {base} in all of {sample}: merging it has no effect"
         if norm and apart > norm:
             ratio = math.sqrt(apart / norm)
             return (
                 f"{label} differs from {base} by {ratio:.1f} times what {base} itself measures "
-                f"({looked}): they were not trained from one another, and merge to noise"
+                f"({sample}): the models are probably unrelated; the merge would be noise"
             )
         return ""
 
     def result(self, store: PartialOutput) -> list[str]:
-        """The models that the result is, bit for bit in all that was merged; nearly always none."""
+        """Return the labels of models that equal the result, bit for bit, in all merged tensors."""
         alike = dict.fromkeys(self.plan.labels, True)
-        chosen = list(self.chosen())
+        chosen = list(self.sampled())
         if not chosen or len(self.plan.labels) < 2:
             return []
         if any(hub.absent(file) for step in self.plan.steps for file in _files(step)):
@@ -128,7 +131,7 @@ class InputSample:
     def _compare(
         self, number: int, store: PartialOutput, alike: dict[str, bool], count: int
     ) -> None:
-        """Note which models still may be the result after the first `count` elements of a step."""
+        """Rule out models that differ from the result in the first `count` elements of a step."""
         step, labels = self.plan.steps[number], self.labels(number)
         path = store.folder / unfinished(self.plan.layout.shards[step.shard].name)
         for label in alike:
@@ -140,8 +143,8 @@ class InputSample:
                 written = file.read((stop - start) * step.dtype.bytes)
             for label, source in zip(labels, step.sources, strict=True):
                 if alike[label] and source.dtype == step.dtype:
-                    there = self.lane.read(source, start, stop, "in").view(torch.uint8)
-                    alike[label] = host_view(there) == written
+                    values = self.lane.read(source, start, stop, "in").view(torch.uint8)
+                    alike[label] = host_view(values) == written
                 else:
                     alike[label] = False
 
@@ -153,7 +156,7 @@ def _files(step: Step) -> Iterator[str]:
 def check_inputs(
     stores: Sequence[PartialOutput], files: Files, rank: Rank, progress: Progress
 ) -> None:
-    """Tell what samples of the inputs show, once for all ranks, and keep it for the manifest."""
+    """Warn of what samples of the inputs show, on the first rank, and save it for the manifest."""
     for store in stores if rank.number == 0 else ():
         plans = (*store.plan.lazy, store.plan)
         notes = [note for plan in plans for note in InputSample.at(plan, files).inputs()]
@@ -163,7 +166,7 @@ def check_inputs(
 
 
 def saved_notes(folder: Path) -> list[str]:
-    """What a rank left for the manifest; nothing where that was lost."""
+    """Return the notes that a rank saved for the manifest; none if the file was lost."""
     try:
         value = json.loads((folder / NOTES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -172,7 +175,8 @@ def saved_notes(folder: Path) -> list[str]:
 
 
 def check_result(store: PartialOutput, progress: Progress) -> list[str]:
-    """The models that the result is; a warning if it is one. InputError, OutputError."""
+    """Return the labels of models that equal the result, with a warning. Raises InputError,
+    OutputError."""
     files = Files()
     try:
         alike = InputSample.at(store.plan, files).result(store)
@@ -180,7 +184,7 @@ def check_result(store: PartialOutput, progress: Progress) -> list[str]:
         files.close()
     others = [label for label in store.plan.labels if label not in alike]
     if alike:
-        left = f"; {_listed(others)} left no trace" if others else ": they all are the same"
+        left = f"; {_listed(others)} had no effect" if others else ": all inputs are identical"
         say([f"the result is {_listed(alike)}, bit for bit{left}"], progress)
     return alike
 

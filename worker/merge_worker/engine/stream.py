@@ -1,8 +1,8 @@
-"""Plan → bytes in the store: lanes read, compute and write pieces; passes of a tensor in order.
+"""Plan → bytes in the partial output: lanes read, compute and write pieces of tensors.
 
 Each lane does one piece after the other, reading and writing at fixed positions with buffers of
-its own. There are more lanes than processors, so that reads, maths and writes of different lanes
-overlap; torch's own threads stay out of it.
+its own. There are more lanes than processors, so that reads, arithmetic and writes of different
+lanes overlap; torch uses no threads of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
@@ -35,38 +36,39 @@ from .readahead import ReadAhead
 from .work import JointStep, Work
 
 OPEN_STEPS = 4
-"""Tensors in several passes at a time: one pass waits for its last piece while the next begins."""
+"""Tensors worked on beyond one a lane: one waits for its last piece while the next begins."""
 
 
 @dataclass(eq=False)
-class _Open:
-    """A step at work: the pass that each member is in, pieces to hand out, results so far."""
+class _OpenStep:
+    """A step that is worked on: the pass of each member, its waiting pieces, its statistics."""
 
     work: Work
     step: JointStep
     current: list[StatisticsPass | MergePass | None]  # None: bytes are copied
     waiting: deque[Piece]
     busy: int = 0
-    results: dict[int, list[list[Any]]] = field(default_factory=dict)  # by first block
+    statistics: dict[int, list[list[Any]]] = field(default_factory=dict)  # by first block
 
-    def reduces(self) -> list[StatisticsPass | None]:
-        """Who is still looking. The others wait, so that all are merged in one last pass."""
-        return [one if isinstance(one, StatisticsPass) else None for one in self.current]
+    def statistics_passes(self) -> list[StatisticsPass | None]:
+        """Return the statistics passes still running; finished members wait, so that all merge in
+        the same last pass."""
+        return [item if isinstance(item, StatisticsPass) else None for item in self.current]
 
-    def advance(self, found: Sequence[Sequence[Any]]) -> None:
-        """The next pass of those who were looking, by their statistics of all blocks."""
+    def advance(self, statistics: Sequence[Sequence[Any]]) -> None:
+        """Begin the next pass of each member, given its statistics of all blocks."""
         self.current = [
-            one.next_pass(partials) if isinstance(one, StatisticsPass) else one
-            for one, partials in zip(self.current, found, strict=True)
+            item.next_pass(partials) if isinstance(item, StatisticsPass) else item
+            for item, partials in zip(self.current, statistics, strict=True)
         ]
 
 
 @dataclass(eq=False)
 class Engine:
-    """Runs the work of one process. `stop` is set from outside to end early, resumable.
+    """Runs the work of one process, for one or more merges with a partial output each in `stores`.
 
-    `stores` take the results of the merges that are done together. `staged` lets lanes treat the
-    CPU like an accelerator, for tests.
+    `stop` is set from outside to end early; the merges can be resumed. `staged` lets lanes treat
+    the CPU like an accelerator, for tests.
     """
 
     stores: Sequence[PartialOutput]
@@ -79,18 +81,18 @@ class Engine:
     staged: bool | None = None
     allow_nonfinite: bool = False
     fetcher: Fetcher | None = None
-    forget: bool = False  # the pages of inputs that are done with
+    drop_cache: bool = False  # of inputs that are merged
     differing: list[str] = field(default_factory=list)
     _condition: threading.Condition = field(default_factory=threading.Condition)
-    _open: list[_Open] = field(default_factory=list)
+    _open: list[_OpenStep] = field(default_factory=list)
     _error: BaseException | None = None
-    _turns: ComputeSlots = field(default_factory=ComputeSlots)
+    _slots: ComputeSlots = field(default_factory=ComputeSlots)
     _pending: Iterator[Work] = field(default_factory=lambda: iter(()))
 
     def run(self, work: Iterable[Work]) -> None:
-        """Do all of `work`, taken as needed. Stopped if asked to; the first error of a lane."""
+        """Do all of `work`, taken as needed. Raises Stopped, or the first error of a lane."""
         torch.set_num_threads(1)
-        self._turns = ComputeSlots(self.memory.computing)
+        self._slots = ComputeSlots(self.memory.computing)
         if any(step.flops for store in self.stores for step in store.plan.steps):
             load_linalg(self.devices)
         self._pending = iter(work)
@@ -108,12 +110,12 @@ class Engine:
             raise self.stop.error(self.progress.percent)
 
     def _lane(self, device: torch.device) -> None:
-        lane = Lane(device, self.files, self.staged, self._turns)
+        lane = Lane(device, self.files, self.staged, self._slots)
         try:
             with lane.stream(), torch.inference_mode():
                 while (task := self._next()) is not None:
                     try:
-                        with self._turns:
+                        with self._slots:
                             self._do(lane, *task)
                     except OUT_OF_MEMORY:
                         self._smaller(lane, *task)
@@ -122,8 +124,8 @@ class Engine:
                 self._error = self._error or error
                 self._condition.notify_all()
 
-    def _next(self) -> tuple[_Open, Piece] | None:
-        """A piece to do; waits while others finish a pass; None at the end or when stopped."""
+    def _next(self) -> tuple[_OpenStep, Piece] | None:
+        """Return a piece to do, once there is one; None at the end, after an error or a stop."""
         with self._condition:
             while True:
                 if self._error is not None or self.stop.is_set():
@@ -144,38 +146,38 @@ class Engine:
                     return None
                 self._condition.wait()
 
-    def _begin(self, work: Work) -> _Open:
+    def _begin(self, work: Work) -> _OpenStep:
         step = work.step
         assert isinstance(step, JointStep)
         steps = [member.step for member in step.members]
         current = [
             scaled(s.method.begin(s.task), s.task) if s.method and s.task else None for s in steps
         ]
-        item = _Open(work, step, current, deque())
+        item = _OpenStep(work, step, current, deque())
         self._hand_out(item)
         return item
 
-    def _hand_out(self, item: _Open) -> None:
-        """Pieces of the current pass: every block to look at, only what is to do to merge."""
+    def _hand_out(self, item: _OpenStep) -> None:
+        """Queue the pieces of the next pass: all blocks for statistics, unwritten ones to merge."""
         most = self.memory.piece_blocks(item.step)
         whole = (Piece(0, item.step.grid.blocks),)
-        for run in whole if any(item.reduces()) else item.work.todo:
+        for run in whole if any(item.statistics_passes()) else item.work.todo:
             item.waiting.extend(pieces(run.first, run.first + run.blocks, most))
 
-    def _do(self, lane: Lane, item: _Open, piece: Piece) -> None:
-        """One piece of the current pass; all passes in memory if the piece is the whole tensor."""
+    def _do(self, lane: Lane, item: _OpenStep, piece: Piece) -> None:
+        """Do one piece of the current pass, or all passes in memory if it is the whole tensor."""
         step, partials = item.step, None
         lane.make_room(step, piece, self.memory.bound // self.memory.lanes)
         if step.task is None:
             self._copy(lane, item, piece)
         else:
-            # Only what is looked at more than once is kept, or what a device computes.
-            whole = any(item.reduces()) and piece.blocks == step.grid.blocks
+            # Sources are loaded whole if they are read more than once, or computed on a device.
+            whole = any(item.statistics_passes()) and piece.blocks == step.grid.blocks
             loaded = lane.load(step, piece) if whole or lane.staged else None
-            while whole and any(reduces := item.reduces()):
-                item.advance(lane.look(step, piece, loaded, reduces))
-            if any(reduces := item.reduces()):
-                partials = lane.look(step, piece, loaded, reduces)
+            while whole and any(passes := item.statistics_passes()):
+                item.advance(lane.collect(step, piece, loaded, passes))
+            if any(passes := item.statistics_passes()):
+                partials = lane.collect(step, piece, loaded, passes)
             else:
                 for part in item.work.todo if whole else (piece,):
                     self._merge(lane, item, part, loaded)
@@ -183,8 +185,8 @@ class Engine:
             self.progress.read((stop - start) * sum(s.dtype.bytes for s in step.sources))
         self._done(item, piece, partials)
 
-    def _smaller(self, lane: Lane, item: _Open, piece: Piece) -> None:
-        """Do a piece for which the device had no memory left as two halves."""
+    def _smaller(self, lane: Lane, item: _OpenStep, piece: Piece) -> None:
+        """Queue two halves of a piece for which the device has not enough memory."""
         lane.clear()
         if piece.blocks == 1:
             raise UsageError(
@@ -197,48 +199,48 @@ class Engine:
             item.waiting.extend(halves)
             self._condition.notify_all()
 
-    def _merge(self, lane: Lane, item: _Open, part: Piece, loaded: Loaded | None) -> None:
-        finals = [one for one in item.current if isinstance(one, MergePass)]
+    def _merge(self, lane: Lane, item: _OpenStep, part: Piece, loaded: Loaded | None) -> None:
+        finals = [final for final in item.current if isinstance(final, MergePass)]
         merged = lane.merge(item.step, part, loaded, finals)
         for member, (raw, bad) in zip(item.step.members, merged, strict=True):
             if bad and not self.allow_nonfinite:
                 self._report_nonfinite(item.step, loaded or lane.load(item.step, part), bad)
             work = (member.number, member.step)
-            with self._turns.released:
+            with self._slots.released:
                 self.stores[member.result].write(work, part, raw, bad)
             self.progress.wrote(len(raw), item.work.number, bad)
 
-    def _done(self, item: _Open, piece: Piece, partials: list[list[Any]] | None) -> None:
+    def _done(self, item: _OpenStep, piece: Piece, partials: list[list[Any]] | None) -> None:
         with self._condition:
             item.busy -= 1
             if partials is not None:
-                item.results[piece.first] = partials
+                item.statistics[piece.first] = partials
             if item.waiting or item.busy:
                 return
             if partials is None:
                 self._open.remove(item)
                 self._condition.notify_all()
         if partials is None:
-            self._forget(item.step)
+            self._drop_cache(item.step)
             if self.fetcher is not None:
                 self.fetcher.finished(item.work.number)
             return
-        # The last piece of a pass over a tensor: nobody else is at it, so no lock is held.
-        found = [item.results[first] for first in sorted(item.results)]
-        item.advance([[one for part in own for one in part] for own in zip(*found, strict=True)])
+        # The last piece of a pass: no other lane works on the tensor, so no lock is needed.
+        by_piece = [item.statistics[first] for first in sorted(item.statistics)]
+        item.advance([list(chain.from_iterable(own)) for own in zip(*by_piece, strict=True)])
         with self._condition:
-            item.results = {}
+            item.statistics = {}
             self._hand_out(item)
             self._condition.notify_all()
 
-    def _forget(self, step: JointStep) -> None:
-        """Inputs larger than memory would push everything else out of the page cache."""
-        for source in step.sources if self.forget else ():
+    def _drop_cache(self, step: JointStep) -> None:
+        """Drop inputs from the page cache, if together they would push out everything else."""
+        for source in step.sources if self.drop_cache else ():
             for info in stored_inputs(source):
                 self.files.done_with(info.file, info.offset, info.nbytes)
 
-    def _copy(self, lane: Lane, item: _Open, piece: Piece) -> None:
-        """Bytes as they are; sources that differ are noted, since only the first is kept."""
+    def _copy(self, lane: Lane, item: _OpenStep, piece: Piece) -> None:
+        """Copy the first source's bytes, and note the tensor if those of other sources differ."""
         step = item.step
         start, stop = step.grid.span(piece.first, piece.blocks)
         values = lane.read(step.sources[0], start, stop, "in0")
@@ -256,7 +258,7 @@ class Engine:
             same = (self.files.descriptor(source.file), place)
         for member in step.members:
             work = (member.number, member.step)
-            with self._turns.released:
+            with self._slots.released:
                 self.stores[member.result].write(work, piece, first, bad, same)
             self.progress.wrote(len(first), item.work.number, bad)
         self.progress.read(len(first) * len(step.sources))

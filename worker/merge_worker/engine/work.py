@@ -1,4 +1,4 @@
-"""Several merges of the same inputs as one pass: what is read once serves all of their results."""
+"""Work of a rank, and the steps of several merges joined so that inputs are read once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..tensors.source import TensorSource, bytes_read
 
 @dataclass(frozen=True)
 class Work:
-    """The part of a step that is to be done here: runs of blocks that are not in the store yet."""
+    """The part of a step to do in this rank: runs of blocks that are not written yet."""
 
     number: int
     step: Step
@@ -21,18 +21,18 @@ class Work:
 
 
 FLOPS_PER_BYTE = 50
-"""What a core computes in matrix methods while a byte is moved."""
+"""Floating-point operations of a core in matrix methods in the time of moving a byte."""
 
 
 def share(steps: Sequence[Step], rank: Rank, done: Mapping[int, Sequence[Piece]]) -> list[Work]:
-    """The work of `rank`: an equal run of the whole cost, less what is done already.
+    """Return the work of `rank`: an equal run of the whole cost, without the finished pieces.
 
-    The cut depends on the plan only, so ranks agree on it without talking.
+    The cut depends on the plan only, so ranks agree on it without communication.
     """
     total = sum(cost(step) for step in steps)
     first = total * rank.number // rank.world
     last = total * (rank.number + 1) // rank.world
-    found: list[Work] = []
+    work: list[Work] = []
     position = 0
     for number, step in enumerate(steps):
         size, blocks = cost(step), step.grid.blocks
@@ -42,20 +42,19 @@ def share(steps: Sequence[Step], rank: Rank, done: Mapping[int, Sequence[Piece]]
             end = min(blocks, -int(-(last - position) // per_block))
             todo = tuple(_without(Piece(begin, end - begin), done.get(number, ())))
             if todo:
-                found.append(Work(number, step, todo))
+                work.append(Work(number, step, todo))
         position += size
-    return found
+    return work
 
 
 def cost(step: Step) -> int:
-    """Bytes moved for a step, a fair measure while storage is the limit, and bytes that could be
-    moved in the time of long computations."""
+    """Return the bytes moved for a step, plus those that could be moved while it computes."""
     read = sum(bytes_read(source) for source in step.sources) * step.reads
     return read + step.grid.count * step.dtype.bytes + step.flops // FLOPS_PER_BYTE
 
 
 def _without(run: Piece, done: Sequence[Piece]) -> list[Piece]:
-    """The parts of `run` that no piece of `done` covers."""
+    """Return the parts of `run` that no piece of `done` covers."""
     parts: list[Piece] = []
     position, stop = run.first, run.first + run.blocks
     for piece in sorted(done, key=lambda p: p.first):
@@ -71,26 +70,28 @@ def _without(run: Piece, done: Sequence[Piece]) -> list[Piece]:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A step of one of the merges; `picks` are the places of its sources among the joint ones.
+    """A step of one of the merges, and the indices of its sources among the joint ones.
 
-    None if it has all of them, in the same order.
+    `source_indices` is None for all sources in the same order.
     """
 
     result: int
     number: int
     step: Step
-    picks: tuple[int, ...] | None = None
+    source_indices: tuple[int, ...] | None = None
 
     def of(self, block: Block) -> Block:
-        """The member's share of a joint block."""
-        if self.picks is None:
+        """Return the member's sources of a joint block."""
+        if self.source_indices is None:
             return block
-        return Block([block.tensors[pick] for pick in self.picks], block.start, block.scratch)
+        return Block(
+            [block.tensors[index] for index in self.source_indices], block.start, block.scratch
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class JointStep(Step):
-    """Steps that are done on the same blocks; as a step it has all of their sources."""
+    """Steps of several merges computed on the same blocks; `sources` are those of all of them."""
 
     members: tuple[Member, ...] = ()
 
@@ -104,9 +105,9 @@ class JointStep(Step):
 
 
 def join_steps(works: Sequence[Sequence[Work]]) -> list[Work]:
-    """The work of every merge, in the order of the first one that has a tensor.
+    """Join the work of several merges, in the order of the first one that has a tensor.
 
-    Steps join if they cut a tensor of the same name alike, and compute it or copy the same one.
+    Steps join if their tensors have one name and grid, and are computed or copies of one source.
     """
     groups: dict[tuple[object, ...], list[Member]] = {}
     todo: dict[tuple[object, ...], list[Piece]] = {}
@@ -128,36 +129,48 @@ def _joint(members: Sequence[Member]) -> JointStep:
     if len(members) > 1:
         places: dict[TensorSource, int] = {}
         members = [
-            replace(m, picks=tuple(places.setdefault(s, len(places)) for s in m.step.sources))
+            replace(
+                m, source_indices=tuple(places.setdefault(s, len(places)) for s in m.step.sources)
+            )
             for m in members
         ]
         sources = tuple(places)
     return JointStep(
-        first.name, first.dtype, first.shape, sources, first.task, first.method, first.grid,
-        max(m.step.reads for m in members), _scratch(members, len(sources)), first.shard,
-        first.offset, sum(m.step.flops for m in members), tuple(members),
-    )  # fmt: skip
+        name=first.name,
+        dtype=first.dtype,
+        shape=first.shape,
+        sources=sources,
+        task=first.task,
+        method=first.method,
+        grid=first.grid,
+        reads=max(member.step.reads for member in members),
+        scratch=_scratch(members, len(sources)),
+        shard=first.shard,
+        offset=first.offset,
+        flops=sum(member.step.flops for member in members),
+        members=tuple(members),
+    )
 
 
 def _scratch(members: Sequence[Member], sources: int) -> int:
-    """Of the one that needs most, and for all sources in float32 where several share those."""
+    """Return the largest scratch of a member, plus float32 sources where several share them."""
     most = max(member.step.scratch for member in members)
     return most + 4 * sources if len(members) > 1 else most
 
 
 def shared(block: Block, finals: Sequence[MergePass]) -> Block:
-    """The sources converted once, if that is what all of several members would do."""
+    """Convert the sources to float32 once, if all of several members would do so."""
     if len(finals) < 2 or any(final.accumulates_in != "float32" for final in finals):
         return block
-    found = []
+    tensors = []
     for number, source in enumerate(block.tensors):
         wide = block.scratch.take(f"wide{number}", source.numel(), "float32").view(source.shape)
-        found.append(wide.copy_(source))
-    return Block(found, block.start, block.scratch)
+        tensors.append(wide.copy_(source))
+    return Block(tensors, block.start, block.scratch)
 
 
 def _union(runs: Sequence[Piece]) -> Iterator[Piece]:
-    """Runs of blocks that cover the same ones, each once and in order."""
+    """Yield runs that cover the blocks of all `runs` once and in order."""
     first = stop = 0
     for run in sorted(runs, key=lambda run: run.first):
         if run.first > stop:
