@@ -57,7 +57,7 @@ def before(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, Callable[[], 
     return patch
 
 
-@pytest.mark.parametrize("moment", ["read_key", "committing", "read_manifest"])
+@pytest.mark.parametrize("moment", ["read_key", "pending_commit", "read_manifest"])
 def test_others_finish_while_one_looks(
     moment: str, plan: Plan, big: list[Path], half: Path, before: Any
 ) -> None:
@@ -115,7 +115,7 @@ def test_the_key_is_there_while_an_older_merge_goes_away(
     assert read_key(half / PARTIAL) == other.key
 
 
-@pytest.mark.parametrize("moment", ["_lock", "refuse_others", "survey"])
+@pytest.mark.parametrize("moment", ["_lock", "refuse_others", "inspect_output"])
 def test_who_begins_after_the_end(
     moment: str,
     half: Path,
@@ -167,7 +167,7 @@ def test_a_manifest_that_goes_away_while_it_is_read(
 
 
 def test_two_take_the_folder_away(half: Path, before: Any) -> None:
-    before(store_module.os, "urandom", PartialOutput(half, plan).remove)
+    before(store_module.os, "urandom", lambda: remove_partial(half))
     remove_partial(half)
     assert not list(half.glob(".merge-partial*"))
 
