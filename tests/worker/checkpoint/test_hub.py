@@ -127,8 +127,8 @@ def test_pickles_of_the_hub(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "text"),
     [
-        ("org/none", "org/none: no such folder here, no such model on the hub"),
-        ("org/one@v9", "org/one@v9: the model has no such revision"),
+        ("org/none", "org/none: no such folder here, and no such model on the Hub"),
+        ("org/one@v9", "org/one@v9: unknown revision"),
         ("org/gated", "org/gated: gated; accept its terms"),
     ],
 )

@@ -18,8 +18,8 @@ from typing import Any
 from ..errors import InputError
 from ..messages import counted, first_names, printable
 from ..tensors.source import TensorSource
-from . import hub
 from .header import CONFIG, INDEX, MAX_HEADER_BYTES, WEIGHTS, Shard, read_shard
+from .hub import Hub, is_hub_name
 from .torch_zip import read_pickled
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -87,7 +87,7 @@ def is_hub_id(word: str) -> bool:
         here = True
     if here or word.startswith(("/", ".", "~")) or word.endswith("/"):
         return False
-    return hub.is_hub_name(word, revision=True)
+    return is_hub_name(word, revision=True)
 
 
 def read_json(path: Path) -> Any:
@@ -101,14 +101,18 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: {reason}") from None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read all headers of `path`, a model folder or a single file. Raises InputError."""
+def open_checkpoint(path: Path, hub: Hub | None = None) -> Checkpoint:
+    """Read all headers of `path`, a model folder or a single file. Raises InputError.
+
+    `hub` knows which of its files are still to be downloaded.
+    """
+    hub = hub or Hub()
     if not exists(path):
         raise InputError(f"{path}: no such folder; is the model path right?")
-    files = list(_shard_files(path)) if path.is_dir() else [path]
+    files = list(_shard_files(path, hub)) if path.is_dir() else [path]
     shards, tensors, places = [], dict[str, TensorSource](), dict[str, str]()
     for file in files:
-        shard, sources = _read(file)
+        shard, sources = _read(file, hub)
         shards.append(shard)
         for name in sources:
             if name in tensors:
@@ -125,10 +129,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, tuple(shards), tensors)
 
 
-def _read(file: Path) -> tuple[Shard, dict[str, TensorSource]]:
+def _read(file: Path, hub: Hub) -> tuple[Shard, dict[str, TensorSource]]:
     if file.suffix in PICKLES:
         return read_pickled(file)
-    shard = hub.read_header(file) if hub.absent(str(file)) else read_shard(file)
+    shard = hub.read_header(file) if hub.is_not_downloaded(str(file)) else read_shard(file)
     return shard, {info.name: info for info in shard.tensors}
 
 
@@ -140,7 +144,7 @@ def _index(folder: Path) -> Path | None:
     return pickles if pickles.is_file() and not any(folder.glob("*.safetensors")) else None
 
 
-def _shard_files(folder: Path) -> Iterator[Path]:
+def _shard_files(folder: Path, hub: Hub) -> Iterator[Path]:
     """Yield the weight files: by index, else model.safetensors, else all but duplicates."""
     index = _index(folder)
     if index is not None:

@@ -10,7 +10,7 @@ import threading
 
 from ..errors import InputError
 from ..system.compute_slots import UNLIMITED, ComputeSlots
-from . import hub
+from .hub import Hub
 
 LARGEST_READ = 1 << 30
 """Linux moves at most 2 GiB - 4 KiB in one call."""
@@ -24,8 +24,9 @@ UNTOLD = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 class Files:
     """Open descriptors by path, shared by all threads (positioned reads have no state)."""
 
-    def __init__(self) -> None:
+    def __init__(self, hub: Hub | None = None) -> None:
         _allow_many()
+        self.hub = hub or Hub()
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -34,7 +35,7 @@ class Files:
         fd = self._open.get(path)
         if fd is not None:
             return fd
-        hub.download(path)
+        self.hub.download(path)
         with self._lock:
             fd = self._open.get(path)
             if fd is None:
@@ -72,7 +73,7 @@ class Files:
 
     def will_need(self, path: str, offset: int, count: int) -> None:
         """Tell the kernel to read ahead; only a hint."""
-        if hasattr(os, "posix_fadvise") and not hub.absent(path):
+        if hasattr(os, "posix_fadvise") and not self.hub.is_not_downloaded(path):
             os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_WILLNEED)
 
     def forget(self, path: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.apply import open_adapted
 from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..checkpoint.fp8 import is_quantized
-from ..checkpoint.hub import snapshot
+from ..checkpoint.hub import Hub, snapshot
 from ..dtypes import FLOATS
 from ..errors import InputError, UsageError, input_errors
 from ..messages import counted
@@ -99,20 +99,18 @@ def command(arguments: argparse.Namespace) -> str:
 
 
 def _open(word: str) -> Checkpoint:
+    hub = Hub()
     try:
         ref = parse_model(word)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    path = locate(ModelRef(ref.path, ref.revision), Path.cwd())
+    model = open_checkpoint(locate(ModelRef(ref.path, ref.revision), Path.cwd(), hub), hub)
     if ref.lora:
-        model: Checkpoint = open_adapted(
-            open_checkpoint(path), locate(ModelRef(ref.lora), Path.cwd())
-        )
-    else:
-        model = open_checkpoint(path)
+        model = open_adapted(model, locate(ModelRef(ref.lora), Path.cwd(), hub))
     reason = is_quantized(model)
     if reason:
         raise InputError(f"{word}: {reason}; dequantize it first")
+    hub.download_all(model.shards)
     return model
 
 
@@ -128,9 +126,9 @@ def _places(*words: str) -> Iterator[tuple[str, Path]]:
     """The folders that are read."""
     for word in words:
         ref = parse_model(word)
-        yield word, locate(ModelRef(ref.path, ref.revision), Path.cwd())
+        yield word, locate(ModelRef(ref.path, ref.revision), Path.cwd(), Hub())
         if ref.lora:
-            yield ref.lora, locate(ModelRef(ref.lora), Path.cwd())
+            yield ref.lora, locate(ModelRef(ref.lora), Path.cwd(), Hub())
 
 
 def _factor_names(targets: Iterable[Target]) -> dict[str, str]:

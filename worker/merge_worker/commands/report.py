@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.folder import Checkpoint, open_checkpoint
+from ..checkpoint.hub import Hub
 from ..errors import InputError, UsageError, WorkerError, input_errors
 from ..messages import printable
 from ..output.files import MANIFEST, RECIPE
@@ -125,14 +126,15 @@ def _recipe_models(out: Path) -> tuple[ModelRef, ...]:
 
 def _open_input(out: Path, entry: Mapping[str, Any], refs: Sequence[ModelRef]) -> Checkpoint:
     """Open the first candidate that is the model that was merged. InputError if none is."""
-    name, changed = entry["model"], None
+    name, changed, hub = entry["model"], None, Hub()
     for ref in refs:
         for start in (Path(), out.resolve().parent, out):
             try:
-                model = open_checkpoint(locate(ref, start))
+                model = open_checkpoint(locate(ref, start, hub), hub)
             except WorkerError:
                 continue
             if _has_headers_of(model, entry):
+                hub.download_all(model.shards)
                 return model
             changed = model.path
     if changed is not None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.hub import pins
+from ..checkpoint.hub import Hub
 from ..errors import InputError, UsageError, WorkerError
 from ..output.files import MANIFEST, RECIPE
 from ..planning.options import PlanOptions
@@ -37,7 +37,7 @@ def plan_from_manifest(path: Path, manifest: Mapping[str, Any], options: PlanOpt
     """
     options = _recorded_options(path, manifest, options)
     for entry in manifest["inputs"]:
-        _pin_commit(entry)
+        _pin_commit(entry, options.hub)
     checksums = {e["file"]: e["sum128"] for e in manifest.get("outputs", ()) if "sum128" in e}
     recipe = path.parent / RECIPE
     texts = [recipe.read_text(encoding="utf-8")] if recipe.is_file() else []
@@ -71,7 +71,7 @@ def _recorded_options(path: Path, manifest: Mapping[str, Any], options: PlanOpti
     return options.with_recorded({name: _as_tuples(value) for name, value in recorded.items()})
 
 
-def _pin_commit(entry: Mapping[str, Any]) -> None:
+def _pin_commit(entry: Mapping[str, Any], hub: Hub) -> None:
     try:
         ref = parse_model(str(entry.get("model")))
     except ValueError:  # a folder of such a name
@@ -82,7 +82,7 @@ def _pin_commit(entry: Mapping[str, Any]) -> None:
         (ref.lora, ref.lora_revision, adapter),
     ):
         if name and source.get("commit"):
-            pins[name, revision] = str(source["commit"])
+            hub.pins[name, revision] = str(source["commit"])
 
 
 def _as_tuples(value: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..checkpoint.header import Shard
+from ..checkpoint.hub import Hub
 from ..checkpoint.reader import Files
 from ..errors import InputError
 from ..messages import counted, first_names, printable
@@ -56,11 +57,14 @@ class _Pass:
     rank: Rank
     clock: Clock
     progress: Progress
-    files: Files = field(default_factory=Files)
     stop: StopFlag = field(default_factory=StopFlag)
     work: list[Work] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        hub = Hub()
+        for store in self.stores:
+            hub.adopt(store.plan.options.hub)
+        self.files = Files(hub)
         inputs = sum(shard.size for shard in _shards(self.stores).values())
         self.drop_cache = inputs > _memory_bytes() // 2
 
@@ -108,7 +112,9 @@ class _Pass:
 
         def start(number: int, stop: StopFlag) -> Do:
             # The parent's locks may have been held at the fork.
-            self.files = Files()
+            hub = Hub()
+            hub.adopt(self.files.hub)
+            self.files = Files(hub)
             do = self._engine(None, None, stop, (number, count))
             return lambda work: do(with_readahead(work, self.files))
 

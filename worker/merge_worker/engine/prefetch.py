@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from ..checkpoint import hub
 from ..checkpoint.reader import Files
 from ..errors import InputError
 from ..system.progress import Progress
@@ -30,7 +29,7 @@ class Fetcher:
         self._prune = prune
         self._reads = {item.number: _paths(item) for item in work}
         self._left = Counter(path for paths in self._reads.values() for path in paths)
-        self._order = [path for path in self._left if hub.absent(path)]
+        self._order = [path for path in self._left if files.hub.is_not_downloaded(path)]
         self._next = iter(self._order)
         self._ahead = 0
         self._changed = threading.Condition()
@@ -62,13 +61,13 @@ class Fetcher:
             self._changed.notify_all()
         for path in done:
             self._files.forget(path)
-            hub.remove_download(path)
+            self._files.hub.remove_download(path)
 
     def _run(self) -> None:
         while (path := self._following()) is not None:
             try:
                 self._report(path)
-                hub.download(path)
+                self._files.hub.download(path)
             except InputError:
                 return  # the lane that reads the file reports the error
 
@@ -81,7 +80,7 @@ class Fetcher:
             return path
 
     def _report(self, path: str) -> None:
-        count = hub.size(path)
+        count = self._files.hub.size(path)
         if self._progress.mode == "json":
             self._progress.event("fetching", file=path, bytes=count)
         elif self._progress.mode != "off":

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import hub
 from ..checkpoint.reader import Files
 from ..messages import counted, printable
 from ..output.files import output_errors, unfinished, write_file
@@ -65,10 +64,13 @@ class InputSample:
         kinds: dict[str, list[int]] = {}
         for number in self.merged():
             step = self.plan.steps[number]
-            if len(step.shape) > 1 and not any(hub.absent(file) for file in _files(step)):
+            if len(step.shape) > 1 and not self.waits_for_download(step):
                 kinds.setdefault(re.sub(r"\d+", "#", step.name), []).append(number)
         for numbers in list(kinds.values())[:KINDS]:
             yield from dict.fromkeys((numbers[0], numbers[-1]))
+
+    def waits_for_download(self, step: Step) -> bool:
+        return any(map(self.plan.options.hub.is_not_downloaded, _files(step)))
 
     def labels(self, number: int) -> list[str]:
         """Return the label of the model of each source of a step."""
@@ -118,7 +120,7 @@ class InputSample:
         chosen = list(self.sampled())
         if not chosen or len(self.plan.labels) < 2:
             return []
-        if any(hub.absent(file) for step in self.plan.steps for file in _files(step)):
+        if any(map(self.waits_for_download, self.plan.steps)):
             return []
         for number in chosen:
             self._compare(number, store, alike, SAMPLE)
@@ -175,9 +177,14 @@ def saved_notes(folder: Path) -> list[str]:
 
 
 def check_result(store: PartialOutput, progress: Progress) -> list[str]:
+<<<<<<< HEAD
     """Return the labels of models that equal the result, with a warning. Raises InputError,
     OutputError."""
     files = Files()
+=======
+    """The models that the result is; a warning if it is one. InputError, OutputError."""
+    files = Files(store.plan.options.hub)
+>>>>>>> 8693da9 (Hub: the files and pins of a command are one object, no module state)
     try:
         alike = InputSample.at(store.plan, files).result(store)
     finally:

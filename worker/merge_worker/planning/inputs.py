@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 
 from ..adapters.apply import open_adapted
-from ..checkpoint import hub
 from ..checkpoint.folder import Checkpoint, exists, is_hub_id, open_checkpoint
 from ..checkpoint.fp8 import dequantized, refuse_quantized
+from ..checkpoint.hub import Hub
 from ..conversion.convert import convert_models
 from ..errors import InputError
 from ..messages import nearest, printable
@@ -45,7 +45,7 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
         side_files=[_side_files(model) for model in models],
         numbers=numbers,
         relative_to=options.relative_to,
-        find=partial(_find_side_files, relative_to=options.relative_to, results=results),
+        find=partial(_find_side_files, options=options, results=results),
         notes=tuple(notes),
     )
 
@@ -61,12 +61,12 @@ def _open_models(
     for ref in refs:
         try:
             result = results.get(ref.path) if not (ref.revision or ref.lora) else None
-            path = result.path if result else locate(ref, options.relative_to)
+            path = result.path if result else locate(ref, options.relative_to, options.hub)
             adapter = ModelRef(ref.lora, ref.lora_revision) if ref.lora else None
-            lora = locate(adapter, options.relative_to) if adapter else None
+            lora = locate(adapter, options.relative_to, options.hub) if adapter else None
             paths = (path.resolve(), *([lora.resolve()] if lora else []))
             if paths not in by_paths:
-                model = result or open_checkpoint(path)
+                model = result or open_checkpoint(path, options.hub)
                 models.append(_prepare(model, options, lora))
                 by_paths[paths] = len(models) - 1
             numbers[ref] = by_paths[paths]
@@ -107,13 +107,15 @@ def _side_files(model: Checkpoint) -> SideFiles:
     return SideFiles(model.folder)
 
 
-def _find_side_files(ref: ModelRef, relative_to: Path, results: StageResults) -> SideFiles:
+def _find_side_files(ref: ModelRef, options: PlanOptions, results: StageResults) -> SideFiles:
     """Return the side files of a model that only lends its tokenizer."""
     result = results.get(ref.path)
-    return result.side_files if result else SideFiles(locate(ref, relative_to))
+    if result:
+        return result.side_files
+    return SideFiles(locate(ref, options.relative_to, options.hub))
 
 
-def locate(ref: ModelRef, relative_to: Path) -> Path:
+def locate(ref: ModelRef, relative_to: Path, hub: Hub) -> Path:
     """Return the folder or file of a model. Raises InputError if it does not exist."""
     try:
         path = relative_to / Path(ref.path).expanduser()
@@ -124,7 +126,7 @@ def locate(ref: ModelRef, relative_to: Path) -> Path:
     if not is_hub_id(str(ModelRef(ref.path, ref.revision))):
         place = f" ({path})" if str(path) != str(ref) else ""
         near = printable(nearest(path.name, _sibling_names(path)))
-        raise InputError(f"{ref}: no such folder{place}{near}; models of the hub are org/name")
+        raise InputError(f"{ref}: no such folder{place}{near}; Hub models are written org/name")
     return hub.resolve_revision(ref.path, ref.revision)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoint.folder import is_hub_id
+from ..checkpoint.hub import Hub
 from ..errors import InputError, UsageError
 from ..recipe.schema import parse_model
 from ..recipe.yaml_document import read_documents
@@ -33,7 +34,7 @@ def missing_models(text: str, folder: Path) -> list[str]:
         try:
             ref = parse_model(word)
             if not is_hub_id(str(replace(ref, lora=None, lora_revision=None))):
-                locate(ref, folder)
+                locate(ref, folder, Hub())
         except InputError as error:
             faults.append(str(error))
         except ValueError:  # reported with the faults of the recipe

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.hub import Hub
 from ..options import DEFAULTS, with_defaults
 from ..structure.selection import is_selected
 from ..system.cpus import usable_cpus
@@ -43,6 +44,7 @@ class PlanOptions:
     matching: MatchOptions = field(default_factory=MatchOptions)
     block: int = CPU_BLOCK
     stages_folder: Path = Path(".merge-stages")  # holds intermediate results
+    hub: Hub = field(default_factory=Hub, compare=False)  # Hub files of the inputs
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], out: str | None) -> PlanOptions:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import methods
-from ..checkpoint import hub
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.hub import snapshot
 from ..errors import UsageError, input_errors
 from ..messages import counted
 from ..method import Method
@@ -234,7 +234,7 @@ def _key(
         for shard in model.shards:
             files[shard.path] = len(files)
             path = Path(shard.path)
-            if commit := hub.snapshot(path.parent):  # which may not be downloaded
+            if commit := snapshot(path.parent):  # which may not be downloaded
                 add([*commit, path.name, shard.header_sha256])
                 continue
             real = path.resolve()
