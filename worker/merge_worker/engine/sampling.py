@@ -177,14 +177,11 @@ def saved_notes(folder: Path) -> list[str]:
 
 
 def check_result(store: PartialOutput, progress: Progress) -> list[str]:
-<<<<<<< HEAD
-    """Return the labels of models that equal the result, with a warning. Raises InputError,
-    OutputError."""
-    files = Files()
-=======
-    """The models that the result is; a warning if it is one. InputError, OutputError."""
+    """Return the labels of models that equal the result, with a warning if there is one.
+
+    Raises InputError or OutputError.
+    """
     files = Files(store.plan.options.hub)
->>>>>>> 8693da9 (Hub: the files and pins of a command are one object, no module state)
     try:
         alike = InputSample.at(store.plan, files).result(store)
     finally:
