@@ -1,12 +1,12 @@
 #!/bin/bash
 # linear of m1, it's. Made by merge-launch 0.0.0.
 #
-# The worker of merge-launch runs here: Python files in one zip archive, packed by bzip2 and as base64
-# text, further down. So the node needs no merge-launch installed, but
-# bash, coreutils, and Python 3.10 or newer with torch and pyyaml, which unpacks it too.
+# This job runs the worker of merge-launch: Python files in one zip archive, compressed with bzip2 and
+# encoded as base64, further down. The node does not need merge-launch, only
+# bash, coreutils, and Python 3.10 or newer with torch and pyyaml, which also unpacks the worker.
 # SHA-256 of the archive, checked before it runs:
 #   0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3
-# To read it, write it to a file, which `unzip` takes apart:
+# To read the worker, write the archive to a file and unpack that with `unzip`:
 #   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | bzip2 -d > merge-worker.pyz
 
 set -euo pipefail
@@ -20,7 +20,7 @@ merge_folder=$(mktemp -d)
 readonly merge_folder
 finish() {
     local code=$?
-    # A signal that comes now would end what cleans up.
+    # A signal now would interrupt the cleanup.
     trap '' TERM INT HUP USR1
     rm -rf -- "$merge_folder"
 }
@@ -30,7 +30,7 @@ base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_f
 cGFja2VkIGFyY2hpdmU=
 MERGE_WORKER_PYZ
 
-# Recipes as they were given.
+# The recipes, unchanged.
 base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_fail 'the recipe in this job is damaged; submit it again'
 ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
 ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
@@ -38,7 +38,7 @@ CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvaXQncyIsCiAgICJwYXJh
 bWV0ZXJzIjogewogICAgIndlaWdodCI6IDEuMAogICB9CiAgfQogXQp9Cg==
 MERGE_RECIPE_YML
 
-# Before anything else runs: what was carried along is what was sent.
+# Check the worker and the recipes before anything else runs.
 merge_check() {
     (cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) || merge_fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
 }
@@ -49,26 +49,26 @@ MERGE_SHA_256
 
 cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
 export HF_HOME='/scratch/it'"'"'s'
-# Modules and environments trip over unset variables of their own.
+# Scripts of modules and environments use unset variables.
 set +u
 module load python
 source env/bin/activate
 set -u
 
-# By the Python that will run it, which --setup may have brought; isolated, since a bz2.py that lies
-# about here is not what is meant.
+# Unpack with the Python that runs the worker, which --setup may have loaded. Isolated (-I), so that
+# a bz2.py in this folder is not imported.
 python3 -I -c 'import bz2, sys
 if sys.version_info < (3, 10):
     sys.exit("this is Python " + sys.version)
 with bz2.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as archive:
     archive.write(packed.read())
-' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_fail 'python3 cannot unpack the worker (the reason is above): it takes Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
+' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_fail 'python3 cannot unpack the worker (the reason is above): requires Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
 merge_check <<'MERGE_SHA_256'
 0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz
 MERGE_SHA_256
 
-# Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
-# the worker can stop in good order, and wait for its end.
+# Schedulers signal every process of a job, containers only this shell: forward the signal, so that
+# the worker can stop cleanly, and wait for its end.
 python3 "$merge_folder/merge-worker.pyz" merge \
     "$merge_folder/recipe.yml" '/home/me/work/my out' \
     --device=cuda \
@@ -84,8 +84,8 @@ while :; do
     [ -n "$asked" ] || break
 done
 trap - TERM INT HUP USR1
-# A worker that the signal caught before its first byte left nothing to clean up; and bash 5.2 says -1
-# of one that ended while the signal was handed on.
+# A worker that the signal killed before its first byte has nothing to clean up; bash 5.2 reports -1
+# for one that ended while the signal was being forwarded.
 if [ -n "$stopped" ] && [[ $code -gt 128 || $code -lt 0 ]]; then code=75; fi
 [ "$code" -eq 0 ] || exit "$code"
 

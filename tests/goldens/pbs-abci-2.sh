@@ -7,10 +7,10 @@
 #PBS -j oe
 #PBS -o "/home/me/work/out.job/out.end"
 #PBS -r y
-# PBS gives jobs one of 077; this is that of who submitted.
+# The umask at submission; PBS would set 077.
 umask 0022
 source /etc/profile.d/modules.sh
-# Starts a script on each node, of which the file of nodes has one line or several.
+# Starts a script once on each node; a node may have several lines in the node file.
 merge_on_nodes() {
     local place rank=0 places count
     places=$(awk '!seen[$0]++ { print NR - 1 }' "$PBS_NODEFILE")
@@ -19,7 +19,7 @@ merge_on_nodes() {
         printf 'merge-launch: the job got %s nodes, not 2\n' "$count" >&2
         return 6
     fi
-    # PBS signals the processes on all nodes by itself.
+    # PBS itself signals the processes on all nodes.
     trap : TERM
     for place in $places; do
         pbsdsh -n "$place" -- /bin/bash -l "$@" "$rank" 2 &

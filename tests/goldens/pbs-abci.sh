@@ -7,7 +7,7 @@
 #PBS -j oe
 #PBS -o "/home/me/work/out.job/out.end"
 #PBS -r y
-# PBS gives jobs one of 077; this is that of who submitted.
+# The umask at submission; PBS would set 077.
 umask 0022
 source /etc/profile.d/modules.sh
 exec >> /home/me/work/out.job/out.log 2>&1

@@ -9,6 +9,6 @@
 #PBS -j oe
 #PBS -o "/scratch/ab12/me/out.job/out.end"
 #PBS -r y
-# PBS gives jobs one of 077; this is that of who submitted.
+# The umask at submission; PBS would set 077.
 umask 0022
 exec >> /scratch/ab12/me/out.job/out.log 2>&1

@@ -7,5 +7,5 @@
 #PBS -j oe
 #PBS -o "/home/me/work/out.job/out.log"
 #PBS -r y
-# PBS gives jobs one of 077; this is that of who submitted.
+# The umask at submission; PBS would set 077.
 umask 0022

@@ -10,6 +10,6 @@
 #PBS -j oe
 #PBS -o "/home/me/work/out.job/out.log"
 #PBS -r y
-# PBS gives jobs one of 077; this is that of who submitted.
+# The umask at submission; PBS would set 077.
 umask 0022
 mpiexec -n 2 --ppn 1 bash "$merge_folder/rank.sh" "$merge_folder" "${merge_deadline:-}" &

@@ -10,16 +10,16 @@
 #SBATCH --output="/home/me/work/runs/out.job/out.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Slurm's word that the time is nearly over. Not of scancel, which sends TERM.
+# Slurm sends USR1 shortly before the time limit; scancel sends TERM.
 trap 'merge_warned=1 asked=1; kill -USR1 "${worker:-}" 2> /dev/null || :' USR1
 # linear of m1, m2. Made by merge-launch 0.0.0.
 #
-# The worker of merge-launch runs here: Python files in one zip archive, packed by bzip2 and as base64
-# text, further down. So the node needs no merge-launch installed, but
-# bash, coreutils, and Python 3.10 or newer with torch and pyyaml, which unpacks it too.
+# This job runs the worker of merge-launch: Python files in one zip archive, compressed with bzip2 and
+# encoded as base64, further down. The node does not need merge-launch, only
+# bash, coreutils, and Python 3.10 or newer with torch and pyyaml, which also unpacks the worker.
 # SHA-256 of the archive, checked before it runs:
 #   0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3
-# To read it, write it to a file, which `unzip` takes apart:
+# To read the worker, write the archive to a file and unpack that with `unzip`:
 #   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | bzip2 -d > merge-worker.pyz
 
 set -euo pipefail
@@ -29,12 +29,12 @@ merge_fail() {
     exit 3
 }
 
-# Every node must see it.
+# A folder that every node sees.
 merge_folder=$(mktemp -d -- /home/me/work/runs/out.job/run.XXXXXX) || merge_fail 'this node does not see the folder that the job was submitted from'
 readonly merge_folder
 finish() {
     local code=$?
-    # A signal that comes now would end what cleans up.
+    # A signal now would interrupt the cleanup.
     trap '' TERM INT HUP USR1
     rm -rf -- "$merge_folder"
     printf '%s\n' "$code" > /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit || :
@@ -47,7 +47,7 @@ base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_f
 cGFja2VkIGFyY2hpdmU=
 MERGE_WORKER_PYZ
 
-# Recipes as they were given.
+# The recipes, unchanged.
 base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_fail 'the recipe in this job is damaged; submit it again'
 ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
 ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
@@ -55,7 +55,7 @@ CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvbTIiLAogICAicGFyYW1l
 dGVycyI6IHsKICAgICJ3ZWlnaHQiOiAxLjAKICAgfQogIH0KIF0KfQo=
 MERGE_RECIPE_YML
 
-# Before anything else runs: what was carried along is what was sent.
+# Check the worker and the recipes before anything else runs.
 merge_check() {
     (cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) || merge_fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
 }
@@ -65,34 +65,34 @@ e27bf5157d6290f2126013a4c22ce8d5b235c9a7dc1320500439915aaeacb672  recipe.yml
 MERGE_SHA_256
 
 cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
-# Modules and environments trip over unset variables of their own.
+# Scripts of modules and environments use unset variables.
 set +u
 module load python
 set -u
 
-# By the Python that will run it, which --setup may have brought; isolated, since a bz2.py that lies
-# about here is not what is meant.
+# Unpack with the Python that runs the worker, which --setup may have loaded. Isolated (-I), so that
+# a bz2.py in this folder is not imported.
 python3 -I -c 'import bz2, sys
 if sys.version_info < (3, 10):
     sys.exit("this is Python " + sys.version)
 with bz2.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as archive:
     archive.write(packed.read())
-' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_fail 'python3 cannot unpack the worker (the reason is above): it takes Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
+' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_fail 'python3 cannot unpack the worker (the reason is above): requires Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
 merge_check <<'MERGE_SHA_256'
 0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz
 MERGE_SHA_256
 
-# Seconds that are left until shortly before the walltime, of which there is no warning.
+# Seconds left until shortly before the walltime, which comes without warning.
 merge_deadline=$((3420 > SECONDS ? 3420 - SECONDS : 1))
-# Runs once on each node, in whatever environment the launcher leaves.
+# Runs once on each node, in the environment that the launcher leaves.
 cat > "$merge_folder/rank.sh" <<'MERGE_RANK'
 set -euo pipefail
 merge_folder=$1 merge_deadline=$2
 trap 'printf "%s\n" "$?" > "$merge_folder/$HOSTNAME.$$.code"' EXIT
-# So that this shell waits for the worker, which gets the signal too.
+# Keep this shell waiting for the worker, which gets the signal too.
 trap : TERM INT HUP USR1
 cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
-# Modules and environments trip over unset variables of their own.
+# Scripts of modules and environments use unset variables.
 set +u
 module load python
 set -u
@@ -101,8 +101,8 @@ python3 "$merge_folder/merge-worker.pyz" merge \
     --deadline="$merge_deadline" \
     --relative-to /home/me/work
 MERGE_RANK
-# Schedulers signal every process of a job, containers only this shell: hand the signal on, so that
-# the worker can stop in good order, and wait for its end.
+# Schedulers signal every process of a job, containers only this shell: forward the signal, so that
+# the worker can stop cleanly, and wait for its end.
 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=32 bash "$merge_folder/rank.sh" "$merge_folder" "${merge_deadline:-}" &
 worker=$!
 stopped=
@@ -114,7 +114,7 @@ while :; do
     [ -n "$asked" ] || break
 done
 trap - TERM INT HUP
-# Launchers have codes of their own: what counts is what each rank has left, once all nodes show it.
+# Launchers have exit codes of their own; the codes that the ranks left count, once all are visible.
 merge_patience=$((code == 0 ? 60 : 5))
 while :; do
     ended=0 code=0
@@ -128,20 +128,20 @@ while :; do
     sleep 1
 done
 if [ "$ended" -lt 4 ]; then
-    printf 'merge-launch: %s of 4 ranks came to an end; the reason is above\n' "$ended" >&2
+    printf 'merge-launch: %s of 4 ranks finished; the reason is above\n' "$ended" >&2
     [ "$code" -ne 0 ] || code=6
     [ -z "$stopped" ] || code=75
 fi
-# A worker that the signal caught before its first byte left nothing to clean up; and bash 5.2 says -1
-# of one that ended while the signal was handed on.
+# A worker that the signal killed before its first byte has nothing to clean up; bash 5.2 reports -1
+# for one that ended while the signal was being forwarded.
 if [ -n "$stopped" ] && [[ $code -gt 128 || $code -lt 0 ]]; then code=75; fi
 if [ -n "${merge_warned:-}" ] && [ "$code" -gt 128 ]; then code=75; fi
 if [ "$code" -eq 75 ] && [ -z "$stopped" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
-    # Its time is over. Until the next run has ended there is no exit code. Slurm ends this script, and
-    # whatever it has started, while it is still being answered.
+    # The time limit is reached. There is no exit code until the next run has ended. Slurm kills this
+    # script and its processes before scontrol returns.
     rm -rf -- "$merge_folder"
     trap - EXIT
-    echo "merge-launch: time is over; back into the queue (time $((${SLURM_RESTART_COUNT:-0} + 1)) of 10)"
+    echo "merge-launch: time limit reached; requeued (time $((${SLURM_RESTART_COUNT:-0} + 1)) of 10)"
     scontrol requeue "$SLURM_JOB_ID" && exit 75
     trap finish EXIT
 fi

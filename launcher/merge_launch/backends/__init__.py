@@ -1,6 +1,6 @@
-"""The places where a job can run: a module or package here for each, and a template.
+"""The backends: one module or package, and one template, for each place where a job can run.
 
-This folder's listing is the registry: whatever stands here besides SHARED is a backend.
+This folder's listing is the registry: every module except those in SHARED is a backend.
 """
 
 from __future__ import annotations

@@ -8,36 +8,39 @@ from typing import ClassVar
 
 
 class Arrays(ABC):
-    """What a scheduler needs to be told of an array, and how it names the members."""
+    """The options with which a scheduler takes an array, and its names for the members."""
 
     index_variable: ClassVar[str]
-    """The variable of the job that holds the member's number."""
+    """The environment variable that holds the member's number in the job."""
     minimum_size: ClassVar[int] = 1
-    """Members of an array at least."""
+    """The fewest members that an array can have."""
     members_awaitable: ClassVar[bool] = True
-    """Whether a job can wait for one member."""
+    """Whether a job can depend on one member."""
 
     @abstractmethod
     def options(self, count: int, at_once: int | None, name: str) -> list[str]:
-        """Words for the submitting command, which win over the directives of the script."""
+        """Return options of the submitting command; they override directives in the script."""
 
     @abstractmethod
     def output(self, folder: str) -> list[str]:
-        """Words that put what the scheduler itself says of members into a folder."""
+        """Return options that put the scheduler's own output of each member into a folder."""
 
     @abstractmethod
     def member_id(self, array_id: str, number: int) -> str:
-        """The job id of a member."""
+        """Return the job id of a member."""
 
     def size_limit_argv(self) -> list[str] | None:
-        """Asks how many members the site allows."""
+        """Return a command that prints the site's limit of members, if there is one."""
         return None
 
     def parse_size_limit(self, text: str) -> int | None:
+        """Return the limit in the output of `size_limit_argv`, or None if it is not there."""
         return None
 
 
 class SlurmArrays(Arrays):
+    """Arrays of Slurm: 12, and its members 12_0, 12_1 and so on."""
+
     index_variable = "SLURM_ARRAY_TASK_ID"
 
     def options(self, count: int, at_once: int | None, name: str) -> list[str]:
@@ -53,13 +56,13 @@ class SlurmArrays(Arrays):
         return ["scontrol", "show", "config"]
 
     def parse_size_limit(self, text: str) -> int | None:
-        """The greatest number must be below MaxArraySize, so that many members fit."""
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-        return int(found[1]) if found else None
+        # The highest number must be below MaxArraySize; numbers begin at 0.
+        match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+        return int(match[1]) if match else None
 
 
 class PbsArrays(Arrays):
-    """OpenPBS and PBS Pro: 12[].server, its members 12[0].server and so on."""
+    """Arrays of OpenPBS and PBS Pro: 12[].server, and its members 12[0].server and so on."""
 
     index_variable = "PBS_ARRAY_INDEX"
     minimum_size = 2
@@ -67,11 +70,11 @@ class PbsArrays(Arrays):
     flag: ClassVar[str] = "-J"
 
     def options(self, count: int, at_once: int | None, name: str) -> list[str]:
-        many = f"%{at_once}" if at_once else ""
-        return [self.flag, f"0-{count - 1}{many}", "-N", name]
+        limit = f"%{at_once}" if at_once else ""
+        return [self.flag, f"0-{count - 1}{limit}", "-N", name]
 
     def output(self, folder: str) -> list[str]:
-        # Copied there at the end, one file for each; the members write their logs themselves.
+        # PBS copies one file per member there at the end; members write their own logs.
         return ["-k", "n", "-o", f"{folder}/"]
 
     def member_id(self, array_id: str, number: int) -> str:
@@ -82,10 +85,12 @@ class PbsArrays(Arrays):
         return ["qstat", "-B", "-f"]
 
     def parse_size_limit(self, text: str) -> int | None:
-        found = re.search(r"^ *max_(?:job_)?array_size = (\d+)", text, re.MULTILINE)
-        return int(found[1]) if found else None
+        match = re.search(r"^ *max_(?:job_)?array_size = (\d+)", text, re.MULTILINE)
+        return int(match[1]) if match else None
 
 
 class TorqueArrays(PbsArrays):
+    """Arrays of Torque, which has its own option and variable."""
+
     index_variable = "PBS_ARRAYID"
     flag = "-t"

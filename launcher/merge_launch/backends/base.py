@@ -1,5 +1,8 @@
-"""What a backend answers: text, argument lists, states, reasons. Acting on them is for `submit` and
-`follow`, save for a `Service`, whose client library acts by itself."""
+"""The interface of a backend.
+
+Backends return data only: text, argument lists, states and reasons. `submission` and `tracking` run
+the commands. A `Service` is the exception: its client library talks to the server itself.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 
 class JobState(enum.Enum):
+    """The state of a job, in words that all backends share."""
+
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
@@ -35,8 +40,11 @@ class JobState(enum.Enum):
 
 @dataclass(frozen=True)
 class Status:
-    """What a scheduler says about a job: `detail` in its own words, in one line; `reasons` are
-    sentences for `why`, of what it said in the same answer."""
+    """The state of a job as its scheduler reports it.
+
+    `detail` quotes the scheduler in one line. `reasons` are sentences for the command `why`, taken
+    from the same answer.
+    """
 
     state: JobState
     detail: str = ""
@@ -44,18 +52,18 @@ class Status:
 
 
 def state_of_exit(code: int) -> JobState:
-    """By the exit codes that merge-worker promises."""
+    """Return the state for an exit code of merge-worker."""
     return {0: JobState.DONE, 75: JobState.STOPPED}.get(code, JobState.FAILED)
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a job starts its worker; `_worker.sh.j2` reads it.
+    """The way a job starts its worker; `_worker.sh.j2` reads it.
 
     `launcher`: shell words in front of `bash SCRIPT` that start it once on each of several nodes.
-    `signal`: what asks that launcher to stop the workers in good order.
-    `identity`: a shell line of that script that sets RANK and WORLD_SIZE where the launcher sets
-    nothing that `worker.ranks` knows.
+    `signal`: the signal that makes this launcher stop the workers cleanly.
+    `identity`: shell lines of that script that set RANK and WORLD_SIZE, for launchers that set no
+    variable known to `merge_worker.system.ranks`.
     """
 
     walltime_s: int | None = None
@@ -66,7 +74,7 @@ class Run:
 
     @property
     def deadline_s(self) -> int | None:
-        """From the job's start: a twentieth of the walltime is left to write what is in flight."""
+        """Seconds from the job's start; a twentieth of the walltime is left for pending writes."""
         if self.walltime_s is None:
             return None
         margin = min(max(self.walltime_s // 20, 60), 600, self.walltime_s // 2)
@@ -75,129 +83,138 @@ class Run:
 
 @dataclass(frozen=True)
 class Resources:
-    """Base of a backend's own options."""
+    """The options of one backend; each backend derives a dataclass from it."""
 
 
 R = TypeVar("R", bound=Resources)
 
 
 class Backend(ABC, Generic[R]):
-    """A place to run. One instance in each module, named BACKEND."""
+    """A place to run jobs. Each module has one instance, named BACKEND."""
 
     name: ClassVar[str]
     template: ClassVar[str]
     help: ClassVar[str]
     dependencies: ClassVar[bool] = False
-    """Whether one job can wait for another's success; else `--then` runs in the same job."""
+    """Whether a job can depend on another's success; if not, `--then` runs in the same job."""
     resources: type[R]
 
     @abstractmethod
     def context(self, job: Job, resources: R) -> dict[str, object]:
-        """What the template needs beside `job` and `run`."""
+        """Return the variables of the template, in addition to `job` and `run`."""
 
     def run(self, resources: R) -> Run:
+        """Return the way the worker starts."""
         return Run()
 
     def faults(self, job: Job, resources: R) -> list[str]:
-        """Why no job text can be made."""
+        """Return the mistakes because of which no job text can be rendered."""
         return []
 
     def obstacles(self, job: Job, resources: R) -> list[str]:
-        """Why the job cannot be submitted, though its text can be shown."""
+        """Return the mistakes that prevent submitting the job, but not rendering it."""
         return []
 
     max_bytes: ClassVar[int | None] = None
-    """Bytes of a job."""
+    """The longest job that the backend takes, in bytes; None if unlimited."""
 
     def python(self) -> str:
-        """The interpreter where the user names none."""
+        """Return the default Python interpreter."""
         return "python3"
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """`log` is a file, or an address for people."""
+    """A submitted job. `log` is a file or the address of a web page."""
 
     job_id: str
     log: str
 
 
 class Service(Backend[R]):
-    """A backend behind a client library. Every call raises ClusterError in the service's words."""
+    """A backend behind a client library. Calls raise ClusterError, quoting the service."""
 
     def submission_metadata(self, job: Job, resources: R) -> dict[str, str]:
-        """What `submit` needs beside the text, kept with the record so that `retry` has it."""
+        """Return the values `submit` takes with the text; the record keeps them for `retry`."""
         return {}
 
     @abstractmethod
-    def submit(self, text: str, ticket: Mapping[str, str]) -> Submitted: ...
+    def submit(self, text: str, metadata: Mapping[str, str]) -> Submitted: ...
 
     @abstractmethod
     def statuses(self, ids: Sequence[str]) -> dict[str, Status]:
-        """In one call where the service can; jobs that it does not know are left out."""
+        """Return the status of each job; unknown jobs are left out."""
 
     @abstractmethod
     def log_lines(self, job_id: str, follow: bool) -> Iterator[str]:
-        """The log of all runs of the job, line by line; with `follow` until the job is over."""
+        """Yield the log of all runs of the job; with `follow`, until the job has ended."""
 
     @abstractmethod
     def why(self, job_id: str) -> tuple[str, ...]:
-        """Sentences: why it waits, the last events, what it said at its end."""
+        """Return sentences: why the job is pending, its last events, its final message."""
 
     @abstractmethod
     def cancel(self, job_id: str) -> None: ...
 
 
 class Scheduler(Backend[R]):
-    """A backend with a command to submit, some to ask and one to cancel."""
+    """A backend with a command to submit jobs, some to query them and one to cancel them."""
 
     suffix: ClassVar[str]
     sources: ClassVar[tuple[str, ...]] = ()
-    """What knows of jobs; a later one is asked for those that the earlier left out."""
+    """Commands that report jobs; a later one is queried for jobs missing from the earlier ones."""
     formats: ClassVar[tuple[str, ...]] = ("",)
-    """Words behind a source: the forms of its answer, the best first. Once one cannot be had or
-    read, the next is asked for."""
+    """Options that select the output format of a source, best first. When one is not supported or
+    not readable, the next is tried."""
     unsupported_format_pattern: ClassVar[str] = "(?!)"
-    """A pattern of errors of a source that cannot print the form."""
+    """Matches the error of a source that does not support the requested format."""
     already_ended_codes: ClassVar[tuple[int, ...]] = ()
-    """Exit statuses of `cancel_argv` that say that the job was over already."""
+    """Exit statuses of `cancel_argv` for a job that had already ended."""
     unknown_job_pattern: ClassVar[str] = "(?!)"
-    """A pattern of errors of a source that are answers: it does not know (all of) the jobs."""
+    """Matches errors of a source that mean that it does not know some or all of the jobs."""
     status_if_forgotten: ClassVar[Status] = Status(JobState.UNKNOWN)
-    """Of a job that no source speaks of and that left no exit code."""
+    """The status of a job that no source reports and that left no exit code."""
 
     def dialect(self, resources: R) -> str:
-        """What `status_argv` has to know of the way the job was submitted."""
+        """Return the variant of the scheduler; the record keeps it for `status_argv`."""
         return ""
 
     def arrays(self, resources: R) -> Arrays | None:
+        """Return the job arrays of the scheduler, or None if it has none."""
         return None
 
     @abstractmethod
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
-        """`after`: a job whose success the new one waits for; asked of backends with
-        `dependencies` only."""
+        """Return the command that submits the script at `path`.
+
+        The job starts when the job `after` has succeeded; only backends with `dependencies` get it.
+        """
 
     @abstractmethod
     def parse_submit(self, text: str) -> str | None:
-        """The job id, or None when the answer holds none."""
+        """Return the job id in the output of the submitting command, or None."""
 
     @abstractmethod
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:
-        """One call for many jobs of one dialect, of a source with one of its forms; None where the
-        dialect has no such source."""
+        """Return one command that reports many jobs of one dialect.
+
+        `source` includes the options of a format. None if the dialect has no such source.
+        """
 
     @abstractmethod
     def parse_status(self, source: str, text: str) -> dict[str, Status] | None:
-        """By job id as `parse_submit` gave it; jobs that the answer does not speak of are left out.
-        The text is also that of a call that failed: found jobs are printed all the same. None where
-        this form of the answer cannot be read."""
+        """Return statuses by job id, in the form of `parse_submit`; missing jobs are left out.
+
+        The text may come from a failed call, which prints the jobs it found nevertheless. None if
+        the text is not readable in this format.
+        """
 
     def why_argv(self, job_id: str, dialect: str) -> list[str] | None:
-        """One more question for `why`, where the reasons of `parse_status` are not all."""
+        """Return a command with more reasons than `parse_status` gives, if there is one."""
         return None
 
     def parse_why(self, text: str) -> tuple[str, ...]:
+        """Return the reasons in the output of `why_argv`, as sentences."""
         return ()
 
     @abstractmethod
@@ -205,25 +222,28 @@ class Scheduler(Backend[R]):
 
 
 class LocalBackend(Scheduler[R]):
-    """A backend that is this machine: in the foreground, or detached with states and logs."""
+    """A backend that runs jobs on this machine: in the foreground, or detached with a log."""
 
     @abstractmethod
-    def detached(self, resources: R) -> bool: ...
+    def detached(self, resources: R) -> bool:
+        """Return whether the job runs in the background."""
 
     @abstractmethod
-    def run_argv(self, path: str) -> list[str]: ...
+    def run_argv(self, path: str) -> list[str]:
+        """Return the command that runs the script at `path` in the foreground."""
 
 
-# What may stand in a directive: it is not shell, and each scheduler gives other signs a meaning.
+# Characters allowed in a directive. It is not shell, and schedulers give others a meaning.
 PATH_IN_DIRECTIVE = r"[A-Za-z0-9_./@+=~ -]+"
 DIRECTIVE = r"-[\x20-\x7e]+"
 
 
 def log_faults(job: Job) -> list[str]:
+    """Return a fault if a directive cannot hold the path of the log."""
     if re.fullmatch(PATH_IN_DIRECTIVE, job.log):
         return []
     return [
-        f"the log beside OUT would be '{printable(job.log)}', which no scheduler takes; "
+        f"'{printable(job.log)}': schedulers do not accept this path of the log; "
         f"choose an OUT in a folder named with letters, digits and ._/@+=~- only"
     ]
 

@@ -1,14 +1,14 @@
-"""`merge-launch.toml`, here or in the user's config folder, and the sites that we know.
+"""The file of profiles, `merge-launch.toml`, here or in the user's config folder; built-in sites.
 
 threads = 8                   # for every backend
-default_profile = "mine"      # where nobody says --profile
+default_profile = "mine"      # used without --profile
 
-[slurm]                       # for one of them
+[slurm]                       # for one backend
 partition = "gpu"
 
-[profile.mine]                # the same again, laid over the rest by --profile mine
+[profile.mine]                # the same keys, which --profile mine puts above the rest
 about = "our A100 nodes"
-extends = "gadi"              # another profile, or a site that we know
+extends = "gadi"              # another profile, or a built-in site
 setup = ["module load python"]
 [profile.mine.pbs]
 directive = ["-l storage=gdata/ab12"]
@@ -39,84 +39,85 @@ Table = Mapping[str, Any]
 
 
 def find(folder: Path, config_folder: Path) -> Path | None:
+    """Return the nearest file of profiles, if there is one."""
     return next((f for d in (folder, config_folder) if (f := d / FILE_NAME).is_file()), None)
 
 
-def _stem(path: Path) -> str:
-    return path.stem
-
-
 def sites() -> dict[str, Path]:
-    """Those that we know; a file is a site."""
-    return {path.stem: path for path in sorted(SITES.glob("*.toml"), key=_stem)}
+    """Return the built-in sites by name; each is a file."""
+    return {path.stem: path for path in sorted(SITES.glob("*.toml"), key=lambda path: path.stem)}
 
 
 @dataclass(frozen=True)
 class ProfileFile:
-    """A checked file; `table` is empty where there is none."""
+    """A checked file of profiles; `table` is empty if there is no file."""
 
     path: Path | None
     table: Table
 
     @classmethod
     def read(cls, path: Path | None) -> ProfileFile:
-        """UsageError lists every fault of the file."""
-        held = cls(path, {} if path is None else _parse(path))
-        refuse(list(held.faults()))
-        return held
+        """Read and check a file. Raises UsageError with every fault."""
+        file = cls(path, {} if path is None else _parse(path))
+        refuse(list(file.faults()))
+        return file
 
     @property
-    def own(self) -> Table:
-        """The profiles of the file."""
-        named: Table = self.table.get("profile", {})
-        return named
+    def profiles(self) -> Table:
+        """The profiles in the file, by name."""
+        tables: Table = self.table.get("profile", {})
+        return tables
 
     def names(self) -> dict[str, str]:
-        """Every profile, and where it is from."""
-        return {**dict.fromkeys(sites(), "built in"), **dict.fromkeys(self.own, str(self.path))}
+        """Return every profile with its origin."""
+        return {
+            **dict.fromkeys(sites(), "built in"),
+            **dict.fromkeys(self.profiles, str(self.path)),
+        }
 
     def chain(self, name: str | None) -> list[tuple[Table, str]]:
-        """What holds with a profile, nearest first: itself, what it extends, the rest of the file.
+        """Return the tables in force, nearest first: the profile, those it extends, the file.
 
-        UsageError when there is no such profile, or they extend each other in a circle."""
-        found: list[tuple[Table, str]] = []
+        Raises UsageError for an unknown profile, or profiles that extend each other in a circle.
+        """
+        tables: list[tuple[Table, str]] = []
         wanted = name if name is not None else self.table.get("default_profile")
-        below = f"--profile {name}" if name is not None else f"{self.path}: default_profile"
-        passed: list[str] = []
+        referrer = f"--profile {name}" if name is not None else f"{self.path}: default_profile"
+        visited: list[str] = []
         while wanted is not None:
-            table, place = self._named(wanted, passed, below)
-            found.append((table, place))
-            passed.append(place)
-            below, wanted = f"{place}: extends", table.get("extends")
+            table, place = self._profile(wanted, visited, referrer)
+            tables.append((table, place))
+            visited.append(place)
+            referrer, wanted = f"{place}: extends", table.get("extends")
         if self.path is not None:
-            found.append((self.table, str(self.path)))
-        return found
+            tables.append((self.table, str(self.path)))
+        return tables
 
-    def _named(self, name: str, passed: list[str], place: str) -> tuple[Table, str]:
-        """A profile may extend the site of its own name."""
+    def _profile(self, name: str, visited: list[str], referrer: str) -> tuple[Table, str]:
+        # A profile may extend the site of its own name.
         own = f"{self.path}: profile.{name}"
-        if name in self.own and own not in passed:
-            return self.own[name], own
+        if name in self.profiles and own not in visited:
+            return self.profiles[name], own
         site = f"built in: {name}"
-        if name in sites() and site not in passed:
+        if name in sites() and site not in visited:
             return _parse(sites()[name]), site
-        if passed and (own in passed or site in passed):
-            raise UsageError(f"{place}: '{printable(name)}' extends itself in a circle")
+        if visited and (own in visited or site in visited):
+            raise UsageError(f"{referrer}: profile '{printable(name)}' extends itself")
         known = ", ".join(self.names())
         raise UsageError(
-            f"{place}: no profile '{printable(name)}'{nearest(name, self.names())}: {known}"
+            f"{referrer}: no profile '{printable(name)}'{nearest(name, self.names())}: {known}"
         )
 
     def faults(self) -> Iterator[str]:
-        """A misspelt key would else be a setting that silently does nothing."""
+        """Yield every fault; a misspelled key would otherwise be silently ignored."""
         place = str(self.path)
-        named = self.own
-        if not isinstance(named, dict):
-            yield f"{place}: 'profile' is a value where a table belongs, or the reverse"
-            named = {}
-        for name, each in named.items():
-            if isinstance(each, dict):
-                yield from table_faults(each, f"{place}: profile.{name}", PROFILE_KEYS)
+        profiles = self.profiles
+        if not isinstance(profiles, dict):
+            yield f"{place}: 'profile' must be a table"
+            profiles = {}
+        for name, table in profiles.items():
+            if isinstance(table, dict):
+                yield from table_faults(table, f"{place}: profile.{name}", PROFILE_KEYS)
             else:
                 yield f"{place}: profile.{name} must be a table"
         rest = {key: value for key, value in self.table.items() if key != "profile"}
@@ -124,7 +125,7 @@ class ProfileFile:
 
 
 def table_faults(table: Table, place: str, more: set[str]) -> Iterator[str]:
-    """Keys that nothing reads, in a profile or at the top of a file."""
+    """Yield the unknown and misplaced keys of a profile or of the top of a file."""
     common = {option.name for group in COMMON for option in options_of(group)}
     tables = backend_keys()
     for key, value in table.items():
@@ -133,19 +134,19 @@ def table_faults(table: Table, place: str, more: set[str]) -> Iterator[str]:
             yield from _unknown(value, common | own, f"{place}: [{key}]", tables)
         elif key in more:
             if not isinstance(value, str):
-                yield f"{place}: '{key}' must be text"
+                yield f"{place}: '{key}' must be a string"
         else:
             known = common | more | set(backends.names())
             yield from _unknown({key: value}, known, place, tables, known | set(tables))
 
 
 def backend_keys() -> dict[str, str]:
-    """What only some backends have, and the tables where it may stand."""
-    found: dict[str, list[str]] = {}
+    """Return the keys that only some backends have, with the tables that may hold them."""
+    tables: dict[str, list[str]] = {}
     for name in backends.names():
         for option in options_of(backends.get(name).resources):
-            found.setdefault(option.name, []).append(f"[{name}]")
-    return {name: " or ".join(tables) for name, tables in found.items()}
+            tables.setdefault(option.name, []).append(f"[{name}]")
+    return {name: " or ".join(places) for name, places in tables.items()}
 
 
 def _unknown(
@@ -155,15 +156,20 @@ def _unknown(
     elsewhere: Mapping[str, str],
     near: set[str] | None = None,
 ) -> Iterator[str]:
-    """`elsewhere`: keys of another table, and of which. `near`: what may be meant."""
+    """Yield the unknown keys of a table.
+
+    `elsewhere`: keys of other tables, and which ones. `near`: the keys to suggest instead.
+    """
     for key, value in table.items():
         name = key.replace("-", "_")
         if name in elsewhere and name not in known:
-            yield f"{place}: '{printable(key)}' belongs into {elsewhere[name]}"
+            yield f"{place}: '{printable(key)}' belongs in {elsewhere[name]}"
         elif name not in known:
-            yield f"{place}: nothing reads '{printable(key)}'{nearest(key, near or known)}"
-        elif isinstance(value, dict) or key in (*FILE_KEYS, *backends.names()):
-            yield f"{place}: '{printable(key)}' is a value where a table belongs, or the reverse"
+            yield f"{place}: unknown key '{printable(key)}'{nearest(key, near or known)}"
+        elif isinstance(value, dict):
+            yield f"{place}: '{printable(key)}' must be a value, not a table"
+        elif key in (*FILE_KEYS, *backends.names()):
+            yield f"{place}: '{printable(key)}' must be a table"
 
 
 def _parse(path: Path) -> dict[str, Any]:

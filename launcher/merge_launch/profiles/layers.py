@@ -1,6 +1,6 @@
-"""Settings of one command: flag > environment > profile > built in.
+"""The settings of one command, in order of precedence: flag, environment, profile, default.
 
-Which profiles there are, and what files may hold, is for `profile_file`.
+`profiles.file` reads and checks the files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Group = TypeVar("Group")
 
 
 class Layer(NamedTuple):
-    """Values of one origin; `place` names an option there as the user knows it."""
+    """The values of one origin. `place` names an option in the notation of that origin."""
 
     values: Mapping[str, object]
     origin: str
@@ -32,10 +32,12 @@ class Layer(NamedTuple):
 
 
 def flags(given: Mapping[str, object]) -> Layer:
+    """Return the layer of the command line."""
     return Layer({k: v for k, v in given.items() if v is not None and v != []}, "flag")
 
 
 def environment(variables: Mapping[str, str]) -> Layer:
+    """Return the layer of the variables MERGE_LAUNCH_…"""
     prefix = "MERGE_LAUNCH_"
     return Layer(
         {k.removeprefix(prefix).lower(): v for k, v in variables.items() if k.startswith(prefix)},
@@ -44,13 +46,14 @@ def environment(variables: Mapping[str, str]) -> Layer:
 
 
 def config_folder() -> Path:
+    """Return the folder of the user's merge-launch.toml."""
     import platformdirs
 
     return Path(platformdirs.user_config_dir("merge-launch"))
 
 
 def complete(incomplete: str) -> list[str]:
-    """For the shell: profiles that begin so."""
+    """Return the profiles that begin with `incomplete`, for completion in the shell."""
     try:
         names = ProfileFile.read(find(Path.cwd(), config_folder())).names()
     except LauncherError:
@@ -59,7 +62,7 @@ def complete(incomplete: str) -> list[str]:
 
 
 def load(path: Path | None, name: str | None, backend: str | None) -> list[Layer]:
-    """The layers of a profile file, or of a site that we know, for one backend, nearest first."""
+    """Return the layers of a profile for one backend, nearest first."""
     layers = []
     for table, place in ProfileFile.read(path).chain(name):
         if backend is not None and isinstance(table.get(backend), dict):
@@ -74,37 +77,40 @@ def _layer(table: Mapping[str, Any], origin: str) -> Layer:
 
 
 def resolve(groups: Sequence[type[Group]], layers: Sequence[Layer]) -> list[Group]:
-    """An instance of each group, from layers with the nearest first. All faults at once."""
+    """Return an instance of each group; the first layer takes precedence.
+
+    Raises UsageError with every fault.
+    """
     faults: list[str] = []
-    found = []
+    resolved = []
     for group in groups:
         values = {}
         for option in options_of(group):
             value = _value(option, layers, faults)
             if value is not None:
                 values[option.name] = value
-        found.append((group, values))
+        resolved.append((group, values))
     refuse(faults)
-    return [dataclasses.replace(group(), **values) for group, values in found]  # type: ignore[type-var]
+    return [dataclasses.replace(group(), **values) for group, values in resolved]  # type: ignore[type-var]
 
 
 def _value(option: Option, layers: Sequence[Layer], faults: list[str]) -> Any:
-    held = []
+    values = []
     for layer in layers:
         if option.name not in layer.values:
             continue
         try:
-            held.append(read(option, layer.values[option.name]))
+            values.append(read(option, layer.values[option.name]))
         except Fault as fault:
             shown = printable(str(layer.values[option.name]))[:80]
             faults.append(f"{layer.place(option)} '{shown}' {fault}")
         if not option.spec.accumulates:
             break
-    if not held:
+    if not values:
         return None
-    # What is nearest comes last, where shells and schedulers let it win.
+    # The nearest layer comes last, where it wins in shells and schedulers.
     return (
-        tuple(word for words in reversed(held) for word in words)
+        tuple(word for words in reversed(values) for word in words)
         if option.spec.accumulates
-        else held[0]
+        else values[0]
     )

@@ -1,8 +1,7 @@
-"""A second job for one OUT. It is allowed, since a lock keeps the two apart; it is told, since it
-is seldom meant.
+"""Warnings about a second job for the same OUT.
 
-Of the jobs that the records hold for OUT, only those that were not seen to end are asked about,
-once the new one is on its way: nobody waits for the answer, and not having one is no fault.
+Such a job is allowed, since a lock keeps the two apart, but rarely intended. Only recorded jobs
+that have not ended are queried, after the new job was submitted; a failed query is no error.
 """
 
 from __future__ import annotations
@@ -18,45 +17,44 @@ PATIENCE_S = 5.0
 
 
 def warning(fresh: Sequence[Record]) -> str | None:
-    """On jobs that run or will run beside the first of these."""
+    """Return a warning if other jobs for the OUT of the first record are queued or running."""
     try:
-        held, _ = records.load()
+        recorded, _ = records.load()
     except OSError:
         return None
     ids = {record.job_id for record in fresh}
-    open_ones = [
-        each
-        for each in held
-        if _same_out(each, fresh[0]) and each.job_id not in ids and not _ended(each)
+    unfinished = [
+        record
+        for record in recorded
+        if _same_out(record, fresh[0]) and record.job_id not in ids and not _has_ended(record)
     ]
-    found, failures = status.query(open_ones, timeout_s=PATIENCE_S)
+    statuses, failures = status.query(unfinished, timeout_s=PATIENCE_S)
     busy = [
-        each
-        for each in open_ones
-        if found[status.key(each)].state in (JobState.QUEUED, JobState.RUNNING)
+        record
+        for record in unfinished
+        if statuses[status.key(record)].state in (JobState.QUEUED, JobState.RUNNING)
     ]
     if not busy:
         return None
     job = busy[0].job_id
     more = f" (and {len(busy) - 1} more)" if len(busy) > 1 else ""
     seen = "was last seen" if failures else "is"
-    state = found[status.key(busy[0])].state.value
-    words = [shlex.join(["merge-launch", verb, job]) for verb in ("status", "cancel")]
+    state = statuses[status.key(busy[0])].state.value
+    commands = [shlex.join(["merge-launch", verb, job]) for verb in ("status", "cancel")]
     return (
-        f"{job}{more} {seen} {state} for the same OUT, and only one of them can make it: "
-        f"{', '.join(words)}"
+        f"{job}{more} {seen} {state} for the same OUT, and only one of them can write it: "
+        f"{', '.join(commands)}"
     )
 
 
-def _same_out(other: Record, ours: Record) -> bool:
-    """What waits for a merge counts with it."""
-    return (
-        other.backend == ours.backend and not other.after and ours.out in (other.out, *other.also)
+def _same_out(other: Record, new: Record) -> bool:
+    # A job that follows a merge counts with it.
+    return other.backend == new.backend and not other.after and new.out in (other.out, *other.also)
+
+
+def _has_ended(record: Record) -> bool:
+    """Return whether the status or exit code is final; a stopped job may have restarted."""
+    by_code = status.status_from_exit_code(record)
+    return status.is_settled(record) or (
+        by_code is not None and by_code.state is not JobState.STOPPED
     )
-
-
-def _ended(record: Record) -> bool:
-    """Without a question: by what was heard last, or the code that the job left. One that was
-    stopped may have been started again."""
-    left = status.status_from_exit_code(record)
-    return status.is_settled(record) or (left is not None and left.state is not JobState.STOPPED)

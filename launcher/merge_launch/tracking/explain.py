@@ -1,4 +1,4 @@
-"""Why a job is as it is, in plain words: from its state, what the scheduler said, and its log."""
+"""Explanations of why a job is pending or how it ended: from its status, exit code and log."""
 
 from __future__ import annotations
 
@@ -14,61 +14,61 @@ NOTED = re.compile(
     r"denied|no space|no such file|not found|=>> PBS|slurmstepd"
 )
 CODES = {
-    1: "a bug of merge-worker, or a failing line of --setup or --then; the log says which",
-    2: "the recipe or an option is wrong: mend it and submit anew",
+    1: "a bug in merge-worker, or a failing line of --setup or --then; see the log",
+    2: "the recipe or an option is wrong; fix it and submit again",
     3: "an input is missing, damaged or does not fit the others",
-    4: "the output cannot be written, or another merge is there",
-    5: "the result would have held NaN or infinity",
-    6: "the cluster did not start all that it should have",
-    75: "stopped before its end and resumable",
+    4: "the output cannot be written, or OUT holds another merge",
+    5: "the result would contain NaN or infinity",
+    6: "the cluster did not start all processes",
+    75: "stopped before the end, resumable",
     126: "a program could not be run on the node",
-    127: "a program was not found on the node: see --python and --setup",
-    137: "killed: the memory of the job was too small, or somebody killed it",
+    127: "a program was not found on the node; see --python and --setup",
+    137: "killed, by lack of memory or by a user",
 }
 STATES = {
-    JobState.QUEUED: "It waits to be started.",
-    JobState.RUNNING: "It runs.",
-    JobState.DONE: "It is done.",
-    JobState.FAILED: "It failed.",
-    JobState.CANCELLED: "It was cancelled.",
-    JobState.STOPPED: "It was stopped before its end; what is merged so far stays.",
-    JobState.UNKNOWN: "Nobody knows what became of it.",
+    JobState.QUEUED: "The job is queued.",
+    JobState.RUNNING: "The job is running.",
+    JobState.DONE: "The job is done.",
+    JobState.FAILED: "The job failed.",
+    JobState.CANCELLED: "The job was cancelled.",
+    JobState.STOPPED: "The job was stopped before its end; finished work is kept.",
+    JobState.UNKNOWN: "Final state unknown.",
 }
 
 
 def exit_code_of(status: Status, left: int | None) -> int | None:
-    """The exit code that a job left, else what a scheduler says of it."""
-    said = re.search(r"exit code (\d+)$", status.detail) if left is None else None
-    return int(said[1]) if said else left
+    """Return the exit code that a job left, or the one that the scheduler reports."""
+    match = re.search(r"exit code (\d+)$", status.detail) if left is None else None
+    return int(match[1]) if match else left
 
 
 def explain(
     job_id: str, status: Status, code: int | None, more: Sequence[str], log: Iterable[str]
 ) -> list[str]:
-    """Sentences, then the lines of the log that tell most."""
-    found = [STATES[status.state]]
-    said = (*status.reasons, *more)
-    for each in said or ((status.detail,) if status.detail and code is None else ()):
-        if each not in found:
-            found.append(each)
+    """Return sentences on a job, with the most telling lines of its log."""
+    lines = [STATES[status.state]]
+    reasons = (*status.reasons, *more)
+    for reason in reasons or ((status.detail,) if status.detail and code is None else ()):
+        if reason not in lines:
+            lines.append(reason)
     if code and status.state is not JobState.QUEUED:
-        found.append(f"Its exit code is {code}: {CODES.get(code, 'see the log')}.")
+        lines.append(f"Exit code {code}: {CODES.get(code, 'see the log')}.")
     if status.state not in (JobState.DONE, JobState.QUEUED):
-        found += [f"  | {line}" for line in telling_lines(log)]
+        lines += [f"  | {line}" for line in telling_lines(log)]
     if status.state in (JobState.STOPPED, JobState.FAILED, JobState.CANCELLED):
-        found.append(f"To go on where it was: merge-launch retry {job_id}")
-    return found
+        lines.append(f"To resume: merge-launch retry {job_id}")
+    return lines
 
 
 def telling_lines(log: Iterable[str]) -> list[str]:
-    """The last lines that name a fault, else simply the last lines."""
-    every: list[str] = []
+    """Return the last lines that report an error, or else the last two lines."""
+    all_lines: list[str] = []
     noted: list[str] = []
     for line in log:
         shown = clean(line, color=False).rstrip()
         if not shown.strip() or PROGRESS.search(shown):
             continue
-        every = [*every[1 - LINES :], shown]
+        all_lines = [*all_lines[1 - LINES :], shown]
         if NOTED.search(shown):
             noted = [*noted[1 - LINES :], shown]
-    return noted or every[-2:]
+    return noted or all_lines[-2:]

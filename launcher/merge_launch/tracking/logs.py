@@ -1,4 +1,4 @@
-"""The log of a job: all of it, or as it grows; progress is folded, color are for terminals."""
+"""The log of a job, whole or as it grows, with progress folded and colors for terminals only."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from .records import Record
 
 POLL_S = 1.0
 ASK_EVERY_S = 60.0
-# Colours, and what moves a cursor.
+# Colors and cursor movements.
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
 PROGRESS = re.compile(r": \d+(\.\d+)? % \(|^\{\"event\": \"progress\"|\d+%\|")
-"""A line of the worker's, of its JSON, of tqdm's."""
+"""Matches progress lines of the worker, of its JSON output and of tqdm."""
 
 
 def wants_color(target: TextIO) -> bool:
+    """Return whether a stream takes colors."""
     return target.isatty() and not os.environ.get("NO_COLOR")
 
 
 def clean(line: str, color: bool) -> str:
-    """What a terminal would show of a line in the end."""
+    """Return the text that a terminal finally shows for a line."""
     kept = line.rstrip("\r\n").rpartition("\r")[2]
     if color:
         return re.sub(r"\x1b\[[0-9;]*[A-HJKSTf]", "", kept)
@@ -34,42 +35,44 @@ def clean(line: str, color: bool) -> str:
 
 
 def fold_progress(lines: Iterable[str], color: bool = False) -> Iterator[str]:
-    """Of progress lines in a row the last."""
-    held: str | None = None
+    """Yield lines, keeping only the last of consecutive progress lines."""
+    progress: str | None = None
     for line in lines:
         shown = clean(line, color)
         if PROGRESS.search(shown):
-            held = shown
+            progress = shown
             continue
-        if held is not None:
-            yield held
-            held = None
+        if progress is not None:
+            yield progress
+            progress = None
         yield shown
-    if held is not None:
-        yield held
+    if progress is not None:
+        yield progress
 
 
 def files(record: Record) -> list[Path]:
-    """The log, and what a scheduler kept to itself until the end."""
+    """Return the log, and the output that a scheduler copies at the end, if they have content."""
     log = Path(record.log)
-    found = [log, log.with_suffix(".end")]
-    return [path for path in found if path.is_file() and path.stat().st_size]
+    return [
+        path for path in (log, log.with_suffix(".end")) if path.is_file() and path.stat().st_size
+    ]
 
 
 def lines(record: Record) -> Iterator[str]:
+    """Yield the lines of the log so far."""
     for path in files(record):
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
             yield from file
 
 
 def is_of_earlier_job(record: Record) -> bool:
-    """Whether the log holds only what an earlier job for the same OUT wrote."""
+    """Return whether the log was written only by an earlier job for the same OUT."""
     last = max((path.stat().st_mtime for path in files(record)), default=0.0)
     return record.exit_code() is None and last < record.submitted_s
 
 
 def show(record: Record, target: TextIO) -> bool:
-    """False if there is nothing yet."""
+    """Print the log; return False if it is empty."""
     if not files(record):
         return False
     for line in fold_progress(lines(record), wants_color(target)):
@@ -78,6 +81,7 @@ def show(record: Record, target: TextIO) -> bool:
 
 
 def size(record: Record) -> int:
+    """Return the size of the log in bytes, 0 if there is none."""
     try:
         return Path(record.log).stat().st_size
     except OSError:
@@ -91,33 +95,35 @@ def follow(
     position: int = 0,
     poll_s: float = POLL_S,
 ) -> int | None:
-    """Copy the log from a position on as it grows, until the job is over. Its exit code, None if it
-    left none."""
+    """Copy the log from a position on as it grows, until the job has ended.
+
+    Return the exit code of the job, or None if it left none.
+    """
     screen = Screen(target)
-    asked, said = 0.0, None
+    asked_s, shown_detail = 0.0, None
     while True:
-        over = record.exit_code() is not None
-        if time.monotonic() - asked > ASK_EVERY_S or not asked:
-            asked = time.monotonic()
+        ended = record.exit_code() is not None
+        if time.monotonic() - asked_s > ASK_EVERY_S or not asked_s:
+            asked_s = time.monotonic()
             status = ask(record)
-            # A job that was started once more has left a code before.
-            over = status.state.has_ended or (over and status.state.value != "queued")
-            if status.detail != said and not over:
-                said = status.detail
-                print(f"merge-launch: {status.state.value} ({said})", file=sys.stderr)
+            # A restarted job has left an exit code before.
+            ended = status.state.has_ended or (ended and status.state.value != "queued")
+            if status.detail != shown_detail and not ended:
+                shown_detail = status.detail
+                print(f"merge-launch: {status.state.value} ({shown_detail})", file=sys.stderr)
         position = copy_new_text(Path(record.log), screen, position)
-        if over:
+        if ended:
             screen.end()
             return record.exit_code()
         time.sleep(poll_s)
 
 
 def copy_new_text(log: Path, screen: Screen, position: int) -> int:
-    """What the log holds from a position on; the position after it."""
+    """Show the log from a position on; return the position after it."""
     try:
         with log.open("rb") as file:
             if file.seek(0, os.SEEK_END) < position:
-                position = 0  # Another run has begun it anew.
+                position = 0  # Another run has truncated it.
             file.seek(position)
             text = file.read()
     except FileNotFoundError:
@@ -127,7 +133,7 @@ def copy_new_text(log: Path, screen: Screen, position: int) -> int:
 
 
 class Screen:
-    """Whole lines as they come; in a terminal, progress stays on one."""
+    """A printer of whole lines; in a terminal, progress stays on one line."""
 
     def __init__(self, target: TextIO) -> None:
         self.target = target

@@ -1,7 +1,7 @@
-"""What was submitted from here: one small file for each job in the user's state folder.
+"""Records of submitted jobs: one small file for each in the user's state folder.
 
-Never the only truth: the scheduler and the exit code that the job leaves are asked first, and
-OUT.job/ holds a copy of the record. Files are replaced whole, so several processes may write.
+The scheduler and the exit code of the job take precedence over the recorded status. OUT.job/ holds
+a copy of the record. Files are replaced atomically, so that several processes may write.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..errors import UsageError
 
 @dataclass(frozen=True)
 class Record:
-    """A job as it was submitted, and the last that was heard of it. Times are Unix seconds."""
+    """A job as it was submitted, and its last known status. Times are Unix seconds."""
 
     job_id: str
     backend: str
@@ -43,10 +43,11 @@ class Record:
 
     @property
     def exit_file(self) -> Path:
-        """Where the job leaves its exit code; `_worker.sh.j2` writes it."""
+        """The file of the exit code, which `_worker.sh.j2` writes."""
         return Path(self.log).parent / f"{self.job_id}.exit"
 
     def exit_code(self) -> int | None:
+        """Return the exit code that the job left, or None."""
         try:
             return int(self.exit_file.read_text())
         except (OSError, ValueError):
@@ -54,10 +55,12 @@ class Record:
 
     @property
     def last_status(self) -> Status:
+        """The status as last recorded."""
         known = self.state in JobState.__members__
         return Status(JobState[self.state] if known else JobState.UNKNOWN, self.detail)
 
     def with_status(self, status: Status) -> Record:
+        """Return the record with a new status."""
         return dataclasses.replace(self, state=status.state.name, detail=status.detail)
 
 
@@ -66,24 +69,25 @@ def this_host() -> str:
 
 
 def folder() -> Path:
+    """Return the folder of all records."""
     import platformdirs
 
     return Path(platformdirs.user_state_dir("merge-launch")) / "jobs"
 
 
 def path_of(record: Record, suffix: str = ".json") -> Path:
-    """With another suffix: what else is kept of a job that leaves nothing in OUT.job/."""
+    """Return the file of a record; other suffixes are for texts of jobs without an OUT.job/."""
     return folder() / f"{record.backend}.{quote(record.job_id, safe='[]')}{suffix}"
 
 
 def save(record: Record) -> None:
-    """OSError when the state folder cannot be written."""
+    """Write a record to the state folder. Raises OSError if it cannot be written."""
     folder().mkdir(parents=True, exist_ok=True)
     _write(path_of(record), text_of(record))
 
 
 def save_copy(record: Record) -> None:
-    """In OUT.job/, where OUT finds it on another machine; not of jobs that leave nothing there."""
+    """Write a copy to OUT.job/, if there is one, so that other machines find the job by OUT."""
     if Path(record.log).parent.is_dir() and Path(record.log).is_absolute():
         _write(record.exit_file.with_suffix(".json"), text_of(record))
 
@@ -99,68 +103,75 @@ def text_of(record: Record) -> str:
 
 
 def load() -> tuple[list[Record], list[str]]:
-    """All records, newest first, and a line on each that cannot be read."""
+    """Return all records, newest first, and a message for each unreadable one."""
     return _read(folder().glob("*.json"))
 
 
 def _read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
-    found: list[Record] = []
+    loaded: list[Record] = []
     faults: list[str] = []
     for path in paths:
         try:
-            found.append(_record(json.loads(path.read_text(encoding="utf-8"))))
+            loaded.append(_record(json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError) as error:
             faults.append(f"{path}: not a readable record of a job ({error})")
-    return sorted(found, key=lambda record: (-record.submitted_s, record.job_id)), faults
+    return sorted(loaded, key=lambda record: (-record.submitted_s, record.job_id)), faults
 
 
 def _record(values: Any) -> Record:
-    """Keys of later versions are left alone."""
     if not isinstance(values, dict):
-        raise ValueError("no mapping")
-    known = {each.name for each in dataclasses.fields(Record)}
-    found = Record(**{key: value for key, value in values.items() if key in known})
-    return replace(found, also=tuple(found.also))  # JSON has lists only
+        raise ValueError("expected a mapping")
+    # Keys of later versions are ignored.
+    known = {field.name for field in dataclasses.fields(Record)}
+    record = Record(**{key: value for key, value in values.items() if key in known})
+    return replace(record, also=tuple(record.also))  # JSON has lists only
 
 
 def find(word: str) -> Record:
-    """By id, name, OUT or a beginning of one id alone; of several with a name or OUT the newest."""
-    held, faults = load()
+    """Return the job with an id, name, OUT or unique beginning of an id; the newest of several.
+
+    Raises UsageError if there is none.
+    """
+    recorded, faults = load()
     out = str(Path.cwd() / Path(word).expanduser())
-    for found in (
-        [each for each in held if each.job_id == word],
-        [each for each in held if each.name == word or each.out.rstrip("/") == out.rstrip("/")],
+    for matches in (
+        [job for job in recorded if job.job_id == word],
+        [job for job in recorded if job.name == word or job.out.rstrip("/") == out.rstrip("/")],
     ):
-        if found:
-            return _merge_first(found)
-    begins = [each for each in held if each.job_id.startswith(word)] if word else []
-    if len(begins) == 1:
-        return begins[0]
-    if begins:
-        some = first_names((each.job_id for each in begins), 4)
-        raise UsageError(f"{printable(word)}: {len(begins)} jobs begin so ({some}); say more of it")
+        if matches:
+            return _merge_first(matches)
+    candidates = [job for job in recorded if job.job_id.startswith(word)] if word else []
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        some = first_names((job.job_id for job in candidates), 4)
+        raise UsageError(
+            f"{printable(word)}: {len(candidates)} jobs begin with this ({some}); "
+            f"give more of the id"
+        )
     copies = copies_in(Path(f"{out.rstrip('/')}.job"))
     if copies:
         return _merge_first(copies)
-    known = [name for each in held for name in (each.job_id, each.name) if name]
+    known = [name for job in recorded for name in (job.job_id, job.name) if name]
     more = f"\n  {faults[0]}" if faults else ""
     raise UsageError(
-        f"{printable(word)}: no such job was submitted from here{nearest(word, known)}{more}"
+        f"{printable(word)}: no job of this id, name or OUT was submitted from here"
+        f"{nearest(word, known)}{more}"
     )
 
 
 def copies_in(folder: Path) -> list[Record]:
-    """The copies in an OUT.job/, newest first."""
+    """Return the copies of records in an OUT.job/, newest first."""
     return _read(folder.glob("*.json"))[0]
 
 
-def _merge_first(found: list[Record]) -> Record:
-    """OUT names the merge rather than what waits for it."""
-    return next((each for each in found if not each.after), found[0])
+def _merge_first(matches: list[Record]) -> Record:
+    # OUT names the merge rather than the job that follows it.
+    return next((job for job in matches if not job.after), matches[0])
 
 
 def waiting_for(record: Record) -> list[Record]:
-    """The jobs that start after this one."""
-    held, _ = load()
-    same = [each for each in held if each.backend == record.backend]
-    return [each for each in same if each.after == record.job_id]
+    """Return the jobs that start after this one."""
+    recorded, _ = load()
+    same_backend = [job for job in recorded if job.backend == record.backend]
+    return [job for job in same_backend if job.after == record.job_id]

@@ -1,4 +1,4 @@
-"""What has become of jobs: one question for all of a scheduler, and the codes that they left."""
+"""States of jobs: one scheduler call for all jobs, then the exit codes that jobs left."""
 
 from __future__ import annotations
 
@@ -16,67 +16,73 @@ from . import records
 from .records import Record
 
 Key = tuple[str, str]
-FORGOTTEN = "the scheduler does not know the job, and it left no exit code"
+FORGOTTEN = "unknown to the scheduler, and no exit code"
 
 
 def key(record: Record) -> Key:
+    """Return the backend and id, which identify a job."""
     return record.backend, record.job_id
 
 
 def query(
-    held: Sequence[Record], include_settled: bool = False, timeout_s: float = TIMEOUT_S
+    jobs: Sequence[Record], include_settled: bool = False, timeout_s: float = TIMEOUT_S
 ) -> tuple[dict[Key, Status], list[LauncherError]]:
-    """Of all records, asking each scheduler once; what it failed to say is as it was last heard."""
-    found = {key(record): record.last_status for record in held if is_settled(record)}
+    """Query job states: one scheduler call for all jobs, then exit codes for those it forgot.
+
+    Jobs of a failed call keep their exit code or last recorded status. Changes are recorded.
+    """
+    statuses = {key(record): record.last_status for record in jobs if is_settled(record)}
     failures: list[LauncherError] = []
     groups: dict[Key, list[Record]] = {}
-    for record in held:
+    for record in jobs:
         if include_settled or not is_settled(record):
             groups.setdefault((record.backend, record.dialect), []).append(record)
     for group in groups.values():
-        said, failure = _asked(group, timeout_s)
+        reported, failure = _query_backend(group, timeout_s)
         if failure is not None:
             failures.append(failure)
-        for each in group:
-            if failure is None or each.job_id in said:
-                found[key(each)] = verdict(each, said.get(each.job_id))
+        for record in group:
+            if failure is None or record.job_id in reported:
+                statuses[key(record)] = final_status(record, reported.get(record.job_id))
             else:
-                found[key(each)] = status_from_exit_code(each) or each.last_status
-    for record in held:
-        now = found[key(record)]
+                statuses[key(record)] = status_from_exit_code(record) or record.last_status
+    for record in jobs:
+        now = statuses[key(record)]
         if (now.state, now.detail) != (record.last_status.state, record.last_status.detail):
             with contextlib.suppress(OSError):
                 records.save(record.with_status(now))
-    return found, failures
+    return statuses, failures
 
 
 def is_settled(record: Record) -> bool:
-    """No scheduler starts these again by itself."""
+    """Return whether the last status is final: no scheduler restarts such a job by itself."""
     return record.last_status.state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
 def query_one(record: Record, include_settled: bool = False) -> Status:
-    """In the scheduler's words while it knows the job, else by the exit code that the job left."""
-    found, failures = query([record], include_settled)
+    """Query one job. Raises LauncherError if neither the scheduler nor an exit code is there."""
+    statuses, failures = query([record], include_settled)
     if failures and status_from_exit_code(record) is None and not is_settled(record):
         raise failures[0]
-    return found[key(record)]
+    return statuses[key(record)]
 
 
 def status_from_exit_code(record: Record) -> Status | None:
+    """Return the status for the exit code that a job left, or None."""
     code = record.exit_code()
     return None if code is None else Status(state_of_exit(code), f"exit code {code}")
 
 
-def verdict(record: Record, said: Status | None) -> Status:
-    """The job's own code tells more than a scheduler's end, unless that is the user's doing."""
-    left = status_from_exit_code(record)
-    if said is not None and (left is None or not said.state.has_ended):
-        return said
-    if said is not None and said.state is JobState.CANCELLED:
-        return said
-    if left is not None:
-        return left if said is None else dataclasses.replace(left, reasons=said.reasons)
+def final_status(record: Record, reported: Status | None) -> Status:
+    """Combine report and exit code; the exit code is more exact, except after a cancellation."""
+    by_code = status_from_exit_code(record)
+    if reported is not None and (by_code is None or not reported.state.has_ended):
+        return reported
+    if reported is not None and reported.state is JobState.CANCELLED:
+        return reported
+    if by_code is not None:
+        reasons = () if reported is None else reported.reasons
+        return dataclasses.replace(by_code, reasons=reasons)
     if is_settled(record):
         return record.last_status
     backend = backends.get(record.backend)
@@ -85,7 +91,7 @@ def verdict(record: Record, said: Status | None) -> Status:
     return Status(JobState.UNKNOWN, FORGOTTEN)
 
 
-def _asked(
+def _query_backend(
     group: Sequence[Record], timeout_s: float
 ) -> tuple[dict[str, Status], LauncherError | None]:
     backend: Any = backends.get(group[0].backend)
@@ -95,62 +101,66 @@ def _asked(
             return backend.statuses(ids), None
         except LauncherError as error:
             return {}, error
-    far: dict[str, Status] = {}
+    remote: dict[str, Status] = {}
     if isinstance(backend, LocalBackend):
-        # Processes of another machine cannot be seen from here.
-        for each in group:
-            if each.host not in ("", records.this_host()) and each.exit_code() is None:
-                detail = f"ask on {each.host}, where it was started"
-                far[each.job_id] = Status(JobState.UNKNOWN, detail)
-    near = [each for each in ids if each not in far]
-    found, failure = _from_sources(backend, near, group[0].dialect, timeout_s)
-    return far | found, failure
+        # Processes of other machines are not visible here.
+        for record in group:
+            if record.host not in ("", records.this_host()) and record.exit_code() is None:
+                detail = f"started on {record.host}; query it there"
+                remote[record.job_id] = Status(JobState.UNKNOWN, detail)
+    local = [job_id for job_id in ids if job_id not in remote]
+    statuses, failure = _from_sources(backend, local, group[0].dialect, timeout_s)
+    return remote | statuses, failure
 
 
 def _from_sources(
     backend: Scheduler[Any], ids: Sequence[str], dialect: str, timeout_s: float
 ) -> tuple[dict[str, Status], LauncherError | None]:
-    found: dict[str, Status] = {}
+    statuses: dict[str, Status] = {}
     failure: LauncherError | None = None
-    forms = list(backend.formats)
+    formats = list(backend.formats)
     for source in backend.sources:
-        left = [each for each in ids if each not in found]
-        # What kept silent would do so again.
-        if not left or (isinstance(failure, ClusterError) and failure.unanswered):
+        missing = [job_id for job_id in ids if job_id not in statuses]
+        # A scheduler that did not answer would not answer the next call either.
+        if not missing or (isinstance(failure, ClusterError) and failure.unanswered):
             break
-        said, failed = _from_source(backend, source, forms, Question(left, dialect, timeout_s))
+        question = Question(missing, dialect, timeout_s)
+        reported, failed = _from_source(backend, source, formats, question)
         failure = failure or failed
-        found |= {each: said[each] for each in left if each in said}
-    return found, failure if len(found) < len(ids) else None
+        statuses |= {job_id: reported[job_id] for job_id in missing if job_id in reported}
+    return statuses, failure if len(statuses) < len(ids) else None
 
 
 class Question(NamedTuple):
+    """The jobs of one call, with their dialect and a time limit."""
+
     ids: Sequence[str]
     dialect: str
     timeout_s: float
 
 
 def _from_source(
-    backend: Scheduler[Any], source: str, forms: list[str], question: Question
+    backend: Scheduler[Any], source: str, formats: list[str], question: Question
 ) -> tuple[dict[str, Status], LauncherError | None]:
-    """Forms that turn out to be of no use are taken from the list, for the sources to come too."""
-    words = f"{source} {forms[0]}".strip()
+    """Query one source; unusable formats are removed from the list, also for later sources."""
+    words = f"{source} {formats[0]}".strip()
     argv = backend.status_argv(words, question.ids, question.dialect)
     if argv is None:
         return {}, None
     text, failure = _reply(argv, question.timeout_s)
-    formless = failure is not None and re.search(backend.unsupported_format_pattern, str(failure))
-    said = None if formless else backend.parse_status(source, text)
-    if said is None and len(forms) > 1:
-        del forms[0]
-        return _from_source(backend, source, forms, question)
-    if failure is not None and re.search(backend.unknown_job_pattern, str(failure)):
+    error = "" if failure is None else str(failure)
+    supported = not re.search(backend.unsupported_format_pattern, error)
+    statuses = backend.parse_status(source, text) if supported else None
+    if statuses is None and len(formats) > 1:
+        del formats[0]
+        return _from_source(backend, source, formats, question)
+    if re.search(backend.unknown_job_pattern, error):
         failure = None
-    return said or {}, failure
+    return statuses or {}, failure
 
 
 def _reply(argv: Sequence[str], timeout_s: float) -> tuple[str, LauncherError | None]:
-    """The found jobs are printed even where the status is that of the last unknown one."""
+    # Known jobs are printed even if the exit status is that of an unknown one.
     try:
         return answer(argv, timeout_s), None
     except CommandFailed as error:
@@ -160,19 +170,19 @@ def _reply(argv: Sequence[str], timeout_s: float) -> tuple[str, LauncherError | 
 
 
 def patient_query() -> Callable[[Record], Status]:
-    """For following: a server that is away for a while is no end of the job."""
+    """Return a query for following a job, which reports an unreachable server as UNKNOWN."""
 
-    def ask_again(record: Record) -> Status:
+    def ask(record: Record) -> Status:
         try:
             return query_one(record)
         except LauncherError as error:
             return Status(JobState.UNKNOWN, in_one_line(error))
 
-    return ask_again
+    return ask
 
 
 def query_reasons(record: Record) -> tuple[str, ...]:
-    """What else is to be had; not having it is no fault."""
+    """Return further reasons from the backend; none if they cannot be queried."""
     backend = backends.get(record.backend)
     with contextlib.suppress(LauncherError):
         if isinstance(backend, Service):
@@ -184,23 +194,26 @@ def query_reasons(record: Record) -> tuple[str, ...]:
 
 
 def cancel(record: Record) -> bool:
-    """False if it was over already. ClusterError in the scheduler's own words."""
+    """Cancel a job; return False if it had already ended.
+
+    Raises ClusterError with the message of the scheduler.
+    """
     backend = backends.get(record.backend)
     if isinstance(backend, Service):
         backend.cancel(record.job_id)
         return True
     if not isinstance(backend, Scheduler):
-        raise TypeError(f"nothing knows how to cancel on a {type(backend).__name__}")
+        raise TypeError(f"cannot cancel on a {type(backend).__name__}")
     try:
         answer(backend.cancel_argv(record.job_id))
     except CommandFailed as error:
-        if error.status not in backend.already_ended_codes and not _over(record):
+        if error.status not in backend.already_ended_codes and not _has_ended(record):
             raise
         return False
     return True
 
 
-def _over(record: Record) -> bool:
+def _has_ended(record: Record) -> bool:
     with contextlib.suppress(LauncherError):
         return query_one(record).state.has_ended
     return False

@@ -38,7 +38,7 @@ class Server(NamedTuple):
         return json.loads(path.read_text()) if path.exists() else {}
 
     def proceed(self, job_id: str, status: int, *jobs: dict[str, Any]) -> None:
-        """What has become of an experiment; `jobs` are the times it was started."""
+        """Set the state of an experiment; `jobs` are the times it was started."""
         held = self.experiments()
         started = [{"lines": [], "events": []} | job for job in jobs]
         held[job_id] = {"name": job_id, **held.get(job_id, {}), "status": status, "jobs": started}

@@ -91,7 +91,7 @@ def everything(work: Path) -> dict[str, bytes]:
 
 
 def over(backend: str, fakes) -> None:
-    """The job that waited has been cancelled by somebody."""
+    """Follow up after a user has cancelled the job that waited."""
     if backend == "pbs":
         fakes.pbs("qdel", "12.pbs-server")
     else:

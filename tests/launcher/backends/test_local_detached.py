@@ -78,8 +78,8 @@ def test_a_process_that_was_killed(detached, launch) -> None:
     os.killpg(int(job.rpartition("-")[2]), signal.SIGKILL)
     until(lambda: "running" not in launch("status", job).out)
     said = launch("why", job).out
-    assert "It was stopped before its end" in said
-    assert "it ended without a word: killed, or the machine was restarted" in said
+    assert "The job was stopped before its end" in said
+    assert "ended without an exit code: killed, or the machine was restarted" in said
 
 
 def test_another_process_of_the_same_number(detached, launch) -> None:

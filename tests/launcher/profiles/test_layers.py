@@ -108,28 +108,28 @@ def test_faults_of_all_origins_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("pyhton = 1", "nothing reads 'pyhton' (did you mean 'python'?)"),
-        ("queue = 'x'", "toml: 'queue' belongs into [pbs]"),
-        ("mem = '8G'", "toml: 'mem' belongs into [beaker] or [pbs] or [slurm]"),
-        ("partion = 'x'", "toml: nothing reads 'partion' (did you mean 'partition'?)"),
-        ("[profile.a]\npartion = 'x'", "nothing reads 'partion' (did you mean 'partition'?)"),
-        ("[slurm]\npartion = 'x'", "nothing reads 'partion' (did you mean 'partition'?)"),
+        ("pyhton = 1", "unknown key 'pyhton' (did you mean 'python'?)"),
+        ("queue = 'x'", "toml: 'queue' belongs in [pbs]"),
+        ("mem = '8G'", "toml: 'mem' belongs in [beaker] or [pbs] or [slurm]"),
+        ("partion = 'x'", "toml: unknown key 'partion' (did you mean 'partition'?)"),
+        ("[profile.a]\npartion = 'x'", "unknown key 'partion' (did you mean 'partition'?)"),
+        ("[slurm]\npartion = 'x'", "unknown key 'partion' (did you mean 'partition'?)"),
         # Of another backend it would be no help.
-        ("[slurm]\nqueu = 'x'", "[slurm]: nothing reads 'queu' (did you mean 'requeue'?)"),
-        ("[pbs]\nqueu = 'x'", "[pbs]: nothing reads 'queu' (did you mean 'queue'?)"),
-        ("[pbs]\npartition = 'x'", "[pbs]: 'partition' belongs into [slurm]"),
-        ("[profile.a]\nqueue = 'x'", "profile.a: 'queue' belongs into [pbs]"),
-        ("[profile.a.slurm]\nqueue = 'x'", "[slurm]: 'queue' belongs into [pbs]"),
-        ("pbs = 3", "'pbs' is a value where a table belongs"),
-        ("profile = 'gadi'", "'profile' is a value where a table belongs"),
+        ("[slurm]\nqueu = 'x'", "[slurm]: unknown key 'queu' (did you mean 'requeue'?)"),
+        ("[pbs]\nqueu = 'x'", "[pbs]: unknown key 'queu' (did you mean 'queue'?)"),
+        ("[pbs]\npartition = 'x'", "[pbs]: 'partition' belongs in [slurm]"),
+        ("[profile.a]\nqueue = 'x'", "profile.a: 'queue' belongs in [pbs]"),
+        ("[profile.a.slurm]\nqueue = 'x'", "[slurm]: 'queue' belongs in [pbs]"),
+        ("pbs = 3", "'pbs' must be a table"),
+        ("profile = 'gadi'", "'profile' must be a table"),
         ("[profile]\nx = 1", "profile.x must be a table"),
-        ("[threads]\nx = 1", "'threads' is a value where a table belongs"),
+        ("[threads]\nx = 1", "'threads' must be a value, not a table"),
         ("python = ", "merge-launch.toml"),
-        ("[profile.a]\nextend = 'b'", "nothing reads 'extend' (did you mean 'extends'?)"),
-        ("[profile.a]\nextends = 3", "'extends' must be text"),
+        ("[profile.a]\nextend = 'b'", "unknown key 'extend' (did you mean 'extends'?)"),
+        ("[profile.a]\nextends = 3", "'extends' must be a string"),
         (
             "default_profil = 'a'",
-            "nothing reads 'default_profil' (did you mean 'default_profile'?)",
+            "unknown key 'default_profil' (did you mean 'default_profile'?)",
         ),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_profile_extends_the_site_of_its_name(tmp_path: Path) -> None:
 
 def test_profiles_in_a_circle(tmp_path: Path) -> None:
     text = "[profile.a]\nextends = 'b'\n[profile.b]\nextends = 'a'\n"
-    with pytest.raises(UsageError, match=r"profile\.b: extends: 'a' extends itself in a circle"):
+    with pytest.raises(UsageError, match=r"profile\.b: extends: profile 'a' extends itself"):
         settings(tmp_path, name="a", text=text)
 
 

@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_made(launch, fakes, models) -> None:
 def test_an_unknown_job(launch, fakes, models) -> None:
     done = launch("status", "99")
     assert done.code == 2
-    assert "99: no such job was submitted from here" in done.err
+    assert "99: no job of this id, name or OUT was submitted from here" in done.err
     launch("pbs", "out", *models)
     assert "did you mean '12.pbs-server'" in launch("logs", "12.pbs-servr").err
 

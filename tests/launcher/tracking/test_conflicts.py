@@ -159,5 +159,5 @@ def test_why_does_not_quote_the_first(twice, launch, fakes, python) -> None:
     twice("pbs")
     launch("cancel", "13.pbs-server")
     said = launch("why", "13.pbs-server").out
-    assert "It ended without having run" in said and "m2 is truncated" not in said
+    assert "The job never ran" in said and "m2 is truncated" not in said
     assert "m2 is truncated" in launch("why", "12.pbs-server").out

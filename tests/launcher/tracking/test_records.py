@@ -70,7 +70,7 @@ def test_a_beginning_of_many_ids(launch) -> None:
         records.save(Record(f"1{number}", "pbs", "", "/out", "/log", submitted_s=number))
     done = launch("status", "1")
     assert done.code == 2
-    assert "1: 6 jobs begin so (16, 15, 14, 13 and 2 more); say more of it" in done.err
+    assert "1: 6 jobs begin with this (16, 15, 14, 13 and 2 more); give more of the id" in done.err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Beaker: an experiment spec whose one task is an argument list that holds the whole merge.
+"""The backend of Beaker: an experiment with one task, whose arguments hold the whole merge.
 
-What is sent is checked here key by key, since neither beaker-py nor, as far as anybody can see, the
-server does. Acting on the server is `_beaker_client`'s.
+The spec is checked key by key before it is sent, since neither beaker-py nor, apparently, the
+server does so. `client` makes the calls.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ LONGEST_DESCRIPTION = 500
 
 
 class Beaker(Service[BeakerResources]):
+    """The backend of Beaker."""
+
     name = "beaker"
     template = "beaker.yaml.j2"
     help = "Submit to Beaker."
@@ -37,31 +39,32 @@ class Beaker(Service[BeakerResources]):
         return Run(walltime_s=seconds(resources.timeout), ranks=resources.replicas)
 
     def faults(self, job: Job, resources: BeakerResources) -> list[str]:
-        found = []
         if resources.replicas > 1 and job.then is not None and job.worker.overwrite:
-            found.append(
-                "--then: not with --replicas and --overwrite: the replica that runs it would take "
-                "the old merge for the new one"
-            )
-        return found
+            return [
+                "--then: conflicts with --replicas and --overwrite: the replica that runs it could "
+                "not tell the old merge from the new one"
+            ]
+        return []
 
     def obstacles(self, job: Job, resources: BeakerResources) -> list[str]:
-        found = []
+        obstacles = []
         if resources.image is None:
-            found.append("no image: add --image AUTHOR/NAME, one with python, torch and pyyaml")
-        paths = [mount.path for mount in mounts(resources)]
-        lost = [path for path in job.merge.local_models() if not covered(path, paths)]
-        # Each replica has results of its own.
-        own = [RESULTS] if resources.replicas == 1 else []
-        if not covered(job.merge.out, [*paths, *own]):
-            lost.append(job.merge.out)
-        if lost:
-            found.append(
-                f"no mount covers {', '.join(printable(path) for path in lost)}: "
-                f"add --weka BUCKET:{printable(posixpath.dirname(lost[0]))} or "
-                f"--mount SOURCE:/PATH, or name paths below a mount"
+            obstacles.append(
+                "image missing: add --image AUTHOR/NAME, with python, torch and pyyaml"
             )
-        return found
+        paths = [mount.path for mount in mounts(resources)]
+        uncovered = [path for path in job.merge.local_models() if not covered(path, paths)]
+        # Each replica has a results folder of its own.
+        results = [RESULTS] if resources.replicas == 1 else []
+        if not covered(job.merge.out, [*paths, *results]):
+            uncovered.append(job.merge.out)
+        if uncovered:
+            obstacles.append(
+                f"no mount covers {', '.join(printable(path) for path in uncovered)}: "
+                f"add --weka BUCKET:{printable(posixpath.dirname(uncovered[0]))} or "
+                f"--mount SOURCE:/PATH, or use paths below a mount"
+            )
+        return obstacles
 
     def context(self, job: Job, resources: BeakerResources) -> dict[str, object]:
         image = resources.image or NO_IMAGE
@@ -79,37 +82,36 @@ class Beaker(Service[BeakerResources]):
         }
 
     def spec(self, text: str) -> dict[str, Any]:
-        """The rendered text as a checked mapping."""
+        """Parse and check a rendered job. Raises UsageError with every fault."""
         import yaml
 
         spec = yaml.safe_load(text)
-        found = faults(spec)
-        if found:
-            raise UsageError("\n".join(f"beaker spec: {fault}" for fault in found))
+        if mistakes := faults(spec):
+            raise UsageError("\n".join(f"beaker spec: {mistake}" for mistake in mistakes))
         return dict(spec)
 
     def submission_metadata(self, job: Job, resources: BeakerResources) -> dict[str, str]:
-        wanted = {"stem": job.name, "name": job.options.name, "workspace": resources.workspace}
-        return {key: value for key, value in wanted.items() if value is not None}
+        metadata = {"stem": job.name, "name": job.options.name, "workspace": resources.workspace}
+        return {key: value for key, value in metadata.items() if value is not None}
 
-    def submit(self, text: str, ticket: Mapping[str, str]) -> Submitted:
+    def submit(self, text: str, metadata: Mapping[str, str]) -> Submitted:
         spec = self.spec(text)
-        from .client import connected, submitted
+        from .client import connected, submit_spec
 
         with connected() as client:
-            job_id = submitted(client, spec, ticket)
+            job_id = submit_spec(client, spec, metadata)
             return Submitted(job_id, client.url(job_id))
 
     def statuses(self, ids: Sequence[str]) -> dict[str, Status]:
         from .client import connected
-        from .status import verdict
+        from .status import workload_status
 
         with connected() as client:
-            found = client.workloads(ids)
-            runs = client.runs(list(found.values()))
+            workloads = client.workloads(ids)
+            runs = client.runs(list(workloads.values()))
         return {
-            each: verdict(workload.status, jobs)
-            for (each, workload), jobs in zip(found.items(), runs, strict=True)
+            job_id: workload_status(workload.status, jobs)
+            for (job_id, workload), jobs in zip(workloads.items(), runs, strict=True)
         }
 
     def log_lines(self, job_id: str, follow: bool) -> Iterator[str]:
@@ -118,22 +120,22 @@ class Beaker(Service[BeakerResources]):
         return lines(job_id, follow)
 
     def why(self, job_id: str) -> tuple[str, ...]:
-        """What happened to its last run, the newest last."""
+        """Return the last events of the last run, the newest last."""
         from .client import connected
-        from .status import events, last_run
+        from .status import event_lines, last_run
 
         with connected() as client:
-            found = client.workloads([job_id])
-            job = last_run(client.runs(list(found.values()))[0]) if found else None
-            return () if job is None else events(client.events(job.id))
+            workloads = client.workloads([job_id])
+            job = last_run(client.runs(list(workloads.values()))[0]) if workloads else None
+            return () if job is None else event_lines(client.events(job.id))
 
     def cancel(self, job_id: str) -> None:
         from .client import connected
 
         with connected() as client:
             if job_id not in client.workloads([job_id]):
-                raise ClusterError(f"beaker: there is no job {printable(job_id)}")
-            client.ask("CancelWorkloads", workload_ids=[job_id])
+                raise ClusterError(f"beaker: job {printable(job_id)} not found")
+            client.call("CancelWorkloads", workload_ids=[job_id])
 
 
 BACKEND = Beaker()

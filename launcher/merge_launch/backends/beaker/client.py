@@ -1,8 +1,9 @@
-"""The only user of beaker-py: every question has a deadline, every failure becomes one line.
+"""The client of Beaker, the only user of beaker-py: calls have a deadline, errors fit one line.
 
-beaker-py asks for ever while a server cannot be reached, and its errors, grpc's and requests' share
-no base class. So questions go to its generated stub, with a deadline; only the spec's own class,
-the settings and the one POST are the client's.
+beaker-py retries endlessly while a server cannot be reached, and the errors of beaker-py, grpc and
+requests share no base class. So calls go to its generated stub, with a deadline; only the class of
+the spec, the settings and the one POST come from beaker-py itself. It also accepts wrong settings
+silently; `check_file` and `check_addresses` do not.
 """
 
 from __future__ import annotations
@@ -19,46 +20,44 @@ from merge_worker import __version__
 from merge_worker.messages import printable
 
 from ...errors import ClusterError
-from .status import OVER, in_words
-
-# MERGED Settings of Beaker that its client takes without a word, and that are not what they seem.
-
+from .status import ENDED, describe_error
 
 RPC = "beaker.org:443"
-"""Where a client that knows nothing else asks."""
+"""The default server of beaker-py."""
+DEADLINE_S = 10.0
+NEWEST = 20
+"""The most runs of a task to fetch. Each answer includes the whole text of the job."""
+CONFIG = "the config file ($BEAKER_CONFIG or ~/.beaker/config.yml)"
+
+
+class Unreachable(ClusterError):
+    """The server cannot be reached at present."""
 
 
 def check_file() -> None:
-    """ClusterError: a file that is not there is no file to the client."""
+    """Raise ClusterError if BEAKER_CONFIG names a missing file, which beaker-py ignores."""
     path = os.environ.get("BEAKER_CONFIG", "")
     if path and not Path(path).is_file():
-        raise ClusterError(f"beaker: BEAKER_CONFIG names {printable(path)}, which is not there")
+        raise ClusterError(f"beaker: BEAKER_CONFIG: {printable(path)} not found")
 
 
 def check_addresses(rpc: str) -> None:
-    """ClusterError: the variable changes the web's address only, so two servers would be asked."""
+    """Raise ClusterError if BEAKER_ADDR names another server than `rpc`.
+
+    The variable changes the web address only, so that two servers would be used.
+    """
     address = os.environ.get("BEAKER_ADDR", "")
     host = urllib.parse.urlparse(address).hostname
     if address and rpc == RPC and host != RPC.partition(":")[0]:
         raise ClusterError(
-            f"beaker: BEAKER_ADDR is {printable(address)}, but questions would still go to {RPC}; "
-            f"set rpc_address too, in the config file ($BEAKER_CONFIG or ~/.beaker/config.yml)"
+            f"beaker: BEAKER_ADDR is {printable(address)}, but calls would still go to {RPC}; "
+            f"set rpc_address too, in {CONFIG}"
         )
-
-
-DEADLINE_S = 10.0
-NEWEST = 20
-"""Runs of a task that are looked at. Each answer carries the job's whole text."""
-CONFIG = "the config file ($BEAKER_CONFIG or ~/.beaker/config.yml)"
-
-
-class Away(ClusterError):
-    """The server is not there, or not now."""
 
 
 @contextlib.contextmanager
 def connected() -> Iterator[Client]:
-    """A client, whose failures inside the block are ClusterErrors. Contacts nobody yet."""
+    """Yield a client; its errors inside the block become ClusterErrors. Makes no call yet."""
     try:
         import beaker
         import grpc  # type: ignore[import-untyped]
@@ -71,27 +70,31 @@ def connected() -> Iterator[Client]:
         ) from None
     check_file()
     try:
-        made = beaker.Beaker.from_env(
+        unopened = beaker.Beaker.from_env(
             check_for_upgrades=False, user_agent=f"merge-launch v{__version__}"
         )
     except exceptions.BeakerError as error:
         raise ClusterError(f"beaker: {printable(str(error))}") from None
-    except Exception as error:  # An empty file, one without a token: whatever comes of it.
+    except Exception as error:  # An empty file, or one without a token: any error is possible.
         raise ClusterError(
             f"beaker: {CONFIG} is not valid ({printable(' '.join(str(error).split()))})"
         ) from None
-    check_addresses(made.config.rpc_address)
+    check_addresses(unopened.config.rpc_address)
     try:
-        with made as client:
+        with unopened as client:
             yield Client(client)
     except (exceptions.BeakerError, grpc.RpcError, requests.RequestException) as error:
         code = error.code().name if isinstance(error, grpc.RpcError) else ""
-        kind = Away if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL") else ClusterError
-        raise kind(f"beaker: {in_words(error, DEADLINE_S)}") from None
+        kind = (
+            Unreachable
+            if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL")
+            else ClusterError
+        )
+        raise kind(f"beaker: {describe_error(error, DEADLINE_S)}") from None
 
 
 class Client:
-    """Beaker's answers as they come. grpc.RpcError where none comes in time."""
+    """The calls that merge-launch makes, as protobuf messages. They raise grpc.RpcError."""
 
     def __init__(self, client: Any) -> None:
         from beaker import beaker_pb2
@@ -100,35 +103,37 @@ class Client:
         self._metadata = [("authorization", f"bearer {client.config.user_token}")]
 
     def begin(self, method: str, **fields: Any) -> Any:
-        """A question whose answer is the future's `result()`; several may be on their way."""
+        """Start a call and return its future, so that several can run at once."""
         request = getattr(self.messages, f"{method}Request")(**fields)
         stub = getattr(self.client.service, method)
         return stub.future(request, timeout=DEADLINE_S, metadata=self._metadata)
 
-    def ask(self, method: str, **fields: Any) -> Any:
+    def call(self, method: str, **fields: Any) -> Any:
+        """Make a call and return its answer."""
         return self.begin(method, **fields).result()
 
     def stream(self, method: str, **fields: Any) -> Iterator[Any]:
+        """Make a call that returns several answers."""
         request = getattr(self.messages, f"{method}Request")(**fields)
         stub = getattr(self.client.service, method)
         answers: Iterator[Any] = stub(request, timeout=6 * DEADLINE_S, metadata=self._metadata)
         return answers
 
     def workloads(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Those that the server knows."""
-        asked = {each: self.begin("GetWorkload", workload_id=each) for each in ids}
-        found = {each: _or_none(future) for each, future in asked.items()}
-        return {each: answer.workload for each, answer in found.items() if answer is not None}
+        """Return the workloads by id; unknown ones are left out."""
+        futures = {job_id: self.begin("GetWorkload", workload_id=job_id) for job_id in ids}
+        answers = {job_id: _or_none(future) for job_id, future in futures.items()}
+        return {job_id: answer.workload for job_id, answer in answers.items() if answer is not None}
 
     def runs(self, workloads: Sequence[Any]) -> list[list[Any]]:
-        """The jobs of the one task of each, newest first."""
+        """Return the jobs of the first task of each workload, newest first."""
         from beaker import BeakerSortOrder
 
         name = self.client.config.default_org
-        organization = self.ask("ResolveOrganizationName", organization_name=name)
+        organization = self.call("ResolveOrganizationName", organization_name=name)
         options = self.messages.ListJobsRequest.Opts
         newest = options.SortClause(sort_order=BeakerSortOrder.descending.as_pb2(), created={})
-        asked = [
+        futures = [
             self.begin(
                 "ListJobs",
                 options=options(
@@ -142,33 +147,36 @@ class Client:
             else None
             for workload in workloads
         ]
-        return [[] if future is None else list(future.result().jobs) for future in asked]
+        return [[] if future is None else list(future.result().jobs) for future in futures]
 
     def events(self, job_id: str) -> list[Any]:
+        """Return the newest events of a job."""
         options = self.messages.ListSummarizedJobEventsRequest.Opts(job_id=job_id, page_size=NEWEST)
-        return list(self.ask("ListSummarizedJobEvents", options=options).summarized_job_events)
+        return list(self.call("ListSummarizedJobEvents", options=options).summarized_job_events)
 
-    def named(self, author: str, name: str) -> str | None:
-        """The id of an experiment, None if there is none."""
-        asked = self.begin("ResolveWorkloadName", author_name=author, workload_name=name)
-        answer = _or_none(asked)
+    def experiment_id(self, author: str, name: str) -> str | None:
+        """Return the id of an experiment by its name, or None if there is none."""
+        future = self.begin("ResolveWorkloadName", author_name=author, workload_name=name)
+        answer = _or_none(future)
         return None if answer is None else str(answer.workload_id)
 
     def url(self, job_id: str) -> str:
+        """Return the address of the page of an experiment."""
         return f"{self.client.config.agent_address}/ex/{job_id}"
 
     def workspace_id(self, name: str | None) -> str:
-        word = name or self.client.config.default_workspace
-        if not word:
+        """Return the id of a workspace, by default that of the config file."""
+        full_name = name or self.client.config.default_workspace
+        if not full_name:
             raise ClusterError(
                 f"beaker: no workspace; add --workspace ORG/NAME, or default_workspace to {CONFIG}"
             )
-        owner, _, rest = str(word).rpartition("/")
+        owner, _, rest = str(full_name).rpartition("/")
         owner = owner or self.client.config.default_org
-        asked = self.begin("ResolveWorkspaceName", owner_name=owner, workspace_name=rest)
-        answer = _or_none(asked)
+        future = self.begin("ResolveWorkspaceName", owner_name=owner, workspace_name=rest)
+        answer = _or_none(future)
         if answer is None:
-            raise ClusterError(f"beaker: there is no workspace {printable(f'{owner}/{rest}')}")
+            raise ClusterError(f"beaker: workspace {printable(f'{owner}/{rest}')} not found")
         return str(answer.workspace_id)
 
 
@@ -183,45 +191,43 @@ def _or_none(future: Any) -> Any | None:
         raise
 
 
-def submitted(client: Client, spec: Mapping[str, Any], ticket: Mapping[str, str]) -> str:
-    """The id of the one experiment that this call makes, even where the server's answer is lost."""
-    author = client.ask("GetUser").user.name
-    taken = taken_over(spec)
-    workspace = client.workspace_id(ticket.get("workspace"))
-    name = _free_name(client, author, ticket)
+def submit_spec(client: Client, spec: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    """Create one experiment and return its id, even if the server's answer is lost."""
+    author = client.call("GetUser").user.name
+    beaker_spec = to_beaker_spec(spec)
+    workspace = client.workspace_id(metadata.get("workspace"))
+    name = _free_name(client, author, metadata)
     for attempt in (1, 2):
-        found = _posted(client, f"workspaces/{workspace}/experiments", name, taken, attempt)
-        # The server may have taken it all the same; nothing else has this name.
-        found = found or client.named(author, name)
-        if found is not None:
-            return found
-        if attempt == 2:
-            break
-    lost = ClusterError(
-        f"beaker: the server did not answer twice; look for {author}/{name} before you try again"
+        job_id = _post(client, f"workspaces/{workspace}/experiments", name, beaker_spec, attempt)
+        # The server may have created it without answering; nothing else has this name.
+        job_id = job_id or client.experiment_id(author, name)
+        if job_id is not None:
+            return job_id
+    error = ClusterError(
+        f"beaker: no answer after two attempts; look for {author}/{name} before you try again"
     )
-    lost.unanswered = True
-    raise lost
+    error.unanswered = True
+    raise error
 
 
-def _free_name(client: Client, author: str, ticket: Mapping[str, str]) -> str:
-    """The name as it was asked for while it is free, else with an ending that nothing has."""
-    asked = ticket.get("name")
-    if asked:
-        held = client.named(author, asked)
-        if held is None:
-            return asked
-        workload = client.workloads([held]).get(held)
-        if workload is not None and workload.status not in OVER:
+def _free_name(client: Client, author: str, metadata: Mapping[str, str]) -> str:
+    """Return the requested name if it is free, else that name with a random suffix."""
+    requested = metadata.get("name")
+    if requested:
+        job_id = client.experiment_id(author, requested)
+        if job_id is None:
+            return requested
+        workload = client.workloads([job_id]).get(job_id)
+        if workload is not None and workload.status not in ENDED:
             raise ClusterError(
-                f"beaker: your experiment {printable(asked)} ({held}) is on its way already; "
+                f"beaker: your experiment {printable(requested)} ({job_id}) has not ended yet; "
                 f"cancel it, or choose another --name"
             )
-    return f"{asked or ticket['stem']}-{secrets.token_hex(4)}"
+    return f"{requested or metadata['stem']}-{secrets.token_hex(4)}"
 
 
-def _posted(client: Client, resource: str, name: str, spec: Any, attempt: int) -> str | None:
-    """The new id; None where nobody knows whether the server took it."""
+def _post(client: Client, resource: str, name: str, spec: Any, attempt: int) -> str | None:
+    """Return the id of the new experiment, or None if it is unknown whether it was created."""
     import requests
     from beaker.exceptions import BeakerExperimentConflict
 
@@ -238,7 +244,7 @@ def _posted(client: Client, resource: str, name: str, spec: Any, attempt: int) -
         if attempt > 1:
             return None
         raise ClusterError(
-            f"beaker: you have an experiment {printable(name)} already; choose another --name"
+            f"beaker: your experiment {printable(name)} already exists; choose another --name"
         ) from None
     except (requests.ConnectionError, requests.Timeout, ValueError, KeyError, TypeError):
         return None
@@ -248,31 +254,31 @@ def _posted(client: Client, resource: str, name: str, spec: Any, attempt: int) -
         return None
 
 
-def taken_over(spec: Mapping[str, Any]) -> Any:
-    """The spec as beaker-py's own class, with nothing lost on the way."""
+def to_beaker_spec(spec: Mapping[str, Any]) -> Any:
+    """Convert a spec to the class of beaker-py. Raises ClusterError if that loses a value."""
     import beaker
 
-    made = beaker.BeakerExperimentSpec.from_json(dict(spec))
-    for task in made.tasks:
+    converted = beaker.BeakerExperimentSpec.from_json(dict(spec))
+    for task in converted.tasks:
         for mount in task.datasets or []:
-            # from_json leaves this one a plain mapping, which to_json does not spell back.
+            # from_json leaves this source a plain mapping, which to_json writes with other keys.
             if isinstance(mount.source, dict) and "host_path" in mount.source:
                 mount.source = beaker.BeakerDataSource(**mount.source)
-    _refuse_losses(spec, made.to_json())
-    return made
+    _refuse_losses(spec, converted.to_json())
+    return converted
 
 
-def _refuse_losses(ours: Any, theirs: Any, path: str = "spec") -> None:
-    """beaker-py must have taken over every leaf; only durations change, into nanoseconds."""
-    if isinstance(ours, Mapping):
-        for key, value in ours.items():
-            if not isinstance(theirs, dict) or key not in theirs:
+def _refuse_losses(given: Any, kept: Any, path: str = "spec") -> None:
+    """Raise ClusterError for a value that beaker-py lost; durations change to nanoseconds."""
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            if not isinstance(kept, dict) or key not in kept:
                 raise ClusterError(f"beaker-py lost {path}.{key}; is its version 2.6 or newer?")
             if key not in ("timeout", "minRuntime"):
-                _refuse_losses(value, theirs[key], f"{path}.{key}")
-    elif isinstance(ours, list):
-        for number, value in enumerate(ours):
-            inner = theirs[number] if isinstance(theirs, list) and number < len(theirs) else None
+                _refuse_losses(value, kept[key], f"{path}.{key}")
+    elif isinstance(given, list):
+        for number, value in enumerate(given):
+            inner = kept[number] if isinstance(kept, list) and number < len(kept) else None
             _refuse_losses(value, inner, f"{path}[{number}]")
-    elif ours != theirs:
+    elif given != kept:
         raise ClusterError(f"beaker-py changed {path}; is its version 2.6 or newer?")

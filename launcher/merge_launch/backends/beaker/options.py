@@ -1,4 +1,4 @@
-"""The options of Beaker, in gantry's words where it has them, and the mounts that they ask for."""
+"""The options of Beaker, named as in gantry where it has them, and the mounts they request."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ OWNED = f"{WORD}(/{WORD})?"
 
 @dataclass(frozen=True)
 class BeakerResources(Resources):
+    """The options of the Beaker backend."""
+
     gpus: int = option(0, OptionSpec("GPUs", metavar="N"))
     cpus: str | None = option(
         None,
@@ -38,7 +40,7 @@ class BeakerResources(Resources):
     cluster: tuple[str, ...] = option(
         (),
         OptionSpec(
-            "where it may run (repeatable)",
+            "cluster that may run the job (repeatable)",
             metavar="ORG/NAME",
             pattern=OWNED,
             expected="such as ai2/jupiter",
@@ -47,7 +49,7 @@ class BeakerResources(Resources):
     workspace: str | None = option(
         None,
         OptionSpec(
-            "workspace, else that of your Beaker config",
+            "workspace (default: that of your Beaker config)",
             metavar="ORG/NAME",
             pattern=OWNED,
             expected="such as ai2/merging",
@@ -56,7 +58,7 @@ class BeakerResources(Resources):
     budget: str | None = option(
         None,
         OptionSpec(
-            "budget, else the workspace's own",
+            "budget (default: that of the workspace)",
             metavar="ORG/NAME",
             pattern=OWNED,
             expected="such as ai2/research",
@@ -65,11 +67,14 @@ class BeakerResources(Resources):
     group: tuple[str, ...] = option(
         (),
         OptionSpec(
-            "a group that it joins (repeatable)", metavar="NAME", pattern=OWNED, expected="a name"
+            "a group that the experiment joins (repeatable)",
+            metavar="NAME",
+            pattern=OWNED,
+            expected="a name",
         ),
     )
     description: str | None = option(
-        None, OptionSpec("what the page says; else methods and models")
+        None, OptionSpec("description on the page (default: methods and models)")
     )
     priority: str = option(
         "normal",
@@ -80,7 +85,7 @@ class BeakerResources(Resources):
     image: str | None = option(
         None,
         OptionSpec(
-            "an image with python, torch and pyyaml; docker://TAG for Docker's",
+            "an image with python, torch and pyyaml; docker://TAG for a Docker image",
             metavar="AUTHOR/NAME",
             pattern=r"(docker://)?[A-Za-z0-9][A-Za-z0-9_.:/@-]*",
             expected="AUTHOR/NAME or docker://TAG",
@@ -89,7 +94,7 @@ class BeakerResources(Resources):
     weka: tuple[str, ...] = option(
         (),
         OptionSpec(
-            "mount a Weka bucket, at /weka/BUCKET if nothing else is said (repeatable)",
+            "mount a Weka bucket, by default at /weka/BUCKET (repeatable)",
             metavar="BUCKET[:/PATH]",
             pattern=rf"{WORD}(:/[^:]*)?",
             expected="BUCKET or BUCKET:/PATH",
@@ -119,7 +124,7 @@ class BeakerResources(Resources):
     timeout: str | None = option(
         None,
         OptionSpec(
-            "time limit; the merge stops in good order before it",
+            "time limit; the merge stops cleanly before it",
             metavar="24h",
             pattern=DURATION,
             expected="such as 30m or 4h",
@@ -128,14 +133,14 @@ class BeakerResources(Resources):
     min_runtime: str | None = option(
         None,
         OptionSpec(
-            "time that cannot be preempted",
+            "time during which the job cannot be preempted",
             metavar="1h",
             pattern=DURATION,
             expected="such as 30m or 4h",
         ),
     )
-    no_auto_resume: bool = option(False, OptionSpec("let a preempted job end"))
-    retries: int = option(0, OptionSpec("how often a failed job is started again", metavar="N"))
+    no_auto_resume: bool = option(False, OptionSpec("do not restart a preempted job"))
+    retries: int = option(0, OptionSpec("how often a failed job is restarted", metavar="N"))
     replicas: int = option(
         1,
         OptionSpec(
@@ -145,6 +150,8 @@ class BeakerResources(Resources):
 
 
 class Mount(NamedTuple):
+    """A dataset, bucket or folder of the host, or its subfolder `sub`, mounted at `path`."""
+
     kind: str
     source: str
     sub: str
@@ -152,20 +159,22 @@ class Mount(NamedTuple):
 
 
 def mounts(resources: BeakerResources) -> list[Mount]:
-    found = []
+    """Return the mounts that --weka and --mount request."""
+    result = []
     for word in resources.weka:
         bucket, _, path = word.partition(":")
-        found.append(Mount("weka", bucket, "", path or f"/weka/{bucket}"))
+        result.append(Mount("weka", bucket, "", path or f"/weka/{bucket}"))
     for word in resources.mount:
         source, *sub, path = word.split(":")
         kind = "hostPath" if source.startswith("/") else "beaker"
-        found.append(Mount(kind, source, "".join(sub), path))
-    return found
+        result.append(Mount(kind, source, "".join(sub), path))
+    return result
 
 
 def covered(path: str, by: list[str]) -> bool:
+    """Return whether a path lies in one of the folders `by`."""
     plain = posixpath.normpath(path)
     return any(
         plain == root or plain.startswith(root.rstrip("/") + "/")
-        for root in (posixpath.normpath(each) for each in by)
+        for root in map(posixpath.normpath, by)
     )

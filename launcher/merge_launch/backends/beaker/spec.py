@@ -1,6 +1,6 @@
-"""A strict check of a Beaker experiment spec: beaker-py drops what it does not know without a word.
+"""A strict check of Beaker experiment specs, since beaker-py silently drops unknown keys.
 
-Knows the part of the v2 format that `templates/beaker.yaml.j2` may use, and refuses the rest.
+The check accepts the part of the v2 format that `templates/beaker.yaml.j2` uses.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 from merge_worker.messages import nearest, printable
 
 ARGUMENT_BYTES = 131_071
-"""Longest argument of a program on Linux (MAX_ARG_STRLEN less the final NUL)."""
+"""The longest argument of a program on Linux (MAX_ARG_STRLEN less the final NUL)."""
 ARGUMENTS_BYTES = 900 * 1024
-"""Of all of them; Linux takes a quarter of the stack, 2 MiB as a rule, with the environment."""
+"""The most for all arguments. Linux allows a quarter of the stack, usually 2 MiB, including the
+environment."""
 PRIORITIES = ("low", "normal", "high", "urgent", "immediate")
 DURATION = r"(\d+(\.\d+)?[hms])+"
-"""With its unit: a bare number is one of nanoseconds to beaker-py."""
+"""A unit is required: beaker-py reads a bare number as nanoseconds."""
 SIZE = r"\d+(\.\d+)?([KMGT]i?B)"
 
 TEXT, NAME, COUNT, FLAG, LENGTH, PATH = "text", "name", "count", "flag", "duration", "path"
@@ -64,17 +65,17 @@ REQUIRED = ("version", "tasks", "tasks[0].image", "tasks[0].context", "tasks[0].
 
 
 def faults(spec: object) -> list[str]:
-    """Every fault of a spec, each with the path of its key."""
-    found = list(_walk(spec, SPEC, ""))
-    if found or not isinstance(spec, dict):
-        return found
-    found += [f"{path}: missing" for path in REQUIRED if not _holds(spec, path)]
+    """Return every fault of a spec, each with the path of its key."""
+    result = list(_walk(spec, SPEC, ""))
+    if result or not isinstance(spec, dict):
+        return result
+    result += [f"{path}: missing" for path in REQUIRED if not _has(spec, path)]
     for number, task in enumerate(spec.get("tasks", [])):
-        found += _task_faults(task, f"tasks[{number}]")
-    return found
+        result += _task_faults(task, f"tasks[{number}]")
+    return result
 
 
-def _holds(spec: Mapping[str, Any], path: str) -> bool:
+def _has(spec: Mapping[str, Any], path: str) -> bool:
     tasks = spec.get("tasks") or [{}]
     if "." not in path:
         return bool(spec.get(path))
@@ -89,7 +90,7 @@ def _walk(value: object, form: Any, path: str) -> Iterator[str]:
         for key, inner in value.items():
             place = f"{path}.{key}" if path else str(key)
             if key not in form:
-                yield f"{printable(place)}: no such key{nearest(str(key), form)}"
+                yield f"{printable(place)}: unknown key{nearest(str(key), form)}"
             else:
                 yield from _walk(inner, form[key], place)
     elif isinstance(form, list):
@@ -127,7 +128,7 @@ def _task_faults(task: Mapping[str, Any], path: str) -> Iterator[str]:
         for i, d in enumerate(task.get("datasets", []))
     ]:
         if inner is not None and len(inner) != 1:
-            yield f"{path}.{key}: must say exactly one of {', '.join(inner) or 'its kinds'}"
+            yield f"{path}.{key}: must be exactly one of {', '.join(inner) or 'its kinds'}"
     names = [each.get("name") for each in task.get("envVars", [])]
     for name in dict.fromkeys(n for n in names if names.count(n) > 1):
         yield f"{path}.envVars: {name} is set twice"

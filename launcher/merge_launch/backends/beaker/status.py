@@ -1,7 +1,7 @@
-"""What Beaker's numbers mean: states of workloads, reasons of their ends, failures of calls.
+"""Statuses from the answers of Beaker: states of workloads, reasons of their ends, failed calls.
 
-Takes the protobuf messages as they come and imports none of them: a number that is not in these
-tables is of a later release, and is shown.
+The functions take protobuf messages without importing their classes. A number missing from these
+tables belongs to a later release and is shown as it is.
 """
 
 from __future__ import annotations
@@ -25,27 +25,30 @@ STATES = {
     9: (JobState.FAILED, "failed"),
     10: (JobState.QUEUED, "ready to start"),
 }
-OVER = (7, 8, 9)
+ENDED = (7, 8, 9)
 CANCELED, FAILED = 7, 9
 CANCELATIONS = {
     1: "preempted by the system",
     2: "preempted by a user",
-    3: "it was idle",
+    3: "idle",
     4: "cancelled by a user",
-    5: "its time limit ran out",
-    6: "its node was lost",
-    7: "no node can ever run it: ask for less, or for other clusters",
-    8: "another task of it failed",
+    5: "time limit reached",
+    6: "node lost",
+    7: "no node can ever run the job: request less, or other clusters",
+    8: "another task of the experiment failed",
     9: "another replica was preempted",
-    10: "its node failed a health check",
-    11: "another replica was started again",
-    12: "its node was unhealthy",
+    10: "node failed a health check",
+    11: "another replica was restarted",
+    12: "node unhealthy",
 }
-BY_SOMEBODY, IMPOSSIBLE = 4, 7
+BY_USER, IMPOSSIBLE = 4, 7
 
 
 def last_run(jobs: Sequence[Any]) -> Any | None:
-    """Of jobs, newest first, the one that speaks for the last run: of replicas one that failed."""
+    """Return the job that represents the last run: of its replicas, one that failed.
+
+    `jobs` are ordered newest first.
+    """
     if not jobs:
         return None
     size = max(1, jobs[0].system_details.replica_group_details.size)
@@ -53,76 +56,76 @@ def last_run(jobs: Sequence[Any]) -> Any | None:
     return (failed or jobs)[0]
 
 
-def verdict(state: int, jobs: Sequence[Any]) -> Status:
-    """Of a workload in this state; its jobs, newest first, are the times it was started."""
-    known, words = STATES.get(state, (JobState.UNKNOWN, f"status {state}"))
+def workload_status(state: int, jobs: Sequence[Any]) -> Status:
+    """Return the status of a workload in this state; `jobs` are its runs, newest first."""
+    job_state, words = STATES.get(state, (JobState.UNKNOWN, f"status {state}"))
     job = last_run(jobs)
     if job is None:
-        return Status(known, words)
+        return Status(job_state, words)
     status = job.status
     code = status.exit_code if status.HasField("exit_code") else None
     ended_by = status.canceled_code
     if state == FAILED and code is not None:
-        known = state_of_exit(code)
-    elif state in (CANCELED, FAILED) and ended_by not in (0, BY_SOMEBODY, IMPOSSIBLE):
-        known = JobState.STOPPED
-    said = [words]
+        job_state = state_of_exit(code)
+    elif state in (CANCELED, FAILED) and ended_by not in (0, BY_USER, IMPOSSIBLE):
+        job_state = JobState.STOPPED
+    details = [words]
     if ended_by:
-        said.append(CANCELATIONS.get(ended_by, f"cancelation code {ended_by}"))
-    if code is not None and state in OVER:
-        said.append(f"exit code {code}")
-    return Status(known, ", ".join(said), tuple(_reasons(jobs, job)))
+        details.append(CANCELATIONS.get(ended_by, f"cancelation code {ended_by}"))
+    if code is not None and state in ENDED:
+        details.append(f"exit code {code}")
+    return Status(job_state, ", ".join(details), tuple(_reasons(jobs, job)))
 
 
 def _reasons(jobs: Sequence[Any], last: Any) -> list[str]:
     status = last.status
     size = max(1, last.system_details.replica_group_details.size)
-    found = []
+    reasons = []
     earlier = {
         CANCELATIONS.get(code, f"cancelation code {code}")
         for job in jobs[size:]
         if (code := job.status.canceled_code)
     }
     if len(jobs) > size:
-        why = f" ({'; '.join(sorted(earlier))})" if earlier else ""
-        found.append(f"It was started {-(-len(jobs) // size)} times{why}.")
+        causes = f" ({'; '.join(sorted(earlier))})" if earlier else ""
+        reasons.append(f"Started {-(-len(jobs) // size)} times{causes}.")
     for text in (status.failed_scheduling_message, status.message, status.canceled_for):
         if text:
-            found.append(printable(text))
-    return found
+            reasons.append(printable(text))
+    return reasons
 
 
 EVENTS = 6
 
 
-def events(found: Sequence[Any]) -> tuple[str, ...]:
-    """The last events of a job, the newest last."""
-    ordered = sorted(found, key=lambda event: int(event.latest_occurrence.ToNanoseconds()))
+def event_lines(events: Sequence[Any]) -> tuple[str, ...]:
+    """Return a line for each of the last events of a job, the newest last."""
+    ordered = sorted(events, key=lambda event: int(event.latest_occurrence.ToNanoseconds()))
     lines = []
     for event in ordered[-EVENTS:]:
         when = event.latest_occurrence.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC")
-        often = f" ({event.occurrences} times)" if event.occurrences > 1 else ""
-        lines.append(printable(f"{when}  {event.status}{often}: {event.latest_message}"))
+        count = f" ({event.occurrences} times)" if event.occurrences > 1 else ""
+        lines.append(printable(f"{when}  {event.status}{count}: {event.latest_message}"))
     return tuple(lines)
 
 
-def in_words(error: Exception, deadline_s: float) -> str:
-    """One line on whatever beaker-py, grpc or requests raised."""
+def describe_error(error: Exception, deadline_s: float) -> str:
+    """Return one line on an error of beaker-py, grpc or requests."""
     code = getattr(error, "code", None)
     if callable(code):
         status = str(getattr(code(), "name", code()))
         known = {
-            "UNAVAILABLE": "the server cannot be reached; are you on line, is the address right?",
-            "DEADLINE_EXCEEDED": f"the server did not answer within {deadline_s:.0f} s",
-            "UNAUTHENTICATED": "the server refused the token; check BEAKER_TOKEN or your config",
-            "PERMISSION_DENIED": "the token may not do this",
+            "UNAVAILABLE": "server not reachable; check the network and the address",
+            "DEADLINE_EXCEEDED": f"no answer within {deadline_s:.0f} s",
+            "UNAUTHENTICATED": "token rejected; check BEAKER_TOKEN or your config",
+            "PERMISSION_DENIED": "permission denied for this token",
         }
         details = printable(str(getattr(error, "details", str)()))
         return known.get(status, f"{status}: {details}")
     kind = type(error).__name__
     if kind in ("ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "ProxyError"):
-        return "the server's web address cannot be reached or did not answer"
+        return "web address not reachable, or no answer"
     text = printable(" ".join(str(error).split())) or "no reason given"
     if "code=401" in text:
-        return "the server refused the token; check BEAKER_TOKEN or your config"
+        return "token rejected; check BEAKER_TOKEN or your config"
     return text if kind == "BeakerError" else f"{kind}: {text}"

@@ -1,4 +1,4 @@
-"""PBS: OpenPBS, PBS Pro and Torque. Behaviour as observed with OpenPBS 23.06."""
+"""The backend of PBS: OpenPBS, PBS Pro and Torque. Behavior as observed with OpenPBS 23.06."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 
 class Pbs(Scheduler[PbsResources]):
+    """The backend of PBS."""
+
     name = "pbs"
     template = "pbs.sh.j2"
     help = "Submit to PBS (OpenPBS, PBS Pro, Torque)."
     resources = PbsResources
     suffix = "pbs"
     dependencies = True
-    # A server without history answers the first with nothing at all, also of jobs that run.
+    # A server without history answers the first with nothing, even for running jobs.
     sources = ("qstat -x -f", "qstat -f")
-    # Old servers, and the qstat that stands in front of Slurm, print text only.
+    # Old servers, and the qstat wrapper of Slurm, print text only.
     formats = ("-F json", "")
     unsupported_format_pattern = r"(?i)failed with status 2:|(?:invalid|unknown|illegal) option"
     already_ended_codes = (35,)
@@ -40,8 +42,11 @@ class Pbs(Scheduler[PbsResources]):
         return resources.dialect
 
     def faults(self, job: Job, resources: PbsResources) -> list[str]:
-        found = log_faults(job) + dialects.faults(resources, job.name)
-        return found + [f for line in resources.directive for f in directive_faults(line)]
+        return [
+            *log_faults(job),
+            *dialects.faults(resources, job.name),
+            *(fault for line in resources.directive for fault in directive_faults(line)),
+        ]
 
     def run(self, resources: PbsResources) -> Run:
         launcher = dialects.DIALECTS[resources.dialect].launcher or "merge_on_nodes"
@@ -71,7 +76,7 @@ class Pbs(Scheduler[PbsResources]):
             lines.append(f"{charge} {resources.project}")
         if dialect.keep is not None:
             lines.append(f"-k {dialect.keep}")
-        # What PBS itself shows at the end goes beside the log that the job keeps.
+        # Output that PBS itself copies at the end goes next to the log that the job writes.
         own_log = None if dialect.keep is not None else job.log
         output = job.log if own_log is None else str(Path(job.log).with_suffix(".end"))
         return {
@@ -84,7 +89,7 @@ class Pbs(Scheduler[PbsResources]):
                 *lines,
                 "-j oe",
                 f'-o "{output}"',
-                # A second run of the same job finds a finished merge, or resumes it.
+                # A second run of the same job resumes the merge, or finds it finished.
                 "-r y",
                 *resources.directive,
             ],
@@ -103,7 +108,7 @@ class Pbs(Scheduler[PbsResources]):
         return lines[-1]
 
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:
-        # -x asks for finished jobs as well; in Torque it asks for XML, and -F is not known there.
+        # -x includes finished jobs; in Torque it selects XML, and -F is unknown there.
         if dialect == "torque" and "-x" in source:
             return None
         words = source.split()
@@ -117,7 +122,7 @@ class Pbs(Scheduler[PbsResources]):
 
 
 def umask(resources: PbsResources) -> str | None:
-    """That of this process, unless the job is asked to have another."""
+    """Return the umask of this process, or None if a directive sets one."""
     if any("umask=" in line for line in resources.directive):
         return None
     mask = os.umask(0)

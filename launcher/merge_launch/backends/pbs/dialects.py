@@ -1,10 +1,14 @@
-"""What sites with PBS want: how resources are written, what is charged, where output may go."""
+"""The dialects of PBS: how a site writes resources, charges projects and keeps output.
+
+To add a dialect, add one row to `DIALECTS` and its name to `resources.DIALECTS`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,24 +20,39 @@ Lines = Callable[["PbsResources"], list[str]]
 
 
 class Dialect(NamedTuple):
-    """`keep`: how output goes to the log while the job runs; without it the job itself sends it
-    there. `needs`: options that the site refuses a job without. `whole`: options that the type of
-    its nodes decides. `mounts`: paths → the resource that names their file systems."""
+    """One dialect of PBS.
+
+    `lines`: the values of -l for the resources of a job.
+    `charge`: the option of qsub that names the project.
+    `keep`: the value of -k that writes output to the log while the job runs; without one the job
+    redirects its output itself.
+    `required`: options without which the site rejects a job.
+    `fixed`: options that the type of the node decides.
+    `cores_per_gpu`: by queue, where the site wants this number exactly.
+    `queue`: the queue for a number of GPUs, if the user names none.
+    `launcher`: shell words that start a script on every node, if pbsdsh does not serve.
+    `mounts`: the resource that names the file systems of some paths.
+    `setup`: shell lines before everything else.
+    `resources_by_option`: whether --ngpus, --ncpus and --mem mean anything.
+    """
 
     lines: Lines
     charge: str = "-P"
     keep: str | None = None
     longest_name: int = 63
-    needs: tuple[str, ...] = ()
-    whole: tuple[str, ...] = ()
-    most_gpus: int | None = None
+    required: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    max_gpus: int | None = None
+    cores_per_gpu: Mapping[str, int] = MappingProxyType({})
+    queue: Callable[[int | None], str] | None = None
     launcher: str = ""
     mounts: Callable[[Iterable[str]], str] | None = None
     setup: tuple[str, ...] = ()
+    resources_by_option: bool = True
 
 
 def unit(mem: str, times: int = 1) -> str:
-    """Torque knows no bare 'g'."""
+    """Return `mem`, multiplied, with a unit that ends in b: Torque does not accept a bare 'g'."""
     number, letter = re.fullmatch(r"(\d+)([kmgt]?)b?", mem.lower()).groups()  # type: ignore[union-attr]
     return f"{int(number) * times}{letter}b"
 
@@ -55,16 +74,16 @@ def _torque(wanted: PbsResources) -> list[str]:
     return [f"nodes={wanted.nodes}{cores}{gpus}", *memory]
 
 
-CORES_FOR_A_GPU = {"gpuvolta": 12, "dgxa100": 16}
+GADI_CORES_PER_GPU = {"gpuvolta": 12, "dgxa100": 16}
 
 
 def _gadi(wanted: PbsResources) -> list[str]:
-    """For the whole job; the queue says how many cores go with a GPU."""
+    """Return totals of the whole job; without --ncpus, the cores that the queue has per GPU."""
     cores, gpus = wanted.ncpus, wanted.ngpus
     if cores is None and gpus:
-        cores = CORES_FOR_A_GPU.get(wanted.queue or "", 12) * gpus
-    found = {"ngpus": gpus or None, "ncpus": cores}
-    parts = [f"{key}={value * wanted.nodes}" for key, value in found.items() if value is not None]
+        cores = GADI_CORES_PER_GPU.get(wanted.queue or "", 12) * gpus
+    counts = {"ngpus": gpus or None, "ncpus": cores}
+    parts = [f"{key}={value * wanted.nodes}" for key, value in counts.items() if value is not None]
     if wanted.mem is not None:
         parts.append(f"mem={unit(wanted.mem, wanted.nodes).upper()}")
     return ([",".join(parts)] if parts else []) + ["wd"]
@@ -79,63 +98,72 @@ def _abci(wanted: PbsResources) -> list[str]:
 
 
 def _gadi_mounts(paths: Iterable[str]) -> str:
-    found = (re.match(r"/(?:g/(data)|(scratch))/(\w+)(?:/|$)", path) for path in paths)
-    names = dict.fromkeys(f"{'gdata' if m[1] else 'scratch'}/{m[3]}" for m in found if m)
+    matches = (re.match(r"/(?:g/(data)|(scratch))/(\w+)(?:/|$)", path) for path in paths)
+    names = dict.fromkeys(f"{'gdata' if m[1] else 'scratch'}/{m[3]}" for m in matches if m)
     return f"storage={'+'.join(names)}" if names else ""
 
 
 def _polaris_mounts(paths: Iterable[str]) -> str:
-    found = (re.match(r"/(?:lus/)?(home|eagle|grand|flare)(?:/|$)", path) for path in paths)
-    return f"filesystems={':'.join(dict.fromkeys(['home', *(m[1] for m in found if m)]))}"
+    matches = (re.match(r"/(?:lus/)?(home|eagle|grand|flare)(?:/|$)", path) for path in paths)
+    return f"filesystems={':'.join(dict.fromkeys(['home', *(m[1] for m in matches if m)]))}"
+
+
+def _abci_queue(gpus: int | None) -> str:
+    return {0: "rt_HC", 1: "rt_HG"}.get(gpus, "rt_HF") if gpus is not None else "rt_HF"
 
 
 DIALECTS = {
-    # Written to the log's own path while the job runs.
+    # -k oed writes to the path of the log while the job runs.
     "openpbs": Dialect(_openpbs, keep="oed"),
-    # There -P names a proxy user, and -k keeps output on the node.
+    # In Torque, -P names a proxy user, and -k keeps output on the node.
     "torque": Dialect(_torque, charge="-A", longest_name=15),
-    "gadi": Dialect(_gadi, needs=("project",), mounts=_gadi_mounts),
+    "gadi": Dialect(
+        _gadi,
+        required=("project",),
+        cores_per_gpu=GADI_CORES_PER_GPU,
+        mounts=_gadi_mounts,
+    ),
     "polaris": Dialect(
         _polaris,
         charge="-A",
         keep="doe",
-        needs=("project", "walltime"),
-        whole=("ncpus", "mem"),
-        most_gpus=4,
+        required=("project", "walltime"),
+        fixed=("ncpus", "mem"),
+        max_gpus=4,
         launcher="mpiexec -n {nodes} --ppn 1 bash",
         mounts=_polaris_mounts,
     ),
     "abci": Dialect(
         _abci,
-        needs=("project",),
-        whole=("ncpus", "mem"),
-        most_gpus=8,
+        required=("project",),
+        fixed=("ncpus", "mem"),
+        max_gpus=8,
+        queue=_abci_queue,
         setup=("source /etc/profile.d/modules.sh",),
     ),
-    # Nothing but the lines of --resource.
-    "generic": Dialect(lambda wanted: [], keep="oed"),
+    # Only the lines of --resource.
+    "generic": Dialect(lambda wanted: [], keep="oed", resources_by_option=False),
 }
-ABCI_QUEUES = {0: "rt_HC", 1: "rt_HG"}
-"""By GPUs; with more of them, rt_HF."""
+"""All dialects by name. A new one is one row here; its name also goes into `resources.DIALECTS`."""
 
 
 def queue(wanted: PbsResources) -> str | None:
-    if wanted.dialect != "abci" or wanted.queue is not None:
-        return wanted.queue
-    return "rt_HF" if wanted.ngpus is None else ABCI_QUEUES.get(wanted.ngpus, "rt_HF")
+    """Return the queue that the user names, or the one that the dialect chooses."""
+    choose = DIALECTS[wanted.dialect].queue
+    return wanted.queue if wanted.queue is not None or choose is None else choose(wanted.ngpus)
 
 
 def resource_lines(wanted: PbsResources, job: Job) -> list[str]:
-    """The values of -l, one a line."""
+    """Return the values of -l, one per line."""
     dialect = DIALECTS[wanted.dialect]
-    own = {name for line in wanted.resource for name in _names(line)}
-    lines = [line for line in dialect.lines(wanted) if own.isdisjoint(_names(line))]
-    # That of a site or profile gives way to a nearer one.
+    overridden = {name for line in wanted.resource for name in _names(line)}
+    lines = [line for line in dialect.lines(wanted) if overridden.isdisjoint(_names(line))]
+    # A value of a site or profile gives way to a nearer one: the last wins.
     lines += {tuple(_names(line)) or line: line for line in wanted.resource}.values()
     if dialect.mounts is not None:
         mounts = dialect.mounts([*job.merge.local_models(), job.merge.out, job.merge.folder])
-        named = mounts.partition("=")[0]
-        if mounts and not any(line.startswith(f"{named}=") for line in wanted.resource):
+        name = mounts.partition("=")[0]
+        if mounts and not any(line.startswith(f"{name}=") for line in wanted.resource):
             lines.append(mounts)
     return lines
 
@@ -144,23 +172,23 @@ WHOLE_JOB = {"ncpus", "ngpus", "mem", "nodes"}
 
 
 def _overruled(wanted: PbsResources) -> Iterator[str]:
-    """Of two values of -l with one name the last holds alone, and nobody hears of it."""
+    """Yield a fault for each value that would replace another: PBS silently keeps the last one."""
     lines = DIALECTS[wanted.dialect].lines
-    ours = {name: line for line in lines(wanted) for name in _names(line)}
-    unasked = lines(dataclasses.replace(wanted, ngpus=None, ncpus=None, mem=None, nodes=1))
+    generated = {name: line for line in lines(wanted) for name in _names(line)}
+    defaults = lines(dataclasses.replace(wanted, ngpus=None, ncpus=None, mem=None, nodes=1))
     for place, value in _values_of_l(wanted):
         for name in _names(value):
             if name == "walltime":
-                yield f"{place}: say --walltime, from which the worker has its deadline"
-            elif name in ours and name != "place" and ours[name] not in unasked:
+                yield f"{place}: use --walltime, which also sets the deadline of the worker"
+            elif name in generated and name != "place" and generated[name] not in defaults:
                 yield (
-                    f"{place}: it would replace '-l {ours[name]}'; write all of that there, and "
-                    f"leave --ngpus, --ncpus, --mem and --nodes out"
+                    f"{place}: would replace '-l {generated[name]}'; write the whole request "
+                    f"there, and omit --ngpus, --ncpus, --mem and --nodes"
                 )
-            elif name not in ours and name in WHOLE_JOB and "select" in ours:
+            elif name not in generated and name in WHOLE_JOB and "select" in generated:
                 yield (
-                    f"{place}: PBS takes nothing for the whole job beside '-l {ours['select']}'; "
-                    f"say --{name}"
+                    f"{place}: PBS accepts no total for the whole job together with "
+                    f"'-l {generated['select']}'; use --{name}"
                 )
 
 
@@ -177,33 +205,36 @@ def _values_of_l(wanted: PbsResources) -> Iterator[tuple[str, str]]:
 
 
 def faults(wanted: PbsResources, name: str) -> list[str]:
+    """Return every reason why the site would reject a job of this name and these resources."""
     dialect = DIALECTS[wanted.dialect]
-    found = [
-        f"--{each}: {wanted.dialect} refuses a job without it"
-        for each in dialect.needs
-        if getattr(wanted, each) is None
+    given = {option for option, value in dataclasses.asdict(wanted).items() if value is not None}
+    result = [
+        f"--{option}: required by {wanted.dialect}"
+        for option in dialect.required
+        if option not in given
     ]
-    found += [
-        f"--{each}: what a node of {wanted.dialect} has is fixed; leave it out"
-        for each in dialect.whole
-        if getattr(wanted, each) is not None
+    result += [
+        f"--{option}: fixed by the type of node of {wanted.dialect}; omit it"
+        for option in dialect.fixed
+        if option in given
     ]
-    if dialect.most_gpus is not None and (wanted.ngpus or 0) > dialect.most_gpus:
-        found.append(f"--ngpus {wanted.ngpus}: a node of {wanted.dialect} has {dialect.most_gpus}")
+    gpus = wanted.ngpus or 0
+    if dialect.max_gpus is not None and gpus > dialect.max_gpus:
+        result.append(f"--ngpus {gpus}: a node of {wanted.dialect} has {dialect.max_gpus}")
     if len(name) > dialect.longest_name:
-        found.append(
-            f"--name {name}: {wanted.dialect} takes {dialect.longest_name} characters at most"
+        result.append(
+            f"--name {name}: {wanted.dialect} accepts at most {dialect.longest_name} characters"
         )
-    cores = CORES_FOR_A_GPU.get(wanted.queue or "") if wanted.dialect == "gadi" else None
-    if cores and wanted.ngpus and wanted.ncpus not in (None, cores * wanted.ngpus):
-        found.append(
-            f"--ncpus {wanted.ncpus}: {wanted.queue} wants {cores} for a GPU, so "
-            f"{cores * wanted.ngpus}; leave it out"
+    cores = dialect.cores_per_gpu.get(wanted.queue or "", 0) * gpus
+    if cores and wanted.ncpus not in (None, cores):
+        result.append(
+            f"--ncpus {wanted.ncpus}: {wanted.queue} requires {cores // gpus} per GPU, so "
+            f"{cores}; omit it"
         )
-    if wanted.dialect == "generic":
-        found += [
-            f"--{each}: write it into --resource, as your site has it"
-            for each in ("ngpus", "ncpus", "mem")
-            if getattr(wanted, each) is not None
+    if not dialect.resources_by_option:
+        result += [
+            f"--{option}: not used by {wanted.dialect}; use --resource"
+            for option in ("ngpus", "ncpus", "mem")
+            if option in given
         ]
-    return [*found, *_overruled(wanted)]
+    return [*result, *_overruled(wanted)]

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The options of PBS, and checks of the directives that users add."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from dataclasses import dataclass
 
 from ...settings.options import OptionSpec, option
 from ..base import DIRECTIVE, Resources
-from . import dialects
 
-DIALECTS = tuple(dialects.DIALECTS)
+DIALECTS = ("openpbs", "torque", "gadi", "polaris", "abci", "generic")
+"""The rows of `dialects.DIALECTS`, which a test compares with these names."""
 TOKEN = r"[A-Za-z0-9][A-Za-z0-9_.@-]*"
 MEMORY = r"\d+([kmgt]b?|b)"
 
 
 @dataclass(frozen=True)
 class PbsResources(Resources):
+    """The options of the PBS backend."""
+
     ngpus: int | None = option(None, OptionSpec("GPUs of a node", metavar="N"))
     ncpus: int | None = option(None, OptionSpec("CPU cores of a node", metavar="N", minimum=1))
     mem: str | None = option(
@@ -43,13 +45,13 @@ class PbsResources(Resources):
     project: str | None = option(
         None,
         OptionSpec(
-            "what is charged", metavar="NAME", pattern=TOKEN, expected="the name of a project"
+            "project to charge", metavar="NAME", pattern=TOKEN, expected="the name of a project"
         ),
     )
     charge: str | None = option(
         None,
         OptionSpec(
-            "the option of qsub that names what is charged: A or P (as the dialect has it)",
+            "option of qsub that names the project, A or P (default: that of the dialect)",
             pattern="[AP]",
             expected="A or P",
         ),
@@ -86,42 +88,43 @@ class PbsResources(Resources):
     )
 
 
-# Options that would take away what the rest relies on, each with what to say instead.
+# Options that the job text relies on, each with the reason or the option to use instead.
 REFUSED = {
-    "-z": "qsub would not say the job's id",
+    "-z": "qsub would not print the job id",
     "-I": "a job cannot be interactive",
-    "-V": "it would carry all your variables, secrets too; name one with --env",
-    "-v": "anybody can read it with qstat; name a variable with --env",
-    "-N": "say --name",
-    "-o": "the log stands beside OUT",
-    "-e": "the log stands beside OUT",
-    "-j": "the log stands beside OUT",
-    "-k": "the dialect says where output goes",
-    "-J": "merge-launch sweep SWEEP.yml pbs --array makes one",
-    "-t": "merge-launch sweep SWEEP.yml pbs --array makes one",
-    "-C": "the lines begin with #PBS",
+    "-V": "exports all variables, including secrets; use --env for one",
+    "-v": "visible to every user in qstat; use --env",
+    "-N": "use --name",
+    "-o": "the log is next to OUT",
+    "-e": "the log is next to OUT",
+    "-j": "the log is next to OUT",
+    "-k": "the dialect decides where output goes",
+    "-J": "use merge-launch sweep SWEEP.yml pbs --array",
+    "-t": "use merge-launch sweep SWEEP.yml pbs --array",
+    "-C": "the directives in the job begin with #PBS",
     "-R": "the log would be removed",
-    "-r": "a job that runs again resumes its output",
+    "-r": "the job is always rerunnable and resumes its output",
 }
 
 
 def directive_faults(line: str) -> list[str]:
+    """Return the mistakes in one --directive."""
     try:
         words = shlex.split(line)
     except ValueError as error:
         return [f"--directive '{line}': {str(error).lower()}"]
     # A line may hold several options.
-    found = [
+    faults = [
         f"--directive '{line}': {reason}"
         for start, reason in REFUSED.items()
         if any(word.startswith(start) for word in words)
     ]
     for part, reason in (
-        ("block=", "qsub would wait for the job's end"),
+        ("block=", "qsub would wait for the end of the job"),
         ("sandbox=", "its folder is deleted with the job"),
     ):
         if "-W" in line and part in line:
-            found.append(f"--directive '{line}': {reason}")
+            faults.append(f"--directive '{line}': {reason}")
     if re.search(r"\s#", line):
-        found.append(f"--directive '{line}': qsub takes no comment behind a directive")
-    return found
+        faults.append(f"--directive '{line}': qsub does not accept a comment after a directive")
+    return faults

@@ -1,4 +1,4 @@
-"""Slurm. Behaviour as observed with 22.05."""
+"""The backend of Slurm. Behavior as observed with 22.05."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ if TYPE_CHECKING:
 
 
 WARNING_S = 60
-"""Before the limit. Slurm may be a minute early, so that jobs of minutes would get it at once."""
+"""How long before the time limit Slurm signals the job. Slurm may send it a minute early."""
 WARNED_FROM_S = 15 * 60
+"""Shorter jobs get no signal, since it could come at once."""
 
 
 class Slurm(Scheduler[SlurmResources]):
+    """The backend of Slurm."""
+
     name = "slurm"
     template = "slurm.sh.j2"
     help = "Submit to Slurm."
     resources = SlurmResources
     suffix = "sbatch"
     dependencies = True
-    # Of 4 MiB (max_script_size); beyond it sbatch speaks of a path that is too long.
+    # The limit is 4 MiB (max_script_size); beyond it sbatch reports a path that is too long.
     max_bytes = 4_000_000
-    # The second knows jobs for months, where there is a database.
+    # sacct knows jobs for months, where there is a database.
     sources = ("squeue", "sacct")
     unknown_job_pattern = "(?i)invalid job id|accounting storage is disabled"
 
@@ -41,14 +44,14 @@ class Slurm(Scheduler[SlurmResources]):
 
     def run(self, resources: SlurmResources) -> Run:
         nodes = resources.nodes
-        # srun does not take the cores over from the job.
+        # srun does not inherit the number of cores from the job.
         cores = "" if resources.cpus is None else f" --cpus-per-task={resources.cpus}"
         launcher = f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1{cores} bash"
         return Run(
             walltime_s=limit_s(resources.time),
             ranks=nodes,
             launcher=launcher if nodes > 1 else "",
-            # At SIGTERM srun kills what it runs; this one it hands on.
+            # At SIGTERM srun kills its tasks; it forwards USR1.
             signal="USR1" if nodes > 1 else "TERM",
         )
 
@@ -58,13 +61,13 @@ class Slurm(Scheduler[SlurmResources]):
         warned = job.runs_merge and (limit is None or limit >= WARNED_FROM_S)
         wanted = {
             "cpus-per-task": resources.cpus,
-            # --gpus needs another plugin than some sites have.
+            # --gpus requires a plugin that some sites lack.
             "gres": None if resources.gpus is None else f"gpu:{resources.gpus}",
             "mem": None if resources.mem is None else resources.mem.upper(),
             "time": resources.time,
             "partition": resources.partition,
             "account": resources.account,
-            # To the shell alone: without srun the worker would never see it.
+            # To the shell only, which forwards it: without srun the worker would not get it.
             "signal": f"B:USR1@{WARNING_S}" if warned else None,
         }
         return {
@@ -77,7 +80,7 @@ class Slurm(Scheduler[SlurmResources]):
                 *(["--ntasks-per-node=1"] if nodes > 1 else []),
                 *(f"--{key}={value}" for key, value in wanted.items() if value is not None),
                 f'--output="{job.log}"',
-                # A requeued job goes on in the log of its first run.
+                # A requeued job appends to the log of its first run.
                 "--open-mode=append",
                 "--requeue" if resources.requeue else "--no-requeue",
                 *resources.directive,
@@ -88,19 +91,19 @@ class Slurm(Scheduler[SlurmResources]):
         return SlurmArrays()
 
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
-        # Without the second it would wait for ever for a job that has failed.
-        waits = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
-        return ["sbatch", "--parsable", *waits, path]
+        # Without --kill-on-invalid-dep the job would stay pending after a failed dependency.
+        dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+        return ["sbatch", "--parsable", *dependency, path]
 
     def parse_submit(self, text: str) -> str | None:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        found = re.fullmatch(r"(\d+)(;\S+)?", lines[-1]) if lines else None
-        return found[1] if found else None
+        match = re.fullmatch(r"(\d+)(;\S+)?", lines[-1]) if lines else None
+        return match[1] if match else None
 
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
         jobs = f"--jobs={','.join(ids)}"
         if source == "squeue":
-            # Without --array the waiting members of an array are one line.
+            # Without --array, all pending members of an array share one line.
             return [source, "--noheader", "--array", "--states=all", jobs, "--format=%i|%T|%r|%S"]
         form = ["--allocations", "--noheader", "--parsable2", "--array"]
         return [source, *form, jobs, "--format=JobID,State,ExitCode,Reason"]
@@ -112,7 +115,7 @@ class Slurm(Scheduler[SlurmResources]):
         return ["scontrol", "--oneliner", "show", "job", job_id]
 
     def parse_why(self, text: str) -> tuple[str, ...]:
-        return status.of_scontrol(text)
+        return tuple(status.of_scontrol(text))
 
     def cancel_argv(self, job_id: str) -> list[str]:
         return ["scancel", job_id]

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The options of Slurm, and checks of the directives that users add."""
 
 from __future__ import annotations
 
@@ -14,41 +14,43 @@ from ..base import DIRECTIVE, Resources
 
 TOKEN = r"[A-Za-z0-9][A-Za-z0-9_.@-]*"
 
-# What the job's text and what follows it rely on, and what to do instead.
-ONE_WORKER = "each node runs one worker, which drives all of its GPUs"
+ONE_WORKER = "each node runs one worker for all of its GPUs"
+# Options that the job text relies on, each with the reason or the option to use instead.
 RESERVED = {
-    ("array", "a"): "merge-launch sweep SWEEP.yml slurm --array makes one",
-    ("chdir", "D"): "the job goes to the current folder by itself",
-    ("error", "e"): "the log holds both",
-    ("export", None): "name variables with --env",
+    ("array", "a"): "use merge-launch sweep SWEEP.yml slurm --array",
+    ("chdir", "D"): "the job runs in the current folder",
+    ("error", "e"): "the log holds both streams",
+    ("export", None): "use --env",
     ("job-name", "J"): "use --name",
     ("no-requeue", None): "use --requeue 0",
     ("nodes", "N"): "use --nodes",
     ("ntasks", "n"): ONE_WORKER,
     ("ntasks-per-node", None): ONE_WORKER,
-    ("open-mode", None): "a job that comes back goes on in its log",
-    ("output", "o"): "the log is beside OUT",
+    ("open-mode", None): "a requeued job appends to its log",
+    ("output", "o"): "the log is next to OUT",
     ("requeue", None): "use --requeue N",
-    ("signal", None): "the worker is told before the limit",
+    ("signal", None): "the worker is signaled before the time limit",
     ("test-only", None): "use --dry-run",
     ("time", "t"): "use --time",
     ("wait", "W"): "use --follow",
-    ("wrap", None): "the job has its script",
+    ("wrap", None): "the job has a script",
 }
 
 
 @dataclass(frozen=True)
 class SlurmResources(Resources):
+    """The options of the Slurm backend."""
+
     gpus: str | None = option(
         None,
         OptionSpec(
-            "GPUs, of each node",
+            "GPUs of each node",
             metavar="N",
             pattern=r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+",
             expected="a number, or TYPE:NUMBER",
         ),
     )
-    cpus: int | None = option(None, OptionSpec("CPU cores, of each node", metavar="N", minimum=1))
+    cpus: int | None = option(None, OptionSpec("CPU cores of each node", metavar="N", minimum=1))
     mem: str | None = option(
         None,
         OptionSpec(
@@ -79,14 +81,14 @@ class SlurmResources(Resources):
     account: str | None = option(
         None,
         OptionSpec(
-            "what is charged", metavar="NAME", pattern=TOKEN, expected="the name of an account"
+            "account to charge", metavar="NAME", pattern=TOKEN, expected="the name of an account"
         ),
     )
     nodes: int = option(1, OptionSpec("nodes that share the merge", metavar="N", minimum=1))
     requeue: int = option(
         10,
         OptionSpec(
-            "times that a job may go back into the queue by itself when its time is over (10)",
+            "how often a job may requeue itself at its time limit (10)",
             metavar="N",
         ),
     )
@@ -103,11 +105,12 @@ class SlurmResources(Resources):
 
 
 def limit_s(time: str | None) -> int | None:
-    """Return the seconds of `--time`, or None if there is no limit, which Slurm writes as 0."""
+    """Return the seconds of `--time`, or None without a limit, which Slurm writes as 0."""
     return parse_slurm_time(time or "0") or None
 
 
 def directive_faults(line: str) -> Iterator[str]:
+    """Yield the mistakes in one --directive."""
     try:
         given = [word for word in shlex.split(line, comments=True) if word.startswith("-")]
     except ValueError as error:
@@ -116,8 +119,8 @@ def directive_faults(line: str) -> Iterator[str]:
     for word in given:
         name = word.partition("=")[0]
         for (long, short), instead in RESERVED.items():
-            # sbatch takes any beginning of a long option that fits only one.
-            means = name == f"--{long}" or (len(name) > 3 and f"--{long}".startswith(name))
-            if means or (short and re.match(f"-{short}", name)):
-                yield f"--directive '{line}': {name} is not yours to set; {instead}"
+            # sbatch accepts every unambiguous prefix of a long option.
+            is_long = name == f"--{long}" or (len(name) > 3 and f"--{long}".startswith(name))
+            if is_long or (short and re.match(f"-{short}", name)):
+                yield f"--directive '{line}': {name} is reserved; {instead}"
                 break

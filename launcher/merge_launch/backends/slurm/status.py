@@ -1,4 +1,4 @@
-"""What Slurm says of a job → states and sentences. Codes as in 22.05 and its manuals."""
+"""Statuses from the output of squeue, sacct and scontrol. Codes as in 22.05 and its manuals."""
 
 from __future__ import annotations
 
@@ -13,122 +13,117 @@ STATES = {
     JobState.DONE: "COMPLETED",
     JobState.FAILED: "FAILED OUT_OF_MEMORY BOOT_FAIL LAUNCH_FAILED RECONFIG_FAIL",
     JobState.CANCELLED: "CANCELLED REVOKED",
-    # By the limit, another job or the machine, not by itself: the same command resumes it.
+    # Ended by a limit, another job or the machine: the same command resumes the merge.
     JobState.STOPPED: "TIMEOUT DEADLINE PREEMPTED NODE_FAIL",
 }
 
-WORDS = {
-    "Resources": "It waits for nodes to become free.",
-    "Priority": "Other jobs of this partition come before it.",
-    "Dependency": "It waits for another job.",
-    "DependencyNeverSatisfied": "It can never run: the job that it waits for did not succeed.",
-    "BeginTime": "It is back in the queue, or was asked to begin later; it waits for that time.",
-    "JobHeldUser": "It is held; release it: scontrol release JOB",
-    "JobHeldAdmin": "An administrator holds it.",
-    "JobArrayTaskLimit": "As many members of its array run as may run at once.",
-    "PartitionConfig": "It can never run: it is over what this partition has, or its limits.",
-    "PartitionNodeLimit": "It can never run: this partition gives no job as many nodes.",
-    "PartitionTimeLimit": "It can never run: its --time is over the limit of the partition.",
+REASONS = {
+    "Resources": "Waiting for nodes to become free.",
+    "Priority": "Jobs with higher priority are ahead in this partition.",
+    "Dependency": "Waiting for another job.",
+    "DependencyNeverSatisfied": "Can never run: the job it depends on did not succeed.",
+    "BeginTime": "Requeued, or submitted with a later start time; waiting for that time.",
+    "JobHeldUser": "On hold; release it with: scontrol release JOB",
+    "JobHeldAdmin": "Held by an administrator.",
+    "JobArrayTaskLimit": "The limit of concurrent members of the array is reached.",
+    "PartitionConfig": "Can never run: exceeds the resources or limits of this partition.",
+    "PartitionNodeLimit": "Can never run: exceeds the node limit of this partition.",
+    "PartitionTimeLimit": "Can never run: --time exceeds the limit of this partition.",
     "PartitionDown": "The partition is down.",
-    "PartitionInactive": "The partition starts no jobs now.",
-    "ReqNodeNotAvail": "Nodes that it asks for are down, drained or reserved.",
-    "Licenses": "It waits for a licence.",
-    "Reservation": "It waits for its reservation to begin.",
-    "InvalidAccount": "Its --account does not exist or may not run here.",
-    "InvalidQOS": "Its QOS does not exist or may not run here.",
-    "BadConstraints": "It can never run: no node has what it asks for.",
-    "JobLaunchFailure": "The node could not start it; often the folder of the log is not there.",
-    "launch_failed_requeued_held": "The node could not start it; it is held: scontrol release JOB",
-    "TimeLimit": "It reached its time limit.",
-    "OutOfMemory": "It used more memory than it had asked for; give more --mem, or less --memory.",
-    "NodeDown": "Its node went down.",
-    "NodeFail": "Its node failed.",
-    "NonZeroExitCode": "It ended by itself with an error; its log tells which.",
+    "PartitionInactive": "The partition is not starting jobs at present.",
+    "ReqNodeNotAvail": "Requested nodes are down, drained or reserved.",
+    "Licenses": "Waiting for a license.",
+    "Reservation": "Waiting for its reservation to begin.",
+    "InvalidAccount": "The --account does not exist or may not run here.",
+    "InvalidQOS": "The QOS does not exist or may not run here.",
+    "BadConstraints": "Can never run: no node has the requested resources.",
+    "JobLaunchFailure": "The node could not start the job; often the folder of the log is missing.",
+    "launch_failed_requeued_held": (
+        "The node could not start the job; on hold: scontrol release JOB"
+    ),
+    "TimeLimit": "The job reached its time limit.",
+    "OutOfMemory": "The job used more memory than requested; give more --mem, or less --memory.",
+    "NodeDown": "The node of the job went down.",
+    "NodeFail": "The node of the job failed.",
+    "NonZeroExitCode": "The job ended with an error; see its log.",
     "SystemFailure": "Slurm or the node failed.",
     "Prolog": "The node is being prepared.",
-    "Cleaning": "What its last run left is being cleared away.",
+    "Cleaning": "The previous run is being cleaned up.",
 }
-# Families of reasons: the names go on with what is counted.
-FAMILIES = {
-    "QOSMax": "It is over, or waits for, a limit of its QOS.",
-    "QOSGrp": "All jobs of its QOS together use what they may; it waits for them.",
-    "AssocMax": "It is over, or waits for, a limit of its account.",
-    "AssocGrp": "All jobs of its account together use what they may; it waits for them.",
-    "Max": "It is over, or waits for, a limit.",
-    "RaisedSignal": "It ended by a signal.",
-    "Nodes_required": "Nodes that it asks for are down, drained or reserved.",
+# Beginnings of reasons; each has variants, which end in the name of the limit.
+REASON_FAMILIES = {
+    "QOSMax": "Exceeds a QOS limit, or is waiting for one to free up.",
+    "QOSGrp": "All jobs of the QOS together have reached a limit; waiting for one of them.",
+    "AssocMax": "Exceeds a limit of the account, or is waiting for one to free up.",
+    "AssocGrp": "All jobs of the account together have reached a limit; waiting for one of them.",
+    "Max": "Exceeds a limit, or is waiting for one to free up.",
+    "RaisedSignal": "A signal ended the job.",
+    "Nodes_required": "Requested nodes are down, drained or reserved.",
 }
 
 
 def state(code: str) -> JobState:
+    """Return the state for a code of Slurm."""
     return next((s for s, codes in STATES.items() if code in codes.split()), JobState.UNKNOWN)
 
 
 def sentence(reason: str) -> str | None:
+    """Return a sentence for a reason of Slurm, or None for an unknown one."""
     plain = re.split(r"[,(: ]", reason, maxsplit=1)[0]
-    near = (words for name, words in FAMILIES.items() if plain.startswith(name))
-    return WORDS.get(plain) or next(near, None)
+    families = (text for name, text in REASON_FAMILIES.items() if plain.startswith(name))
+    return REASONS.get(plain) or next(families, None)
 
 
 def of_squeue(text: str) -> dict[str, Status]:
-    """Lines of `%i|%T|%r|%S`: id, state, reason, (expected) start."""
-    found = {}
-    for line in text.splitlines():
-        fields = line.strip().split("|")
-        if len(fields) == 4:
-            job_id, code, reason, start = fields
-            found[job_id] = _status(code, reason, start)
-    return found
+    """Return the status of each job from lines of `%i|%T|%r|%S`: id, state, reason, start."""
+    return {job_id: _status(code, reason, start) for job_id, code, reason, start in _rows(text)}
 
 
 def of_sacct(text: str) -> dict[str, Status]:
-    """Lines of `JobID|State|ExitCode|Reason`."""
-    found = {}
-    for line in text.splitlines():
-        fields = line.strip().split("|")
-        if len(fields) == 4:
-            # 'CANCELLED by 1000' names the user.
-            job_id, words, ended, reason = fields
-            code, _, by = words.partition(" ")
-            status = _status(code, reason, "")
-            more = [f"It was cancelled {by}."] if by else []
-            more += _of_exit(ended)
-            detail = f"{words}: {reason}" if _said(reason) else words
-            found[job_id] = Status(status.state, detail, (*status.reasons, *more))
-    return found
+    """Return the status of each job from lines of `JobID|State|ExitCode|Reason`."""
+    statuses = {}
+    for job_id, words, exit_pair, reason in _rows(text):
+        # 'CANCELLED by 1000' names the user.
+        code, _, by = words.partition(" ")
+        status = _status(code, reason, "")
+        sentences = [*status.reasons, *([f"Cancelled {by}."] if by else []), *_of_exit(exit_pair)]
+        detail = f"{words}: {reason}" if _is_given(reason) else words
+        statuses[job_id] = Status(status.state, detail, tuple(sentences))
+    return statuses
 
 
-def _said(reason: str) -> bool:
+def _rows(text: str) -> Iterator[list[str]]:
+    rows = (line.strip().split("|") for line in text.splitlines())
+    return (fields for fields in rows if len(fields) == 4)
+
+
+def _is_given(reason: str) -> bool:
     return reason not in ("", "None", "(null)", "Unknown")
 
 
 def _status(code: str, reason: str, start: str) -> Status:
-    found = state(code)
+    job_state = state(code)
     sentences = []
-    if _said(reason):
+    if _is_given(reason):
         sentences.append(sentence(reason) or f"Slurm's reason: {reason}")
-    if found is JobState.QUEUED and re.match(r"\d{4}-", start):
-        sentences.append(f"Slurm expects it to start at {start}.")
-    detail = f"{code}: {reason}" if _said(reason) else code
-    return Status(found, detail, tuple(sentences))
+    if job_state is JobState.QUEUED and re.match(r"\d{4}-", start):
+        sentences.append(f"Slurm expects the job to start at {start}.")
+    detail = f"{code}: {reason}" if _is_given(reason) else code
+    return Status(job_state, detail, tuple(sentences))
 
 
-def of_scontrol(text: str) -> tuple[str, ...]:
-    """One line of `scontrol -o show job`: what `squeue` does not tell."""
+def of_scontrol(text: str) -> Iterator[str]:
+    """Yield what squeue leaves out, from the line of `scontrol --oneliner show job`."""
     fields = dict(re.findall(r"(?:^| )([A-Za-z/:]+)=(\S*)", text))
-    return tuple(_told(fields))
-
-
-def _told(fields: dict[str, str]) -> Iterator[str]:
-    again = fields.get("Restarts", "0")
-    if again not in ("0", ""):
-        yield f"It has gone back into the queue {again} {'time' if again == '1' else 'times'}."
-    waits = fields.get("Dependency", "(null)")
-    if waits not in ("(null)", ""):
-        yield f"It waits for {waits}."
+    restarts = fields.get("Restarts", "0")
+    if restarts not in ("0", ""):
+        yield f"Requeued {restarts} {'time' if restarts == '1' else 'times'}."
+    dependency = fields.get("Dependency", "(null)")
+    if dependency not in ("(null)", ""):
+        yield f"The job depends on {dependency}."
     if fields.get("JobState") in ("RUNNING", "COMPLETING"):
         yield (
-            f"It has run {fields.get('RunTime', '?')} of {fields.get('TimeLimit', '?')} "
+            f"Running for {fields.get('RunTime', '?')} of {fields.get('TimeLimit', '?')} "
             f"on {fields.get('NodeList', '?')}."
         )
     if fields.get("JobState") != "PENDING":
@@ -136,9 +131,9 @@ def _told(fields: dict[str, str]) -> Iterator[str]:
 
 
 def _of_exit(pair: str) -> Iterator[str]:
-    """`75:0` is the code of the script, `0:9` the signal that ended it."""
+    """Yield a sentence on CODE:SIGNAL; `75:0` is the code of the script, `0:9` a signal."""
     code, _, signal = pair.partition(":")
     if signal not in ("", "0"):
-        yield f"A signal ended it: number {signal}."
+        yield f"Signal {signal} killed the job."
     elif code not in ("", "0"):
-        yield f"Its script ended with code {code}."
+        yield f"The script ended with code {code}."

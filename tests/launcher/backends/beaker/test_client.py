@@ -35,7 +35,7 @@ def beaker(launch_process, beaker_server):
 
 def test_beaker_py_loses_nothing_of_the_spec(make_job, render_job) -> None:
     pytest.importorskip("beaker")
-    from merge_launch.backends.beaker.client import taken_over
+    from merge_launch.backends.beaker.client import to_beaker_spec
 
     text = render_job(
         "beaker",
@@ -56,7 +56,7 @@ def test_beaker_py_loses_nothing_of_the_spec(make_job, render_job) -> None:
         min_runtime="30m",
     )
     spec = yaml.safe_load(text)
-    taken = taken_over(spec).to_json()
+    taken = to_beaker_spec(spec).to_json()
     (task,) = taken["tasks"]
     assert {"mountPath": "/net", "source": {"hostPath": "/net/nfs"}} in task["datasets"]
     assert {
@@ -70,11 +70,11 @@ def test_beaker_py_loses_nothing_of_the_spec(make_job, render_job) -> None:
     assert (task["replicas"], task["propagateFailure"]) == (3, True)
     spec["tasks"][0]["argumets"] = []
     with pytest.raises(ClusterError, match=r"lost spec\.tasks\[0\]\.argumets"):
-        taken_over(spec)
+        to_beaker_spec(spec)
     del spec["tasks"][0]["argumets"]
     spec["tasks"][0]["resources"]["gpus"] = 2
     with pytest.raises(ClusterError, match=r"lost spec\.tasks\[0\]\.resources\.gpus"):
-        taken_over(spec)
+        to_beaker_spec(spec)
 
 
 def posted(server) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def test_a_name_that_is_on_its_way_is_refused(beaker, beaker_server) -> None:
     beaker_server.proceed("soup", 4)
     done = beaker("beaker", *WORDS, "--name", "soup")
     assert (done.code, beaker_server.requests("POST")) == (6, [])
-    assert "soup (soup) is on its way already" in done.err and "--name" in done.err
+    assert "soup (soup) has not ended yet" in done.err and "--name" in done.err
 
 
 @pytest.mark.parametrize("mishap", ["answer lost", "request lost", "server error"])
@@ -220,9 +220,9 @@ def test_a_full_quota(beaker, beaker_server) -> None:
 @pytest.mark.parametrize(
     ("words", "changes", "said"),
     [
-        ([], {"user_token": "wrong"}, "refused the token"),
+        ([], {"user_token": "wrong"}, "token rejected"),
         (["--image", "ada/nothing"], {}, "image ada/nothing does not exist"),
-        (["--workspace", "ai2/other"], {}, "there is no workspace ai2/other"),
+        (["--workspace", "ai2/other"], {}, "workspace ai2/other not found"),
         ([], {"default_workspace": ""}, "add --workspace ORG/NAME"),
     ],
 )
@@ -245,7 +245,7 @@ def nobody() -> str:
 def test_a_dead_server_is_an_answer_not_a_wait(beaker) -> None:
     done = beaker("beaker", *WORDS, rpc_address=nobody())
     assert done.code == 6
-    assert "cannot be reached" in done.err
+    assert "not reachable" in done.err
 
 
 def test_a_dead_web_address_is_no_job(beaker, beaker_server) -> None:
@@ -261,7 +261,7 @@ def test_a_silent_server_is_given_up(beaker) -> None:
         silent.listen()
         done = beaker("beaker", *WORDS, rpc_address=f"localhost:{silent.getsockname()[1]}")
     assert done.code == 6
-    assert "did not answer within 10 s" in done.err or "cannot be reached" in done.err
+    assert "no answer within 10 s" in done.err or "not reachable" in done.err
 
 
 @pytest.mark.parametrize("config", ["", "default_org: ai2\n", ": ["])
@@ -278,8 +278,8 @@ def test_a_config_that_is_none(launch_process, tmp_path: Path, config: str) -> N
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"BEAKER_CONFIG": "/no/such.yml"}, "BEAKER_CONFIG names /no/such.yml, which is not there"),
-        ({"BEAKER_ADDR": "https://beaker.example"}, "but questions would still go to beaker.org"),
+        ({"BEAKER_CONFIG": "/no/such.yml"}, "BEAKER_CONFIG: /no/such.yml not found"),
+        ({"BEAKER_ADDR": "https://beaker.example"}, "but calls would still go to beaker.org"),
     ],
 )
 def test_settings_that_are_not_what_they_seem(launch_process, variables, said: str) -> None:

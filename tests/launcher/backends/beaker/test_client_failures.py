@@ -25,7 +25,7 @@ FAILED = 9
 
 @pytest.fixture
 def job(launch, beaker_server, monkeypatch, work: Path) -> str:
-    """Submitted while all was well; its run has failed, which nobody here has heard yet."""
+    """Submit a job whose run has failed since, which has not been queried yet."""
     for name, value in beaker_server.environment().items():
         monkeypatch.setenv(name, value)
     (work / "s.yml").write_text(SWEEP)
@@ -37,7 +37,7 @@ def job(launch, beaker_server, monkeypatch, work: Path) -> str:
 
 @pytest.fixture
 def fails(job: str, beaker_server, monkeypatch) -> Callable[[str], str]:
-    """Brings a failure about; the words that a user has to see."""
+    """Return a function that causes a failure and returns the text a user has to see."""
 
     def begin(failure: str) -> str:
         if failure == "no client":
@@ -49,13 +49,13 @@ def fails(job: str, beaker_server, monkeypatch) -> Callable[[str], str]:
         changes = {"user_token": "wrong"} if failure == "wrong token" else {"rpc_address": nobody()}
         for name, value in beaker_server.environment(**changes).items():
             monkeypatch.setenv(name, value)
-        return "refused the token" if failure == "wrong token" else "cannot be reached"
+        return "token rejected" if failure == "wrong token" else "not reachable"
 
     return begin
 
 
 def nobody() -> str:
-    """An address where nothing listens."""
+    """Return an address where nothing listens."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return f"localhost:{unused.getsockname()[1]}"

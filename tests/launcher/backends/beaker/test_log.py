@@ -43,7 +43,7 @@ def job(launch, beaker_server) -> Iterator[str]:
         (FAILED, [{"exit_code": 3}], "failed  (failed, exit code 3)"),
         (FAILED, [{"exit_code": 75}], "stopped, resumable  (failed, exit code 75)"),
         (CANCELED, [{"canceled_code": MANUAL}], "cancelled  (canceled, cancelled by a user)"),
-        (CANCELED, [{"canceled_code": TIMEOUT}], "stopped, resumable  (canceled, its time limit"),
+        (CANCELED, [{"canceled_code": TIMEOUT}], "stopped, resumable  (canceled, time limit"),
         (FAILED, [{"canceled_code": PREEMPTED}], "stopped, resumable  (failed, preempted"),
         (CANCELED, [{"canceled_code": 99}], "stopped, resumable  (canceled, cancelation code 99)"),
         (42, [{}], "unknown  (status 42)"),
@@ -124,7 +124,7 @@ def test_why_it_waits(launch, job, beaker_server) -> None:
     done = launch("why", job)
     assert done.code == 0, done.err
     assert "no cluster has 9 free slots" in done.out
-    assert "It was started 2 times (preempted by the system)." in done.out
+    assert "Started 2 times (preempted by the system)." in done.out
     *_, earlier, later = [line for line in done.out.splitlines() if " UTC " in line]
     assert "Created (2 times): the job was made" in earlier
     assert later.endswith("22:13:20 UTC  Scheduling: looked for a node")
@@ -136,7 +136,7 @@ def test_why_it_failed(launch, job, beaker_server) -> None:
     done = launch("why", job)
     assert done.code == 0, done.err
     assert "exited" in done.out and "merge-worker: m2: missing" in done.out
-    assert "Its exit code is 3: an input is missing" in done.out
+    assert "Exit code 3: an input is missing" in done.out
 
 
 def test_cancel(launch, job, beaker_server) -> None:
@@ -162,4 +162,4 @@ def test_a_job_that_the_server_has_forgotten(launch, job, beaker_server) -> None
     for words in (["logs", job], ["cancel", job]):
         done = launch(*words)
         assert (done.code, done.out) == (6, "")
-        assert f"there is no job {ID}" in done.err
+        assert f"job {ID} not found" in done.err

@@ -174,10 +174,10 @@ def change(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("tasks.0.argumets", [], "tasks[0].argumets: no such key (did you mean 'arguments'?)"),
+        ("tasks.0.argumets", [], "tasks[0].argumets: unknown key (did you mean 'arguments'?)"),
         ("tasks.0.arguments", "echo hi", "tasks[0].arguments: must be a list"),
         ("tasks.0.arguments", [1], "tasks[0].arguments[0]: 1 must be a text"),
-        ("tasks.0.resources", {"gpus": 2}, "tasks[0].resources.gpus: no such key"),
+        ("tasks.0.resources", {"gpus": 2}, "tasks[0].resources.gpus: unknown key"),
         (
             "tasks.0.resources",
             {"gpuCount": "2"},
@@ -186,7 +186,7 @@ def change(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("tasks.0.timeout", 3600, "tasks[0].timeout: 3600 must be a duration"),
         ("tasks.0.timeout", "1d", "tasks[0].timeout: '1d' must be a duration"),
         ("tasks.0.context", {"priority": "hgh"}, "must be one of low, normal"),
-        ("tasks.0.image", {}, "tasks[0].image: must say exactly one"),
+        ("tasks.0.image", {}, "tasks[0].image: must be exactly one"),
         ("tasks.0.image", {"beaker": "a/b", "docker": "c"}, "exactly one of beaker, docker"),
         ("tasks.0.envVars", [{"name": "A", "value": 1}], "envVars[0].value: 1 must be a text"),
         ("tasks.0.envVars", [{"name": "A"}], "envVars[0]: must have a value or a secret"),

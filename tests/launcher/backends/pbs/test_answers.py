@@ -5,7 +5,7 @@ import json
 import pytest
 
 from merge_launch.backends.base import JobState
-from merge_launch.backends.pbs.status import decoded, statuses
+from merge_launch.backends.pbs.status import parse_qstat, statuses
 
 HEAD = {"timestamp": 1764100000, "pbs_version": "23.06.06", "pbs_server": "s"}
 
@@ -37,7 +37,7 @@ def text(job_id: str = "12.s", **fields: object) -> str:
         ({"job_state": "F", "Exit_status": 271}, "CANCELLED", "exit status 271"),
         ({"job_state": "F", "Exit_status": 265}, "CANCELLED", "exit status 265"),
         ({"job_state": "F", "Exit_status": -29}, "STOPPED", "exit status -29"),
-        ({"job_state": "F"}, "CANCELLED", "it ended without having run"),
+        ({"job_state": "F"}, "CANCELLED", "never ran"),
         ({"job_state": "9"}, "UNKNOWN", "9"),
     ],
 )
@@ -49,7 +49,7 @@ def test_both_forms_tell_the_same(fields: dict[str, object], state: str, detail:
 
 
 def test_numbers_are_text_again() -> None:
-    found = decoded(document(run_count=3, Exit_status=-29.0, comment=1e5, Priority=0.5))
+    found = parse_qstat(document(run_count=3, Exit_status=-29.0, comment=1e5, Priority=0.5))
     assert found is not None
     fields = found["12.s"]
     assert [fields[key] for key in ("run_count", "exit_status", "comment", "priority")] == [
@@ -59,7 +59,7 @@ def test_numbers_are_text_again() -> None:
 
 def test_nothing_is_read_back_from_variables() -> None:
     variables = {"A": 7, "job_state": "F", "Exit_status": 0}
-    found = decoded(document(Variable_List=variables, job_state="R"))
+    found = parse_qstat(document(Variable_List=variables, job_state="R"))
     assert found == {
         "12.s": {"job_name": "out", "job_owner": "me@login", "job_state": "R", "rerunable": "True"}
     }

@@ -77,7 +77,7 @@ def test_one_member_fails_and_goes_again_alone(
     (sweep / "w3" / ".merge-partial").touch()
     assert launch(*words).code == 0
     assert states(launch) == {"w1": "done", "w3": "failed", "w7": "done"}
-    assert "Its exit code is 4" in launch("why", "12[1].pbs-server").out
+    assert "Exit code 4" in launch("why", "12[1].pbs-server").out
     (sweep / "w3" / ".merge-partial").unlink()
     again = launch(*words)
     assert "2 of 3 are done or on their way" in again.err

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from merge_launch import backends
-from merge_launch.backends.pbs import dialects
+from merge_launch.backends.pbs import dialects, resources
 
 PBS = backends.get("pbs")
 GADI = ("/scratch/ab12/me/out", "/g/data/cd34/m1", "/g/data/ab12/m2")
@@ -24,7 +24,7 @@ def directives(text: str) -> list[str]:
 
 
 def of_the_dialect(text: str) -> str:
-    """What stands above the part that all jobs share, and the lines of that which differ."""
+    """Return the lines above the part that all jobs share, and the lines of it that differ."""
     above, _, shared = text.partition("# linear of ")
     differing = re.findall(r"^(?:exec >>|export RANK=|.*/rank.sh\" \").*$", shared, re.M)
     return above + "".join(f"{line}\n" for line in differing)
@@ -32,6 +32,10 @@ def of_the_dialect(text: str) -> str:
 
 def test_every_dialect_is_tried() -> None:
     assert set(SITES) == set(dialects.DIALECTS)
+
+
+def test_the_option_names_every_dialect() -> None:
+    assert tuple(dialects.DIALECTS) == resources.DIALECTS
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
@@ -120,17 +124,20 @@ def test_at_abci_the_queue_is_the_kind_of_node(ngpus, queue: str, make_job, rend
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("--dialect gadi", "--project: gadi refuses a job without it"),
-        ("--dialect polaris --project p", "--walltime: polaris refuses a job without it"),
-        ("--dialect polaris --project p --walltime 60 --mem 8g", "--mem: what a node of polaris"),
+        ("--dialect gadi", "--project: required by gadi"),
+        ("--dialect polaris --project p", "--walltime: required by polaris"),
+        (
+            "--dialect polaris --project p --walltime 60 --mem 8g",
+            "--mem: fixed by the type of node",
+        ),
         ("--dialect polaris --project p --walltime 60 --ngpus 5", "a node of polaris has 4"),
-        ("--dialect abci --project p --ncpus 4", "--ncpus: what a node of abci has is fixed"),
+        ("--dialect abci --project p --ncpus 4", "--ncpus: fixed by the type of node of abci"),
         (
             "--dialect gadi --project p --queue dgxa100 --ngpus 2 --ncpus 24",
-            "--ncpus 24: dgxa100 wants 16 for a GPU, so 32",
+            "--ncpus 24: dgxa100 requires 16 per GPU, so 32",
         ),
-        ("--dialect generic --ngpus 2", "--ngpus: write it into --resource"),
-        ("--dialect torque --name a-name-of-sixteen", "torque takes 15 characters at most"),
+        ("--dialect generic --ngpus 2", "--ngpus: not used by generic; use --resource"),
+        ("--dialect torque --name a-name-of-sixteen", "torque accepts at most 15 characters"),
     ],
 )
 def test_what_sites_refuse_is_refused_here(words: str, reason: str, launch) -> None:
@@ -158,13 +165,13 @@ def test_directives_that_would_break_the_rest(line: str, launch) -> None:
         ("--ngpus 2 --resource select=1:gpu_mem=16gb", "would replace '-l select=1:ngpus=2'"),
         ("--ngpus 2 --directive=-lselect=1:x=y", "would replace '-l select=1:ngpus=2'"),
         ("--nodes 2 --resource select=2:ncpus=4", "'-l select=2:mpiprocs=1'"),
-        ("--ngpus 2 --resource ncpus=4", "beside '-l select=1:ngpus=2'; say --ncpus"),
+        ("--ngpus 2 --resource ncpus=4", "together with '-l select=1:ngpus=2'; use --ncpus"),
         ("--ngpus 2 --resource nodes=1:ppn=2", "beside '-l select=1:ngpus=2'; say --nodes"),
         ("--dialect torque --ncpus 8 --resource nodes=1:fat", "would replace '-l nodes=1:ppn=8'"),
         ("--dialect torque --mem 8gb --directive=-lmem=9gb", "would replace '-l mem=8gb'"),
         ("--dialect gadi --project p --ngpus 1 --resource ncpus=24", "'-l ngpus=1,ncpus=12'"),
-        ("--resource walltime=60", "say --walltime, from which the worker has its deadline"),
-        ("--directive=-lplace=free,walltime=60", "say --walltime"),
+        ("--resource walltime=60", "use --walltime, which also sets the deadline of the worker"),
+        ("--directive=-lplace=free,walltime=60", "use --walltime"),
     ],
 )
 def test_of_two_equal_resources_the_last_would_hold_alone(words: str, reason: str, launch) -> None:

@@ -50,7 +50,7 @@ def test_queued_running_done(pbs, launch, fakes, tmp_path: Path) -> None:
     job = pbs(ENDLESS.replace("while :", "for i in {1..20}"))
     assert job == FIRST
     assert state(launch, job) == "queued"
-    assert "It is in the queue." in launch("why", job).out
+    assert "The job is in the queue." in launch("why", job).out
     fakes.pbs("schedule", "begin")
     until(lambda: runs(tmp_path) == 1)
     assert state(launch, job) == "running"
@@ -71,7 +71,9 @@ def test_a_beginning_of_several_ids_is_none(pbs, launch, fakes) -> None:
     assert launch("pbs", "other", "m1", "m2").code == 0
     done = launch("status", "1")
     assert done.code == 2
-    assert "1: 2 jobs begin so (13.pbs-server, 12.pbs-server); say more of it" in done.err
+    assert (
+        "1: 2 jobs begin with this (13.pbs-server, 12.pbs-server); give more of the id" in done.err
+    )
 
 
 def test_out_finds_the_job_without_our_records(pbs, launch, fakes) -> None:
@@ -117,8 +119,8 @@ def test_a_failure_and_why(pbs, launch, fakes, tmp_path: Path) -> None:
     pbs(noise)
     fakes.pbs("schedule")
     said = launch("why", "out").out
-    assert "It failed." in said
-    assert "Its exit code is 3: an input is missing, damaged or does not fit the others." in said
+    assert "The job failed." in said
+    assert "Exit code 3: an input is missing, damaged or does not fit the others." in said
     assert "  | merge-worker: m2 is truncated" in said
     assert "merge-launch retry 12.pbs-server" in said
     assert json.loads(launch("why", "out", "--json").out)["exit_code"] == 3
@@ -128,7 +130,7 @@ def test_cancel_while_it_waits(pbs, launch, fakes) -> None:
     job = pbs(ONCE)
     assert "asked to end" in launch("cancel", job).out
     assert state(launch, job) == "cancelled"
-    assert "It ended without having run" in launch("why", job).out
+    assert "The job never ran" in launch("why", job).out
     again = launch("cancel", job)
     assert (again.code, again.out) == (0, f"{job}  was over already (cancelled)\n")
 
@@ -222,7 +224,7 @@ def test_then_is_a_job_that_waits(pbs, launch, fakes, work: Path) -> None:
     assert fakes.calls()[-1] == (f"qsub -W depend=afterok:{FIRST} {work}/out.job/out-then.pbs")
     table = launch("jobs").out
     assert re.search(rf"{SECOND} +out-then +queued", table)
-    assert f"It waits for afterok:{FIRST}@pbs-server." in launch("why", SECOND).out
+    assert f"The job depends on afterok:{FIRST}@pbs-server." in launch("why", SECOND).out
     fakes.pbs("schedule")
     assert (work / "out" / "after").exists()
     assert state(launch, "out-then") == "done"

@@ -91,7 +91,7 @@ def test_codes_are_numbers(launch, fakes, models, python) -> None:
     for left in path.parent.parent.parent.glob("work/out.job/*.exit"):
         left.unlink()
     assert "stopped, resumable  (exit status -29" in launch("status", FIRST).out
-    assert "Its walltime was over." in launch("why", FIRST).out
+    assert "The job reached its walltime." in launch("why", FIRST).out
 
 
 def test_a_pbs_without_json(submitted: int, launch, fakes) -> None:

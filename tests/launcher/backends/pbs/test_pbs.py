@@ -143,9 +143,9 @@ def test_commands() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("-z", "would not say the job's id"),
-        ("-q work -z", "would not say the job's id"),
-        ("-W depend=afterok:1 -v A=1", "anybody can read it"),
+        ("-z", "would not print the job id"),
+        ("-q work -z", "would not print the job id"),
+        ("-W depend=afterok:1 -v A=1", "visible to every user in qstat"),
         ("-R oe", "the log would be removed"),
         ("-m a -W block=true", "would wait"),
         ("-J 0-3", "sweep SWEEP.yml pbs --array"),

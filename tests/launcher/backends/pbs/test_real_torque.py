@@ -85,7 +85,7 @@ def test_a_failure_and_what_waits_for_it(torque, launch, models, work: Path) -> 
     words = ("pbs", "out", *models, *WORDS, "--python", sys.executable, "--then", "touch never")
     job, later = submitted(launch(*words))
     assert waited(launch, job, "failed")
-    assert "Its exit code is 4" in launch("why", job).out
+    assert "Exit code 4" in launch("why", job).out
     assert state(launch, later) == "queued"
     assert launch("cancel", later).code == 0
     assert not (work / "out" / "never").exists()

@@ -1,4 +1,4 @@
-"""What qstat prints of jobs → states and sentences."""
+"""Statuses from the output of qstat."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def record(state: str, *more: str, job_id: str = "12.s") -> str:
         (record("F", "    Exit_status = -27"), "FAILED", "-27"),
         (record("F", "    Exit_status = -1"), "FAILED", "-1"),
         (record("X", "    Exit_status = 0"), "DONE", "0"),
-        (record("F"), "CANCELLED", "without having run"),
+        (record("F"), "CANCELLED", "never ran"),
         (record("9"), "UNKNOWN", "9"),
     ],
 )
@@ -53,23 +53,26 @@ def test_states(text: str, state: str, detail: str) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["R", "    run_count = 3"], "This is its run number 3."),
-        (["S"], "It is suspended, for a more urgent job."),
-        (["H", "    Hold_Types = s", "    depend = afterok:1.s@s"], "It waits for afterok:1.s@s."),
-        (["H", "    Hold_Types = u"], "The hold is that of its user."),
+        (["R", "    run_count = 3"], "This is run number 3."),
+        (["S"], "The job is suspended in favor of a higher-priority job."),
+        (
+            ["H", "    Hold_Types = s", "    depend = afterok:1.s@s"],
+            "The job depends on afterok:1.s@s.",
+        ),
+        (["H", "    Hold_Types = u"], "Held by: the user."),
         # After 21 tries, where the folder of its log has gone.
         (
             ["H", "    Hold_Types = s", "    comment = job held, too many failed attempts to run"],
             "PBS says: job held, too many failed attempts to run.",
         ),
-        (["F", "    Exit_status = -20"], "Its node was lost."),
-        (["F", "    Exit_status = -3"], "PBS could not start it, and tries again."),
+        (["F", "    Exit_status = -20"], "The node of the job was lost."),
+        (["F", "    Exit_status = -3"], "PBS could not start the job and will try again."),
         (["Q", "    comment = Not Running: Queue full"], "PBS says: Not Running: Queue full."),
-        (["F", "    Exit_status = -29"], "Its walltime was over."),
-        (["F", "    Exit_status = -27"], "It used more memory than it asked for (--mem)."),
-        (["F", "    Exit_status = 266"], "It was ended by signal 10."),
-        (["F"], "It ended without having run: deleted, or what it waited for failed."),
-        (["9"], "PBS gives its state as '9'."),
+        (["F", "    Exit_status = -29"], "The job reached its walltime."),
+        (["F", "    Exit_status = -27"], "The job used more memory than requested (--mem)."),
+        (["F", "    Exit_status = 266"], "Signal 10 killed the job."),
+        (["F"], "The job never ran: deleted, or the job it depended on failed."),
+        (["9"], "PBS reports the state '9'."),
     ],
 )
 def test_sentences(more: list[str], sentence: str) -> None:
@@ -104,7 +107,7 @@ def in_front_of_slurm(state: str, *more: str) -> str:
 def test_a_qstat_in_front_of_slurm() -> None:
     found = statuses(in_front_of_slurm("R", "exec_host = n1/1") + in_front_of_slurm("Q"))
     assert found["12"].state is JobState.QUEUED
-    assert "Its queue is debug." in found["12"].reasons
+    assert "Queue: debug." in found["12"].reasons
     # It has no word on the end of what ran: then the code that the job left tells.
     assert statuses(in_front_of_slurm("C", "exec_host = n1/1")) == {}
     assert statuses(in_front_of_slurm("C"))["12"].state is JobState.CANCELLED

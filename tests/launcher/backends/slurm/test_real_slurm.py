@@ -87,7 +87,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def undisturbed(launch, slow: Slow, work: Path) -> Callable[[], dict[str, bytes]]:
-    """What one process makes of the slow models when nobody disturbs it."""
+    """Merge the slow models with one process, undisturbed."""
 
     def merge() -> dict[str, bytes]:
         assert launch("local", "alone", *slow.models, "--progress", "off").code == 0
@@ -119,7 +119,7 @@ def test_a_job_that_fails(slurm, launch, models, work: Path) -> None:
     job_id = submitted(launch(*words, "--then", "touch never"))
     slurm.wait(job_id, "FAILED")
     assert f"{job_id}  failed  (exit code 4)" in launch("status", job_id).out
-    assert "Its script ended with code 4." in launch("why", job_id).out
+    assert "The script ended with code 4." in launch("why", job_id).out
     # What was to follow does not wait for ever.
     later = str(int(job_id) + 1)
     slurm.wait(later, "CANCELLED")
@@ -146,7 +146,7 @@ def test_what_follows_runs_after_the_merge(slurm, launch, models, work: Path) ->
 )
 def test_why_it_waits(slurm, launch, models, words, sentence: str | None) -> None:
     blocker = submitted(launch("slurm", "first", *models, "--directive=--hold", *OPTIONS))
-    assert "It is held" in launch("why", blocker).out
+    assert "On hold" in launch("why", blocker).out
     done = launch("slurm", "out", *models, "--mem", "700M", *words)
     if done.code == 6:
         # Some requests are refused at once, in sbatch's own words.
@@ -191,10 +191,10 @@ def test_stopped_and_continued(
         slurm.ask("scontrol", "requeue", job_id)
     slurm.wait(job_id, "PENDING")
     assert f"{job_id}  queued  (" in launch("status", job_id).out
-    assert "It has gone back into the queue 1 time." in launch("why", job_id).out
+    assert "Requeued 1 time." in launch("why", job_id).out
     text = log.read_text()
     assert "run the same command again to continue" in text, text
-    assert ("back into the queue (time 1 of 10)" in text) is (how != "preemption")
+    assert ("requeued (time 1 of 10)" in text) is (how != "preemption")
     slow.go.touch()
     slurm.start_now(job_id)
     slurm.wait(job_id, "COMPLETED")
@@ -222,7 +222,7 @@ def test_two_ranks_on_two_nodes(slurm, launch, slow: Slow, work: Path, undisturb
     slurm.wait(job_id, "PENDING")
     text = log.read_text()
     assert text.count("run the same command again to continue") == 2, text
-    assert "back into the queue (time 1 of 10)" in text
+    assert "requeued (time 1 of 10)" in text
     slow.go.touch()
     slurm.start_now(job_id)
     slurm.wait(job_id, "COMPLETED")

@@ -201,8 +201,8 @@ def test_all_jobs_in_one_question(launch, fakes, models) -> None:
 def test_why_it_waits(launch, fakes, models) -> None:
     launch("slurm", "out", *models)
     done = launch("why", "34")
-    assert "It waits for nodes to become free.\n" in done.out
-    assert "It has gone back into the queue 2 times.\n" in done.out
+    assert "Waiting for nodes to become free.\n" in done.out
+    assert "Requeued 2 times.\n" in done.out
 
 
 def test_what_follows_waits_for_the_merge(launch, fakes, models, work: Path, monkeypatch) -> None:

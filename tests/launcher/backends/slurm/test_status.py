@@ -1,4 +1,4 @@
-"""What Slurm says of jobs: states, reasons in words, answers that are none."""
+"""Statuses from the output of squeue, sacct and scontrol."""
 
 import pytest
 
@@ -67,17 +67,17 @@ def test_answers_that_are_none(text: str) -> None:
     [
         ("Resources", "nodes to become free"),
         ("ReqNodeNotAvail, UnavailableNodes:n1", "down, drained or reserved"),
-        ("QOSMaxJobsPerUserLimit", "limit of its QOS"),
+        ("QOSMaxJobsPerUserLimit", "Exceeds a QOS limit"),
         ("AssocGrpGRES", "account together"),
-        ("MaxMemPerLimit", "over, or waits for, a limit"),
-        ("RaisedSignal:53(Real-time_signal_19)", "by a signal"),
+        ("MaxMemPerLimit", "Exceeds a limit, or is waiting"),
+        ("RaisedSignal:53(Real-time_signal_19)", "A signal ended"),
         ("SomethingNew", "Slurm's reason: SomethingNew"),
     ],
 )
 def test_reasons_in_words(reason: str, words: str) -> None:
     found = SLURM.parse_status("squeue", f"1|PENDING|{reason}|2026-01-02T03:04:05\n")["1"]
     assert words in found.reasons[0]
-    assert found.reasons[-1] == "Slurm expects it to start at 2026-01-02T03:04:05."
+    assert found.reasons[-1] == "Slurm expects the job to start at 2026-01-02T03:04:05."
 
 
 SHOWN = (
@@ -90,11 +90,11 @@ SHOWN = (
 @pytest.mark.parametrize(
     ("values", "sentences"),
     [
-        (("RUNNING", "(null)", "1", "0:0"), ["gone back into the queue 1 time.", "of 00:10:00 on"]),
-        (("PENDING", "afterok:9(unfulfilled)", "0", "0:0"), ["waits for afterok:9(unfulfilled)"]),
-        (("PENDING", "(null)", "2", "75:0"), ["gone back into the queue 2 times."]),
+        (("RUNNING", "(null)", "1", "0:0"), ["Requeued 1 time.", "of 00:10:00 on"]),
+        (("PENDING", "afterok:9(unfulfilled)", "0", "0:0"), ["depends on afterok:9(unfulfilled)"]),
+        (("PENDING", "(null)", "2", "75:0"), ["Requeued 2 times."]),
         (("FAILED", "(null)", "0", "3:0"), ["ended with code 3"]),
-        (("TIMEOUT", "(null)", "0", "0:9"), ["number 9"]),
+        (("TIMEOUT", "(null)", "0", "0:9"), ["Signal 9 killed"]),
         (("COMPLETED", "(null)", "0", "0:0"), []),
     ],
 )
