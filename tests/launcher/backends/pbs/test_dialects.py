@@ -166,7 +166,7 @@ def test_directives_that_would_break_the_rest(line: str, launch) -> None:
         ("--ngpus 2 --directive=-lselect=1:x=y", "would replace '-l select=1:ngpus=2'"),
         ("--nodes 2 --resource select=2:ncpus=4", "'-l select=2:mpiprocs=1'"),
         ("--ngpus 2 --resource ncpus=4", "together with '-l select=1:ngpus=2'; use --ncpus"),
-        ("--ngpus 2 --resource nodes=1:ppn=2", "beside '-l select=1:ngpus=2'; say --nodes"),
+        ("--ngpus 2 --resource nodes=1:ppn=2", "together with '-l select=1:ngpus=2'; use --nodes"),
         ("--dialect torque --ncpus 8 --resource nodes=1:fat", "would replace '-l nodes=1:ppn=8'"),
         ("--dialect torque --mem 8gb --directive=-lmem=9gb", "would replace '-l mem=8gb'"),
         ("--dialect gadi --project p --ngpus 1 --resource ncpus=24", "'-l ngpus=1,ncpus=12'"),

@@ -128,14 +128,14 @@ def test_what_no_directive_may_hold(launch, flag: str, value: str) -> None:
         ("-C a100 --array=0-3", "merge-launch sweep"),
         ("--ar=0-3", "merge-launch sweep"),
         ("-a0-3", "merge-launch sweep"),
-        ("-n 4", "drives all of its GPUs"),  # four tasks: a quarter of the merge
-        ("--ntasks-per-node=2", "drives all of its GPUs"),
-        ("--output=/dev/null", "beside OUT"),
-        ("-o x", "beside OUT"),
+        ("-n 4", "for all of its GPUs"),  # four tasks: a quarter of the merge
+        ("--ntasks-per-node=2", "for all of its GPUs"),
+        ("--output=/dev/null", "next to OUT"),
+        ("-o x", "next to OUT"),
         ("--wait", "use --follow"),  # sbatch would not answer until the end
         ("--no-requeue", "use --requeue 0"),
         ("--time=1", "use --time"),
-        ("--signal=USR1@10", "before the limit"),
+        ("--signal=USR1@10", "before the time limit"),
     ],
 )
 def test_directives_that_the_job_relies_on(launch, line: str, words: str) -> None:
@@ -221,7 +221,7 @@ def test_what_follows_a_failure_never_runs(launch, fakes, models, work: Path, mo
     (work / "out" / ".merge-partial").touch()
     launch("slurm", "out", *models, "--python", sys.executable, "--then", "touch x")
     assert not (work / "out.job" / "out-then.log").exists()
-    assert "can never run: the job that it waits for" in launch("why", "35").out
+    assert "Can never run: the job it depends on" in launch("why", "35").out
 
 
 def test_the_environment_of_an_outer_job_stays_out(launch, fakes, models, monkeypatch) -> None:
