@@ -34,9 +34,10 @@ def faults(path: Path) -> Iterator[str]:
     if path.is_relative_to(ROOT / "tests") or path == Path(__file__).resolve():
         return
     for node in ast.walk(tree):
-        text = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(text, str) and (match := WORDS.search(text)):
-            yield f"{place}:{node.lineno}: '{match[0]}' in {_first(text)!r}"
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        if match := WORDS.search(node.value):
+            yield f"{place}:{node.lineno}: '{match[0]}' in {_first(node.value)!r}"
 
 
 def _first(text: str) -> str:

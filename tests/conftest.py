@@ -46,7 +46,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="accept the texts of today")
 
 
+# Files that mount file systems or run a scheduler: one process runs them all, one after another.
+OF_THE_MACHINE = {
+    "test_broken_mounts.py",
+    "test_file_systems.py",
+    "test_real_slurm.py",
+    "test_real_torque.py",
+}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "machine" if item.path.name in OF_THE_MACHINE else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="slow; run with --slow")
