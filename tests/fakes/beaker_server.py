@@ -142,7 +142,7 @@ class Service(beaker_pb2_grpc.BeakerServicer):
 
 
 def mishap() -> str:
-    """What is to befall this request; once, or always."""
+    """Return the failure to simulate for this request; once, or always."""
     path = FOLDER / "mishap"
     what = path.read_text() if path.exists() else ""
     if not what.startswith("always "):

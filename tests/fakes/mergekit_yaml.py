@@ -1,4 +1,4 @@
-"""What mergekit-yaml does, as far as who starts it can see: the first model, as the result.
+"""A fake mergekit-yaml: the result is a copy of the first model.
 
 $FAKE_MERGEKIT: `lose` a tensor, `fail`, or `sleep`.
 """

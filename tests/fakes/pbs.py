@@ -37,7 +37,7 @@ OPTIONS = "NlkqPAjorWmMSp" + ("t" if TORQUE else "J")
 
 
 def directives(text: str) -> list[str]:
-    """Those above the first line that is neither comment nor blank."""
+    """Return the directives above the first line that is neither comment nor blank."""
     found = []
     for line in text.splitlines():
         if line.startswith("#PBS "):

@@ -28,7 +28,7 @@ def jobs() -> dict[str, dict]:
 
 
 def numbers(job_id: str) -> list[int]:
-    """That of the job, and of an array's member."""
+    """Return the number of the job, and that of an array's member."""
     return [int(number) for number in re.findall(r"\d+", job_id)]
 
 

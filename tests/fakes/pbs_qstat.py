@@ -1,4 +1,4 @@
-"""What qstat of the fake PBS prints: the full form of jobs, as text or JSON, and of the server."""
+"""The output of qstat of the fake PBS: jobs in full, as text or JSON, and the server."""
 
 import json
 import re
@@ -10,7 +10,7 @@ USAGE = "usage:\nqstat [-f] [-J] [-p] [-t] [-x] [-E] [-F format] [-D delim] [ jo
 
 
 def limit() -> int:
-    """Of an array's members."""
+    """Return the limit of members in an array."""
     path = HOME / "array-limit"
     return int(path.read_text()) if path.exists() else 10000
 
@@ -24,7 +24,7 @@ def letter(job: dict) -> str:
 
 
 def variables() -> list[tuple[str, str]]:
-    """Of every job: those that a test put into $FAKES/pbs/variables, with a NUL between them."""
+    """Return the variables of every job, NUL-separated in $FAKES/pbs/variables."""
     path = HOME / "variables"
     given = path.read_text().split("\0") if path.exists() else []
     # What a user's own variables may hold is no field of the job's.
@@ -58,7 +58,7 @@ def as_text(job: dict) -> str:
 
 
 def coerced(value: str) -> object:
-    """What looks like a number or a truth becomes one, and backslashes come out doubled."""
+    """Turn text that looks like a number or a boolean into one, with backslashes doubled."""
     if value in ("true", "false"):
         return value == "true"
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value):
@@ -106,7 +106,7 @@ def qstat(words: list[str]) -> int:
 
 
 def known(ids: list[str], history: bool) -> tuple[list[dict], int]:
-    """Those that it prints, and the status of the last that it does not."""
+    """Return the jobs to print, and the exit status for the last unknown one."""
     found, status, held = [], 0, jobs()
     for job_id in ids:
         job = held.get(job_id)

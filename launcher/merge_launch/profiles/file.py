@@ -50,7 +50,7 @@ def sites() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class ProfileFile:
-    """A checked file of profiles; `table` is empty if there is no file."""
+    """A checked file of profiles; `table` is empty without a file."""
 
     path: Path | None
     table: Table

@@ -1,7 +1,7 @@
 """Warnings about a second job for the same OUT.
 
 Such a job is allowed, since a lock keeps the two apart, but rarely intended. Only recorded jobs
-that have not ended are queried, after the new job was submitted; a failed query is no error.
+that have not ended are queried, after the new job was submitted; a failed query is ignored.
 """
 
 from __future__ import annotations

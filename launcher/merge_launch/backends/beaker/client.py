@@ -220,7 +220,7 @@ def _free_name(client: Client, author: str, metadata: Mapping[str, str]) -> str:
         workload = client.workloads([job_id]).get(job_id)
         if workload is not None and workload.status not in ENDED:
             raise ClusterError(
-                f"beaker: your experiment {printable(requested)} ({job_id}) has not ended yet; "
+                f"beaker: your experiment {printable(requested)} ({job_id}) is still active; "
                 f"cancel it, or choose another --name"
             )
     return f"{requested or metadata['stem']}-{secrets.token_hex(4)}"

@@ -132,8 +132,8 @@ def _task_faults(task: Mapping[str, Any], path: str) -> Iterator[str]:
     names = [each.get("name") for each in task.get("envVars", [])]
     for name in dict.fromkeys(n for n in names if names.count(n) > 1):
         yield f"{path}.envVars: {name} is set twice"
-    for number, each in enumerate(task.get("envVars", [])):
-        if ("value" in each) == ("secret" in each):
+    for number, variable in enumerate(task.get("envVars", [])):
+        if ("value" in variable) == ("secret" in variable):
             yield f"{path}.envVars[{number}]: must have a value or a secret"
     yield from _overlaps([d.get("mountPath", "") for d in task.get("datasets", [])], path)
     for number, text in enumerate(task.get("arguments", [])):

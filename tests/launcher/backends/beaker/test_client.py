@@ -185,7 +185,7 @@ def test_a_name_that_is_on_its_way_is_refused(beaker, beaker_server) -> None:
     beaker_server.proceed("soup", 4)
     done = beaker("beaker", *WORDS, "--name", "soup")
     assert (done.code, beaker_server.requests("POST")) == (6, [])
-    assert "soup (soup) has not ended yet" in done.err and "--name" in done.err
+    assert "soup (soup) is still active" in done.err and "--name" in done.err
 
 
 @pytest.mark.parametrize("mishap", ["answer lost", "request lost", "server error"])

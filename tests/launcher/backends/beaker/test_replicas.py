@@ -27,7 +27,7 @@ def test_replicas_share_one_merge(launch) -> None:
     words = ["--replicas", "3", "--then", "ls", "--overwrite", "--dry-run"]
     refused = launch("beaker", *WORDS, *words)
     assert (refused.code, refused.out) == (2, "")
-    assert "--then: not with --replicas and --overwrite" in refused.err
+    assert "--then: conflicts with --replicas and --overwrite" in refused.err
 
 
 def test_what_follows_replicas_runs_once_after_all(models, work, launch) -> None:

@@ -131,7 +131,7 @@ def test_without_an_image_nothing_is_submitted(launch) -> None:
     assert done.code == 2
     assert "--image" in done.err
     shown = launch("beaker", *WORDS[:3], "--weka", "bucket", "--dry-run")
-    assert (shown.code, "warning: no image" in shown.err) == (0, True)
+    assert (shown.code, "warning: image missing" in shown.err) == (0, True)
 
 
 @pytest.mark.parametrize(

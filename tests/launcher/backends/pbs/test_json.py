@@ -111,7 +111,7 @@ def test_a_pbs_without_json(submitted: int, launch, fakes) -> None:
     ["A1=007", "A1=1.", r"A1=a\d", 'A1=say "yes"', 'A1=x"}, "job_state": "F", "B": {"C": "y'],
 )
 def test_json_that_is_none(pair: str, submitted: int, launch, fakes, variables) -> None:
-    """Of versions that escape nothing: one odd variable spoils the answer for all jobs."""
+    """Versions of PBS that escape nothing: one odd variable spoils the answer for all jobs."""
     variables(pair)
     fakes.switch("raw-json")
     assert states(launch) == BOTH_QUEUED
