@@ -48,6 +48,21 @@ def test_the_job_of_each_backend_merges(
     assert worker.items() <= manifest(work / "out")["worker"].items()
 
 
+def test_modules_of_the_user_do_not_get_in_the_way(
+    launch_process, models, work: Path, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "worker").mkdir(parents=True)
+    for name in ("worker/__init__.py", "worker/cli.py", "launcher.py"):
+        (theirs / name).write_text("raise SystemExit('a module of the user')\n")
+    path = f"{theirs}{os.pathsep}{SOURCES}"
+    assert launch_process("check", "out", *models, PYTHONPATH=path).code == 0
+    done = launch_process("local", "out", *models, "--python", sys.executable, PYTHONPATH=path)
+    assert (done.code, merged_value(work / "out")) == (0, 2.0), done.err
+    argv = [sys.executable, "-m", "merge_worker", "verify", str(work / "out")]
+    assert subprocess.run(argv, env={**os.environ, "PYTHONPATH": path}).returncode == 0
+
+
 @pytest.mark.parametrize("backend", ["slurm", "beaker"])
 def test_a_recipe_travels_and_its_relative_paths_are_ours(
     backend: str, job_argv, models, bare_bash, work: Path, tmp_path: Path
