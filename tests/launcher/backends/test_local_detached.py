@@ -102,4 +102,4 @@ def test_a_job_of_another_machine(detached, launch) -> None:
     record.exit_file.unlink()
     path = records.path_of(record)
     path.write_text(path.read_text().replace(record.host, "other-host"))
-    assert "unknown  (ask on other-host, where it was started)" in launch("status", job).out
+    assert "unknown  (started on other-host; query it there)" in launch("status", job).out
