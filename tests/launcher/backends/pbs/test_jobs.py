@@ -62,7 +62,7 @@ def test_every_word_for_a_job(pbs, launch, fakes, work: Path) -> None:
     fakes.pbs("schedule")
     for word in (FIRST, "12", "soup", "out", "./out/", str(work / "out")):
         assert launch("status", word).out.startswith(f"{FIRST}  done  ("), word
-    assert "no such job" in launch("status", "").err
+    assert "no job of this id" in launch("status", "").err
     assert "did you mean 'soup'" in launch("status", "soop").err
 
 
