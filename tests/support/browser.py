@@ -84,9 +84,9 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def said(self) -> list[str]:
-        """Everything in the console, and every exception."""
-        self.evaluate("1")  # what was said before has come by then
+    def messages(self) -> list[str]:
+        """Return all console messages and exceptions."""
+        self.evaluate("1")  # earlier messages arrive before this answer
         kinds = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [json.dumps(e["params"]) for e in self.events if e.get("method") in kinds]
 

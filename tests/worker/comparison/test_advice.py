@@ -1,4 +1,4 @@
-"""What `compare` says about merging: each finding from its evidence, every recipe one that runs."""
+"""The advice of `compare`: each finding follows from its evidence, and every recipe runs."""
 
 import json
 from collections.abc import Mapping
@@ -30,13 +30,13 @@ def add(*parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def masked(tensors: Mapping[str, Tensor], first: float, last: float) -> dict[str, Tensor]:
-    """Zero outside of a run of rows, given as fractions."""
-    found = {}
+    """Return tensors that are zero outside of a range of rows, given as fractions."""
+    kept = {}
     for name, tensor in tensors.items():
-        found[name] = torch.zeros_like(tensor)
+        kept[name] = torch.zeros_like(tensor)
         rows = slice(int(first * len(tensor)), int(last * len(tensor)))
-        found[name][rows] = tensor[rows]
-    return found
+        kept[name][rows] = tensor[rows]
+    return kept
 
 
 BASE = noise()
@@ -45,7 +45,7 @@ ONE = add(BASE, noise(0.05))
 
 
 def fine_tunes() -> dict[str, tuple[dict[str, Tensor] | None, list[dict[str, Tensor]], str]]:
-    """Base, models, and the method that is suggested (empty: none)."""
+    """Return base, models, and the suggested method (empty: none)."""
     small = [add(BASE, noise(0.005)) for _ in range(3)]
     return {
         "conflicts": (BASE, [add(BASE, noise(0.05)) for _ in range(2)], "ties"),
@@ -79,8 +79,8 @@ def advice_of(case: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> di
     if base is not None:
         words += ["--base", write_checkpoint(folder / "base", base)]
     assert run("compare", *words, "--json", "--progress", "off") == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)["advice"]
-    return found
+    advice: dict[str, Any] = json.loads(capsys.readouterr().out)["advice"]
+    return advice
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -119,11 +119,11 @@ def test_warnings_with_their_evidence(
 
 
 @pytest.mark.parametrize("case", sorted(set(CASES) - set(WARNINGS)))
-def test_nothing_to_warn_of(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_warnings(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert advice_of(case, tmp_path, capsys)["warnings"] == []
 
 
-def test_a_model_that_is_there_twice_is_merged_once(
+def test_a_model_given_twice_is_merged_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = parse(advice_of("one twice", tmp_path, capsys)["recipe"])

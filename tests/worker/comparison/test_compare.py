@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_worker.comparison.stream import Reading
+from merge_worker.comparison.stream import ReadProgress
 from support.checkpoint_factory import read_tensors, save_fine_tunes, write_checkpoint
 from support.recipes import run
 
@@ -17,7 +17,7 @@ MATRIX, EXPERTS = "model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.exper
 
 
 def family(folder: Path, count: int = 3) -> list[Path]:
-    """A base and fine-tunes that share some unchanged elements; stored in different ways."""
+    """Write a base and fine-tunes that share unchanged elements, with various dtypes and shards."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -59,7 +59,7 @@ def flat(folder: Path, names: list[str]) -> Tensor:
 Pair = tuple[Tensor, Tensor]
 
 
-def check_pair(found: dict[str, Any], vectors: Pair, of: Pair) -> None:
+def check_pair(pair: dict[str, Any], vectors: Pair, of: Pair) -> None:
     (v, w), (a, b) = vectors, of
     both = (v != 0) & (w != 0)
     expected = {
@@ -70,7 +70,7 @@ def check_pair(found: dict[str, Any], vectors: Pair, of: Pair) -> None:
         "equal": (a == b).double().mean(),
     }
     for name, value in expected.items():
-        assert found[name] == pytest.approx(float(value), rel=1e-9, abs=1e-12), name
+        assert pair[name] == pytest.approx(float(value), rel=1e-9, abs=1e-12), name
 
 
 def test_task_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,14 +138,14 @@ def test_effective_rank(true: int, tmp_path: Path, capsys: pytest.CaptureFixture
             delta = deltas[row["name"]]
             single = delta if delta.dim() == 3 else delta[None]
             expected = sum(rank(m) for m in single) / len(single)
-            found = row[place][0]
-            assert found["effective_rank"] == pytest.approx(expected, rel=0.15)
-            assert found["full_rank"] == min(delta.shape[-2:])
+            entry = row[place][0]
+            assert entry["effective_rank"] == pytest.approx(expected, rel=0.15)
+            assert entry["full_rank"] == min(delta.shape[-2:])
     cell = {row["component"]: row for row in facts["layers"]}["MLP"]
     assert cell["pairs"][0]["of"] == MATRIX
 
 
-def test_threads_cannot_change_a_digit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_threads_do_not_change_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generator = torch.Generator().manual_seed(1)
     models = [
         write_checkpoint(
@@ -173,7 +173,7 @@ def test_nonfinite_values_are_counted_and_left_out(
     assert [model["nonfinite"] for model in x["models"]] == [0, 2] and x["parameters"] == 4
     kept = torch.tensor([1, 2, 4, 5])
     assert x["pairs"][0]["distance"] == pytest.approx(float((a - b)[kept].norm()))
-    assert facts["advice"]["warnings"] == ["b holds 2 NaN or Inf: mend it before it is merged"]
+    assert facts["advice"]["warnings"] == ["b has 2 NaN or Inf values: repair it before merging"]
     assert facts["advice"]["recipe"] is None
 
 
@@ -198,7 +198,7 @@ def test_hybrids_and_experts(
     assert numbers == sorted(numbers)
 
 
-def test_what_does_not_match_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unmatched_tensors_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = torch.ones(4)
     write_checkpoint(tmp_path / "a", {"x": one, "v": torch.ones(4, 2), "n": torch.arange(3)})
     write_checkpoint(tmp_path / "b", {"x": one * 2, "v": torch.ones(5, 2), "m": one})
@@ -223,7 +223,7 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path, capsys: pytest.CaptureFixt
         assert facts["mergeable"] and facts["left_out"] == []
 
 
-def test_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, *models = family(tmp_path)
     assert run("compare", *models, "--base", base, "--progress", "off") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -237,18 +237,18 @@ def test_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["a"], 2, "compare: only one model given; add another, or its --base"),
         (["a", "nowhere"], 3, "nowhere: no such folder"),
         (["a", "b"], 3, "no floating tensor has the same name and shape in all of them"),
-        (["a", "a", "--plot", "no/where.png"], 2, "no such folder; make it first"),
+        (["a", "a", "--plot", "no/where.png"], 2, "folder not found; create it first"),
         (["a", "a", "--plot", "x.jpg"], 2, "the name must end in .png, .pdf, .svg or .html"),
         (["a", "q"], 3, "quantized (gptq); dequantize it first"),
     ],
 )
 def test_mistakes(
-    words: list[str], code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -258,11 +258,11 @@ def test_mistakes(
     write_checkpoint(tmp_path / "q", {"x": torch.ones(3)}, config=config)
     assert run("compare", *words, "--progress", "off") == code
     error = capsys.readouterr().err
-    assert told in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error
 
 
-def test_progress_is_of_what_is_read(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Reading("json", 4 << 30, "compare")
+def test_progress_counts_bytes_read(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ReadProgress("json", 4 << 30, "compare")
     assert progress.facts()["left_s"] == -1
     progress.read(1 << 30)
     facts = progress.facts()

@@ -1,4 +1,4 @@
-"""The page of `compare` and `report` in Chromium: silent, alone, sortable, and no wider than it."""
+"""The page of `compare` and `report` in Chromium: no errors, no requests, sortable, and narrow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +25,12 @@ def models(tmp_path: Path) -> list[Path]:
 
 
 def column(browser: Browser, number: int) -> list[str]:
-    """What is in one column of the visible rows of the table of cells."""
-    found: list[str] = browser.evaluate(
+    """Return one column of the visible rows of the table of cells."""
+    values: list[str] = browser.evaluate(
         "[...document.querySelectorAll('#cells tbody tr')].filter(row => !row.hidden)"
         f".map(row => row.cells[{number}].dataset.v)"
     )
-    return found
+    return values
 
 
 def click(browser: Browser, number: int) -> list[float]:
@@ -52,7 +52,7 @@ def test_the_page_works_by_itself(
     browser.events.clear()
     browser.open(file)
     assert browser.evaluate("document.title")
-    # Largest first, then smallest first; what has no figure stays at the end.
+    # Largest first, then smallest first; cells without a figure stay at the end.
     first, again = click(browser, 3), click(browser, 3)
     assert first == sorted(first, reverse=True) and again == sorted(first) and len(set(first)) > 3
     assert column(browser, 3)[-1] == "" or len(again) == len(column(browser, 3))
@@ -70,15 +70,15 @@ def test_the_page_works_by_itself(
     )
     assert names and all("norm" in name for name in names)
     wide = browser.evaluate("[document.body.scrollWidth, window.innerWidth]")
-    assert wide[0] <= wide[1], "nothing hangs over the edge"
-    assert browser.said() == []
+    assert wide[0] <= wide[1], "the page is wider than the window"
+    assert browser.messages() == []
     assert browser.requested() == [file.resolve().as_uri()] or browser.requested() == [
         file.resolve().as_uri(), "data:,"
     ]  # fmt: skip
 
 
-def test_what_it_would_load_is_seen(browser: Browser, tmp_path: Path) -> None:
-    """That the test above could fail: a page that asks for more, and says so."""
+def test_requests_and_errors_are_noticed(browser: Browser, tmp_path: Path) -> None:
+    """Show that the test above can fail, with a page that makes requests and logs errors."""
     file = tmp_path / "page.html"
     file.write_text(
         "<link rel=icon href=data:,><img src='https://example.invalid/x.png'>"
@@ -86,5 +86,5 @@ def test_what_it_would_load_is_seen(browser: Browser, tmp_path: Path) -> None:
     )
     browser.events.clear()
     browser.open(file)
-    assert len(browser.said()) >= 2
+    assert len(browser.messages()) >= 2
     assert "https://example.invalid/x.png" in browser.requested()

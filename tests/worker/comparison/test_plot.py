@@ -1,4 +1,4 @@
-"""Pictures and pages of `compare`: whole, self-contained, and no larger than they need be."""
+"""Plots and pages of `compare`: complete, self-contained, and of a reasonable size."""
 
 import importlib.util
 import re
@@ -12,7 +12,7 @@ import torch
 
 from merge_worker.comparison.grid import limits, log_ticks, title_lines
 from merge_worker.comparison.metrics import Metric, Scale, shown
-from merge_worker.comparison.svg_maps import colour, fraction
+from merge_worker.comparison.svg_maps import color, fraction
 from support.checkpoint_factory import save_fine_tunes, write_checkpoint
 from support.recipes import run
 
@@ -22,7 +22,7 @@ def metric(scale: Scale) -> Metric:
 
 
 class Page(HTMLParser):
-    """Counts what opens and closes; collects what a browser might fetch."""
+    """A parser that matches opening and closing tags, and collects links a browser might fetch."""
 
     EMPTY = frozenset({"meta", "link", "input", "rect", "path"})
 
@@ -50,7 +50,7 @@ def models(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 @pytest.mark.parametrize("base", [True, False])
-def test_the_page_is_whole_and_fetches_nothing(
+def test_the_page_is_complete_and_fetches_nothing(
     count: int, base: bool, models: list[Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "out.html"
@@ -81,15 +81,17 @@ def test_names_cannot_inject(tmp_path: Path) -> None:
     assert text.count("<script>") == 1
 
 
-def test_a_picture(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot_formats(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for ending, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
         file = tmp_path / f"x{ending}"
         words = [*models[1:3], "--base", models[0], "--plot", file, "--progress", "off"]
         assert run("compare", *words) == 0
         assert file.read_bytes().startswith(start)
         assert f"picture    {file}" in capsys.readouterr().out
-    drawn = ElementTree.parse(tmp_path / "x.svg")
-    assert drawn.getroot().tag.endswith("svg")
+    plot = ElementTree.parse(tmp_path / "x.svg")
+    assert plot.getroot().tag.endswith("svg")
 
 
 def test_without_matplotlib(
@@ -105,7 +107,7 @@ def test_without_matplotlib(
     assert "pip install matplotlib" in error and f"--plot {tmp_path / 'x.html'}" in error
 
 
-def test_ends_of_colour_scales() -> None:
+def test_ends_of_color_scales() -> None:
     assert limits(metric(Scale.SIGNED), [0.03, -0.07]) == (-0.1, 0.1, False)
     assert limits(metric(Scale.SIGNED), [0.03, -0.7]) == (-1, 1, False)
     assert limits(metric(Scale.CHANCE), [0.41, 0.5]) == (0.4, 0.6, False)
@@ -124,8 +126,10 @@ def test_titles_keep_both_ends_of_long_names() -> None:
     assert title_lines(f"{long}, {long[:-8]}", 16)[1] == "× olmo-hyb…-math"
 
 
-def test_what_has_no_figure_is_not_what_is_not_there(models: list[Path], tmp_path: Path) -> None:
-    """Norms have no rank (grey), layers of linear attention no attention (hatched)."""
+def test_undefined_figures_and_missing_parts_look_different(
+    models: list[Path], tmp_path: Path
+) -> None:
+    """Norms have no rank (gray), layers of linear attention no attention (hatched)."""
     file = tmp_path / "x.html"
     words = [*models[1:3], "--base", models[0], "--plot", file, "--progress", "off"]
     assert run("compare", *words) == 0
@@ -140,7 +144,7 @@ def test_what_has_no_figure_is_not_what_is_not_there(models: list[Path], tmp_pat
 def test_labels_of_layers_do_not_touch(
     layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As drawn: of every panel with layers beside it, no two labels share a place."""
+    """Check every drawn panel with layer labels: no two labels overlap."""
     from matplotlib.figure import Figure
 
     for seed, name in enumerate(("base", "a", "b")):
@@ -163,8 +167,8 @@ def test_labels_of_layers_do_not_touch(
         ]
         if len(texts) < 2:
             continue
-        every = [text.get_window_extent() for text in axes.get_yticklabels()]
-        tops = sorted((box.y0, box.y1) for box in every)
+        boxes = [text.get_window_extent() for text in axes.get_yticklabels()]
+        tops = sorted((box.y0, box.y1) for box in boxes)
         assert all(below[1] <= above[0] + 1 for below, above in pairwise(tops)), layers
         seen += 1
     assert seen >= 1
@@ -172,17 +176,17 @@ def test_labels_of_layers_do_not_touch(
     assert inches[0] < 15 and inches[1] < 15
 
 
-def test_colours_are_those_of_matplotlib() -> None:
+def test_colors_are_those_of_matplotlib() -> None:
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
 
     for name in ("viridis", "cividis", "RdBu", "RdBu_r"):
         for step in range(21):
-            ours, theirs = to_rgb(colour(name, step / 20)), colormaps[name](step / 20)
-            assert ours == pytest.approx(theirs[:3], abs=0.08), (name, step)
+            actual, expected = to_rgb(color(name, step / 20)), colormaps[name](step / 20)
+            assert actual == pytest.approx(expected[:3], abs=0.08), (name, step)
 
 
-def test_numbers_as_people_read_them() -> None:
+def test_formatted_numbers() -> None:
     values = [0.5, 0.0123, 1e-6, 0.0, float("nan"), float("inf"), 1.5]
     words = ["50.0%", "1.23%", "1e-04%", "0.00%", "-", "inf", "150.0%"]
     assert [shown(value, True) for value in values] == words

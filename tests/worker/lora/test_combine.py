@@ -1,4 +1,4 @@
-"""Adapters merged into one, against PEFT's own `add_weighted_adapter`."""
+"""Adapters merged into one, compared with PEFT's `add_weighted_adapter`."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_worker.lora.combine import How, Weighted, combine
+from merge_worker.lora.combine import CombineOptions, WeightedFactors, combine
 from support.adapter_factory import LINEARS, adapt, merged_by_peft, on_base, read_adapter, save_base
 from support.checkpoint_factory import read_tensors
 from support.recipes import run
@@ -16,7 +16,7 @@ from support.recipes import run
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and three adapters: two alike, one of another rank on more modules."""
+    """Write a base and three adapters: two alike, one of another rank on more modules."""
     folder = tmp_path_factory.mktemp("adapters")
     base = save_base(folder / "base")
     targets = ["q_proj", "down_proj", "embed_tokens"]
@@ -27,9 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def deltas(folder: Path) -> dict[str, Tensor]:
-    """What an adapter adds to each module, in float64, by its own file and config."""
+    """Return the delta of each module in float64, from the adapter's file and config."""
     config, tensors = read_adapter(folder)
-    found = {}
+    deltas = {}
     for name, a in tensors.items():
         if ".lora_A." in name or name.endswith("lora_embedding_A"):
             module = name.removeprefix("base_model.model.").partition(".lora_")[0]
@@ -37,8 +37,8 @@ def deltas(folder: Path) -> dict[str, Tensor]:
             alpha = config["alpha_pattern"].get(module, config["lora_alpha"])
             assert a.shape[0] == rank and not config["use_rslora"]
             b = tensors[name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B")]
-            found[module] = (b.double() @ a.double()) * alpha / rank
-    return found
+            deltas[module] = (b.double() @ a.double()) * alpha / rank
+    return deltas
 
 
 def by_peft(folder: Path, names: list[str], weights: list[float], **how: Any) -> dict[str, Tensor]:
@@ -49,16 +49,16 @@ def by_peft(folder: Path, names: list[str], weights: list[float], **how: Any) ->
             model.load_adapter(folder / name, name)
         loaded = ["default", *names[1:]]
         model.add_weighted_adapter(loaded, weights, "merged", **how)
-    # Its scale is 1, except that of rsLoRA, which the first adapter here is not.
-    found = {}
+    # The scale of the result is 1, unless the first adapter uses rsLoRA.
+    merged = {}
     for name, module in model.base_model.model.named_modules():
         if "merged" in getattr(module, "lora_A", {}):
             a, b = module.lora_A["merged"].weight, module.lora_B["merged"].weight
-            found[name] = b.detach().double() @ a.detach().double()
+            merged[name] = b.detach().double() @ a.detach().double()
         elif "merged" in getattr(module, "lora_embedding_A", {}):
             a, b = module.lora_embedding_A["merged"], module.lora_embedding_B["merged"]
-            found[name] = b.detach().double() @ a.detach().double()
-    return found
+            merged[name] = b.detach().double() @ a.detach().double()
+    return merged
 
 
 def check(folder: Path, out: Path, names: list[str], weights: list[float], **how: Any) -> None:
@@ -68,18 +68,18 @@ def check(folder: Path, out: Path, names: list[str], weights: list[float], **how
     words += ["--majority-sign", how.get("majority_sign_method", "total")]
     listed = "--weights=" + ",".join(map(str, weights))
     assert run("merge-adapters", out, *(folder / name for name in names), listed, *words) == 0
-    expected, found = by_peft(folder, names, weights, **how), deltas(out)
-    assert found.keys() == expected.keys()
+    expected, actual = by_peft(folder, names, weights, **how), deltas(out)
+    assert actual.keys() == expected.keys()
     for name, delta in expected.items():
-        # What PEFT's own SVD in float32 is exact to, where singular values lie close.
+        # PEFT computes its SVD in float32, which is inexact where singular values lie close.
         share = 2e-5 if "svd" in how["combination_type"] else 2e-6
         step = share * float(delta.abs().max())
-        assert float((found[name] - delta).abs().max()) <= step, name
-    # And PEFT loads it.
-    with warnings.catch_warnings(record=True) as told:
+        assert float((actual[name] - delta).abs().max()) <= step, name
+    # PEFT loads the result without warnings.
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         on_base(folder / "base", out)
-    assert not [w for w in told if "missing" in str(w.message)]
+    assert not [w for w in caught if "missing" in str(w.message)]
 
 
 @pytest.mark.parametrize("method", ["linear", "cat", "svd"])
@@ -104,7 +104,7 @@ def test_other_ranks_and_modules(method: str, folder: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("method", ["cat", "svd"])
 def test_biases_are_added_up(method: str, tmp_path: Path) -> None:
-    """PEFT merges the factors, but leaves zeros for biases: what is asked for is their sum."""
+    """Biases are summed, while PEFT merges only the factors and leaves zeros for biases."""
     base = save_base(tmp_path / "base", attention_bias=True)
     adapt(base, tmp_path / "plain", 1, target_modules=["q_proj", "v_proj"], lora_alpha=6)
     adapt(base, tmp_path / "biased", 2, target_modules=["q_proj"], lora_bias=True, use_rslora=True)
@@ -116,14 +116,14 @@ def test_biases_are_added_up(method: str, tmp_path: Path) -> None:
         read_tensors(merged_by_peft(base, adapter, tmp_path / f"{adapter.name}-merged"))
         for adapter in given
     ]
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         on_base(base, tmp_path / "out")
-    assert not [w for w in told if "missing" in str(w.message)]
+    assert not [w for w in caught if "missing" in str(w.message)]
     both = read_tensors(merged_by_peft(base, tmp_path / "out", tmp_path / "merged"))
     moved = 0
     for name, tensor in before.items():
-        one, other = (found[name].double() - tensor.double() for found in alone)
+        one, other = (tensors[name].double() - tensor.double() for tensors in alone)
         expected = 0.5 * one - 0.3 * other
         moved += bool(expected.any())
         assert float((both[name] - tensor - expected).abs().max()) <= 1e-6, name
@@ -133,17 +133,22 @@ def test_biases_are_added_up(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "config", "method", "text"),
     [
-        ("dora", {"use_dora": True}, "cat", "DoRA, whose magnitudes"),
-        ("biased", {"lora_bias": True}, "linear", "lora_bias, which cat and svd add up, but not"),
+        ("dora", {"use_dora": True}, "cat", "DoRA magnitudes belong to"),
+        (
+            "biased",
+            {"lora_bias": True},
+            "linear",
+            "lora_bias is supported by cat and svd, not by linear",
+        ),
         (
             "experts",
             {"target_modules": [], "target_parameters": ["q_proj.weight"]},
             "svd",
-            "target_parameters (experts); merge what they do",
+            "target_parameters (experts) are not supported\n  merge the adapted models",
         ),
     ],
 )
-def test_what_no_sum_of_factors_can_be(
+def test_adapters_that_cannot_be_merged(
     kind: str,
     config: dict[str, Any],
     method: str,
@@ -155,8 +160,8 @@ def test_what_no_sum_of_factors_can_be(
     adapter = adapt(folder / "base", tmp_path / kind, **{"target_modules": ["q_proj"], **config})
     words = (tmp_path / "out", folder / "one", adapter, "--method", method)
     assert run("merge-adapters", *words) == 3
-    told = capsys.readouterr().err
-    assert kind in told and text in told and "Traceback" not in told
+    error = capsys.readouterr().err
+    assert kind in error and text in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
 
 
@@ -164,19 +169,19 @@ def test_what_no_sum_of_factors_can_be(
 def test_dare_drops_at_random_and_rescales(method: str) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(s, generator=generator, dtype=torch.float64) for s in ((8, 300), (200, 8)))
-    given = [Weighted(a, b, 1.0, 1.0)]
+    given = [WeightedFactors(a, b, 1.0, 1.0)]
     dense = method.endswith("_svd")
-    found = combine(given, How(method, density=0.5, rank=200), "m")
-    of = (found[1] @ found[0], b @ a) if dense else (found[0], a)
-    kept = of[0].abs() > 1e-9
+    merged = combine(given, CombineOptions(method, density=0.5, rank=200), "m")
+    thinned, original = (merged[1] @ merged[0], b @ a) if dense else (merged[0], a)
+    kept = thinned.abs() > 1e-9
     assert float(kept.double().mean()) == pytest.approx(0.5, abs=0.05)
-    assert torch.allclose(of[0][kept], 2 * of[1][kept])
-    again = combine(given, How(method, density=0.5, rank=200), "m")
-    other = combine(given, How(method, density=0.5, rank=200, seed=1), "m")
-    assert found[0].equal(again[0]) and not found[0].equal(other[0])
+    assert torch.allclose(thinned[kept], 2 * original[kept])
+    again = combine(given, CombineOptions(method, density=0.5, rank=200), "m")
+    other = combine(given, CombineOptions(method, density=0.5, rank=200, seed=1), "m")
+    assert merged[0].equal(again[0]) and not merged[0].equal(other[0])
 
 
-def test_adapters_that_are_merged_are_not_changed(
+def test_inputs_are_not_changed(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -187,7 +192,7 @@ def test_adapters_that_are_merged_are_not_changed(
     for out in ("one", "one/out", "."):
         assert run("merge-adapters", out, "one", "two", "--overwrite") == 4
         assert "inputs are never changed" in capsys.readouterr().err
-    # A link that waits under the name of a part is removed, not followed.
+    # A link with the name of a partial file is removed, not followed.
     (tmp_path / "out").mkdir()
     trap = tmp_path / "out" / ".adapter_model.safetensors.partial"
     trap.symlink_to(folder / "one" / "adapter_model.safetensors")
@@ -200,14 +205,14 @@ def test_adapters_that_are_merged_are_not_changed(
     ("words", "code", "text"),
     [
         (("one", "wide", "--method", "linear"), 3, "ranks 4, 6 differ"),
-        (("one", "two", "--method", "ties"), 2, "needs --density"),
+        (("one", "two", "--method", "ties"), 2, "requires --density"),
         (("one", "two", "--density", "0.5"), 2, "takes no --density"),
         (("one", "two", "--weights", "1"), 2, "1 value for 2 adapters"),
         (("one", "base"), 3, "no adapter_config.json"),
         (("one", "two", "--method", "nearest"), 2, "'nearest'"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes(
     words: tuple[str, ...],
     code: int,
     text: str,
@@ -218,5 +223,5 @@ def test_mistakes_are_told(
 ) -> None:
     monkeypatch.chdir(folder)
     assert run("merge-adapters", tmp_path / "out", *words) == code
-    told = capsys.readouterr().err
-    assert text in told and "Traceback" not in told
+    error = capsys.readouterr().err
+    assert text in error and "Traceback" not in error

@@ -1,4 +1,4 @@
-"""Adapters extracted from fine-tunes: PEFT loads them, and they make the fine-tune again."""
+"""Adapters extracted from fine-tunes: PEFT loads them, and they reproduce the fine-tune."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_worker.lora.svd import Wanted, low_rank
+from merge_worker.lora.svd import RankLimit, low_rank
 from support.adapter_factory import load_base, merged_by_peft, on_base, read_adapter, save_base
 from support.checkpoint_factory import ARCHITECTURES, read_tensors, write_checkpoint
 from support.recipes import average, run
@@ -37,29 +37,29 @@ def extracted(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, A
 
 
 @pytest.mark.parametrize("model_type", CAUSAL)
-def test_full_rank_makes_the_fine_tune_again(
+def test_full_rank_reproduces_the_fine_tune(
     model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = save_base(tmp_path / "base", model_type)
     tuned = fine_tune(base, tmp_path / "tuned")
     facts = extracted(capsys, base, tuned, tmp_path / "lora", "--rank", 512)
     assert facts["relative_error"] < 1e-5
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         on_base(base, tmp_path / "lora")
-    assert not [str(w.message) for w in told if "missing" in str(w.message)]
+    assert not [str(w.message) for w in caught if "missing" in str(w.message)]
     wanted = read_tensors(tuned)
     peft = read_tensors(merged_by_peft(base, tmp_path / "lora", tmp_path / "peft"))
-    assert average(tmp_path / "ours", [f"{base}+{tmp_path / 'lora'}"]) == 0
-    ours = read_tensors(tmp_path / "ours")
-    assert ours.keys() == wanted.keys() == peft.keys()
+    assert average(tmp_path / "merged", [f"{base}+{tmp_path / 'lora'}"]) == 0
+    merged = read_tensors(tmp_path / "merged")
+    assert merged.keys() == wanted.keys() == peft.keys()
     for name, expected in wanted.items():
-        for found in (ours[name], peft[name]):
-            assert float((found - expected).abs().max()) < 1e-5, name
+        for actual in (merged[name], peft[name]):
+            assert float((actual - expected).abs().max()) < 1e-5, name
 
 
 def spectra(rows: int, columns: int) -> dict[str, Tensor]:
-    """What differences look like: noise, few directions, few in noise, a power law, roundings."""
+    """Return typical differences: noise, few directions, few in noise, a power law, roundings."""
     torch.manual_seed(0)
     short = min(rows, columns)
     left = torch.linalg.qr(torch.randn(rows, short))[0]
@@ -81,25 +81,25 @@ def test_a_low_rank_part_is_the_best_within_a_hundredth(kind: str, sides: tuple[
     matrix = spectra(*sides)[kind]
     squares = torch.linalg.svdvals(matrix.double()).square()
     for rank in (1, 8, 24, 120):
-        found = low_rank(matrix, Wanted(rank), "name")
-        assert found.a.shape[0] == found.b.shape[1] <= rank
-        missed = float((matrix.double() - found.b.double() @ found.a.double()).norm())
+        factors = low_rank(matrix, RankLimit(rank), "name")
+        assert factors.a.shape[0] == factors.b.shape[1] <= rank
+        missed = float((matrix.double() - factors.b.double() @ factors.a.double()).norm())
         best = float(squares[rank:].sum().sqrt())
         assert missed <= 1.01 * best + 1e-5 * float(squares.sum().sqrt())
 
 
-def test_energy_asks_for_the_least_rank_that_keeps_it() -> None:
+def test_energy_selects_the_smallest_sufficient_rank() -> None:
     matrix = spectra(384, 384)["power_law"]
     squares = torch.linalg.svdvals(matrix.double()).square()
     shares = squares.cumsum(0) / squares.sum()
     for energy in (0.5, 0.8, 0.95):
         least = int((shares >= energy).nonzero()[0]) + 1
-        rank = low_rank(matrix, Wanted(1000, energy), "name").a.shape[0]
+        rank = low_rank(matrix, RankLimit(1000, energy), "name").a.shape[0]
         assert least <= rank <= least + 1
-    assert low_rank(matrix, Wanted(5, 0.9), "name").a.shape[0] == 5
+    assert low_rank(matrix, RankLimit(5, 0.9), "name").a.shape[0] == 5
 
 
-def test_the_error_that_is_told_is_that_of_the_file(
+def test_the_reported_error_is_that_of_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = save_base(tmp_path / "base")
@@ -121,7 +121,7 @@ def test_the_error_that_is_told_is_that_of_the_file(
             assert error <= 1.01 * float(best)
 
 
-def test_what_did_not_change_is_not_in_the_adapter(
+def test_unchanged_tensors_are_not_in_the_adapter(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = save_base(tmp_path / "base", "qwen3_moe")
@@ -140,16 +140,14 @@ def test_what_did_not_change_is_not_in_the_adapter(
         assert float((merged[name] - expected).abs().max()) < 1e-5, name
 
 
-def test_the_base_is_called_what_others_can_find(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_base_has_a_public_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.chdir(tmp_path)
     weights = {"w.weight": torch.randn(8, 8)}
     cached = Path("hub") / "models--org--base" / "snapshots" / commit
     for place, more in (("base", 0.0), (cached, 0.0), ("tuned", 1.0)):
         write_checkpoint(tmp_path / place, {n: w + more for n, w in weights.items()})
-    for words, name, revision, told in (
+    for words, name, revision, start in (
         (["base"], "base", None, "---\nlibrary_name"),
         ([str(tmp_path / cached)], "org/base", commit, '---\nbase_model: "org/base"\n'),
         (["base", "--base-name", "org/it"], "org/it", None, '---\nbase_model: "org/it"\n'),
@@ -159,7 +157,7 @@ def test_the_base_is_called_what_others_can_find(
         config = read_adapter(tmp_path / "out")[0]
         assert (config["base_model_name_or_path"], config["revision"]) == (name, revision)
         card = (tmp_path / "out" / "README.md").read_text()
-        assert card.startswith(told) and str(tmp_path) not in card
+        assert card.startswith(start) and str(tmp_path) not in card
 
 
 @pytest.mark.parametrize(
@@ -172,10 +170,10 @@ def test_the_base_is_called_what_others_can_find(
         (("base", "tuned", "tuned/lora"), 4, "tuned/lora: is inside the input tuned"),
         (("base", "tuned", "."), 4, "contains the input base"),
         (("base", "nowhere", "out"), 3, "no such folder"),
-        (("base", "tuned", "out", "--energy", "2"), 2, "share"),
+        (("base", "tuned", "out", "--energy", "2"), 2, "must be above 0 and at most 1, got 2"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes(
     words: tuple[str, ...],
     code: int,
     text: str,
@@ -190,13 +188,13 @@ def test_mistakes_are_told(
     write_checkpoint(tmp_path / "other", {"w.weight": torch.randn(8, 8)})
     write_checkpoint(tmp_path / "full", weights)
     assert run("extract-lora", *words) == code
-    told = capsys.readouterr().err
-    assert text in told and "Traceback" not in told
+    error = capsys.readouterr().err
+    assert text in error and "Traceback" not in error
     assert not (tmp_path / "out" / "adapter_config.json").exists()
 
 
-def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """Where torch is loaded without what merges do without."""
+def test_the_commands_in_new_processes(tmp_path: Path) -> None:
+    """Run both commands in a new process, where torch loads only the parts that merges need."""
     torch.manual_seed(0)
     few = torch.randn(96, 2) @ torch.randn(2, 80)
     base, tuned = tmp_path / "base", tmp_path / "tuned"

@@ -1,1 +1,1 @@
-"""How models differ: what `merge-worker compare` and `report` measure, say and draw."""
+"""The measurements, tables and plots of `merge-worker compare` and `report`."""

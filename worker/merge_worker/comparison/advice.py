@@ -1,15 +1,15 @@
-"""What the figures say about merging: findings with their evidence, and a recipe to start from.
+"""Advice on merging, from the figures: findings with their evidence, and a recipe to start from.
 
-A suggestion, not a measurement: only an evaluation of the merged model tells whether it works.
-Every rule here is a threshold on a figure that the finding quotes. Their reasons:
+Advice is a suggestion, not a measurement: only an evaluation shows whether the merged model works.
+Every rule is a threshold on a figure that the finding quotes. Reasons:
 
 - Unrelated vectors of equal length are √2 = 1.41 lengths apart, so a model that is more than about
   1 from its base was not trained from it.
-- By chance half of the signs conflict; ties and dare_ties are for that (arXiv:2306.01708,
-  arXiv:2311.03099), dare only where the changes are small. Their lambda of 0.5 is below the papers'
-  1, which was worse than either 0.3 or 0.5 for the specialists of scripts/demo.
-- Task arithmetic takes 0.3 to 0.5 of each vector for 2 to 8 of them (arXiv:2212.04089), near to
-  their mean, which is what lambda 1 with normalize means.
+- By chance half of the signs conflict. ties and dare_ties resolve conflicts (arXiv:2306.01708,
+  arXiv:2311.03099), dare only if changes are small. A lambda of 0.5 is suggested, below the papers'
+  1, which was worse than both 0.3 and 0.5 for the specialists of scripts/demo.
+- Task arithmetic adds 0.3 to 0.5 of each of 2 to 8 vectors (arXiv:2212.04089), which is close to
+  their mean, hence lambda 1 with normalize.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNEVEN = 2.0
 
 @dataclass(frozen=True)
 class Advice:
-    """Findings in order of weight, loud ones first; the YAML of a recipe, or None."""
+    """Warnings, findings, and the YAML of a suggested recipe, or None."""
 
     warnings: tuple[str, ...]
     findings: tuple[str, ...]
@@ -44,7 +44,7 @@ class Advice:
 
 
 def advise(comparison: Comparison, paths: Sequence[str]) -> Advice:
-    """`paths` are the models as a recipe should name them, the base first if there is one."""
+    """Derive advice. `paths` name the models in the recipe, the base first if there is one."""
     warnings = list(_warnings(comparison))
     models, facts = comparison.models, comparison.total.facts
     kept = _distinct(comparison)
@@ -73,7 +73,7 @@ def _warnings(comparison: Comparison) -> Iterator[str]:
             yield (
                 f"{names[i]} does not come from {names[0]}: its task vector is "
                 f"{facts.relative[0][i]:.2f} times as long as the base itself (unrelated models: "
-                f"1.41); give the base that it was trained from"
+                f"1.41); give the base it was trained from"
             )
         elif facts.relative[0][i] > FAR:
             yield (
@@ -84,12 +84,11 @@ def _warnings(comparison: Comparison) -> Iterator[str]:
         if facts.relative[i][j] > UNRELATED:
             yield (
                 f"{names[i]} and {names[j]} are unrelated: {facts.relative[i][j]:.2f} of their "
-                f"length apart (1.41 by chance); they have no common base, and an average of them "
-                f"is neither"
+                f"length apart (1.41 by chance); the merge would be noise"
             )
     for name, count in zip(names, facts.nonfinite, strict=True):
         if count:
-            yield f"{name} holds {count} NaN or Inf: mend it before it is merged"
+            yield f"{name} has {count} NaN or Inf values: repair it before merging"
     if not models.mergeable:
         yield "not mergeable as they are: " + "; ".join(
             line for line in models.left_out if "integers" not in line
@@ -103,7 +102,7 @@ def _unrelated(comparison: Comparison) -> bool:
 
 
 def _distinct(comparison: Comparison) -> list[int]:
-    """Models that bring something: neither the base nor an earlier model again."""
+    """Return the models that differ from the base and from all earlier models."""
     models, equal = comparison.models, comparison.total.facts.equal
     kept: list[int] = []
     for i in models.own:
@@ -129,15 +128,17 @@ def _with_base(
     if len(set(weights)) > 1:
         findings.append(
             f"the longest task vector is {max(moved) / min(moved):.1f} times the shortest: weights "
-            f"inverse to the lengths keep one model from drowning the others"
+            f"inverse to the lengths keep one model from dominating the others"
         )
     if cosine >= PARALLEL:
-        findings.append("nearly parallel task vectors, as of one run: an average loses nothing")
+        findings.append(
+            "nearly parallel task vectors, as from one training run: an average loses nothing"
+        )
         return findings, _recipe("linear", None, paths[1:], weights, {})
     if overlap < SPARSE:
         findings.append(
             f"they share only {_percent(overlap)} of the elements that they changed: their sum "
-            f"keeps all of them"
+            f"keeps all changes"
         )
         ones = [1.0] * len(kept)
         return findings, _recipe(
@@ -159,7 +160,7 @@ def _conflicting(
     findings.append(
         "many conflicts: elect signs and keep the larger changes"
         + (" (dare: the changes are small)" if method == "dare_ties" else "")
-        + "; try lambda from 0.3 to 1, and task_arithmetic beside it"
+        + "; try lambda from 0.3 to 1, and task_arithmetic for comparison"
     )
     parameters = {"density": 0.5, "lambda": 0.5, "normalize": True}
     return findings, _recipe(method, paths[0], paths[1:], weights, parameters)
@@ -172,7 +173,7 @@ def _without_base(
     apart = [facts.relative[i][j] for i, j in pairs]
     findings = [
         f"the models are {_span(apart)} of their length apart (1.41 for unrelated ones)",
-        "with --base MODEL, the model that they were trained from, task vectors can be compared",
+        "to compare task vectors, give the model they were trained from: --base MODEL",
     ]
     if max(apart) > FAR:
         findings.append("far apart: an average may land where neither works; evaluate it")
@@ -183,7 +184,7 @@ def _without_base(
 
 
 def _weights(facts: Facts, kept: Sequence[int]) -> list[float]:
-    """Equal, or inverse to the lengths of the task vectors where those are uneven; mean 1."""
+    """Return weights with mean 1: inverse to the task vectors' lengths if uneven, else equal."""
     lengths = [facts.distance[0][i] for i in kept]
     if max(lengths) <= UNEVEN * min(lengths):
         return [1.0] * len(kept)
@@ -198,20 +199,20 @@ def _recipe(
     weights: Sequence[float] | None,
     parameters: dict[str, float | bool],
 ) -> list[str]:
-    lines = [f"merge_method: {method}"] + ([f"base_model: {_word(base)}"] if base else [])
+    lines = [f"merge_method: {method}"] + ([f"base_model: {_yaml_text(base)}"] if base else [])
     lines.append("models:")
     for number, path in enumerate(models):
-        lines.append(f"- model: {_word(path)}")
+        lines.append(f"- model: {_yaml_text(path)}")
         if weights is not None:
             lines.append(f"  parameters: {{weight: {weights[number]:g}}}")
     if parameters:
-        told = ", ".join(f"{k}: {json.dumps(v)}" for k, v in parameters.items())
-        lines.append(f"parameters: {{{told}}}")
+        settings = ", ".join(f"{k}: {json.dumps(v)}" for k, v in parameters.items())
+        lines.append(f"parameters: {{{settings}}}")
     return lines
 
 
-def _word(path: str) -> str:
-    """Plain where YAML takes it for the same text, else in quotes."""
+def _yaml_text(path: str) -> str:
+    """Return the path, in quotes unless YAML reads it as the same text without."""
     try:
         plain = yaml.safe_load(f"{{a: {path}}}") == {"a": path}
     except yaml.YAMLError:

@@ -1,7 +1,7 @@
-"""Sums → the figures that people and programs read, for a tensor or for many together.
+"""Figures computed from sums, for one tensor or for many together.
 
 With τ_i = θ_i − θ_0 (with a base) or θ_i themselves (without) as vectors v_i, over the finite
-elements e of the tensors that count:
+elements e of the tensors:
 
     distance   d_ij = ‖θ_i − θ_j‖                    from the Gram matrix of x_0 and the deltas
     relative   with a base r_i = ‖τ_i‖ / ‖θ_0‖, of two models 2 d_ij / (‖θ_i‖ + ‖θ_j‖)
@@ -9,22 +9,23 @@ elements e of the tensors that count:
     conflict   #{v_i v_j < 0} / #{v_i ≠ 0 and v_j ≠ 0}
     overlap    #{v_i ≠ 0 and v_j ≠ 0} / #{v_i ≠ 0 or v_j ≠ 0}
     equal      #{θ_i = θ_j} / #e; for the base, what a model left unchanged
-    opposed    of the elements that two or more vectors have: share with both signs among them
+    opposed    share of the elements nonzero in two or more vectors that have both signs
 
-A share of nothing is NaN.
+A share of zero elements is NaN.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..method import matrix_shape
 from ..structure.components import COMPONENTS
 from .models import Models, Shared
-from .sums import Sums, effective_ranks, nothing, sketched_pairs
+from .sums import Sums, effective_ranks, sketched_pairs, zero_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ Matrix = list[list[float]]
 
 @dataclass(frozen=True)
 class Facts:
-    """Figures by number of the model (the base is 0 if there is one); ranks by pair of models."""
+    """Figures by index of the model (the base, if any, is 0); ranks by pair of models."""
 
     elements: int
     norm: list[float]
@@ -48,13 +49,13 @@ class Facts:
     equal: Matrix
     opposed: float
     ranks: dict[tuple[int, int], float]
-    rank_of: str | None = None  # the matrix that the ranks are of, and how large they could be
-    most_rank: int = 0
+    rank_of: str | None = None  # the matrix with these ranks, and their upper bound
+    full_rank: int = 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """Facts and what they are of: a tensor, a component of a layer, a component, everything."""
+    """The facts of a tensor, of a component of a layer, of a component, or of everything."""
 
     name: str
     component: str
@@ -66,13 +67,13 @@ class Row:
 
     @property
     def place(self) -> str:
-        """`model.layers.3`, `input`, `output`, or `all`."""
+        """Return `model.layers.3`, `input`, `output`, or `all`."""
         return f"{self.stack}{self.layer}" if self.layer >= 0 else self.stack
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was measured."""
+    """All measurements of a set of models."""
 
     models: Models
     tensors: tuple[Row, ...]
@@ -81,38 +82,49 @@ class Comparison:
     total: Row
 
 
+@dataclass
+class _Group:
+    """The sums of several tensors, and the facts of the one with ranks."""
+
+    sums: Sums
+    tensors: int = 0
+    ranked: Facts | None = None
+
+
 def compare(models: Models, measured: Iterable[tuple[Shared, Sums]]) -> Comparison:
-    """Add the sums of tensors up to cells, components and everything."""
+    """Add up the sums of tensors for cells, for components and for everything."""
     base = models.has_base
-    every = nothing(len(models.labels), base)
-    cells: dict[tuple[str, int, str], list[Any]] = {}
-    parts: dict[str, list[Any]] = {}
+    k = len(models.labels)
+    overall = zero_sums(k, base)
+    cells: defaultdict[tuple[str, int, str], _Group] = defaultdict(
+        lambda: _Group(zero_sums(k, base))
+    )
+    components: defaultdict[str, _Group] = defaultdict(lambda: _Group(zero_sums(k, base)))
     rows = []
     for tensor, sums in measured:
         facts = facts_of(sums, base, tensor)
         place = (tensor.stack, tensor.layer)
         rows.append(Row(tensor.name, tensor.component, *place, tensor.shape, 1, facts))
-        for held, key in ((cells, (*place, tensor.component)), (parts, tensor.component)):
-            group = held.setdefault(key, [nothing(len(models.labels), base), 0, None])  # type: ignore
-            group[0].add(sums)
-            group[1] += 1
-            group[2] = facts if facts.ranks else group[2]
-        every.add(sums)
+        for group in (cells[(*place, tensor.component)], components[tensor.component]):
+            group.sums.add(sums)
+            group.tensors += 1
+            group.ranked = facts if facts.ranks else group.ranked
+        overall.add(sums)
     by_layer = [
-        Row("", c, s, n, (), count, _with_rank(facts_of(sums, base), ranked))
-        for (s, n, c), (sums, count, ranked) in cells.items()
+        Row("", c, s, n, (), cell.tensors, _with_rank(facts_of(cell.sums, base), cell.ranked))
+        for (s, n, c), cell in cells.items()
     ]
-    by_part = [
-        Row("", c, "all", -1, (), parts[c][1], facts_of(parts[c][0], base))
+    by_component = [
+        Row("", c, "all", -1, (), components[c].tensors, facts_of(components[c].sums, base))
         for c in COMPONENTS
-        if c in parts
+        if c in components
     ]
-    total = Row("", "all", "all", -1, (), len(rows), facts_of(every, base))
-    return Comparison(models, tuple(rows), tuple(_in_order(by_layer)), tuple(by_part), total)
+    total = Row("", "all", "all", -1, (), len(rows), facts_of(overall, base))
+    return Comparison(models, tuple(rows), tuple(_in_order(by_layer)), tuple(by_component), total)
 
 
 def _in_order(cells: Sequence[Row]) -> list[Row]:
-    """Components of one layer in the order of COMPONENTS; layers stay as they come."""
+    """Sort the components of each layer in the order of COMPONENTS; layers keep their order."""
     places = list(dict.fromkeys((row.stack, row.layer) for row in cells))
     order = {place: number for number, place in enumerate(places)}
     return sorted(cells, key=lambda r: (order[r.stack, r.layer], COMPONENTS.index(r.component)))
@@ -121,11 +133,11 @@ def _in_order(cells: Sequence[Row]) -> list[Row]:
 def _with_rank(facts: Facts, ranked: Facts | None) -> Facts:
     if ranked is None:
         return facts
-    return replace(facts, ranks=ranked.ranks, rank_of=ranked.rank_of, most_rank=ranked.most_rank)
+    return replace(facts, ranks=ranked.ranks, rank_of=ranked.rank_of, full_rank=ranked.full_rank)
 
 
 def facts_of(sums: Sums, has_base: bool, tensor: Shared | None = None) -> Facts:
-    """The figures of these sums; ranks only of one tensor."""
+    """Return the figures that follow from sums; ranks are given for a single tensor only."""
     gram, count = sums.gram, sums.elements
     squares = _weights_gram(gram)
     norm = _roots(squares.diagonal())
@@ -136,7 +148,7 @@ def facts_of(sums: Sums, has_base: bool, tensor: Shared | None = None) -> Facts:
     ]
     vectors = gram[1:, 1:] if has_base else squares
     equal = (1 - sums.differ / count) if count else sums.differ * math.nan
-    both = sums.both
+    both = sums.both_nonzero
     conflict = _pad((both - sums.signs) / 2 / both, has_base)
     changed = both.diagonal()
     overlap = _pad(both / (changed[:, None] + changed[None] - both), has_base)
@@ -147,16 +159,24 @@ def facts_of(sums: Sums, has_base: bool, tensor: Shared | None = None) -> Facts:
     k = len(norm)
     pairs = [(0, j) for j in range(1, k)] if has_base else sketched_pairs(k)
     return Facts(
-        count, norm, [int(n) for n in sums.nonfinite.tolist()], distance, relative,
-        _pad(_cosines(vectors), has_base), conflict, overlap, equal.tolist(),
-        opposed / shared if shared else math.nan,
-        dict(zip(pairs, ranks, strict=True)) if ranks else {},
-        tensor.name if tensor and ranks else None, min(shape) if shape else 0,
-    )  # fmt: skip
+        elements=count,
+        norm=norm,
+        nonfinite=[int(n) for n in sums.nonfinite.tolist()],
+        distance=distance,
+        relative=relative,
+        cosine=_pad(_cosines(vectors), has_base),
+        conflict=conflict,
+        overlap=overlap,
+        equal=equal.tolist(),
+        opposed=opposed / shared if shared else math.nan,
+        ranks=dict(zip(pairs, ranks, strict=True)) if ranks else {},
+        rank_of=tensor.name if tensor and ranks else None,
+        full_rank=min(shape) if shape else 0,
+    )
 
 
 def _weights_gram(gram: Tensor) -> Tensor:
-    """⟨θ_i, θ_j⟩ from x_0 and the deltas: θ_i = x_0 + x_i."""
+    """Return ⟨θ_i, θ_j⟩ from x_0 and the deltas: θ_i = x_0 + x_i."""
     cross = gram[:1].clone()
     cross[0, 0] = 0
     rest = gram.clone()
@@ -174,10 +194,10 @@ def _distances(gram: Tensor, differ: Tensor) -> Matrix:
     deltas[0] = 0
     deltas[:, 0] = 0
     squares = deltas.diagonal()
-    found = (squares[:, None] + squares[None] - 2 * deltas).clamp(min=0).sqrt()
-    # Equal models are at distance 0, however the sums were rounded.
-    found[differ == 0] = 0
-    return found.tolist()
+    distances = (squares[:, None] + squares[None] - 2 * deltas).clamp(min=0).sqrt()
+    # Rounded sums would put equal models at a small distance.
+    distances[differ == 0] = 0
+    return distances.tolist()
 
 
 def _relative(distance: float, norm: Sequence[float], i: int, j: int, has_base: bool) -> float:
@@ -193,7 +213,7 @@ def _cosines(vectors: Tensor) -> Tensor:
 
 
 def _pad(values: Tensor, has_base: bool) -> Matrix:
-    """A row and a column for the base, which has no vector."""
+    """Add a row and a column of NaN for the base, which has no vector."""
     rows: Matrix = values.tolist()
     if not has_base:
         return rows

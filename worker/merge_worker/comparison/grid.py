@@ -1,4 +1,4 @@
-"""What heat maps show: values by place and component, the ends of their colour scales."""
+"""The values of heat maps by place and component, and the ends of their color scales."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from .figures import Comparison, Row
 from .metrics import Metric, Scale
 
 NEUTRAL = {Scale.SIGNED: 0.0, Scale.CHANCE: 0.5}
-# Red is trouble in both of the diverging ones: opposite directions, signs that conflict.
-COLOURS = {
-    Scale.SIGNED: "RdBu", Scale.CHANCE: "RdBu_r", Scale.SHARE: "cividis",
+# In both diverging maps, red stands for trouble: opposite directions, conflicting signs.
+COLOR_MAPS = {
+    Scale.SIGNED: "RdBu",
+    Scale.CHANCE: "RdBu_r",
+    Scale.SHARE: "cividis",
     Scale.MAGNITUDE: "viridis",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Places (rows, in order of layers) by components (columns) that occur."""
+    """A grid of places (rows, sorted by layer) and components (columns)."""
 
     places: tuple[tuple[str, int], ...]
     components: tuple[str, ...]
     cells: dict[tuple[str, int, str], Row]
 
     def labels(self) -> list[str]:
-        """`model.layers.3`, `input`: what the places are called."""
+        """Return the names of the places, such as `model.layers.3` or `input`."""
         return [printable(f"{stack}{n}" if n >= 0 else stack) for stack, n in self.places]
 
     def values(self, metric: Metric) -> list[list[float]]:
-        """NaN where there is no such component in a layer."""
+        """Return values by place and component; NaN where a layer lacks a component."""
         return [
             [self._value(metric, place, component) for component in self.components]
             for place in self.places
         ]
 
-    def there(self, place: tuple[str, int], component: str) -> bool:
-        """Whether a place has such a part, be there a figure of it or not."""
+    def has_part(self, place: tuple[str, int], component: str) -> bool:
+        """Return whether a place has a component, even one for which a figure is not defined."""
         return (*place, component) in self.cells
 
     def _value(self, metric: Metric, place: tuple[str, int], component: str) -> float:
@@ -47,9 +49,9 @@ class Grid:
 
 
 def title_lines(of: str, most: int) -> list[str]:
-    """A model, or the two of a pair one below the other, each with what fits of its name.
+    """Return the lines of a title: a model, or the two of a pair, cut to `most` characters.
 
-    The middle is what is left out: names differ at their ends.
+    Names are cut in the middle, since they differ at their ends.
     """
     parts = of.split(", ")
     lines = [parts[0], f"× {parts[1]}"] if len(parts) == 2 else [of]
@@ -64,7 +66,7 @@ def _elided(text: str, most: int) -> str:
 
 
 def grid_of(comparison: Comparison) -> Grid:
-    """The places and components of a comparison."""
+    """Return the grid of a comparison."""
     rows = comparison.cells
     places = tuple(dict.fromkeys((row.stack, row.layer) for row in rows))
     components = tuple(row.component for row in comparison.components)
@@ -72,27 +74,28 @@ def grid_of(comparison: Comparison) -> Grid:
 
 
 def limits(metric: Metric, values: Sequence[float]) -> tuple[float, float, bool]:
-    """Ends of the colour scale, round so that pictures can be compared; whether it is logarithmic.
+    """Return the two ends of the color scale, and whether it is logarithmic.
 
-    A signed scale is even about its neutral value, so that the two hues mean the two sides.
+    Ends are round, so that plots can be compared. A diverging scale is symmetric about its neutral
+    value, so that each hue stands for one side.
     """
-    found = [v for v in values if math.isfinite(v)]
+    finite = [v for v in values if math.isfinite(v)]
     if metric.scale in NEUTRAL:
         middle = NEUTRAL[metric.scale]
-        most = max([abs(v - middle) for v in found] or [middle or 1.0])
+        most = max([abs(v - middle) for v in finite] or [middle or 1.0])
         bound = next((b for b in (0.05, 0.1, 0.25, 0.5) if b >= most), 1.0)
         return middle - bound, middle + bound, False
     if metric.scale is Scale.SHARE:
-        return 0.0, next((b for b in (0.1, 0.25, 0.5) if b >= max(found, default=1)), 1.0), False
-    above = [v for v in found if v > 0]
-    low, high = min(above, default=0.1), max(above, default=1.0)
+        return 0.0, next((b for b in (0.1, 0.25, 0.5) if b >= max(finite, default=1)), 1.0), False
+    positive = [v for v in finite if v > 0]
+    low, high = min(positive, default=0.1), max(positive, default=1.0)
     if high > 10 * low:
         return low, high, True
     return 0.0, high, False
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten between the ends; over many decades the powers alone."""
+    """Return 1, 2 and 5 times the powers of ten between the ends, or the powers alone if many."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if len(decades) <= 4 else (1,)
     return [step * 10.0**power for power in decades for step in steps]

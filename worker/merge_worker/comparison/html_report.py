@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else: no network, no fonts, no libraries."""
+"""A comparison as one self-contained HTML file, without network, fonts or libraries."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .metrics import GROUPS, Metric
 from .table import heading
 
 MOST_TENSORS = 5000
-"""More would make a page that browsers are slow with; `--json` has all of them."""
+"""Rows above which browsers become slow; `--json` lists all of them."""
 
 
 def page(comparison: Comparison, chosen: Sequence[Metric], advice: Advice) -> str:
-    """The whole file."""
+    """Return the content of the file."""
     models = comparison.models
     names = " · ".join(models.labels[i] for i in models.own)
     title = f"{names}, from {models.labels[0]}" if models.has_base else names
@@ -64,9 +64,9 @@ def _maps(comparison: Comparison, chosen: Sequence[Metric]) -> Iterable[str]:
     yield '<div class="groups">'
     for name in dict.fromkeys(metric.group for metric in chosen):
         panels = svg_maps.group(grid, [metric for metric in chosen if metric.group == name])
-        told = f'<p class="dim">{_safe(GROUPS[name])}</p>'
-        yield f'<section><h3>{name}</h3>{told}<div class="panels">{panels}</div></section>'
-    yield '</div><p class="dim">Hatched: a layer has no such part. Grey: no such figure of it.</p>'
+        legend = f'<p class="dim">{_safe(GROUPS[name])}</p>'
+        yield f'<section><h3>{name}</h3>{legend}<div class="panels">{panels}</div></section>'
+    yield '</div><p class="dim">Hatched: missing from this layer. Gray: figure not defined.</p>'
 
 
 def _tensors(comparison: Comparison, chosen: Sequence[Metric]) -> Iterable[str]:
@@ -86,9 +86,9 @@ def _table(name: str, comparison: Comparison, chosen: Sequence[Metric]) -> str:
     for title in ("parameters", *(metric.title for metric in chosen)):
         heads.append(f'<th scope="col" data-number="1"><button>{_safe(title)}</button></th>')
     rows = comparison.tensors if by_tensor else comparison.cells
-    ends = () if by_tensor else (*comparison.components, comparison.total)
+    totals = () if by_tensor else (*comparison.components, comparison.total)
     body = "\n".join(_row(row, number, chosen) for number, row in enumerate(rows))
-    foot = "\n".join(_row(row, number, chosen) for number, row in enumerate(ends))
+    foot = "\n".join(_row(row, number, chosen) for number, row in enumerate(totals))
     label = "figures by tensor" if by_tensor else "figures by layer and component"
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'

@@ -1,4 +1,4 @@
-"""Heat maps by layer and component, fit for a paper: PNG, PDF or SVG through matplotlib."""
+"""Heat maps by layer and component in print quality: PNG, PDF or SVG, drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from ..messages import printable
 from .figures import Comparison
-from .grid import COLOURS, Grid, grid_of, limits, log_ticks, title_lines
+from .grid import COLOR_MAPS, Grid, grid_of, limits, log_ticks, title_lines
 from .metrics import UNITS, Metric
 
 PANELS_PER_LINE = 9
 MOST_LABELS = 34
 SHORT = {"linear attention/SSM": "linear/SSM", "embeddings": "embed."}
 ABOVE, BELOW, LEFT, BESIDE = 0.75, 0.95, 1.0, 0.95
-"""Inches around the panels of a line: titles, names of components, layers, a colour bar."""
+"""Inches around the panels of a line, for titles, component names, layer names and color bars."""
 
 
 def figure(comparison: Comparison, chosen: Sequence[Metric]) -> Any:
-    """A matplotlib figure: groups of panels that share a colour bar, in lines."""
+    """Return a matplotlib figure: lines of groups of panels, each group with one color bar."""
     from matplotlib.figure import Figure
 
     grid = grid_of(comparison)
@@ -33,11 +33,11 @@ def figure(comparison: Comparison, chosen: Sequence[Metric]) -> Any:
         if lines[-1] and sum(map(len, lines[-1])) + len(group) > PANELS_PER_LINE:
             lines.append([])
         lines[-1].append(group)
-    # Tall enough to tell layers apart, and two lines of panels on a page.
+    # Layers stay distinct, and two lines of panels fit a page.
     tall = min(5.2, max(1.3, 0.13 * len(grid.places)))
     panel = 0.2 + 0.19 * len(grid.components)
     wide = max(sum(panel * len(g) + BESIDE for g in line) + LEFT for line in lines)
-    # Each line is drawn in inches, so that labels fit whatever is in the panels.
+    # Positions are computed in inches, so that labels fit whatever the panels hold.
     total = (tall + ABOVE + BELOW) * len(lines)
     drawn = Figure(figsize=(wide, total))
     for number, line in enumerate(lines):
@@ -51,20 +51,20 @@ def figure(comparison: Comparison, chosen: Sequence[Metric]) -> Any:
 
 
 def _legend(grid: Grid, chosen: Sequence[Metric]) -> str:
-    """What is meant by cells without a value, as far as there are any."""
-    there = [grid.there(place, part) for place in grid.places for part in grid.components]
-    empty = [
-        math.isnan(value) and here
+    """Explain the cells without a value, if there are any."""
+    present = [grid.has_part(place, part) for place in grid.places for part in grid.components]
+    undefined = any(
+        math.isnan(value) and is_present
         for metric in chosen
-        for value, here in zip(chain(*grid.values(metric)), there, strict=True)
-    ]
-    words = [] if all(there) else ["hatched: the layer has no such part"]
-    return "; ".join([*words, *(["grey: there is no such figure of it"] if any(empty) else [])])
+        for value, is_present in zip(chain(*grid.values(metric)), present, strict=True)
+    )
+    lines = [] if all(present) else ["hatched: missing from this layer"]
+    return "; ".join([*lines, *(["gray: figure not defined"] if undefined else [])])
 
 
 @dataclass(frozen=True)
 class _Box:
-    """Where a group begins, and the size of its panels and of the figure, in inches."""
+    """The position of a group, and the size of its panels and of the figure, in inches."""
 
     left: float
     bottom: float
@@ -74,27 +74,27 @@ class _Box:
     figure_tall: float
 
     def axes(self, drawn: Any, left: float, wide: float, tall: float) -> Any:
-        """Axes of this size, at the top of the group."""
+        """Add axes of this size at the top of the group."""
         size = (self.figure_wide, self.figure_tall, self.figure_wide, self.figure_tall)
         spans = (self.left + left, self.bottom + self.tall - tall, wide, tall)
         return drawn.add_axes([span / whole for span, whole in zip(spans, size, strict=True)])
 
 
 def _panels(drawn: Any, grid: Grid, group: Sequence[Metric], box: _Box, first: bool) -> None:
-    """The panels of one group, and their colour bar."""
+    """Draw the panels of one group, and their color bar."""
     import matplotlib
     from matplotlib.colors import LogNorm, Normalize
 
     values = [grid.values(metric) for metric in group]
     low, high, log = limits(group[0], [v for panel in values for row in panel for v in row])
     norm = LogNorm(low, high) if log else Normalize(low, high)
-    colours = matplotlib.colormaps[COLOURS[group[0].scale]].with_extremes(bad="none")
-    fits = int((box.wide - 0.1) / 0.055)
+    colors = matplotlib.colormaps[COLOR_MAPS[group[0].scale]].with_extremes(bad="none")
+    most = int((box.wide - 0.1) / 0.055)
     for number, (metric, panel) in enumerate(zip(group, values, strict=True)):
         axes = box.axes(drawn, number * box.wide, box.wide - 0.1, box.tall)
-        _empty(axes, grid)
-        image = axes.imshow(panel, aspect="auto", cmap=colours, norm=norm, interpolation="nearest")
-        _label(axes, grid, "\n".join(title_lines(metric.of, fits)), first and number == 0)
+        _draw_background(axes, grid)
+        image = axes.imshow(panel, aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
+        _label(axes, grid, "\n".join(title_lines(metric.of, most)), first and number == 0)
     middle = (box.left + (box.wide * len(group) - 0.1) / 2) / box.figure_wide
     above = (box.bottom + box.tall + 0.42) / box.figure_tall
     drawn.text(middle, above, group[0].group, ha="center", fontsize=9, fontweight="bold")
@@ -102,11 +102,11 @@ def _panels(drawn: Any, grid: Grid, group: Sequence[Metric], box: _Box, first: b
     _bar(drawn, image, bar_axes, group[0], (low, high, log))
 
 
-def _empty(axes: Any, grid: Grid) -> None:
-    """What is seen where there is no value: hatching, or grey where there is such a part."""
+def _draw_background(axes: Any, grid: Grid) -> None:
+    """Draw the cells without a value: gray if the layer has the component, else hatched."""
     axes.patch.set(hatch="//////", edgecolor="0.88", facecolor="white")
     shades = [
-        [0.85 if grid.there(place, part) else math.nan for part in grid.components]
+        [0.85 if grid.has_part(place, part) else math.nan for part in grid.components]
         for place in grid.places
     ]
     axes.imshow(shades, aspect="auto", cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -138,19 +138,26 @@ def _label(axes: Any, grid: Grid, title: str, labelled: bool) -> None:
         axes.set_yticks([])
         return
     least = len(grid.places) / MOST_LABELS
-    every = next((n for n in (1, 2, 5, 10, 20) if n >= least), 50)
+    step = next((n for n in (1, 2, 5, 10, 20) if n >= least), 50)
     named = [row for row, (_, number) in enumerate(grid.places) if number < 0]
     shown = [
         (row, f"{number}" if number >= 0 else stack)
         for row, (stack, number) in enumerate(grid.places)
-        if number < 0 or (number % every == 0 and all(abs(row - n) >= least for n in named))
+        if number < 0 or (number % step == 0 and all(abs(row - n) >= least for n in named))
     ]
     axes.set_yticks([row for row, _ in shown], [text for _, text in shown], fontsize=6)
     stacks = list(dict.fromkeys(stack for stack, number in grid.places if number >= 0))
     for stack in stacks:
         rows = [r for r, (name, n) in enumerate(grid.places) if name == stack and n >= 0]
         axes.annotate(
-            printable(stack.rstrip(".")), (0, (rows[0] + rows[-1]) / 2), xytext=(-32, 0),
-            xycoords=("axes fraction", "data"), textcoords="offset points",
-            rotation=90, ha="center", va="center", fontsize=7, annotation_clip=False,
-        )  # fmt: skip
+            printable(stack.rstrip(".")),
+            (0, (rows[0] + rows[-1]) / 2),
+            xytext=(-32, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            rotation=90,
+            ha="center",
+            va="center",
+            fontsize=7,
+            annotation_clip=False,
+        )

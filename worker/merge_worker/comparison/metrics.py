@@ -1,4 +1,4 @@
-"""Which figures are shown, in tables and pictures alike: of every model and pair, or their span."""
+"""The columns of tables and plots: figures of every model and pair, or their least and most."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .figures import Facts
 from .models import Models
 
 FEW = 3
-"""Models, and pairs of them, that a picture shows one by one."""
+"""Models, and pairs of them, with one panel each in a plot."""
 
 
 UNITS = {
@@ -25,16 +25,16 @@ UNITS = {
     "equal to": "share of equal elements",
     "rank": "effective rank",
 }
-"""What a colour bar is of."""
+"""Labels of the color bars."""
 
 
 class Scale(Enum):
-    """How the values of a figure lie on a colour scale."""
+    """The kind of color scale for the values of a figure."""
 
-    MAGNITUDE = "magnitude"  # from 0 up; logarithmic where they span orders of magnitude
+    MAGNITUDE = "magnitude"  # from 0 up; logarithmic if they span orders of magnitude
     SHARE = "share"  # 0 to 1
     SIGNED = "signed"  # -1 to 1, 0 is neutral
-    CHANCE = "chance"  # 0 to 1, a half is what chance gives
+    CHANCE = "chance"  # 0 to 1; chance gives a half
 
 
 Places = list[tuple[str, tuple[int, int]]]
@@ -44,10 +44,10 @@ Wanted = tuple[str, Places, Scale, Figure, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Metric:
-    """One column: figures of one `group` share a colour scale."""
+    """A column of figures; columns of one `group` share a color scale."""
 
     group: str
-    of: str  # a model, a pair, or which of all of them
+    of: str  # a model, a pair, or "least", "mean" or "most" of all
     scale: Scale
     value: Callable[[Facts], float]
     percent: bool
@@ -57,12 +57,12 @@ class Metric:
         return f"{self.group} {self.of}".strip()
 
     def text(self, facts: Facts) -> str:
-        """The value as people read it; `-` where there is none."""
+        """Return the formatted value; `-` if it is NaN."""
         return shown(self.value(facts), self.percent)
 
 
 def shown(value: float, percent: bool) -> str:
-    """Three significant digits at most, with the sign of a percentage."""
+    """Format a value with at most three significant digits, and `%` for a percentage."""
     if math.isnan(value):
         return "-"
     if math.isinf(value):
@@ -83,22 +83,22 @@ def shown(value: float, percent: bool) -> str:
 GROUPS = {
     "moved": "length of the task vector over that of the base",
     "apart": "distance of two models over their mean length",
-    "cosine": "cosine between the task vectors, or the weights where there is no base",
-    "conflicts": "opposite signs, of the elements that both changed (or that both have)",
+    "cosine": "cosine between the task vectors, or the weights without a base",
+    "conflicts": "opposite signs, among the elements both changed (or nonzero in both)",
     "unchanged": "elements equal to those of the base",
-    "equal": "elements that two models have in common",
+    "equal": "elements that two models share",
     "from": "distance of the result from an input, over their mean length (that of the base)",
-    "equal to": "elements of the result that are those of an input",
-    "rank": "effective rank of the largest matrix's change (its estimate)",
+    "equal to": "elements of the result equal to those of an input",
+    "rank": "estimated effective rank of the change of the largest matrix",
 }
 
 
 def metrics(models: Models, few: int = FEW) -> list[Metric]:
-    """The columns for these models; of more than `few`, the least, mean or most of them all."""
-    own, base = list(models.own), models.has_base
-    each = [(models.labels[i], (0, i)) for i in own]
+    """Return the columns for these models; for more than `few`, only their least, mean or most."""
+    base = models.has_base
+    singles = [(models.labels[i], (0, i)) for i in models.own]
     pairs = [(f"{models.labels[i]}, {models.labels[j]}", (i, j)) for i, j in models.pairs]
-    moves = each if base else pairs
+    moves = singles if base else pairs
     signs = Scale.CHANCE if base else Scale.SHARE
     wanted: list[Wanted] = [
         ("moved" if base else "apart", moves, Scale.MAGNITUDE, _relative, ("least", "most")),
@@ -111,7 +111,7 @@ def metrics(models: Models, few: int = FEW) -> list[Metric]:
 
 
 def merged_metrics(models: Models, few: int = FEW + 1) -> list[Metric]:
-    """The columns for inputs of a merge and, last of the models, its result."""
+    """Return the columns for the inputs of a merge and its result, the last of the models."""
     out = len(models.labels) - 1
     inputs = [(models.labels[i], (i, out)) for i in range(out)]
     own = [pair for pair in inputs if pair[1][0] in models.own]
@@ -124,17 +124,17 @@ def merged_metrics(models: Models, few: int = FEW + 1) -> list[Metric]:
 
 
 def _columns(wanted: list[Wanted], few: int) -> list[Metric]:
-    found: list[Metric] = []
+    columns: list[Metric] = []
     for name, of, scale, figure, spans in wanted:
         if len(of) > few:
             places = [place for _, place in of]
-            made = [(span, _span(figure, places, span)) for span in spans]
+            values = [(span, _span(figure, places, span)) for span in spans]
         else:
-            # One pair alone needs no names.
-            plain = len(of) == 1 and "," in of[0][0]
-            made = [("" if plain else label, _of(figure, place)) for label, place in of]
-        found += [Metric(name, label, scale, value, name in _PERCENT) for label, value in made]
-    return found
+            # A single pair needs no names.
+            unnamed = len(of) == 1 and "," in of[0][0]
+            values = [("" if unnamed else label, _of(figure, place)) for label, place in of]
+        columns += [Metric(name, label, scale, value, name in _PERCENT) for label, value in values]
+    return columns
 
 
 def _equal(facts: Facts, i: int, j: int) -> float:
@@ -161,13 +161,13 @@ def _span(value: Figure, places: list[tuple[int, int]], span: str) -> Callable[[
     choose = ways[span]
 
     def of(facts: Facts) -> float:
-        found = [v for i, j in places if not math.isnan(v := value(facts, i, j))]
-        return choose(found) if found else math.nan
+        numbers = [v for i, j in places if not math.isnan(v := value(facts, i, j))]
+        return choose(numbers) if numbers else math.nan
 
     return of
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean; NaN of nothing."""
+    """Return the mean; NaN without values."""
     listed = list(values)
     return sum(listed) / len(listed) if listed else math.nan

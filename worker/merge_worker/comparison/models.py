@@ -1,4 +1,4 @@
-"""Which tensors of several models can be compared: same name, same shape, floating. No torch."""
+"""The tensors of several models that can be compared: same name, same shape, floating. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..tensors.source import StoredTensor, TensorSource
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """One tensor that all models have; `infos` in the order of the models."""
+    """A tensor that all models have; `infos` in the order of the models."""
 
     name: str
     component: str
@@ -39,57 +39,57 @@ class Shared:
 
 @dataclass(frozen=True)
 class Models:
-    """The models, the base first if there is one, and what they share."""
+    """The models, the base first if there is one, and the tensors they share."""
 
     labels: tuple[str, ...]
     has_base: bool
     tensors: tuple[Shared, ...]
-    left_out: tuple[str, ...]  # sentences: what cannot be compared, and why
+    left_out: tuple[str, ...]  # messages: tensors that cannot be compared, and why
     mergeable: bool  # no floating tensor is left out
 
     @property
     def own(self) -> range:
-        """Numbers of the models themselves."""
+        """Indices of the models other than the base."""
         return range(int(self.has_base), len(self.labels))
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Every two models, the base exempt."""
+        """Indices of every two models other than the base."""
         return [(i, j) for i in self.own for j in self.own if i < j]
 
 
 def open_models(paths: Sequence[str], base: str | None) -> Models:
-    """Headers of all models. InputError names all that cannot be opened or compared."""
+    """Read the headers of all models. InputError names all that cannot be opened or compared."""
     words = [*([base] if base else []), *paths]
     faults: list[str] = []
-    found: list[Checkpoint] = []
+    models: list[Checkpoint] = []
     for word in words:
         try:
-            found.append(open_checkpoint(Path(word).expanduser()))
+            models.append(open_checkpoint(Path(word).expanduser()))
         except (InputError, RuntimeError) as error:
             faults.append(str(error))
-    faults += [f"{m.path}: {why}; dequantize it first" for m in found if (why := is_quantized(m))]
+    faults += [f"{m.path}: {why}; dequantize it first" for m in models if (why := is_quantized(m))]
     if faults:
         raise InputError("\n".join(faults))
-    return align(found, short_labels(words), base is not None)
+    return align(models, short_labels(words), base is not None)
 
 
 def short_labels(words: Sequence[str]) -> tuple[str, ...]:
-    """The last parts of the paths, as many as it takes to tell them apart."""
+    """Return the last parts of the paths, as many as are needed to make them distinct."""
     parts = [Path(word).resolve().parts for word in words]
     for length in range(1, max(len(part) for part in parts) + 1):
         names = [printable("/".join(part[-length:])) for part in parts]
         if len(set(names)) == len({*parts}):
             break
-    # The same folder twice is told apart by a number.
+    # A folder given twice is numbered.
     return tuple(
         n if names.count(n) == 1 else f"{n} ({names[:i].count(n) + 1})" for i, n in enumerate(names)
     )
 
 
 def align(models: Sequence[Checkpoint], labels: tuple[str, ...], has_base: bool) -> Models:
-    """Match by name and shape. InputError if nothing matches."""
-    first, lost, kept, integers = models[0], set[str](), set[str](), 0
+    """Match tensors by name and shape. InputError if none matches."""
+    first, missing, seen, integers = models[0], set[str](), set[str](), 0
     shared: list[tuple[str, tuple[StoredTensor, ...]]] = []
     shapes: list[str] = []
     for name, info in first.tensors.items():
@@ -97,53 +97,57 @@ def align(models: Sequence[Checkpoint], labels: tuple[str, ...], has_base: bool)
         kinds = {peer.dtype.kind for peer in infos if peer}
         if kinds == {Kind.INTEGER}:
             integers += 1
-            kept.add(name)
         elif None in infos or kinds != {Kind.FLOAT}:
-            lost.add(name)
+            missing.add(name)
         elif len({peer.shape for peer in infos if peer}) > 1:
-            found = ", ".join(str(list(peer.shape)) for peer in infos if peer)
-            shapes.append(f"{printable(name)} ({found})")
+            sizes = ", ".join(str(list(peer.shape)) for peer in infos if peer)
+            shapes.append(f"{printable(name)} ({sizes})")
         else:
             shared.append((name, tuple(peer for peer in infos if peer)))
-        kept.add(name)
+        seen.add(name)
     for model in models:
-        lost |= {n for n, i in model.tensors.items() if n not in kept and i.dtype.kind is Kind.FLOAT
-                 and not _tied_twin(n, model, models)}  # fmt: skip
+        missing |= {
+            name
+            for name, info in model.tensors.items()
+            if name not in seen
+            and info.dtype.kind is Kind.FLOAT
+            and not _tied_elsewhere(name, model, models)
+        }
     if not shared:
         raise InputError(
             f"{', '.join(labels)}: no floating tensor has the same name and shape in all of them; "
-            f"these are no models of one family"
+            f"these models do not share an architecture"
         )
-    told = list(_left_out(sorted(lost), shapes, integers))
-    return Models(labels, has_base, tuple(_placed(shared)), tuple(told), not (lost or shapes))
+    left_out = tuple(_left_out(sorted(missing), shapes, integers))
+    return Models(labels, has_base, tuple(_in_layers(shared)), left_out, not (missing or shapes))
 
 
 def _find(model: Checkpoint, name: str, info: TensorSource) -> StoredTensor | None:
-    """The tensor, or the embedding that a model with tied ends has in its place."""
-    found = model.tensors.get(name)
-    found = found or tied_head(name, info.shape, model.tensors, model.config)
-    return found if isinstance(found, StoredTensor) else None
+    """Return the tensor, or the embedding that serves as head in a model with tied embeddings."""
+    tensor = model.tensors.get(name) or tied_head(name, info.shape, model.tensors, model.config)
+    return tensor if isinstance(tensor, StoredTensor) else None
 
 
-def _tied_twin(name: str, model: Checkpoint, models: Sequence[Checkpoint]) -> bool:
-    """A stored head where others tie theirs to the embedding: nothing is lost with it."""
+def _tied_elsewhere(name: str, model: Checkpoint, models: Sequence[Checkpoint]) -> bool:
+    """Return whether this is a stored head that the other models tie to their embedding."""
     info = model.tensors[name]
     return all(_find(other, name, info) is not None for other in models)
 
 
-def _left_out(lost: list[str], shapes: list[str], integers: int) -> list[str]:
-    told = []
-    if lost:
-        told.append(f"{counted(len(lost), 'tensors are not in all models')}: {first_names(lost)}")
+def _left_out(missing: list[str], shapes: list[str], integers: int) -> list[str]:
+    lines = []
+    if missing:
+        names = first_names(missing)
+        lines.append(f"{counted(len(missing), 'tensors are not in all models')}: {names}")
     if shapes:
-        told.append(f"{counted(len(shapes), 'tensors differ in shape')}: {first_names(shapes)}")
+        lines.append(f"{counted(len(shapes), 'tensors differ in shape')}: {first_names(shapes)}")
     if integers:
-        told.append(counted(integers, "tensors of integers or booleans are not compared"))
-    return told
+        lines.append(counted(integers, "tensors of integers or booleans are not compared"))
+    return lines
 
 
-def _placed(shared: Sequence[tuple[str, tuple[StoredTensor, ...]]]) -> list[Shared]:
-    """Component and layer of every tensor, in order of layers; the largest matrices marked."""
+def _in_layers(shared: Sequence[tuple[str, tuple[StoredTensor, ...]]]) -> list[Shared]:
+    """Sort tensors by layer, and mark the largest matrix of each layer and component."""
     stacks: dict[str, int] = {"input": -1}
     keys = {name: (component_of(name), *place_of(name)) for name, _ in shared}
     for _, stack, _ in keys.values():
@@ -155,5 +159,5 @@ def _placed(shared: Sequence[tuple[str, tuple[StoredTensor, ...]]]) -> list[Shar
         if matrix and min(matrix) > 1 and infos[0].count > largest.get(keys[name], (0, ""))[0]:
             largest[keys[name]] = (infos[0].count, name)
     marked = {name for _, name in largest.values()}
-    found = [Shared(name, *keys[name], infos, name in marked) for name, infos in shared]
-    return sorted(found, key=lambda tensor: (stacks[tensor.stack], tensor.layer))
+    tensors = [Shared(name, *keys[name], infos, name in marked) for name, infos in shared]
+    return sorted(tensors, key=lambda tensor: (stacks[tensor.stack], tensor.layer))

@@ -1,4 +1,4 @@
-"""Which kind of picture a file name asks for. No torch, and matplotlib only where it draws."""
+"""Choice of the plot format by the name of the file. No torch; matplotlib only while drawing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ Drawer = Callable[[Comparison, Sequence[Metric], Advice, str], None]
 
 
 def drawer(file: str) -> Drawer:
-    """What draws this file. UsageError for other endings, without matplotlib, without a folder."""
+    """Return the function that draws this file.
+
+    UsageError for an unknown ending, without matplotlib, or if the folder is missing.
+    """
     path = Path(file)
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--plot {printable(file)}: no such folder; make it first")
+        raise UsageError(f"--plot {printable(file)}: folder not found; create it first")
     ending = path.suffix.lower()
     if ending == ".html":
         return _page
@@ -30,9 +33,9 @@ def drawer(file: str) -> Drawer:
         )
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
-            f"--plot {printable(file)}: matplotlib is missing in {sys.executable}; install it "
-            f"(pip install matplotlib), or ask for a page that needs nothing: --plot "
-            f"{printable(str(path.with_suffix('.html')))}"
+            f"--plot {printable(file)}: matplotlib is not installed for {sys.executable}\n"
+            f"  install it (pip install matplotlib), or write a page, which does not need it: "
+            f"--plot {printable(str(path.with_suffix('.html')))}"
         )
     return _picture
 
@@ -42,12 +45,12 @@ def _picture(comparison: Comparison, chosen: Sequence[Metric], advice: Advice, f
 
     from .matplotlib_maps import figure
 
-    drawn = figure(comparison, chosen)
-    # Text that journals take, and that can be searched and edited: no outlines, no Type 3 fonts.
+    plot = figure(comparison, chosen)
+    # Journals want text that can be searched and edited: no outlines, no Type 3 fonts.
     text = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.unicode_minus": True}
     try:
         with matplotlib.rc_context(text):
-            drawn.savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
+            plot.savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
     except OSError as error:
         raise OutputError(f"--plot {printable(file)}: {error.strerror}") from None
 

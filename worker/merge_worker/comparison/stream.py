@@ -1,6 +1,6 @@
-"""All models once through memory: threads read blocks, sums are added in the order of the blocks.
+"""Streaming of all models through memory once, with the sums of blocks added in a fixed order.
 
-Memory is bounded by pieces: each thread holds one of every model, and its scratch.
+Each thread holds one piece of every model and its scratch memory.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from ..engine.buffers import Pool
 from ..method import matrix_shape
 from ..system.progress import Progress
 from .models import Models, Shared
-from .sums import Rows, Sums, look, nothing
+from .sums import BlockRows, Sums, sum_block, zero_sums
 
 BLOCK = 1 << 16
-"""Elements computed at a time: they stay in a core's cache as float64."""
+"""Elements computed at a time, few enough to stay in a core's cache as float64."""
 PIECE = 1 << 20
 """Elements read at a time."""
 
 
-class Reading(Progress):
-    """The progress of a command that writes nothing: what is read is what there is to do."""
+class ReadProgress(Progress):
+    """The progress of a command that reads only."""
 
     @property
     def percent(self) -> float:
         return 100.0 * self.bytes_in / self.total_out if self.total_out else 100.0
 
     def facts(self) -> dict[str, float]:
-        """As those of a merge, but for the time left, and nothing going out."""
-        found = super().facts()
-        left = (self.total_out - self.bytes_in) * found["elapsed_s"]
-        return {**found, "left_s": round(left / self.bytes_in, 1) if self.bytes_in else -1}
+        """Return the facts of a merge, with the time left computed from the bytes read."""
+        facts = super().facts()
+        left = (self.total_out - self.bytes_in) * facts["elapsed_s"]
+        return {**facts, "left_s": round(left / self.bytes_in, 1) if self.bytes_in else -1}
 
 
 class _Piece(NamedTuple):
-    """Elements [start, stop) of a tensor in blocks of `block`."""
+    """The elements [start, stop) of a tensor, computed in blocks of `block`."""
 
     tensor: Shared
     start: int
@@ -51,42 +51,42 @@ class _Piece(NamedTuple):
 
 
 def stream(models: Models, threads: int, mode: str) -> Iterator[tuple[Shared, Sums]]:
-    """The sums of every tensor, in order. InputError if a file cannot be read."""
+    """Yield the sums of every tensor, in order. InputError if a file cannot be read."""
     total = sum(info.nbytes for tensor in models.tensors for info in tensor.infos)
     torch.set_num_threads(1)
     files, local = Files(), threading.local()
-    progress = Reading(mode, total, "compare")
+    progress = ReadProgress(mode, total, "compare")
 
     def work(piece: _Piece) -> Sums:
         if not hasattr(local, "pool"):
             local.pool = Pool(torch.device("cpu"))
-        return _look(piece, models.has_base, files, local.pool, progress)
+        return _read_piece(piece, models.has_base, files, local.pool, progress)
 
     pool = ThreadPoolExecutor(threads)
     try:
         with progress:
             running: deque[tuple[_Piece, Future[Sums]]] = deque()
             waiting = (piece for tensor in models.tensors for piece in _pieces(tensor))
-            whole = nothing(len(models.labels), models.has_base)
+            total_sums = zero_sums(len(models.labels), models.has_base)
             while True:
                 while len(running) < 4 * threads and (piece := next(waiting, None)):
                     running.append((piece, pool.submit(work, piece)))
                 if not running:
                     return
                 piece, future = running.popleft()
-                part = future.result()
-                whole.add(part)
-                whole.add_sketches(part)
+                sums = future.result()
+                total_sums.add(sums)
+                total_sums.add_sketches(sums)
                 if piece.last:
-                    yield piece.tensor, whole
-                    whole = nothing(len(models.labels), models.has_base)
+                    yield piece.tensor, total_sums
+                    total_sums = zero_sums(len(models.labels), models.has_base)
     finally:
         pool.shutdown(cancel_futures=True)
         files.close()
 
 
 def _pieces(tensor: Shared) -> Iterator[_Piece]:
-    """Whole rows where a matrix is sketched, else just elements."""
+    """Split a tensor into pieces, of whole rows if its matrices are sketched."""
     row = tensor.shape[-1] if tensor.sketched else 1
     block = max(1, BLOCK // row) * row
     piece = max(1, PIECE // block) * block
@@ -96,7 +96,9 @@ def _pieces(tensor: Shared) -> Iterator[_Piece]:
         yield _Piece(tensor, start, stop, block, stop == count)
 
 
-def _look(piece: _Piece, has_base: bool, files: Files, pool: Pool, progress: Progress) -> Sums:
+def _read_piece(
+    piece: _Piece, has_base: bool, files: Files, pool: Pool, progress: Progress
+) -> Sums:
     tensor, loaded = piece.tensor, []
     for number, info in enumerate(tensor.infos):
         size, count = info.dtype.bytes, piece.stop - piece.start
@@ -105,12 +107,12 @@ def _look(piece: _Piece, has_base: bool, files: Files, pool: Pool, progress: Pro
         loaded.append(pool.take(f"in{number}", count, info.dtype.torch_name))
         progress.read(len(memory))
     matrix = matrix_shape(tensor.shape) if tensor.sketched else None
-    whole = nothing(len(loaded), has_base)
+    total = zero_sums(len(loaded), has_base)
     for start in range(0, piece.stop - piece.start, piece.block):
         rows = None
         if matrix:
-            rows = Rows((piece.start + start) // matrix[1], matrix[0], matrix[1])
-        part = look([x[start : start + piece.block] for x in loaded], has_base, rows, pool)
-        whole.add(part)
-        whole.add_sketches(part)
-    return whole
+            rows = BlockRows((piece.start + start) // matrix[1], matrix[0], matrix[1])
+        sums = sum_block([x[start : start + piece.block] for x in loaded], has_base, rows, pool)
+        total.add(sums)
+        total.add_sketches(sums)
+    return total

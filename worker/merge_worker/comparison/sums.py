@@ -1,4 +1,4 @@
-"""What is added up over the elements of a tensor, so that every figure follows from sums.
+"""Sums over the elements of a tensor, from which every figure follows.
 
 x_0 is the reference (the base, else the first model), x_i = θ_i − x_0 for every other model. All
 sums are float64 and are added in a fixed order, so that threads cannot change them.
@@ -11,6 +11,7 @@ of Σσ⁴, and tr W / s one of Σσ²; the ratio of the two errs by a few per c
 
 from __future__ import annotations
 
+import functools
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,37 +26,38 @@ if TYPE_CHECKING:
 
 SKETCH = 64
 """Columns s of the sketch."""
-MANY = 6
+ALL_PAIRS_UP_TO = 6
+"""Models whose pairs are all sketched; with more, only the pairs of the first model are."""
 
 
 @dataclass
 class Sums:
-    """Sums over elements that are finite in all of k models; v of them are vectors (see look)."""
+    """Sums over the elements that are finite in all k models; v of these have vectors."""
 
     elements: int
     gram: Tensor  # [k, k] float64: Σ x_i x_j
     signs: Tensor  # [v, v] Σ sign(v_i) sign(v_j)
-    both: Tensor  # [v, v] elements where neither v_i nor v_j is 0
+    both_nonzero: Tensor  # [v, v] elements where neither v_i nor v_j is 0
     differ: Tensor  # [k, k] elements where θ_i ≠ θ_j
-    opposed: Tensor  # [2] elements that two or more vectors have; of them, where signs conflict
+    opposed: Tensor  # [2] elements nonzero in two or more vectors; of them, where signs conflict
     nonfinite: Tensor  # [k] NaN or Inf
     sketches: dict[int, Tensor] = field(default_factory=dict)  # by matrix: [p, s, s]
 
     def add(self, other: Sums) -> None:
-        """In place; sketches of other tensors are kept apart by the caller."""
+        """Add in place, but not the sketches, which the caller keeps separate for each tensor."""
         self.elements += other.elements
-        for name in ("gram", "signs", "both", "differ", "opposed", "nonfinite"):
+        for name in ("gram", "signs", "both_nonzero", "differ", "opposed", "nonfinite"):
             getattr(self, name).add_(getattr(other, name))
 
     def add_sketches(self, other: Sums) -> None:
-        """Those of further rows of the same tensor."""
+        """Add the sketches of more rows of the same tensor."""
         for matrix, sketch in other.sketches.items():
-            mine = self.sketches.get(matrix)
-            self.sketches[matrix] = sketch if mine is None else mine.add_(sketch)
+            present = self.sketches.get(matrix)
+            self.sketches[matrix] = sketch if present is None else present.add_(sketch)
 
 
-def nothing(models: int, has_base: bool) -> Sums:
-    """Sums over no elements."""
+def zero_sums(models: int, has_base: bool) -> Sums:
+    """Return the sums over no elements."""
     k, v = models, models - has_base
 
     def zeros(*shape: int) -> Tensor:
@@ -65,25 +67,25 @@ def nothing(models: int, has_base: bool) -> Sums:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Where a block lies in a tensor of matrices with `rows` rows of `length` elements each."""
+class BlockRows:
+    """The position of a block in a stack of matrices with `rows` rows of `length` elements."""
 
     first: int
     rows: int
     length: int
 
 
-def look(sources: list[Tensor], has_base: bool, rows: Rows | None, pool: Pool) -> Sums:
-    """Sums of one block: k 1-D tensors in their stored dtypes, the reference first.
+def sum_block(sources: list[Tensor], has_base: bool, rows: BlockRows | None, pool: Pool) -> Sums:
+    """Return the sums of one block: k 1-D tensors in their stored dtypes, the reference first.
 
-    The vectors are the task vectors x_1 … if there is a base, else the weights θ_0 … themselves.
+    The vectors are the task vectors x_1 … with a base, else the weights θ_0 … themselves.
     With `rows` the deltas are sketched: every x_i, or without a base θ_j − θ_i of sketched_pairs.
     """
     k, n = len(sources), sources[0].numel()
-    sums = nothing(k, has_base)
+    sums = zero_sums(k, has_base)
     x = pool.take("x", k * n, "float64").view(k, n)
-    for into, values in zip(x, sources, strict=True):
-        into.copy_(values)
+    for row, values in zip(x, sources, strict=True):
+        row.copy_(values)
     sums.elements = n - _drop_nonfinite(x, sums.nonfinite)
     flags = pool.take("flags", n, "bool")
     for i in range(k):
@@ -102,7 +104,7 @@ def look(sources: list[Tensor], has_base: bool, rows: Rows | None, pool: Pool) -
 
 
 def _drop_nonfinite(x: Tensor, counts: Tensor) -> int:
-    """Elements that are NaN or Inf in any model count as 0 in all; how many they are."""
+    """Set elements that are NaN or Inf in any model to 0 in all models, and return their number."""
     if x.sum().isfinite():
         return 0
     bad = ~x.isfinite()
@@ -120,18 +122,18 @@ def _signs(vectors: Tensor, sums: Sums, pool: Pool) -> None:
     sums.signs.copy_(signs @ signs.mT)
     conflict = (signs.amax(0) > 0) & (signs.amin(0) < 0)
     signs.abs_()
-    sums.both.copy_(signs @ signs.mT)
+    sums.both_nonzero.copy_(signs @ signs.mT)
     sums.opposed[0] = (signs.sum(0) > 1).count_nonzero()
     sums.opposed[1] = conflict.count_nonzero()
 
 
 def sketched_pairs(models: int) -> list[tuple[int, int]]:
-    """Whose differences are sketched where there is no base: of many models, those to the first."""
-    firsts = range(models if models <= MANY else 1)
+    """Return the pairs of models whose differences are sketched without a base."""
+    firsts = range(models if models <= ALL_PAIRS_UP_TO else 1)
     return [(i, j) for i in firsts for j in range(i + 1, models)]
 
 
-def _sketch(x: Tensor, has_base: bool, rows: Rows, sums: Sums, pool: Pool) -> None:
+def _sketch(x: Tensor, has_base: bool, rows: BlockRows, sums: Sums, pool: Pool) -> None:
     k, n = x.shape
     deltas = pool.take("deltas", k * n, "float32").view(k, -1, rows.length)
     deltas.copy_(x.view(deltas.shape))
@@ -152,25 +154,23 @@ def _sketch(x: Tensor, has_base: bool, rows: Rows, sums: Sums, pool: Pool) -> No
         start = end
 
 
-_KNOWN: dict[int, Tensor] = {}
-_LOCK = threading.Lock()
+_SEEDING = threading.Lock()
 
 
+@functools.cache
 def _directions(length: int) -> Tensor:
-    """The same standard normal values for every matrix with rows of that length."""
-    with _LOCK:
-        found = _KNOWN.get(length)
-        if found is None:
-            # A generator of its own would need parts of torch that quick_torch leaves out.
-            torch.default_generator.manual_seed(length)
-            found = _KNOWN[length] = torch.randn(length, SKETCH)
-        return found
+    """Return standard normal values (length, SKETCH), equal for all matrices with such rows."""
+    # The lock keeps other threads from drawing between the seed and the values. A separate
+    # generator would need parts of torch that torch_startup leaves out.
+    with _SEEDING:
+        torch.default_generator.manual_seed(length)
+        return torch.randn(length, SKETCH)
 
 
 def effective_ranks(sums: Sums, shape: tuple[int, int]) -> list[float] | None:
-    """(Σσ²)²/Σσ⁴ of every sketched delta, the mean over the matrices of a stack. None: no sketch.
+    """Return (Σσ²)²/Σσ⁴ of every sketched delta, averaged over the matrices of a stack.
 
-    A delta of zeros has rank 0.
+    A delta of zeros has rank 0. None if nothing was sketched.
     """
     if not sums.sketches:
         return None

@@ -1,4 +1,4 @@
-"""Heat maps as inline SVG, and their colours. Nothing but text is made here."""
+"""Heat maps as inline SVG text, and their colors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from .grid import COLOURS, Grid, limits, log_ticks, title_lines
+from .grid import COLOR_MAPS, Grid, limits, log_ticks, title_lines
 from .metrics import Metric, shown
 
 CELL, TOP = 22, 30
@@ -17,8 +17,8 @@ STOPS = {
 }
 
 
-def colour(scale: str, fraction: float) -> str:
-    """`#rrggbb` at a fraction of a colour map, between its stops; `_r` is the map reversed."""
+def color(scale: str, fraction: float) -> str:
+    """Return `#rrggbb` at a fraction of a color map, between its stops; `_r` reverses the map."""
     stops = STOPS[scale.removesuffix("_r")].split()
     if scale.endswith("_r"):
         stops.reverse()
@@ -30,7 +30,7 @@ def colour(scale: str, fraction: float) -> str:
 
 
 def fraction(value: float, low: float, high: float, log: bool) -> float:
-    """Where a value lies between the ends of a scale."""
+    """Return the position of a value between the ends of a scale."""
     if math.isinf(value):
         return 1.0
     if log:
@@ -39,7 +39,7 @@ def fraction(value: float, low: float, high: float, log: bool) -> float:
 
 
 def group(grid: Grid, metrics: Sequence[Metric]) -> str:
-    """The panels of one group beside their colour bar."""
+    """Return the panels of one group and their color bar."""
     values = [grid.values(metric) for metric in metrics]
     ends = limits(metrics[0], [v for panel in values for row in panel for v in row])
     parts = [
@@ -59,39 +59,39 @@ def _panel(
     tall = 16 if len(grid.places) <= 40 else 11
     left = 8 + 6 * max(len(name) for name in grid.labels()) if labelled else 2
     wide, high = CELL * len(grid.components), tall * len(grid.places)
-    found = []
+    shapes = []
     for y, (row, place) in enumerate(zip(panel, grid.labels(), strict=True)):
         for x, (value, part) in enumerate(zip(row, grid.components, strict=True)):
             box = f'x="{left + x * CELL}" y="{TOP + y * tall}" width="{CELL}" height="{tall}"'
             if math.isnan(value):
-                kind = "blank" if grid.there(grid.places[y], part) else "none"
-                found.append(f'<rect class="{kind}" {box}/>')
+                kind = "blank" if grid.has_part(grid.places[y], part) else "none"
+                shapes.append(f'<rect class="{kind}" {box}/>')
                 continue
-            fill = colour(COLOURS[metric.scale], fraction(value, *ends))
-            told = f"{place} {part}: {shown(value, metric.percent)}"
-            found.append(f'<rect {box} fill="{fill}"><title>{escape(told)}</title></rect>')
+            fill = color(COLOR_MAPS[metric.scale], fraction(value, *ends))
+            title = f"{place} {part}: {shown(value, metric.percent)}"
+            shapes.append(f'<rect {box} fill="{fill}"><title>{escape(title)}</title></rect>')
         if labelled:
-            found.append(
+            shapes.append(
                 f'<text x="{left - 4}" y="{TOP + (y + 0.5) * tall + 3.5:g}" '
                 f'text-anchor="end">{escape(place)}</text>'
             )
-    found.append(f'<rect class="frame" x="{left}" y="{TOP}" width="{wide}" height="{high}"/>')
+    shapes.append(f'<rect class="frame" x="{left}" y="{TOP}" width="{wide}" height="{high}"/>')
     for x, part in enumerate(grid.components):
         at = f"{left + x * CELL + CELL / 2 + 3.5:g} {TOP + 6 + high}"
-        found.append(
+        shapes.append(
             f'<text transform="translate({at}) rotate(-90)" text-anchor="end">{escape(part)}</text>'
         )
     titles = title_lines(metric.of, max(18, wide // 6))
     for n, line in enumerate(reversed(titles)):
-        found.append(f'<text x="{left}" y="{TOP - 6 - 12 * n}">{escape(line)}</text>')
+        shapes.append(f'<text x="{left}" y="{TOP - 6 - 12 * n}">{escape(line)}</text>')
     longest = max(map(len, titles))
     size = f'width="{left + max(wide, 6 * longest) + 4}" height="{high + TOP + 122}"'
-    label = escape(f"{metric.title}: {_spoken(grid, panel, metric)}")
-    return f'<svg role="img" aria-label="{label}" {size}>{"".join(found)}</svg>'
+    label = escape(f"{metric.title}: {_summary(grid, panel, metric)}")
+    return f'<svg role="img" aria-label="{label}" {size}>{"".join(shapes)}</svg>'
 
 
-def _spoken(grid: Grid, panel: list[list[float]], metric: Metric) -> str:
-    """The span of a panel in words, for those who do not see it."""
+def _summary(grid: Grid, panel: list[list[float]], metric: Metric) -> str:
+    """Describe the range of a panel, for screen readers."""
     cells = [
         (value, f"{place} {part}")
         for row, place in zip(panel, grid.labels(), strict=True)
@@ -109,9 +109,9 @@ def _bar(metric: Metric, ends: tuple[float, float, bool]) -> str:
     low, high, log = ends
     steps = 32
     tall = 96 / steps
-    found = [
+    shapes = [
         f'<rect x="2" y="{TOP + 96 - (n + 1) * tall:g}" width="10" height="{tall + 0.5:g}" '
-        f'fill="{colour(COLOURS[metric.scale], n / (steps - 1))}"/>'
+        f'fill="{color(COLOR_MAPS[metric.scale], n / (steps - 1))}"/>'
         for n in range(steps)
     ]
     ticks = [t for t in log_ticks(low, high) if low <= t <= high] if log else []
@@ -119,6 +119,6 @@ def _bar(metric: Metric, ends: tuple[float, float, bool]) -> str:
         ticks = [low, (low * high) ** 0.5 if log else (low + high) / 2, high]
     for tick in ticks:
         y = TOP + 96 * (1 - fraction(tick, low, high, log)) + 3.5
-        told = f"{100 * tick:.3g}%" if metric.percent else f"{tick:.3g}"
-        found.append(f'<text x="16" y="{y:g}">{told}</text>')
-    return f'<svg aria-hidden="true" width="60" height="{TOP + 112}">{"".join(found)}</svg>'
+        label = f"{100 * tick:.3g}%" if metric.percent else f"{tick:.3g}"
+        shapes.append(f'<text x="16" y="{y:g}">{label}</text>')
+    return f'<svg aria-hidden="true" width="60" height="{TOP + 112}">{"".join(shapes)}</svg>'

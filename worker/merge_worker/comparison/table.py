@@ -12,14 +12,13 @@ from .metrics import GROUPS, Metric
 
 
 def table(comparison: Comparison, chosen: Sequence[Metric], by_tensor: bool) -> str:
-    """The figures by layer and component (or tensor), then by component, then of everything."""
+    """Return figures by layer and component (or by tensor), then by component, then in total."""
     rows = comparison.tensors if by_tensor else comparison.cells
     first = ("tensor",) if by_tensor else ("layer", "component")
     head = [*first, "parameters", *(metric.title for metric in chosen)]
     body = [_cells(row, chosen, by_tensor) for row in rows]
-    ends = [_cells(row, chosen, by_tensor) for row in (*comparison.components, comparison.total)]
-    # The last rows have no rank; a tensor's name is wider than a component's.
-    lines = _aligned([head, *body, *ends], len(first))
+    totals = [_cells(row, chosen, by_tensor) for row in (*comparison.components, comparison.total)]
+    lines = _aligned([head, *body, *totals], len(first))
     rule = "-" * max(len(line) for line in lines)
     count = len(body) + 1
     text = [lines[0], rule, *lines[1:count], rule, *lines[count:]]
@@ -48,7 +47,7 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 
 
 def heading(comparison: Comparison) -> str:
-    """What is compared with what, and what is not."""
+    """Return the names of the models, the number of tensors, and the tensors left out."""
     models = comparison.models
     lines = [f"base       {models.labels[0]}"] if models.has_base else []
     lines += [f"model      {models.labels[i]}" for i in models.own]
@@ -59,14 +58,15 @@ def heading(comparison: Comparison) -> str:
     lines += [f"left out   {line}" for line in models.left_out]
     for label, count in zip(models.labels, facts.nonfinite, strict=True):
         if count:
-            worst = [row.name for row in comparison.tensors if any(row.facts.nonfinite)]
-            named = printable(worst[0])
-            lines.append(f"NaN or Inf {count} in {label}, first in {named}; left out everywhere")
+            first = next(row.name for row in comparison.tensors if any(row.facts.nonfinite))
+            lines.append(
+                f"NaN or Inf {count} in {label}, first in {printable(first)}; left out everywhere"
+            )
     return "\n".join(lines)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything that was measured; what is not a number is null."""
+    """Return all measurements; NaN and infinity become null."""
     models = comparison.models
     return {
         "models": [models.labels[i] for i in models.own],
@@ -82,16 +82,16 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _row(row: Row, comparison: Comparison) -> dict[str, Any]:
     models, facts = comparison.models, row.facts
-    what: dict[str, Any] = {"component": row.component, "stack": row.stack, "layer": row.layer}
+    entry: dict[str, Any] = {"component": row.component, "stack": row.stack, "layer": row.layer}
     if row.name:
-        what = {"name": row.name, "shape": list(row.shape), **what}
+        entry = {"name": row.name, "shape": list(row.shape), **entry}
     else:
-        what["tensors"] = row.tensors
-    found: dict[str, Any] = {**what, "parameters": facts.elements}
+        entry["tensors"] = row.tensors
+    entry["parameters"] = facts.elements
     if models.has_base:
-        found["base_norm"] = _number(facts.norm[0])
-    found["models"] = [_model(facts, i, models.has_base) for i in models.own]
-    found["pairs"] = [
+        entry["base_norm"] = _number(facts.norm[0])
+    entry["models"] = [_model(facts, i, models.has_base) for i in models.own]
+    entry["pairs"] = [
         {
             "models": [models.labels[i], models.labels[j]],
             "distance": _number(facts.distance[i][j]),
@@ -103,31 +103,32 @@ def _row(row: Row, comparison: Comparison) -> dict[str, Any]:
         }
         for i, j in models.pairs
     ]
-    found["sign_conflicts_any"] = _number(facts.opposed)
-    return found
+    entry["sign_conflicts_any"] = _number(facts.opposed)
+    return entry
 
 
 def _model(facts: Facts, number: int, has_base: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"norm": _number(facts.norm[number])}
+    entry: dict[str, Any] = {"norm": _number(facts.norm[number])}
     if has_base:
-        found |= {
+        entry |= {
             "task_vector_norm": _number(facts.distance[0][number]),
             "relative_distance": _number(facts.relative[0][number]),
             "unchanged": _number(facts.equal[0][number]),
             **_rank(facts, 0, number),
         }
-    return {**found, "nonfinite": facts.nonfinite[number]}
+    return {**entry, "nonfinite": facts.nonfinite[number]}
 
 
 def _rank(facts: Facts, i: int, j: int) -> dict[str, Any]:
-    """The effective rank, of which tensor, and the rank that it cannot exceed."""
+    """Return the effective rank, its tensor, and its upper bound."""
     value = facts.ranks.get((i, j))
     if value is None:
         return {}
-    shown_value = _number(value)
     return {
-        "effective_rank": shown_value, "of": facts.rank_of, "full_rank": facts.most_rank,
-    }  # fmt: skip
+        "effective_rank": _number(value),
+        "of": facts.rank_of,
+        "full_rank": facts.full_rank,
+    }
 
 
 def _number(value: float) -> float | None:

@@ -1,1 +1,1 @@
-"""Adapters made: extracted from fine-tunes, or merged from adapters. No merge needs any of it."""
+"""Adapters extracted from fine-tunes or merged from adapters. Merges of models do not use this."""

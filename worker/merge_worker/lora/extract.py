@@ -1,4 +1,4 @@
-"""Two models → the low-rank part of their difference, one tensor at a time on several threads."""
+"""The low-rank part of the difference of two models, one tensor at a time on several threads."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..errors import InputError
 from ..messages import first_names, printable
 from ..system import torch_startup
 from ..tensors.source import Reader, TensorSource
-from .save import RUN, Output
-from .svd import Factors, Wanted, low_rank
-from .targets import Run, Target, Whole
+from .save import CHUNK, AdapterOutput
+from .svd import Factors, RankLimit, low_rank
+from .targets import Span, Target, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,32 +33,32 @@ Model = Checkpoint | Adapted
 
 
 @dataclass(frozen=True)
-class Found:
-    """What became of a target: its rank, and norms of the delta and of what the factors miss."""
+class ExtractedTarget:
+    """The result for a target: its rank, the norm of the delta, and the norm of the residual."""
 
     target: Target
     rank: int
     delta: float
-    missed: float
+    residual: float
 
     @property
     def error(self) -> float:
-        """Relative; 0 where nothing changed."""
-        return self.missed / self.delta if self.delta else 0.0
+        """Relative error; 0 if nothing changed."""
+        return self.residual / self.delta if self.delta else 0.0
 
 
 @dataclass
 class Extraction:
-    """Runs all targets and wholes; factors go to `output`, in any order and under final names."""
+    """The extraction of all targets and wholes; factors go to `output`, in any order."""
 
     base: Model
     tuned: Model
-    output: Output
-    wanted: Wanted
-    names: Mapping[str, str]  # what stands before `.lora_A.weight` of a target
+    output: AdapterOutput
+    limit: RankLimit
+    names: Mapping[str, str]  # of a target: the prefix of `.lora_A.weight`
     dtype: str = "float32"
-    found: list[Found] = field(default_factory=list)
-    kept: list[Whole] = field(default_factory=list)
+    extracted: list[ExtractedTarget] = field(default_factory=list)
+    kept_whole: list[Whole] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _error: BaseException | None = None
 
@@ -68,11 +68,11 @@ class Extraction:
         devices: Sequence[torch.device],
         threads: int,
     ) -> None:
-        """Do all of it on so many threads. The first error of any is raised."""
+        """Extract everything on `threads` threads, spread over devices. Raises the first error."""
         torch.set_num_threads(1)
         load_linalg(devices)
         waiting: queue.SimpleQueue[Target | Whole] = queue.SimpleQueue()
-        for item in sorted(work, key=self.elements, reverse=True):
+        for item in sorted(work, key=self._elements, reverse=True):
             waiting.put(item)
         files = Files()
         lanes = [
@@ -87,7 +87,7 @@ class Extraction:
         if self._error is not None:
             raise self._error
 
-    def elements(self, item: Target | Whole) -> int:
+    def _elements(self, item: Target | Whole) -> int:
         if isinstance(item, Whole):
             return sum(self.tuned.tensors[name].count for name in item.parts)
         return len(item.matrices) * item.shape[0] * item.shape[1]
@@ -104,64 +104,66 @@ class Extraction:
                 while self._error is None:
                     item = waiting.get_nowait()
                     if isinstance(item, Whole):
-                        self.whole(lane, item)
+                        self._keep_if_changed(lane, item)
                     else:
-                        self.target(lane, item, device)
+                        self._extract(lane, item, device)
         except queue.Empty:
             return
         except BaseException as error:
             self._error = self._error or error
 
-    def whole(self, lane: Lane, item: Whole) -> None:
-        """Keep a tensor if it changed."""
+    def _keep_if_changed(self, lane: Lane, item: Whole) -> None:
         pairs = [(self.base.tensors[n], self.tuned.tensors[n]) for n in item.parts]
-        if all(same(lane, base, tuned) for base, tuned in pairs):
+        if all(same_values(lane, base, tuned) for base, tuned in pairs):
             return
         with self._lock:
-            self.kept.append(item)
+            self.kept_whole.append(item)
 
-    def target(self, lane: Lane, item: Target, device: torch.device) -> None:
+    def _extract(self, lane: Lane, item: Target, device: torch.device) -> None:
         factors: list[Factors] = []
-        squares = missed = 0.0
-        for number, runs in enumerate(item.matrices):
-            delta = self.delta(lane, runs, item.shape).to(device)
-            if item.turned:
+        squares = residual_squares = 0.0
+        for number, spans in enumerate(item.matrices):
+            delta = self._delta(lane, spans, item.shape).to(device)
+            if item.transposed:
                 delta = delta.mT.contiguous()
             if not bool(torch.isfinite(delta).all()):
-                raise InputError(f"tensor '{printable(runs[0].name)}' has NaN or Inf")
-            found = low_rank(delta, self.wanted, f"{item.name}.{number}")
-            kept = Factors(*(x.to(getattr(torch, self.dtype)) for x in found))
+                raise InputError(f"tensor '{printable(spans[0].name)}' has NaN or Inf")
+            exact = low_rank(delta, self.limit, f"{item.name}.{number}")
+            rounded = Factors(*(x.to(getattr(torch, self.dtype)) for x in exact))
             squares += float(delta.double().square().sum())
-            rest = delta.addmm_(kept.b.to(delta), kept.a.to(delta), alpha=-1)
-            missed += float(rest.double().square().sum())
-            factors.append(Factors(kept.b.cpu(), kept.a.cpu()))
+            residual = delta.addmm_(rounded.b.to(delta), rounded.a.to(delta), alpha=-1)
+            residual_squares += float(residual.double().square().sum())
+            factors.append(Factors(rounded.b.cpu(), rounded.a.cpu()))
         rank = max(len(f.a) for f in factors) if squares else 0
         if rank:
-            self.put(item, factors, rank)
+            self._write(item, factors, rank)
+        result = ExtractedTarget(item, rank, squares**0.5, residual_squares**0.5)
         with self._lock:
-            self.found.append(Found(item, rank, squares**0.5, missed**0.5))
+            self.extracted.append(result)
 
-    def fill(self) -> None:
-        """Zeros for parameters that did not change beside others of their module that did."""
-        changed = {
-            self.names[f.target.name].partition(".base_layer")[0] for f in self.found if f.rank
-        }
-        for number, each in enumerate(self.found):
-            name = self.names[each.target.name].partition(".base_layer")[0]
-            if each.target.kind == "experts" and not each.rank and name in changed:
-                rows, columns = each.target.shape[:: -1 if each.target.turned else 1]
-                kind = getattr(torch, self.dtype)
+    def add_zero_factors(self) -> None:
+        """Write zero factors for unchanged parameters of modules with other, changed parameters."""
+
+        def module_of(target: Target) -> str:
+            return self.names[target.name].partition(".base_layer")[0]
+
+        changed = {module_of(result.target) for result in self.extracted if result.rank}
+        for number, result in enumerate(self.extracted):
+            target = result.target
+            if target.kind == "experts" and not result.rank and module_of(target) in changed:
+                rows, columns = target.shape[:: -1 if target.transposed else 1]
+                dtype = getattr(torch, self.dtype)
                 zeros = Factors(
-                    torch.zeros(rows, 1, dtype=kind), torch.zeros(1, columns, dtype=kind)
+                    torch.zeros(rows, 1, dtype=dtype), torch.zeros(1, columns, dtype=dtype)
                 )
-                self.put(each.target, [zeros] * len(each.target.matrices), 1)
-                self.found[number] = replace(each, rank=1)
+                self._write(target, [zeros] * len(target.matrices), 1)
+                self.extracted[number] = replace(result, rank=1)
 
-    def delta(self, lane: Lane, runs: Sequence[Run], shape: tuple[int, int]) -> Tensor:
-        """float32, exact where a weight is near what it was."""
+    def _delta(self, lane: Lane, spans: Sequence[Span], shape: tuple[int, int]) -> Tensor:
+        """Return the delta in float32, without rounding where a weight changed little."""
         delta = torch.empty(shape[0] * shape[1])
         done = 0
-        for name, start, stop in runs:
+        for name, start, stop in spans:
             values = delta[done : done + stop - start]
             wide = torch.float64 if self.tuned.tensors[name].dtype.bits > 32 else torch.float32
             tuned = lane.read(self.tuned.tensors[name], start, stop, "tuned").to(wide, copy=True)
@@ -169,7 +171,7 @@ class Extraction:
             done += stop - start
         return delta.view(shape)
 
-    def put(self, item: Target, factors: Sequence[Factors], rank: int) -> None:
+    def _write(self, item: Target, factors: Sequence[Factors], rank: int) -> None:
         count = len(factors)
         a = factors[0].a.new_zeros(count, rank, factors[0].a.shape[1])
         b = factors[0].b.new_zeros(len(factors[0].b), rank, count)
@@ -177,35 +179,37 @@ class Extraction:
             a[number, : len(factor.a)] = factor.a
             b[:, : len(factor.a), number] = factor.b
         name, embedding = self.names[item.name], item.kind == "embedding"
-        form = "lora_embedding_{}" if embedding else "lora_{}.weight"
-        self.output.add(f"{name}.{form.format('A')}", a.view(-1, a.shape[-1]))
-        self.output.add(f"{name}.{form.format('B')}", b.view(len(b), -1))
+        suffix = "lora_embedding_{}" if embedding else "lora_{}.weight"
+        self.output.add(f"{name}.{suffix.format('A')}", a.view(-1, a.shape[-1]))
+        self.output.add(f"{name}.{suffix.format('B')}", b.view(len(b), -1))
 
 
-def same(lane: Reader, one: TensorSource, other: TensorSource) -> bool:
-    """Whether two tensors hold the same values; shapes may differ."""
+def same_values(reader: Reader, one: TensorSource, other: TensorSource) -> bool:
+    """Return whether two tensors have the same shape and values."""
     if one.shape != other.shape:
         return False
-    for start in range(0, one.count, RUN):
-        stop = min(one.count, start + RUN)
-        first = lane.read(one, start, stop, "base")
-        if not bool(torch.equal(first.double(), lane.read(other, start, stop, "tuned").double())):
+    for start in range(0, one.count, CHUNK):
+        stop = min(one.count, start + CHUNK)
+        first = reader.read(one, start, stop, "base")
+        if not bool(torch.equal(first.double(), reader.read(other, start, stop, "tuned").double())):
             return False
     return True
 
 
 def check_alike(base: Model, tuned: Model, wholes: Sequence[Whole]) -> None:
-    """InputError unless both have the same tensors; embeddings may have got more rows."""
+    """Raise InputError unless both have the same tensors; shapes of wholes may differ."""
     faults: list[str] = []
-    for one, other, word in ((base, tuned, "is not in"), (tuned, base, "is only in")):
-        lost = [n for n in one.tensors if n not in other.tensors]
-        if lost:
-            faults.append(f"{first_names(lost)}: {word} the fine-tune {tuned.path}")
+    for one, other, word in ((base, tuned, "missing from"), (tuned, base, "only in")):
+        names = [name for name in one.tensors if name not in other.tensors]
+        if names:
+            faults.append(f"{first_names(names)}: {word} the fine-tune {tuned.path}")
     free = {name for whole in wholes for name in whole.parts}
     for name, info in base.tensors.items():
         peer = tuned.tensors.get(name)
         if peer is not None and peer.shape != info.shape and name not in free:
-            faults.append(f"{printable(name)} is {list(info.shape)} and {list(peer.shape)}")
+            faults.append(
+                f"{printable(name)}: shapes differ: {list(info.shape)} and {list(peer.shape)}"
+            )
     if faults:
         more = f"\n  and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise InputError("\n".join(faults[:3]) + more + "\n  is it a fine-tune of this base?")

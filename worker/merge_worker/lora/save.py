@@ -1,4 +1,4 @@
-"""Writes an adapter as PEFT saves it: factors as they are found, whole tensors from their files."""
+"""Writing of an adapter as PEFT saves it: factors in any order, whole tensors from their files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from ..engine.buffers import host_view
 from ..errors import OutputError
 from ..output.files import CARD, output_errors, unfinished, write_file
 from ..output.target import refuse_inputs
-from ..planning.shards import Output as TensorOutput
-from ..planning.shards import safetensors_header
+from ..planning.shards import Output, safetensors_header
 from ..tensors.source import Reader, TensorSource
 
 if TYPE_CHECKING:
@@ -28,15 +27,15 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model."
 ALIGN = 8
-"""Bytes; the header of an adapter ends at a multiple."""
+"""Bytes; the header of an adapter ends at a multiple of this."""
 
-RUN = 1 << 22
-"""Elements of a whole tensor that are copied at a time."""
+CHUNK = 1 << 22
+"""Elements of a whole tensor copied at a time."""
 
 
 @dataclass
 class Spool:
-    """Factors of any size and order on disk until all of them are known. Thread-safe."""
+    """A temporary file for factors of any size and order until all are known. Thread-safe."""
 
     path: Path
     places: dict[str, tuple[DType, tuple[int, ...], int, int]] = field(default_factory=dict)
@@ -44,7 +43,7 @@ class Spool:
     _file: IO[bytes] | None = None
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Keep a contiguous tensor on the host under the name that it has in the adapter."""
+        """Append a contiguous tensor on the host, under its name in the adapter."""
         dtype = next(d for d in BY_NAME.values() if d.torch_name == str(tensor.dtype)[6:])
         with self._lock, output_errors(self.path):
             self._file = self._file or self.path.open("w+b")
@@ -61,7 +60,7 @@ class Spool:
             while count:
                 data = source.read(min(count, 1 << 24))
                 if not data:
-                    raise OutputError(f"{self.path}: shorter than what was written to it")
+                    raise OutputError(f"{self.path}: shorter than the data written to it")
                 target.write(data)
                 count -= len(data)
 
@@ -72,25 +71,28 @@ class Spool:
 
 
 @dataclass
-class Output:
-    """The folder of a new adapter, which gets its names when all is there."""
+class AdapterOutput:
+    """The folder of a new adapter; files get their final names when all are complete."""
 
     out: Path
     inputs: Mapping[str, Path]
     overwrite: bool = False
     whole: dict[str, tuple[TensorSource, ...]] = field(default_factory=dict)
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> AdapterOutput:
         refuse_inputs(self.out, self.inputs)
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             if not self.overwrite:
-                raise OutputError(f"{self.out}: there already; choose another OUT, or --overwrite")
+                raise OutputError(
+                    f"{self.out}: already exists; choose another OUT, or add --overwrite"
+                )
             if not (self.out / CONFIG).is_file():
-                raise OutputError(f"{self.out}: no adapter, which --overwrite would replace")
+                raise OutputError(f"{self.out}: not an adapter; --overwrite replaces adapters only")
         with output_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            for rest in self.out.glob(f".{WEIGHTS}.part*"):
-                rest.unlink()  # of a run that was killed; or a link to somebody's file
+            # Left by a killed run, or links to other files.
+            for leftover in self.out.glob(f".{WEIGHTS}.part*"):
+                leftover.unlink()
         self.spool = Spool(self.out / f".{WEIGHTS}.parts")
         return self
 
@@ -102,16 +104,19 @@ class Output:
         self.spool.add(PREFIX + name, tensor)
 
     def finish(self, config: Mapping[str, Any], reader: Reader, base: str) -> int:
-        """Write everything; the config last, since it makes the folder an adapter. Bytes."""
-        entries: dict[str, tuple[TensorOutput, Callable[[IO[bytes]], None]]] = {}
+        """Write all files, the config last since it makes the folder an adapter.
+
+        Returns the size of the weights in bytes.
+        """
+        entries: dict[str, tuple[Output, Callable[[IO[bytes]], None]]] = {}
         for name, (dtype, shape, _, _) in self.spool.places.items():
-            entries[name] = (TensorOutput(name, dtype, shape), partial(self.spool.copy, name))
+            entries[name] = (Output(name, dtype, shape), partial(self.spool.copy, name))
         for name, parts in self.whole.items():
             first = parts[0]
             rows = (sum(part.shape[0] for part in parts),) if first.shape else ()
             shape = (*rows, *first.shape[1:])
             entries[PREFIX + name] = (
-                TensorOutput(PREFIX + name, first.dtype, shape),
+                Output(PREFIX + name, first.dtype, shape),
                 partial(_copy, parts, reader),
             )
         ordered = [entries[name] for name in sorted(entries)]
@@ -124,7 +129,7 @@ class Output:
                 file.flush()
                 os.fsync(file.fileno())
                 size = file.tell()
-            # An older adapter is whole until the new one is.
+            # An older adapter stays intact until the new one is complete.
             (self.out / CONFIG).unlink(missing_ok=True)
             partial_file.replace(self.out / WEIGHTS)
             write_file(self.out / CARD, _card(base, self.out.resolve().name))
@@ -139,21 +144,21 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _copy(parts: Sequence[TensorSource], reader: Reader, file: IO[bytes]) -> None:
-    """Tensors one after the other: along the first axis they are one."""
+    """Copy tensors one after the other, which concatenates them along the first axis."""
     for source in parts:
-        for start in range(0, source.count, RUN):
-            values = reader.read(source, start, min(source.count, start + RUN), "copy")
+        for start in range(0, source.count, CHUNK):
+            values = reader.read(source, start, min(source.count, start + CHUNK), "copy")
             file.write(_bytes(values))
 
 
 def _card(base: str, title: str) -> str:
-    """Names a base of the hub; it refuses cards with folders there, which are nobody's business."""
+    """Return a model card. It names the base only if that is on the Hub, which refuses folders."""
     lines = ["---", f"base_model: {json.dumps(base)}"] if is_hub_id(base) else ["---"]
     return "\n".join([*lines, "library_name: peft", "tags:", "- lora", "---", "", f"# {title}", ""])
 
 
 def config_of(base: str, rank: int, **fields: Any) -> dict[str, Any]:
-    """An adapter_config.json whose scale is 1 wherever no pattern says otherwise."""
+    """Return an adapter_config.json with scale 1, unless patterns set another."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -1,7 +1,7 @@
-"""Which tensors of files become what of an adapter: modules as transformers has them in memory.
+"""The tensors of a model as parts of an adapter, named like the modules of transformers in memory.
 
-Linear layers and the experts' matrices get factors. What PEFT can give no factors (norms, kernels,
-routers, single parameters) is kept whole.
+Linear layers and the matrices of experts get factors. Tensors to which PEFT cannot give factors
+(norms, kernels, routers, single parameters) are kept whole.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|
 _KERNEL = re.compile(r"(.+\.)([qkv])_(conv1d\.(?:weight|bias))")
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe|shared|relative_attention_bias")
 # Layers of transformers that store their weights as (in, out).
-_TURNED = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+_TRANSPOSED = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 # PEFT gives these modules of Mamba's relatives no factors, since their kernels bypass them.
 _MAMBAS = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-_TAKEN = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+_EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
-class Run(NamedTuple):
-    """Elements [start, stop) of a tensor of a file."""
+class Span(NamedTuple):
+    """The elements [start, stop) of a tensor of a file."""
 
     name: str
     start: int
@@ -39,27 +39,28 @@ class Run(NamedTuple):
 class Target:
     """A module or parameter with factors: equal matrices (one, or one for each expert).
 
-    Each matrix consists of runs; `turned`: what is factored is its transpose.
+    A matrix consists of spans. If `transposed`, its transpose is factored.
     """
 
     name: str
     shape: tuple[int, int]
-    matrices: tuple[tuple[Run, ...], ...]
+    matrices: tuple[tuple[Span, ...], ...]
     kind: str = "linear"  # or "embedding", "experts"
-    turned: bool = False
-    parameter: str = ""  # what PEFT has to wrap, where it is no module
+    transposed: bool = False
+    parameter: str = ""  # the parameter to wrap if it is not a module
 
     @property
     def key(self) -> str:
-        """The name that patterns of ranks are matched with."""
+        """The key in the rank patterns."""
         return self.parameter or self.name
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A tensor that is kept as it is: those of the files, one after the other.
+    """A tensor kept unchanged, which consists of tensors of files one after the other.
 
-    `module` if PEFT can hold a trained copy of the module; else it goes into the base at loading.
+    `module` is set if PEFT can save a trained copy of the module; otherwise PEFT loads the tensor
+    into the base.
     """
 
     name: str
@@ -68,36 +69,41 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Arranged:
+class AdapterParts:
+    """All floating tensors of a model, as targets with factors and as whole tensors."""
+
     targets: tuple[Target, ...]
     wholes: tuple[Whole, ...]
 
 
-def arrange(model: Checkpoint, embed_lora: bool = False) -> Arranged:
-    """All floating tensors of a model, those of one parameter together."""
-    found = _Arranger(model, embed_lora)
+def find_parts(model: Checkpoint, embed_lora: bool = False) -> AdapterParts:
+    """Sort the floating tensors of a model; the tensors of one parameter form one part."""
+    finder = _PartFinder(model, embed_lora)
     floats = {n: info for n, info in model.tensors.items() if info.dtype.kind is Kind.FLOAT}
     for name, info in floats.items():
-        found.add(name, info)
-    targets = [*found.targets, *found.experts()]
+        finder.add(name, info)
+    targets = [*finder.targets, *finder.experts()]
     if any(target.kind == "experts" for target in targets):
         targets = [_as_parameter(target) for target in targets]
     kernels = (
         Whole(name, tuple(parts[part] for part in "qkv" if part in parts))
-        for name, parts in found.kernels.items()
+        for name, parts in finder.kernels.items()
     )
-    return Arranged(tuple(targets), (*found.wholes, *kernels))
+    return AdapterParts(tuple(targets), (*finder.wholes, *kernels))
 
 
 def _as_parameter(target: Target) -> Target:
-    """Beside experts, PEFT takes modules of these names for experts of earlier versions."""
+    """Set the parameter to wrap, also for modules named as in `_EXPERT_NAMES`.
+
+    In models with experts, PEFT takes such modules for experts of earlier transformers.
+    """
     last = target.name.rpartition(".")[2]
     if target.kind == "experts":
         return replace(target, parameter=target.name)
-    return replace(target, parameter=f"{target.name}.weight") if last in _TAKEN else target
+    return replace(target, parameter=f"{target.name}.weight") if last in _EXPERT_NAMES else target
 
 
-class _Arranger:
+class _PartFinder:
     def __init__(self, model: Checkpoint, embed_lora: bool) -> None:
         self.model = model
         self.kind = str(model.config.get("model_type", ""))
@@ -106,48 +112,48 @@ class _Arranger:
         self.targets: list[Target] = []
         self.wholes: list[Whole] = []
         self.kernels: dict[str, dict[str, str]] = {}
-        self.apart: dict[str, dict[str, dict[int, TensorSource]]] = {}
+        self.separate_experts: dict[str, dict[str, dict[int, TensorSource]]] = {}
 
     def add(self, name: str, info: TensorSource) -> None:
         memory = self.in_memory(name)
         module, _, end = memory.rpartition(".")
         if match := _EXPERT.fullmatch(name):
             place = self.in_memory(name).split(".experts.")[0] + ".experts"
-            words = self.apart.setdefault(place, {})
+            words = self.separate_experts.setdefault(place, {})
             words.setdefault(match[3], {})[int(match[2])] = info
         elif match := _KERNEL.fullmatch(name):
             self.kernels.setdefault(self.in_memory(match[1] + match[3]), {})[match[2]] = name
         elif len(info.shape) == 3 and ".experts." in memory:
             count, rows, columns = info.shape
             size = rows * columns
-            runs = tuple((Run(name, n * size, (n + 1) * size),) for n in range(count))
-            turned = self.kind in TRANSPOSED_EXPERTS
-            self.targets.append(Target(memory, (rows, columns), runs, "experts", turned))
+            spans = tuple((Span(name, n * size, (n + 1) * size),) for n in range(count))
+            transposed = self.kind in TRANSPOSED_EXPERTS
+            self.targets.append(Target(memory, (rows, columns), spans, "experts", transposed))
         elif len(info.shape) == 2 and end == "weight":
-            self.matrix(name, memory, module, info)
+            self.add_matrix(name, memory, module, info)
         else:
-            held = end in ("weight", "bias") and self.is_norm(name)
-            self.wholes.append(Whole(memory, (name,), module if held else None))
+            is_norm = end in ("weight", "bias") and self.is_norm(name)
+            self.wholes.append(Whole(memory, (name,), module if is_norm else None))
 
-    def matrix(self, name: str, memory: str, module: str, info: TensorSource) -> None:
+    def add_matrix(self, name: str, memory: str, module: str, info: TensorSource) -> None:
         last = module.rpartition(".")[2]
         shape = (info.shape[0], info.shape[1])
-        runs = ((Run(name, 0, info.count),),)
+        spans = ((Span(name, 0, info.count),),)
         if _EMBEDDING.fullmatch(last) or is_head(name):
             embedding = not is_head(name)
             if self.embed_lora and not (self.tied and not embedding):
                 kind = "embedding" if embedding else "linear"
-                self.targets.append(Target(module, shape, runs, kind, embedding))
+                self.targets.append(Target(module, shape, spans, kind, embedding))
             else:
-                # A copy of its own would part it from the head that shares it.
+                # A separate copy would untie the head.
                 self.wholes.append(Whole(memory, (name,), None if self.tied else module))
-        elif self.routes(name) or (last == "out_proj" and self.kind in _MAMBAS):
+        elif self.is_router(name) or (last == "out_proj" and self.kind in _MAMBAS):
             self.wholes.append(Whole(memory, (name,)))
         else:
-            self.targets.append(Target(module, shape, runs, turned=self.kind in _TURNED))
+            self.targets.append(Target(module, shape, spans, transposed=self.kind in _TRANSPOSED))
 
-    def routes(self, name: str) -> bool:
-        """Whether a matrix stands beside experts; in memory it may be no linear layer."""
+    def is_router(self, name: str) -> bool:
+        """Return whether a matrix is a router's, which may not be a linear layer in memory."""
         place = re.sub(r"\.[^.]+(\.layer)?\.weight$", "", name)
         direct = (f"{place}.experts.", f"{place}.input_linear.")
         alone = ".experts." not in name and not re.search(r"\.(shared_)?experts?\.", name)
@@ -167,8 +173,8 @@ class _Arranger:
         return name
 
     def experts(self) -> Iterator[Target]:
-        """Of experts that are stored one by one: gate and up in one, as they are in memory."""
-        for place, words in self.apart.items():
+        """Yield the experts stored one by one, with gate and up joined as they are in memory."""
+        for place, words in self.separate_experts.items():
             named = {
                 {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.get(w, w): w for w in words
             }
@@ -181,7 +187,7 @@ class _Arranger:
 
 def _stacked(name: str, parts: list[Mapping[int, TensorSource]]) -> Target:
     matrices = tuple(
-        tuple(Run(part[number].name, 0, part[number].count) for part in parts)
+        tuple(Span(part[number].name, 0, part[number].count) for part in parts)
         for number in sorted(parts[0])
     )
     first = [part[min(part)] for part in parts]
