@@ -51,10 +51,16 @@ def fine_tunes() -> dict[str, tuple[dict[str, Tensor] | None, list[dict[str, Ten
         "conflicts": (BASE, [add(BASE, noise(0.05)) for _ in range(2)], "ties"),
         "small conflicts of three": (BASE, small, "dare_ties"),
         "parallel": (BASE, [add(BASE, COMMON, noise(0.01)) for _ in range(3)], "linear"),
-        "half parallel": (BASE, [add(BASE, COMMON, noise(0.035)) for _ in range(2)],
-                          "task_arithmetic"),
-        "apart": (BASE, [add(BASE, masked(noise(0.05), i / 2, (i + 1) / 2)) for i in range(2)],
-                  "task_arithmetic"),
+        "half parallel": (
+            BASE,
+            [add(BASE, COMMON, noise(0.035)) for _ in range(2)],
+            "task_arithmetic",
+        ),
+        "apart": (
+            BASE,
+            [add(BASE, masked(noise(0.05), i / 2, (i + 1) / 2)) for i in range(2)],
+            "task_arithmetic",
+        ),
         "two without a base": (None, [add(BASE, noise(0.05)) for _ in range(2)], "slerp"),
         "three without a base": (None, [add(BASE, noise(0.05)) for _ in range(3)], "linear"),
         "uneven": (BASE, [add(BASE, noise(0.02)), add(BASE, noise(0.1))], "ties"),
@@ -64,7 +70,7 @@ def fine_tunes() -> dict[str, tuple[dict[str, Tensor] | None, list[dict[str, Ten
         "another base": (noise(), [ONE, add(BASE, noise(0.05))], ""),
         "unrelated": (None, [noise(), noise()], ""),
         "far": (BASE, [add(BASE, noise(0.6)), add(BASE, noise(0.6))], "ties"),
-    }  # fmt: skip
+    }
 
 
 CASES = fine_tunes()

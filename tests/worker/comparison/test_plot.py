@@ -95,9 +95,11 @@ def test_plot_formats(
 
 
 def test_without_matplotlib(
-    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    models: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name)
@@ -191,5 +193,8 @@ def test_formatted_numbers() -> None:
     words = ["50.0%", "1.23%", "1e-04%", "0.00%", "-", "inf", "150.0%"]
     assert [shown(value, True) for value in values] == words
     assert [shown(x, False) for x in (0.1234, -0.0001, 12.34, 1234.5)] == [
-        "0.123", "0.000", "12.3", "1234",
-    ]  # fmt: skip
+        "0.123",
+        "0.000",
+        "12.3",
+        "1234",
+    ]

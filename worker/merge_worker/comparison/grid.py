@@ -48,13 +48,13 @@ class Grid:
         return metric.value(row.facts) if row else math.nan
 
 
-def title_lines(of: str, most: int) -> list[str]:
+def title_lines(subject: str, most: int) -> list[str]:
     """Return the lines of a title: a model, or the two of a pair, cut to `most` characters.
 
     Names are cut in the middle, since they differ at their ends.
     """
-    parts = of.split(", ")
-    lines = [parts[0], f"× {parts[1]}"] if len(parts) == 2 else [of]
+    parts = subject.split(", ")
+    lines = [parts[0], f"× {parts[1]}"] if len(parts) == 2 else [subject]
     return [_elided(printable(line), most) for line in lines]
 
 

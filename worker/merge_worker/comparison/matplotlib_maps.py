@@ -94,7 +94,7 @@ def _panels(drawn: Any, grid: Grid, group: Sequence[Metric], box: _Box, first: b
         axes = box.axes(drawn, number * box.wide, box.wide - 0.1, box.tall)
         _draw_background(axes, grid)
         image = axes.imshow(panel, aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
-        _label(axes, grid, "\n".join(title_lines(metric.of, most)), first and number == 0)
+        _label(axes, grid, "\n".join(title_lines(metric.subject, most)), first and number == 0)
     middle = (box.left + (box.wide * len(group) - 0.1) / 2) / box.figure_wide
     above = (box.bottom + box.tall + 0.42) / box.figure_tall
     drawn.text(middle, above, group[0].group, ha="center", fontsize=9, fontweight="bold")

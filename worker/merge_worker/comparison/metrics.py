@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from .figures import Facts
 from .models import Models
@@ -37,9 +38,19 @@ class Scale(Enum):
     CHANCE = "chance"  # 0 to 1; chance gives a half
 
 
-Places = list[tuple[str, tuple[int, int]]]
+Subject = tuple[str, tuple[int, int]]
+"""A label, and the indices of the two models that are compared."""
 Figure = Callable[[Facts, int, int], float]
-Wanted = tuple[str, Places, Scale, Figure, tuple[str, ...]]
+
+
+class _Group(NamedTuple):
+    """Columns of one figure: one for each subject, or summaries such as `least` if too many."""
+
+    name: str
+    subjects: list[Subject]
+    scale: Scale
+    figure: Figure
+    summaries: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,14 +58,14 @@ class Metric:
     """A column of figures; columns of one `group` share a color scale."""
 
     group: str
-    of: str  # a model, a pair, or "least", "mean" or "most" of all
+    subject: str  # a model, a pair, or "least", "mean" or "most" of all
     scale: Scale
     value: Callable[[Facts], float]
     percent: bool
 
     @property
     def title(self) -> str:
-        return f"{self.group} {self.of}".strip()
+        return f"{self.group} {self.subject}".strip()
 
     def text(self, facts: Facts) -> str:
         """Return the formatted value; `-` if it is NaN."""
@@ -100,14 +111,14 @@ def metrics(models: Models, few: int = FEW) -> list[Metric]:
     pairs = [(f"{models.labels[i]}, {models.labels[j]}", (i, j)) for i, j in models.pairs]
     moves = singles if base else pairs
     signs = Scale.CHANCE if base else Scale.SHARE
-    wanted: list[Wanted] = [
-        ("moved" if base else "apart", moves, Scale.MAGNITUDE, _relative, ("least", "most")),
-        ("cosine", pairs, Scale.SIGNED, lambda f, i, j: f.cosine[i][j], ("least", "mean")),
-        ("conflicts", pairs, signs, lambda f, i, j: f.conflict[i][j], ("mean",)),
-        ("unchanged" if base else "equal", moves, Scale.SHARE, _equal, ("least", "most")),
-        ("rank", moves, Scale.MAGNITUDE, _rank, ("least", "most")),
+    groups = [
+        _Group("moved" if base else "apart", moves, Scale.MAGNITUDE, _relative, ("least", "most")),
+        _Group("cosine", pairs, Scale.SIGNED, _cosine, ("least", "mean")),
+        _Group("conflicts", pairs, signs, _conflict, ("mean",)),
+        _Group("unchanged" if base else "equal", moves, Scale.SHARE, _equal, ("least", "most")),
+        _Group("rank", moves, Scale.MAGNITUDE, _rank, ("least", "most")),
     ]
-    return _columns(wanted, few)
+    return _columns(groups, few)
 
 
 def merged_metrics(models: Models, few: int = FEW + 1) -> list[Metric]:
@@ -115,26 +126,34 @@ def merged_metrics(models: Models, few: int = FEW + 1) -> list[Metric]:
     out = len(models.labels) - 1
     inputs = [(models.labels[i], (i, out)) for i in range(out)]
     own = [pair for pair in inputs if pair[1][0] in models.own]
-    wanted: list[Wanted] = [
-        ("from", inputs, Scale.MAGNITUDE, _relative, ("least", "most")),
-        ("cosine", own, Scale.SIGNED, lambda f, i, j: f.cosine[i][j], ("least", "most")),
-        ("equal to", inputs, Scale.SHARE, _equal, ("least", "most")),
+    groups = [
+        _Group("from", inputs, Scale.MAGNITUDE, _relative, ("least", "most")),
+        _Group("cosine", own, Scale.SIGNED, _cosine, ("least", "most")),
+        _Group("equal to", inputs, Scale.SHARE, _equal, ("least", "most")),
     ]
-    return _columns(wanted, few)
+    return _columns(groups, few)
 
 
-def _columns(wanted: list[Wanted], few: int) -> list[Metric]:
+def _columns(groups: list[_Group], few: int) -> list[Metric]:
     columns: list[Metric] = []
-    for name, of, scale, figure, spans in wanted:
-        if len(of) > few:
-            places = [place for _, place in of]
-            values = [(span, _span(figure, places, span)) for span in spans]
+    for name, subjects, scale, figure, summaries in groups:
+        if len(subjects) > few:
+            pairs = [pair for _, pair in subjects]
+            values = [(word, _summary(figure, pairs, word)) for word in summaries]
         else:
             # A single pair needs no names.
-            unnamed = len(of) == 1 and "," in of[0][0]
-            values = [("" if unnamed else label, _of(figure, place)) for label, place in of]
+            unnamed = len(subjects) == 1 and "," in subjects[0][0]
+            values = [("" if unnamed else label, _of(figure, pair)) for label, pair in subjects]
         columns += [Metric(name, label, scale, value, name in _PERCENT) for label, value in values]
     return columns
+
+
+def _cosine(facts: Facts, i: int, j: int) -> float:
+    return facts.cosine[i][j]
+
+
+def _conflict(facts: Facts, i: int, j: int) -> float:
+    return facts.conflict[i][j]
 
 
 def _equal(facts: Facts, i: int, j: int) -> float:
@@ -152,19 +171,20 @@ def _rank(facts: Facts, i: int, j: int) -> float:
 _PERCENT = {"moved", "apart", "conflicts", "unchanged", "equal", "from", "equal to"}
 
 
-def _of(value: Figure, place: tuple[int, int]) -> Callable[[Facts], float]:
-    return lambda facts: value(facts, *place)
+def _of(figure: Figure, pair: tuple[int, int]) -> Callable[[Facts], float]:
+    return lambda facts: figure(facts, *pair)
 
 
-def _span(value: Figure, places: list[tuple[int, int]], span: str) -> Callable[[Facts], float]:
-    ways: dict[str, Callable[[list[float]], float]] = {"least": min, "most": max, "mean": mean}
-    choose = ways[span]
+def _summary(figure: Figure, pairs: list[tuple[int, int]], word: str) -> Callable[[Facts], float]:
+    """Return a function for the least, the most or the mean of the pairs that have the figure."""
+    summaries: dict[str, Callable[[list[float]], float]] = {"least": min, "most": max, "mean": mean}
+    summarize = summaries[word]
 
-    def of(facts: Facts) -> float:
-        numbers = [v for i, j in places if not math.isnan(v := value(facts, i, j))]
-        return choose(numbers) if numbers else math.nan
+    def value(facts: Facts) -> float:
+        numbers = [v for i, j in pairs if not math.isnan(v := figure(facts, i, j))]
+        return summarize(numbers) if numbers else math.nan
 
-    return of
+    return value
 
 
 def mean(values: Iterable[float]) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import OutputError, UsageError
@@ -48,17 +49,20 @@ def _picture(comparison: Comparison, chosen: Sequence[Metric], advice: Advice, f
     plot = figure(comparison, chosen)
     # Journals want text that can be searched and edited: no outlines, no Type 3 fonts.
     text = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.unicode_minus": True}
-    try:
-        with matplotlib.rc_context(text):
-            plot.savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
-    except OSError as error:
-        raise OutputError(f"--plot {printable(file)}: {error.strerror}") from None
+    with _plot_errors(file), matplotlib.rc_context(text):
+        plot.savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
 
 
 def _page(comparison: Comparison, chosen: Sequence[Metric], advice: Advice, file: str) -> None:
     from .html_report import page
 
-    try:
+    with _plot_errors(file):
         Path(file).write_text(page(comparison, chosen, advice), encoding="utf-8")
+
+
+@contextmanager
+def _plot_errors(file: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(f"--plot {printable(file)}: {error.strerror}") from None

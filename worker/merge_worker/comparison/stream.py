@@ -74,9 +74,7 @@ def stream(models: Models, threads: int, mode: str) -> Iterator[tuple[Shared, Su
                 if not running:
                     return
                 piece, future = running.popleft()
-                sums = future.result()
-                total_sums.add(sums)
-                total_sums.add_sketches(sums)
+                total_sums.add_block(future.result())
                 if piece.last:
                     yield piece.tensor, total_sums
                     total_sums = zero_sums(len(models.labels), models.has_base)
@@ -112,7 +110,6 @@ def _read_piece(
         rows = None
         if matrix:
             rows = BlockRows((piece.start + start) // matrix[1], matrix[0], matrix[1])
-        sums = sum_block([x[start : start + piece.block] for x in loaded], has_base, rows, pool)
-        total.add(sums)
-        total.add_sketches(sums)
+        block = [x[start : start + piece.block] for x in loaded]
+        total.add_block(sum_block(block, has_base, rows, pool))
     return total

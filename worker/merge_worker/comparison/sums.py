@@ -44,13 +44,14 @@ class Sums:
     sketches: dict[int, Tensor] = field(default_factory=dict)  # by matrix: [p, s, s]
 
     def add(self, other: Sums) -> None:
-        """Add in place, but not the sketches, which the caller keeps separate for each tensor."""
+        """Add the sums over other tensors in place. Sketches are of one tensor, and not added."""
         self.elements += other.elements
         for name in ("gram", "signs", "both_nonzero", "differ", "opposed", "nonfinite"):
             getattr(self, name).add_(getattr(other, name))
 
-    def add_sketches(self, other: Sums) -> None:
-        """Add the sketches of more rows of the same tensor."""
+    def add_block(self, other: Sums) -> None:
+        """Add the sums over another block of the same tensor in place, sketches included."""
+        self.add(other)
         for matrix, sketch in other.sketches.items():
             present = self.sketches.get(matrix)
             self.sketches[matrix] = sketch if present is None else present.add_(sketch)
