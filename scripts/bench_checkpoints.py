@@ -144,7 +144,7 @@ def write_model(folder: Path, number: int, shapes: Shapes, args: argparse.Namesp
 
 
 def make(args: argparse.Namespace) -> list[Path]:
-    """The models' folders, made now unless they are there already."""
+    """Return the models' folders; writes the models unless they exist."""
     config = llama_config(args.params, args.dtype)
     shapes = llama_shapes(config)
     if args.one_tensor:

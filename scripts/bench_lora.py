@@ -1,4 +1,4 @@
-"""What scripts/bench times of adapters: extract-lora, mergekit-extract-lora, and both their errors.
+"""Adapter commands for scripts/bench: extract-lora, mergekit-extract-lora, and their errors.
 
 As a program it prints the errors of an adapter, module by module; a process of its own keeps the
 memory of scripts/bench out of its children's peaks.
@@ -24,7 +24,7 @@ Contender = tuple[str, Callable[[], Run]]
 def contenders(
     models: Sequence[Path], work: Path, rank: int, dtype: str, peer: str | None
 ) -> Iterator[Contender]:
-    """Ours and the peer's command for the adapter that makes the second model of the first."""
+    """Return the worker's and the peer's command to extract the second model as an adapter."""
     base, tuned, out, log = models[0], models[1], work / "out", work / "logs"
     ours = [sys.executable, "-m", "merge_worker", "extract-lora", base, tuned, out]
     ours += ["--rank", rank, "--dtype", dtype]
@@ -43,7 +43,7 @@ def _extracted(argv: Sequence[object], base: Path, tuned: Path, out: Path, log: 
 
 
 def errors(base: Path, tuned: Path, adapter: Path) -> dict[str, float]:
-    """What the factors miss of each matrix, in relation to what changed in it."""
+    """Return the error of the factors of each matrix, relative to its change."""
     import torch
     from safetensors import safe_open
 

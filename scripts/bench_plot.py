@@ -1,4 +1,4 @@
-"""A picture of what scripts/bench measured: a bar for each contender, a panel for each setting."""
+"""Plot of scripts/bench figures: a bar for each contender, a panel for each setting."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw(cases: Sequence[Case], target: Path) -> None:
 
 
 def _panel(axis: Any, cases: Sequence[Case]) -> dict[str, Any]:
-    """Bars of one setting, for the legend by name."""
+    """Draw the bars of one setting; returns them by name for the legend."""
     found = sorted(cases, key=lambda case: ratio(median(case, "peer"), median(case, "worker")) or 0)
     drawn: dict[str, Any] = {}
     for place, case in enumerate(found):

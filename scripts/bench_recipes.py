@@ -1,4 +1,4 @@
-"""Recipes for scripts/bench that both sides understand, and take for the same merge."""
+"""Recipes for scripts/bench that merge-worker and mergekit read as the same merge."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GLOBAL: dict[str, dict[str, float]] = {
 
 
 def recipe(method: str, models: list[Path], dtype: str, turn: int = 0) -> dict[str, Any]:
-    """`method` over the models; each `turn` has other weights or another t, as in a sweep."""
+    """Return a recipe of `method`; each `turn` has other weights or another t, as in a sweep."""
     method = "linear" if method == "average" else method
     based, taken = method not in NO_BASE, models[:2] if method in PAIR else models
     if method == "nuslerp":  # of two models, beside a base if there is one more

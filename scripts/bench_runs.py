@@ -1,4 +1,4 @@
-"""What scripts/bench times: commands of one or several processes, and the floor."""
+"""Measured runs for scripts/bench: commands of one or several processes, and the floor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLED_S = 0.1
 
 
 class Failed(Exception):
-    """A command that did not end with 0; where to look."""
+    """A command that did not end with 0, with its log."""
 
 
 class Run(NamedTuple):
@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
 
 def drop_page_cache(files: Sequence[Path]) -> None:
-    """Of these files, and of everything where the system allows it."""
+    """Drop these files from the page cache, or everything if the system permits it."""
     os.sync()
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
@@ -43,7 +43,7 @@ def drop_page_cache(files: Sequence[Path]) -> None:
 
 
 def cached_share(file: Path) -> float:
-    """How much of the file is in the page cache: mincore over a mapping that is never touched."""
+    """Return the share of a file in the page cache, by mincore over an untouched mapping."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -59,9 +59,9 @@ def cached_share(file: Path) -> float:
 
 
 def command(argv: Sequence[str], log: Path, ranks: int = 1, bind: bool = False) -> Run:
-    """Run a command, as so many ranks at once. Failed if one of them does.
+    """Run a command as `ranks` processes at once. Raises Failed if one of them fails.
 
-    `bind`: each on one processor of its own, as srun and mpiexec do.
+    `bind` puts each rank on a processor of its own, as srun and mpiexec do.
     """
     processors = sorted(os.sched_getaffinity(0))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -100,7 +100,7 @@ def command(argv: Sequence[str], log: Path, ranks: int = 1, bind: bool = False) 
 
 
 def tree_bytes(process: int) -> int:
-    """What a process and all below it hold, pages that they share counted once."""
+    """Return the memory of a process and its descendants; shared pages count once."""
     place = Path(f"/proc/{process}")
     try:
         text = (place / "smaps_rollup").read_text(encoding="ascii")
@@ -112,7 +112,7 @@ def tree_bytes(process: int) -> int:
 
 
 def floor(inputs: Sequence[Path], output: Path, results: int = 1) -> Run:
-    """Reads all and writes the share of so many results, block by block."""
+    """Read the inputs and write this rank's share of the results, block by block."""
     output.mkdir(parents=True)
     buffer = memoryview(bytearray(FLOOR_BLOCK))
     lanes = len({file.parent for file in inputs})

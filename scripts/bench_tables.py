@@ -1,4 +1,4 @@
-"""The figures of scripts/bench as tables: plain ones for the screen, Markdown for documents."""
+"""Tables of scripts/bench figures: plain text for the screen, Markdown for documents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Table(NamedTuple):
 
 
 def median(case: Case, name: str, part: str | None = None) -> float | None:
-    """Seconds of a contender, or of a part of it; None where it did not run."""
+    """Return the median seconds of a contender or a part of it; None if it did not run."""
     runs = case["runs"].get(name)
     if not runs or (part is not None and part not in runs[0]["parts"]):
         return None
@@ -56,7 +56,7 @@ def short(count: float) -> str:
 
 
 def tables(cases: Sequence[Case]) -> list[Table]:
-    """Of whole commands, of ranks, of several merges in a pass, of adapters, as far as measured."""
+    """Return tables of whole commands, ranks, several merges in one pass, and adapters."""
     merges = [case for case in cases if case["method"] != EXTRACTION]
     found = [_whole(merges), _ranks(merges), _together(merges), _adapters(cases)]
     return [table for table in found if table.rows]
@@ -117,7 +117,7 @@ def _together(cases: Sequence[Case]) -> Table:
 
 
 def _adapters(cases: Sequence[Case]) -> Table:
-    """Errors are what factors miss of each matrix; the peer's are those of the best of all."""
+    """Return the table of adapters; errors are relative, the peer's those of the best possible."""
     head = (
         "models", "cache", "extract-lora s", "peer s", "peer × worker", "peak GiB", "peer GiB",
         "largest error", "peer's", "worst × peer's",
@@ -151,7 +151,7 @@ def plain(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """Columns that are empty throughout are left out."""
+    """Format a table as Markdown, without empty columns."""
     kept = [i for i in range(len(table.head)) if any(row[i] for row in table.rows)]
     lines = [[line[i] for i in kept] for line in (table.head, *table.rows)]
     words = {"models", "cache", "method", "options"}
@@ -161,6 +161,6 @@ def markdown(table: Table) -> str:
 
 
 def where(result: Mapping[str, Any]) -> str:
-    """The machine, versions and command of a file of figures."""
+    """Return the machine, versions and command of a file of figures."""
     machine = ", ".join(f"{name} {fact}" for name, fact in result["machine"].items())
     return f"{machine}; median of {result['runs']}: `{result['command']}`"

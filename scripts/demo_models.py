@@ -1,6 +1,6 @@
-"""The models of scripts/demo: a small hybrid trained on three tasks, a specialist for each.
+"""Models for scripts/demo: a small hybrid trained on three tasks, a specialist for each.
 
-demo_models.py make base adder reverser counter    trains what is not there yet
+demo_models.py make base adder reverser counter    trains missing models
 demo_models.py show MERGED MODEL…                  loads, counts keys, compares, generates
 """
 

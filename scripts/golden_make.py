@@ -32,7 +32,7 @@ def recipes(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def placed(value: Any, models: Path) -> Any:
-    """The recipe with the paths of models where they are here."""
+    """Return the recipe with the local paths of models."""
     if isinstance(value, dict):
         found = {key: placed(item, models) for key, item in value.items()}
         for key in ("model", "base_model", "source"):
@@ -57,7 +57,7 @@ def merged(recipe: dict[str, Any], models: Path, out: Path, seed: int) -> dict[s
 
 
 def with_tokens(recipe: dict[str, Any], models: Path, out: Path, file: Path) -> None:
-    """The vocabulary tensors of a merge, with the tokens of their rows."""
+    """Return the vocabulary tensors of a merge, with the tokens of their rows."""
     found = merged(recipe, models, out, 1)
     words = ("embed_tokens", "lm_head")
     tensors = {name: t for name, t in sorted(found.items()) if any(w in name for w in words)}
@@ -68,7 +68,7 @@ def with_tokens(recipe: dict[str, Any], models: Path, out: Path, file: Path) -> 
 
 
 def statistics(recipe: dict[str, Any], models: Path, out: Path) -> dict[str, Any]:
-    """What a random method does on the average: per tensor over many seeds."""
+    """Return the average result of a random method over many seeds, per tensor."""
     base = read_tensors(models / recipe["base_model"])
     sums: dict[str, list[float]] = {}
     for seed in range(SEEDS):

@@ -1,4 +1,4 @@
-"""A file system that fails when told to: what is below one folder, mounted at another, by FUSE.
+"""A FUSE file system that fails on request: one folder, mounted at another.
 
 `python fuse_disk.py FOLDER MOUNT FAULTS` serves until it is unmounted or killed, which is how a
 mount vanishes. A line of the file FAULTS is `CALL WHAT AFTER TIMES`: of the calls of that name
@@ -29,7 +29,7 @@ DIRECT = 1
 
 
 class Faults:
-    """Read anew for each call, so that a test can change its mind."""
+    """Faults read again for each call, so that a test can change them."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.text, self.seen = path, "", dict[str, int]()
@@ -49,7 +49,7 @@ class Faults:
 
 
 class Disk:
-    """One method for each call; what it gives is the answer, an OSError its number."""
+    """A method for each FUSE call; returns the reply, or raises OSError."""
 
     def __init__(self, root: str) -> None:
         self.names: dict[int, str] = {1: root}
@@ -187,7 +187,7 @@ class Disk:
 
 
 def answer(disk: Disk, faults: Faults, code: int, node: int, data: bytes) -> tuple[int, bytes]:
-    """A negative number of an error, or what the call gives."""
+    """Return the reply of a call, or a negative error number."""
     call = CALLS.get(code)
     if call is None:
         return -errno.ENOSYS, b""

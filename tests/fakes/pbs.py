@@ -1,5 +1,5 @@
-"""A PBS that keeps its jobs in files: the replies, codes and refusals of OpenPBS 23.06 as recorded
-there, and Torque's letters where $FAKE_PBS is torque.
+"""A fake PBS with jobs in files: the recorded replies, codes and refusals of OpenPBS 23.06, and
+Torque's states if $FAKE_PBS is torque.
 
     python3 pbs.py qsub|qstat|qdel|qrerun|schedule WORDS…
 
@@ -78,7 +78,7 @@ def resources(value: str) -> None:
 
 
 def unmixed(text: str) -> None:
-    """Chunks, and what is for the whole job, do not go together."""
+    """Refuse chunks together with resources of the whole job."""
     names = re.findall(r"^#PBS -l *(\w+)", text, re.MULTILINE)
     for name, status in (("ncpus", 5), ("mem", 5), ("nodes", 6)):
         if "select" in names and name in names:
@@ -131,7 +131,7 @@ def qsub(words: list[str]) -> None:
 
 
 def array(value: str | None) -> list[int]:
-    """The numbers of the members; none if it is no array."""
+    """Return the numbers of an array's members; none for a single job."""
     if value is None:
         return []
     found = re.fullmatch(r"(\d+)-(\d+)(%\d+)?", value)

@@ -1,6 +1,6 @@
-"""The same merges on an accelerator as on the CPU: `scripts/test -m gpu`, where torch sees one.
+"""Merges on an accelerator equal those on the CPU; run by `scripts/test -m gpu` if torch sees one.
 
-Whole commands, so that pinned buffers, copies, streams and memory of the device all take part.
+Runs whole commands, so that pinned buffers, copies, streams and device memory all take part.
 """
 
 import re
@@ -39,7 +39,7 @@ SHAPES = {
 
 
 def write_models(folder: Path, dtype: torch.dtype, count: int = 4) -> list[Path]:
-    """A base and its fine-tunes."""
+    """Write a base and its fine-tunes."""
     chance = torch.Generator().manual_seed(0)
     first = {name: 0.02 * torch.randn(shape, generator=chance) for name, shape in SHAPES.items()}
     found = []
@@ -59,7 +59,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def recipe(path: Path, name: str, models: list[Path]) -> Path:
-    """A merge by that method of as many models as it takes."""
+    """Write a recipe of the method, with as many models as it takes."""
     method = methods.get(name)
     count = models_of(method)
     values = values_of(method, count)
@@ -88,7 +88,7 @@ def merged(tmp_path: Path, name: str, told: Path, *options: object) -> Path:
 
 
 def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
-    """The largest difference of each tensor, relative to its largest value."""
+    """Return the largest difference of each tensor, relative to its largest value."""
     assert one.keys() == other.keys()
     for name, values in one.items():
         assert values.dtype == other[name].dtype and values.shape == other[name].shape
@@ -100,7 +100,7 @@ def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> Iterator[tuple
 def test_every_method_gives_what_the_cpu_gives(
     tmp_path: Path, models: list[Path], name: str
 ) -> None:
-    """Masks, thresholds and votes are the same; sums are taken in another order."""
+    """Masks, thresholds and votes are equal; sums differ in the order of addition."""
     told = recipe(tmp_path / "r.yml", name, models)
     there = read_tensors(merged(tmp_path, "there", told, "--device", DEVICE))
     here = read_tensors(merged(tmp_path, "here", told, "--device", "cpu"))
@@ -121,7 +121,7 @@ def test_the_same_bits_however_it_is_cut(tmp_path: Path, models: list[Path], nam
 
 
 def test_buffers_are_not_read_before_they_are_full(tmp_path: Path) -> None:
-    """Many lanes, more pieces than buffers: a copy still under way would show as other values."""
+    """Run many lanes and more pieces than buffers: a pending copy would show as other values."""
     dtype, inputs = torch.bfloat16, []
     for seed in range(3):
         chance = torch.Generator().manual_seed(seed)
@@ -148,7 +148,7 @@ def test_buffers_are_not_read_before_they_are_full(tmp_path: Path) -> None:
 def test_a_device_with_little_memory_left(
     tmp_path: Path, models: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Halves of pieces where they fit; one line where not even a block does."""
+    """Pieces are halved until they fit; the error is one line if not even a block fits."""
     if not DEVICE.startswith("cuda"):
         pytest.skip("only CUDA's allocator can be told a limit")
     told = recipe(tmp_path / "r.yml", "ties", models)

@@ -1,7 +1,7 @@
-"""Merges on a mount that fails as those of networks do: stale, cut off, over its quota, slow.
+"""Merges on a mount that fails like a network mount: stale, cut off, over its quota, slow.
 
-Each time: code 4 for the output and 3 for an input, in words; what is done stays, and the same
-command ends with the same bytes.
+Expected each time: exit code 4 for the output and 3 for an input, a readable message; finished work
+is kept, and the same command resumes to the same bytes.
 """
 
 import errno
@@ -56,7 +56,7 @@ def inputs(mount: Mount, models: list[Path]) -> list[Path]:
 
 
 def merge(mount: Mount, models: list[Path], *words: str) -> int:
-    """A process that ended would hold no lock; these tests live on."""
+    """Merge without the locks, which a process that has ended would not hold."""
     for lock in (mount.store / "out" / PARTIAL).glob("lock-*"):
         lock.unlink()
     return average(mount.place / "out", models, *WORDS, *words)

@@ -1,6 +1,7 @@
-"""Merges into real small file systems that are full, too narrow, read-only, or gone half-way.
+"""Merges into real small file systems that are full, limited, read-only, or removed half-way.
 
-Each time: code 4 in words, what is done stays, and the same command ends with the same bytes.
+Expected each time: exit code 4 with a message; finished work is kept, and the same command resumes
+to the same bytes.
 """
 
 import os
@@ -26,7 +27,7 @@ WORDS = ("--threads", "1", "--memory", "4MiB")
 
 @dataclass
 class Trial:
-    """A disk, what is merged into it, and what an undisturbed merge has."""
+    """A disk, the models merged into it, and the checksums of an undisturbed merge."""
 
     disk: Disk
     models: list[Path]
@@ -50,11 +51,11 @@ class Trial:
         assert len(text.strip().splitlines()) <= 3
 
     def half_way(self, act: Callable[[], object]) -> None:
-        """Have something happen once when a third of the result is written."""
+        """Call `act` once when a third of the result is written."""
         after_a_third(self.patch, OUT_BYTES, act)
 
     def ends(self, continues: bool = True) -> None:
-        """The cause is mended."""
+        """Assert that the same command succeeds once the cause is fixed."""
         self.capsys.readouterr()
         assert self.merge("--progress", "plain") == 0
         assert not continues or "continuing at" in self.capsys.readouterr().err
@@ -129,7 +130,7 @@ def test_a_quota_half_way(trial: Trial) -> None:
 
 @on("btrfs")
 def test_what_is_copied_takes_no_room(trial: Trial, tmp_path: Path) -> None:
-    """Of models that lie in their files as we lay them."""
+    """Tensors copied from a file with the same alignment share its space."""
     tensors = {"a": torch.ones(3), "numbers": torch.randint(1 << 60, (10 * MIB // 8,))}
     first = write_checkpoint(tmp_path / "first", tensors)
     models = [trial.disk.place / name for name in ("m1", "m2")]
@@ -177,7 +178,7 @@ def test_unmounted_half_way(trial: Trial) -> None:
 
 @on("ext4", "xfs")
 def test_inputs_that_are_pulled_out(trial: Trial, tmp_path: Path) -> None:
-    """Code 3 then, since it is an input that cannot be read."""
+    """An unreadable input ends with code 3."""
     inputs = [trial.disk.place / model.name for model in trial.models]
     for model, here in zip(trial.models, inputs, strict=True):
         shutil.copytree(model, here)

@@ -1,7 +1,7 @@
-"""Inputs that nobody meant well: an answer in words, soon, in bounded memory.
+"""Hostile inputs: a readable error, soon, in bounded memory.
 
-With --slow hundreds of thousands of them (`fuzz_runner.py` makes and reads them);
-`scripts/fuzz` lets atheris look for more, which is tried here where it is installed.
+`fuzz_runner.py` makes and reads them, hundreds of thousands with --slow. `scripts/fuzz` looks for
+more with atheris, which is also tried here if it is installed.
 """
 
 import os

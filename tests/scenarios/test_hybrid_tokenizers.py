@@ -1,4 +1,4 @@
-"""Every kind of architecture with its tokenizer: the merge of equal models says what they say."""
+"""Every kind of architecture with its tokenizer: a merge of equal models answers as they do."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def tokenizer(folder: Path) -> Any:
 
 
 def save(folder: Path, model: Any, added: tuple[str, ...] = ()) -> Path:
-    """A model with its tokenizer; rows for `added` tokens are random."""
+    """Save a model with its tokenizer; rows for `added` tokens are random."""
     make("unigram", folder, added)
     torch.manual_seed(9)
     if added:

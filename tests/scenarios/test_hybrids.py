@@ -1,4 +1,4 @@
-"""Whole merges of small real models, one per kind of architecture, judged by transformers."""
+"""Whole merges of small real models, one per kind of architecture, checked by transformers."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 
 
 def as_hub_cache(folder: Path) -> Path:
-    """The same files behind links, as the hub's cache lays them out."""
+    """Move the files of `model` behind links, as in the Hub's cache."""
     snapshot = folder.parent / "models--org--name" / "snapshots" / "abc"
     blobs = snapshot.parent.parent / "blobs"
     for path in (snapshot, blobs):

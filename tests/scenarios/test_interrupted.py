@@ -1,4 +1,4 @@
-"""Killed at any moment, the same command goes on, and the end is byte for byte the same."""
+"""A merge killed at any moment resumes with the same command, and ends with the same bytes."""
 
 import random
 import re
@@ -25,7 +25,7 @@ SLOW = ("--threads", "1", "--memory", "2MiB", "--shard-size", "6MB", "--progress
 
 @pytest.fixture
 def big(tmp_path: Path) -> list[Path]:
-    """Models that a process at its slowest needs some tenths of a second for."""
+    """Write models that a process at its slowest merges in some tenths of a second."""
     return one_tensor_models(tmp_path, 10_000_000, count=3)
 
 
@@ -43,7 +43,7 @@ def begun(out: Path, fork: Fork) -> None:
 
 
 def check_unfinished(out: Path) -> None:
-    """Until the manifest is there, nothing looks like a model."""
+    """Assert that nothing looks like a model before the manifest exists."""
     if out.exists() and not (out / "merge_manifest.json").exists():
         names = {path.name for path in out.iterdir()}
         assert not ({"config.json", "model.safetensors.index.json"} <= names)
@@ -52,7 +52,7 @@ def check_unfinished(out: Path) -> None:
 def kill_until_done(
     forks: Forks, words: list[object], out: Path, numbers: list[int], most: int = 5
 ) -> None:
-    """Start, kill after a random while, start again; let it end after so many times."""
+    """Start and kill at random times, `kills` times over, then let the merge finish."""
     chance = random.Random(most)
     killed = 0
     while True:
@@ -98,8 +98,8 @@ def test_a_polite_signal(
     assert time.monotonic() - began < WITHIN_S
     assert ended.code == 75, ended
     assert re.fullmatch(
-        rf"(warning: .*\n)*merge-worker: stopped by {number.name} at \d+ %; nothing is lost, "
-        r"run the same command again to continue\n",
+        rf"(warning: .*\n)*merge-worker: stopped by {number.name} at \d+ %; "
+        r"finished work is kept; run the same command to resume\n",
         ended.err,
     )
     assert not list((out / PARTIAL).glob("lock-*"))
@@ -108,7 +108,7 @@ def test_a_polite_signal(
 
 
 def test_a_signal_at_any_time(tmp_path: Path, big: list[Path], forks: Forks) -> None:
-    """Also while it plans, and while it finishes."""
+    """Signals are also handled during planning and the commit."""
     for turn in range(8):
         out = tmp_path / f"out{turn}"
         fork = forks.start(*command(out, big))
@@ -132,7 +132,7 @@ def test_killed_many_times(tmp_path: Path, big: list[Path], forks: Forks, turn: 
 @pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.6, 1.2, 2.5])
 def test_a_real_process(tmp_path: Path, big: list[Path], after_s: float) -> None:
-    """Also while torch loads, which takes seconds."""
+    """Signals are also handled while torch loads, which takes seconds."""
     words = [sys.executable, "-m", "merge_worker", *map(str, command(tmp_path / "out", big))]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(after_s)
@@ -173,7 +173,7 @@ def test_killed_ranks(tmp_path: Path, big: list[Path], forks: Forks) -> None:
 
 
 def test_a_signal_ends_the_check_of_what_is_there(tmp_path: Path, big: list[Path]) -> None:
-    """Reading terabytes back must not keep a job from ending when it is told to."""
+    """Reading terabytes back does not keep a job from ending on a signal."""
     plan = plan_of(big)
     stream_into(tmp_path / "out", plan)
     store = PartialOutput(tmp_path / "out", plan)
@@ -181,6 +181,6 @@ def test_a_signal_ends_the_check_of_what_is_there(tmp_path: Path, big: list[Path
     store.open()
     stop = StopFlag()
     stop.set("stopped by SIGTERM")
-    with pytest.raises(Stopped, match="stopped by SIGTERM; run the same command again"):
+    with pytest.raises(Stopped, match="stopped by SIGTERM; run the same command to resume"):
         store.drop_damaged(2, stop)
     store.close()

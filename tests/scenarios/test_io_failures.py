@@ -1,6 +1,6 @@
-"""Every call that reads, writes or names a file fails once: the right code, and the end the same.
+"""Every call that reads, writes or renames a file fails once: exit code, and the same result after.
 
-In this process, through the functions of os that the worker has for it; one call after the other.
+Runs in this process and replaces the functions of os that the worker calls, one call at a time.
 """
 
 import errno
@@ -21,7 +21,7 @@ READS = ("preadv", "pread")
 
 
 class Faults:
-    """Counts calls of functions of os below a folder; the one with the number asked for fails."""
+    """A counter of calls of os functions below a folder; fails the call of the chosen number."""
 
     def __init__(self, patch: pytest.MonkeyPatch, names: tuple[str, ...], below: Path) -> None:
         self.below, self.calls, self.at = str(below), list[str](), -1
@@ -54,7 +54,7 @@ def raises(number: int) -> Callable[..., Any]:
 
 
 def short(real: Callable[..., Any], words: tuple[Any, ...]) -> Any:
-    """Half of what was asked for is moved, as POSIX allows."""
+    """Transfer half of the bytes requested, as POSIX allows."""
     fd, data, *rest = words
     if real.__name__ == "preadv":
         return real(fd, [data[0][: max(1, len(data[0]) // 2)]], *rest)
@@ -74,7 +74,7 @@ def inputs(tmp_path: Path) -> list[Path]:
 def runs(
     tmp_path: Path, inputs: list[Path], patch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> Iterator[tuple[Faults, Path]]:
-    """A fresh OUT for each call that an undisturbed run makes, with that call to fail."""
+    """Yield a fresh OUT for each call of an undisturbed run, with that call set to fail."""
     below = tmp_path / ("in" if names == READS else "outs")
     faults = Faults(patch, names, below)
     assert average(tmp_path / "outs" / "whole", inputs, *WORDS) == 0
@@ -87,7 +87,7 @@ def runs(
 
 
 def ends_well(faults: Faults, out: Path, inputs: list[Path], whole: dict[str, int]) -> None:
-    """The fault is over: the same command ends, and byte for byte the same."""
+    """Assert that the same command succeeds after the fault, with the same bytes."""
     faults.fail = None
     unfinished = not (out / "merge_manifest.json").exists()
     assert not unfinished or not (out / "config.json").exists() or (out / PARTIAL).exists()

@@ -1,6 +1,6 @@
-"""Killed at twenty moments all over a merge, with one and three ranks: what is lost, what is left.
+"""Merges killed at twenty moments, with one and three ranks: the work lost and the files left.
 
-What is lost is what both runs read of the inputs, less what one undisturbed run reads.
+The work lost is the input bytes read by both runs, less those of one undisturbed run.
 """
 
 import random
@@ -36,7 +36,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Layers of one size and an embedding of three, in the proportions of a model."""
+    """Write layers and an embedding three times their size, in the proportions of a model."""
     folder = tmp_path_factory.mktemp("models")
     base = torch.Generator().manual_seed(0)
     shapes = {"embed.weight": (3 * ROWS, WIDTH)}
@@ -68,7 +68,7 @@ def plan_for(recipe: Path) -> Plan:
 
 
 def claimed(out: Path, plan: Plan) -> int:
-    """Bytes that the journals say are there."""
+    """Return the bytes recorded as finished in the journals."""
     found = 0
     for path in (out / PARTIAL).glob("journal-*"):
         for entry in map(parse_line, path.read_bytes().splitlines()):
@@ -80,7 +80,7 @@ def claimed(out: Path, plan: Plan) -> int:
 
 
 def wait_for(out: Path, plan: Plan, share: float, forks: list[Fork]) -> None:
-    """Until so much of the merge is in the journals, or nobody works any more."""
+    """Wait until the journals hold this share of the merge, or all processes have ended."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and any(fork.running() for fork in forks):
         if claimed(out, plan) >= share * plan.output_bytes:
@@ -89,7 +89,7 @@ def wait_for(out: Path, plan: Plan, share: float, forks: list[Fork]) -> None:
 
 
 def moments(seed: int) -> Iterator[tuple[float, int]]:
-    """Shares of the merge, all over it, and signals in turn."""
+    """Yield shares spread over the merge, with alternating signals."""
     chance = random.Random(seed)
     for number in range(KILLS):
         kind = signal.SIGKILL if number % 2 else signal.SIGTERM
@@ -97,7 +97,7 @@ def moments(seed: int) -> Iterator[tuple[float, int]]:
 
 
 def start(forks: Forks, recipe: Path, out: Path, world: int) -> list[Fork]:
-    """All ranks of the merge."""
+    """Start all ranks of the merge."""
     found = []
     for number in range(world):
         place = {"RANK": str(number), "WORLD_SIZE": str(world)} if world > 1 else {}

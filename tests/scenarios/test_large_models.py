@@ -1,4 +1,4 @@
-"""Sizes of real releases, as files with holes: what memory and time they take."""
+"""Memory and time for models of the size of real releases, made of files with holes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def measured(*words: object) -> tuple[float, float, str]:
-    """Processor seconds and peak GiB of a worker command, and what it printed."""
+    """Return the processor seconds, peak GiB and standard output of a worker command."""
     code = (
         "import resource, subprocess, sys\n"
         "done = subprocess.run([sys.executable, '-m', 'worker', *sys.argv[1:]])\n"
@@ -58,7 +58,7 @@ LAYERS, EXPERTS, SHARDS = 61, 256, 163
 
 
 def giant(folder: Path) -> None:
-    """671 B parameters in bfloat16: 163 shards, 47 thousand tensors, 1.3 TB, all of it holes."""
+    """Write 671 B bfloat16 parameters: 163 shards, 47 thousand tensors, 1.3 TB, all holes."""
     shapes: dict[str, list[int]] = {"model.embed_tokens.weight": [129_280, 7168]}
     for layer in range(LAYERS):
         for expert in range(EXPERTS if layer >= 3 else 1):
@@ -125,7 +125,7 @@ def test_planning_a_giant(
 def test_64_ranks_share_a_giant_fairly(
     giants: list[Path], method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where a tensor is looked at several times, or is one block that cannot be cut."""
+    """Shares are fair for multi-pass methods and for tensors of one indivisible block, too."""
     base = {} if method == "linear" else {"base_model": str(giants[0])}
     text = direct_recipe([str(giant) for giant in giants], method=method, **base)
     plan = make_plan(parse(text), PlanOptions())

@@ -1,4 +1,4 @@
-"""Answers to wrong commands, recipes, models and outputs: tests/goldens/messages.txt holds them."""
+"""Errors for wrong commands, recipes, models and outputs, compared with goldens/messages.txt."""
 
 import shutil
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def first_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def answers(request: pytest.FixtureRequest) -> Iterator[dict[str, Answer]]:
-    """Answers by title; written to the golden at the end if that was asked for."""
+    """Collect the errors by title; write the golden at the end if requested."""
     by_title: dict[str, Answer] = {}
     yield by_title
     update = request.config.getoption("--update-goldens", default=False)

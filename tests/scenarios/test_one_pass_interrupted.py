@@ -1,4 +1,4 @@
-"""Several recipes in one pass: killed at random moments and continued, by one or more ranks."""
+"""Several recipes in one pass, killed at random moments and resumed, by one or more ranks."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""Recipes as people have them, run as they are written but for the paths."""
+"""Recipes published by users, run unchanged except for paths."""
 
 import re
 from pathlib import Path

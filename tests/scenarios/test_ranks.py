@@ -1,4 +1,4 @@
-"""Several processes that share nothing but the file system make one merge, bit for bit."""
+"""Several processes that share only the file system write one merge, bit for bit."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_ranks_that_replace_another_merge(
 def test_damage_in_the_share_of_a_rank_that_is_slower(
     tmp_path: Path, big: list[Path], forks: Forks
 ) -> None:
-    """Nobody may call the merge whole while a damaged piece waits to be done again."""
+    """No rank commits the merge while a damaged piece has yet to be redone."""
     out = tmp_path / "out"
     words = command(out, big)
     assert forks.start(*words, env={"RANK": "1", "WORLD_SIZE": "2"}).wait().code == 0

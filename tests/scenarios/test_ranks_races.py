@@ -1,6 +1,6 @@
-"""What ranks see of each other at awkward moments: no half of a state is taken for a fault.
+"""Races between ranks: no state halfway through a change is taken for an error.
 
-The other ranks do their part inside a call of the one that is looked at.
+The other ranks act inside a call of the rank under test.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def plan(big: list[Path]) -> Plan:
 
 @pytest.fixture
 def half(tmp_path: Path, plan: Plan) -> Path:
-    """A merge that was stopped."""
+    """Write a merge that was stopped."""
     with pytest.raises(Stopped):
         stream_into(tmp_path / "half", plan, stop_after=3)
     return tmp_path / "half"
@@ -42,7 +42,7 @@ def half(tmp_path: Path, plan: Plan) -> Path:
 
 @pytest.fixture
 def before(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, Callable[[], object]], None]:
-    """Have something happen once, just before a function of a module is called."""
+    """Call `act` once, just before a function of a module is called."""
 
     def patch(module: Any, name: str, act: Callable[[], object]) -> None:
         real, left = getattr(module, name), [act]
@@ -67,7 +67,7 @@ def test_others_finish_while_one_looks(
 
 
 def test_others_rename_while_one_looks(plan: Plan, half: Path, before: Any) -> None:
-    """Shards have their names, the manifest is not there yet."""
+    """Shards have their final names before the manifest exists."""
 
     def renamed() -> None:
         (half / PARTIAL / COMMITTING).write_text('{"replaces": []}')
@@ -124,7 +124,7 @@ def test_who_begins_after_the_end(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It had looked at OUT before the end, and leaves nothing there."""
+    """A rank that inspected OUT before the commit leaves nothing there."""
 
     def others() -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -143,7 +143,7 @@ def test_who_begins_after_the_end(
 def test_a_lock_of_the_end_that_a_dead_run_has_left(
     half: Path, plan: Plan, big: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody finishes, so an error is told."""
+    """An error is raised, because no rank will finish."""
     lock = half / PARTIAL / "lock-finish"
     with Lock(lock, plan.key):
         text = lock.read_text()
@@ -173,12 +173,12 @@ def test_two_take_the_folder_away(half: Path, before: Any) -> None:
 
 
 def test_who_opens_shards_while_another_renames_them(plan: Plan, half: Path) -> None:
-    """Were the other killed now, a file of zeros would become a shard of the result."""
+    """Empty shards are removed: were the other rank killed now, they would enter the result."""
     folder, shard = half / PARTIAL, plan.layout.shards[0].name
     (folder / COMMITTING).write_text('{"replaces": []}')
     (folder / f"{shard}.partial").rename(half / shard)
     late = PartialOutput(half, plan)
-    with pytest.raises(OutputError, match="another rank has just finished"):
+    with pytest.raises(OutputError, match="another rank finished meanwhile"):
         late.open()
     late.close()
     assert not list(folder.glob("*.partial"))
@@ -187,7 +187,7 @@ def test_who_opens_shards_while_another_renames_them(plan: Plan, half: Path) -> 
 def test_the_finisher_dies_while_one_asks_for_its_lock(
     half: Path, plan: Plan, big: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then that one finishes."""
+    """The rank waiting for the lock commits instead."""
     real, left = run._lock, ["finish"]
 
     def lock(store: PartialOutput, name: str) -> Lock:

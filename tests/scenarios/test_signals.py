@@ -1,4 +1,4 @@
-"""A signal of the scheduler in any phase: ended with 75 within five seconds, and nothing lost."""
+"""A scheduler's signal in any phase ends the run with 75 within five seconds; work is kept."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def command(out: Path, models: list[Path]) -> list[object]:
 
 
 def stopped(forks: Forks, words: list[object], hurt: str) -> tuple[int, float, str]:
-    """How it ended, how long after the signal, and what it said."""
+    """Return the exit code, the seconds since the signal, and the message."""
     fork = forks.start(*words, env={"SIGNAL_IN": hurt})
     ended = fork.wait()
     seconds = time.monotonic() - float(fork.place.with_suffix(".at").read_text())
@@ -78,7 +78,7 @@ def test_any_phase(
 def test_what_takes_minutes_does_not_keep_it(
     tmp_path: Path, big: list[Path], whole: Path, forks: Forks, phase: str
 ) -> None:
-    """A matrix at work, a file that is read back: the other threads are not waited for."""
+    """Exit without waiting for threads at work on a matrix or reading a file back."""
     out = tmp_path / "out"
     hurt = f"{PHASES[phase]} {int(signal.SIGTERM)} 60"
     code, seconds, told = stopped(forks, command(out, big), hurt)
@@ -92,7 +92,7 @@ def test_what_takes_minutes_does_not_keep_it(
 def test_a_signal_when_all_is_done(
     tmp_path: Path, big: list[Path], forks: Forks, place: str
 ) -> None:
-    """The answer is out, or on its way to busy storage; nothing is left that could be stopped."""
+    """Ignore a signal once the result is printed: nothing is left that could be stopped."""
     out = tmp_path / "out"
     code, _, told = stopped(forks, command(out, big), f"{place} {int(signal.SIGTERM)} 0")
     assert (code, told) == (0, "")
@@ -103,7 +103,7 @@ def test_a_signal_when_all_is_done(
 def test_a_signal_that_becomes_another_error(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """As the start of an extension module does with what its handler raises."""
+    """Exit with 75 even if an extension module turns the handler's exception into another."""
 
     def half_imported(*words: object) -> None:
         try:

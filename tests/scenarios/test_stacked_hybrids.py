@@ -1,4 +1,4 @@
-"""Hybrids of which layers were stacked: the result loads and runs."""
+"""Hybrid models with stacked layers: the result loads and runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The same below Python: the system's calls of a real process fail once each, by LD_PRELOAD."""
+"""Every system call of a real process fails once, below Python, by LD_PRELOAD."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ WRITES, READS = "pwrite write fsync ftruncate", "pread preadv read"
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Processes of merge-worker whose calls can be told to fail."""
+    """Return the factory of merge-worker processes with failing system calls."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler")
@@ -33,7 +33,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 
 class Worker:
-    """One merge, and which of its calls fails."""
+    """One merge, and the call of it that fails."""
 
     def __init__(self, forks: Forks, folder: Path) -> None:
         self.forks, self.folder = forks, folder
@@ -42,7 +42,7 @@ class Worker:
             (model / "tokenizer.json").write_text("{}")
 
     def merge(self, calls: str, at: int, number: int) -> tuple[Ended, int]:
-        """How it ended, and how many such calls there were."""
+        """Return how the merge ended, and the number of such calls."""
         below = self.folder / ("in" if calls == READS else "out")
         count = self.folder / "count"
         env = {

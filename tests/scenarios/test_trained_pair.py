@@ -1,4 +1,4 @@
-"""A merge works: two specialists of one base, merged, do better on both tasks together."""
+"""Two specialists of one base, merged, do better on both tasks together."""
 
 import copy
 import importlib.util
@@ -49,7 +49,7 @@ def small_llama(tokens: int) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base, adder and reverser, float32."""
+    """Train base, adder and reverser in float32."""
     demo, root = demo_models(), tmp_path_factory.mktemp("trained")
     tokenizer = demo.make_tokenizer()
     tasks = {"adder": demo.addition, "reverser": demo.reversal}

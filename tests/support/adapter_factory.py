@@ -1,4 +1,4 @@
-"""Adapters made and judged by PEFT: what it trains, saves, merges and loads again."""
+"""Adapters trained, saved, merged and loaded by PEFT."""
 
 import json
 import warnings
@@ -16,7 +16,7 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def save_base(folder: Path, model_type: str = "llama", **config: Any) -> Path:
-    """A float32 base as transformers saves it."""
+    """Save a float32 base with transformers."""
     make_model(model_type, **config).float().save_pretrained(folder)
     return folder
 
@@ -28,7 +28,7 @@ def load_base(folder: Path) -> Any:
 
 
 def adapt(base: Path, out: Path, seed: int = 0, **config: Any) -> Path:
-    """An adapter on `base` that PEFT saved, after every trainable value was moved."""
+    """Save an adapter on `base` with PEFT, after moving every trainable value."""
     from peft import LoraConfig, get_peft_model
 
     config.setdefault("r", 4)
@@ -55,7 +55,7 @@ def on_base(base: Path, adapter: Path) -> Any:
 
 
 def merged_by_peft(base: Path, adapter: Path, out: Path) -> Path:
-    """`merge_and_unload` in float32, saved by transformers."""
+    """Save the result of PEFT's `merge_and_unload` in float32."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         on_base(base, adapter).merge_and_unload().save_pretrained(out)

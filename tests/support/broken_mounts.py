@@ -1,4 +1,4 @@
-"""A mount that fails as networks of disks do, by tests/fakes/fuse_disk.py, where root may mount."""
+"""A mount that fails like a network file system (fakes/fuse_disk.py); needs root."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ SERVER = Path(__file__).resolve().parents[1] / "fakes" / "fuse_disk.py"
 
 @dataclass
 class Mount:
-    """`place` shows what is in `store`, and what `faults` says goes wrong."""
+    """A mount of the folder `store` at `place`; calls fail as the file `faults` says."""
 
     store: Path
     place: Path
@@ -24,7 +24,7 @@ class Mount:
     servers: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def mount(self) -> None:
-        """Again, if it was lost. Skips where the system does not let us."""
+        """Mount, again if the mount was lost; skips the test if the system does not permit it."""
         argv = [sys.executable, "-I", str(SERVER), *map(str, (self.store, self.place, self.faults))]
         server = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.servers.append(server)
@@ -34,18 +34,18 @@ class Mount:
             pytest.skip(f"FUSE cannot be mounted here: {said}")
 
     def fails(self, *faults: str) -> None:
-        """From now on; nothing if there are none."""
+        """Set the faults from now on; without arguments, none."""
         self.faults.with_suffix(".met").unlink(missing_ok=True)
         self.faults.with_suffix(".new").write_text("\n".join(faults))
         self.faults.with_suffix(".new").replace(self.faults)
 
     @property
     def met(self) -> bool:
-        """Whether one of them has happened."""
+        """Return whether a fault has happened."""
         return self.faults.with_suffix(".met").exists()
 
     def vanish(self) -> None:
-        """As if the network were cut: the mount stays, and nobody is behind it."""
+        """Cut the connection: the mount stays without a server behind it."""
         self.servers[-1].send_signal(signal.SIGKILL)
         self.servers[-1].wait(10)
 
@@ -65,7 +65,7 @@ class Mount:
 
 
 def make_mount(folder: Path) -> Mount:
-    """A fresh one below `folder`. Skips with the reason where there can be none."""
+    """Make a mount below `folder`; skips the test with the reason if that is impossible."""
     if os.geteuid() != 0 or not Path("/dev/fuse").exists():
         pytest.skip("only root may mount FUSE, where the kernel has it")
     made = Mount(folder / "store", folder / "mount", folder / "faults")

@@ -1,4 +1,4 @@
-"""A page in headless Chromium, asked over a pipe: what it logs, requests and answers."""
+"""A page in headless Chromium, controlled over a pipe: its logs, requests and values."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PATIENCE_S = 120.0
 
 
 class Browser:
-    """One page of one process. Skips where there is no Chromium."""
+    """One page of one process; skips the test if there is no Chromium."""
 
     def __init__(self, folder: Path) -> None:
         program = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -47,7 +47,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command of the DevTools protocol."""
+        """Return the result of one command of the DevTools protocol."""
         self._number += 1
         asked: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -74,7 +74,7 @@ class Browser:
         return message
 
     def open(self, file: Path) -> None:
-        """Load a page, until it says that it has loaded."""
+        """Load a page and wait until it reports that it has loaded."""
         self.call("Page.navigate", url=file.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
@@ -91,7 +91,7 @@ class Browser:
         return [json.dumps(e["params"]) for e in self.events if e.get("method") in kinds]
 
     def requested(self) -> list[str]:
-        """Addresses of all requests."""
+        """Return the addresses of all requests."""
         asked = [e for e in self.events if e.get("method") == "Network.requestWillBeSent"]
         return [event["params"]["request"]["url"] for event in asked]
 

@@ -1,6 +1,6 @@
-"""Tiny checkpoints for the tests, and an independent look at what a merge made of them.
+"""Tiny checkpoints for the tests, and independent readers of merged results.
 
-Nothing here uses our own reader or writer: what the worker makes is judged by safetensors' code.
+Nothing here uses the worker's reader or writer: results are read by the safetensors library.
 """
 
 import json
@@ -122,7 +122,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 class Rounding(NamedTuple):
-    """A float format: bits of its significand, and the exponent of its smallest step."""
+    """A float format: the bits of its significand, and the exponent of its smallest step."""
 
     bits: int
     smallest_step: int
@@ -136,7 +136,7 @@ ROUNDING = {
 
 
 def make_model(model_type: str, seed: int = 0, **config: Any) -> Any:
-    """A bfloat16 model of that type with random weights, as transformers initialises it."""
+    """Save a bfloat16 model of a type with the random weights that transformers initializes."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     known = ARCHITECTURES.get(model_type, {})
@@ -147,7 +147,7 @@ def make_model(model_type: str, seed: int = 0, **config: Any) -> Any:
 
 
 def disturb(model: Any, seed: int, scale: float = 0.01) -> None:
-    """What a fine-tune does to the numbers: every weight moves a little."""
+    """Move every weight a little, as a fine-tune does."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -165,7 +165,7 @@ def save_fine_tunes(folder: Path, model_type: str, count: int = 3, **config: Any
 
 
 def load(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The model, and what transformers has to say about its keys."""
+    """Load the model, with the report of transformers on its keys."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     seq2seq = AutoConfig.from_pretrained(folder).is_encoder_decoder
@@ -181,7 +181,7 @@ def write_checkpoint(
     shards: int = 1,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The tensors dealt out over shards in turn; with one shard, a single file and no index."""
+    """Write tensors over shards in turn; one shard is a single file without an index."""
     folder.mkdir(parents=True)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -210,7 +210,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def ulps_from_mean(result: Tensor, inputs: Sequence[Tensor]) -> float:
-    """The largest distance from the float64 mean, in units in the last place of result's dtype."""
+    """Return the largest distance from the float64 mean, in ulps of the result's dtype."""
     if result.numel() == 0:
         return 0.0
     mean = torch.stack([tensor.double() for tensor in inputs]).mean(0)

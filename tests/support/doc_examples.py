@@ -1,7 +1,7 @@
-"""README and the pages under docs/ as programs: their named blocks are files, their commands run.
+"""Run the examples of README and docs/: named blocks are files, commands are executed.
 
-A `bash` block has commands that succeed. A `console` block has commands behind `$` and what they
-print, which may be an error; a line `…` stands for any lines.
+A `bash` block has commands that succeed. A `console` block has commands behind `$` and their
+output, which may be an error; a line `…` stands for any lines.
 """
 
 import os
@@ -43,7 +43,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def programs(folder: Path) -> str:
-    """PATH with merge-launch, merge-worker and the tests' python3 in front."""
+    """Return PATH with merge-launch, merge-worker and the tests' python3 in front."""
     folder.mkdir()
     ours = f"PYTHONPATH={SOURCES} exec {sys.executable} -m"
     for name, text in {
@@ -59,7 +59,7 @@ def programs(folder: Path) -> str:
 
 
 def walk(page: Path, folder: Path, variables: Mapping[str, str]) -> Iterator[Said]:
-    """Every command of the page in its order, run in the folder."""
+    """Run every command of the page in order in the folder, and yield the results."""
     for kind, name, text in blocks(page):
         if name:
             (folder / name).write_text(text, encoding="utf-8")
@@ -85,7 +85,7 @@ def _run(command: str, expected: str | None, folder: Path, variables: Mapping[st
 
 
 def wrong(said: Said, folder: Path, shown_as: str) -> str | None:
-    """What the page does not say rightly of a command, or None."""
+    """Return how a command's result differs from the page, or None."""
     if said.expected is None:
         return f"{said.command}\n{said.out}{said.err}" if said.code else None
     printed = _masked((said.err + said.out).replace(str(folder), shown_as))

@@ -1,4 +1,4 @@
-"""The models that docs/checkpoints.md speaks of, as small as models can be."""
+"""The models of docs/checkpoints.md, as small as possible."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ BLOCK = 8
 
 
 def make(folder: Path, hub: Hub) -> None:
-    """`models/…`, `adapters/…` and what the hub has."""
+    """Write `models/…`, `adapters/…` and the repositories of the Hub."""
     models = folder / "models"
     plain = [*SPECIAL, *LETTERS, *MERGED]
     save_model(models / "base", bpe(plain))
@@ -63,7 +63,7 @@ def _rewrite(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _like(folder: Path, model: Path, tensors: dict[str, Tensor]) -> None:
-    """The other files of a model with these weights."""
+    """Write the other files of a model with these weights."""
     shutil.copytree(model, folder)
     _rewrite(folder, {name: tensor.contiguous() for name, tensor in tensors.items()})
 
@@ -103,7 +103,7 @@ def _pickled(models: Path) -> None:
 
 
 def _adapter(folder: Path, seed: int) -> None:
-    """As PEFT saves one of rank 2 on the attention of `models/base`."""
+    """Write an adapter of rank 2 on the attention of `models/base`, as PEFT saves it."""
     folder.mkdir(parents=True)
     chance = torch.Generator().manual_seed(seed)
     tensors = {}

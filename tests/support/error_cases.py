@@ -1,7 +1,7 @@
-"""Mistakes as data: what was there, what was typed, and what is to come of it.
+"""Mistakes as data: the files, the command, and the expected exit code.
 
-Each is made in a folder of its own with four small models in it, through the commands as they are.
-`test_mistakes.py` runs them all; docs/errors.md is what they print.
+Each runs the real command in a folder of its own with four small models.
+`scenarios/test_messages.py` runs them all; docs/errors.md shows their output.
 """
 
 import contextlib
@@ -45,10 +45,10 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Mistake:
-    """`made` says in words what is wrong, where the command and the recipe do not show it.
+    """A wrong command; `made` describes the mistake if command and recipe do not show it.
 
-    `prepare` makes the files, `system` what the operating system answers; `first` are commands
-    that were run before.
+    `prepare` makes the files, `system` patches the operating system; `first` are commands to run
+    before.
     """
 
     title: str
@@ -68,7 +68,7 @@ class Answer(NamedTuple):
 
 
 def llama(seed: int, scale: float = 0.01, hidden: int = 8) -> dict[str, Tensor]:
-    """A model of two layers that was trained a little from the same base, in other directions."""
+    """Write a model of two layers, moved a little from a common base in a direction of its own."""
     shapes: dict[str, tuple[int, ...]] = {
         "lm_head.weight": (16, hidden),
         "model.embed_tokens.weight": (16, hidden),
@@ -86,14 +86,14 @@ def llama(seed: int, scale: float = 0.01, hidden: int = 8) -> dict[str, Tensor]:
 
 
 def make_world(folder: Path) -> Path:
-    """base, m1, m2 and m3 in a folder."""
+    """Write base, m1, m2 and m3 to a folder."""
     for number, name in enumerate(("base", "m1", "m2", "m3")):
         write_checkpoint(folder / name, llama(number), config=CONFIG)
     return folder
 
 
 def change(name: str, **tensors: Tensor | None) -> Prepare:
-    """Tensors of a model replaced, added or taken away; `__` in a name is a dot."""
+    """Replace, add or remove (None) tensors of a model; `__` in a name is a dot."""
 
     def prepare(world: World) -> None:
         from safetensors.torch import load_file, save_file
@@ -119,7 +119,7 @@ def write(name: str, content: str | bytes) -> Prepare:
 
 
 def configured(name: str, **values: object) -> Prepare:
-    """Values of a model's config."""
+    """Set values of a model's config."""
 
     def prepare(world: World) -> None:
         path = world / name / "config.json"
@@ -137,9 +137,9 @@ def both(*parts: Prepare) -> Prepare:
 
 
 def refuses(call: str, number: int, *, after: int = 0, path: str = "") -> System:
-    """The system's `call` of os answers with this error, from the call after `after` of them on.
+    """Make `call` of os fail with this error after the first `after` calls.
 
-    `path`: only where the file is below it.
+    `path`: only for files below it.
     """
 
     def system(patch: pytest.MonkeyPatch, world: World) -> None:
@@ -165,7 +165,7 @@ def _name_of(target: object) -> str:
 
 
 def run(mistake: Mistake, world: World, patch: pytest.MonkeyPatch) -> Answer:
-    """Make the mistake."""
+    """Run the mistake and return its output."""
     if mistake.recipe:
         (world / "recipe.yml").write_text(mistake.recipe, encoding="utf-8")
     for command in mistake.first:
@@ -180,7 +180,7 @@ def run(mistake: Mistake, world: World, patch: pytest.MonkeyPatch) -> Answer:
 
 
 def normalised(text: str, world: World) -> str:
-    """Without what differs from machine to machine."""
+    """Return the text without parts that differ between machines."""
     # Hard to read with the folder, and that is another one each time.
     text = text.replace(f"{world}/", "").replace(str(world), ".").replace(sys.executable, "python3")
     return re.sub(r" in [\d:]+ \w+ \([\d.]+ GiB/s\)", " in 1 s (1.00 GiB/s)", text)

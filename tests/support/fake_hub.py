@@ -1,4 +1,4 @@
-"""A server on this machine that speaks the hub's protocol as far as its client needs it."""
+"""A local server for the part of the Hub's protocol that its client needs."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ NEWER = COMMIT[::-1]
 
 @dataclass
 class Hub:
-    """Repositories by name: their files. `asked` are the requests for files, with their ranges."""
+    """Files of repositories by name. `asked` holds the requests for files, with their ranges."""
 
     url: str = ""
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -34,13 +34,13 @@ class Hub:
         self.repositories[name] = found
 
     def move(self, name: str, folder: Path) -> None:
-        """Another commit on the main branch; what was there is found by its own."""
+        """Add a commit to the main branch; earlier files remain under their commit."""
         self.old[name] = self.repositories[name]
         self.commits[name] = NEWER
         self.add(name, folder)
 
     def fetched(self) -> list[str]:
-        """Files that were fetched whole."""
+        """Return the files that were fetched whole."""
         return [name for method, name, span in self.asked if method == "GET" and not span]
 
 

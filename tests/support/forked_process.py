@@ -1,7 +1,7 @@
-"""Processes of merge-worker that start in milliseconds, because torch is loaded once.
+"""Processes of merge-worker that start in milliseconds, because their parent has loaded torch.
 
-Run as a script, this is the parent: it loads the worker, and forks a child for every line of JSON
-on its standard input. The children are real processes with ids, signals and files of their own.
+Run as a script, this is the parent: it loads the worker and forks a child for every line of JSON on
+its standard input. Children are real processes with ids, signals and files of their own.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ PATIENCE_S = 300.0
 
 
 class Ended(NamedTuple):
-    """How a process ended: its exit code, or minus the signal that killed it; what it printed."""
+    """The end of a process: exit code, or minus the signal that killed it, and its output."""
 
     code: int
     out: str
@@ -34,7 +34,7 @@ class Ended(NamedTuple):
 
 
 class Forks:
-    """The parent, seen from the tests."""
+    """The forking parent, as the tests use it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,7 +89,7 @@ class Fork(NamedTuple):
             os.kill(self.pid, number)
 
     def read_bytes(self) -> int:
-        """What it read of its inputs, if COUNT_READS was set for it."""
+        """Return the input bytes read, if the process ran with COUNT_READS."""
         note = self.place.with_suffix(".reads")
         return int.from_bytes(note.read_bytes(), sys.byteorder) if note.exists() else 0
 
@@ -129,7 +129,7 @@ def child(order: dict[str, Any]) -> None:
 
 
 def count_reads(note: Path) -> None:
-    """Keep the bytes of inputs that lanes began to read where a kill does not take them away."""
+    """Count the input bytes that lanes began to read, in a file that survives a kill."""
     from merge_worker.checkpoint.reader import Files
 
     note.write_bytes(bytes(8))
@@ -146,7 +146,7 @@ def count_reads(note: Path) -> None:
 
 
 def signal_in(module: str, names: str, number: str, seconds: str, note: Path) -> None:
-    """Have the first call of a function send a signal to its process, and take so long itself."""
+    """Make the first call of a function send a signal to its process and sleep for `seconds`."""
     *path, name = names.split(".")
     place: Any = importlib.import_module(module)
     for part in path:

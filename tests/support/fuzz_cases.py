@@ -1,4 +1,4 @@
-"""Hostile inputs, as bytes: true ones that are broken at random places. Nothing is read here."""
+"""Hostile inputs as bytes: valid ones, broken at random places. Nothing is read here."""
 
 import io
 import json
@@ -70,7 +70,7 @@ def value(chance: random.Random, depth: int = 0) -> Any:
 
 
 def bent(chance: random.Random, whole: Any) -> Any:
-    """A value of JSON with another one somewhere in it."""
+    """Return a JSON value with a random part replaced."""
     if isinstance(whole, dict) and whole and chance.random() < 0.9:
         key = chance.choice(list(whole))
         return {**whole, key: bent(chance, whole[key])}
@@ -81,7 +81,7 @@ def bent(chance: random.Random, whole: Any) -> Any:
 
 
 def torn(chance: random.Random, raw: bytes) -> bytes:
-    """Some bytes replaced, some lost; now and then nested deeper than anybody reads."""
+    """Replace some bytes and drop others; sometimes nest deeper than any parser allows."""
     if chance.random() < 0.01:
         return b"[" * 50_000 if chance.random() < 0.5 else b'{"a":' * 50_000
     held = bytearray(raw)
@@ -92,7 +92,7 @@ def torn(chance: random.Random, raw: bytes) -> bytes:
 
 
 def header(chance: random.Random) -> bytes:
-    """The JSON of a safetensors file; the byte before it says how its length is lied about."""
+    """Return the JSON of a safetensors file after a byte that selects a false length."""
     offset, tensors = 0, dict[str, Any]()
     for number in range(chance.randrange(6)):
         shape = [chance.randrange(9) for _ in range(chance.randrange(4))]
@@ -111,7 +111,7 @@ def header(chance: random.Random) -> bytes:
 
 
 def index(chance: random.Random) -> bytes:
-    """An index beside two true shards, a FIFO, a device and a link to itself."""
+    """Return an index to put next to two valid shards, a FIFO, a device and a link to itself."""
     whole: Any = {
         "metadata": {"total_size": 16},
         "weight_map": {"a": "one.safetensors", "b": "two.safetensors"},
@@ -131,7 +131,7 @@ def recipe(chance: random.Random) -> bytes:
 
 
 def whole_pickle() -> bytes:
-    """What torch.save puts into data.pkl: two tensors of one storage."""
+    """Return data.pkl as torch.save writes it for two tensors of one storage."""
     words = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
     shape = b"K\x00K\x02K\x03\x86K\x03K\x01\x86\x89ccollections\nOrderedDict\n)RtR"
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((" + words + b"K\x10tQ" + shape
@@ -151,7 +151,7 @@ def pickled(chance: random.Random) -> bytes:
 
 
 def archived(pickle_bytes: bytes) -> bytes:
-    """A whole file of torch.save around a pickle."""
+    """Return a whole torch.save file around a pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("m/data.pkl", pickle_bytes)
@@ -168,7 +168,7 @@ def archive(chance: random.Random) -> bytes:
 
 
 def vocabulary(chance: random.Random) -> bytes:
-    """The files of a tokenizer: the byte before says which of them."""
+    """Return a tokenizer file after a byte that selects which one it is."""
     number = chance.randrange(len(TOKENIZERS))
     whole = list(TOKENIZERS.values())[number]
     if not isinstance(whole, bytes):
@@ -179,7 +179,7 @@ def vocabulary(chance: random.Random) -> bytes:
 
 
 def settings(whole: Any) -> Callable[[random.Random], bytes]:
-    """Makes the JSON of such settings, bent and torn."""
+    """Return a maker of the JSON of these settings, damaged at random."""
 
     def make(chance: random.Random) -> bytes:
         held = whole

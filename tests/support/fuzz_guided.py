@@ -1,8 +1,8 @@
-"""The fuzzer that looks for new paths through the worker's code, by atheris (pip install atheris).
+"""Coverage-guided fuzzing of the worker with atheris (pip install atheris).
 
-`python fuzz_guided.py KIND SEED COUNT FOLDER`: begins with what `fuzz_cases.py` makes, keeps in
-FOLDER what reached new code, and ends at the first case without an answer in words, which is kept
-there too. Not part of the tests; `scripts/fuzz` calls it.
+`python fuzz_guided.py KIND SEED COUNT FOLDER` begins with inputs of `fuzz_cases.py` and keeps those
+that reach new code in FOLDER. It ends at the first input without a readable error, which is kept
+there, too. Not part of the tests; `scripts/fuzz` calls it.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ HANGS_S = 300
 
 
 def words(folder: Path) -> Path:
-    """A dictionary of libFuzzer."""
+    """Write a dictionary for libFuzzer."""
     file = folder / "words.dict"
     raw = [word.encode(errors="surrogatepass") for word in (*WORDS, *BITS) if 0 < len(word) < 60]
     lines = ["".join(f"\\x{byte:02x}" for byte in word) for word in raw]

@@ -1,8 +1,8 @@
-"""Hostile inputs by the ten thousand, in a process of its own with little memory.
+"""Tens of thousands of hostile inputs, in a separate process with little memory.
 
-`python fuzz_runner.py KIND SEED COUNT`: what `fuzz_cases.py` makes is read as the worker reads
-it. Ends with 1 at the first that is answered by anything but a line of words, and prints it; with
-1, too, if an answer takes long. `fuzz_guided.py` lets atheris find the cases.
+`python fuzz_runner.py KIND SEED COUNT` reads inputs of `fuzz_cases.py` with the worker's code. It
+prints the first input that is slow or raises anything but a WorkerError of few lines, and exits
+with 1. `fuzz_guided.py` lets atheris find the inputs.
 """
 
 import json
@@ -51,7 +51,7 @@ OTHERS = Vocabulary({"<s>": 0, "z": 1, "<|x|>": 2}, {"<|x|>": {"special": True}}
 
 
 def read_header(case: bytes) -> None:
-    """The size of the file is the one that the header asks for, unless the first byte lies."""
+    """Read a header; the file has the size it declares, unless the first byte falsifies it."""
     lie, raw = case[:1] or b"\xff", case[1:]
     length, size = len(raw), 8 + len(raw) + _promised(raw)
     if lie[0] < len(LENGTHS):
@@ -62,7 +62,7 @@ def read_header(case: bytes) -> None:
 
 
 def _promised(raw: bytes) -> int:
-    """Where the last tensor of a header ends, if it can be read at all."""
+    """Return where the last tensor of a header ends, if it can be read at all."""
     try:
         ends = [entry["data_offsets"][1] for entry in json.loads(raw).values()]
         return int(max((end for end in ends if 0 < end < 2**62), default=0))
@@ -72,7 +72,7 @@ def _promised(raw: bytes) -> int:
 
 @cache
 def folder() -> Path:
-    """Models a, b and c, and a folder of traps for an index."""
+    """Make models a, b and c, and a folder of traps for an index."""
     place = Path(tempfile.mkdtemp(prefix="fuzz-"))
     for name in ("a", "b", "c", "m1", "m2", "odd"):
         (place / name).mkdir()
@@ -122,7 +122,7 @@ def read_recipe(case: bytes) -> None:
 
 
 def read_plan(case: bytes) -> None:
-    """The recipe against models that are there."""
+    """Plan the recipe with existing models."""
     make_plan(parse(_text(case), "recipe.yml"), PlanOptions(relative_to=folder()))
 
 
@@ -140,7 +140,7 @@ def read_pickle(case: bytes) -> None:
 
 
 def read_vocabulary(case: bytes) -> None:
-    """Tokens, then those of another model beside them, and the files of both together."""
+    """Read a vocabulary, unite it with that of another model, and edit the files for both."""
     names = list(TOKENIZERS)
     beside = SideFiles(None, {names[(case[:1] or b"\0")[0] % len(names)]: case[1:]})
     found = vocabulary(beside)
@@ -150,7 +150,7 @@ def read_vocabulary(case: bytes) -> None:
 
 
 def read_config(case: bytes) -> None:
-    """Of a model whose layers are taken once, twice, and by another model's side."""
+    """Read the config of a model with layers picked, repeated and mixed with another model's."""
     place = folder()
     (place / "odd" / "config.json").write_bytes(case)
     for text in STACKED:
@@ -163,7 +163,7 @@ def read_adapter(case: bytes) -> None:
 
 
 def read_card(case: bytes) -> None:
-    """All that a merge writes beside the weights, from a model with this card."""
+    """Write all side files of a merge of a model with this card."""
     place = folder()
     for name in ("a", "b"):
         (place / name / "README.md").write_bytes(case)
@@ -185,7 +185,7 @@ READERS: dict[str, Callable[[bytes], Any]] = {
 
 
 def timed(kind: str, case: bytes) -> None:
-    """Read it. WorkerError; TimeoutError if that took longer than anybody waits."""
+    """Read an input. Raises WorkerError, or TimeoutError if it took too long."""
     began = time.process_time()
     try:
         READERS[kind](case)

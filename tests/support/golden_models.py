@@ -1,8 +1,8 @@
-"""The small float32 Llamas that the goldens of mergekit are made from: the same bytes anywhere.
+"""The small float32 Llamas behind the goldens of mergekit: the same bytes on every machine.
 
-Values are sums of random integers scaled by powers of two, so no maths library has a say. Deltas of
-fine-tunes are exact in float32 and have few equal magnitudes: where a method cuts by rank, which
-of two equal elements goes first is nobody's business.
+Values are sums of random integers scaled by powers of two, independent of any math library. Deltas
+of fine-tunes are exact in float32 and have few equal magnitudes, as the order of equal elements is
+undefined where a method cuts by rank.
 """
 
 import json
@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {
 
 
 def shapes(hidden: int = HIDDEN, middle: int = MIDDLE) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model, in the order of its names on disk."""
+    """Return the shapes of all tensors, in the order of their names on disk."""
     half = hidden // 2
     layer = {
         "input_layernorm": (hidden,),
@@ -62,7 +62,7 @@ def shapes(hidden: int = HIDDEN, middle: int = MIDDLE) -> dict[str, tuple[int, .
 
 
 def bells(shape: tuple[int, ...], seed: str) -> Tensor:
-    """Nearly normal whole numbers, of standard deviation 37,837, exact in float32."""
+    """Return nearly normal integers with standard deviation 37,837, exact in float32."""
     count = 1
     for extent in shape:
         count *= extent
@@ -80,7 +80,7 @@ def base_tensors() -> dict[str, Tensor]:
 
 
 def fine_tune(base: dict[str, Tensor], seed: str) -> dict[str, Tensor]:
-    """The base moved by about a tenth of itself, partly in a direction that all share."""
+    """Return the base moved by about a tenth of itself, partly in a direction all share."""
     found = {}
     for name, tensor in base.items():
         moved = bells(tuple(tensor.shape), f"{seed} {name}") + bells(tuple(tensor.shape), name) / 2
@@ -90,7 +90,7 @@ def fine_tune(base: dict[str, Tensor], seed: str) -> dict[str, Tensor]:
 
 
 def louder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All further from 0, norms from 1: angles and divergences well above float32's rounding."""
+    """Scale values, norms around 1, so that angles and divergences exceed float32 rounding."""
     return {n: (t - 1) * 64 + 1 if "norm" in n else t * 64 for n, t in tensors.items()}
 
 
@@ -112,7 +112,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 def make_adapters(folder: Path, base: dict[str, Tensor]) -> None:
-    """`lora-…` for each of ADAPTERS, as PEFT saves them."""
+    """Write `lora-…` for each of ADAPTERS, as PEFT saves them."""
     for kind, given in ADAPTERS.items():
         config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, **given}
         found: dict[str, Tensor] = {}
@@ -125,7 +125,7 @@ def make_adapters(folder: Path, base: dict[str, Tensor]) -> None:
 def _trained(
     config: dict[str, Any], module: str, weight: Tensor, seed: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """What an adapter has of a module, in float64, of values that are exact in float32."""
+    """Return the adapter's tensors of a module, in float64, of values exact in float32."""
     rows, seed = len(weight), f"{seed} {module}"
     if module in config.get("modules_to_save", ()):
         yield "weight", weight.double() + bells(tuple(weight.shape), seed) / 2**22
@@ -151,7 +151,7 @@ def _pattern(config: dict[str, Any], module: str) -> int:
 
 
 def make_models(folder: Path) -> None:
-    """`base` with the fine-tunes `a`, `b`, `c`, all of them also as `tied-…` and as `loud-…`; and
+    """Write `base` with the fine-tunes `a`, `b`, `c`, all also as `tied-…` and as `loud-…`, and
     adapters of the base."""
     base = base_tensors()
     make_adapters(folder, base)
@@ -169,7 +169,7 @@ SIXTEEN_BITS = ("linear", "slerp", "task_arithmetic", "ties", "model_stock", "ka
 
 
 def make_models_of_16_bits(folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """The base and its fine-tunes rounded to bfloat16, kept in `dtype`."""
+    """Write the base and its fine-tunes rounded to bfloat16, stored in `dtype`."""
     base = base_tensors()
     config = {**CONFIG, "torch_dtype": str(dtype).removeprefix("torch.")}
     for name, tensors in {"base": base, **{seed: fine_tune(base, seed) for seed in "abc"}}.items():

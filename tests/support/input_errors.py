@@ -20,7 +20,7 @@ def cut_short(world: World) -> None:
 
 
 def into_shards(world: World, lost: int = 0) -> None:
-    """m2 as two shards with an index, without one of them."""
+    """Store m2 as two shards with an index, and remove one shard."""
     from safetensors.torch import load_file, save_file
 
     held = load_file(world / WEIGHTS)
@@ -55,7 +55,7 @@ def emptied(name: str) -> object:
 
 
 def adapter(**config: object) -> object:
-    """An adapter of rank 2 on one matrix that m1 has."""
+    """Write an adapter of rank 2 on one matrix of m1."""
 
     def prepare(world: World) -> None:
         from safetensors.torch import save_file

@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings of the machine, no environment of a cluster job, an empty folder to be in."""
+    """Remove machine settings and cluster variables, and change to an empty folder."""
     os.umask(0o022)
     for name in list(os.environ):
         if name.startswith(("MERGE_LAUNCH_", "SLURM_", "PBS_", "BEAKER_", "XDG_")):
@@ -58,7 +58,7 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def models(work: Path) -> list[Path]:
-    """m1, m2, m3 in the current folder; their average is 2 and 20."""
+    """Write m1, m2, m3 to the current folder; their average is 2 and 20."""
     return [model(work / f"m{n}", float(n)) for n in (1, 2, 3)]
 
 
@@ -72,7 +72,7 @@ def model(folder: Path, value: float) -> Path:
 
 @pytest.fixture
 def launch() -> Callable[..., Outcome]:
-    """merge-launch in this process, which makes the options of the command that is asked for."""
+    """Run merge-launch in this process, with only the options of the given command built."""
 
     def run(*words: object) -> Outcome:
         given = [str(word) for word in words]
@@ -87,7 +87,7 @@ def launch() -> Callable[..., Outcome]:
 
 @pytest.fixture
 def launch_process() -> Callable[..., Outcome]:
-    """merge-launch as users start it."""
+    """Run merge-launch in a process of its own."""
 
     def run(*words: object, **variables: str) -> Outcome:
         argv = [sys.executable, "-m", "merge_launch", *map(str, words)]
@@ -111,7 +111,7 @@ class Fakes(NamedTuple):
         subprocess.run(argv, check=True, timeout=300)
 
     def switch(self, name: str, on: bool = True) -> None:
-        """A state of the PBS server: down, no-history, quota, no-json, raw-json."""
+        """Set a state of the PBS server: down, no-history, quota, no-json, raw-json."""
         path = self.folder / "pbs" / name
         path.parent.mkdir(exist_ok=True)
         path.touch() if on else path.unlink()
@@ -123,7 +123,7 @@ class Fakes(NamedTuple):
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    """The fake schedulers first on PATH."""
+    """Put the fake schedulers first on PATH."""
     folder = tmp_path / "fakes"
     folder.mkdir()
     monkeypatch.setenv("FAKES", str(folder))
@@ -133,7 +133,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
 
 @pytest.fixture
 def no_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PATH with bash and the like, and none of the programs that submit jobs."""
+    """Set a PATH with bash and basic programs, but without any that submits jobs."""
     bare = tmp_path / "bin"
     bare.mkdir()
     for name in ("bash", "env", "python3"):
@@ -143,7 +143,7 @@ def no_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make_job() -> Callable[..., Job]:
-    """A job without a machine: nothing of it needs to exist."""
+    """Return a job; its files need not exist."""
 
     def make(
         *words: str, folder: str = "/home/me/work", payload: Payload = STAND_IN, **settings: Any
@@ -212,7 +212,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture
 def bare_bash(tmp_path: Path) -> Callable[..., Outcome]:
-    """bash with an argument list in an environment of nothing but PATH and HOME."""
+    """Run bash with an argument list in an environment of only PATH and HOME."""
 
     def run(*words: str, cwd: Path | None = None, **variables: str) -> Outcome:
         env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **variables}

@@ -14,7 +14,7 @@ Tensors = dict[str, Tensor]
 
 
 def save(model: Any, folder: Path, layout: str) -> Path:
-    """The model below `folder` in a layout of its family."""
+    """Write the model below `folder` in a layout of its family."""
     stacked = folder.with_name(folder.name + "-stacked")
     model.save_pretrained(stacked, save_original_format=False)
     rename = LAYOUTS[model.config.model_type][layout]
@@ -43,7 +43,7 @@ def _apart_convolutions(tensors: Tensors) -> Tensors:
 
 
 def _norms(linear: bool, attention: str) -> Callable[[Tensors], Tensors]:
-    """Other names of norms: in linear-attention layers, and of the norm after attention."""
+    """Rename the norms of linear-attention layers, and the norm after attention."""
 
     def renamed(tensors: Tensors) -> Tensors:
         found: Tensors = {}
@@ -65,7 +65,7 @@ def olmo(linear: bool, attention: str) -> Callable[[Tensors], Tensors]:
 
 
 def exporter(tensors: Tensors) -> Tensors:
-    """Names that OLMo-core's exporter has for parts of linear attention."""
+    """Rename parts of linear attention as OLMo-core's exporter does."""
     renamed = {
         name.replace("linear_attn.o_proj", "linear_attn.out_proj").replace(
             "linear_attn.o_norm", "linear_attn.norm"

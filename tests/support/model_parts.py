@@ -1,4 +1,4 @@
-"""Made-up tensors of parts of models, whole and in pieces, and merges of two of them."""
+"""Synthetic tensors of parts of models, whole and in pieces, and merges of two of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +58,7 @@ def fused(apart: Tensors) -> Tensors:
 
 
 def head_by_head(tensors: Tensors, form: str, heads: int) -> Tensor:
-    """Queries, keys and values of one head (of keys), then of the next."""
+    """Concatenate the queries, keys and values of one key head, then of the next."""
     parts = [tensors[form.format(n)].chunk(heads) for n in "qkv"]
     return torch.cat([torch.cat(head) for head in zip(*parts, strict=True)])
 

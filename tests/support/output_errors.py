@@ -1,4 +1,4 @@
-"""Numbers that would be wrong, output folders that may not be written, and what goes wrong then."""
+"""Mistakes about results and output folders, and failures while they are written."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def quota_of(most: int, used: float) -> System:
 
 
 def changed_meanwhile(patch: pytest.MonkeyPatch, world: World) -> None:
-    """Somebody writes into an input while it is read."""
+    """Change an input while it is read."""
     real, count = os.preadv, 0
 
     def preadv(fd: int, *rest: Any) -> int:

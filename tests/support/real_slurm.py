@@ -1,8 +1,8 @@
 """A real Slurm on loopback, private to one run of the tests: controller, two nodes, no database.
 
-Debian's packages run as root without systemd or cgroups. Everything they write is in one folder,
-ports are free ones, and nothing under /etc is touched. Where they are missing they are installed
-if apt can do that, as root; else the tests that need them are skipped with the reason.
+Debian's packages run as root without systemd or cgroups. All their files are in one folder, ports
+are free ones, and nothing under /etc is touched. Missing packages are installed by apt as root, if
+possible; otherwise the tests that need them are skipped with the reason.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP
 
 
 class Cluster(NamedTuple):
-    """A running Slurm. `variables` is what its commands need in the environment."""
+    """A running Slurm. `variables` are the environment variables its commands need."""
 
     folder: Path
     variables: dict[str, str]
@@ -92,7 +92,7 @@ class Cluster(NamedTuple):
         return self.fields(job_id).get(name, "")
 
     def wait(self, job_id: str, *states: str, timeout_s: float = 90) -> str:
-        """Until the job is in one of these states. If it has ended in another, its log is told."""
+        """Wait until the job is in one of these states; fail with its log if it ends otherwise."""
         fields: dict[str, str] = {}
 
         def there() -> bool:
@@ -107,16 +107,16 @@ class Cluster(NamedTuple):
         return state
 
     def clear(self) -> None:
-        """No job of one test is there in the next."""
+        """Cancel all jobs, so that the next test begins without any."""
         self.ask("scancel", "--full", "--user=root")
         until(lambda: not self.ask("squeue", "-h"), "all jobs to be gone")
         until(lambda: _idle(self), "two idle nodes")
 
     def start_now(self, job_id: str) -> None:
-        """Without the two minutes that a requeued job waits.
+        """Start a requeued job without the two minutes that it would wait.
 
-        Not in the second in which its last run ended: nodes refuse permits from before that, and
-        tell the time of both in seconds ("Job credential revoked").
+        Waits past the second in which its last run ended: nodes refuse credentials from before
+        that, and both times are in seconds ("Job credential revoked").
         """
         until(lambda: _idle(self), "the last run to end")
         time.sleep(NEXT_SECOND_S)
@@ -132,7 +132,7 @@ class Cluster(NamedTuple):
 
 
 def until(look, words: str, timeout_s: float = 60):
-    """What `look` finds, as soon as it finds something."""
+    """Poll `look` and return its first true result."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         found = look()
@@ -148,7 +148,7 @@ def _missing() -> list[str]:
 
 @functools.cache
 def why_not() -> str | None:
-    """Why there can be no Slurm here; installs the packages where that is possible."""
+    """Return why Slurm cannot run here, or None; installs the packages if possible."""
     if os.geteuid() != 0:
         return "a real Slurm is started by root only"
     if _missing() and shutil.which("apt-get") is None:
@@ -217,7 +217,7 @@ def _start(folder: Path, variables: dict[str, str]) -> list[subprocess.Popen[byt
 
 
 def cluster(folder: Path, remembered_s: int = 3600) -> Iterator[Cluster]:
-    """The body of a fixture. `folder` must have a short name: sockets take 107 characters."""
+    """Run a cluster for a fixture. `folder` must be short: socket paths have 107 characters."""
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)

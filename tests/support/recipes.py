@@ -1,4 +1,4 @@
-"""Runs of merge-worker for its tests, and checkpoints written byte by byte where they are odd."""
+"""Runs of merge-worker for its tests, and odd checkpoints written byte by byte."""
 
 import json
 import zlib
@@ -29,7 +29,7 @@ from support.checkpoint_factory import write_checkpoint
 
 
 def run(*words: object) -> int:
-    """The exit code of merge-worker with these words, in this process."""
+    """Run merge-worker with these arguments in this process; returns the exit code."""
     return main([str(word) for word in words])
 
 
@@ -43,7 +43,7 @@ def plan_of(models: Sequence[Path], method: str = "linear", **options: Any) -> P
 
 
 def some_tensors(seed: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """One of each kind: a matrix, a vector, a scalar, an empty one, integers, booleans."""
+    """Return a tensor of each kind: matrix, vector, scalar, empty, integers, booleans."""
     generator = torch.Generator().manual_seed(seed)
 
     def floats(*shape: int) -> Tensor:
@@ -74,7 +74,7 @@ def some_models(
 def one_tensor_models(
     folder: Path, elements: int, count: int = 2, dtype: torch.dtype = torch.bfloat16
 ) -> list[Path]:
-    """Models of one matrix that has many blocks, with some small ones around it."""
+    """Write models of one matrix with many blocks, between some small tensors."""
     models = []
     for seed in range(count):
         generator = torch.Generator().manual_seed(seed)
@@ -85,7 +85,7 @@ def one_tensor_models(
 
 
 def raw_file(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
-    """A safetensors file exactly as told; `length` lies about the header's."""
+    """Write a safetensors file of this header and data; `length` overrides the header's length."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     size = len(text) if length is None else length
@@ -94,12 +94,12 @@ def raw_file(path: Path, header: object, data: bytes = b"", length: int | None =
 
 
 def entry(shape: Sequence[int], first: int, last: int, dtype: str = "F32") -> dict[str, Any]:
-    """One tensor of a header."""
+    """Return one tensor's entry of a header."""
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [first, last]}
 
 
 def sparse_file(path: Path, tensors: Mapping[str, tuple[Sequence[int], str, int]]) -> None:
-    """A file with a true header and data that are one hole; tensors are (shape, dtype, bytes)."""
+    """Write a valid header with data that are one hole; tensors are (shape, dtype, bytes)."""
     header, offset = {}, 0
     for name, (shape, dtype, size) in tensors.items():
         header[name] = entry(shape, offset, offset + size, dtype)
@@ -110,7 +110,7 @@ def sparse_file(path: Path, tensors: Mapping[str, tuple[Sequence[int], str, int]
 
 
 def step(count: int, block: int, dtypes: tuple[str, ...], reads: int = 1, scratch: int = 0) -> Step:
-    """A step of a plan by itself: a vector, copied or merged from files that are not there."""
+    """Return a step of a plan: a vector, copied or merged from files that do not exist."""
     sources = tuple(
         StoredTensor("x", BY_NAME[d], (count,), "f", 8, count * BY_NAME[d].bytes) for d in dtypes
     )
@@ -123,18 +123,18 @@ def step(count: int, block: int, dtypes: tuple[str, ...], reads: int = 1, scratc
 
 
 def engine_for(plan: Plan, store: PartialOutput, **options: Any) -> Engine:
-    """The engine of one merge, on the CPU and silent."""
+    """Return the engine of one merge, on the CPU, without progress."""
     progress = Progress("off", plan.output_bytes, "")
     return Engine([store], plan.memory, progress, [torch.device("cpu")], **options)
 
 
 def work_of(plan: Plan, store: PartialOutput) -> list[Work]:
-    """All that the store lacks."""
+    """Return all unfinished work of the store."""
     return join_steps([share(plan.steps, Rank(), store.done())])
 
 
 def stream_into(out: Path, plan: Plan, *, stop_after: int | None = None, **options: Any) -> Engine:
-    """Do what is left of a plan, without a command around it; ends early after so many pieces."""
+    """Stream the rest of a plan without a command around it; stops after `pieces` pieces."""
     store = PartialOutput(out, plan)
     store.open_or_resume()
     store.read_journals()
@@ -159,7 +159,7 @@ def stream_into(out: Path, plan: Plan, *, stop_after: int | None = None, **optio
 
 
 def finish_into(out: Path, plan: Plan) -> None:
-    """Give what was streamed its final names."""
+    """Commit a streamed merge."""
     store = PartialOutput(out, plan)
     store.read_journals()
     assert store.complete()
@@ -172,7 +172,7 @@ def manifest(out: Path) -> dict[str, Any]:
 
 
 def digest(out: Path) -> dict[str, int]:
-    """Checksums of every file of a result but the manifest, which has timings."""
+    """Return checksums of all files of a result except the manifest, which has timings."""
     return {
         path.relative_to(out).as_posix(): zlib.crc32(path.read_bytes())
         for path in sorted(out.rglob("*"))
@@ -185,7 +185,7 @@ def shards_of(out: Path) -> dict[str, int]:
 
 
 def after_a_third(patch: pytest.MonkeyPatch, count: int, act: Callable[[], object]) -> None:
-    """Have something happen once when a third of a result of so many bytes is written."""
+    """Call `act` once when a third of a result of so many bytes is written."""
     real, waits = Progress.wrote, [act]
 
     def wrote(progress: Progress, written: int, *which: int) -> None:

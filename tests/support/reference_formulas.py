@@ -54,7 +54,7 @@ def rescaled(values: Tensor, kept: Tensor) -> Tensor:
 def vote(
     kept: Sequence[Tensor], weights: Sequence[float], how: str | None, normalize: bool
 ) -> Tensor:
-    """Return the sum (or mean, if `normalize`) of what agrees, element by element."""
+    """Return the sum (or mean, if `normalize`) of the agreeing elements."""
     columns = [k.reshape(-1).tolist() for k in kept]
     result = []
     for values in zip(*columns, strict=True):

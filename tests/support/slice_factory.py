@@ -1,4 +1,4 @@
-"""Models whose tensors tell where they are from, and recipes that pick layers of them."""
+"""Models with values that identify their origin, and recipes that pick their layers."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from support.recipes import run
 
 
 def plain(value: float, depth: int = 4, stack: str = "model.layers.") -> dict[str, Tensor]:
-    """A model whose tensors tell where they are from: model + layer / 10, 0.9 after the layers."""
+    """Write a model with identifying values: model + layer / 10, or + 0.9 after the layers."""
     layers = {
         f"{stack}{n}.{part}.weight": torch.full((2, 2), value + n / 10)
         for n in range(depth)
@@ -32,7 +32,7 @@ def plain(value: float, depth: int = 4, stack: str = "model.layers.") -> dict[st
 
 
 def merge(models: Path, text: str, *options: object) -> dict[str, float]:
-    """The first element of every tensor of the result."""
+    """Merge, and return the first element of every tensor of the result."""
     path, out = models / "recipe.yml", models / "out"
     path.write_text(text, encoding="utf-8")
     words = ["--relative-to", models, "--progress", "off", "--threads", 1]

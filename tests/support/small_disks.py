@@ -1,6 +1,6 @@
-"""Small file systems of several kinds, where root may make them, for tests that fill or lose them.
+"""Small file systems of several kinds, for tests that fill or remove them; needs root.
 
-An image in a file, mounted by the loop device; nothing of the machine's own storage is touched.
+Each is an image in a file, mounted by the loop device; other storage is not touched.
 """
 
 import fcntl
@@ -25,14 +25,14 @@ SHUTDOWN = 0x8004587D
 
 @dataclass
 class Disk:
-    """A mounted file system; `place` is where."""
+    """A file system mounted at `place`."""
 
     kind: str
     place: Path
     image: Path | None = None
 
     def mount(self) -> None:
-        """Mount it, again if it was lost. Skips where the system does not let us."""
+        """Mount, again if it was lost; skips the test if the system does not permit it."""
         self.place.mkdir(exist_ok=True)
         if self.image is None:
             words = ["-t", "tmpfs", "-o", "size=96m", "none"]
@@ -47,7 +47,7 @@ class Disk:
         assert done.returncode == 0, done.stderr
 
     def again(self) -> None:
-        """Unmount, let the file system's own tool mend what it wants, and mount."""
+        """Unmount, repair with the file system's own tool, and mount."""
         self.unmount()
         if self.kind == "ext4":
             assert run("e2fsck", "-fy", str(self.image)).returncode < 4
@@ -58,7 +58,7 @@ class Disk:
         return found.f_bavail * found.f_frsize
 
     def fill(self, leave: int) -> Path:
-        """A file that takes all room but `leave` bytes."""
+        """Write a file that leaves `leave` bytes of free space."""
         ballast = self.place / "ballast"
         with ballast.open("wb") as file:
             for _ in range((self.free_bytes() - leave) // MIB):
@@ -68,7 +68,7 @@ class Disk:
         return ballast
 
     def pull_out(self, power: bool = False) -> None:
-        """`power`: what was not synced is lost with it."""
+        """Remove the device; with `power`, unsynced data are lost, too."""
         fd = os.open(self.place, os.O_RDONLY)
         try:
             fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", int(power)))
@@ -76,7 +76,7 @@ class Disk:
             os.close(fd)
 
     def fail(self) -> None:
-        """ext4 finds an error of its own, and makes itself read-only."""
+        """Make ext4 detect an error and become read-only."""
         device = run("findmnt", "-no", "SOURCE", str(self.place)).stdout.strip()
         trigger = Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
         if not trigger.exists():
@@ -89,7 +89,7 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def make_disk(kind: str, folder: Path) -> Disk:
-    """A fresh one below `folder`. Skips with the reason where there can be none."""
+    """Make a file system below `folder`; skips the test with the reason if that is impossible."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root may mount file systems")
     disk = Disk(kind, folder / "disk")

@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind, and Llamas whose rows tell which token and model they are of."""
+"""Small tokenizers, and Llamas with rows that identify their token and model."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
 
 
 def bpe(tokens: Sequence[str], added: Sequence[str] = (), special: Sequence[str] = ()) -> Tokenizer:
-    """A BPE tokenizer of these tokens in order; those of several letters are merged of two."""
+    """Return a BPE tokenizer of these tokens in order; longer ones are merged from two."""
     vocabulary = {token: number for number, token in enumerate(tokens)}
     merges = []
     for token in tokens:
@@ -66,7 +66,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def llama(rows: int, seed: str, hidden: int = HIDDEN) -> dict[str, Tensor]:
-    """Tensors of a Llama of one layer, exact in bfloat16 but for the last bits."""
+    """Return tensors of a Llama of one layer, exact in bfloat16 except for the last bits."""
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (rows, hidden),
         "lm_head.weight": (rows, hidden),
@@ -93,7 +93,7 @@ def llama(rows: int, seed: str, hidden: int = HIDDEN) -> dict[str, Tensor]:
 def save_model(
     folder: Path, tokenizer: Tokenizer | None, *, spare: int = 0, tied: bool = False, **config: Any
 ) -> Path:
-    """A Llama with a row for every token and `spare` ones behind."""
+    """Save a Llama with a row for every token, followed by `spare` rows."""
     rows = (len(tokenizer.get_vocab()) if tokenizer else 0) + spare
     tensors = llama(rows, folder.name.removeprefix("tied-"))
     if tied:
@@ -108,7 +108,7 @@ def save_model(
 
 
 def tokenizers() -> dict[str, Tokenizer]:
-    """`base`; `a` and `b` with chat tokens at other ids; `c` of other regular tokens in between."""
+    """Return `base`; `a` and `b` with chat tokens at other ids; `c` with other regular tokens."""
     base = [*SPECIAL, *LETTERS, *MERGED]
     other = [*SPECIAL, *reversed(LETTERS), "ab", "ba", "ef", "gh"]
     return {
@@ -120,7 +120,7 @@ def tokenizers() -> dict[str, Tokenizer]:
 
 
 def make_models(folder: Path) -> None:
-    """The models of `tokenizers`, `b` with three spare rows; all of them also as `tied-…`."""
+    """Write models of `tokenizers`, `b` with three spare rows; all also as `tied-…`."""
     for name, tokenizer in tokenizers().items():
         spare = 3 if name == "b" else 0
         save_model(folder / name, tokenizer, spare=spare)
@@ -140,14 +140,14 @@ TURNS = [
 
 
 def make_speakers(folder: Path) -> None:
-    """The models of `make_models`, of which `a` says one chat template, `b` and `c` another."""
+    """Write the models of `make_models`; `a` has one chat template, `b` and `c` another."""
     make_models(folder)
     for name, template in {"a": ECHO, "b": LOUD, "c": LOUD}.items():
         (folder / name / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def rendered(folder: Path) -> str:
-    """TURNS as the tokenizer of a folder puts them."""
+    """Render TURNS with the tokenizer of a folder."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -157,13 +157,13 @@ def rendered(folder: Path) -> str:
 
 
 def by_token(folder: Path, tensor: Tensor) -> dict[str, Tensor]:
-    """Rows by the tokens of a folder's tokenizer.json."""
+    """Return rows by the tokens of a folder's tokenizer.json."""
     ids: dict[str, int] = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
     return {token: tensor[number] for token, number in sorted(ids.items())}
 
 
 def tiktoken_lines(tokens: Sequence[bytes]) -> bytes:
-    """What a tiktoken file holds."""
+    """Return the lines of a tiktoken file."""
     return b"".join(b"%s %d\n" % (base64.b64encode(t), n) for n, t in enumerate(tokens))
 
 

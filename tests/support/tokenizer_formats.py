@@ -1,4 +1,4 @@
-"""One small tokenizer of every kind of file that transformers reads, as models have it."""
+"""One small tokenizer in every file format that transformers reads."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def sentencepiece(kind: str, size: int) -> bytes:
 
 @cache
 def trained(kind: str) -> str:
-    """tokenizer.json of a byte-level BPE, a unigram or a WordPiece tokenizer."""
+    """Train tokenizer.json of a byte-level BPE, a unigram or a WordPiece tokenizer."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     special = ["<unk>", "<s>", "</s>"]
@@ -82,7 +82,7 @@ def full(kind: str) -> Callable[[Path, Sequence[str]], None]:
 
 
 def declared(folder: Path, first: int, added: Sequence[str], **settings: Any) -> None:
-    """Settings with added tokens from the id `first` on."""
+    """Return settings with added tokens from the id `first` on."""
     listed = {str(first + n): {"content": t, **FLAGS, "special": True} for n, t in enumerate(added)}
     more = {"added_tokens_decoder": listed} if added else {}
     write_json(folder / "tokenizer_config.json", {**settings, **more})
@@ -139,7 +139,7 @@ MODEL_TYPES = {"sentencepiece of T5": "t5", "vocab and merges": "gpt2", "vocab.t
 
 
 def make(kind: str, folder: Path, added: Sequence[str] = ()) -> Path:
-    """The tokenizer of a model of that kind with special tokens `added` behind the others."""
+    """Write a tokenizer of a kind with the special tokens `added` after the others."""
     folder.mkdir(parents=True, exist_ok=True)
     KINDS[kind](folder, added)
     write_json(folder / "config.json", {"model_type": MODEL_TYPES.get(kind, "llama")})

@@ -20,7 +20,7 @@ SLURM = ("sbatch", "salloc", "srun")
 
 
 def _apt(*words: str, cwd: Path | None = None) -> str | None:
-    """Why it failed."""
+    """Run apt; returns why it failed, or None."""
     done = subprocess.run(
         ["apt-get", "-q", *words],
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
@@ -34,14 +34,14 @@ def _apt(*words: str, cwd: Path | None = None) -> str | None:
 
 @functools.cache
 def _perl() -> str | None:
-    """Why its Perl cannot be had."""
+    """Return why its Perl is not available, or None."""
     if subprocess.run(["perl", "-e", "use Slurm ':all'"], capture_output=True).returncode == 0:
         return None
     return _apt("update") or _apt("install", "-y", "--no-install-recommends", *NEEDS)
 
 
 def unpacked(folder: Path) -> Path:
-    """The folder that belongs first on PATH."""
+    """Return the folder to put first on PATH."""
     if shutil.which("dpkg-deb") is None or shutil.which("perl") is None:
         pytest.skip(f"{PACKAGE} is Debian's, and Perl")
     failure = _perl() or _apt("download", PACKAGE, cwd=folder)

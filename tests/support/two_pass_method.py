@@ -99,7 +99,7 @@ class Centred:
 
 @merge_method(Centred(), reference="https://example.org")
 def centred(*, cut: str = "element") -> None:
-    """(mean - its mean) / its largest distance from it."""
+    """Compute (mean - its mean) / its largest distance from it."""
 
 
 def register() -> tuple[Any, Any]:

@@ -12,20 +12,20 @@ from support.recipes import some_models
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever launched the tests, the worker is no rank of it."""
+    """Remove variables of a launcher around the tests, which would make the worker a rank."""
     for name in ("RANK", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "BEAKER_REPLICA_RANK"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> list[Path]:
-    """Three small bfloat16 models in folders of their own."""
+    """Write three small bfloat16 models to folders of their own."""
     return some_models(tmp_path)
 
 
 @pytest.fixture
 def centred_method() -> Iterator[None]:
-    """The method `centred` of tests/centred.py, which looks at every tensor twice."""
+    """Register the method of two_pass_method.py, which reads every tensor twice."""
     before = two_pass_method.register()
     yield
     two_pass_method.restore(before)

@@ -78,7 +78,8 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         return error.code if isinstance(error.code, int) else 2
     except BaseException:
         if stop_requested():  # a module that is half imported turns the signal into another error
-            print_line("merge-worker: stopped by a signal; run the same command again", sys.stderr)
+            text = "stopped by a signal; run the same command to resume"
+            print_line(f"merge-worker: {text}", sys.stderr)
             return Stopped.exit_code
         # Before Python 3.13 an uncaught error in a zip prints no source lines; this does.
         traceback.print_exc()

@@ -60,7 +60,7 @@ def positive_integer(word: str) -> int:
 def device_word(word: str) -> str:
     """Check the form of `--device`; for argparse. Only torch knows whether the device exists."""
     if re.fullmatch(DEVICE, word) is None:
-        raise argparse.ArgumentTypeError(f"'{printable(word)}' is none of {', '.join(DEVICES)}")
+        raise argparse.ArgumentTypeError(f"'{printable(word)}' is not one of {', '.join(DEVICES)}")
     return word
 
 

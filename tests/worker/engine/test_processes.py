@@ -129,7 +129,7 @@ def test_a_signal_ends_all_of_them_within_5_s(
     fork.kill(kind)
     ended = fork.wait()
     assert ended.code == 75 and time.monotonic() - told < 10  # and a busy machine
-    assert f"stopped by {kind.name}" in ended.err and "nothing is lost" in ended.err
+    assert f"stopped by {kind.name}" in ended.err and "finished work is kept" in ended.err
     assert found
     until(lambda: gone(found), "its processes to end")
     assert forks.start("merge", recipe, tmp_path / "out", *OPTIONS).wait().code == 0
@@ -156,7 +156,7 @@ def test_one_that_is_killed_ends_the_run_resumable(
     os.kill(found[-1], signal.SIGKILL)
     ended = fork.wait()
     assert ended.code == 75
-    assert "a process of the merge was ended by signal 9, as the kernel does" in ended.err
+    assert "a worker process was ended by signal 9, as the kernel does" in ended.err
     assert gone(found)
     assert forks.start("merge", recipe, tmp_path / "out", *OPTIONS).wait().code == 0
     assert shards_of(tmp_path / "out") == whole

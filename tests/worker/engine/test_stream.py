@@ -136,7 +136,7 @@ def test_stop_before_the_first_piece(tmp_path: Path, big: list[Path]) -> None:
     store.open()
     engine = engine_for(plan, store)
     engine.stop.set("stopped by SIGTERM")
-    with pytest.raises(Stopped, match="stopped by SIGTERM at 0 %; nothing is lost"):
+    with pytest.raises(Stopped, match="stopped by SIGTERM at 0 %; finished work is kept"):
         engine.run(work_of(plan, store))
     store.close()
 

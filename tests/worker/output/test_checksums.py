@@ -12,7 +12,7 @@ MOD = 1 << 64
 
 
 def defined(raw: bytes) -> Checksum:
-    """Word by word, as the docstring says."""
+    """Compute the checksum word by word, as the docstring defines it."""
     raw += bytes(-len(raw) % 8)
     words = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
     placed = sum(place * word for place, word in enumerate(words, 1))

@@ -1,4 +1,4 @@
-"""The end of a merge: whole or not there, whichever rename it was stopped at."""
+"""The commit of a merge: all or nothing, whichever rename it was stopped at."""
 
 import contextlib
 import json
@@ -25,11 +25,11 @@ from support.recipes import (
 
 
 class Killed(BaseException):
-    """Stands for a process that is gone."""
+    """An exception in place of the end of the process."""
 
 
 def kill_at(count: int) -> Callable[[pytest.MonkeyPatch], list[str]]:
-    """Renames and removals work `count` times, and then no more."""
+    """Let `count` renames and removals succeed, then raise Killed."""
 
     def install(patch: pytest.MonkeyPatch) -> list[str]:
         done: list[str] = []
@@ -95,13 +95,13 @@ def test_checksums_are_those_of_the_files(tmp_path: Path, sharded: list[Path]) -
 
 
 def bury(out: Path) -> None:
-    """Its locks are of a process that lives on here; they shall be of one that is dead."""
+    """Rewrite the locks of this living process as those of a dead one."""
     for path in (out / PARTIAL).glob("lock-*"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "started": 1}))
 
 
 def no_model_yet(out: Path) -> bool:
-    """Without the manifest nothing may look like a whole model."""
+    """Assert that nothing looks like a whole model without the manifest."""
     whole = (out / "config.json").exists() and (out / "model.safetensors.index.json").exists()
     shards = len(list(out.glob("model-*.safetensors"))) if out.exists() else 0
     return not whole or shards > 1
@@ -140,7 +140,7 @@ def test_stopped_at_any_rename(
 def test_replacing_another_merge_stopped_at_any_rename(
     tmp_path: Path, sharded: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Old and new files are never together under names that a loader goes by."""
+    """Old and new files never have names that a loader reads at the same time."""
     old = some_models(tmp_path / "old", 2, config={"old": True})
     assert average(tmp_path / "whole", sharded, *SHARDS) == 0
     whole = digest(tmp_path / "whole")

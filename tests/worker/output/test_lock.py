@@ -1,4 +1,4 @@
-"""One writer at a time; what a dead process left does not stop anybody."""
+"""One writer at a time; locks of dead processes stop no one."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def owner(path: Path, **changes: Any) -> None:
-    """A lock file as the owner of this process would leave it, with changes."""
+    """Return a lock file as this process would leave it, with changes."""
     with Lock(path):
         content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, **changes}))
@@ -41,7 +41,7 @@ def test_held_and_given_back(path: Path) -> None:
 
 
 def test_killed_while_it_took_over_from_a_dead_one(path: Path) -> None:
-    """Between its claim and the lock; the next does not wait for the claim to grow old."""
+    """A process killed between claim and lock does not make the next wait for the claim to age."""
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
     )

@@ -1,4 +1,4 @@
-"""merge_manifest.json: what was merged, from what, how, with what result."""
+"""merge_manifest.json: the recipe, inputs, options and result."""
 
 import hashlib
 from pathlib import Path

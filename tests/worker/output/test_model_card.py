@@ -1,4 +1,4 @@
-"""The model card: hub ids for the hub, no path of this machine, the recipe as it was."""
+"""The model card: Hub ids, no local paths, the recipe as written."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Quotas as `lfs`, `quota` and `mmlsquota` print them, and what a merge does about them."""
+"""Quotas as `lfs`, `quota` and `mmlsquota` print them, and merges under a quota."""
 
 import grp
 import os
@@ -27,7 +27,7 @@ OUT = Path("out")
 
 @pytest.fixture(autouse=True)
 def _held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By quotas, as root of the machine is not."""
+    """Apply quotas to the test process, although root is exempt."""
     monkeypatch.setattr(quota, "_exempt", lambda: False)
 
 
@@ -36,7 +36,7 @@ def mounted(monkeypatch: pytest.MonkeyPatch, kind: str, source: str, place: Path
 
 
 def program(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> Path:
-    """A program on the PATH; the returned file gets its arguments, a line per call."""
+    """Put a program on PATH; it appends its arguments to the returned file, a line per call."""
     bin_, asked = folder / "bin", folder / f"{name}.asked"
     bin_.mkdir(exist_ok=True)
     path = bin_ / name
@@ -122,7 +122,7 @@ grep "::0:1:::$1:$kind:$id:" {rows}"""
 
 @pytest.fixture
 def gpfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Makes `mmlsquota` of a file system gpfs0, with rows from quotaType to filesGrace."""
+    """Make `mmlsquota` of a file system gpfs0, with rows from quotaType to filesGrace."""
 
     def make(*rows: str) -> Path:
         mounted(monkeypatch, "gpfs", "/dev/gpfs0", tmp_path)
@@ -210,7 +210,7 @@ def test_this_system_is_asked_and_nothing_fails(tmp_path: Path) -> None:
 
 
 class Quotas:
-    """The quotas of a folder that `quota` prints, by owner: used, soft and hard limits in KiB."""
+    """Quotas printed by `quota` for a folder, by owner: used, soft and hard limit in KiB."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         mounted(monkeypatch, "xfs", "/dev/sda1", folder)

@@ -1,4 +1,4 @@
-"""SHA-256 of shards that follows the writing: any order of pieces, any memory, any interruption."""
+"""SHA-256 of shards while they are written: any order of pieces, memory or interruption."""
 
 import hashlib
 import os

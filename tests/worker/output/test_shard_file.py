@@ -1,4 +1,4 @@
-"""Bytes arrive at their places, past the page cache or through it, whatever their alignment."""
+"""Bytes arrive at their positions, through the page cache or not, whatever their alignment."""
 
 import errno
 import mmap
@@ -18,7 +18,7 @@ SIZE = 4 * LEAST_DIRECT + 123
 
 
 def landing(data: bytes, position: int) -> memoryview:
-    """`data` in memory as far beyond a page as `position`."""
+    """Return `data` in memory with the page offset of `position`."""
     buffer = mmap.mmap(-1, len(data) + PAGE)
     place = position % PAGE
     buffer[place : place + len(data)] = data
@@ -141,7 +141,7 @@ def test_a_copy_that_the_file_system_refuses_is_written(
 
 
 def test_space_is_taken_at_once(tmp_path: Path) -> None:
-    """Where the file system can; else a disk that fills up is noticed only when it has."""
+    """Space is allocated at once if the file system can; a full disk is noticed early."""
     ShardFile(tmp_path / "x", 3_000_000).close()
     fd = os.open(tmp_path / "x", os.O_RDONLY)
     reserves = mount_of(fd).kind in shard_file.RESERVES

@@ -1,4 +1,4 @@
-"""What is taken along beside the weights: everything a loader needs, nothing that is not ours."""
+"""Side files copied with the weights: all that a loader needs, and nothing private."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Shards and journal: what is noted is there, what is torn or damaged is done again."""
+"""Shards and journal: recorded pieces are kept, damaged ones are redone."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def plan(tmp_path: Path) -> Plan:
 
 @pytest.fixture
 def out(tmp_path: Path, plan: Plan) -> Path:
-    """A merge that was stopped after five pieces."""
+    """Write a merge that was stopped after five pieces."""
     with pytest.raises(Stopped):
         stream_into(tmp_path / "out", plan, stop_after=5)
     return tmp_path / "out"
@@ -159,7 +159,7 @@ def test_a_lying_journal_is_found_out(tmp_path: Path, out: Path, plan: Plan) -> 
 
 
 def test_journals_of_another_merge_are_not_read(out: Path, plan: Plan) -> None:
-    """Ranks may find the folder of an older merge before the one that clears it has run."""
+    """Ranks may see the folder of an older merge before another rank has cleared it."""
     for journal in (out / PARTIAL).glob("journal-*"):
         journal.rename(journal.with_name(journal.name.replace(plan.key[:16], "0" * 16)))
     store = reopened(out, plan)
@@ -189,7 +189,7 @@ def test_complete_wants_every_block(plan: Plan, tmp_path: Path) -> None:
 def test_processes_with_one_id_on_two_hosts_write_the_key(
     tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Containers often give all ranks the same process id."""
+    """Ranks with one process id, as in containers, write the key without conflict."""
     monkeypatch.setattr(os, "getpid", lambda: 7)
     real = Path.replace
 

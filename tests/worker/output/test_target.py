@@ -1,4 +1,4 @@
-"""What may be in OUT: nothing, ours, or a refusal in words; inputs are never touched."""
+"""State of OUT: empty, a merge of this program, or refused; inputs are never changed."""
 
 import json
 import os
@@ -46,13 +46,13 @@ def plan(models: list[Path]) -> Plan:
 
 @pytest.fixture
 def other(tmp_path: Path) -> list[Path]:
-    """Models of another merge."""
+    """Write models of another merge."""
     return some_models(tmp_path / "other", 2)
 
 
 @pytest.fixture
 def half(tmp_path: Path, plan: Plan) -> Path:
-    """A merge that was stopped."""
+    """Write a merge that was stopped."""
     with pytest.raises(Stopped):
         stream_into(tmp_path / "half", plan, stop_after=2)
     return tmp_path / "half"
@@ -170,7 +170,7 @@ def test_inputs_are_never_changed(tmp_path: Path, plan: Plan) -> None:
 def test_nothing_is_written_through_a_link(
     tmp_path: Path, plan: Plan, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever laid it: a file of the unfinished merge that is an input under another name."""
+    """A file of the unfinished merge that links to an input is refused."""
     models = [model.path for model in plan.models]
     before = [digest(model) for model in models]
     partial, weights = tmp_path / "out" / PARTIAL, models[0] / "model.safetensors"
@@ -228,7 +228,7 @@ def test_a_damaged_partial_folder(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As a machine leaves it that loses its power: the journals still tell whose it is."""
+    """After a power failure the names of the journals still identify the merge."""
     (half / PARTIAL / "key.json").write_text(text)
     assert "unfinished merge of another recipe" in refusal(plan_of(other), half)
     models = [model.path for model in plan.models]
@@ -255,7 +255,7 @@ def test_space_is_looked_at_before_the_start(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 80 MiB of its own."""
+    """Mount a file system of 80 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=80m", "none", str(place)]

@@ -1,4 +1,4 @@
-"""What leaves the machine with a merge: everything it needs, and no path."""
+"""Uploads of a merge: everything it needs, and no local path."""
 
 import os
 from pathlib import Path
@@ -63,7 +63,7 @@ def cached(folder: Path, name: str, seed: int) -> Path:
 
 
 def test_models_of_the_hub_in_its_cache(tmp_path: Path) -> None:
-    """Their ids and commits are in the folder's name."""
+    """Ids and commits of models in the Hub's cache are taken from the folder's name."""
     one, two = cached(tmp_path, "one", 1), cached(tmp_path, "two", 2)
     assert snapshot(one) == ("org/one", COMMIT) and snapshot(tmp_path) is None
     assert public_name(ModelRef(str(two))) == f"org/two@{COMMIT}"
@@ -113,7 +113,7 @@ def test_a_licence_that_all_have(
 
 
 def test_cards_that_nobody_reads(tmp_path: Path) -> None:
-    """Endless in a parser of YAML, or a file that never ends."""
+    """Cards that never end, for a YAML parser or as files, are not read."""
     bomb = "x: &a [" + "{" * 5000 + "\nlicense: apache-2.0 # as ever"
     models = licensed(tmp_path, bomb, "license: 'apache-2.0'")
     assert average(tmp_path / "out", models) == 0

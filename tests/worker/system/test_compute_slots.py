@@ -1,4 +1,4 @@
-"""As many compute at a time as there are processors; who waits for the storage lets others in."""
+"""At most one computing thread per processor; threads waiting for storage release their slot."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ from merge_worker.system.compute_slots import UNLIMITED, ComputeSlots
 
 
 def most_inside(turns: ComputeSlots, threads: int, away: bool) -> tuple[int, int]:
-    """How many were inside at once, and how many away at once."""
+    """Return the most threads that computed, and that waited, at the same time."""
     lock, counts, most = threading.Lock(), [0, 0], [0, 0]
 
     def change(which: int, by: int) -> None:
@@ -60,7 +60,7 @@ def test_an_error_ends_a_turn() -> None:
 
 
 class Watched(ComputeSlots):
-    """Notes how often it was left for the storage."""
+    """Slots that count how often they were released for storage."""
 
     left = 0
 
@@ -98,7 +98,7 @@ def test_what_is_cached_is_read_without_giving_up_the_turn(
 def test_a_system_that_cannot_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: ComputeSlots
 ) -> None:
-    """Such as file systems without RWF_NOWAIT, and other systems than Linux."""
+    """Slots are released for every read without RWF_NOWAIT, or outside Linux."""
     monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")

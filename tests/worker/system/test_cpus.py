@@ -1,4 +1,4 @@
-"""As many threads as the scheduler granted CPUs, by affinity and by quotas of control groups."""
+"""CPUs granted to the process by affinity and by cgroup quotas."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which mount a file is on: by its number, whatever device the file says it has."""
+"""The mount of a file is found by mount id, whatever device number the file reports."""
 
 import os
 from pathlib import Path

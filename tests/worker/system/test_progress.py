@@ -1,4 +1,4 @@
-"""What a run shows: bars for terminals, lines for logs, JSON for programs; nothing else."""
+"""Progress of a run: a bar for terminals, lines for logs, JSON for programs."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from merge_worker.units import GIB
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True

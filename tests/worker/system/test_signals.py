@@ -1,4 +1,4 @@
-"""Ending early: the first reason counts, handlers are put back."""
+"""Ending early: the first reason counts, and handlers are restored."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def test_the_first_reason_counts() -> None:
 def test_signals(kind: signal.Signals) -> None:
     before = [signal.getsignal(one) for one in SIGNALS]
     stop = StopFlag()
-    with pytest.raises(Stopped, match=f"^stopped by {kind.name}; .*again"), stop_on_signal(stop):
+    with pytest.raises(Stopped, match=f"^stopped by {kind.name}; .*resume$"), stop_on_signal(stop):
         os.kill(os.getpid(), kind)
         wait(stop)
     assert stop.reason == f"stopped by {kind.name}"

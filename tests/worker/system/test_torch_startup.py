@@ -1,4 +1,4 @@
-"""What is set before torch is loaded, by the processor and by what the user has set."""
+"""Settings made before torch is loaded, by processor; the user's settings win."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def test_systems_that_tell_nothing(tmp_path: Path, content: bytes | None) -> Non
 
 
 def test_torch_starts_no_thread_and_what_the_user_has_set_stays() -> None:
-    """Or there would be no processes (crew)."""
+    """Without threads in torch, worker processes can be forked."""
     code = (
         "import os; os.environ['NPY_DISABLE_CPU_FEATURES'] = ''\n"
         "from merge_worker.system import torch_startup; torch_startup.prepare()\n"

@@ -1,4 +1,4 @@
-"""Early write-back is only a hint: it runs, ends, and its absence changes nothing."""
+"""Early write-back is only a hint: it runs and ends, and the result does not depend on it."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Rows of an adapted tensor: the same bits for every run, and right against float64."""
+"""Rows of an adapted tensor: the same bits for every run, and accurate against float64."""
 
 import random
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from merge_worker.tensors.source import StoredTensor, TensorSource
 
 @dataclass
 class Memory:
-    """A reader of tensors in memory; each slot is one buffer, reused as a lane does."""
+    """A reader of tensors in memory; each slot is one reused buffer, as in a lane."""
 
     tensors: dict[str, Tensor]
     slots: dict[str, Tensor] = field(default_factory=dict)
@@ -37,7 +37,7 @@ def info(name: str, tensor: Tensor) -> StoredTensor:
 
 
 def case(kind: str) -> tuple[LoraTensor, Memory, Tensor]:
-    """An adapted tensor of 3 experts, or of a matrix; and what it should be, in float64."""
+    """Return an adapted tensor of 3 experts, or of a matrix, and its exact value in float64."""
     torch.manual_seed(0)
     rows, columns, rank = 53, 37, 5
     experts = 3 if kind == "experts" else 1

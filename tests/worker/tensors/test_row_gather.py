@@ -1,4 +1,4 @@
-"""Row-mapped tensors: the same bits for every cut, from memory that was announced."""
+"""Gathered rows: the same bits for every run, within the announced memory."""
 
 import random
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ WIDTH = 5
 
 
 class Bench:
-    """Matrices of models in files, and what a row map makes of them."""
+    """Matrices of models in files, and their rows gathered by a row map."""
 
     def __init__(self, folder: Path, dtypes: Sequence[torch.dtype], rows: int = 40) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -150,7 +150,7 @@ def test_a_head_of_another_name_shares_the_mean(bench: Bench) -> None:
 
 
 def test_rows_of_what_is_made_on_the_way(bench: Bench) -> None:
-    """Parts may be derived themselves: an adapter on an embedding."""
+    """Inputs may be derived themselves, such as an embedding with an adapter."""
     inner = gather_rows(0, bench.parts, RowMap([(0, n) for n in range(39, -1, -1)]))
     outer = gather_rows(0, {0: inner, 1: bench.parts[1]}, RowMap([(0, 2), (1, 7), (OWN_MEAN, 0)]))
     rows = bench.read(outer).view(3, WIDTH)

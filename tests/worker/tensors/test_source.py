@@ -1,4 +1,4 @@
-"""Derived tensors stream like stored ones: same lanes, same bound, same result for every cut."""
+"""Derived tensors stream like stored ones: same lanes, memory bound and result."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from support.recipes import engine_for, plan_of, work_of
 
 @dataclass(frozen=True)
 class Doubled(DerivedTensor):
-    """Twice its part: a tensor that no file holds."""
+    """A derived tensor: twice its input."""
 
     def read_into(
         self, reader: Reader, start: int, stop: int, out: torch.Tensor, slot: str
@@ -42,7 +42,7 @@ def two_models(folder: Path, first: torch.Tensor, second: torch.Tensor) -> Plan:
 
 
 def doubled(plan: Plan) -> Plan:
-    """The plan with its first source doubled."""
+    """Return the plan with its first source doubled."""
     steps = []
     for step in plan.steps:
         first = step.sources[0]

@@ -1,4 +1,4 @@
-"""Views of tensors: any run of any arrangement has the bits that torch's own operations give."""
+"""Views of tensors: any run of any view equals the result of torch's operations."""
 
 from collections.abc import Callable
 from pathlib import Path

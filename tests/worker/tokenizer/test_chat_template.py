@@ -160,5 +160,5 @@ def test_neither_name_nor_file_nor_template(
 ) -> None:
     assert merge(place, asked) == 2
     text = capsys.readouterr().err
-    assert f"chat_template '{asked}' is none of auto, alpaca, chatml, " in text and hint in text
+    assert f"chat_template '{asked}' is not one of auto, alpaca, chatml, " in text and hint in text
     assert not (place / "out").exists()

@@ -27,7 +27,7 @@ from ..checkpoint.reader import Files
 from ..errors import Stopped, WorkerError
 from ..planning.step import pieces
 from ..system.progress import Progress
-from ..system.signals import GRACE_S, StopFlag, stop_on_signal
+from ..system.signals import GRACE_S, RESUMABLE, StopFlag, stop_on_signal
 from ..tensors.source import stored_inputs
 from .work import Work, cost
 
@@ -159,10 +159,7 @@ class WorkerProcesses:
             return dict(json.loads(text))
         ended = os.waitstatus_to_exitcode(status)
         more = ", as the kernel does when memory is short" if ended == -signal.SIGKILL else ""
-        fault = (
-            f"a process of the merge was ended by signal {-ended}{more}; nothing is lost, run the "
-            f"same command again to continue"
-        )
+        fault = f"a worker process was ended by signal {-ended}{more}; {RESUMABLE}"
         return {"kind": Stopped.__name__, "text": fault}
 
     def _ask_to_stop(self) -> None:
@@ -181,13 +178,13 @@ def _error(report: dict[str, Any]) -> Exception:
     if report["kind"]:
         kind: type[WorkerError] = getattr(errors, report["kind"])
         return kind(report["text"])
-    return RuntimeError("a process of the merge failed; its traceback is above")
+    return RuntimeError("a worker process failed; its traceback is above")
 
 
 def _orphaned(watch: int, stop: StopFlag) -> None:
     """End this process with its parent: the pipe, which is never written to, closes with it."""
     os.read(watch, 1)
-    stop.set("stopped, since the process that began it is gone")
+    stop.set("stopped because its parent process has ended")
     time.sleep(GRACE_S)
     os._exit(Stopped.exit_code)
 

@@ -126,7 +126,7 @@ def _run_stages(merge: RunningMerge, clock: Clock) -> None:
         while _key_in(stage.folder) != stage.key:
             if deadline_s and time.monotonic() - clock.began > deadline_s:
                 raise Stopped(
-                    f"{stage.folder}: stopped at the deadline; run the same command again"
+                    f"{stage.folder}: stopped at the deadline; run the same command to resume"
                 )
             time.sleep(WAIT_S)
 

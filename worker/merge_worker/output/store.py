@@ -70,7 +70,9 @@ class PartialOutput:
         for file in self.files:
             if file.made:
                 file.path.unlink(missing_ok=True)
-        raise OutputError(f"{self.out}: another rank has just finished; run the same command again")
+        raise OutputError(
+            f"{self.out}: another rank finished meanwhile; run the same command again"
+        )
 
     def write(
         self,
@@ -134,7 +136,7 @@ class PartialOutput:
 
         def is_intact(entry: Entry) -> bool:
             if stop is not None and stop.is_set():
-                raise Stopped(f"{stop.reason}; run the same command again to continue")
+                raise Stopped(f"{stop.reason}; run the same command to resume")
             with output_errors(self.out):
                 return self._is_intact(entry)
 

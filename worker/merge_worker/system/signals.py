@@ -20,6 +20,9 @@ GRACE_S = 4.0
 """Schedulers kill a job soon after the first signal, and some matrices take longer than that."""
 
 
+RESUMABLE = "finished work is kept; run the same command to resume"
+
+
 class StopFlag:
     """A flag set once, by any thread or signal handler; lanes check it between pieces."""
 
@@ -37,8 +40,7 @@ class StopFlag:
 
     def error(self, percent: float) -> Stopped:
         """Return the error to raise after stopping at `percent`."""
-        text = f"{self.reason} at {percent:.0f} %; nothing is lost, run the same command again"
-        return Stopped(f"{text} to continue")
+        return Stopped(f"{self.reason} at {percent:.0f} %; {RESUMABLE}")
 
 
 def exit_soon(reason: str) -> None:
@@ -48,8 +50,7 @@ def exit_soon(reason: str) -> None:
     """
 
     def leave(number: int, frame: object) -> None:
-        text = f"merge-worker: {reason}; nothing is lost, run the same command again to continue"
-        os.write(2, text.encode() + b"\n")
+        os.write(2, f"merge-worker: {reason}; {RESUMABLE}\n".encode())
         os._exit(Stopped.exit_code)
 
     signal.signal(signal.SIGALRM, leave)
@@ -87,7 +88,7 @@ class Signals:
         self.over = True
         name = signal.Signals(number).name
         exit_soon(f"stopped by {name}")
-        raise Stopped(f"stopped by {name}; run the same command again")
+        raise Stopped(f"stopped by {name}; run the same command to resume")
 
 
 @contextlib.contextmanager
@@ -109,7 +110,7 @@ def stop_on_signal(stop: StopFlag) -> Iterator[None]:
         for kind, handler in before.items():
             signal.signal(kind, handler)
     if stop.is_set():
-        raise Stopped(f"{stop.reason}; nothing is lost, run the same command again to continue")
+        raise Stopped(f"{stop.reason}; {RESUMABLE}")
 
 
 @contextlib.contextmanager

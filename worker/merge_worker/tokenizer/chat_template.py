@@ -76,7 +76,7 @@ def asked_template(
         return path.read_text(encoding="utf-8")
     if len(asked) < SHORTEST or "{" not in asked:
         raise UsageError(
-            f"{where}: chat_template '{printable(asked)[:60]}' is none of auto, "
+            f"{where}: chat_template '{printable(asked)[:60]}' is not one of auto, "
             f"{', '.join(BUILT_IN)}{nearest(asked, ['auto', *BUILT_IN])}, no file, and no template"
         )
     return asked

@@ -193,7 +193,7 @@ def test_stopped_and_continued(
     assert f"{job_id}  queued  (" in launch("status", job_id).out
     assert "Requeued 1 time." in launch("why", job_id).out
     text = log.read_text()
-    assert "run the same command again to continue" in text, text
+    assert "run the same command to resume" in text, text
     assert ("requeued (time 1 of 10)" in text) is (how != "preemption")
     slow.go.touch()
     slurm.start_now(job_id)
@@ -221,7 +221,7 @@ def test_two_ranks_on_two_nodes(slurm, launch, slow: Slow, work: Path, undisturb
     slurm.ask("scancel", "--batch", "--signal=USR1", job_id)
     slurm.wait(job_id, "PENDING")
     text = log.read_text()
-    assert text.count("run the same command again to continue") == 2, text
+    assert text.count("run the same command to resume") == 2, text
     assert "requeued (time 1 of 10)" in text
     slow.go.touch()
     slurm.start_now(job_id)
