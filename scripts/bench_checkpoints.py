@@ -154,10 +154,10 @@ def make(args: argparse.Namespace) -> list[Path]:
     stem = f"{config['model_type']}-{args.params:.0f}-{args.dtype}-{args.shard_size:.0f}"
     if args.delta != DELTA:
         stem += f"-{args.delta:g}"
-    found = []
+    folders = []
     for number in range(args.models):
         folder = args.work / f"{stem}-{number}"
-        found.append(folder)
+        folders.append(folder)
         if folder.is_dir():
             continue
         print(f"making {folder} ...", file=sys.stderr)
@@ -170,7 +170,7 @@ def make(args: argparse.Namespace) -> list[Path]:
         unfinished.rename(folder)
     total = sum(map(count, shapes.values()))
     print(f"{args.models} × {total / 1e9:.3f} B parameters, {len(shapes)} tensors", file=sys.stderr)
-    return found
+    return folders
 
 
 def arguments() -> argparse.Namespace:

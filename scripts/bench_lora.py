@@ -38,8 +38,8 @@ def contenders(
 def _extracted(argv: Sequence[object], base: Path, tuned: Path, out: Path, log: Path) -> Run:
     done = command([str(word) for word in argv], log)
     words = [sys.executable, __file__, str(base), str(tuned), str(out)]
-    told = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    return done._replace(parts=json.loads(told.stdout))
+    printed = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    return done._replace(parts=json.loads(printed.stdout))
 
 
 def errors(base: Path, tuned: Path, adapter: Path) -> dict[str, float]:
@@ -52,7 +52,7 @@ def errors(base: Path, tuned: Path, adapter: Path) -> dict[str, float]:
         return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     before, after, factors = opened(base), opened(tuned), opened(adapter)
-    found = {}
+    result = {}
     for name in factors:
         module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         if f"{PREFIX}{module}.lora_A.weight" != name:
@@ -63,8 +63,8 @@ def errors(base: Path, tuned: Path, adapter: Path) -> dict[str, float]:
         norm = torch.linalg.vector_norm(delta)
         missed = delta.addmm_(factors[b].get_tensor(b).float(), factors[a].get_tensor(a).float(),
                               alpha=-1)  # fmt: skip
-        found[module] = float(torch.linalg.vector_norm(missed) / norm)
-    return found
+        result[module] = float(torch.linalg.vector_norm(missed) / norm)
+    return result
 
 
 if __name__ == "__main__":

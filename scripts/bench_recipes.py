@@ -52,9 +52,9 @@ def recipe(method: str, models: list[Path], dtype: str, turn: int = 0) -> dict[s
     parameters = dict(GLOBAL.get(method, {}))
     if "t" in parameters:
         parameters["t"] /= 1 + turn
-    found: dict[str, Any] = {"merge_method": method, "models": listed, "dtype": dtype}
+    document: dict[str, Any] = {"merge_method": method, "models": listed, "dtype": dtype}
     if based:
-        found["base_model"] = str(models[0])
+        document["base_model"] = str(models[0])
     if parameters:
-        found["parameters"] = parameters
-    return found
+        document["parameters"] = parameters
+    return document

@@ -33,15 +33,15 @@ def median(case: Case, name: str, part: str | None = None) -> float | None:
 
 
 def peak_gib(case: Case, name: str) -> float | None:
-    found = max((run["peak_bytes"] for run in case["runs"].get(name, [])), default=0)
-    return found / GIB if found else None
+    peak = max((run["peak_bytes"] for run in case["runs"].get(name, [])), default=0)
+    return peak / GIB if peak else None
 
 
 def ratio(over: float | None, under: float | None) -> float | None:
     return over / under if over is not None and under else None
 
 
-def what(case: Case) -> str:
+def setting(case: Case) -> str:
     delta = case.get("delta", ALIKE)
     apart = f", apart by σ {delta:g}" if delta != ALIKE else ""
     return f"{case['models']} × {short(case['params'])} {case['dtype']}{apart}"
@@ -58,8 +58,8 @@ def short(count: float) -> str:
 def tables(cases: Sequence[Case]) -> list[Table]:
     """Return tables of whole commands, ranks, several merges in one pass, and adapters."""
     merges = [case for case in cases if case["method"] != EXTRACTION]
-    found = [_whole(merges), _ranks(merges), _together(merges), _adapters(cases)]
-    return [table for table in found if table.rows]
+    result = [_whole(merges), _ranks(merges), _together(merges), _adapters(cases)]
+    return [table for table in result if table.rows]
 
 
 def _whole(cases: Sequence[Case]) -> Table:
@@ -76,7 +76,7 @@ def _whole_rows(cases: Sequence[Case]) -> Iterator[tuple[str, ...]]:
         bottom, peer = median(case, "floor"), median(case, "peer")
         if whole is not None:
             yield (
-                what(case), case["cache"], f"{case['method']} {case['options']}".strip(),
+                setting(case), case["cache"], f"{case['method']} {case['options']}".strip(),
                 cell(whole), cell(streaming), cell(bottom), cell(ratio(streaming, bottom)),
                 cell(peer), cell(ratio(peer, whole), 1),
                 cell(peak_gib(case, "worker")), cell(peak_gib(case, "peer")),
@@ -94,7 +94,7 @@ def _ranks(cases: Sequence[Case]) -> Table:
             faster = cell(ratio(alone, streaming))
             if counts and streaming is not None:
                 rows.append(
-                    (what(case), case["cache"], case["method"], case["options"] or "none",
+                    (setting(case), case["cache"], case["method"], case["options"] or "none",
                      str(count), cell(median(case, name)), cell(streaming), faster)
                 )  # fmt: skip
     return Table("Ranks, each a process on this machine", head, rows)
@@ -112,7 +112,7 @@ def _together(cases: Sequence[Case]) -> Table:
             times = (cell(one), cell(passed), cell(median(case, "runs")))
             rest = (cell(ratio(passed, one)), cell(median(case, "floor of the pass")))
             recipes = str(case["together"])
-            rows.append((what(case), case["cache"], case["method"], recipes, *times, *rest))
+            rows.append((setting(case), case["cache"], case["method"], recipes, *times, *rest))
     return Table("Several recipes in one pass over the inputs", head, rows)
 
 
@@ -131,7 +131,7 @@ def _adapters(cases: Sequence[Case]) -> Table:
         )
         worst = max((ours[name] / theirs[name] for name in ours.keys() & theirs.keys()), default=0)
         rows.append(
-            (what(case), case["cache"], cell(worker), cell(peer), cell(ratio(peer, worker), 1),
+            (setting(case), case["cache"], cell(worker), cell(peer), cell(ratio(peer, worker), 1),
              cell(peak_gib(case, "worker")), cell(peak_gib(case, "peer")),
              cell(max(ours.values(), default=None), 4), cell(max(theirs.values(), default=None), 4),
              cell(worst or None, 4))
@@ -146,8 +146,8 @@ def cell(value: float | None, digits: int = 2) -> str:
 def plain(table: Table) -> str:
     lines = [table.head, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-    told = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join([table.title, *told])
+    rows = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join([table.title, *rows])
 
 
 def markdown(table: Table) -> str:
@@ -156,8 +156,8 @@ def markdown(table: Table) -> str:
     lines = [[line[i] for i in kept] for line in (table.head, *table.rows)]
     words = {"models", "cache", "method", "options"}
     rule = ["---" if table.head[i] in words else "---:" for i in kept]
-    told = [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
-    return "\n".join([f"**{table.title}**", "", *told])
+    rows = [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
+    return "\n".join([f"**{table.title}**", "", *rows])
 
 
 def where(result: Mapping[str, Any]) -> str:

@@ -134,11 +134,11 @@ def make(folders: Sequence[Path]) -> None:
 @torch.no_grad()
 def losses(folder: Path, tokenizer: Any) -> list[float]:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    found = []
+    values = []
     for task in TASKS.values():
         tokens = batch(tokenizer, [task], random.Random(99), 64)
-        found.append(float(model(input_ids=tokens, labels=tokens).loss))
-    return [*found, sum(found) / len(found)]
+        values.append(float(model(input_ids=tokens, labels=tokens).loss))
+    return [*values, sum(values) / len(values)]
 
 
 def show(merged: Path, parents: Sequence[Path]) -> None:

@@ -34,12 +34,12 @@ def recipes(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def placed(value: Any, models: Path) -> Any:
     """Return the recipe with the local paths of models."""
     if isinstance(value, dict):
-        found = {key: placed(item, models) for key, item in value.items()}
+        result = {key: placed(item, models) for key, item in value.items()}
         for key in ("model", "base_model", "source"):
-            if isinstance(found.get(key), str) and found[key] not in WORDS.get(key, ()):
-                parts = found[key].split("+")  # a model, and an adapter of it
-                found[key] = "+".join(str(models / part) for part in parts)
-        return found
+            if isinstance(result.get(key), str) and result[key] not in WORDS.get(key, ()):
+                parts = result[key].split("+")  # a model, and an adapter of it
+                result[key] = "+".join(str(models / part) for part in parts)
+        return result
     return [placed(item, models) for item in value] if isinstance(value, list) else value
 
 
@@ -57,10 +57,10 @@ def merged(recipe: dict[str, Any], models: Path, out: Path, seed: int) -> dict[s
 
 
 def with_tokens(recipe: dict[str, Any], models: Path, out: Path, file: Path) -> None:
-    """Return the vocabulary tensors of a merge, with the tokens of their rows."""
-    found = merged(recipe, models, out, 1)
+    """Save the vocabulary tensors of a merge, with the tokens of their rows."""
+    everything = merged(recipe, models, out, 1)
     words = ("embed_tokens", "lm_head")
-    tensors = {name: t for name, t in sorted(found.items()) if any(w in name for w in words)}
+    tensors = {name: t for name, t in sorted(everything.items()) if any(w in name for w in words)}
     ids = Tokenizer.from_file(str(out / "tokenizer.json")).get_vocab()
     rows = json.loads((out / "config.json").read_text())["vocab_size"]
     tokens = json.dumps({"rows": rows, "ids": ids}, ensure_ascii=False)
@@ -74,12 +74,12 @@ def statistics(recipe: dict[str, Any], models: Path, out: Path) -> dict[str, Any
     for seed in range(SEEDS):
         for name, tensor in merged(recipe, models, out, seed).items():
             delta = tensor.double() - base[name].double()
-            found = [
+            means = [
                 float((delta != 0).double().mean()),
                 float(delta.abs().sum()),
                 float(delta.norm()),
             ]
-            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * 3), found, strict=True)]
+            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * 3), means, strict=True)]
     return {name: [value / SEEDS for value in values] for name, values in sums.items()}
 
 
@@ -111,13 +111,13 @@ def main(wanted: list[str]) -> None:
     text = json.dumps(spoken, indent=1, sort_keys=True)
     (GOLDENS / "chat_templates.json").write_text(text + "\n", encoding="utf-8")
     path = GOLDENS / "statistics.json"
-    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, recipe in recipes("random.yml"):
         if not wanted or name in wanted:
-            held[name] = statistics(recipe, folder, folder / "out")
+            stored[name] = statistics(recipe, folder, folder / "out")
             print(name)
     rounded = {
-        n: {k: [float(f"{x:.7g}") for x in v] for k, v in s.items()} for n, s in held.items()
+        n: {k: [float(f"{x:.7g}") for x in v] for k, v in s.items()} for n, s in stored.items()
     }
     path.write_text(json.dumps(rounded, indent=0, sort_keys=True) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in GOLDENS.iterdir())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.doc_examples import ROOT, programs, walk, wrong
+from support.doc_examples import ROOT, difference, programs, walk
 
 PAGE = ROOT / "docs" / "clusters.md"
 
@@ -25,18 +25,18 @@ def variables(fakes, models, work: Path, tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_every_command(work: Path, variables: dict[str, str]) -> None:
-    found = list(walk(PAGE, work, variables))
-    assert [text for answer in found if (text := wrong(answer, work, "/here"))] == []
-    said = {answer.command: answer.out for answer in found}
-    assert len(said) > 20
-    assert "soup" in said["merge-launch jobs"]
-    assert "2 tensors merged" in said["merge-launch logs soup"]
-    table = said["merge-launch sweep sweep.yml results --sort loss"]
+    outcomes = list(walk(PAGE, work, variables))
+    assert [text for outcome in outcomes if (text := difference(outcome, work, "/here"))] == []
+    printed = {outcome.command: outcome.out for outcome in outcomes}
+    assert len(printed) > 20
+    assert "soup" in printed["merge-launch jobs"]
+    assert "2 tensors merged" in printed["merge-launch logs soup"]
+    table = printed["merge-launch sweep sweep.yml results --sort loss"]
     assert table.count(" done ") == 4 and table.count(" 0.5 ") >= 4
-    assert "gpuvolta" in said["merge-launch profile show gadi"]
+    assert "gpuvolta" in printed["merge-launch profile show gadi"]
     assert (
         "#PBS -P ab12\n"
-        in said["merge-launch render pbs soup models/math models/code --profile gadi"]
+        in printed["merge-launch render pbs soup models/math models/code --profile gadi"]
     )
 
 

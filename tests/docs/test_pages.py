@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from support import doc_models
-from support.doc_examples import ROOT, programs, walk, wrong
+from support.doc_examples import ROOT, difference, programs, walk
 from support.fake_hub import serving
 
 CHECKPOINTS = ROOT / "docs" / "checkpoints.md"
@@ -25,7 +25,7 @@ def test_checkpoints(tmp_path: Path) -> None:
             "HF_HUB_DISABLE_XET": "1",
             "XDG_CONFIG_HOME": str(tmp_path / "config"),
         }
-        said = list(walk(CHECKPOINTS, here, variables))
-        assert len(said) > 20
-        assert [text for s in said if (text := wrong(s, here, "/here"))] == []
+        outcomes = list(walk(CHECKPOINTS, here, variables))
+        assert len(outcomes) > 20
+        assert [text for o in outcomes if (text := difference(o, here, "/here"))] == []
         assert "merge_manifest.json" in hub.repositories["my-org/soup"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.doc_examples import ROOT, blocks, programs, walk, wrong
+from support.doc_examples import ROOT, blocks, difference, programs, walk
 
 PAGE = ROOT / "README.md"
 
@@ -48,6 +48,6 @@ def test_every_command(work: Path, tmp_path: Path) -> None:
         "FAKE_RUN": "1",
         "MERGE_LAUNCH_PYTHON": sys.executable,
     }
-    said = list(walk(PAGE, work, variables))
-    assert [text for answer in said if (text := wrong(answer, work, "/models"))] == []
-    assert len(said) > 12
+    outcomes = list(walk(PAGE, work, variables))
+    assert [text for o in outcomes if (text := difference(o, work, "/models"))] == []
+    assert len(outcomes) > 12

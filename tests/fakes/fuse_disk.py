@@ -39,12 +39,12 @@ class Faults:
         if text != self.text:
             self.text, self.seen = text, {}
         for line in text.splitlines():
-            name, what, after, times = line.split()
+            name, fault, after, times = line.split()
             if name == call:
                 number = self.seen[line] = self.seen.get(line, 0) + 1
                 if int(after) < number <= int(after) + int(times):
                     self.path.with_suffix(".met").touch()
-                    return what
+                    return fault
         return ""
 
 
@@ -58,19 +58,19 @@ class Disk:
         text = os.fsdecode(name.split(b"\0")[0])
         return f"{self.names[node]}/{text}" if text else self.names[node]
 
-    def attributes(self, found: os.stat_result) -> bytes:
-        times = (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns)
+    def attributes(self, status: os.stat_result) -> bytes:
+        times = (status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns)
         return struct.pack(
-            "=6Q10I", found.st_ino, found.st_size, found.st_blocks,
-            *(t // 10**9 for t in times), *(t % 10**9 for t in times), found.st_mode,
-            found.st_nlink, found.st_uid, found.st_gid, 0, 4096, 0,
+            "=6Q10I", status.st_ino, status.st_size, status.st_blocks,
+            *(t // 10**9 for t in times), *(t % 10**9 for t in times), status.st_mode,
+            status.st_nlink, status.st_uid, status.st_gid, 0, 4096, 0,
         )  # fmt: skip
 
     def entry(self, path: str) -> bytes:
-        found = os.lstat(path)
-        node = found.st_ino + 1
+        status = os.lstat(path)
+        node = status.st_ino + 1
         self.names[node] = path
-        return struct.pack("=4Q8x", node, 0, 0, 0) + self.attributes(found)
+        return struct.pack("=4Q8x", node, 0, 0, 0) + self.attributes(status)
 
     def init(self, node: int, data: bytes) -> bytes:
         flags = 1 << 5 | 1 << 22  # large writes, and as many pages as they need
@@ -81,8 +81,8 @@ class Disk:
 
     def getattr(self, node: int, data: bytes) -> bytes:
         flags, fh = struct.unpack("=I4xQ", data)
-        found = os.fstat(fh) if flags & 1 else os.lstat(self.names[node])
-        return bytes(16) + self.attributes(found)
+        status = os.fstat(fh) if flags & 1 else os.lstat(self.names[node])
+        return bytes(16) + self.attributes(status)
 
     def setattr(self, node: int, data: bytes) -> bytes:
         valid, fh, size, _, _, mtime = struct.unpack_from("=I4x5Q", data)
@@ -176,14 +176,14 @@ class Disk:
 
     def readdir(self, node: int, data: bytes) -> bytes:
         _, offset, size = struct.unpack_from("=QQI", data)
-        found = b""
+        entries = b""
         for number, name in enumerate(sorted(os.listdir(self.names[node])), 1):
             raw = os.fsencode(name)
             one = struct.pack("=QQII", number, number, len(raw), 0) + raw
             one += bytes(-len(one) % 8)
-            if number > offset and len(found) + len(one) <= size:
-                found += one
-        return found
+            if number > offset and len(entries) + len(one) <= size:
+                entries += one
+        return entries
 
 
 def answer(disk: Disk, faults: Faults, code: int, node: int, data: bytes) -> tuple[int, bytes]:
@@ -191,19 +191,19 @@ def answer(disk: Disk, faults: Faults, code: int, node: int, data: bytes) -> tup
     call = CALLS.get(code)
     if call is None:
         return -errno.ENOSYS, b""
-    what = faults.of(call)
-    if what.startswith("E"):
-        return -getattr(errno, what), b""
-    if what and what != "short":
-        time.sleep(float(what))
+    fault = faults.of(call)
+    if fault.startswith("E"):
+        return -getattr(errno, fault), b""
+    if fault and fault != "short":
+        time.sleep(float(fault))
     try:
-        if what == "short" and call == "write":
+        if fault == "short" and call == "write":
             fh, offset, size = struct.unpack_from("=QQI", data)
             data = struct.pack("=QQI", fh, offset, (size + 1) // 2) + data[20:]
-        found: bytes = getattr(disk, call)(node, data)
+        reply: bytes = getattr(disk, call)(node, data)
     except OSError as error:
         return -(error.errno or errno.EIO), b""
-    return 0, found[: (len(found) + 1) // 2] if what == "short" and call == "read" else found
+    return 0, reply[: (len(reply) + 1) // 2] if fault == "short" and call == "read" else reply
 
 
 def main(root: str, place: str, faults: Path) -> None:
@@ -213,7 +213,7 @@ def main(root: str, place: str, faults: Path) -> None:
     if libc.mount(b"trouble", os.fsencode(place), b"fuse", 0, options.encode()):
         sys.exit(os.strerror(ctypes.get_errno()))
     print("mounted", flush=True)
-    disk, told = Disk(root), Faults(faults)
+    disk, plan = Disk(root), Faults(faults)
     while True:
         try:
             asked = os.read(device, MOST + 8192)
@@ -224,9 +224,9 @@ def main(root: str, place: str, faults: Path) -> None:
         _, code, unique, node = HEAD.unpack_from(asked)
         if code in UNANSWERED:
             continue
-        error, found = answer(disk, told, code, node, asked[HEAD.size :])
+        error, reply = answer(disk, plan, code, node, asked[HEAD.size :])
         try:
-            os.write(device, OUT.pack(OUT.size + len(found), error, unique) + found)
+            os.write(device, OUT.pack(OUT.size + len(reply), error, unique) + reply)
         except OSError as failure:
             if failure.errno != errno.ENOENT:  # who asked is gone
                 return

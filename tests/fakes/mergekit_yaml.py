@@ -15,17 +15,17 @@ def main() -> None:
     from safetensors.torch import load_file, save_file
 
     recipe, out = sys.argv[1:3]
-    what = os.environ.get("FAKE_MERGEKIT", "")
+    order = os.environ.get("FAKE_MERGEKIT", "")
     model = Path(yaml.safe_load(Path(recipe).read_text())["models"][0]["model"])
-    if what == "fail":
+    if order == "fail":
         sys.exit("RuntimeError: mergekit's own words")
     tensors = load_file(model / "model.safetensors")
-    if what == "lose":
+    if order == "lose":
         del tensors["norm"]
     save_file(tensors, Path(out) / "model.safetensors", {"format": "pt"})
     shutil.copy(model / "config.json", out)
     (Path(out) / "argv").write_text(" ".join(sys.argv[3:]))
-    if what == "sleep":
+    if order == "sleep":
         Path("asleep").touch()
         time.sleep(600)
 

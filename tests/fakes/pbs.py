@@ -38,13 +38,13 @@ OPTIONS = "NlkqPAjorWmMSp" + ("t" if TORQUE else "J")
 
 def directives(text: str) -> list[str]:
     """Return the directives above the first line that is neither comment nor blank."""
-    found = []
+    result = []
     for line in text.splitlines():
         if line.startswith("#PBS "):
-            found.append(line[5:])
+            result.append(line[5:])
         elif line and not line.startswith("#"):
             break
-    return found
+    return result
 
 
 def checked(option: str, value: str) -> None:
@@ -134,11 +134,11 @@ def array(value: str | None) -> list[int]:
     """Return the numbers of an array's members; none for a single job."""
     if value is None:
         return []
-    found = re.fullmatch(r"(\d+)-(\d+)(%\d+)?", value)
+    match = re.fullmatch(r"(\d+)-(\d+)(%\d+)?", value)
     # One member is no range.
-    if found is None or int(found[1]) >= int(found[2]):
+    if match is None or int(match[1]) >= int(match[2]):
         raise Refused(f"illegal -{'t' if TORQUE else 'J'} value", 2)
-    members = list(range(int(found[1]), int(found[2]) + 1))
+    members = list(range(int(match[1]), int(match[2]) + 1))
     if len(members) > limit():
         raise Refused("Array job exceeds server or queue size limit", 255)
     return members

@@ -23,8 +23,8 @@ def switched(name: str) -> bool:
 
 
 def jobs() -> dict[str, dict]:
-    found = [json.loads(path.read_text()) for path in HOME.glob("*.job")]
-    return {job["id"]: job for job in sorted(found, key=lambda job: numbers(job["id"]))}
+    loaded = [json.loads(path.read_text()) for path in HOME.glob("*.job")]
+    return {job["id"]: job for job in sorted(loaded, key=lambda job: numbers(job["id"]))}
 
 
 def numbers(job_id: str) -> list[int]:

@@ -42,14 +42,14 @@ def write_models(folder: Path, dtype: torch.dtype, count: int = 4) -> list[Path]
     """Write a base and its fine-tunes."""
     chance = torch.Generator().manual_seed(0)
     first = {name: 0.02 * torch.randn(shape, generator=chance) for name, shape in SHAPES.items()}
-    found = []
+    models = []
     for number in range(count):
         own = {
             name: (values + 0.004 * torch.randn(values.shape, generator=chance)).to(dtype)
             for name, values in first.items()
         }
-        found.append(write_checkpoint(folder / f"m{number}", own))
-    return found
+        models.append(write_checkpoint(folder / f"m{number}", own))
+    return models
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float32"])
@@ -81,9 +81,9 @@ def recipe(path: Path, name: str, models: list[Path]) -> Path:
     return path
 
 
-def merged(tmp_path: Path, name: str, told: Path, *options: object) -> Path:
+def merged(tmp_path: Path, name: str, recipe_file: Path, *options: object) -> Path:
     out = tmp_path / name
-    assert run("merge", told, out, "--progress", "off", *options) == 0
+    assert run("merge", recipe_file, out, "--progress", "off", *options) == 0
     return out
 
 
@@ -101,9 +101,9 @@ def test_every_method_gives_what_the_cpu_gives(
     tmp_path: Path, models: list[Path], name: str
 ) -> None:
     """Masks, thresholds and votes are equal; sums differ in the order of addition."""
-    told = recipe(tmp_path / "r.yml", name, models)
-    there = read_tensors(merged(tmp_path, "there", told, "--device", DEVICE))
-    here = read_tensors(merged(tmp_path, "here", told, "--device", "cpu"))
+    recipe_file = recipe(tmp_path / "r.yml", name, models)
+    there = read_tensors(merged(tmp_path, "there", recipe_file, "--device", DEVICE))
+    here = read_tensors(merged(tmp_path, "here", recipe_file, "--device", "cpu"))
     narrow = next(iter(here.values())).dtype == torch.bfloat16
     allowed = 2.0**-7 if narrow else 2.0**-10 if name in MATRIX else 2.0**-21
     for tensor, far in farthest(here, there):
@@ -112,10 +112,11 @@ def test_every_method_gives_what_the_cpu_gives(
 
 @pytest.mark.parametrize("name", ["linear", "ties", "dare_ties", "della", "karcher", "sce"])
 def test_the_same_bits_however_it_is_cut(tmp_path: Path, models: list[Path], name: str) -> None:
-    told = recipe(tmp_path / "r.yml", name, models)
+    recipe_file = recipe(tmp_path / "r.yml", name, models)
     cuts = [("--threads", 1), ("--threads", 8), ("--threads", 3, "--memory", "150MiB")]
     outs = [
-        merged(tmp_path, f"out{n}", told, "--device", DEVICE, *cut) for n, cut in enumerate(cuts)
+        merged(tmp_path, f"out{n}", recipe_file, "--device", DEVICE, *cut)
+        for n, cut in enumerate(cuts)
     ]
     assert len({tuple(shards_of(out).items()) for out in outs}) == 1
 
@@ -134,8 +135,8 @@ def test_buffers_are_not_read_before_they_are_full(tmp_path: Path) -> None:
     for turn in range(3):
         out = tmp_path / f"out{turn}"
         assert run("average", out, *inputs, *words) == 0
-        found, read = read_tensors(out), [read_tensors(path) for path in inputs]
-        for name, values in found.items():
+        result, read = read_tensors(out), [read_tensors(path) for path in inputs]
+        for name, values in result.items():
             mean = sum(one[name].double() for one in read) / 3
             assert values.equal(mean.to(dtype)), name
     # A command by itself has several processes, each with some of the devices.
@@ -151,8 +152,8 @@ def test_a_device_with_little_memory_left(
     """Pieces are halved until they fit; the error is one line if not even a block fits."""
     if not DEVICE.startswith("cuda"):
         pytest.skip("only CUDA's allocator can be told a limit")
-    told = recipe(tmp_path / "r.yml", "ties", models)
-    whole = merged(tmp_path, "whole", told, "--device", DEVICE)
+    recipe_file = recipe(tmp_path / "r.yml", "ties", models)
+    whole = merged(tmp_path, "whole", recipe_file, "--device", DEVICE)
     total = torch.cuda.get_device_properties(0).total_memory
     codes = []
     try:
@@ -160,7 +161,7 @@ def test_a_device_with_little_memory_left(
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(allowed * 2**20 / total)
             words = ("--device", DEVICE, "--threads", 1, "--progress", "off")
-            codes.append(run("merge", told, tmp_path / "out", *words))
+            codes.append(run("merge", recipe_file, tmp_path / "out", *words))
             if codes[-1] == 0:
                 break
             assert "no memory left for one block" in capsys.readouterr().err
@@ -177,15 +178,17 @@ def test_nan_is_found_there_too(
     tensors["odd.weight"][3, 4] = float("nan")
     bad = write_checkpoint(tmp_path / "bad", tensors)
     assert run("average", tmp_path / "out", models[1], bad, "--device", DEVICE) == 5
-    said = capsys.readouterr().err
-    assert re.search(r"'odd.weight': 1 values? of the result .* NaN or Inf", said), said
+    errors = capsys.readouterr().err
+    assert re.search(r"'odd.weight': 1 values? of the result .* NaN or Inf", errors), errors
 
 
 def test_several_recipes_in_one_pass(tmp_path: Path, models: list[Path]) -> None:
-    told = [recipe(tmp_path / f"{n}.yml", n, models) for n in ("ties", "linear", "model_stock")]
-    words = [w for path in told for w in ("-a", path, tmp_path / f"together-{path.stem}")]
+    recipe_files = [
+        recipe(tmp_path / f"{n}.yml", n, models) for n in ("ties", "linear", "model_stock")
+    ]
+    words = [w for path in recipe_files for w in ("-a", path, tmp_path / f"together-{path.stem}")]
     assert run("merge", *words, "--progress", "off", "--device", DEVICE) == 0
-    for path in told:
+    for path in recipe_files:
         alone = merged(tmp_path, f"alone-{path.stem}", path, "--device", DEVICE)
         assert shards_of(tmp_path / f"together-{path.stem}") == shards_of(alone)
 

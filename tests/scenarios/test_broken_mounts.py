@@ -62,7 +62,7 @@ def merge(mount: Mount, models: list[Path], *words: str) -> int:
     return average(mount.place / "out", models, *WORDS, *words)
 
 
-def told(capsys: Capture, *words: str) -> str:
+def error_of(capsys: Capture, *words: str) -> str:
     text = capsys.readouterr().err
     assert any(word in text for word in words), text
     assert "Traceback" not in text and len(text.strip().splitlines()) <= 3, text
@@ -89,7 +89,7 @@ def test_an_output_that_fails(
     mount.fails(fault)
     assert merge(mount, models) == 4
     assert mount.met
-    text = told(capsys, os.strerror(getattr(errno, fault.split()[1])))
+    text = error_of(capsys, os.strerror(getattr(errno, fault.split()[1])))
     assert "run the same command to resume" in text
     assert not (mount.store / "out" / "merge_manifest.json").exists()
     mount.fails()
@@ -106,9 +106,9 @@ def test_a_mount_that_vanishes_half_way(
 ) -> None:
     after_a_third(monkeypatch, OUT_BYTES, mount.vanish)
     assert merge(mount, models) == 4
-    told(capsys, os.strerror(errno.ENOTCONN), "Software caused connection abort")
+    error_of(capsys, os.strerror(errno.ENOTCONN), "Software caused connection abort")
     assert average(mount.place / "out", models, *WORDS) == 4, "it still is"
-    told(capsys, os.strerror(errno.ENOTCONN))
+    error_of(capsys, os.strerror(errno.ENOTCONN))
     mount.again()
     assert merge(mount, models, "--progress", "plain") == 0
     assert "continuing at" in capsys.readouterr().err
@@ -125,9 +125,9 @@ def test_inputs_that_vanish_half_way(
 ) -> None:
     after_a_third(monkeypatch, OUT_BYTES, mount.vanish)
     assert average(tmp_path / "out", inputs, *WORDS) == 3
-    told(capsys, os.strerror(errno.ENOTCONN), "Software caused connection abort")
+    error_of(capsys, os.strerror(errno.ENOTCONN), "Software caused connection abort")
     assert average(tmp_path / "out", inputs, *WORDS) == 3, "they still are"
-    told(capsys, os.strerror(errno.ENOTCONN))
+    error_of(capsys, os.strerror(errno.ENOTCONN))
     mount.again()
     assert average(tmp_path / "out", inputs, *WORDS) == 0
     assert shards_of(tmp_path / "out").items() <= whole.items()
@@ -144,7 +144,7 @@ def test_inputs_that_fail(
 ) -> None:
     mount.fails(fault)
     assert average(tmp_path / "out", inputs, *WORDS) == 3
-    assert str(mount.place) in told(capsys, os.strerror(getattr(errno, fault.split()[1])))
+    assert str(mount.place) in error_of(capsys, os.strerror(getattr(errno, fault.split()[1])))
     mount.fails()
     assert average(tmp_path / "out", inputs, *WORDS) == 0
     assert shards_of(tmp_path / "out").items() <= whole.items()

@@ -44,7 +44,7 @@ class Trial:
             lock.unlink()  # a process that ended would not hold it; these tests live on
         return average(self.out, self.models, *WORDS, *words)
 
-    def told(self, *words: str) -> None:
+    def check_error(self, *words: str) -> None:
         text = self.capsys.readouterr().err
         assert any(word in text for word in words), text
         assert "run the same command to resume" in text and "Traceback" not in text
@@ -54,7 +54,7 @@ class Trial:
         """Call `act` once when a third of the result is written."""
         after_a_third(self.patch, OUT_BYTES, act)
 
-    def ends(self, continues: bool = True) -> None:
+    def check_resumes(self, continues: bool = True) -> None:
         """Assert that the same command succeeds once the cause is fixed."""
         self.capsys.readouterr()
         assert self.merge("--progress", "plain") == 0
@@ -108,11 +108,13 @@ def test_full_half_way(trial: Trial) -> None:
     ballast = trial.disk.fill(12 * MIB)
     trial.patch.setattr(space, "SPARE_BYTES", -(1 << 30))  # as if it filled up later
     assert trial.merge() == 4
-    trial.told("No space left on device")
+    trial.check_error("No space left on device")
     assert [path.name for path in trial.out.iterdir()] == [PARTIAL]
     ballast.unlink()
     run("sync", "-f", str(trial.disk.place))
-    trial.ends(continues=trial.disk.kind != "ext4")  # which takes the room before it begins
+    trial.check_resumes(
+        continues=trial.disk.kind != "ext4"
+    )  # which takes the room before it begins
 
 
 @on("btrfs")
@@ -123,9 +125,9 @@ def test_a_quota_half_way(trial: Trial) -> None:
     limit = ("btrfs", "qgroup", "limit")
     assert run(*limit, "10M", str(trial.out)).returncode == 0
     assert trial.merge() == 4
-    trial.told("Disk quota exceeded")
+    trial.check_error("Disk quota exceeded")
     assert run(*limit, "none", str(trial.out)).returncode == 0
-    trial.ends()
+    trial.check_resumes()
 
 
 @on("btrfs")
@@ -148,10 +150,10 @@ def test_what_is_copied_takes_no_room(trial: Trial, tmp_path: Path) -> None:
 def test_read_only_half_way(trial: Trial) -> None:
     trial.half_way(trial.disk.fail)
     assert trial.merge() == 4
-    trial.told("Read-only file system", "Input/output error")
+    trial.check_error("Read-only file system", "Input/output error")
     assert average(trial.out, trial.models) == 4, "it still is"
     trial.disk.again()
-    trial.ends(continues=False)  # ext4 keeps nothing then that was not synced
+    trial.check_resumes(continues=False)  # ext4 loses what was not synced
 
 
 @pytest.mark.parametrize("power", [False, True])
@@ -159,21 +161,21 @@ def test_read_only_half_way(trial: Trial) -> None:
 def test_pulled_out_half_way(trial: Trial, power: bool) -> None:
     trial.half_way(lambda: trial.disk.pull_out(power))
     assert trial.merge() == 4
-    trial.told("Input/output error", "Structure needs cleaning", "Read-only")
+    trial.check_error("Input/output error", "Structure needs cleaning", "Read-only")
     trial.disk.again()
     # With the power goes what was never synced, and nothing of it may be trusted.
-    trial.ends(continues=not power)
+    trial.check_resumes(continues=not power)
 
 
 @on("tmpfs", "ext4", "xfs")
 def test_unmounted_half_way(trial: Trial) -> None:
     trial.half_way(lambda: trial.disk.unmount("-l"))
     assert trial.merge() == 4
-    trial.told("No such file or directory")
+    trial.check_error("No such file or directory")
     assert not trial.out.exists(), "nothing goes where the mount was"
     if trial.disk.kind != "tmpfs":  # which is gone with all that was in it
         trial.disk.mount()
-        trial.ends()
+        trial.check_resumes()
 
 
 @on("ext4", "xfs")

@@ -31,10 +31,10 @@ def batch(kind: str, seed: int, count: int) -> None:
     env = {**os.environ, "PYTHONPATH": SOURCES, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = re.fullmatch(rf"{count} {kind}, (\d+) refused\n", done.stdout)
-    assert found
+    match = re.fullmatch(rf"{count} {kind}, (\d+) refused\n", done.stdout)
+    assert match
     if kind != "cards":  # whose answer is no licence
-        assert 0.3 * count < int(found[1]) < count, "both kinds come up"
+        assert 0.3 * count < int(match[1]) < count, "both kinds come up"
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -52,8 +52,8 @@ def logits(folder: Path) -> torch.Tensor:
     ids = tokenizer(folder)(PROMPT, return_tensors="pt")["input_ids"]
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids, **more).logits
-    return found
+        result: torch.Tensor = model(input_ids=ids, **more).logits
+    return result
 
 
 def merge(place: Path, text: str, out: str) -> None:

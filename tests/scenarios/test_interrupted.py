@@ -141,8 +141,8 @@ def test_a_real_process(tmp_path: Path, big: list[Path], after_s: float) -> None
         _, text = process.communicate()
     assert time.monotonic() - began < WITHIN_S
     assert process.returncode in (0, 75), text
-    told = [line for line in text.splitlines() if line.startswith("merge-worker: ")]
-    assert process.returncode == 0 or ("stopped by SIGTERM" in text and len(told) == 1), text
+    messages = [line for line in text.splitlines() if line.startswith("merge-worker: ")]
+    assert process.returncode == 0 or ("stopped by SIGTERM" in text and len(messages) == 1), text
     assert "Traceback" not in text
 
 

@@ -86,7 +86,7 @@ def runs(
         shutil.rmtree(tmp_path / "outs" / str(number), ignore_errors=True)
 
 
-def ends_well(faults: Faults, out: Path, inputs: list[Path], whole: dict[str, int]) -> None:
+def check_same_end(faults: Faults, out: Path, inputs: list[Path], whole: dict[str, int]) -> None:
     """Assert that the same command succeeds after the fault, with the same bytes."""
     faults.fail = None
     unfinished = not (out / "merge_manifest.json").exists()
@@ -116,7 +116,7 @@ def test_every_call_that_writes(
         text = capsys.readouterr().err
         assert code in (0, 4), (faults.calls[faults.at], text)
         assert "Traceback" not in text and (code == 0 or os.strerror(number) in text)
-        ends_well(faults, out, inputs, digest(tmp_path / "outs" / "whole"))
+        check_same_end(faults, out, inputs, digest(tmp_path / "outs" / "whole"))
     failing = {call.split()[0] for call, code in failed if code == 4}
     assert {"pwrite", "write", "fsync"} <= failing, failed  # Python 3.10 keeps some for itself
 
@@ -134,7 +134,7 @@ def test_every_call_that_reads(
         assert average(out, inputs, *WORDS) == 3, faults.calls[faults.at]
         text = capsys.readouterr().err
         assert os.strerror(number) in text and "Traceback" not in text
-        ends_well(faults, out, inputs, digest(tmp_path / "outs" / "whole"))
+        check_same_end(faults, out, inputs, digest(tmp_path / "outs" / "whole"))
 
 
 @pytest.mark.parametrize("names", [("pwrite", "write"), READS])
@@ -144,4 +144,4 @@ def test_every_call_moves_less_than_asked(
     for faults, out in runs(tmp_path, inputs, monkeypatch, names):
         faults.fail = short
         assert average(out, inputs, *WORDS) == 0, faults.calls[faults.at]
-        ends_well(faults, out, inputs, digest(tmp_path / "outs" / "whole"))
+        check_same_end(faults, out, inputs, digest(tmp_path / "outs" / "whole"))

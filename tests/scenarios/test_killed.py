@@ -42,15 +42,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     shapes = {"embed.weight": (3 * ROWS, WIDTH)}
     shapes |= {f"layers.{i}.weight": (ROWS, WIDTH) for i in range(LAYERS)}
     first = {name: torch.randn(shape, generator=base) for name, shape in shapes.items()}
-    found = []
+    paths = []
     for number in range(3):
         own = torch.Generator().manual_seed(1 + number)
         tensors = {
             name: (values + 0.05 * torch.randn(values.shape, generator=own)).to(torch.bfloat16)
             for name, values in first.items()
         }
-        found.append(write_checkpoint(folder / f"m{number}", tensors))
-    return found
+        paths.append(write_checkpoint(folder / f"m{number}", tensors))
+    return paths
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -69,14 +69,14 @@ def plan_for(recipe: Path) -> Plan:
 
 def claimed(out: Path, plan: Plan) -> int:
     """Return the bytes recorded as finished in the journals."""
-    found = 0
+    total = 0
     for path in (out / PARTIAL).glob("journal-*"):
         for entry in map(parse_line, path.read_bytes().splitlines()):
             if entry is not None:
                 step = plan.steps[entry.step]
                 start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
-                found += (stop - start) * step.dtype.bytes
-    return found
+                total += (stop - start) * step.dtype.bytes
+    return total
 
 
 def wait_for(out: Path, plan: Plan, share: float, forks: list[Fork]) -> None:
@@ -98,12 +98,12 @@ def moments(seed: int) -> Iterator[tuple[float, int]]:
 
 def start(forks: Forks, recipe: Path, out: Path, world: int) -> list[Fork]:
     """Start all ranks of the merge."""
-    found = []
+    forked = []
     for number in range(world):
         place = {"RANK": str(number), "WORLD_SIZE": str(world)} if world > 1 else {}
         words = ("merge", recipe, out, *OPTIONS)
-        found.append(forks.start(*words, env={**place, "COUNT_READS": "1"}))
-    return found
+        forked.append(forks.start(*words, env={**place, "COUNT_READS": "1"}))
+    return forked
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -133,7 +133,7 @@ def test_twenty_kills(
         lost.append(sum(fork.read_bytes() for fork in (*killed, *again)) / needed - 1)
         shutil.rmtree(out)
     with capsys.disabled():
-        told = f"done twice: at most {max(lost):.1%}, in the mean {sum(lost) / KILLS:.1%}"
-        print(f"\n{recipe.stem}, {world} ranks: {hit} of {KILLS} were hit at work; {told}")
+        summary = f"done twice: at most {max(lost):.1%}, in the mean {sum(lost) / KILLS:.1%}"
+        print(f"\n{recipe.stem}, {world} ranks: {hit} of {KILLS} were hit at work; {summary}")
     assert hit >= KILLS * 3 // 4
     assert max(lost) <= MOST

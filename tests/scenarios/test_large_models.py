@@ -116,8 +116,8 @@ def test_planning_a_giant(
     assert facts["layers"] == {"model.layers.": LAYERS}
     with capsys.disabled():
         tensors, terabytes = facts["tensors"]["merged"], facts["bytes_out"] / 1e12
-        told = f"{seconds:.1f} processor seconds, {peak:.2f} GiB"
-        print(f"\nplanned: 3 models of {tensors} tensors, {terabytes:.2f} TB each: {told}")
+        summary = f"{seconds:.1f} processor seconds, {peak:.2f} GiB"
+        print(f"\nplanned: 3 models of {tensors} tensors, {terabytes:.2f} TB each: {summary}")
     assert seconds <= 15 and peak <= 1.0
 
 

@@ -24,11 +24,11 @@ KINDS = (signal.SIGKILL, signal.SIGTERM)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("together")
-    one_tensor_models(found, 4_000_000, 3)
+    path = tmp_path_factory.mktemp("together")
+    one_tensor_models(path, 4_000_000, 3)
     for name, text in RECIPES.items():
-        (found / f"{name}.yml").write_text(text)
-    return found
+        (path / f"{name}.yml").write_text(text)
+    return path
 
 
 @pytest.fixture(scope="module")

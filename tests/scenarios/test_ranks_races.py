@@ -62,8 +62,8 @@ def test_others_finish_while_one_looks(
     moment: str, plan: Plan, big: list[Path], half: Path, before: Any
 ) -> None:
     before(target, moment, lambda: average(half, big))
-    found = inspect_output(plan, half, overwrite=False, resume=True)
-    assert found.state is State.FINISHED
+    result = inspect_output(plan, half, overwrite=False, resume=True)
+    assert result.state is State.FINISHED
 
 
 def test_others_rename_while_one_looks(plan: Plan, half: Path, before: Any) -> None:
@@ -135,8 +135,8 @@ def test_who_begins_after_the_end(
     monkeypatch.setenv("WORLD_SIZE", "2")
     before(run, moment, others)
     assert average(half, big) == 0
-    told = capsys.readouterr().out
-    assert "this merge is already there" in told or "another rank finishes" in told
+    printed = capsys.readouterr().out
+    assert "this merge is already there" in printed or "another rank finishes" in printed
     assert not list(half.glob(".merge-partial*"))
 
 

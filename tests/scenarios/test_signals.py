@@ -57,8 +57,8 @@ def stopped(forks: Forks, words: list[object], hurt: str) -> tuple[int, float, s
     fork = forks.start(*words, env={"SIGNAL_IN": hurt})
     ended = fork.wait()
     seconds = time.monotonic() - float(fork.place.with_suffix(".at").read_text())
-    told = [line for line in ended.err.splitlines() if not line.startswith("warning: ")]
-    return ended.code, seconds, "\n".join(told)
+    messages = [line for line in ended.err.splitlines() if not line.startswith("warning: ")]
+    return ended.code, seconds, "\n".join(messages)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,9 +67,9 @@ def test_any_phase(
     tmp_path: Path, big: list[Path], whole: Path, forks: Forks, phase: str, kind: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    code, seconds, told = stopped(forks, command(out, big), f"{PHASES[phase]} {int(kind)} 0")
-    assert code == 75 and seconds < WITHIN_S, told
-    assert "run the same command" in told and "\n" not in told, told
+    code, seconds, message = stopped(forks, command(out, big), f"{PHASES[phase]} {int(kind)} 0")
+    assert code == 75 and seconds < WITHIN_S, message
+    assert "run the same command" in message and "\n" not in message, message
     assert forks.start(*command(out, big)).wait().code == 0
     assert digest(out) == digest(whole)
 
@@ -81,9 +81,9 @@ def test_what_takes_minutes_does_not_keep_it(
     """Exit without waiting for threads at work on a matrix or reading a file back."""
     out = tmp_path / "out"
     hurt = f"{PHASES[phase]} {int(signal.SIGTERM)} 60"
-    code, seconds, told = stopped(forks, command(out, big), hurt)
-    assert code == 75 and seconds < WITHIN_S, told
-    assert "stopped by SIGTERM" in told
+    code, seconds, message = stopped(forks, command(out, big), hurt)
+    assert code == 75 and seconds < WITHIN_S, message
+    assert "stopped by SIGTERM" in message
     assert forks.start(*command(out, big)).wait().code == 0
     assert digest(out) == digest(whole)
 
@@ -94,8 +94,8 @@ def test_a_signal_when_all_is_done(
 ) -> None:
     """Ignore a signal once the result is printed: nothing is left that could be stopped."""
     out = tmp_path / "out"
-    code, _, told = stopped(forks, command(out, big), f"{place} {int(signal.SIGTERM)} 0")
-    assert (code, told) == (0, "")
+    code, _, message = stopped(forks, command(out, big), f"{place} {int(signal.SIGTERM)} 0")
+    assert (code, message) == (0, "")
     assert (out / "merge_manifest.json").exists()
 
 

@@ -32,9 +32,9 @@ def test_a_stacked_hybrid_loads_and_runs(model_type: str, tmp_path: Path) -> Non
         [source(f"{model_type}-1", again, end)],
     )
     merge(tmp_path, text)
-    found, (lower, upper) = read_tensors(tmp_path / "out"), map(read_tensors, paths)
+    result, (lower, upper) = read_tensors(tmp_path / "out"), map(read_tensors, paths)
     taken = 0
-    for name, tensor in found.items():
+    for name, tensor in result.items():
         number = next((int(word) for word in name.split(".") if word.isdigit()), None)
         if number is None:
             continue
@@ -47,8 +47,8 @@ def test_a_stacked_hybrid_loads_and_runs(model_type: str, tmp_path: Path) -> Non
     assert {kind: keys for kind, keys in info.items() if keys} == {}
     tokens = torch.arange(3, 19)[None]
     assert torch.isfinite(model(input_ids=tokens).logits).all()
-    last_norm = [n for n in found if "norm" in n and not any(w.isdigit() for w in n.split("."))]
-    assert last_norm and all(torch.equal(found[n], upper[n]) for n in last_norm)
+    last_norm = [n for n in result if "norm" in n and not any(w.isdigit() for w in n.split("."))]
+    assert last_norm and all(torch.equal(result[n], upper[n]) for n in last_norm)
 
 
 def test_what_cannot_follow_is_named(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ class Mount:
         server = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.servers.append(server)
         assert server.stdout is not None
-        said = server.stdout.readline().strip()
-        if said != "mounted":
-            pytest.skip(f"FUSE cannot be mounted here: {said}")
+        reply = server.stdout.readline().strip()
+        if reply != "mounted":
+            pytest.skip(f"FUSE cannot be mounted here: {reply}")
 
     def fails(self, *faults: str) -> None:
         """Set the faults from now on; without arguments, none."""

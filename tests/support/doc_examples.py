@@ -30,7 +30,7 @@ class Block(NamedTuple):
     text: str
 
 
-class Said(NamedTuple):
+class Outcome(NamedTuple):
     command: str
     expected: str | None
     code: int
@@ -39,7 +39,7 @@ class Said(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    return [Block(*found) for found in _BLOCK.findall(page.read_text(encoding="utf-8"))]
+    return [Block(*match) for match in _BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
 def programs(folder: Path) -> str:
@@ -58,7 +58,7 @@ def programs(folder: Path) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
-def walk(page: Path, folder: Path, variables: Mapping[str, str]) -> Iterator[Said]:
+def walk(page: Path, folder: Path, variables: Mapping[str, str]) -> Iterator[Outcome]:
     """Run every command of the page in order in the folder, and yield the results."""
     for kind, name, text in blocks(page):
         if name:
@@ -72,7 +72,7 @@ def walk(page: Path, folder: Path, variables: Mapping[str, str]) -> Iterator[Sai
                 yield _run(command, expected, folder, variables)
 
 
-def _run(command: str, expected: str | None, folder: Path, variables: Mapping[str, str]) -> Said:
+def _run(command: str, expected: str | None, folder: Path, variables: Mapping[str, str]) -> Outcome:
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
@@ -81,19 +81,19 @@ def _run(command: str, expected: str | None, folder: Path, variables: Mapping[st
         env={**os.environ, "PWD": str(folder), **variables},
         timeout=300,
     )
-    return Said(command, expected, done.returncode, done.stdout, done.stderr)
+    return Outcome(command, expected, done.returncode, done.stdout, done.stderr)
 
 
-def wrong(said: Said, folder: Path, shown_as: str) -> str | None:
+def difference(result: Outcome, folder: Path, shown_as: str) -> str | None:
     """Return how a command's result differs from the page, or None."""
-    if said.expected is None:
-        return f"{said.command}\n{said.out}{said.err}" if said.code else None
-    printed = _masked((said.err + said.out).replace(str(folder), shown_as))
-    lines = [re.escape(line) for line in _masked(said.expected).splitlines()]
+    if result.expected is None:
+        return f"{result.command}\n{result.out}{result.err}" if result.code else None
+    printed = _masked((result.err + result.out).replace(str(folder), shown_as))
+    lines = [re.escape(line) for line in _masked(result.expected).splitlines()]
     pattern = "\n".join(lines).replace("…\n", "(?:.*\n)*?").replace("\n…", "(?:\n.*)*")
     if re.fullmatch(pattern, printed.rstrip("\n")):
         return None
-    return f"{said.command}\nprinted\n{printed}\nthe page says\n{said.expected}"
+    return f"{result.command}\nprinted\n{printed}\nthe page says\n{result.expected}"
 
 
 def _masked(text: str) -> str:

@@ -69,12 +69,12 @@ def _like(folder: Path, model: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = dict(tensors)
+    fused = dict(tensors)
     for place, words in (("self_attn.qkv_proj", "qkv"), ("mlp.gate_up_proj", ("gate", "up"))):
         inner = place.partition(".")[0]
-        parts = [found.pop(f"model.layers.0.{inner}.{w}_proj.weight") for w in words]
-        found[f"model.layers.0.{place}.weight"] = torch.cat(parts)
-    return found
+        parts = [fused.pop(f"model.layers.0.{inner}.{w}_proj.weight") for w in words]
+        fused[f"model.layers.0.{place}.weight"] = torch.cat(parts)
+    return fused
 
 
 def _other_name(name: str) -> str:

@@ -99,12 +99,12 @@ def change(name: str, **tensors: Tensor | None) -> Prepare:
         from safetensors.torch import load_file, save_file
 
         file = world / name / "model.safetensors"
-        held = load_file(file)
+        weights = load_file(file)
         for word, value in tensors.items():
-            held.pop(word.replace("__", "."), None)
+            weights.pop(word.replace("__", "."), None)
             if value is not None:
-                held[word.replace("__", ".")] = value
-        save_file(held, file, metadata={"format": "pt"})
+                weights[word.replace("__", ".")] = value
+        save_file(weights, file, metadata={"format": "pt"})
 
     return prepare
 
@@ -196,10 +196,10 @@ def _run(command: str, world: World, patch: pytest.MonkeyPatch, env: Mapping[str
         context.chdir(world)
         for key, value in env.items():
             context.setenv(key, value)
-        said = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        told = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        errors = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        printed = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         code = main([*words, *quiet])
-    return Answer(code, said.getvalue() if code else said.getvalue() + told.getvalue())
+    return Answer(code, errors.getvalue() if code else errors.getvalue() + printed.getvalue())
 
 
 def _launch(words: Sequence[str], world: World, env: Mapping[str, str]) -> Answer:

@@ -30,8 +30,8 @@ class Hub:
 
     def add(self, name: str, folder: Path) -> None:
         files = (path for path in folder.rglob("*") if path.is_file())
-        found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-        self.repositories[name] = found
+        contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        self.repositories[name] = contents
 
     def move(self, name: str, folder: Path) -> None:
         """Add a commit to the main branch; earlier files remain under their commit."""
@@ -83,11 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, method: str) -> None:
         path = unquote(urlsplit(self.path).path)
-        told = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path)
+        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path)
-        found = told or file or tree
-        name, revision = found.groups()[:2] if found else ("", None)
+        match = info or file or tree
+        name, revision = match.groups()[:2] if match else ("", None)
         files = self.state.repositories.get(name)
         commit = self.state.commits.get(name, COMMIT)
         if revision == COMMIT and commit != COMMIT:
@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(403, "GatedRepo")
         elif revision not in (None, "main", COMMIT, commit):
             self.refuse(404, "RevisionNotFound")
-        elif told:
+        elif info:
             siblings = [{"rfilename": n, "size": len(data)} for n, data in files.items()]
             self.say({"id": name, "sha": commit, "siblings": siblings, "private": False})
         elif tree:
@@ -117,8 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         span = self.headers.get("Range") or ""
         self.state.asked.append((method, name, span))
         status, part = 200, data
-        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", span):
-            first, last = int(found[1]), int(found[2] or len(data) - 1)
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", span):
+            first, last = int(match[1]), int(match[2] or len(data) - 1)
             status, part = 206, data[first : last + 1]
         self.send_response(status)
         self.send_header("ETag", f'"{_digest(data)}"')
@@ -151,8 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif method == "PUT":
             self.state.pending[path.rpartition("/")[2]] = body
             self.say({})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
-            self.commit(found[1], [json.loads(line) for line in body.splitlines()])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self.commit(match[1], [json.loads(line) for line in body.splitlines()])
         else:
             self.say({})
 

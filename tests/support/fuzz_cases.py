@@ -84,11 +84,11 @@ def torn(chance: random.Random, raw: bytes) -> bytes:
     """Replace some bytes and drop others; sometimes nest deeper than any parser allows."""
     if chance.random() < 0.01:
         return b"[" * 50_000 if chance.random() < 0.5 else b'{"a":' * 50_000
-    held = bytearray(raw)
+    content = bytearray(raw)
     for _ in range(chance.choice([0, 0, 0, 1, 3])):
-        place = chance.randrange(len(held) + 1)
-        held[place : place + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
-    return bytes(held)
+        place = chance.randrange(len(content) + 1)
+        content[place : place + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
+    return bytes(content)
 
 
 def header(chance: random.Random) -> bytes:
@@ -140,14 +140,14 @@ def whole_pickle() -> bytes:
 
 
 def pickled(chance: random.Random) -> bytes:
-    held = bytearray(whole_pickle())
+    content = bytearray(whole_pickle())
     if chance.random() < 0.2:
-        held = bytearray(pickle.dumps(value(chance), protocol=chance.randrange(6)))
+        content = bytearray(pickle.dumps(value(chance), protocol=chance.randrange(6)))
     for _ in range(chance.choice([0, 1, 1, 2, 4])):
-        place = chance.randrange(len(held) + 1)
+        place = chance.randrange(len(content) + 1)
         codes = bytes(chance.choice(CODES) for _ in range(chance.randrange(4)))
-        held[place : place + chance.randrange(3)] = codes * chance.choice([1, 1, 1, 40])
-    return bytes(held)
+        content[place : place + chance.randrange(3)] = codes * chance.choice([1, 1, 1, 40])
+    return bytes(content)
 
 
 def archived(pickle_bytes: bytes) -> bytes:
@@ -182,10 +182,10 @@ def settings(whole: Any) -> Callable[[random.Random], bytes]:
     """Return a maker of the JSON of these settings, damaged at random."""
 
     def make(chance: random.Random) -> bytes:
-        held = whole
+        value = whole
         for _ in range(chance.choice([0, 1, 1, 2])):
-            held = bent(chance, held)
-        return torn(chance, json.dumps(held).encode())
+            value = bent(chance, value)
+        return torn(chance, json.dumps(value).encode())
 
     return make
 

@@ -143,10 +143,10 @@ def read_vocabulary(case: bytes) -> None:
     """Read a vocabulary, unite it with that of another model, and edit the files for both."""
     names = list(TOKENIZERS)
     beside = SideFiles(None, {names[(case[:1] or b"\0")[0] % len(names)]: case[1:]})
-    found = vocabulary(beside)
-    if found is not None:
-        tokens = joined(found, [("b", OTHERS, 3)], ["<new>"])
-        edited(beside, found, tokens)
+    own = vocabulary(beside)
+    if own is not None:
+        tokens = joined(own, [("b", OTHERS, 3)], ["<new>"])
+        edited(beside, own, tokens)
 
 
 def read_config(case: bytes) -> None:

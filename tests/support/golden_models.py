@@ -72,21 +72,21 @@ def bells(shape: tuple[int, ...], seed: str) -> Tensor:
 
 
 def base_tensors() -> dict[str, Tensor]:
-    found = {}
+    tensors = {}
     for name, shape in shapes().items():
         values = (bells(shape, f"base {name}") / 2**9).round() / 2**12
-        found[name] = (values / 16 + 1 if "norm" in name else values).float()
-    return found
+        tensors[name] = (values / 16 + 1 if "norm" in name else values).float()
+    return tensors
 
 
 def fine_tune(base: dict[str, Tensor], seed: str) -> dict[str, Tensor]:
     """Return the base moved by about a tenth of itself, partly in a direction all share."""
-    found = {}
+    tensors = {}
     for name, tensor in base.items():
         moved = bells(tuple(tensor.shape), f"{seed} {name}") + bells(tuple(tensor.shape), name) / 2
         # Norms move so little that absolute thresholds of some methods see nothing.
-        found[name] = (tensor.double() + moved / 2 ** (27 if "norm" in name else 24)).float()
-    return found
+        tensors[name] = (tensor.double() + moved / 2 ** (27 if "norm" in name else 24)).float()
+    return tensors
 
 
 def louder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,11 +115,11 @@ def make_adapters(folder: Path, base: dict[str, Tensor]) -> None:
     """Write `lora-…` for each of ADAPTERS, as PEFT saves them."""
     for kind, given in ADAPTERS.items():
         config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, **given}
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, tensor in base.items():
             for end, trained in _trained(config, name.removesuffix(".weight"), tensor, kind):
-                found[f"base_model.model.{name.removesuffix('.weight')}.{end}"] = trained.float()
-        write_adapter(folder / f"lora-{kind}", config, found)
+                tensors[f"base_model.model.{name.removesuffix('.weight')}.{end}"] = trained.float()
+        write_adapter(folder / f"lora-{kind}", config, tensors)
 
 
 def _trained(
@@ -146,8 +146,8 @@ def _meant(module: str, targets: str | list[str]) -> bool:
 
 def _pattern(config: dict[str, Any], module: str) -> int:
     patterns: dict[str, int] = config.get("rank_pattern", {})
-    found = (rank for p, rank in patterns.items() if re.fullmatch(rf"(.*\.)?{p}", module))
-    return next(found, int(config["r"]))
+    ranks = (rank for p, rank in patterns.items() if re.fullmatch(rf"(.*\.)?{p}", module))
+    return next(ranks, int(config["r"]))
 
 
 def make_models(folder: Path) -> None:

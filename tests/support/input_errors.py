@@ -23,11 +23,11 @@ def into_shards(world: World, lost: int = 0) -> None:
     """Store m2 as two shards with an index, and remove one shard."""
     from safetensors.torch import load_file, save_file
 
-    held = load_file(world / WEIGHTS)
+    weights = load_file(world / WEIGHTS)
     (world / WEIGHTS).unlink()
     places = {}
     for number in (1, 2):
-        part = {name: held[name] for name in sorted(held)[number - 1 :: 2]}
+        part = {name: weights[name] for name in sorted(weights)[number - 1 :: 2]}
         places.update(dict.fromkeys(part, SPLIT.format(number)))
         if number != lost:
             save_file(part, world / "m2" / SPLIT.format(number))
@@ -68,8 +68,8 @@ def adapter(**config: object) -> object:
             f"{name}.lora_B.weight": torch.ones(8, 2),
         }
         save_file(pair, world / "lora" / "adapter_model.safetensors")
-        said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **config}
-        (world / "lora" / "adapter_config.json").write_text(json.dumps(said))
+        settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **config}
+        (world / "lora" / "adapter_config.json").write_text(json.dumps(settings))
 
     return prepare
 

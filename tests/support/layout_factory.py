@@ -30,23 +30,23 @@ def same(tensors: Tensors) -> Tensors:
 
 
 def _apart_convolutions(tensors: Tensors) -> Tensors:
-    found: Tensors = {}
+    result: Tensors = {}
     for name, tensor in tensors.items():
         if not name.endswith("linear_attn.conv1d.weight"):
-            found[name] = tensor
+            result[name] = tensor
             continue
         place = name.removesuffix("conv1d.weight")
         sizes = [tensors[f"{place}{n}_proj.weight"].shape[0] for n in "qkv"]
         for n, part in zip("qkv", tensor.split(sizes), strict=True):
-            found[f"{place}{n}_conv1d.weight"] = part.clone()
-    return found
+            result[f"{place}{n}_conv1d.weight"] = part.clone()
+    return result
 
 
 def _norms(linear: bool, attention: str) -> Callable[[Tensors], Tensors]:
     """Rename the norms of linear-attention layers, and the norm after attention."""
 
     def renamed(tensors: Tensors) -> Tensors:
-        found: Tensors = {}
+        result: Tensors = {}
         for name, tensor in tensors.items():
             layer = re.match(r"model\.layers\.\d+\.", name)
             if layer and f"{layer.group()}linear_attn.A_log" in tensors and linear:
@@ -54,8 +54,8 @@ def _norms(linear: bool, attention: str) -> Callable[[Tensors], Tensors]:
                 name = name.replace("post_attention_layernorm", "feedforward_layer_norm")
             elif layer:
                 name = name.replace("post_attention_layernorm", attention)
-            found[name] = tensor
-        return found
+            result[name] = tensor
+        return result
 
     return renamed
 

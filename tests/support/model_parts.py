@@ -18,15 +18,15 @@ def numbered(*shape: int, seed: int) -> Tensor:
 
 
 def experts(place: str, seed: int = 0, bias: bool = False) -> Tensors:
-    found: Tensors = {}
+    tensors: Tensors = {}
     for e in range(COUNT):
         for number, word in enumerate(("gate", "up", "down")):
             shape = (H, MIDDLE) if word == "down" else (MIDDLE, H)
             name = f"{place}.experts.{e}.{word}_proj"
-            found[f"{name}.weight"] = numbered(*shape, seed=seed + 9 * e + number)
+            tensors[f"{name}.weight"] = numbered(*shape, seed=seed + 9 * e + number)
             if bias:
-                found[f"{name}.bias"] = numbered(shape[0], seed=seed + 100 + 9 * e + number)
-    return found
+                tensors[f"{name}.bias"] = numbered(shape[0], seed=seed + 100 + 9 * e + number)
+    return tensors
 
 
 def stacked(tensors: Tensors, place: str, word: str, kind: str = "weight") -> Tensor:
@@ -35,26 +35,26 @@ def stacked(tensors: Tensors, place: str, word: str, kind: str = "weight") -> Te
 
 def projections(seed: int) -> Tensors:
     rows = {"q": 8, "k": 2, "v": 2}
-    found = {
+    tensors = {
         f"model.layers.1.self_attn.{n}_proj.{kind}": numbered(*shape, seed=seed + ord(n))
         for n, count in rows.items()
         for kind, shape in (("weight", (count, H)), ("bias", (count,)))
     }
     for number, word in enumerate(("gate", "up")):
-        found[f"model.layers.1.mlp.{word}_proj.weight"] = numbered(MIDDLE, H, seed=seed + number)
-    return found
+        tensors[f"model.layers.1.mlp.{word}_proj.weight"] = numbered(MIDDLE, H, seed=seed + number)
+    return tensors
 
 
 def fused(apart: Tensors) -> Tensors:
     attention, mlp = "model.layers.1.self_attn", "model.layers.1.mlp"
-    found = {
+    tensors = {
         f"{attention}.qkv_proj.{kind}": torch.cat(
             [apart[f"{attention}.{n}_proj.{kind}"] for n in "qkv"]
         )
         for kind in ("weight", "bias")
     }
     parts = [apart[f"{mlp}.{word}_proj.weight"] for word in ("gate", "up")]
-    return {**found, f"{mlp}.gate_up_proj.weight": torch.cat(parts)}
+    return {**tensors, f"{mlp}.gate_up_proj.weight": torch.cat(parts)}
 
 
 def head_by_head(tensors: Tensors, form: str, heads: int) -> Tensor:

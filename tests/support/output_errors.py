@@ -20,16 +20,16 @@ MERGE = "merge-worker merge recipe.yml out"
 
 def free_bytes(count: int) -> System:
     def system(patch: pytest.MonkeyPatch, world: World) -> None:
-        found = namedtuple("found", "f_bavail f_frsize f_favail f_files f_flag")
-        patch.setattr(os, "statvfs", lambda _: found(count, 1, 1000, 1000, 0))
+        status = namedtuple("found", "f_bavail f_frsize f_favail f_files f_flag")
+        patch.setattr(os, "statvfs", lambda _: status(count, 1, 1000, 1000, 0))
 
     return system
 
 
 def quota_of(most: int, used: float) -> System:
     def system(patch: pytest.MonkeyPatch, world: World) -> None:
-        told = quota.Quota("user anna", quota.Limit(int(used), hard=most))
-        patch.setattr(space, "quotas_of", lambda folder: (told,))
+        user_quota = quota.Quota("user anna", quota.Limit(int(used), hard=most))
+        patch.setattr(space, "quotas_of", lambda folder: (user_quota,))
 
     return system
 
@@ -73,8 +73,8 @@ def _others(world: World) -> dict[str, torch.Tensor]:
 
     chance = torch.Generator().manual_seed(99)
     return {
-        name.replace(".", "__"): torch.randn(held.shape, generator=chance).bfloat16()
-        for name, held in load_file(world / "base" / "model.safetensors").items()
+        name.replace(".", "__"): torch.randn(tensor.shape, generator=chance).bfloat16()
+        for name, tensor in load_file(world / "base" / "model.safetensors").items()
     }
 
 

@@ -102,8 +102,8 @@ class Cluster(NamedTuple):
         with contextlib.suppress(AssertionError):
             until(there, "it", timeout_s)
         state, log = fields["JobState"], Path(fields.get("StdOut", ""))
-        told = log.read_text() if log.is_file() else "no log"
-        assert state in states, f"job {job_id} is {state}, not {states}: {fields}\n{told}"
+        text = log.read_text() if log.is_file() else "no log"
+        assert state in states, f"job {job_id} is {state}, not {states}: {fields}\n{text}"
         return state
 
     def clear(self) -> None:
@@ -135,9 +135,9 @@ def until(look, words: str, timeout_s: float = 60):
     """Poll `look` and return its first true result."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        found = look()
-        if found:
-            return found
+        result = look()
+        if result:
+            return result
         time.sleep(LIVELY_S)
     raise AssertionError(f"waited {timeout_s:.0f} s for {words}")
 
@@ -166,13 +166,13 @@ def why_not() -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
+    sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in held:
+        for each in sockets:
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
+        return [each.getsockname()[1] for each in sockets]
     finally:
-        for each in held:
+        for each in sockets:
             each.close()
 
 
@@ -227,10 +227,10 @@ def cluster(folder: Path, remembered_s: int = 3600) -> Iterator[Cluster]:
         "PATH": f"{os.environ['PATH']}:{SYSTEM}",
     }
     started = _start(folder, {**os.environ, **variables})
-    found = Cluster(folder, variables)
+    running = Cluster(folder, variables)
     try:
-        until(lambda: _idle(found), f"two idle nodes; see {folder}", START_S)
-        yield found
+        until(lambda: _idle(running), f"two idle nodes; see {folder}", START_S)
+        yield running
     finally:
         for child in reversed(started):
             child.terminate()

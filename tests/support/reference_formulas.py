@@ -78,14 +78,14 @@ def draws(seed: int, tensor: str, model: int, count: int) -> Tensor:
     """Return the random words of a model's elements by their definition, one by one, as int64."""
     key = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=16).digest()
     places = shake_128(b"places").digest(4 << 13)
-    found = []
+    words = []
     for index in range(count):
         run, place = divmod(index, 1 << 13)
         group, number = divmod(run, 1 << 10)
         runs = shake_128(key + group.to_bytes(8, "little")).digest(4 << 10)
         word = (_odd(places, place) * _odd(runs, number)) % (1 << 32)
-        found.append(word - (1 << 32) if word >> 31 else word)
-    return torch.tensor(found, dtype=torch.int64)
+        words.append(word - (1 << 32) if word >> 31 else word)
+    return torch.tensor(words, dtype=torch.int64)
 
 
 def _odd(words: bytes, number: int) -> int:

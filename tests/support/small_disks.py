@@ -54,8 +54,8 @@ class Disk:
         self.mount()
 
     def free_bytes(self) -> int:
-        found = os.statvfs(self.place)
-        return found.f_bavail * found.f_frsize
+        status = os.statvfs(self.place)
+        return status.f_bavail * status.f_frsize
 
     def fill(self, leave: int) -> Path:
         """Write a file that leaves `leave` bytes of free space."""

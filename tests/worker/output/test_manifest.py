@@ -49,8 +49,8 @@ def test_values_that_differ_by_tensor(tmp_path: Path, models: list[Path]) -> Non
         f"- model: {models[1]}\n  parameters: {{weight: 1}}\n"
     )
     assert run("merge", recipe, tmp_path / "out", "--progress", "off") == 0
-    found = manifest(tmp_path / "out")["recipe"]["values"]
-    assert sorted((v["parameters"]["weight"], v["tensors"]) for v in found) == [
+    values = manifest(tmp_path / "out")["recipe"]["values"]
+    assert sorted((v["parameters"]["weight"], v["tensors"]) for v in values) == [
         ([1.0, 1.0], 5),
         ([3.0, 1.0], 1),
     ]

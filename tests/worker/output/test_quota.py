@@ -91,9 +91,9 @@ def test_quota(
     mounted(monkeypatch, kind, "nas:/export", tmp_path)
     end = int(time.time()) + time_left
     asked = program(tmp_path, monkeypatch, "quota", LINUX.format(user=USER, group=GROUP, time=end))
-    (found,) = quotas_of(tmp_path)
-    assert found.whose == NAMES[0] and found.space.left == left * KIB
-    assert found.files == Limit(10, 0, 20)
+    (read,) = quotas_of(tmp_path)
+    assert read.whose == NAMES[0] and read.space.left == left * KIB
+    assert read.files == Limit(10, 0, 20)
     assert f"-u -w -p -f {tmp_path}" in asked.read_text()
 
 
@@ -156,7 +156,7 @@ def test_gpfs_with_quotas_per_fileset(tmp_path: Path, gpfs: Callable[..., Path])
         f"gpfs0:GRP:{GROUP}:us:1:2:3:0:none:5:0:9:0:none",
         f"gpfs0:GRP:{GROUP}:us:1:2:4:0:none:5:0:9:0:none",
     )
-    assert [found.whose for found in quotas_of(tmp_path)] == NAMES[:1]
+    assert [read.whose for read in quotas_of(tmp_path)] == NAMES[:1]
 
 
 def test_a_merge_on_gpfs_is_refused(
@@ -255,19 +255,21 @@ def test_root_of_the_machine_has_no_quotas(tmp_path: Path, monkeypatch: pytest.M
     assert asked.exists() is not machine
 
 
-def said(found: Quota, needs: int, files: int = 1) -> str:
+def refusal(owner_quota: Quota, needs: int, files: int = 1) -> str:
     with pytest.raises(OutputError) as caught:
-        found.refuse(OUT, needs, files)
+        owner_quota.refuse(OUT, needs, files)
     return str(caught.value)
 
 
-def test_what_is_said() -> None:
+def test_what_is_refusal() -> None:
     whole = Quota("user anna", Limit(9 * 10**9, 5 * 10**9, 10 * 10**9), Limit(995, 0, 1000))
-    assert said(whole, 2 * 10**9) == (
+    assert refusal(whole, 2 * 10**9) == (
         "out: needs 2.00 GB, only 1.00 GB are left of the quota of user anna there (10.00 GB)\n"
         "  make room, or choose another folder"
     )
-    assert said(whole, 1, 17).startswith("out: needs 17 files, only 5 files are left of the quota")
+    assert refusal(whole, 1, 17).startswith(
+        "out: needs 17 files, only 5 files are left of the quota"
+    )
     assert whole.refuse(OUT, 10**9, 5) == [
         "out: needs 1.00 GB, which is more than the soft limit of user anna there leaves "
         "(5.00 GB, 9.00 GB used)"

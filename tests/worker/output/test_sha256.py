@@ -26,14 +26,14 @@ def test_pieces_in_any_order(room: int, missing: int, tmp_path: Path) -> None:
     cuts = [0, *sorted(chance.sample(range(1, len(data)), 30)), len(data)]
     pieces = list(pairwise(cuts))
     chance.shuffle(pieces)
-    found = Hashes([HEADER], room)
+    hashes = Hashes([HEADER], room)
     fd = os.open(path, os.O_RDONLY)
     for start, stop in pieces[missing:]:
-        found.wrote(0, fd, len(HEADER) + start, memoryview(data)[start:stop])
+        hashes.wrote(0, fd, len(HEADER) + start, memoryview(data)[start:stop])
     os.close(fd)
-    digest = found.finish(0, str(path), len(HEADER) + len(data))
+    digest = hashes.finish(0, str(path), len(HEADER) + len(data))
     assert digest == hashlib.sha256(HEADER + data).hexdigest()
-    assert missing or found._room == room, "what waited has gone"
+    assert missing or hashes._room == room, "what waited has gone"
 
 
 def sums(out: Path) -> dict[str, Any]:
@@ -59,15 +59,15 @@ def test_nothing_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     words = ("--sha256", "--threads", 4, "--shard-size", "4MB")
     assert average(tmp_path / "out", models, *words) == 0
     assert sum(read) == 0
-    found = sums(tmp_path / "out")
+    digests = sums(tmp_path / "out")
     for name, digest in true_sums(tmp_path / "out").items():
-        assert found[name] == digest
+        assert digests[name] == digest
 
 
 def test_what_an_earlier_run_wrote_is_read(tmp_path: Path) -> None:
     models = one_tensor_models(tmp_path, 3_000_000)
     assert average(tmp_path / "out", models, "--sha256", "--deadline", "0s") == 75
     assert average(tmp_path / "out", models, "--sha256") == 0
-    found = sums(tmp_path / "out")
+    digests = sums(tmp_path / "out")
     for name, digest in true_sums(tmp_path / "out").items():
-        assert found[name] == digest
+        assert digests[name] == digest

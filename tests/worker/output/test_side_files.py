@@ -43,9 +43,9 @@ def test_what_is_taken(tmp_path: Path, folder: Path) -> None:
     assert average(out, [folder]) == 0
     for name in TAKEN:
         assert (out / name).read_text() == f"content of {name}"
-    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     own = {"README.md", "mergekit_config.yml", "merge_manifest.json"}
-    assert found & set(LEFT) == own & set(LEFT)
+    assert names & set(LEFT) == own & set(LEFT)
     assert (out / "README.md").read_text() != "content of README.md"
     assert json.loads((out / "config.json").read_text()) == {"model_type": "own"}
     assert set(TAKEN) <= {entry["file"] for entry in manifest(out)["outputs"]}

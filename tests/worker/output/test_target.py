@@ -71,9 +71,9 @@ def test_this_merge_unfinished_and_finished(tmp_path: Path, plan: Plan, half: Pa
     assert state(plan, half, resume=False) is State.FRESH
     assert average(half, [model.path for model in plan.models]) == 0
     assert state(plan, half) is State.FINISHED
-    found = inspect_output(plan, half, overwrite=True, resume=True)
-    assert found.state is State.FRESH
-    assert {"model.safetensors", "config.json", "merge_manifest.json"} <= set(found.replaces)
+    target = inspect_output(plan, half, overwrite=True, resume=True)
+    assert target.state is State.FRESH
+    assert {"model.safetensors", "config.json", "merge_manifest.json"} <= set(target.replaces)
 
 
 def test_a_finished_merge_that_was_changed_since(tmp_path: Path, plan: Plan, half: Path) -> None:

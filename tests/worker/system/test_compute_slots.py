@@ -34,10 +34,10 @@ def most_inside(turns: ComputeSlots, threads: int, away: bool) -> tuple[int, int
                         time.sleep(0.01)
                         change(1, -1)
 
-    found = [threading.Thread(target=act) for _ in range(threads)]
-    for thread in found:
+    started = [threading.Thread(target=act) for _ in range(threads)]
+    for thread in started:
         thread.start()
-    for thread in found:
+    for thread in started:
         thread.join()
     return most[0], most[1]
 

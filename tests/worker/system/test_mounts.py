@@ -10,11 +10,11 @@ from support.small_disks import make_disk, run
 
 
 def of(folder: Path) -> Mount:
-    held = os.open(folder, os.O_RDONLY)
+    fd = os.open(folder, os.O_RDONLY)
     try:
-        return mount_of(held)
+        return mount_of(fd)
     finally:
-        os.close(held)
+        os.close(fd)
 
 
 def test_no_mounted_file_system() -> None:

@@ -132,8 +132,8 @@ def test_what_a_bar_tells_at_which_width(
     assert all(word in text for word in there), text
     assert not any(word in text for word in not_there), text
     assert text.count("█") + text.count("·") >= 5
-    found = VISIBLE.sub("", shown("bar", Terminal(), read=GIB, wrote=GIB, nonfinite=7, **options))
-    assert "7 NaN or Inf" in found, "before everything else"
+    bar = VISIBLE.sub("", shown("bar", Terminal(), read=GIB, wrote=GIB, nonfinite=7, **options))
+    assert "7 NaN or Inf" in bar, "before everything else"
 
 
 def test_colours_are_left_out_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,11 @@ class Memory:
 
     def read(self, source: TensorSource, start: int, stop: int, slot: str) -> Tensor:
         values = self.tensors[source.name].reshape(-1)[start:stop]
-        held = self.slots.get(slot)
-        if held is None or held.numel() < values.numel() or held.dtype != values.dtype:
+        buffer = self.slots.get(slot)
+        if buffer is None or buffer.numel() < values.numel() or buffer.dtype != values.dtype:
             self.slots[slot] = values.clone()
         else:
-            held[: values.numel()].copy_(values)
+            buffer[: values.numel()].copy_(values)
         return self.slots[slot][: values.numel()]
 
 

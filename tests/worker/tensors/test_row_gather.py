@@ -165,9 +165,9 @@ def test_buffers_stay_within_what_was_announced(tmp_path: Path) -> None:
     source = gather_rows(0, bench.parts, RowMap(MIXED, MEANS))
     for count in (1, 4, 17, 40, 85):
         bench.read(source, 0, count)
-        held = sum(t.numel() for t in bench.lane.host._slots.values())
+        allocated = sum(t.numel() for t in bench.lane.host._slots.values())
         announced = buffer_size(source)
-        assert held <= count * announced.per_element + announced.fixed
+        assert allocated <= count * announced.per_element + announced.fixed
 
 
 def test_vectors_have_rows_of_one_element(tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def test_any_run(case: str, stored: tuple[TensorSource, TensorSource], data: st.
     lane = Lane(torch.device("cpu"), Files())
     got = lane.read(view, start, stop, "in0")
     assert torch.equal(got, expected.reshape(-1)[start:stop])
-    # What a lane holds for the run is what was said, or the bound on memory is none.
-    said = buffer_size(view)
-    assert lane.host.size_with({}) <= said.per_element * (stop - start) + said.fixed
+    # A lane allocates exactly the announced memory, or the memory bound would not hold.
+    announced = buffer_size(view)
+    assert lane.host.size_with({}) <= announced.per_element * (stop - start) + announced.fixed
     lane.files.close()
 
 
@@ -96,9 +96,9 @@ def test_parts_of_parts_are_parts(stored: tuple[TensorSource, TensorSource]) -> 
 
 def test_dtypes_that_differ_are_held_in_one_that_holds_both(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3).bfloat16(), "b": torch.randn(3).half()}
-    found = open_checkpoint(write_checkpoint(tmp_path / "m", tensors)).tensors
+    stored = open_checkpoint(write_checkpoint(tmp_path / "m", tensors)).tensors
     lane = Lane(torch.device("cpu"), Files())
-    got = lane.read(concat([found["a"], found["b"]], 0, "x"), 0, 6, "in0")
+    got = lane.read(concat([stored["a"], stored["b"]], 0, "x"), 0, 6, "in0")
     assert torch.equal(got, torch.cat([tensors["a"].float(), tensors["b"].float()]))
 
 
