@@ -99,12 +99,12 @@ class Service(beaker_pb2_grpc.BeakerServicer):
 
     def GetWorkload(self, request, context):
         self._enter("GetWorkload", context, id=request.workload_id)
-        found = experiments().get(request.workload_id)
-        if found is None:
+        experiment = experiments().get(request.workload_id)
+        if experiment is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such workload")
         task = pb2.Task(id=f"{request.workload_id}-t")
-        made = pb2.Experiment(id=request.workload_id, name=found["name"], tasks=[task])
-        workload = pb2.Workload(experiment=made, status=found["status"])
+        made = pb2.Experiment(id=request.workload_id, name=experiment["name"], tasks=[task])
+        workload = pb2.Workload(experiment=made, status=experiment["status"])
         return pb2.GetWorkloadResponse(workload=workload)
 
     def ListJobs(self, request, context):

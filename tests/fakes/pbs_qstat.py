@@ -33,17 +33,17 @@ def variables() -> list[tuple[str, str]]:
 
 
 def fields(job: dict) -> dict[str, object]:
-    found: dict[str, object] = {"Job_Name": job["N"], "Job_Owner": "me@login"}
-    found |= {"job_state": letter(job), "queue": job.get("q", "workq")}
+    result: dict[str, object] = {"Job_Name": job["N"], "Job_Owner": "me@login"}
+    result |= {"job_state": letter(job), "queue": job.get("q", "workq")}
     if job["depend"] and job["state"] == "H":
-        found |= {"Hold_Types": "s", "depend": job["depend"] + "@pbs-server"}
-    found |= {"Output_Path": f"login:{job['o']}", "Rerunable": True, "Variable_List": variables()}
+        result |= {"Hold_Types": "s", "depend": job["depend"] + "@pbs-server"}
+    result |= {"Output_Path": f"login:{job['o']}", "Rerunable": True, "Variable_List": variables()}
     if job["comment"]:
-        found["comment"] = job["comment"]
-    found["run_count"] = job["runs"]
+        result["comment"] = job["comment"]
+    result["run_count"] = job["runs"]
     if "code" in job:
-        found["exit_status" if TORQUE else "Exit_status"] = job["code"]
-    return found | {"project": "_pbs_project_default"}
+        result["exit_status" if TORQUE else "Exit_status"] = job["code"]
+    return result | {"project": "_pbs_project_default"}
 
 
 def as_text(job: dict) -> str:
@@ -67,10 +67,10 @@ def coerced(value: str) -> object:
     return value.replace("\\", "\\\\")
 
 
-def as_json(found: list[dict]) -> str:
+def as_json(shown: list[dict]) -> str:
     answer: dict[str, object] = {"timestamp": 1764100000, "pbs_version": "23.06.06"}
     answer["pbs_server"] = "pbs-server"
-    for job in found:
+    for job in shown:
         listed = fields(job)
         listed["Variable_List"] = {name: coerced(value) for name, value in variables()}
         answer.setdefault("Jobs", {})[job["id"]] = listed
@@ -99,17 +99,17 @@ def qstat(words: list[str]) -> int:
     if history and switched("no-history"):
         print("PBS is not configured to maintain job history", file=sys.stderr)
         return 0
-    found, status = known(ids, history)
-    if found or as_document:
-        print(as_json(found) if as_document else "\n".join(map(as_text, found)))
+    shown, status = known(ids, history)
+    if shown or as_document:
+        print(as_json(shown) if as_document else "\n".join(map(as_text, shown)))
     return status
 
 
 def known(ids: list[str], history: bool) -> tuple[list[dict], int]:
     """Return the jobs to print, and the exit status for the last unknown one."""
-    found, status, held = [], 0, jobs()
+    shown, status, existing = [], 0, jobs()
     for job_id in ids:
-        job = held.get(job_id)
+        job = existing.get(job_id)
         if job is None or (switched("no-history") and letter(job) == "F"):
             print(f"qstat: Unknown Job Id {job_id}", file=sys.stderr)
             status = 153
@@ -117,5 +117,5 @@ def known(ids: list[str], history: bool) -> tuple[list[dict], int]:
             print(f"qstat: {job_id} Job has finished, use -x or -H", file=sys.stderr)
             status = 35
         else:
-            found.append(job)
-    return found, status
+            shown.append(job)
+    return shown, status

@@ -27,16 +27,16 @@ class Browser:
         if program is None:
             pytest.skip("chromium is not installed")
         ask_read, self.ask = os.pipe()
-        self.told, told_write = os.pipe()
+        self.replies, replies_write = os.pipe()
         # It reads from 3 and writes to 4; a shell puts them there.
-        line = f'exec "$@" 3<&{ask_read} 4>&{told_write}'
+        line = f'exec "$@" 3<&{ask_read} 4>&{replies_write}'
         words = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
         self.process = subprocess.Popen(
-            ["bash", "-c", line, "bash", *words], pass_fds=(ask_read, told_write),
+            ["bash", "-c", line, "bash", *words], pass_fds=(ask_read, replies_write),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(ask_read)
-        os.close(told_write)
+        os.close(replies_write)
         self.events: list[dict[str, Any]] = []
         self._rest, self._number, self._session = b"", 0, ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -57,16 +57,17 @@ class Browser:
             message = self._next()
             if message.get("id") == self._number:
                 assert "error" not in message, message
-                found: dict[str, Any] = message["result"]
-                return found
+                result: dict[str, Any] = message["result"]
+                return result
             self.events.append(message)
 
     def _next(self) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_S
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self.told], [], [], max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self.replies], [], [], left)
             assert ready, "chromium does not answer"
-            part = os.read(self.told, 1 << 20)
+            part = os.read(self.replies, 1 << 20)
             assert part, "chromium has ended"
             self._rest += part
         line, _, self._rest = self._rest.partition(b"\0")
@@ -80,9 +81,9 @@ class Browser:
             self.events.append(self._next())
 
     def evaluate(self, script: str) -> Any:
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
     def messages(self) -> list[str]:
         """Return all console messages and exceptions."""
@@ -99,4 +100,4 @@ class Browser:
         self.process.terminate()
         self.process.wait(PATIENCE_S)
         os.close(self.ask)
-        os.close(self.told)
+        os.close(self.replies)
