@@ -1,14 +1,22 @@
-"""docs/checkpoints.md: what it says is typed, in its order, and answers as it says."""
+"""Commands of README and the pages: run in order, with the output that the page shows."""
 
+import importlib.util
+import re
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from support import doc_models
-from support.doc_examples import ROOT, difference, programs, walk
+from support.doc_examples import ROOT, blocks, difference, programs, walk
 from support.fake_hub import serving
 
+README = ROOT / "README.md"
 CHECKPOINTS = ROOT / "docs" / "checkpoints.md"
+CLUSTERS = ROOT / "docs" / "clusters.md"
 
 
 @pytest.mark.slow
@@ -29,3 +37,81 @@ def test_checkpoints(tmp_path: Path) -> None:
         assert len(outcomes) > 20
         assert [text for o in outcomes if (text := difference(o, here, "/here"))] == []
         assert "merge_manifest.json" in hub.repositories["my-org/soup"]
+
+
+def demo_models() -> Any:
+    place = ROOT / "scripts" / "demo_models.py"
+    spec = importlib.util.spec_from_file_location("demo_models", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def save_specialists(folder: Path) -> None:
+    """Save the models of scripts/demo without training them."""
+    demo = demo_models()
+    tokenizer = demo.make_tokenizer()
+    model = demo.make_model(len(tokenizer))
+    for name in demo.TASKS:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight), alpha=1e-3)
+        demo.save(model, tokenizer, folder / name)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fakes", "models")
+def test_readme(work: Path, tmp_path: Path) -> None:
+    save_specialists(work)
+    for name, source in (("base", "m1"), ("math", "m2"), ("code", "m3")):
+        shutil.copytree(work / source, work / name)
+    recipe = next(text for kind, name, text in blocks(README) if name == "recipe.yml")
+    (work / "recipe.yml").write_text(recipe)
+    variables = {
+        "PATH": programs(tmp_path / "bin"),
+        "FAKE_RUN": "1",
+        "MERGE_LAUNCH_PYTHON": sys.executable,
+    }
+    outcomes = list(walk(README, work, variables))
+    assert [text for o in outcomes if (text := difference(o, work, "/models"))] == []
+    assert len(outcomes) > 12
+
+
+@pytest.fixture
+def variables(fakes, models, work: Path, tmp_path: Path) -> dict[str, str]:
+    """Make the models of the page; jobs run at once."""
+    (work / "models").mkdir()
+    for source, name in zip(models, ("math", "code", "chat"), strict=True):
+        source.rename(work / "models" / name)
+    shutil.copytree(work / "models" / "chat", work / "models" / "base")
+    path = programs(tmp_path / "bin")
+    return {"PATH": path, "FAKE_RUN": "1", "MERGE_LAUNCH_PYTHON": sys.executable}
+
+
+@pytest.mark.slow
+def test_clusters(work: Path, variables: dict[str, str]) -> None:
+    outcomes = list(walk(CLUSTERS, work, variables))
+    assert [text for outcome in outcomes if (text := difference(outcome, work, "/here"))] == []
+    printed = {outcome.command: outcome.out for outcome in outcomes}
+    assert len(printed) > 20
+    assert "soup" in printed["merge-launch jobs"]
+    assert "2 tensors merged" in printed["merge-launch logs soup"]
+    table = printed["merge-launch sweep sweep.yml results --sort loss"]
+    assert table.count(" done ") == 4 and table.count(" 0.5 ") >= 4
+    assert "gpuvolta" in printed["merge-launch profile show gadi"]
+    assert (
+        "#PBS -P ab12\n"
+        in printed["merge-launch render pbs soup models/math models/code --profile gadi"]
+    )
+
+
+def test_flags_of_the_cluster_page_exist(launch) -> None:
+    """Check all options, including those in running text."""
+    helps = "".join(launch(name, "--help").out for name in ("slurm", "pbs", "beaker", "local"))
+    helps += launch("sweep", "s.yml", "slurm", "--help").out
+    helps += launch("sweep", "s.yml", "results", "--help").out
+    # Directives of a profile are options of the scheduler.
+    text = re.sub(r"^directive = .*$", "", CLUSTERS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    words = set(re.findall(r"(?<![\w'=-])--[a-z][a-z-]+", text)) - {"--help"}
+    assert [word for word in sorted(words) if f"{word} " not in helps] == []

@@ -67,7 +67,7 @@ def test_pages_that_it_names_exist() -> None:
 
 @pytest.mark.parametrize("line", re.findall(r"`(merge-(?:launch|worker) [^`]+)`", README))
 def test_commands_in_the_text_name_what_exists(line: str) -> None:
-    """Check options named in running text; test_readme_commands.py runs the blocks."""
+    """Check options named in running text; test_pages.py runs the blocks."""
     program, command = line.split()[:2]
     package = program.replace("-", "_")
     flags = re.findall(r"--[a-z-]+", line)

@@ -1,5 +1,7 @@
-"""Layouts on made-up tensors: every rule both ways, and what is refused."""
+"""Conversion between layouts: every rule both ways, refusals, and merges of whole small models."""
 
+import itertools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor
 
 from merge_worker import cli
-from support.checkpoint_factory import read_tensors, write_checkpoint
+from support.checkpoint_factory import load, read_tensors, ulps_from_mean, write_checkpoint
+from support.layout_factory import LAYOUTS, OTHERS, exporter, save_pair
 from support.model_parts import (
     COUNT,
     MIDDLE,
@@ -64,7 +67,7 @@ def language(seed: int) -> Tensors:
 
 
 def seeing(seed: int) -> Tensors:
-    """A model that sees, as transformers has it in memory."""
+    """Return a vision-language model as transformers holds it in memory."""
     words = {f"model.language_{n}": t for n, t in language(seed).items()}
     more = {"lm_head.weight": (4, H), "model.vision_tower.patch.weight": (H, 3)}
     more["model.multi_modal_projector.linear.bias"] = (H,)
@@ -72,7 +75,7 @@ def seeing(seed: int) -> Tensors:
 
 
 def llava(tensors: Tensors) -> Tensors:
-    """As it was released."""
+    """Return the model as released."""
     words = [
         ("model.language_model.", "language_model.model."),
         ("lm_head", "language_model.lm_head"),
@@ -82,7 +85,7 @@ def llava(tensors: Tensors) -> Tensors:
 
 
 def whole(seed: int) -> Tensors:
-    """A model of one layer, as transformers names its parts."""
+    """Return a model of one layer with the names of transformers."""
     outer = {"model.embed_tokens": (5, H), "model.norm": (H,), "lm_head": (5, H)}
     layer = {"self_attn.o_proj": (H, 8), "mlp.down_proj": (H, MIDDLE)}
     layer |= {"input_layernorm": (H,), "post_attention_layernorm": (H,)}
@@ -113,7 +116,7 @@ def internlm2(apart: Tensors) -> Tensors:
 
 
 def glm(seed: int) -> Tensors:
-    """Of transformers: gate and up are one there too."""
+    """Return the GLM of transformers, which also fuses gate and up."""
     apart = whole(seed)
     both = fused(projections(seed))["model.layers.1.mlp.gate_up_proj.weight"]
     rest = {n: tensor for n, tensor in apart.items() if not re.search("(gate|up)_proj", n)}
@@ -275,3 +278,41 @@ def test_rows_in_another_order_are_no_other_names(
         told = capsys.readouterr().err
         assert "attention.wq.weight of" in told and "rows of queries and keys are in" in told
         assert "key_map" not in told and "Traceback" not in told
+
+
+PAIRS = [
+    pytest.param(model_type, pair, marks=[pytest.mark.slow] if model_type in OTHERS else [])
+    for model_type, layouts in LAYOUTS.items()
+    for pair in itertools.permutations(layouts, 2)
+]
+
+
+@pytest.mark.parametrize(("model_type", "pair"), PAIRS)
+def test_every_pair_of_layouts(model_type: str, pair: tuple[str, str], tmp_path: Path) -> None:
+    models = save_pair(tmp_path, model_type, pair)
+    out = tmp_path / "out"
+    assert cli.main(["average", str(out), *map(str, models), "--progress", "off"]) == 0
+    assert read_tensors(out).keys() == read_tensors(models[0]).keys()
+    merged, info = load(out)
+    assert {kind: keys for kind, keys in info.items() if keys} == {}
+    # In memory both inputs have one layout, whatever it was on disk.
+    inputs = [load(path)[0].state_dict() for path in models]
+    for name, tensor in merged.state_dict().items():
+        assert ulps_from_mean(tensor, [tensors[name] for tensors in inputs]) <= 0.5, name
+    tokens = torch.arange(3, 19)[None]
+    assert torch.isfinite(merged(input_ids=tokens).logits).all()
+
+
+def test_names_of_the_exporter(tmp_path: Path) -> None:
+    """Expected results are recorded, since transformers loads none of these models."""
+    models = save_pair(tmp_path, "olmo_hybrid", ("released", "released"))
+    stacked = read_tensors(tmp_path / "1-stacked")
+    exported = exporter(stacked)
+    assert any("linear_attn.out_proj" in name for name in exported)
+    config = json.loads((models[1] / "config.json").read_text())
+    other = write_checkpoint(tmp_path / "exported", exported, config=config)
+    for name, pair in {"one": models, "two": [models[0], other]}.items():
+        words = ["average", str(tmp_path / name), *map(str, pair), "--progress", "off"]
+        assert cli.main(words) == 0
+    one, two = (read_tensors(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_cancel_while_it_runs_and_retry(pbs, launch, fakes, tmp_path: Path, work
     # The worker stopped in good order, but that it was cancelled is what the user wants to hear.
     assert (work / "out.job" / f"{job}.exit").read_text() == "75\n"
     assert state(launch, job) == "cancelled"
-    python(tmp_path, ONCE)
+    replace_worker(tmp_path, ONCE)
     retried = launch("retry", job)
     assert retried.code == 0, retried.err
     assert retried.out.startswith(f"job     {SECOND}\n")
@@ -166,8 +167,8 @@ def test_cancel_while_it_runs_and_retry(pbs, launch, fakes, tmp_path: Path, work
     assert state(launch, job) == "cancelled"
 
 
-def python(tmp_path: Path, running: str) -> None:
-    """Another worker for the job texts that are there already."""
+def replace_worker(tmp_path: Path, running: str) -> None:
+    """Replace the worker in job texts that exist already."""
     path = tmp_path / "bin" / "their-python"
     head, _, _ = path.read_text().partition("\nexit\nfi\n")
     path.write_text(f"{head}\nexit\nfi\n{running}\n")
@@ -292,3 +293,40 @@ def test_without_the_programs_of_pbs(words: str, pbs, launch, fakes, monkeypatch
     done = launch(*words.split())
     assert done.code == 6
     assert "is not on this machine's PATH" in done.err
+
+
+# Ranks by their environment, in place of a worker.
+RANKS = '[ "$RANK" = 0 ] || exit 5; [ "$WORLD_SIZE" = 2 ] && exit 75'
+
+
+def test_several_nodes_share_a_merge(launch, fakes, models, work: Path, manifest) -> None:
+    words = ["--python", sys.executable, "--progress", "off", "--nodes", 2, "--walltime", "10:00"]
+    assert launch("pbs", "out", *models, *words).code == 0
+    fakes.pbs("schedule")
+    log = launch("logs", "out").out
+    assert launch("status", "out").out.startswith(f"{FIRST}  done"), log
+    calls = [call for call in fakes.calls() if call.startswith("pbsdsh")]
+    assert [call.split()[:3] for call in sorted(calls)] == [
+        ["pbsdsh", "-n", "0"],
+        ["pbsdsh", "-n", "2"],
+    ]
+    assert {call.split()[-2:][0] for call in calls} == {"0", "1"}
+    assert manifest(work / "out")["counts"]["merged"] == 2
+    assert not list((work / "out.job").glob("run.*"))
+
+
+def test_a_node_that_fails_fails_the_job(launch, fakes, models, python) -> None:
+    launch("pbs", "out", *models, "--python", python(running=RANKS), "--nodes", 2)
+    fakes.pbs("schedule")
+    assert "exit code 5" in launch("status", "out").out
+
+
+def test_too_few_nodes(launch, fakes, models) -> None:
+    path = fakes.folder / "pbs"
+    launch("pbs", "out", *models, "--python", sys.executable, "--nodes", 2)
+    job = json.loads((path / f"{FIRST}.job").read_text())
+    job["text"] = job["text"].replace("select=2", "select=1")
+    (path / f"{FIRST}.job").write_text(json.dumps(job))
+    # As if the site had put both parts on one node.
+    fakes.pbs("schedule")
+    assert "the job got 1 nodes, not 2" in launch("logs", "out").out
