@@ -253,5 +253,5 @@ class AdapterApplication:
 
 
 def _sides(pair: Pair, turned: bool) -> tuple[int, int]:
-    """Of one expert's matrix, whose delta is (B A)ᵀ if `turned`."""
+    """Return (out, in) of one expert's matrix; its delta is (B A)ᵀ if `turned`."""
     return pair.sides[::-1] if turned else pair.sides

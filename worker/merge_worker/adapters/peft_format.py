@@ -50,12 +50,12 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Of all experts together where the factors are of several."""
+        """Rank of the factors, summed over experts where they hold several."""
         return self.a.shape[0]
 
     @property
     def sides(self) -> tuple[int, int]:
-        """What a goes to and what it comes from, kernels flattened."""
+        """Return the output and input sizes of B A, with kernels flattened."""
         return self.b.shape[0], math.prod(self.a.shape[1:])
 
 
@@ -70,7 +70,10 @@ class Adapter:
     whole: Mapping[str, StoredTensor]
 
     def scale(self, name: str, rank: int) -> float:
-        """What B·A of the module (or parameter) `name` is multiplied with. InputError."""
+        """Return the factor of B A for the module or parameter `name`.
+
+        Raises InputError if the config contradicts the rank of the weights.
+        """
         alpha = self._pattern("alpha_pattern", name, self.config.get("lora_alpha", 8))
         said = self._pattern("rank_pattern", name, self.config.get("r", 8))
         if said != rank:

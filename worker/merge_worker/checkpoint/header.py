@@ -42,9 +42,9 @@ class Shard:
     stamp: tuple[int, ...] = ()  # see `stamp_of`; empty for a file that is not here yet
 
     def changed(self) -> str:
-        """What is no longer as it was when the header was read, in words; empty if all is.
+        """Describe how the file differs from when its header was read; empty if it does not.
 
-        InputError if it is not there any more.
+        Raises InputError if the file is gone.
         """
         if not self.stamp:
             return ""
@@ -60,7 +60,7 @@ class Shard:
 
     @property
     def head_bytes(self) -> int:
-        """Of the JSON before the tensors; 0 for files of torch.save, which have none."""
+        """Size of the JSON before the tensors in bytes; 0 for files of torch.save."""
         first = min((info.offset for info in self.tensors), default=0)
         return first - 8 if self.path.endswith(".safetensors") else 0
 
@@ -79,12 +79,12 @@ def read_shard(path: Path) -> Shard:
 
 
 def stamp_of(found: os.stat_result) -> tuple[int, ...]:
-    """What changes when somebody replaces a file or writes to it."""
+    """Return inode, mtime and size, which change when a file is replaced or written to."""
     return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def shard_of(path: Path, size: int, head: bytes) -> Shard:
-    """The same, of a file of `size` bytes that begins with `head`."""
+    """Parse a shard header from `head`, the first bytes of a file of `size` bytes."""
     length = int.from_bytes(head[:8], "little")
     if length > MAX_HEADER_BYTES or length + 8 > size or len(head) < length + 8:
         raise InputError(f"{path}: {what_it_is(head[:64], size)}")
@@ -143,7 +143,7 @@ def read_exactly(fd: int, count: int, offset: int, path: Path) -> bytes:
 
 
 def what_it_is(head: bytes, size: int) -> str:
-    """A guess at what a file that is no safetensors file is, from its first bytes."""
+    """Guess from its first bytes what a file is that cannot be read as safetensors."""
     if head.startswith(b"version "):
         return "a Git LFS pointer, not the weights; run: git lfs pull"
     if head.lstrip().lower().startswith((b"<!doc", b"<html")):

@@ -1,6 +1,6 @@
-"""The part of pickle's language that builds dicts of tensors, and nothing else.
+"""Interprets the pickle opcodes that build dicts of tensors, and refuses all others.
 
-Names of Python objects stay names: there is no import and no call here, whatever a pickle asks for.
+Names of Python objects stay names: nothing is imported or called, whatever a pickle asks for.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _Machine:
             raise Refused(f"its pickle has the operation {name}, which no tensor needs")
 
     def marked(self) -> list[Any]:
-        """What was pushed since the last mark."""
+        """Pop and return the values pushed since the last mark."""
         place = self.marks.pop()
         found, self.stack[place:] = self.stack[place:], []
         return found

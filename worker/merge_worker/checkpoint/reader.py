@@ -77,7 +77,7 @@ class Files:
             os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_WILLNEED)
 
     def forget(self, path: str) -> None:
-        """Close a file that nobody reads any more."""
+        """Close a file that is not read any more."""
         with self._lock:
             fd = self._open.pop(path, None)
         if fd is not None:
@@ -96,7 +96,7 @@ class Files:
 
 
 def _cached(fd: int, part: memoryview, offset: int) -> int:
-    """What is read of it without waiting (where there is such a thing); 0 if nothing is."""
+    """Read without waiting where the system has RWF_NOWAIT; return the number of bytes read."""
     try:
         return os.preadv(fd, [part], offset, getattr(os, "RWF_NOWAIT", 0))
     except OSError as error:

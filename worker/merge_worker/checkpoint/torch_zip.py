@@ -33,7 +33,10 @@ class _Member(NamedTuple):
 
 
 def read_pickled(path: Path) -> tuple[Shard, dict[str, TensorSource]]:
-    """What is in one file. InputError says why it is refused; nothing of it was executed."""
+    """Read one file of torch.save without executing any of it.
+
+    Raises InputError with the reason if the file is refused.
+    """
     fd = open_regular(path)
     try:
         stamp = stamp_of(os.fstat(fd))

@@ -80,7 +80,7 @@ class _Model:
         return same and all(s.shape == self.first[n].shape for n, s in self.names.items())
 
     def known(self, rules: Iterable[LayoutRule]) -> None:
-        """What the tables know."""
+        """Apply the rules of the tables."""
         self.refuse_turned_heads()
         self.prefixes()
         here, there = sorted(self.names), sorted(self.first)
@@ -129,9 +129,9 @@ class _Model:
     def by_style(
         self, rule: LayoutRule, here: Mapping[Key, Held], there: Mapping[Key, Held]
     ) -> None:
-        """Bring every instance of a rule to the form that the first model has it in.
+        """Convert every instance of a rule to the layout that the first model uses.
 
-        A layer that the first has not is brought to the form of such layers.
+        A layer missing from the first model is converted to the layout of its other layers.
         """
         alike = {general(key): forms for key, forms in reversed(list(there.items()))}
         for key, forms in here.items():

@@ -1,7 +1,15 @@
-"""Layouts that are known: names of the same tensors as converters and releases write them.
+"""Tables of known layouts: names of the same tensors as converters and releases write them.
 
-Facts about files, found from their names and shapes; no model code is asked. A row that holds in
-one kind of layer only says which tensor stands beside, since names change their meaning.
+To add a row:
+- a prefix of all names: a pair in PREFIXES, valid in both directions;
+- a renamed module: `_renamed("name in one layout", "name in the other")` in the table of its
+  architecture, such as OLMO_HYBRID; `beside` names a sibling tensor if the row holds only in one
+  kind of layer, since names change their meaning between kinds;
+- a fused or split tensor: `LayoutRule((_apart(*split names), _in_one(fused name)))`, where `woven`
+  means interleaved and `turned` transposed;
+- names that adapters see in memory: NAMES_IN_FILES and NAMES_IN_MEMORY.
+
+Rows are facts about files, found from names and shapes; no model code is run.
 """
 
 from __future__ import annotations

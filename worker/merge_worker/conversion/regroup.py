@@ -108,7 +108,7 @@ def _share(source: TensorSource, extent: int, groups: int) -> int:
 
 
 def _grouped(source: TensorSource, axis: int, groups: int) -> TensorSource:
-    """The same elements with an axis for the groups before the one that holds them."""
+    """Split `axis` in two: the groups, then the elements of each group."""
     if groups == 1:
         return source
     inner = _share(source, source.shape[axis], groups)

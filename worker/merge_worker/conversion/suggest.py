@@ -72,7 +72,7 @@ def _kinds(sources: Sequence[TensorSource]) -> Mapping[tuple[str, ...], Mapping[
 
 
 def _change(old: tuple[str, ...], new: tuple[str, ...]) -> _Change | None:
-    """What is between the words that two names begin and end with alike; None if not a thing."""
+    """Return the words left of two names without their common start and end; None if none."""
     least = min(len(old), len(new))
     first = 0
     while first < least and old[first] == new[first]:

@@ -62,7 +62,7 @@ Members = dict[tuple[int, int], str]
 
 
 def find(rule: LayoutRule, names: Sequence[str]) -> dict[Key, dict[Layout, Members]]:
-    """What there is of each form among sorted names, by key."""
+    """Find the tensors of each layout of a rule among sorted names, by key."""
     found: dict[Key, dict[Layout, Members]] = {}
     for form in rule.forms:
         for place, template in enumerate(form.names):

@@ -1,4 +1,4 @@
-"""What a recipe is, once it is read: models, slices, parameters by scope. No torch."""
+"""The data classes of a parsed recipe: models, slices, parameters by scope. No torch."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Recipe:
         return tuple(dict.fromkeys(ref for ref in refs if ref.path not in names))
 
     def all_refs(self) -> tuple[ModelRef, ...]:
-        """Those of `own_refs`, and the model whose tokenizer alone is taken."""
+        """Return `own_refs` and the model that only the tokenizer is taken from."""
         source = self.tokenizer.source if self.tokenizer else None
         more = [source] if isinstance(source, ModelRef) else []
         return tuple(dict.fromkeys((*self.own_refs(), *more)))

@@ -75,7 +75,7 @@ def weighted(
 
 
 def parse_number(word: str) -> float:
-    """One of the words of `--weights`. UsageError if it is no number."""
+    """Parse one word of `--weights`. Raises UsageError if it is not a number."""
     try:
         return float(word)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a method asks of a recipe: a base, a number of models, none of them twice. No files."""
+"""Checks a recipe against its method: base, number of models, duplicates. Reads no files."""
 
 from __future__ import annotations
 

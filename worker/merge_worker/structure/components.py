@@ -1,6 +1,6 @@
-"""What part of a model a tensor is, from the words of its name: attention, MLP, experts … No torch.
+"""Component of a tensor from the words of its name: attention, MLP, experts … No torch.
 
-No architecture is listed here: a word decides, and what no word tells is `other`.
+No architecture is listed here: one word decides, and names without a known word are `other`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,8 @@ import re
 
 from .layers import is_input, layer_of
 
-# MERGED Buffers that old versions of transformers stored beside the weights. No torch.
-#
-# Frequencies of positions and causal masks: models compute them, and new versions store none.
-
-
+# Buffers that old versions of transformers stored beside the weights: rotary frequencies and
+# causal masks. Models compute them, and new versions store none.
 _ALWAYS = re.compile(r"(^|\.)(rotary\w*\.(inv_freq|\w+_cached)|(attn|attention)\.masked_bias)$")
 _MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 

@@ -61,7 +61,7 @@ def is_head(name: str) -> bool:
 
 
 def _word(name: str) -> str:
-    """What a tensor is of: `lm_head` for `lm_head.weight`."""
+    """Return the last module of a name: `lm_head` for `lm_head.weight`."""
     parts = name.rsplit(".", 2)
     return parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "bias") else ""
 

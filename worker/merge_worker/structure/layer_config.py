@@ -86,7 +86,7 @@ def _follow(section: dict[str, Any], view: View, path: str) -> list[str]:
 
 
 def _changed(handler: Any, view: View, key: str) -> Mapping[str, Any]:
-    """What a handler makes of a field. Inexpressible also where its value makes no sense."""
+    """Return the fields a handler gives. Raises Inexpressible also for values it cannot read."""
     try:
         found: Mapping[str, Any] = handler(view, key)
         return found
@@ -96,7 +96,7 @@ def _changed(handler: Any, view: View, key: str) -> Mapping[str, Any]:
 
 
 def _handler(key: str, value: Any, view: View) -> Any:
-    """What makes the new value of a field, or None if it does not speak of layers."""
+    """Return the handler of a field, or None if the field does not describe layers."""
     if key in HANDLERS and value and not isinstance(value, bool):
         if isinstance(value, list | str) and len(value) == view.depths[0]:
             return per_layer

@@ -1,7 +1,9 @@
-"""Config fields that speak of single layers, and how each follows layers that were restacked.
+"""Table of config fields that describe single layers, and how each follows restacked layers.
 
-A field is known by its name, never by the architecture. A handler gets the old values by layer
-and gives new fields, or raises Inexpressible, which becomes an error that names the field.
+To add a field, add a row `"field": handler` to HANDLERS: `per_layer` for a list with an entry per
+layer, `index_list` for a list of layer numbers, `cycle` for a repeating pattern, or a new function
+(view, key) -> new fields. A handler raises Inexpressible if no value describes the new layers,
+which becomes an error that names the field. Fields are known by name, never by the architecture.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class View:
 
 
 def per_layer(view: View, key: str) -> dict[str, Any]:
-    """A list or string with an entry per layer."""
+    """Pick the entries of a list or string with an entry per layer."""
     for model in {pick.model for pick in view.picks}:
         value = view.sections[model].get(key)
         if not isinstance(value, list | str) or len(value) != view.depths[model]:
@@ -48,7 +50,7 @@ def per_layer(view: View, key: str) -> dict[str, Any]:
 
 
 def index_list(view: View, key: str) -> dict[str, Any]:
-    """A list of the layers that are of some kind; counted from 1 where one is beyond the last."""
+    """Renumber a list of layer numbers; they count from 1 where one is beyond the last layer."""
     if key == "mlp_only_layers" and view.first.get("decoder_sparse_step"):
         return {}  # sparse_step does both
     one = int(any(view.depths[m] in _indices(s) for m, s in view.sections.items()))
@@ -63,7 +65,7 @@ def _indices(section: Section) -> set[int]:
 
 
 def cycle(view: View, key: str) -> dict[str, Any]:
-    """A pattern that repeats until the layers are used up: written out."""
+    """Write out a pattern that repeats until the layers are used up."""
     return {key: view.each(lambda section, layer: section[key][layer % len(section[key])])}
 
 

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import UsageError
 from ..tensors.source import TensorSource
 
-# MERGED Where a `config.json` says how many layers there are. Names of fields, no architectures.
-
-
+# Fields of config.json that hold the number of layers; names of fields, no architectures.
 FIELDS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers"),
     *("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers", "depth"),
@@ -133,13 +131,11 @@ def is_input(name: str) -> bool:
     return any("embed" in word.lower() or _INPUT.fullmatch(word) for word in words)
 
 
-# MERGED The stack of layers that `slices` cut: found by names, and by the layer count of the
-# config.
-
-
 @dataclass(frozen=True)
 class Stack:
-    """One stack of a model: its tensors by layer (names less prefix and number), and the others.
+    """One stack of layers, which `slices` cut: its tensors by layer, and all other tensors.
+
+    Names by layer are without prefix and number; the layer count of the config bounds the stack.
 
     `beyond` are layers after the last one that counts: prediction heads stored as layers.
     """

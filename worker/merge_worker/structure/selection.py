@@ -55,11 +55,11 @@ def _place(module: str, name: str) -> tuple[int, int] | None:
     return best
 
 
-# MERGED Which tensors are merged at all: patterns of names; the rest is copied from the base.
+# Patterns of `include` and `exclude`: unselected tensors are copied from the base.
 
 
 def matches_pattern(pattern: str, name: str) -> bool:
-    """With `*`, `?` or `[`, a pattern is of whole names; else words that follow each other there.
+    """Match whole names if the pattern has `*`, `?` or `[`, else consecutive words of the name.
 
     `mlp.gate` is in `model.layers.3.mlp.gate.weight`, not in `…mlp.gate_proj.weight`.
     """
@@ -75,7 +75,7 @@ def is_selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bo
 
 
 def unused_patterns(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
-    """What is wrong with patterns that no name matches."""
+    """Describe the patterns that no name matches."""
     words = {word for name in names for word in name.split(".") if not word.isdigit()}
     return [
         f"no tensor matches '{printable(pattern)}'{nearest(pattern.strip('.*'), words)}"

@@ -18,9 +18,9 @@ _OF_TOKENIZER = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token_id")
 def with_token_ids(
     config: Mapping[str, Any], ids: Mapping[int, int | None], donor: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Every token id as it now is; what a tokenizer from elsewhere decides as in its `donor`.
+    """Return the config with new token ids; `donor` decides what belongs to a foreign tokenizer.
 
-    A token that is no more has no id: None, or it leaves a list.
+    The id of a removed token becomes None, or is dropped from a list.
     """
     found: dict[str, Any] = {}
     for key, value in config.items():

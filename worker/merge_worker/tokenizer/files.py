@@ -17,13 +17,10 @@ from typing import Any
 from ..errors import InputError, UsageError
 from ..messages import printable
 
-# MERGED The files of a tokenizer beside a model's weights, and the tokens in them.
-
-
 FULL, SETTINGS, OLD_ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 PIECES = "tokenizer.model"
 LARGEST = 512 << 20
-"""A file above this is no tokenizer; whatever it is, it is neither read nor copied blindly."""
+"""A larger file is not taken for a tokenizer: it is neither read nor copied blindly (bytes)."""
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -76,7 +73,7 @@ class SideFiles:
             raise InputError(f"{path}: {error.strerror}") from None
 
     def json(self, name: str) -> dict[str, Any]:
-        """The object in a file, empty if there is no such file. InputError if it is damaged."""
+        """Parse a JSON object; empty without the file. Raises InputError if it is damaged."""
         raw = self.read(name)
         try:
             value = json.loads(raw) if raw is not None else {}
@@ -218,7 +215,7 @@ def ranks(raw: bytes) -> dict[str, int]:
 
 
 def _asked(beside: SideFiles) -> Vocabulary:
-    """What transformers makes of files of another kind."""
+    """Read the vocabulary of other kinds of files with transformers."""
     try:
         import transformers
     except ImportError:

@@ -99,17 +99,15 @@ def _generation(own: SideFiles, donor: SideFiles, text: TokenizerResult) -> dict
     return {GENERATION: as_json(after)} if after != before else {}
 
 
-# MERGED One vocabulary for all models: what the recipe's `tokenizer` and `chat_template` make of
-# them.
-#
-# Without a `tokenizer` all models must have the same rows, and the base's files are taken as they
-# are. With one, every vocabulary tensor of every model gets the rows of the result's tokens.
-
-
 def merge_tokenizers(
     recipe: Recipe, inputs: TokenizerInputs
 ) -> tuple[tuple[Checkpoint, ...], TokenizerResult]:
-    """The models with one vocabulary, and what goes with them. UsageError, InputError."""
+    """Give all models one vocabulary; return them with the side files of the result.
+
+    Without `tokenizer` in the recipe, all models must have the same rows, and the base's files are
+    taken as they are. With one, every vocabulary tensor of every model gets the rows of the
+    result's tokens. Raises UsageError and InputError.
+    """
     models, notes = unify_tied_heads(inputs.models, inputs.labels)
     inputs = replace(inputs, models=models)
     if recipe.tokenizer is None:

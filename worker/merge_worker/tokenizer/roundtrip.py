@@ -73,7 +73,7 @@ def _faults(text: TokenizerResult, old: Any, new: Any) -> Iterator[str]:
 
 
 class _Tokenizer:
-    """What is asked of a tokenizer, whichever library reads it."""
+    """A tokenizer behind the few calls needed here, whichever library reads it."""
 
     def __init__(self, vocabulary: dict[str, int], encode: Callable[[str], list[int]]) -> None:
         self.vocabulary = vocabulary

@@ -1,4 +1,4 @@
-"""What belongs to the text side of a merge, beside its tensors."""
+"""The text side of a merge: tokenizer files, token ids and row counts, without tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .files import SideFiles
 
 @dataclass(frozen=True)
 class TokenizerResult:
-    """What belongs to the text side of a result: files, ids, rows, and what is to be told.
+    """The text side of a result: files, token ids, row counts and notes for the user.
 
     `beside` is where the tokenizer's files come from; `foreign` if that is not the first model.
     """
@@ -41,7 +41,7 @@ class TokenizerResult:
 
     @property
     def summary(self) -> str:
-        """What becomes of the rows, in words; empty if nothing does."""
+        """Describe the change of the number of rows; empty if nothing changes."""
         if self.rows is None or (self.rows[0] == self.rows[1] and not self.appended):
             return ""
         more = f", {counted(len(self.appended), 'tokens')} appended" if self.appended else ""
@@ -49,7 +49,7 @@ class TokenizerResult:
 
     @property
     def digest(self) -> str:
-        """What the files of the result depend on."""
+        """Identify the content that the files of the result depend on."""
         made = [(name, hashlib.sha256(raw).hexdigest()) for name, raw in self.beside.made.items()]
         return repr((self.foreign and str(self.beside.folder), sorted(made)))
 
