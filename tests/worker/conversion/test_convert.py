@@ -280,14 +280,14 @@ def test_rows_in_another_order_are_no_other_names(
         assert "key_map" not in told and "Traceback" not in told
 
 
-PAIRS = [
+LAYOUT_PAIRS = [
     pytest.param(model_type, pair, marks=[pytest.mark.slow] if model_type in OTHERS else [])
     for model_type, layouts in LAYOUTS.items()
     for pair in itertools.permutations(layouts, 2)
 ]
 
 
-@pytest.mark.parametrize(("model_type", "pair"), PAIRS)
+@pytest.mark.parametrize(("model_type", "pair"), LAYOUT_PAIRS)
 def test_every_pair_of_layouts(model_type: str, pair: tuple[str, str], tmp_path: Path) -> None:
     models = save_pair(tmp_path, model_type, pair)
     out = tmp_path / "out"
