@@ -48,7 +48,7 @@ ONLY_IN = {
 
 MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 500, 60, 6
 # Their signature is a schema that users see: options of a command, parameters of a method.
-SCHEMA_DECORATORS = {"command", "callback", "merge_method"}
+SCHEMA_DECORATORS = {"command", "callback", "merge_method", "task_vector_method"}
 VAGUE_NAMES = {"utils", "util", "common", "manager", "helpers", "misc"}
 
 

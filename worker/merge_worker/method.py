@@ -15,9 +15,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor as Tensor  # for the modules of methods, which import no torch either
 
     from .dtypes import DType
+else:
+    Tensor = Any
 
 T = TypeVar("T")
 

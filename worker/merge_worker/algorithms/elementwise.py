@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..method import Block, Granularity, MergePass, Method, Task
+from ..method import Block, Granularity, MergePass, Method, Task, Tensor
 from .weighted_sum import WeightedSum, check_sources
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Elementwise:

@@ -12,13 +12,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
-from ..method import Block, MergePass, StatisticsPass, Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from ..method import Block, MergePass, StatisticsPass, Task, Tensor
 
 RUN = 256
 """Elements whose products are added in float32. On processors that accumulate a run in a single

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..method import Block, MergePass, StatisticsPass, Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..method import Block, MergePass, StatisticsPass, Task, Tensor
 
 
 def scaled(first: StatisticsPass | MergePass, task: Task) -> StatisticsPass | MergePass:

@@ -12,16 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from ..method import Block, Granularity, Task
+from ..method import Block, Granularity, Task, Tensor
 from .order_statistics import Threshold
 from .random_masks import RandomStream, keep_bound
 from .rank_search import as_integers, dtype_name, has_numpy, scalar
 from .sparsify import KEEP_ALL, KEEP_NONE, ApplyMask, Mask, RandomDrop, Sparsifier
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def magprune(density: float, epsilon: float) -> Sparsifier:

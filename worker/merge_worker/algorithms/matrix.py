@@ -11,14 +11,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..method import Block, Cost, Granularity, MergePass, Method, Task, matrix_shape
+from ..method import Block, Cost, Granularity, MergePass, Method, Task, Tensor, matrix_shape
 from .spectral import PANEL, row_panels
 from .weighted_sum import WeightedSum, check_sources
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class MatrixRule(ABC):

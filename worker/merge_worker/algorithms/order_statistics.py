@@ -15,9 +15,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count
-from typing import TYPE_CHECKING
 
-from ..method import Block, MergePass, StatisticsPass
+from ..method import Block, MergePass, StatisticsPass, Tensor
 from .rank_search import (
     SORTED,
     Counts,
@@ -30,11 +29,7 @@ from .rank_search import (
     select_rank,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-Values = Callable[[Block], Sequence["Tensor"]]
+Values = Callable[[Block], Sequence[Tensor]]
 """`values(block)` returns the flat values of every series, in scratch; NaN ranks highest."""
 
 PART = 1 << 19

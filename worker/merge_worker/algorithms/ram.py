@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..method import Block, MergePass, StatisticsPass, Task
+from ..method import Block, MergePass, StatisticsPass, Task, Tensor
 from .order_statistics import parts, parts_into
 from .rank_search import dtype_name
 from .task_vectors import CopyBase, Rule, flat_base, task_vectors
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..method import Scratch
-
+from ..method import Scratch, Tensor
 
 SORTED = 1 << 14
 """Number of elements up to which a tensor is simply sorted."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from ..method import Block, Granularity, MergePass, StatisticsPass, Task
+from ..method import Block, Granularity, MergePass, StatisticsPass, Task, Tensor
 from .order_statistics import READS, Threshold, order_statistics, parts, parts_into
 from .rank_search import dtype_name, scalar
 from .sparsify import KEEP_ALL, KEEP_NONE, Mask, Sparsifier, Trim, magnitudes
@@ -30,15 +30,11 @@ from .task_vectors import (
     task_vectors,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
 CONSENSUS = ("sum", "count")
 """How a sign is elected: that of Σ y_m, or that of Σ sign(y_m)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class GeneralizedTaskArithmetic(Rule):
     """The rule of ties, dare, breadcrumbs, della and their variants.
 
@@ -49,9 +45,9 @@ class GeneralizedTaskArithmetic(Rule):
     weight: Sequence[float]
     sparsifiers: Sequence[Sparsifier]
     consensus: str | None
-    normalize: bool
-    rescale: bool = False
-    lambda_: float
+    normalize: bool = field(kw_only=True)
+    rescale: bool = field(kw_only=True, default=False)
+    lambda_: float = field(kw_only=True)
 
     def __post_init__(self) -> None:
         if self.consensus not in (None, *CONSENSUS):

@@ -9,19 +9,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..method import Block, Granularity, Task
+from ..method import Block, Granularity, Task, Tensor
 from .order_statistics import Threshold, Values
 from .random_masks import RandomStream, keep_bound
 from .rank_search import dtype_name, scalar
 from .task_vectors import flat_base, task_vectors
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-ApplyMask = Callable[[Block, "Tensor", "Tensor"], None]
+ApplyMask = Callable[[Block, Tensor, Tensor], None]
 """`apply(part, vector, bits)` sets the dropped elements of a part's flat task vector (or of its
 magnitudes) to zero; `bits` is the same memory as integers."""
 

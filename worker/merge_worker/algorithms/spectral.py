@@ -9,11 +9,9 @@ eigensolvers are not, polar factors are computed by Newton-Schulz iterations.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from ..method import Tensor
 
 PANEL = 1 << 20
 """Elements that are converted at a time."""

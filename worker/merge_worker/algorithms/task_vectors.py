@@ -7,14 +7,21 @@ A method's function returns a Rule. Rules that several methods share are in `sig
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from ..method import Block, Granularity, MergePass, Method, StatisticsPass, Task
+from ..method import (
+    BaseRole,
+    Block,
+    Granularity,
+    MergePass,
+    Method,
+    StatisticsPass,
+    Task,
+    Tensor,
+    merge_method,
+)
 from .rank_search import as_integers, dtype_name
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Rule(ABC):
@@ -54,7 +61,17 @@ class TaskVectorAlgorithm:
         return _rule(method, task.values).begin(task)
 
 
-TASK_VECTORS = TaskVectorAlgorithm()
+def task_vector_method(
+    reference: str, *, experimental: bool = False
+) -> Callable[[Callable[..., Rule]], Method]:
+    """Make a Method of a function that returns a Rule. Without models the result is the base."""
+    return merge_method(
+        TaskVectorAlgorithm(),
+        reference=reference,
+        base=BaseRole.REQUIRED,
+        models=(0, None),
+        experimental=experimental,
+    )
 
 
 def _rule(method: Method, values: Mapping[str, Any]) -> Rule:

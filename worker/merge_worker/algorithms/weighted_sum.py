@@ -11,15 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ResultError
 from ..messages import counted
-from ..method import BaseRole, Block, Granularity, MergePass, Method, StatisticsPass, Task
+from ..method import BaseRole, Block, Granularity, MergePass, Method, StatisticsPass, Task, Tensor
 from .gram import ColumnGram, PerVectorSum, TensorGram, Vectors, vector_layout
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..algorithms.elementwise import converted_source
 from ..algorithms.order_statistics import READS, Threshold, order_statistics
@@ -18,11 +18,9 @@ from ..method import (
     Method,
     StatisticsPass,
     Task,
+    Tensor,
     merge_method,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class _Fusion:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
 from ..algorithms.sparsify import trim_tails
-from ..algorithms.task_vectors import TASK_VECTORS
-from ..method import BaseRole, merge_method, per_model
+from ..algorithms.task_vectors import task_vector_method
+from ..method import per_model
 
 
-@merge_method(
-    TASK_VECTORS,
-    reference="https://arxiv.org/abs/2312.06795",
-    base=BaseRole.REQUIRED,
-    models=(0, None),
-)
+@task_vector_method("https://arxiv.org/abs/2312.06795")
 def breadcrumbs_ties(
     *,
     weight: list[float],
@@ -41,11 +36,7 @@ def breadcrumbs_ties(
     consensus_method: sum, or count: the sign of Σ sign(w_m s_m).
     int8_mask: accepted without effect.
     """
+    sparsifiers = [trim_tails(d, g) for d, g in zip(density, gamma, strict=True)]
     return GeneralizedTaskArithmetic(
-        weight=weight,
-        sparsifiers=[trim_tails(d, g) for d, g in zip(density, gamma, strict=True)],
-        consensus=consensus_method,
-        normalize=normalize,
-        rescale=rescale,
-        lambda_=lambda_,
+        weight, sparsifiers, consensus_method, normalize=normalize, rescale=rescale, lambda_=lambda_
     )

@@ -5,27 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..algorithms.rank_search import ascending
-from ..algorithms.task_vectors import TASK_VECTORS, CopyBase, Rule, flat_base, task_vectors
-from ..method import BaseRole, Block, Granularity, MergePass, Task, merge_method, per_model
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from ..algorithms.task_vectors import CopyBase, Rule, flat_base, task_vector_method, task_vectors
+from ..method import Block, Granularity, MergePass, Task, Tensor, per_model
 
 AREA = 1 << 15
 """Elements that are processed at a time."""
 
 
-@merge_method(
-    TASK_VECTORS,
-    reference="https://arxiv.org/abs/2503.01874",
-    base=BaseRole.REQUIRED,
-    models=(0, None),
-    experimental=True,
-)
+@task_vector_method("https://arxiv.org/abs/2503.01874", experimental=True)
 def cabs(*, weight: list[float] = per_model(1.0), n: int = 64, m: int = 256) -> Rule:
     """Let models take turns: each keeps the largest n of every m elements that no other has taken.
 

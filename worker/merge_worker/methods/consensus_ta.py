@@ -5,30 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..algorithms.order_statistics import parts_into
 from ..algorithms.task_vectors import (
-    TASK_VECTORS,
     CopyBase,
     Rule,
     apply_consensus_mask,
     flat_base,
+    task_vector_method,
     task_vectors,
 )
-from ..method import BaseRole, Block, MergePass, Task, merge_method, per_model
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..method import Block, MergePass, Task, Tensor, per_model
 
 
-@merge_method(
-    TASK_VECTORS,
-    reference="https://arxiv.org/abs/2405.07813",
-    base=BaseRole.REQUIRED,
-    models=(0, None),
-    experimental=True,
-)
+@task_vector_method("https://arxiv.org/abs/2405.07813", experimental=True)
 def consensus_ta(
     *,
     weight: list[float] = per_model(1.0),

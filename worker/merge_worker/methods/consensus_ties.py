@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic, MergeTaskVectors
 from ..algorithms.sparsify import Mask, trim
 from ..algorithms.task_vectors import (
-    TASK_VECTORS,
     Rule,
     TaskVectors,
     apply_consensus_mask,
+    task_vector_method,
     task_vectors,
 )
-from ..method import BaseRole, Block, MergePass, Task, merge_method, per_model
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..method import Block, MergePass, Task, Tensor, per_model
 
 
-@merge_method(
-    TASK_VECTORS,
-    reference="https://arxiv.org/abs/2405.07813",
-    base=BaseRole.REQUIRED,
-    models=(0, None),
-    experimental=True,
-)
+@task_vector_method("https://arxiv.org/abs/2405.07813", experimental=True)
 def consensus_ties(
     *,
     weight: list[float] = per_model(1.0),
@@ -49,9 +39,9 @@ def consensus_ties(
     tall_mask_lambda, consensus_threshold: as in consensus_ta.
     """
     return _ConsensusTies(
-        weight=weight,
-        sparsifiers=[trim(d) for d in density],
-        consensus="sum",
+        weight,
+        [trim(d) for d in density],
+        "sum",
         normalize=normalize,
         lambda_=lambda_,
         mask_lambda=tall_mask_lambda,

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from ..algorithms.magprune import magprune
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
-from ..algorithms.task_vectors import TASK_VECTORS
-from ..method import BaseRole, merge_method, per_model
+from ..algorithms.task_vectors import task_vector_method
+from ..method import per_model
 
 
-@merge_method(
-    TASK_VECTORS,
-    reference="https://arxiv.org/abs/2406.11617",
-    base=BaseRole.REQUIRED,
-    models=(0, None),
-)
+@task_vector_method("https://arxiv.org/abs/2406.11617")
 def della(
     *,
     weight: list[float],
@@ -47,11 +42,7 @@ def della(
     Masks depend only on the seed (--seed), the tensor's name, the model's position and the
     element's index; mergekit draws from one global generator, so its masks differ.
     """
+    sparsifiers = [magprune(d, e) for d, e in zip(density, epsilon, strict=True)]
     return GeneralizedTaskArithmetic(
-        weight=weight,
-        sparsifiers=[magprune(d, e) for d, e in zip(density, epsilon, strict=True)],
-        consensus=consensus_method,
-        normalize=normalize,
-        rescale=rescale,
-        lambda_=lambda_,
+        weight, sparsifiers, consensus_method, normalize=normalize, rescale=rescale, lambda_=lambda_
     )

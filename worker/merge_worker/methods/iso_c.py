@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..algorithms.matrix import MATRIX, MatrixDeltas, MatrixRule, concentrated, significant_count
 from ..algorithms.spectral import newton_schulz, polar_of, prefers_products, spectrum
-from ..method import BaseRole, merge_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..method import BaseRole, Tensor, merge_method
 
 
 @merge_method(
-    MATRIX,
-    reference="https://arxiv.org/abs/2502.04959",
-    base=BaseRole.REQUIRED,
-    experimental=True,
+    MATRIX, reference="https://arxiv.org/abs/2502.04959", base=BaseRole.REQUIRED, experimental=True
 )
 def iso_c(*, alpha: float = 1.0) -> MatrixRule:
     """Add up task vectors and make all singular values of the sum equal (isotropic merging).

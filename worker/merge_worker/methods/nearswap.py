@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..algorithms.elementwise import ELEMENTWISE
-from ..method import BaseRole, merge_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..method import BaseRole, Tensor, merge_method
 
 
 @merge_method(

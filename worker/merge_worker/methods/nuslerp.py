@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..algorithms.gram import Vectors
 from ..algorithms.weighted_sum import LinearCombination
-from ..method import BaseRole, merge_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..method import BaseRole, Tensor, merge_method
 
 
 def _vectors(values: Mapping[str, Any]) -> Vectors:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from ..algorithms.ram import RamRule
-from ..algorithms.task_vectors import TASK_VECTORS
-from ..method import BaseRole, merge_method
+from ..algorithms.task_vectors import task_vector_method
 
 
-@merge_method(
-    TASK_VECTORS,
-    reference="https://arxiv.org/abs/2601.13572",
-    base=BaseRole.REQUIRED,
-    models=(0, None),
-)
+@task_vector_method("https://arxiv.org/abs/2601.13572")
 def ram(*, epsilon: float = 1e-5) -> RamRule:
     """Average the changes that several models share, keep those of one model whole.
 

@@ -5,33 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..algorithms.order_statistics import READS, Threshold, order_statistics, parts, parts_into
 from ..algorithms.sign_consensus import SumFactors, disjoint_sum
 from ..algorithms.sparsify import zero_below
 from ..algorithms.task_vectors import (
-    TASK_VECTORS,
     CopyBase,
     Rule,
     TaskVectors,
     flat_base,
     run_sums,
     sums_by_model,
+    task_vector_method,
     task_vectors,
 )
-from ..method import BaseRole, Block, MergePass, StatisticsPass, Task, merge_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..method import Block, MergePass, StatisticsPass, Task, Tensor
 
 
-@merge_method(
-    TASK_VECTORS,
-    reference="https://arxiv.org/abs/2408.07990",
-    base=BaseRole.REQUIRED,
-    models=(0, None),
-)
+@task_vector_method("https://arxiv.org/abs/2408.07990")
 def sce(*, select_topk: float = 1.0, min_energy: float = 1e-6, int8_mask: bool = False) -> Rule:
     """Select elements by variance, calculate weights from energy, erase minority signs.
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
 from ..algorithms.sparsify import trim
-from ..algorithms.task_vectors import TASK_VECTORS
-from ..method import BaseRole, merge_method, per_model
+from ..algorithms.task_vectors import task_vector_method
+from ..method import per_model
 
 
-@merge_method(
-    TASK_VECTORS,
-    reference="https://arxiv.org/abs/2306.01708",
-    base=BaseRole.REQUIRED,
-    models=(0, None),
-)
+@task_vector_method("https://arxiv.org/abs/2306.01708")
 def ties(
     *,
     weight: list[float],
@@ -46,11 +41,7 @@ def ties(
       weights of 1/K and normalize: false. mergekit does not read this key.
     int8_mask: accepted without effect; it does not change mergekit's results either.
     """
+    sparsifiers = [trim(d) for d in density]
     return GeneralizedTaskArithmetic(
-        weight=weight,
-        sparsifiers=[trim(d) for d in density],
-        consensus=consensus_method,
-        normalize=normalize,
-        rescale=rescale,
-        lambda_=lambda_,
+        weight, sparsifiers, consensus_method, normalize=normalize, rescale=rescale, lambda_=lambda_
     )

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..algorithms.matrix import MATRIX, MatrixDeltas, MatrixRule, significant_count
 from ..algorithms.spectral import polar, spectrum
-from ..method import BaseRole, merge_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..method import BaseRole, Tensor, merge_method
 
 
 @merge_method(
-    MATRIX,
-    reference="https://arxiv.org/abs/2412.00081",
-    base=BaseRole.REQUIRED,
-    experimental=True,
+    MATRIX, reference="https://arxiv.org/abs/2412.00081", base=BaseRole.REQUIRED, experimental=True
 )
 def tsvm(*, alpha: float = 1.0) -> MatrixRule:
     """Keep the strongest singular vectors of every task vector, make them orthogonal, add (TSV-M).
