@@ -14,6 +14,7 @@ from torch import Tensor
 
 from merge_worker import methods
 from merge_worker.method import (
+    Algorithm,
     Block,
     Granularity,
     MergePass,
@@ -80,7 +81,7 @@ class Scaled(MergePass):
         out.copy_(mean_of(block).sub_(self.mean).div_(self.spread or 1.0))
 
 
-class Centred:
+class Centred(Algorithm):
     def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return Granularity(values["cut"])
 

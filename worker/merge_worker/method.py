@@ -12,7 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from .messages import counted
 
 if TYPE_CHECKING:
     from torch import Tensor as Tensor  # for the modules of methods, which import no torch either
@@ -152,27 +154,29 @@ class Cost(NamedTuple):
     scratch: int  # bytes per element of a block, replacing the algorithm's
 
 
-@runtime_checkable
-class ComputeBound(Protocol):
-    """An algorithm whose methods compute for much longer than they read."""
-
-    def cost(self, method: Method, task: Task) -> Cost: ...
-
-
-class Algorithm(Protocol):
+class Algorithm(ABC):
     """Mathematics that several methods share: granularity, passes, scratch memory."""
 
-    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity: ...
+    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
+        return Granularity.ELEMENT
 
     def reads(self, method: Method, values: Mapping[str, Any]) -> int:
-        """Number of times the sources are read, the merge pass included."""
+        """Return how many times the sources are read, the merge pass included."""
+        return 1
 
+    @abstractmethod
     def scratch_bytes(self, method: Method, sources: int) -> int:
-        """Scratch bytes per element of a block."""
+        """Return the scratch bytes per element of a block."""
+
+    def cost(self, method: Method, task: Task) -> Cost | None:
+        """Return the cost of a tensor that takes much longer to compute than to read, else None."""
+        return None
 
     def check(self, method: Method, task: Task) -> None:
         """Reject impossible values while planning. ValueError or ZeroDivisionError."""
+        method.check_sources(task)
 
+    @abstractmethod
     def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         """Return the first pass over a tensor."""
 
@@ -189,7 +193,6 @@ class Method:
     max_models: int | None
     parameters: tuple[Parameter, ...]
     reference: str
-    options: Mapping[str, Any]
     experimental: bool
 
     @property
@@ -203,14 +206,23 @@ class Method:
         weights = any(p.name == "weight" and p.per_model for p in self.parameters)
         return (*lines, SCHEDULE) if weights else lines
 
+    def check_sources(self, task: Task) -> None:
+        """Raise ValueError if the task lacks sources that the method requires, or has too many."""
+        if self.base is BaseRole.REQUIRED and not task.has_base:
+            raise ValueError(f"{self.name} requires a base; '{task.name}' has none")
+        least, most = self.min_models, self.max_models
+        if task.models < least or (most is not None and task.models > most):
+            wanted = ("" if most == least else "at least ") + counted(least, "models")
+            wanted += " beside the base" if task.has_base else ""
+            raise ValueError(f"{self.name} merges {wanted}; '{task.name}' has {task.models}")
+
     def begin(self, task: Task) -> StatisticsPass | MergePass:
         """Return the first pass over a tensor."""
         return self.algorithm.begin(self, task)
 
     def call(self, task: Task, *arguments: Any) -> Any:
         """Call the function with the algorithm's arguments and the values of the task."""
-        values = {_python_name(name): value for name, value in task.values.items()}
-        return self.function(*arguments, **values)
+        return self.function(*arguments, **python_names(task.values))
 
 
 LINES = (Parameter("lines_alpha", float, False), Parameter("lines_beta", float, False))
@@ -219,10 +231,7 @@ SCALED_SCRATCH = 16
 SCHEDULE = Parameter("schedule", str, False)
 
 _TYPES: dict[str, tuple[type, bool]] = {
-    "float": (float, False),
-    "int": (int, False),
-    "bool": (bool, False),
-    "str": (str, False),
+    **{kind.__name__: (kind, False) for kind in (float, int, bool, str)},
     "list[float]": (float, True),
 }
 
@@ -234,9 +243,8 @@ def merge_method(
     base: BaseRole = BaseRole.IGNORED,
     models: tuple[int, int | None] = (1, None),
     experimental: bool = False,
-    **options: Any,
 ) -> Callable[[Callable[..., Any]], Method]:
-    """Make a Method of a function; `options` are read by the algorithm. TypeError if malformed."""
+    """Make a Method of a function. TypeError if a type is not that of a parameter."""
 
     def define(function: Callable[..., Any]) -> Method:
         parameters = tuple(
@@ -253,7 +261,6 @@ def merge_method(
             max_models=models[1],
             parameters=parameters,
             reference=reference,
-            options=options,
             experimental=experimental,
         )
 
@@ -265,9 +272,9 @@ def per_model(default: float) -> Any:
     return default
 
 
-def _python_name(name: str) -> str:
-    """Map the recipe's `lambda`, a keyword of Python, to `lambda_`."""
-    return name + "_" if name == "lambda" else name
+def python_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with the recipe's `lambda`, a keyword of Python, renamed to `lambda_`."""
+    return {"lambda_" if name == "lambda" else name: value for name, value in values.items()}
 
 
 def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Parameter:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge_worker import methods
 from merge_worker.dtypes import from_torch_name
-from merge_worker.method import ComputeBound, Task, matrix_shape
+from merge_worker.method import Cost, Task, matrix_shape
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
 from merge_worker.recipe import parse
@@ -113,14 +113,18 @@ def task(method: str, shape: tuple[int, ...], models: int, dtype: str = "bfloat1
 @BOTH
 def test_effort(method: str) -> None:
     chosen = methods.get(method)
-    assert isinstance(chosen.algorithm, ComputeBound)
-    one = chosen.algorithm.cost(chosen, task(method, (512, 512), 3))
-    two = chosen.algorithm.cost(chosen, task(method, (1024, 1024), 3))
+
+    def cost(*shape: int) -> Cost:
+        cost = chosen.algorithm.cost(chosen, task(method, shape, 3))
+        assert cost is not None
+        return cost
+
+    one, two = cost(512, 512), cost(1024, 1024)
     assert two.flops / one.flops == pytest.approx(8, rel=0.01)
-    stack = chosen.algorithm.cost(chosen, task(method, (7, 512, 512), 3))
+    stack = cost(7, 512, 512)
     assert (stack.flops, stack.scratch) == (7 * one.flops, one.scratch)
-    assert chosen.algorithm.cost(chosen, task(method, (512,), 3)).flops == 0
-    assert chosen.algorithm.cost(chosen, task(method, (0, 512), 3)).flops == 0
+    assert cost(512).flops == 0
+    assert cost(0, 512).flops == 0
 
 
 @BOTH
@@ -129,8 +133,8 @@ def test_scratch_is_what_is_declared(method: str, shape: tuple[int, int]) -> Non
     """Peak of the process, since eigensolvers allocate on their own."""
     models = [torch.zeros(shape, dtype=torch.bfloat16)] * 3
     chosen = methods.get(method)
-    assert isinstance(chosen.algorithm, ComputeBound)
     effort = chosen.algorithm.cost(chosen, make_task(chosen, models, models[0], {}))
+    assert effort is not None
     code = f"""
 import resource, sys
 sys.path[:0] = {[str(ROOT / "tests"), str(ROOT / "worker")]}

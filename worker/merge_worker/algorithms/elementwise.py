@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ..method import Block, Granularity, MergePass, Method, Task, Tensor
-from .weighted_sum import WeightedSum, check_sources
+from ..method import Algorithm, Block, MergePass, Method, StatisticsPass, Task, Tensor
+from .weighted_sum import WeightedSum
 
 
-class Elementwise:
+class Elementwise(Algorithm):
     """The algorithm of a method function `method(*models, base, spare, *, parameters) -> Tensor`.
 
     All tensors have the working dtype and one shape. The function may overwrite any of them and
     return one. A source that is alone in its slice is copied.
     """
 
-    def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
-        return Granularity.ELEMENT
-
-    def reads(self, method: Method, values: Mapping[str, Any]) -> int:
-        return 1
-
     def scratch_bytes(self, method: Method, sources: int) -> int:
         return 8 * (sources + 1)
 
     def check(self, method: Method, task: Task) -> None:
         if task.models + task.has_base > 1:
-            check_sources(method, task)
+            method.check_sources(task)
 
-    def begin(self, method: Method, task: Task) -> MergePass:
+    def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if task.models + task.has_base == 1:
             return WeightedSum([1.0], task.work)
         return _CallPerBlock(method, task)

@@ -110,7 +110,7 @@ class MagPruneMask(Mask):
             torch.ge(words, keep_bound(self.density), out=out)
             return
         # For non-negative floats the order of the bits is the order of the values.
-        work = dtype_name(vector)
+        work = dtype_name(vector.dtype)
         sizes = torch.abs(vector, out=part.scratch.take("mask", vector.numel(), work))
         keys, words = _rows(as_integers(sizes), length, behind), _rows(words, length, behind)
         bounds = self._bounds(part, keys, words)
@@ -130,7 +130,7 @@ class MagPruneMask(Mask):
 
         rows, length = keys.shape
         scratch = part.scratch
-        dtype = dtype_name(keys)
+        dtype = dtype_name(keys.dtype)
         ladder = scratch.take("ladder", rows * (length + 1), dtype).view(rows, length + 1)
         ladder[:, 0] = -1
         _sort_rows(keys, ladder[:, 1:])

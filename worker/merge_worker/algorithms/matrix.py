@@ -13,9 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..method import Block, Cost, Granularity, MergePass, Method, Task, Tensor, matrix_shape
+from ..method import (
+    Algorithm,
+    Block,
+    Cost,
+    Granularity,
+    MergePass,
+    Method,
+    Task,
+    Tensor,
+    matrix_shape,
+)
 from .spectral import PANEL, row_panels
-from .weighted_sum import WeightedSum, check_sources
+from .weighted_sum import WeightedSum
 
 
 class MatrixRule(ABC):
@@ -42,14 +52,11 @@ class MatrixRule(ABC):
         """
 
 
-class MatrixAlgorithm:
+class MatrixAlgorithm(Algorithm):
     """The algorithm of a method function `method(*, parameters) -> MatrixRule`."""
 
     def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return Granularity.MATRIX
-
-    def reads(self, method: Method, values: Mapping[str, Any]) -> int:
-        return 1
 
     def scratch_bytes(self, method: Method, sources: int) -> int:
         return 16
@@ -67,9 +74,6 @@ class MatrixAlgorithm:
         matrices = math.prod(task.shape) // (long * short)
         flops = matrices * rule.flops(task.models, long, short)
         return Cost(flops, -(-peak_bytes // (long * short)))
-
-    def check(self, method: Method, task: Task) -> None:
-        check_sources(method, task)
 
     def begin(self, method: Method, task: Task) -> MergePass:
         rule: MatrixRule = method.call(task)

@@ -24,6 +24,7 @@ from .rank_search import (
     Search,
     ascending,
     count_bracket,
+    dtype_name,
     join_counts,
     next_below,
     select_rank,
@@ -39,11 +40,9 @@ hide the interpreter's time (2^18 is a twentieth slower, 2^20 a tenth)."""
 LEAST_PART = 1 << 13
 """Lower bound of a part: below it the time goes into calls, for which lanes queue."""
 
-DEVICE_PART = 1 << 22
-"""Elements per part on an accelerator."""
+DEVICE_PART = 1 << 22  # elements per part on an accelerator
 
-STRIDE = 17
-"""Smallest stride of a sample; odd, so that samples do not follow the rows of a matrix."""
+STRIDE = 17  # smallest stride of a sample; odd, so that samples do not follow the rows of a matrix
 
 SAMPLES = 1 << 16
 """Elements sampled. Fewer samples give a wider bracket, hence more candidates to keep."""
@@ -51,8 +50,7 @@ SAMPLES = 1 << 16
 MANY_SAMPLES = 1 << 18
 """Elements sampled from tensors so large that their candidates would take too much memory."""
 
-READS = 2
-"""Passes that a search usually takes; a bracket that misses takes more."""
+READS = 2  # passes that a search usually takes; a bracket that misses takes more
 
 
 def parts(block: Block) -> Iterator[Block]:
@@ -161,7 +159,7 @@ class _SamplePass(StatisticsPass):
             if not ranks:
                 continue
             blocks = [values[series] for _, values in partials]
-            dtype = str(blocks[0].dtype).removeprefix("torch.")
+            dtype = dtype_name(blocks[0].dtype)
             sample = ascending(torch.cat(blocks)).nan_to_num(math.inf, math.inf, -math.inf)
             for rank in ranks:
                 search = Search(rank, self.count, sample, dtype)
@@ -176,16 +174,11 @@ class _SamplePass(StatisticsPass):
         """Return another counting pass while a value is missing, else what follows."""
         if any(search.found is None for series in searches for search in series):
             return _CountPass(self, searches)
-        return self.then(
-            [
-                [
-                    self._threshold(number, search.found, search.dtype, starts)
-                    for search in series
-                    if search.found is not None
-                ]
-                for number, series in enumerate(searches)
-            ]
-        )
+        thresholds: list[list[Threshold]] = []
+        for number, series in enumerate(searches):
+            done = [(search.found, search.dtype) for search in series if search.found]
+            thresholds.append([self._threshold(number, *found, starts) for found in done])
+        return self.then(thresholds)
 
     def _threshold(self, series: int, found: Found, dtype: str, starts: list[int]) -> Threshold:
         before = [0, *accumulate(found.equal)]

@@ -50,7 +50,7 @@ def change_counts(part: Block, deltas: Sequence[Tensor]) -> Tensor:
     """Return by how many models each element was changed."""
     import torch
 
-    work = dtype_name(deltas[0])
+    work = dtype_name(deltas[0].dtype)
     count = part.scratch.take("divisor", deltas[0].numel(), work).zero_()
     term = part.scratch.take("mask", count.numel(), work)
     for delta in deltas:

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 RUN = 1 << 13
 """Elements per run: few enough for the words of its places to stay in a core's own cache."""
 
-GROUP = 1024
-"""Runs whose words are made together."""
+GROUP = 1024  # runs whose words are made together
 
 
 @dataclass(frozen=True)

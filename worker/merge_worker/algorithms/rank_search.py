@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 
 from ..method import Scratch, Tensor
 
-SORTED = 1 << 14
-"""Number of elements up to which a tensor is simply sorted."""
+SORTED = 1 << 14  # number of elements up to which a tensor is simply sorted
 
-MANY = 1 << 12
-"""Candidates of a block from which it pays to check for few distinct values."""
+MANY = 1 << 12  # candidates of a block from which it pays to check for few distinct values
 
 
 @lru_cache(maxsize=4096)
@@ -37,13 +35,9 @@ def as_integers(values: Tensor) -> Tensor:
     return values.view(torch.int32 if values.dtype == torch.float32 else torch.int64)
 
 
-def dtype_name(values: Tensor) -> str:
-    """Return the name of a tensor's dtype as Scratch.take expects it."""
-    return _dtype_name(values.dtype)
-
-
 @cache
-def _dtype_name(dtype: object) -> str:
+def dtype_name(dtype: object) -> str:
+    """Return the name of a torch dtype as Scratch.take expects it."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -30,8 +30,7 @@ from .task_vectors import (
     task_vectors,
 )
 
-CONSENSUS = ("sum", "count")
-"""How a sign is elected: that of Σ y_m, or that of Σ sign(y_m)."""
+CONSENSUS = ("sum", "count")  # how a sign is elected: that of Σ y_m, or that of Σ sign(y_m)
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def disjoint_sum(
     """
     import torch
 
-    count, work = vectors.all.shape[1], dtype_name(vectors.all)
+    count, work = vectors.all.shape[1], dtype_name(vectors.all.dtype)
     integer = "int32" if work == "float32" else "int64"
     _vote(part, vectors, consensus, factors.vote)
     sign = part.scratch.take("sign", count, integer).bitwise_and_(_sign_bit(integer))
@@ -233,7 +232,7 @@ def weighted_total(
     given = list(factors or [1.0] * len(terms))
     rest = list(zip(terms, given, strict=True))[1:]
     if given[0] != 1.0:
-        torch.mul(terms[0], scalar(given[0], dtype_name(out)), out=out)
+        torch.mul(terms[0], scalar(given[0], dtype_name(out.dtype)), out=out)
     elif rest:
         term, factor = rest.pop(0)
         torch.add(terms[0], term, alpha=factor, out=out)
@@ -254,7 +253,7 @@ def _divide(part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float
         divisor.clamp_min_(least / 2)
     else:
         # Weights that cancel do so up to rounding.
-        term = part.scratch.take("mask", total.numel(), dtype_name(total))
+        term = part.scratch.take("mask", total.numel(), dtype_name(total.dtype))
         torch.lt(torch.abs(divisor, out=term), 1e-6 * least, out=term)
         divisor.add_(term)
     return total.div_(divisor)
@@ -266,7 +265,7 @@ def _vote(
     """Write Σ y_m or Σ sign(y_m) to scratch "sign"; −0 only if all terms are zero."""
     import torch
 
-    count, work = vectors.all.shape[1], dtype_name(vectors.all)
+    count, work = vectors.all.shape[1], dtype_name(vectors.all.dtype)
     out = part.scratch.take("sign", count, work)
     if consensus == "sum":
         weighted_total(out, vectors.each, factors)

@@ -66,19 +66,13 @@ KEEP_ALL: Sparsifier = _KeepAll()
 KEEP_NONE: Sparsifier = _KeepNone()
 
 
-def trim(density: float) -> Sparsifier:
-    """Keep the int(density · n) elements of largest magnitude, at least one (TIES)."""
-    if density >= 1:
-        return KEEP_ALL
-    return Trim(density) if density > 0 else KEEP_NONE
+def trim(density: float, gamma: float | None = None) -> Sparsifier:
+    """Keep the int(density · n) elements of largest magnitude, at least one (TIES).
 
-
-def trim_tails(density: float, gamma: float) -> Sparsifier:
-    """Keep int(density · n) magnitudes below the int(gamma · n) largest (Model Breadcrumbs).
-
-    If gamma > 1 − density, fewer of the largest are dropped.
+    With `gamma`: keep those below the int(gamma · n) largest (Model Breadcrumbs). If gamma > 1 −
+    density, fewer of the largest are dropped.
     """
-    if not gamma >= 0:
+    if gamma is not None and not gamma >= 0:
         raise ValueError(f"gamma must be 0 or more (the share of outliers to drop), got {gamma:g}")
     if density >= 1:
         return KEEP_ALL
@@ -148,7 +142,7 @@ class _TrimMask(Mask):
             if lower:
                 zero_below(vector, lower, lower_edge - part.start, vector)
             if upper:
-                outliers = part.scratch.take("mask", vector.numel(), dtype_name(vector))
+                outliers = part.scratch.take("mask", vector.numel(), dtype_name(vector.dtype))
                 zero_below(vector, upper, upper_edge - part.start, outliers)
                 vector.sub_(outliers)
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from ..method import Tensor
 
-PANEL = 1 << 20
-"""Elements that are converted at a time."""
+PANEL = 1 << 20  # elements that are converted at a time
 
 SMALLEST = 1e-5
 """Singular values that Newton-Schulz brings to 1 at full speed, relative to the norm's bound."""

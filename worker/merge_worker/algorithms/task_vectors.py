@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..method import (
+    Algorithm,
     BaseRole,
     Block,
     Granularity,
@@ -20,6 +21,7 @@ from ..method import (
     Task,
     Tensor,
     merge_method,
+    python_names,
 )
 from .rank_search import as_integers, dtype_name
 
@@ -39,7 +41,7 @@ class Rule(ABC):
         """Return the first pass over a tensor; the task has at least one model."""
 
 
-class TaskVectorAlgorithm:
+class TaskVectorAlgorithm(Algorithm):
     """The algorithm of a method function `method(*, parameters) -> Rule`."""
 
     def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
@@ -75,8 +77,7 @@ def task_vector_method(
 
 
 def _rule(method: Method, values: Mapping[str, Any]) -> Rule:
-    named = {"lambda_" if name == "lambda" else name: value for name, value in values.items()}
-    rule: Rule = method.function(**named)
+    rule: Rule = method.function(**python_names(values))
     return rule
 
 
@@ -98,8 +99,7 @@ def _copy_flat(values: Tensor, into: Tensor) -> Tensor:
     return into
 
 
-RUN = 4096
-"""Elements that are summed in float32 before float64 takes over; see run_sums."""
+RUN = 4096  # elements that are summed in float32 before float64 takes over; see run_sums
 
 
 class TaskVectors(NamedTuple):
@@ -118,7 +118,7 @@ class TaskVectors(NamedTuple):
 def task_vectors(block: Block, base: Tensor, models: Sequence[int]) -> TaskVectors:
     """Return x_m − base of `models` in scratch memory, in the dtype of `base`."""
     rows, count = len(models), base.numel()
-    flat = block.scratch.take("task vectors", rows * count, dtype_name(base))
+    flat = block.scratch.take("task vectors", rows * count, dtype_name(base.dtype))
 
     def make_views() -> TaskVectors:
         floats = flat.view(-1, count)
@@ -165,7 +165,7 @@ def apply_consensus_mask(
     """
     import torch
 
-    count, work = merged.numel(), dtype_name(merged)
+    count, work = merged.numel(), dtype_name(merged.dtype)
     votes = part.scratch.take("sign", count, work).zero_()
     term = part.scratch.take("mask", count, work)
     for vector in vectors:

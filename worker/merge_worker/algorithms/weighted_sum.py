@@ -14,13 +14,21 @@ from fractions import Fraction
 from typing import Any
 
 from ..errors import ResultError
-from ..messages import counted
-from ..method import BaseRole, Block, Granularity, MergePass, Method, StatisticsPass, Task, Tensor
+from ..method import (
+    Algorithm,
+    Block,
+    Granularity,
+    MergePass,
+    Method,
+    StatisticsPass,
+    Task,
+    Tensor,
+)
 from .gram import ColumnGram, PerVectorSum, TensorGram, Vectors, vector_layout
 
 
 @dataclass(frozen=True)
-class LinearCombination:
+class LinearCombination(Algorithm):
     """The algorithm of a method function `method([gram], *, parameters) -> coefficients`.
 
     Without options the function returns one coefficient per source: models in recipe order, then
@@ -54,7 +62,7 @@ class LinearCombination:
     def check(self, method: Method, task: Task) -> None:
         if self._has_single_source(task):
             return
-        check_sources(method, task)
+        method.check_sources(task)
         if not self.gram:
             method.call(task)
         elif self.vectors is None:
@@ -111,19 +119,7 @@ class LinearCombination:
         return [*coefficients, 0.0 if abs(rest) <= noise else rest]
 
 
-LARGE = 16.0
-"""Sum of |coefficients| from which float32 may round worse than 16 bits can show."""
-
-
-def check_sources(method: Method, task: Task) -> None:
-    """Check that the task has the sources that the method requires. Raises ValueError if not."""
-    if method.base is BaseRole.REQUIRED and not task.has_base:
-        raise ValueError(f"{method.name} requires a base; '{task.name}' has none")
-    least, most = method.min_models, method.max_models
-    if task.models < least or (most is not None and task.models > most):
-        wanted = ("" if most == least else "at least ") + counted(least, "models")
-        beside = " beside the base" if task.has_base else ""
-        raise ValueError(f"{method.name} merges {wanted}{beside}; '{task.name}' has {task.models}")
+LARGE = 16.0  # sum of |coefficients| from which float32 may round worse than 16 bits can show
 
 
 @dataclass

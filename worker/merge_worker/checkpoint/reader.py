@@ -60,7 +60,7 @@ class Files:
             try:
                 got = _cached(fd, part, offset + done) if turns.limited else 0
                 if not got:
-                    with turns.released:
+                    with turns.released():
                         got = os.preadv(fd, [part], offset + done)
             except OSError as error:
                 raise InputError(f"{path}: {error.strerror} at byte {offset + done}") from None

@@ -206,7 +206,7 @@ class Engine:
             if bad and not self.allow_nonfinite:
                 self._report_nonfinite(item.step, loaded or lane.load(item.step, part), bad)
             work = (member.number, member.step)
-            with self._slots.released:
+            with self._slots.released():
                 self.stores[member.result].write(work, part, raw, bad)
             self.progress.wrote(len(raw), item.work.number, bad)
 
@@ -258,7 +258,7 @@ class Engine:
             same = (self.files.descriptor(source.file), place)
         for member in step.members:
             work = (member.number, member.step)
-            with self._slots.released:
+            with self._slots.released():
                 self.stores[member.result].write(work, piece, first, bad, same)
             self.progress.wrote(len(first), item.work.number, bad)
         self.progress.read(len(first) * len(step.sources))

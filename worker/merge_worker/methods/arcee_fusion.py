@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..algorithms.elementwise import converted_source
+from ..algorithms.elementwise import Elementwise, converted_source
 from ..algorithms.order_statistics import READS, Threshold, order_statistics
-from ..algorithms.weighted_sum import WeightedSum, check_sources
+from ..algorithms.weighted_sum import WeightedSum
 from ..method import (
     BaseRole,
     Block,
@@ -23,7 +23,7 @@ from ..method import (
 )
 
 
-class _Fusion:
+class _Fusion(Elementwise):
     """The algorithm of `method(lower quartile, median, upper quartile) -> threshold`.
 
     An element is taken from the other model if its importance reaches the threshold.
@@ -37,10 +37,6 @@ class _Fusion:
 
     def scratch_bytes(self, method: Method, sources: int) -> int:
         return 8 * (3 + 2)  # both sources and one more here, two in the search for the quartiles
-
-    def check(self, method: Method, task: Task) -> None:
-        if task.models + task.has_base > 1:
-            check_sources(method, task)
 
     def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if task.models + task.has_base == 1 or math.prod(task.shape) == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
-from ..algorithms.sparsify import trim_tails
+from ..algorithms.sparsify import trim
 from ..algorithms.task_vectors import task_vector_method
 from ..method import per_model
 
@@ -36,7 +36,7 @@ def breadcrumbs(
 
     Of equal magnitudes at a threshold, the first in the tensor count as the larger ones.
     """
-    sparsifiers = [trim_tails(d, g) for d, g in zip(density, gamma, strict=True)]
+    sparsifiers = [trim(d, g) for d, g in zip(density, gamma, strict=True)]
     return GeneralizedTaskArithmetic(
         weight, sparsifiers, None, normalize=normalize, rescale=rescale, lambda_=lambda_
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
-from ..algorithms.sparsify import trim_tails
+from ..algorithms.sparsify import trim
 from ..algorithms.task_vectors import task_vector_method
 from ..method import per_model
 
@@ -36,7 +36,7 @@ def breadcrumbs_ties(
     consensus_method: sum, or count: the sign of Σ sign(w_m s_m).
     int8_mask: accepted without effect.
     """
-    sparsifiers = [trim_tails(d, g) for d, g in zip(density, gamma, strict=True)]
+    sparsifiers = [trim(d, g) for d, g in zip(density, gamma, strict=True)]
     return GeneralizedTaskArithmetic(
         weight, sparsifiers, consensus_method, normalize=normalize, rescale=rescale, lambda_=lambda_
     )

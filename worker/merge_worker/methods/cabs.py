@@ -10,8 +10,7 @@ from ..algorithms.rank_search import ascending
 from ..algorithms.task_vectors import CopyBase, Rule, flat_base, task_vector_method, task_vectors
 from ..method import Block, Granularity, MergePass, Task, Tensor, per_model
 
-AREA = 1 << 15
-"""Elements that are processed at a time."""
+AREA = 1 << 15  # elements that are processed at a time
 
 
 @task_vector_method("https://arxiv.org/abs/2503.01874", experimental=True)

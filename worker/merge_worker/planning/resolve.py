@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from .. import methods
 from ..dtypes import DType, Kind, from_torch_name
@@ -16,7 +15,6 @@ from ..method import (
     SCALED_SCRATCH,
     SCHEDULE,
     BaseRole,
-    ComputeBound,
     Granularity,
     Method,
     Parameter,
@@ -57,8 +55,9 @@ class UnplacedStep:
             cut = algorithm.granularity(self.method, task.values)
             reads = algorithm.reads(self.method, task.values)
             scratch = algorithm.scratch_bytes(self.method, len(self.sources))
-            if _is_compute_bound(type(algorithm)):
-                flops, scratch = cast(ComputeBound, algorithm).cost(self.method, task)
+            cost = algorithm.cost(self.method, task)
+            if cost is not None:
+                flops, scratch = cost
             if task.scale != 1.0:
                 scratch += SCALED_SCRATCH
         if reads > 1 and block == CPU_BLOCK:
@@ -77,12 +76,6 @@ class UnplacedStep:
             offset=offset,
             flops=flops,
         )
-
-
-@cache
-def _is_compute_bound(algorithm: type) -> bool:
-    """Cached, since testing a protocol costs more than all else about a step."""
-    return issubclass(algorithm, ComputeBound)
 
 
 def resolve_parameters(

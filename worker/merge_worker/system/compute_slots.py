@@ -7,6 +7,8 @@ lock back and forth at every operation, which costs a tenth of the time.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class ComputeSlots:
@@ -24,24 +26,14 @@ class ComputeSlots:
         if self.limited:
             self._free.release()
 
-    @property
-    def released(self) -> ReleasedSlot:
-        """`with turns.released:` lets another one in meanwhile; only for who is inside."""
-        return ReleasedSlot(self)
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let another lane in while the block runs; only for a lane that is inside."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
 
-class ReleasedSlot:
-    """The inverse of ComputeSlots: releases on entry, acquires on exit."""
-
-    def __init__(self, slots: ComputeSlots) -> None:
-        self._slots = slots
-
-    def __enter__(self) -> None:
-        self._slots.__exit__()
-
-    def __exit__(self, *error: object) -> None:
-        self._slots.__enter__()
-
-
-UNLIMITED = ComputeSlots()
-"""Slots without a limit, which take no lock."""
+UNLIMITED = ComputeSlots()  # slots without a limit, which take no lock

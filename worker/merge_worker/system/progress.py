@@ -19,6 +19,7 @@ from ..units import GIB, duration
 PLAIN_PERIOD_S = 10.0
 BAR_PERIOD_S = 0.2
 LEAST_BAR, LEAST_NAME = 6, 16
+CLEAR = "\r\x1b[K"  # the line of the cursor
 
 COUNTS = 4
 """Counters of a process: bytes in, bytes out, number of the last tensor (from 1), NaN and Inf."""
@@ -57,8 +58,7 @@ class Progress:
         if self._thread.is_alive():
             self._thread.join()
         if self.mode == "bar":
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
+            self._write(CLEAR)
 
     def count_processes(self, processes: int) -> None:
         """Include the counts of so many processes, to be forked after this call."""
@@ -124,12 +124,14 @@ class Progress:
     def event(self, kind: str, **facts: object) -> None:
         """Print a JSON line in `json` mode; nothing otherwise."""
         if self.mode == "json":
-            self.stream.write(json.dumps({"event": kind, **facts}) + "\n")
-            self.stream.flush()
+            self._write(json.dumps({"event": kind, **facts}) + "\n")
 
     def print_line(self, line: str) -> None:
         """Print a line that stays, above the bar."""
-        self.stream.write(("\r\x1b[K" if self.mode == "bar" else "") + line + "\n")
+        self._write((CLEAR if self.mode == "bar" else "") + line + "\n")
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
         self.stream.flush()
 
     def _run(self) -> None:
@@ -149,10 +151,9 @@ class Progress:
             done = f"{facts['bytes_out'] / GIB:.2f} of {self.total_out / GIB:.2f} GiB"
             words = [forms[0] for forms in _words(facts)]
             details = ", ".join([*words, *([facts["tensor"]] if facts["tensor"] else [])])
-            self.stream.write(f"{title}: {self.percent:.1f} % ({done}), {printable(details)}\n")
+            self._write(f"{title}: {self.percent:.1f} % ({done}), {printable(details)}\n")
         else:
-            self.stream.write("\r\x1b[K" + _line(title, facts, _columns(self.stream)))
-        self.stream.flush()
+            self._write(CLEAR + _line(title, facts, _columns(self.stream)))
 
 
 def _words(facts: dict[str, Any]) -> list[tuple[str, ...]]:

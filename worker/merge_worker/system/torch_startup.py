@@ -9,7 +9,6 @@ and can still be imported afterwards.
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import sys
 from importlib import import_module
@@ -87,7 +86,7 @@ def complete() -> None:
 
 def require_torch() -> None:
     """Raise UsageError if torch is not installed, before anything is written."""
-    if importlib.util.find_spec("torch") is None:
+    if find_spec("torch") is None:
         raise UsageError(
             f"torch is missing in {sys.executable}; install it (pip install torch), "
             f"or name an interpreter that has it (merge-launch: --python)"

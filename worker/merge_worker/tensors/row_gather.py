@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 ZERO, MEAN, OWN_MEAN = -1, -2, -3
 """Instead of a model's number: zeros; mean of the rows in `means[row]`; mean of all other rows."""
 
-CHUNK = 1 << 16
-"""Elements read at a time for the mean of a whole tensor."""
+CHUNK = 1 << 16  # elements read at a time for the mean of a whole tensor
 
 
 class Run(NamedTuple):
