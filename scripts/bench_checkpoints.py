@@ -20,7 +20,7 @@ SIGMA = 0.02
 DELTA = 0.001
 HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 3072, 4096, 8192)
 SHORT = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-# Both sides copy it; without one, the peer spends its time on a traceback.
+# Both sides copy the tokenizer; without one, the peer prints a traceback.
 TOKENIZER = {
     "tokenizer.json": {
         "version": "1.0",

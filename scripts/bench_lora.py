@@ -26,9 +26,9 @@ def contenders(
 ) -> Iterator[Contender]:
     """Return the worker's and the peer's command to extract the second model as an adapter."""
     base, tuned, out, log = models[0], models[1], work / "out", work / "logs"
-    ours = [sys.executable, "-m", "merge_worker", "extract-lora", base, tuned, out]
-    ours += ["--rank", rank, "--dtype", dtype]
-    yield "worker", partial(_extracted, ours, base, tuned, out, log / "extract-lora")
+    worker = [sys.executable, "-m", "merge_worker", "extract-lora", base, tuned, out]
+    worker += ["--rank", rank, "--dtype", dtype]
+    yield "worker", partial(_extracted, worker, base, tuned, out, log / "extract-lora")
     if peer not in (None, "none"):
         theirs: list[object] = [Path(str(peer)).with_name("mergekit-extract-lora")]
         theirs += ["--base-model", base, "--model", tuned, "--out-path", out, "--max-rank", rank]
@@ -61,8 +61,9 @@ def errors(base: Path, tuned: Path, adapter: Path) -> dict[str, float]:
         delta = after[key].get_tensor(key).float() - before[key].get_tensor(key).float()
         a, b = (f"{PREFIX}{module}.lora_{side}.weight" for side in "AB")
         norm = torch.linalg.vector_norm(delta)
-        missed = delta.addmm_(factors[b].get_tensor(b).float(), factors[a].get_tensor(a).float(),
-                              alpha=-1)  # fmt: skip
+        missed = delta.addmm_(
+            factors[b].get_tensor(b).float(), factors[a].get_tensor(a).float(), alpha=-1
+        )
         result[module] = float(torch.linalg.vector_norm(missed) / norm)
     return result
 

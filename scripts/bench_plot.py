@@ -28,10 +28,13 @@ def draw(cases: Sequence[Case], target: Path) -> None:
         raise ValueError("nothing to draw: no run of merge-worker is in these files")
     rows = [len(panel) for panel in panels.values()]
     figure, axes = pyplot.subplots(
-        len(panels), 1, squeeze=False, layout="constrained",
+        len(panels),
+        1,
+        squeeze=False,
+        layout="constrained",
         figsize=(8, sum(rows) * ROW_INCHES + 1.2 * len(panels)),
         gridspec_kw={"height_ratios": [count + 1 for count in rows]},
-    )  # fmt: skip
+    )
     drawn: dict[str, Any] = {}
     for axis, ((models, cache), panel) in zip(axes[:, 0], panels.items(), strict=True):
         drawn |= _panel(axis, panel)
@@ -51,13 +54,13 @@ def _panel(axis: Any, cases: Sequence[Case]) -> dict[str, Any]:
     )
     drawn: dict[str, Any] = {}
     for place, case in enumerate(ordered):
-        ours, peer, floor = (median(case, name) for name in ("worker", "peer", "floor"))
-        assert ours is not None
-        drawn["merge-worker"] = axis.barh(place + BAR / 2, ours, BAR, color=OURS)
-        axis.text(ours, place + BAR / 2, f" {ours:.1f} s", va="center", fontsize=8)
+        worker, peer, floor = (median(case, name) for name in ("worker", "peer", "floor"))
+        assert worker is not None
+        drawn["merge-worker"] = axis.barh(place + BAR / 2, worker, BAR, color=OURS)
+        axis.text(worker, place + BAR / 2, f" {worker:.1f} s", va="center", fontsize=8)
         if peer is not None:
             drawn["peer"] = axis.barh(place - BAR / 2, peer, BAR, color=PEER)
-            label = f" {peer:.1f} s, {peer / ours:.1f} ×"
+            label = f" {peer:.1f} s, {peer / worker:.1f} ×"
             axis.text(peer, place - BAR / 2, label, va="center", fontsize=8)
         if floor is not None:
             ends = (place - BAR, place + BAR)

@@ -8,7 +8,7 @@ from typing import Any
 OURS = frozenset({"cabs", "consensus_ta", "consensus_ties", "iso_c", "tsvm"})
 """Methods that the peer does not have."""
 
-# The base is the first model; with PAIR methods the second one is the other end.
+# The base is the first model; PAIR methods interpolate to the second.
 PAIR = {"slerp", "nearswap", "arcee_fusion"}
 NO_BASE = {"linear", "karcher", "multislerp", "passthrough"}
 UNWEIGHTED = {*PAIR, "karcher", "model_stock", "sce", "ram", "ramplus_tl", "passthrough"}

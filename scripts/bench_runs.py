@@ -94,7 +94,7 @@ def command(argv: Sequence[str], log: Path, ranks: int = 1, bind: bool = False) 
     codes = [code for code, _, _ in ended if code]
     if codes:
         raise Failed(f"{' '.join(argv)}\n  ended with {codes[0]}; see {log}")
-    # The kernel knows the peak of each, samples that of all.
+    # The kernel reports the peak of each process; samples give that of all.
     peak = max(peak, *(largest for *_, largest in ended))
     return Run(wall, sum(cpu for _, cpu, _ in ended), peak, {})
 

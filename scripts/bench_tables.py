@@ -64,9 +64,16 @@ def tables(cases: Sequence[Case]) -> list[Table]:
 
 def _whole(cases: Sequence[Case]) -> Table:
     head = (
-        "method", "merge-worker s", "streaming s", "floor s", "streaming × floor",
-        "peer s", "peer × worker", "peak GiB", "peer GiB",
-    )  # fmt: skip
+        "method",
+        "merge-worker s",
+        "streaming s",
+        "floor s",
+        "streaming × floor",
+        "peer s",
+        "peer × worker",
+        "peak GiB",
+        "peer GiB",
+    )
     return Table("Whole commands", ("models", "cache", *head), list(_whole_rows(cases)))
 
 
@@ -76,11 +83,18 @@ def _whole_rows(cases: Sequence[Case]) -> Iterator[tuple[str, ...]]:
         bottom, peer = median(case, "floor"), median(case, "peer")
         if whole is not None:
             yield (
-                setting(case), case["cache"], f"{case['method']} {case['options']}".strip(),
-                cell(whole), cell(streaming), cell(bottom), cell(ratio(streaming, bottom)),
-                cell(peer), cell(ratio(peer, whole), 1),
-                cell(peak_gib(case, "worker")), cell(peak_gib(case, "peer")),
-            )  # fmt: skip
+                setting(case),
+                case["cache"],
+                f"{case['method']} {case['options']}".strip(),
+                cell(whole),
+                cell(streaming),
+                cell(bottom),
+                cell(ratio(streaming, bottom)),
+                cell(peer),
+                cell(ratio(peer, whole), 1),
+                cell(peak_gib(case, "worker")),
+                cell(peak_gib(case, "peer")),
+            )
 
 
 def _ranks(cases: Sequence[Case]) -> Table:
@@ -94,17 +108,32 @@ def _ranks(cases: Sequence[Case]) -> Table:
             faster = cell(ratio(alone, streaming))
             if counts and streaming is not None:
                 rows.append(
-                    (setting(case), case["cache"], case["method"], case["options"] or "none",
-                     str(count), cell(median(case, name)), cell(streaming), faster)
-                )  # fmt: skip
+                    (
+                        setting(case),
+                        case["cache"],
+                        case["method"],
+                        case["options"] or "none",
+                        str(count),
+                        cell(median(case, name)),
+                        cell(streaming),
+                        faster,
+                    )
+                )
     return Table("Ranks, each a process on this machine", head, rows)
 
 
 def _together(cases: Sequence[Case]) -> Table:
     head = (
-        "models", "cache", "method", "recipes", "one run s", "one pass s", "as many runs s",
-        "pass × run", "floor s",
-    )  # fmt: skip
+        "models",
+        "cache",
+        "method",
+        "recipes",
+        "one run s",
+        "one pass s",
+        "as many runs s",
+        "pass × run",
+        "floor s",
+    )
     rows: list[tuple[str, ...]] = []
     for case in cases:
         one, passed = median(case, "worker"), median(case, "one pass")
@@ -119,23 +148,39 @@ def _together(cases: Sequence[Case]) -> Table:
 def _adapters(cases: Sequence[Case]) -> Table:
     """Return the table of adapters; errors are relative, the peer's those of the best possible."""
     head = (
-        "models", "cache", "extract-lora s", "peer s", "peer × worker", "peak GiB", "peer GiB",
-        "largest error", "peer's", "worst × peer's",
-    )  # fmt: skip
+        "models",
+        "cache",
+        "extract-lora s",
+        "peer s",
+        "peer × worker",
+        "peak GiB",
+        "peer GiB",
+        "largest error",
+        "peer's",
+        "worst × peer's",
+    )
     rows: list[tuple[str, ...]] = []
     for case in (case for case in cases if case["method"] == EXTRACTION):
         worker, peer = median(case, "worker"), median(case, "peer")
-        ours, theirs = (
+        own, best = (
             case["runs"][name][0]["parts"] if case["runs"].get(name) else {}
             for name in ("worker", "peer")
         )
-        worst = max((ours[name] / theirs[name] for name in ours.keys() & theirs.keys()), default=0)
+        worst = max((own[name] / best[name] for name in own.keys() & best.keys()), default=0)
         rows.append(
-            (setting(case), case["cache"], cell(worker), cell(peer), cell(ratio(peer, worker), 1),
-             cell(peak_gib(case, "worker")), cell(peak_gib(case, "peer")),
-             cell(max(ours.values(), default=None), 4), cell(max(theirs.values(), default=None), 4),
-             cell(worst or None, 4))
-        )  # fmt: skip
+            (
+                setting(case),
+                case["cache"],
+                cell(worker),
+                cell(peer),
+                cell(ratio(peer, worker), 1),
+                cell(peak_gib(case, "worker")),
+                cell(peak_gib(case, "peer")),
+                cell(max(own.values(), default=None), 4),
+                cell(max(best.values(), default=None), 4),
+                cell(worst or None, 4),
+            )
+        )
     return Table("Adapters out of fine-tunes", head, rows)
 
 

@@ -111,7 +111,7 @@ def make(folders: Sequence[Path]) -> None:
     """The first folder is for the base, the others for the specialists that TASKS names."""
     missing = [folder for folder in folders if not folder.is_dir()]
     if not missing:
-        print("   (they are there from the last run)")
+        print("   (they exist from the last run)")
         return
     started = time.monotonic()
     tokenizer = make_tokenizer()
@@ -167,7 +167,7 @@ def show(merged: Path, parents: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
-    # As fast as more for models of this size, and kind to a busy machine.
+    # As fast as more threads for models of this size, also on a busy machine.
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Several merges as one batch: copy this file, change the lists, run it. Running it again is safe: a
-# merge that is there already is a no-op, one that was cut short goes on where it stopped.
+# finished merge is a no-op, an interrupted one resumes.
 #
 #   scripts/launch_merges.sh                    merge here, one after the other
 #   scripts/launch_merges.sh pbs                one PBS job for each merge
@@ -15,7 +15,7 @@ options=("$@")
 models=${MODELS:-models}   # the folder that holds the models
 merged=${MERGED:-merged}   # the folder that gets the merges
 
-# What each kind of job asks for.
+# Resources of each kind of job.
 case $backend in
     local)  resources=() ;;
     pbs)    resources=(--ncpus 16 --mem 64g --walltime 04:00:00) ;;
@@ -38,12 +38,12 @@ launch() {
 # 1. The plain average of three fine-tunes.
 launch soup "$models/math" "$models/code" "$models/chat"
 
-# 2. The same with more and more of one of them.
+# 2. Averages with increasing weight of one model.
 for weight in 1 2 4; do
     launch "math-$weight" "$models/math" "$models/code" "$models/chat" --weights "$weight,1,1"
 done
 
-# 3. Every recipe of a folder, if there is one; its models are named in the recipe.
+# 3. All recipes of a folder, if it exists; a recipe names its models.
 for recipe in recipes/*.yml; do
     [ -e "$recipe" ] || continue
     launch "$(basename "$recipe" .yml)" "$recipe"

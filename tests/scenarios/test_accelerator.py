@@ -97,9 +97,7 @@ def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> Iterator[tuple
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_method_gives_what_the_cpu_gives(
-    tmp_path: Path, models: list[Path], name: str
-) -> None:
+def test_every_method_matches_the_cpu(tmp_path: Path, models: list[Path], name: str) -> None:
     """Masks, thresholds and votes are equal; sums differ in the order of addition."""
     recipe_file = recipe(tmp_path / "r.yml", name, models)
     there = read_tensors(merged(tmp_path, "there", recipe_file, "--device", DEVICE))
@@ -111,7 +109,7 @@ def test_every_method_gives_what_the_cpu_gives(
 
 
 @pytest.mark.parametrize("name", ["linear", "ties", "dare_ties", "della", "karcher", "sce"])
-def test_the_same_bits_however_it_is_cut(tmp_path: Path, models: list[Path], name: str) -> None:
+def test_the_same_bits_for_every_block_size(tmp_path: Path, models: list[Path], name: str) -> None:
     recipe_file = recipe(tmp_path / "r.yml", name, models)
     cuts = [("--threads", 1), ("--threads", 8), ("--threads", 3, "--memory", "150MiB")]
     outs = [
@@ -139,7 +137,7 @@ def test_buffers_are_not_read_before_they_are_full(tmp_path: Path) -> None:
         for name, values in result.items():
             mean = sum(one[name].double() for one in read) / 3
             assert values.equal(mean.to(dtype)), name
-    # A command by itself has several processes, each with some of the devices.
+    # A command without ranks starts several processes, each with some of the devices.
     words = ("average", tmp_path / "command", *inputs, *words)
     argv = [sys.executable, "-m", "merge_worker", *map(str, words)]
     assert subprocess.run(argv, cwd=Path(__file__).parents[2], check=False).returncode == 0
@@ -171,7 +169,7 @@ def test_a_device_with_little_memory_left(
     assert shards_of(tmp_path / "out") == shards_of(whole)
 
 
-def test_nan_is_found_there_too(
+def test_nan_is_detected(
     tmp_path: Path, models: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors = read_tensors(models[0])
@@ -201,7 +199,7 @@ def test_an_adapter_out_of_a_fine_tune(tmp_path: Path, models: list[Path]) -> No
         assert run(*words) == 0
         errors.append(read_tensors(out))
     assert errors[0].keys() == errors[1].keys()
-    # The factors may turn, their product may not.
+    # The factors may be rotated; their product may not change.
     for name in (n for n in errors[0] if n.endswith("lora_A.weight")):
         other = name.replace("lora_A", "lora_B")
         here, there = (one[other].double() @ one[name].double() for one in errors)

@@ -97,7 +97,7 @@ def test_an_output_that_fails(
     assert digest(mount.place / "out") == whole
 
 
-def test_a_mount_that_vanishes_half_way(
+def test_a_mount_that_vanishes_halfway(
     mount: Mount,
     models: list[Path],
     whole: dict[str, int],
@@ -115,7 +115,7 @@ def test_a_mount_that_vanishes_half_way(
     assert digest(mount.place / "out") == whole
 
 
-def test_inputs_that_vanish_half_way(
+def test_inputs_that_vanish_halfway(
     mount: Mount,
     inputs: list[Path],
     whole: dict[str, int],
@@ -150,9 +150,7 @@ def test_inputs_that_fail(
     assert shards_of(tmp_path / "out").items() <= whole.items()
 
 
-def test_reads_and_writes_that_do_only_half(
-    mount: Mount, inputs: list[Path], whole: dict[str, int]
-) -> None:
+def test_short_reads_and_writes(mount: Mount, inputs: list[Path], whole: dict[str, int]) -> None:
     mount.fails("read short 0 100000", "write short 0 100000")
     assert merge(mount, inputs) == 0
     assert mount.met
@@ -188,7 +186,7 @@ CHANGES = [
 ]
 
 
-# A stale name is looked up once more by the kernel itself.
+# The kernel looks up a stale name once more.
 @pytest.mark.parametrize(
     ("call", "error"),
     [(call, "EIO") for call in (*CALLS, *CHANGES, "flush", "statfs")]
@@ -228,7 +226,7 @@ def test_every_call_for_an_input_fails_once(
         code = average(tmp_path / "next", models)
         met, text = mount.met, capsys.readouterr().err
         mount.fails()
-        # Of a file beside the weights that is just being copied, nobody can tell which end failed.
+        # While a side file is copied, the failing end is unknown.
         assert code in (0, 3) or (code == 4 and "copy" in call), f"{number}: {text}"
         assert not code or (os.strerror(errno.EIO) in text and str(mount.place) in text)
         assert average(tmp_path / "next", models) == 0, number

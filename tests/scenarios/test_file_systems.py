@@ -21,7 +21,7 @@ from support.small_disks import MIB, Disk, make_disk, run
 
 pytestmark = pytest.mark.slow
 OUT_BYTES = 20_000_000
-# In small pieces, so that there is a half-way.
+# Small pieces, so that a merge can fail halfway.
 WORDS = ("--threads", "1", "--memory", "4MiB")
 
 
@@ -95,7 +95,7 @@ def on(*kinds: str) -> pytest.MarkDecorator:
 
 
 @on("tmpfs", "ext4", "xfs", "btrfs")
-def test_no_room_from_the_beginning(trial: Trial) -> None:
+def test_no_space_from_the_start(trial: Trial) -> None:
     ballast = trial.disk.fill(8 * MIB)
     assert trial.merge() == 4
     assert "are free there" in trial.capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_no_room_from_the_beginning(trial: Trial) -> None:
 
 
 @on("tmpfs", "ext4", "xfs", "btrfs")
-def test_full_half_way(trial: Trial) -> None:
+def test_full_halfway(trial: Trial) -> None:
     ballast = trial.disk.fill(12 * MIB)
     trial.patch.setattr(space, "SPARE_BYTES", -(1 << 30))  # as if it filled up later
     assert trial.merge() == 4
@@ -118,7 +118,7 @@ def test_full_half_way(trial: Trial) -> None:
 
 
 @on("btrfs")
-def test_a_quota_half_way(trial: Trial) -> None:
+def test_a_quota_reached_halfway(trial: Trial) -> None:
     assert run("btrfs", "subvolume", "create", str(trial.out)).returncode == 0
     if run("btrfs", "quota", "enable", str(trial.disk.place)).returncode != 0:
         pytest.skip("this kernel has no quotas of btrfs")
@@ -131,7 +131,7 @@ def test_a_quota_half_way(trial: Trial) -> None:
 
 
 @on("btrfs")
-def test_what_is_copied_takes_no_room(trial: Trial, tmp_path: Path) -> None:
+def test_copied_tensors_share_space(trial: Trial, tmp_path: Path) -> None:
     """Tensors copied from a file with the same alignment share its space."""
     tensors = {"a": torch.ones(3), "numbers": torch.randint(1 << 60, (10 * MIB // 8,))}
     first = write_checkpoint(tmp_path / "first", tensors)
@@ -147,7 +147,7 @@ def test_what_is_copied_takes_no_room(trial: Trial, tmp_path: Path) -> None:
 
 
 @on("ext4")
-def test_read_only_half_way(trial: Trial) -> None:
+def test_read_only_halfway(trial: Trial) -> None:
     trial.half_way(trial.disk.fail)
     assert trial.merge() == 4
     trial.check_error("Read-only file system", "Input/output error")
@@ -158,17 +158,17 @@ def test_read_only_half_way(trial: Trial) -> None:
 
 @pytest.mark.parametrize("power", [False, True])
 @on("ext4", "xfs")
-def test_pulled_out_half_way(trial: Trial, power: bool) -> None:
+def test_device_removed_halfway(trial: Trial, power: bool) -> None:
     trial.half_way(lambda: trial.disk.pull_out(power))
     assert trial.merge() == 4
     trial.check_error("Input/output error", "Structure needs cleaning", "Read-only")
     trial.disk.again()
-    # With the power goes what was never synced, and nothing of it may be trusted.
+    # A power failure loses unsynced data, and none of it may be trusted.
     trial.check_resumes(continues=not power)
 
 
 @on("tmpfs", "ext4", "xfs")
-def test_unmounted_half_way(trial: Trial) -> None:
+def test_unmounted_halfway(trial: Trial) -> None:
     trial.half_way(lambda: trial.disk.unmount("-l"))
     assert trial.merge() == 4
     trial.check_error("No such file or directory")
@@ -179,7 +179,7 @@ def test_unmounted_half_way(trial: Trial) -> None:
 
 
 @on("ext4", "xfs")
-def test_inputs_that_are_pulled_out(trial: Trial, tmp_path: Path) -> None:
+def test_inputs_on_a_removed_device(trial: Trial, tmp_path: Path) -> None:
     """An unreadable input ends with code 3."""
     inputs = [trial.disk.place / model.name for model in trial.models]
     for model, here in zip(trial.models, inputs, strict=True):

@@ -35,7 +35,7 @@ def says(folder: Path) -> str:
     model, info = load(folder)
     assert {kind: keys for kind, keys in info.items() if keys} == {}
     words = tokenizer(folder)
-    # The cache of some hybrids is no part of what is tested here.
+    # The cache of some hybrids is not tested here.
     made = model.generate(
         **words(PROMPT, return_tensors="pt", return_token_type_ids=False),
         max_new_tokens=12,
@@ -67,7 +67,7 @@ TYPES = [pytest.param(t, marks=() if t in QUICK else pytest.mark.slow) for t in 
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_equal_models_say_the_same(model_type: str, tmp_path: Path) -> None:
+def test_equal_models_give_equal_answers(model_type: str, tmp_path: Path) -> None:
     rows = len(tokenizer(make("unigram", tmp_path / "tokens")))
     model = make_model(model_type, vocab_size=rows)
     save(tmp_path / "a", model)
@@ -75,7 +75,7 @@ def test_equal_models_say_the_same(model_type: str, tmp_path: Path) -> None:
     for out, text in {"plain": "", "united": "tokenizer_source: union\n"}.items():
         merge(tmp_path, f"{text}models: [{{model: a}}, {{model: b}}]\n", out)
         assert says(tmp_path / out) == says(tmp_path / "a")
-    # The same model with two more tokens: what both know is as it was, and the rest is new.
+    # The same model with two more tokens: logits of common tokens stay, the others are new.
     save(tmp_path / "more", model, ADDED)
     text = "base_model: a\ntokenizer_source: union\nmodels: [{model: a}, {model: more}]\n"
     merge(tmp_path, text, "out")

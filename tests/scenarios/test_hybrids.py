@@ -20,7 +20,7 @@ from support.slice_factory import fault, merge, recipe, source
 
 
 def average(out: Path, models: list[Path]) -> None:
-    # In this process, which has imported torch already.
+    # This process has already imported torch.
     assert cli.main(["average", str(out), *map(str, models), "--progress", "off"]) == 0
 
 
@@ -75,7 +75,7 @@ def as_hub_cache(folder: Path) -> Path:
     return snapshot
 
 
-def test_layouts_of_files_do_not_matter(tmp_path: Path) -> None:
+def test_file_layouts_do_not_matter(tmp_path: Path) -> None:
     single, sharded, linked = save_fine_tunes(tmp_path, "llama")
     tensors = dict(reversed(read_tensors(sharded).items()))
     config = json.loads((sharded / "config.json").read_text())
@@ -84,7 +84,7 @@ def test_layouts_of_files_do_not_matter(tmp_path: Path) -> None:
     average(tmp_path / "out", models)
     check_average(tmp_path / "out", models)
     check_loads(tmp_path / "out")
-    # The base decides the names, not the files: the other way round gives the same numbers.
+    # The base decides the names but not the values: swapped, the values are equal.
     average(tmp_path / "turned", models[1:] + models[:1])
     check_average(tmp_path / "turned", models)
 
@@ -106,7 +106,7 @@ def unheard_of(seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def test_an_architecture_that_nobody_knows(tmp_path: Path) -> None:
+def test_an_unknown_architecture(tmp_path: Path) -> None:
     config = {"architectures": ["QuasarForTelepathy"], "model_type": "quasar"}
     models = [
         write_checkpoint(tmp_path / str(seed), unheard_of(seed), shards=1 + seed, config=config)
@@ -117,7 +117,7 @@ def test_an_architecture_that_nobody_knows(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "quasar"
 
 
-# Hybrids and mixtures whose config speaks of single layers, and layers to take of two models.
+# Hybrids and mixtures with per-layer fields in the config, and the layers to take of two models.
 STACKED: dict[str, tuple[int, int, int, int]] = {
     "llama": (0, 2, 0, 2),
     "olmo_hybrid": (0, 3, 1, 4),
@@ -160,7 +160,7 @@ def test_a_stacked_hybrid_loads_and_runs(model_type: str, tmp_path: Path) -> Non
     assert last_norm and all(torch.equal(result[n], upper[n]) for n in last_norm)
 
 
-def test_what_cannot_follow_is_named(tmp_path: Path) -> None:
+def test_config_fields_that_cannot_follow_are_named(tmp_path: Path) -> None:
     assert "jamba" in ARCHITECTURES
     save_fine_tunes(tmp_path, "jamba", 1)
     text = recipe("passthrough", [source("jamba-0", 0, 3)], [source("jamba-0", 1, 4)])

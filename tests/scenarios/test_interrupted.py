@@ -86,7 +86,7 @@ def test_killed_at_random_moments(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_polite_signal(
+def test_a_signal_ends_the_run_cleanly(
     tmp_path: Path, big: list[Path], forks: Forks, number: signal.Signals
 ) -> None:
     out = tmp_path / "out"
@@ -172,7 +172,7 @@ def test_killed_ranks(tmp_path: Path, big: list[Path], forks: Forks) -> None:
     assert digest(out) == digest(tmp_path / "whole")
 
 
-def test_a_signal_ends_the_check_of_what_is_there(tmp_path: Path, big: list[Path]) -> None:
+def test_a_signal_ends_the_check_of_finished_work(tmp_path: Path, big: list[Path]) -> None:
     """Reading terabytes back does not keep a job from ending on a signal."""
     plan = plan_of(big)
     stream_into(tmp_path / "out", plan)

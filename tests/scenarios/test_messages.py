@@ -67,7 +67,7 @@ def section(mistake: Mistake, answer: Answer) -> str:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.title)
-def test_the_answer_to(
+def test_message(
     mistake: Mistake,
     first_world: Path,
     tmp_path: Path,
@@ -88,12 +88,12 @@ def test_the_answer_to(
         assert section(mistake, answer) in GOLDEN.read_text(encoding="utf-8")
 
 
-def test_there_are_enough_and_none_twice() -> None:
+def test_titles_are_unique() -> None:
     titles = [mistake.title for mistake in MISTAKES]
     assert len(titles) == len(set(titles)) and len(titles) >= 60
 
 
-def test_the_golden_has_no_other() -> None:
+def test_the_golden_has_only_these_messages() -> None:
     text = GOLDEN.read_text(encoding="utf-8")
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
     assert titles == [mistake.title for mistake in MISTAKES]

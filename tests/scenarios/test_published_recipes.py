@@ -149,7 +149,7 @@ parameters:
 dtype: bfloat16
 """
 
-# Each with the number of layers of its result.
+# Recipes with the number of layers of the result.
 RECIPES = {
     "linear": (LINEAR, 4),
     "slerp": (SLERP, 4),
@@ -168,7 +168,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_runs_as_it_is_written(
+def test_published_recipe(
     name: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, depth = RECIPES[name]

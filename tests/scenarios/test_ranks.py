@@ -42,7 +42,7 @@ def command(out: Path, models: list[Path], *options: object) -> list[object]:
 
 @pytest.mark.parametrize("method", ["linear", "centred"])
 @pytest.mark.parametrize(("world", "pair"), list(zip([2, 5, 2, 3, 2], VARIABLES, strict=True)))
-def test_ranks_make_the_same(
+def test_ranks_give_the_same_bytes(
     tmp_path: Path, big: list[Path], forks: Forks, method: str, world: int, pair: tuple[str, str]
 ) -> None:
     words = command(tmp_path / "out", big, "--method", method, "--shard-size", "3MB")
@@ -74,7 +74,7 @@ def test_more_ranks_than_work(tmp_path: Path, models: list[Path], forks: Forks) 
     assert (tmp_path / "out" / "merge_manifest.json").exists()
 
 
-def test_another_number_of_ranks_goes_on(tmp_path: Path, big: list[Path], forks: Forks) -> None:
+def test_another_number_of_ranks_resumes(tmp_path: Path, big: list[Path], forks: Forks) -> None:
     words = command(tmp_path / "out", big)
     assert forks.start(*words, env={"RANK": "1", "WORLD_SIZE": "3"}).wait().code == 0
     assert forks.start(*words, env={"RANK": "0", "WORLD_SIZE": "4"}).wait().code == 0
@@ -98,7 +98,7 @@ def test_ranks_that_replace_another_merge(
     assert shards_of(out) == shards_of(tmp_path / "alone")
 
 
-def test_damage_in_the_share_of_a_rank_that_is_slower(
+def test_damage_in_the_share_of_a_slower_rank(
     tmp_path: Path, big: list[Path], forks: Forks
 ) -> None:
     """No rank commits the merge while a damaged piece has yet to be redone."""
@@ -113,7 +113,7 @@ def test_damage_in_the_share_of_a_rank_that_is_slower(
         file.write(bytes([byte[0] ^ 1]))
     for journal in (out / ".merge-partial").glob("journal-*"):
         os.utime(journal, (time.time() - 120,) * 2)
-    # The other rank is done first; the one with the damage only comes later.
+    # The other rank finishes first; the one with the damage starts later.
     first = forks.start(*words, env={"RANK": "0", "WORLD_SIZE": "2"}).wait()
     assert first.code == 0 and "others still work" in first.out
     assert not (out / "merge_manifest.json").exists()

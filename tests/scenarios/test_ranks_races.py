@@ -58,7 +58,7 @@ def before(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, Callable[[], 
 
 
 @pytest.mark.parametrize("moment", ["read_key", "pending_commit", "read_manifest"])
-def test_others_finish_while_one_looks(
+def test_another_rank_finishes_during_inspection(
     moment: str, plan: Plan, big: list[Path], half: Path, before: Any
 ) -> None:
     before(target, moment, lambda: average(half, big))
@@ -66,7 +66,7 @@ def test_others_finish_while_one_looks(
     assert result.state is State.FINISHED
 
 
-def test_others_rename_while_one_looks(plan: Plan, half: Path, before: Any) -> None:
+def test_another_rank_renames_during_inspection(plan: Plan, half: Path, before: Any) -> None:
     """Shards have their final names before the manifest exists."""
 
     def renamed() -> None:
@@ -78,7 +78,7 @@ def test_others_rename_while_one_looks(plan: Plan, half: Path, before: Any) -> N
     assert inspect_output(plan, half, overwrite=False, resume=True).state is State.COMMIT
 
 
-def test_files_of_others_are_refused_all_the_same(plan: Plan, half: Path, before: Any) -> None:
+def test_foreign_files_are_refused_during_changes(plan: Plan, half: Path, before: Any) -> None:
     before(target, "read_manifest", (half / "thesis.txt").touch)
     with pytest.raises(
         OutputError, match=r"not empty, and not created by merge-worker: thesis\.txt"
@@ -86,7 +86,9 @@ def test_files_of_others_are_refused_all_the_same(plan: Plan, half: Path, before
         inspect_output(plan, half, overwrite=False, resume=True)
 
 
-def test_somebody_who_never_ends(plan: Plan, half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_never_stops_changing(
+    plan: Plan, half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, count = manifest.read_manifest, iter(range(1000))
 
     def busy(out: Path) -> Any:
@@ -98,7 +100,7 @@ def test_somebody_who_never_ends(plan: Plan, half: Path, monkeypatch: pytest.Mon
         inspect_output(plan, half, overwrite=False, resume=True)
 
 
-def test_the_key_is_there_while_an_older_merge_goes_away(
+def test_the_key_exists_while_an_older_merge_is_removed(
     half: Path, big: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = plan_of(big[::-1], threads=1, memory_bytes=2 << 20)
@@ -116,7 +118,7 @@ def test_the_key_is_there_while_an_older_merge_goes_away(
 
 
 @pytest.mark.parametrize("moment", ["_lock", "refuse_others", "inspect_output"])
-def test_who_begins_after_the_end(
+def test_a_rank_that_starts_after_the_commit(
     moment: str,
     half: Path,
     big: list[Path],
@@ -140,7 +142,7 @@ def test_who_begins_after_the_end(
     assert not list(half.glob(".merge-partial*"))
 
 
-def test_a_lock_of_the_end_that_a_dead_run_has_left(
+def test_a_stale_commit_lock(
     half: Path, plan: Plan, big: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error is raised, because no rank will finish."""
@@ -158,21 +160,19 @@ def test_a_lock_of_the_end_that_a_dead_run_has_left(
     assert average(half, big) == 4
 
 
-def test_a_manifest_that_goes_away_while_it_is_read(
-    half: Path, big: list[Path], before: Any
-) -> None:
+def test_a_manifest_removed_while_it_is_read(half: Path, big: list[Path], before: Any) -> None:
     assert average(half, big) == 0
     before(manifest, "read_json", (half / MANIFEST).unlink)
     assert manifest.read_manifest(half) is None
 
 
-def test_two_take_the_folder_away(half: Path, before: Any) -> None:
+def test_two_ranks_remove_the_folder(half: Path, before: Any) -> None:
     before(store_module.os, "urandom", lambda: remove_partial(half))
     remove_partial(half)
     assert not list(half.glob(".merge-partial*"))
 
 
-def test_who_opens_shards_while_another_renames_them(plan: Plan, half: Path) -> None:
+def test_shards_opened_while_another_rank_renames_them(plan: Plan, half: Path) -> None:
     """Empty shards are removed: were the other rank killed now, they would enter the result."""
     folder, shard = half / PARTIAL, plan.layout.shards[0].name
     (folder / COMMITTING).write_text('{"replaces": []}')
@@ -184,7 +184,7 @@ def test_who_opens_shards_while_another_renames_them(plan: Plan, half: Path) -> 
     assert not list(folder.glob("*.partial"))
 
 
-def test_the_finisher_dies_while_one_asks_for_its_lock(
+def test_the_committing_rank_dies_while_another_waits(
     half: Path, plan: Plan, big: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rank waiting for the lock commits instead."""

@@ -75,7 +75,7 @@ def test_any_phase(
 
 
 @pytest.mark.parametrize("phase", ["merges", "hashes the result"])
-def test_what_takes_minutes_does_not_keep_it(
+def test_long_operations_do_not_delay_the_exit(
     tmp_path: Path, big: list[Path], whole: Path, forks: Forks, phase: str
 ) -> None:
     """Exit without waiting for threads at work on a matrix or reading a file back."""
@@ -89,7 +89,7 @@ def test_what_takes_minutes_does_not_keep_it(
 
 
 @pytest.mark.parametrize("place", ["merge_worker.cli cancel_exit", "os _exit"])
-def test_a_signal_when_all_is_done(
+def test_a_signal_after_the_merge(
     tmp_path: Path, big: list[Path], forks: Forks, place: str
 ) -> None:
     """Ignore a signal once the result is printed: nothing is left that could be stopped."""
@@ -118,8 +118,6 @@ def test_a_signal_that_becomes_another_error(
     assert average(tmp_path / "out", models) == 0
 
 
-def test_who_was_told_to_stop_in_this_process_is_not_killed_later(
-    tmp_path: Path, big: list[Path]
-) -> None:
+def test_the_exit_timer_is_cancelled(tmp_path: Path, big: list[Path]) -> None:
     assert average(tmp_path / "out", big) == 0
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

@@ -68,7 +68,9 @@ class Worker:
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", [WRITES, READS])
 @pytest.mark.parametrize("number", [0, errno.EINTR, errno.EIO, errno.ENOSPC, errno.ESTALE])
-def test_every_call_of_the_system(tmp_path: Path, faulty: Forks, calls: str, number: int) -> None:
+def test_every_system_call_fails_once(
+    tmp_path: Path, faulty: Forks, calls: str, number: int
+) -> None:
     worker = Worker(faulty, tmp_path)
     assert average(tmp_path / "whole", worker.models, "--shard-size", "9kB") == 0
     ended, count = worker.merge(calls, -1, 0)
@@ -84,7 +86,7 @@ def test_every_call_of_the_system(tmp_path: Path, faulty: Forks, calls: str, num
             again, _ = worker.merge(calls, -1, 0)
             assert again.code == 0, again
         assert digest(tmp_path / "out") == digest(tmp_path / "whole")
-    # Interrupted calls are made again, short ones continued: nobody notices.
+    # Interrupted calls are repeated and short ones continued, without a message.
     fatal = number not in (0, errno.EINTR)
     assert codes <= ({0, 3, 4} if fatal else {0}), codes
     assert not fatal or (3 if calls == READS else 4) in codes

@@ -82,9 +82,7 @@ def mean_loss(folder: Path) -> Losses:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", RECIPES)
-def test_the_merge_is_better_than_what_it_was_made_of(
-    method: str, folder: Path, mean_loss: Losses
-) -> None:
+def test_the_merge_is_better_than_its_inputs(method: str, folder: Path, mean_loss: Losses) -> None:
     recipe = folder / f"{method}.yml"
     recipe.write_text(f"merge_method: {method}\n{RECIPES[method]}\n")
     out = folder / f"merged-{method}"
@@ -96,14 +94,14 @@ def test_the_merge_is_better_than_what_it_was_made_of(
 
 
 @pytest.mark.slow
-def test_what_compare_suggests_is_such_a_merge(
+def test_the_merge_suggested_by_compare(
     folder: Path, mean_loss: Losses, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(folder / name) for name in ("adder", "reverser")]
     assert main(["compare", *words, "--base", str(folder / "base"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["mergeable"] and facts["advice"]["warnings"] == []
-    # What two tasks taught one base is as good as orthogonal, and so half of the signs conflict.
+    # The task vectors are nearly orthogonal, so half of the signs conflict.
     (pair,) = facts["total"]["pairs"]
     assert abs(pair["cosine"]) < 0.4 and 0.3 < pair["sign_conflicts"] < 0.6
     recipe, out = folder / "suggested.yml", folder / "suggested"

@@ -28,7 +28,7 @@ class Browser:
             pytest.skip("chromium is not installed")
         ask_read, self.ask = os.pipe()
         self.replies, replies_write = os.pipe()
-        # It reads from 3 and writes to 4; a shell puts them there.
+        # Chromium reads from descriptor 3 and writes to 4; a shell redirects them.
         line = f'exec "$@" 3<&{ask_read} 4>&{replies_write}'
         words = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
         self.process = subprocess.Popen(

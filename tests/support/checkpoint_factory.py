@@ -43,7 +43,7 @@ LINEAR_HEADS: dict[str, Any] = {
     "linear_value_head_dim": 16,
 }
 
-# model_type → what its config needs beyond TINY for every kind of its layers to occur.
+# model_type → fields besides TINY, so that every kind of layer occurs.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 2},
     "olmo_hybrid": {"num_hidden_layers": 4, **LINEAR_HEADS},

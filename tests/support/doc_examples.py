@@ -47,10 +47,10 @@ def programs(folder: Path) -> str:
     folder.mkdir()
     ours = f"PYTHONPATH={SOURCES} exec {sys.executable} -m"
     for name, text in {
-        # No Beaker is there: its job is printed.
+        # Beaker jobs are printed, since there is no server.
         "merge-launch": f'[ "$1" != beaker ] || export MERGE_LAUNCH_DRY_RUN=1\n{ours} merge_launch',
         "merge-worker": f"{ours} merge_worker",
-        # A link would lose the environment that the interpreter belongs to.
+        # A link would lose the interpreter's environment.
         "python3": f"exec {sys.executable}",
     }.items():
         (folder / name).write_text(f'#!/bin/bash\n{text} "$@"\n')

@@ -181,7 +181,7 @@ def run(mistake: Mistake, world: World, patch: pytest.MonkeyPatch) -> Answer:
 
 def normalised(text: str, world: World) -> str:
     """Return the text without parts that differ between machines."""
-    # Hard to read with the folder, and that is another one each time.
+    # The folder's path is long and different each time.
     text = text.replace(f"{world}/", "").replace(str(world), ".").replace(sys.executable, "python3")
     return re.sub(r" in [\d:]+ \w+ \([\d.]+ GiB/s\)", " in 1 s (1.00 GiB/s)", text)
 

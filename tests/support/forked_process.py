@@ -105,7 +105,7 @@ class Fork(NamedTuple):
                 raise TimeoutError(f"{self.place}: {self.place.with_suffix('.err').read_text()}")
             self.forks.collect(0.1)
         code = os.waitstatus_to_exitcode(self.forks.ended[self.pid])
-        # Killed at once, it may not even have opened them.
+        # A process killed at once may not have opened its files.
         places = [self.place.with_suffix(end) for end in (".out", ".err")]
         return Ended(code, *(place.read_text() if place.exists() else "" for place in places))
 

@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["worker", "yaml", "pickletools", "zipfi
     from merge_worker.errors import WorkerError
     from support import fuzz_runner
 
-    # What is imported late is followed only if that happens in here.
+    # Late imports are instrumented only if they happen in this block.
     for early in range(200):
         with contextlib.suppress(WorkerError):
             fuzz_runner.READERS[sys.argv[1]](MAKERS[sys.argv[1]](random.Random(early)))

@@ -84,7 +84,7 @@ def fine_tune(base: dict[str, Tensor], seed: str) -> dict[str, Tensor]:
     tensors = {}
     for name, tensor in base.items():
         moved = bells(tuple(tensor.shape), f"{seed} {name}") + bells(tuple(tensor.shape), name) / 2
-        # Norms move so little that absolute thresholds of some methods see nothing.
+        # Norms move less than the absolute thresholds of some methods.
         tensors[name] = (tensor.double() + moved / 2 ** (27 if "norm" in name else 24)).float()
     return tensors
 
@@ -94,7 +94,7 @@ def louder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: (t - 1) * 64 + 1 if "norm" in n else t * 64 for n, t in tensors.items()}
 
 
-# What adapters of PEFT are: patterns of rank and scale; the other scale; lengths and whole tensors.
+# Kinds of PEFT adapters: rank and alpha patterns; rsLoRA; DoRA and modules_to_save.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "patterns": {
         "target_modules": ["k_proj", "o_proj", "q_proj", "v_proj"],

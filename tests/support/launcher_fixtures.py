@@ -26,7 +26,7 @@ from support.paths import SOURCES
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests/fakes"
 GOLDENS = ROOT / "tests/goldens"
-# So that goldens do not change with the worker.
+# Keeps goldens independent of the worker's source.
 STAND_IN = Payload(b"archive", b"packed archive", "0.0.0")
 
 

@@ -126,7 +126,7 @@ MORE: dict[str, dict[str, Any]] = {
     },
 }
 
-# Layout → what makes it of the tensors as they are in memory; None: as save_pretrained writes it.
+# Layout → conversion from the tensors in memory; None: as save_pretrained writes them.
 LAYOUTS: dict[str, dict[str, Callable[[Tensors], Tensors] | None]] = {
     "olmo_hybrid": {
         "first converter": olmo(True, "post_attention_layernorm"),
@@ -152,7 +152,7 @@ LAYOUTS: dict[str, dict[str, Callable[[Tensors], Tensors] | None]] = {
 }
 
 
-# Families whose released names are not those in memory; rules that are their own, or of others.
+# Families with released names that differ from those in memory.
 OWN = ("ernie4_5_moe", "exaone_moe", "gpt_neox", "lfm3")
 OTHERS = (
     *("qwen2_moe", "olmoe", "phimoe", "dots1", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
@@ -161,7 +161,7 @@ OTHERS = (
 )
 LAYOUTS |= {name: {"released": None, "in memory": same} for name in (*OWN, *OTHERS)}
 
-# What makes a model of any of them small, as far as its config has such words.
+# Fields that make a model small, applied as far as its config has them.
 SMALL: dict[str, Any] = {
     "num_hidden_layers": 3,
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),

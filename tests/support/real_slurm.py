@@ -186,7 +186,7 @@ def _configure(folder: Path, remembered_s: int) -> None:
     for node in ("n1", "n2"):
         (folder / f"spool-{node}").mkdir()
         for number in range(2):
-            # Of /dev/null's kind: slurmd takes nothing but character devices.
+            # A character device like /dev/null: slurmd accepts nothing else.
             os.mknod(folder / f"{node}-gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         gpus.append(f"NodeName={node} Name=gpu File={folder}/{node}-gpu[0-1]")
     (folder / "slurm.conf").write_text(text)

@@ -65,7 +65,7 @@ def vote(
             result.append(sum(terms) / (divisor if normalize else 1.0))
             continue
         ballot = sum(terms) if how == "sum" else sum((t > 0) - (t < 0) for t in terms)
-        # Terms that cancel but for rounding are tied.
+        # Terms that cancel except for rounding are ties.
         sign = 1 if ballot >= -1e-13 * sum(map(abs, terms)) else -1
         agreeing = [i for i, t in enumerate(terms) if t * sign > 0]
         divisor = sum(weights[i] for i in agreeing)

@@ -47,7 +47,7 @@ def bpe(tokens: Sequence[str], added: Sequence[str] = (), special: Sequence[str]
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([token for token in SPECIAL if token in vocabulary])
     for token in (*special, *added):
-        # Their own ids are those of the order given.
+        # The ids follow the given order.
         kind = AddedToken(token, special=token in special, normalized=token not in special)
         tokenizer.add_tokens([kind])
     return tokenizer

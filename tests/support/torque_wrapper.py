@@ -15,7 +15,7 @@ import pytest
 PACKAGE = "slurm-wlm-torque"
 NEEDS = ("libslurm-perl", "libslurmdb-perl", "libswitch-perl")
 COMMANDS = ("qsub", "qstat", "qdel")
-# qsub calls the sbatch that lies beside it.
+# qsub calls the sbatch in its own folder.
 SLURM = ("sbatch", "salloc", "srun")
 
 

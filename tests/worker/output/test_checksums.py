@@ -38,7 +38,7 @@ def test_by_hand() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_is_what_it_says(raw: bytes) -> None:
+def test_matches_the_definition(raw: bytes) -> None:
     assert of(raw) == checksum(memoryview(raw), 0) == defined(raw)
 
 
@@ -65,14 +65,14 @@ def test_more_than_a_chunk() -> None:
 
 
 @given(st.binary(min_size=64, max_size=64), st.integers(0, 511))
-def test_one_bit_shows(raw: bytes, bit: int) -> None:
+def test_one_bit_changes_the_checksum(raw: bytes, bit: int) -> None:
     damaged = bytearray(raw)
     damaged[bit // 8] ^= 1 << bit % 8
     assert of(bytes(damaged)) != of(raw)
 
 
 @given(st.lists(st.binary(min_size=8, max_size=8), min_size=2, max_size=20), st.data())
-def test_words_that_change_places_show(words: list[bytes], data: st.DataObject) -> None:
+def test_swapped_words_change_the_checksum(words: list[bytes], data: st.DataObject) -> None:
     a, b = (data.draw(st.integers(0, len(words) - 1)) for _ in range(2))
     moved = list(words)
     moved[a], moved[b] = words[b], words[a]
@@ -138,7 +138,7 @@ def test_nothing_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert digests[name] == digest
 
 
-def test_what_an_earlier_run_wrote_is_read(tmp_path: Path) -> None:
+def test_data_of_an_earlier_run_are_read(tmp_path: Path) -> None:
     models = one_tensor_models(tmp_path, 3_000_000)
     assert average(tmp_path / "out", models, "--sha256", "--deadline", "0s") == 75
     assert average(tmp_path / "out", models, "--sha256") == 0

@@ -62,7 +62,7 @@ def sharded(tmp_path: Path) -> list[Path]:
 SHARDS = ("--shard-size", "4KB", "--threads", "1")
 
 
-def test_what_is_there_at_the_end(tmp_path: Path, sharded: list[Path]) -> None:
+def test_files_after_the_commit(tmp_path: Path, sharded: list[Path]) -> None:
     out = tmp_path / "out"
     assert average(out, sharded, *SHARDS) == 0
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -164,7 +164,7 @@ def test_replacing_another_merge_stopped_at_any_rename(
         assert "old" not in json.loads((out / "config.json").read_text())
 
 
-def test_a_full_disk_at_the_end(
+def test_a_full_disk_during_the_commit(
     tmp_path: Path,
     sharded: list[Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -182,7 +182,7 @@ def test_a_full_disk_at_the_end(
     assert average(out, sharded, *SHARDS) == 0
 
 
-def test_only_the_end_was_missing(
+def test_only_the_commit_was_missing(
     tmp_path: Path, sharded: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = plan_of(sharded)

@@ -30,7 +30,7 @@ def owner(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**content, **changes}))
 
 
-def test_held_and_given_back(path: Path) -> None:
+def test_acquired_and_released(path: Path) -> None:
     threads = threading.active_count()
     with Lock(path):
         assert path.exists()
@@ -40,7 +40,7 @@ def test_held_and_given_back(path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-def test_killed_while_it_took_over_from_a_dead_one(path: Path) -> None:
+def test_killed_while_taking_over_a_lock(path: Path) -> None:
     """A process killed between claim and lock does not make the next wait for the claim to age."""
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
@@ -52,7 +52,7 @@ def test_killed_while_it_took_over_from_a_dead_one(path: Path) -> None:
     with Lock(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert time.monotonic() - began < lock.STALE_AFTER_S / 3
-    # Who lives and has claimed it is left alone.
+    # A claim of a living process is respected.
     owner(path, pid=int(done.stdout))
     name = f"claim-{zlib.crc32(path.name.encode() + path.read_bytes()):08x}"
     owner(path.with_name(name))
@@ -60,13 +60,13 @@ def test_killed_while_it_took_over_from_a_dead_one(path: Path) -> None:
         pass
 
 
-def test_given_back_after_an_error(path: Path) -> None:
+def test_released_after_an_error(path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Lock(path):
         _ = 1 / 0
     assert not path.exists()
 
 
-def test_a_second_one_is_refused_in_words(path: Path) -> None:
+def test_a_second_process_is_refused(path: Path) -> None:
     with Lock(path), pytest.raises(Busy) as caught, Lock(path):
         pass
     assert str(caught.value).startswith(f"{path.parent.parent}: another merge writes here")
@@ -84,7 +84,7 @@ def test_a_dead_process_of_this_host(path: Path) -> None:
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
-def test_a_dead_process_that_nobody_has_collected(path: Path) -> None:
+def test_a_zombie_process(path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         owner(path, **lock._identity(process.pid))
         with pytest.raises(Busy), Lock(path):
@@ -95,7 +95,7 @@ def test_a_dead_process_that_nobody_has_collected(path: Path) -> None:
             pass
 
 
-def test_who_works_on_something_else_is_refused(path: Path) -> None:
+def test_a_process_of_another_merge_is_refused(path: Path) -> None:
     with Lock(path.with_name("lock-1-of-2"), "this"):
         refuse_others(path.parent, "this")
         with pytest.raises(Busy, match="of another recipe"):
@@ -105,13 +105,13 @@ def test_who_works_on_something_else_is_refused(path: Path) -> None:
     refuse_others(path.parent, "that")
 
 
-def test_a_process_id_that_was_given_again(path: Path) -> None:
+def test_a_reused_process_id(path: Path) -> None:
     owner(path, started=1)
     with Lock(path):
         pass
 
 
-def test_another_host_that_is_silent(path: Path) -> None:
+def test_a_silent_host(path: Path) -> None:
     owner(path, host="elsewhere")
     old = time.time() - lock.STALE_AFTER_S - 5
     os.utime(path, (old, old))
@@ -119,7 +119,7 @@ def test_another_host_that_is_silent(path: Path) -> None:
         assert json.loads(path.read_text())["host"] != "elsewhere"
 
 
-def test_another_host_that_shows_life(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_is_alive(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "POLL_S", 0.01)
     owner(path, host="elsewhere", pid=7)
     over = threading.Event()
@@ -138,7 +138,7 @@ def test_another_host_that_shows_life(path: Path, monkeypatch: pytest.MonkeyPatc
         thread.join()
 
 
-def test_another_host_that_died_a_moment_ago_is_waited_for(
+def test_a_host_that_died_just_now_is_waited_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "POLL_S", 0.01)
@@ -149,7 +149,7 @@ def test_another_host_that_died_a_moment_ago_is_waited_for(
         assert 0.1 < time.monotonic() - began < 10
 
 
-def test_a_lock_that_is_no_lock(path: Path) -> None:
+def test_an_invalid_lock_file(path: Path) -> None:
     path.write_text("")
     old = time.time() - lock.HEARTBEAT_S - 5
     os.utime(path, (old, old))
@@ -161,7 +161,7 @@ def test_a_lock_that_is_no_lock(path: Path) -> None:
         pass
 
 
-def test_the_heart_beats(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heartbeat_is_renewed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
     with Lock(path):
         os.utime(path, (1, 1))
@@ -171,7 +171,7 @@ def test_the_heart_beats(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert path.stat().st_mtime > 2
 
 
-def test_only_one_of_many_gets_it(path: Path) -> None:
+def test_only_one_of_many_acquires_it(path: Path) -> None:
     owner(path, started=1)  # stale, and all of them see it
     inside, most, busy = 0, 0, 0
     guard, start = threading.Lock(), threading.Barrier(8)
@@ -199,7 +199,7 @@ def test_only_one_of_many_gets_it(path: Path) -> None:
     assert most == 1 and busy == 7
 
 
-def test_a_folder_that_is_gone_or_shut(tmp_path: Path) -> None:
+def test_a_folder_that_is_missing_or_not_writable(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No such file"), Lock(tmp_path / "gone" / "lock"):
         pass
     (tmp_path / "file").write_text("")

@@ -13,7 +13,7 @@ from support.checkpoint_factory import write_checkpoint
 from support.recipes import average, manifest, run
 
 
-def test_everything_that_the_contract_lists(tmp_path: Path, models: list[Path]) -> None:
+def test_all_documented_fields(tmp_path: Path, models: list[Path]) -> None:
     words = ("--weights", "2,1,1", "--seed", "7", "--dtype", "float32")
     assert average(tmp_path / "out", models, *words) == 0
     value = manifest(tmp_path / "out")
@@ -40,7 +40,7 @@ def test_everything_that_the_contract_lists(tmp_path: Path, models: list[Path]) 
         ]
 
 
-def test_values_that_differ_by_tensor(tmp_path: Path, models: list[Path]) -> None:
+def test_values_that_vary_by_tensor(tmp_path: Path, models: list[Path]) -> None:
     recipe = tmp_path / "r.yml"
     recipe.write_text(
         "merge_method: linear\nmodels:\n"
@@ -69,7 +69,9 @@ def test_missing_and_surplus_names_are_counted(tmp_path: Path) -> None:
     assert any("only.b" in note for note in value["notes"])
 
 
-def test_integers_that_differ_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differing_integers_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, start in (("a", 0), ("b", 1)):
         tensors = {"x": torch.ones(3), "ids": torch.arange(start, start + 4)}
         write_checkpoint(tmp_path / name, tensors)

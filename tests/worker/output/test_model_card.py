@@ -17,7 +17,7 @@ def front_matter(text: str) -> dict[str, object]:
     return value
 
 
-def test_what_it_says(tmp_path: Path, models: list[Path]) -> None:
+def test_the_text_of_the_card(tmp_path: Path, models: list[Path]) -> None:
     assert average(tmp_path / "my-merge", models) == 0
     text = (tmp_path / "my-merge" / "README.md").read_text()
     head = front_matter(text)

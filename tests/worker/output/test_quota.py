@@ -103,7 +103,7 @@ GPFS_FIELDS = (
     "quota:defQuota:fid:filesetname:"
 )
 # Synopsis: mmlsquota [-u User | -g Group] [-v | -q] [-e] [-C Cluster] [-Y] [Device ...];
-# without -u and -g it tells of the user who calls it.
+# without -u and -g it reports the calling user.
 GPFS = """kind=USR id={user} human=yes
 while getopts "u:g:j:vqeC:Y" option; do
     case $option in
@@ -184,7 +184,7 @@ def test_output_in_another_form_is_ignored(
     assert quotas_of(tmp_path) == ()
 
 
-def test_programs_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for kind in quota.READERS:
         mounted(monkeypatch, kind, "x", tmp_path)
@@ -204,7 +204,7 @@ def test_a_program_that_hangs_is_left_alone(
     assert pids and not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_this_system_is_asked_and_nothing_fails(tmp_path: Path) -> None:
+def test_querying_this_system_does_not_fail(tmp_path: Path) -> None:
     assert all(isinstance(each, Quota) for each in quotas_of(tmp_path))
     assert quotas_of(tmp_path / "gone") == ()
 
@@ -246,7 +246,7 @@ def test_the_group_is_that_of_new_files(tmp_path: Path, quotas: Quotas) -> None:
     assert quotas_of(tmp_path / "shared")[0].space.hard == KIB
 
 
-def test_root_of_the_machine_has_no_quotas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_has_no_quotas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     asked = Quotas(tmp_path, monkeypatch).asked
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -261,7 +261,7 @@ def refusal(owner_quota: Quota, needs: int, files: int = 1) -> str:
     return str(caught.value)
 
 
-def test_what_is_refusal() -> None:
+def test_messages_of_a_refusal() -> None:
     whole = Quota("user anna", Limit(9 * 10**9, 5 * 10**9, 10 * 10**9), Limit(995, 0, 1000))
     assert refusal(whole, 2 * 10**9) == (
         "out: needs 2.00 GB, only 1.00 GB are left of the quota of user anna there (10.00 GB)\n"
@@ -297,7 +297,7 @@ def test_a_merge_is_refused_before_it_starts(
     assert "limit" not in capsys.readouterr().err, "nothing is written any more"
 
 
-def test_what_is_there_already_is_not_needed_again(
+def test_space_of_existing_files_is_not_needed_again(
     tmp_path: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, out = plan_of(models), tmp_path / "out"
@@ -311,7 +311,7 @@ def test_what_is_there_already_is_not_needed_again(
     assert space.disk_space(plan, out).needs == before - 8192
 
 
-def test_results_that_are_kept_meanwhile_count(tmp_path: Path, models: list[Path]) -> None:
+def test_kept_intermediate_results_count(tmp_path: Path, models: list[Path]) -> None:
     first = f"name: first\nmerge_method: slerp\nbase_model: {models[1]}\nmodels: [{models[0]}]\n"
     last = f"merge_method: linear\nmodels: [first, {models[2]}]\nparameters: {{weight: 1}}\n"
     text = f"{first}parameters: {{t: 0.5}}\n---\n{last}"

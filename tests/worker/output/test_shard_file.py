@@ -31,14 +31,16 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.integers(0, SIZE), st.integers(0, SIZE), st.integers(0, 7), st.booleans())
-def test_any_piece_at_any_place(path: Path, first: int, last: int, off: int, direct: bool) -> None:
+def test_any_piece_at_any_position(
+    path: Path, first: int, last: int, off: int, direct: bool
+) -> None:
     first, last = sorted((first, last))
     path.unlink(missing_ok=True)
     file = ShardFile(path, SIZE)
     if not direct:
         file._direct = -1
     data = bytes((position * 7 + 1) % 251 for position in range(first, last))
-    # A wrong alignment must cost time only.
+    # A wrong alignment may only cost time.
     file.write(landing(data, first + off), first)
     file.write(landing(b"end", SIZE - 3), SIZE - 3)
     file.close()
@@ -48,7 +50,7 @@ def test_any_piece_at_any_place(path: Path, first: int, last: int, off: int, dir
     assert path.read_bytes() == bytes(expected)
 
 
-def test_what_is_there_stays_unless_the_size_is_another(tmp_path: Path) -> None:
+def test_contents_stay_unless_the_size_differs(tmp_path: Path) -> None:
     ShardFile(tmp_path / "a", 10).write(landing(b"0123456789", 0), 0)
     ShardFile(tmp_path / "a", 10).close()
     assert (tmp_path / "a").read_bytes() == b"0123456789"
@@ -56,7 +58,7 @@ def test_what_is_there_stays_unless_the_size_is_another(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"0123"
 
 
-def test_a_refusal_of_the_file_system_leads_through_the_page_cache(
+def test_direct_writes_fall_back_to_the_page_cache(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.unlink(missing_ok=True)
@@ -77,7 +79,7 @@ def test_a_refusal_of_the_file_system_leads_through_the_page_cache(
     assert path.read_bytes()[8 : 8 + len(data)] == data
 
 
-def test_other_faults_are_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ShardFile(path, SIZE)
 
     def full(fd: int, data: bytes, position: int) -> int:

@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_what_is_taken(tmp_path: Path, folder: Path) -> None:
+def test_which_files_are_copied(tmp_path: Path, folder: Path) -> None:
     out = tmp_path / "out"
     assert average(out, [folder]) == 0
     for name in TAKEN:
@@ -63,7 +63,7 @@ def test_links_are_followed_and_odd_files_left(tmp_path: Path, folder: Path) -> 
     assert not (tmp_path / "out" / "nowhere.json").exists()
 
 
-def test_huge_files_are_no_tokenizers(
+def test_huge_files_are_not_copied(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(side_files, "LARGEST", 100)
@@ -81,7 +81,7 @@ def test_names_that_are_not_utf8(tmp_path: Path, folder: Path) -> None:
     assert run("verify", tmp_path / "out") == 0
 
 
-def test_a_single_file_has_nothing_beside_it(tmp_path: Path, folder: Path) -> None:
+def test_a_single_file_has_no_side_files(tmp_path: Path, folder: Path) -> None:
     assert average(tmp_path / "out", [folder / "model.safetensors"]) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "config.json" not in names and "tokenizer.json" not in names

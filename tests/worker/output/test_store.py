@@ -34,7 +34,7 @@ def test_journal_lines_come_back(
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_a_line_or_none(line: bytes) -> None:
+def test_any_bytes_parse_or_give_none(line: bytes) -> None:
     parse_line(line)
 
 
@@ -98,7 +98,7 @@ def test_a_second_run_knows_what_is_done(out: Path, plan: Plan) -> None:
     store.close()
 
 
-def test_damaged_bytes_are_done_again(tmp_path: Path, out: Path, plan: Plan) -> None:
+def test_damaged_bytes_are_redone(tmp_path: Path, out: Path, plan: Plan) -> None:
     store = reopened(out, plan)
     entry = next(iter(store.entries.values()))
     step = plan.steps[entry.step]
@@ -113,7 +113,7 @@ def test_damaged_bytes_are_done_again(tmp_path: Path, out: Path, plan: Plan) -> 
     assert shards_of(out) == whole(tmp_path, plan)
 
 
-def test_a_shard_that_is_gone_is_made_again(tmp_path: Path, out: Path, plan: Plan) -> None:
+def test_a_missing_shard_is_created_again(tmp_path: Path, out: Path, plan: Plan) -> None:
     (out / PARTIAL / "model.safetensors.partial").unlink()
     store = reopened(out, plan)
     lost = len(store.entries)
@@ -150,7 +150,7 @@ def test_torn_and_foreign_lines(tmp_path: Path, out: Path, plan: Plan) -> None:
     assert shards_of(out) == whole(tmp_path, plan)
 
 
-def test_a_lying_journal_is_found_out(tmp_path: Path, out: Path, plan: Plan) -> None:
+def test_a_wrong_journal_is_detected(tmp_path: Path, out: Path, plan: Plan) -> None:
     lie = Entry(0, Piece(0, plan.steps[0].grid.blocks), 12345, 0)
     (out / PARTIAL / f"journal-{plan.key[:16]}-x").write_bytes(lie.line())
     stream_into(out, plan)
@@ -167,7 +167,7 @@ def test_journals_of_another_merge_are_not_read(out: Path, plan: Plan) -> None:
     store.close()
 
 
-def test_what_two_processes_did_counts_once(plan: Plan, tmp_path: Path) -> None:
+def test_pieces_done_by_two_processes_count_once(plan: Plan, tmp_path: Path) -> None:
     store = PartialOutput(tmp_path, plan)
     number = next(n for n, s in enumerate(plan.steps) if s.name == "big")
     for first, blocks in [(0, 4), (2, 1), (3, 4), (4, 2), (6, 1)]:
@@ -222,7 +222,7 @@ def test_write_file_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.Monkey
     assert json.loads(path.read_bytes()[23:]) == "\udcff", "as JSON escapes it"
 
 
-def test_refusals_of_the_system_in_words(tmp_path: Path) -> None:
+def test_messages_of_system_errors(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught, output_errors(tmp_path):
         (tmp_path / "gone" / "x").write_text("")
     assert str(caught.value).startswith(f"{tmp_path}: cannot write: No such file or directory")

@@ -58,7 +58,7 @@ def half(tmp_path: Path, plan: Plan) -> Path:
     return tmp_path / "half"
 
 
-def test_nothing_there(tmp_path: Path, plan: Plan) -> None:
+def test_no_output_folder(tmp_path: Path, plan: Plan) -> None:
     assert state(plan, tmp_path / "out") is State.FRESH
     assert state(plan, tmp_path / "a" / "b" / "out") is State.FRESH
     (tmp_path / "out").mkdir()
@@ -116,7 +116,7 @@ def test_files_of_others_are_safe(tmp_path: Path, plan: Plan, name: str) -> None
     assert average(out, [model.path for model in plan.models], "--overwrite") == 4
 
 
-def test_files_beside_a_finished_merge_are_safe(
+def test_other_files_in_a_finished_merge_are_safe(
     tmp_path: Path, plan: Plan, other: list[Path]
 ) -> None:
     out = tmp_path / "out"
@@ -239,12 +239,12 @@ def test_a_damaged_partial_folder(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_a_damaged_note_of_the_end(plan: Plan, half: Path, text: str) -> None:
+def test_a_damaged_commit_record(plan: Plan, half: Path, text: str) -> None:
     (half / PARTIAL / COMMITTING).write_text(text)
     assert average(half, [model.path for model in plan.models]) == 0
 
 
-def test_space_is_looked_at_before_the_start(
+def test_space_is_checked_before_the_start(
     tmp_path: Path, plan: Plan, half: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(space, "SPARE_BYTES", 1 << 60)
@@ -293,7 +293,7 @@ def test_a_disk_that_fills_up_half_way(
     assert digest(small_disk / "out") == digest(tmp_path / "whole")
 
 
-def test_a_read_only_place(tmp_path: Path, small_disk: Path, models: list[Path]) -> None:
+def test_a_read_only_folder(tmp_path: Path, small_disk: Path, models: list[Path]) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert average(small_disk / "out", models) == 4
     (tmp_path / "proc").symlink_to("/proc")

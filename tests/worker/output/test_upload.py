@@ -29,7 +29,7 @@ def write_published(out: Path, into: Path) -> None:
         (into / name).write_bytes(raw)
 
 
-def test_no_path_and_still_whole(tmp_path: Path, models: list[Path]) -> None:
+def test_no_path_is_uploaded(tmp_path: Path, models: list[Path]) -> None:
     (models[0] / "tokenizer_config.json").write_text("{}")
     recipe = tmp_path / "r.yml"
     recipe.write_text(
@@ -102,7 +102,7 @@ def licensed(folder: Path, *heads: str) -> list[Path]:
         (("license: other\nlicense_name: x", "license: other\nlicense_name: y"), {}),
     ],
 )
-def test_a_licence_that_all_have(
+def test_a_license_shared_by_all_models(
     heads: tuple[str, ...], expected: dict[str, str], tmp_path: Path
 ) -> None:
     models = licensed(tmp_path, *heads)
@@ -112,7 +112,7 @@ def test_a_licence_that_all_have(
     assert head["tags"] == ["merge", "merge-launch"]
 
 
-def test_cards_that_nobody_reads(tmp_path: Path) -> None:
+def test_unreadable_cards(tmp_path: Path) -> None:
     """Cards that never end, for a YAML parser or as files, are not read."""
     bomb = "x: &a [" + "{" * 5000 + "\nlicense: apache-2.0 # as ever"
     models = licensed(tmp_path, bomb, "license: 'apache-2.0'")

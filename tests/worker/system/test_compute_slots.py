@@ -43,7 +43,7 @@ def most_inside(turns: ComputeSlots, threads: int, away: bool) -> tuple[int, int
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_so_many_at_a_time(count: int) -> None:
+def test_a_limited_number_at_a_time(count: int) -> None:
     inside, away = most_inside(ComputeSlots(count), 6, away=True)
     assert inside <= count and away > count
 
@@ -52,7 +52,7 @@ def test_no_limit() -> None:
     assert most_inside(ComputeSlots(), 6, away=False)[0] > 2
 
 
-def test_an_error_ends_a_turn() -> None:
+def test_an_error_releases_the_slot() -> None:
     turns = ComputeSlots(1)
     with pytest.raises(ValueError), turns, turns.released():
         raise ValueError
@@ -69,7 +69,7 @@ class Watched(ComputeSlots):
         return super().released()
 
 
-def test_what_is_cached_is_read_without_giving_up_the_turn(
+def test_cached_data_are_read_without_releasing_the_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
@@ -94,7 +94,7 @@ def test_what_is_cached_is_read_without_giving_up_the_turn(
 
 
 @pytest.mark.parametrize("turns", [UNLIMITED, ComputeSlots(1)], ids=["any", "one"])
-def test_a_system_that_cannot_tell(
+def test_systems_without_nowait_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: ComputeSlots
 ) -> None:
     """Slots are released for every read without RWF_NOWAIT, or outside Linux."""

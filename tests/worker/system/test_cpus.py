@@ -38,7 +38,7 @@ def test_version_2(tmp_path: Path, text: str, count: int) -> None:
     assert usable_cpus(system(tmp_path, "0::/pod/box\n", files)) == count
 
 
-def test_the_least_of_all_groups_above_counts(tmp_path: Path) -> None:
+def test_the_lowest_limit_of_all_parent_groups_counts(tmp_path: Path) -> None:
     files = {
         "sys/fs/cgroup/cpu.max": "900000 100000",
         "sys/fs/cgroup/pod/cpu.max": "300000 100000",

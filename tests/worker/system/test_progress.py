@@ -48,7 +48,7 @@ def test_a_plain_line() -> None:
     )
 
 
-def test_a_log_has_what_the_bar_has() -> None:
+def test_a_log_has_the_figures_of_the_bar() -> None:
     options: dict[str, Any] = {"tensor": "layers.0.\x1b[2Jw", "nonfinite": 3, "rank": 1, "world": 4}
     text = shown("plain", io.StringIO(), wrote=GIB, **options)
     assert text.startswith("out [2/4]: 25.0 % ") and "), 3 NaN or Inf, 30 s left, " in text
@@ -59,14 +59,14 @@ def test_nothing_written_yet() -> None:
     assert shown("plain", io.StringIO()).endswith("), starting\n")
 
 
-def test_lines_that_stay_begin_where_lines_begin() -> None:
+def test_permanent_lines_begin_at_the_margin() -> None:
     for mode, text in (("bar", "\r\x1b[Kout: continuing\n"), ("plain", "out: continuing\n")):
         stream = Terminal()
         Progress(mode, 1, "x", stream).print_line("out: continuing")
         assert stream.getvalue() == text
 
 
-def test_what_an_earlier_run_did_counts_for_the_whole_but_not_for_the_rate() -> None:
+def test_earlier_work_counts_for_the_total_but_not_for_the_rate() -> None:
     text = shown("plain", io.StringIO(), wrote=GIB, done_before=2 * GIB)
     assert "75.0 %" in text and "0.10 out" in text and "10 s left" in text
 
@@ -123,7 +123,7 @@ def test_a_bar_fits_its_terminal(
         (160, ["GiB/s in", "GiB memory", "model.layers.31.mlp.experts.127.down_proj.weight"], []),
     ],
 )
-def test_what_a_bar_tells_at_which_width(
+def test_contents_of_a_bar_by_width(
     monkeypatch: pytest.MonkeyPatch, columns: int, there: list[str], not_there: list[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -136,7 +136,7 @@ def test_what_a_bar_tells_at_which_width(
     assert "7 NaN or Inf" in bar, "before everything else"
 
 
-def test_colours_are_left_out_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colors_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[36m" not in shown("bar", Terminal(), wrote=GIB)
     monkeypatch.setenv("TERM", "dumb")
@@ -157,7 +157,7 @@ def test_the_bar_is_wiped_at_the_end() -> None:
     assert stream.getvalue().endswith("\r\x1b[K")
 
 
-def test_lines_come_by_themselves_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_printed_periodically_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PLAIN_PERIOD_S", 0.005)
     stream = io.StringIO()
     threads = threading.active_count()
@@ -169,12 +169,12 @@ def test_lines_come_by_themselves_and_end(monkeypatch: pytest.MonkeyPatch) -> No
     assert "100.0 %" in stream.getvalue()
 
 
-def test_off_says_nothing() -> None:
+def test_off_prints_nothing() -> None:
     stream = Terminal()
     with Progress("off", 100, "x", stream) as one:
         one.wrote(100)
     assert stream.getvalue() == ""
 
 
-def test_nothing_to_write_is_all_of_it() -> None:
+def test_nothing_to_write_is_complete() -> None:
     assert Progress("off", 0, "x", io.StringIO()).percent == 100.0

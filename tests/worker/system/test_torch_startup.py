@@ -29,7 +29,7 @@ vendor_id\t: another
         ("GenuineIntel", 6, "avx512f", False),
     ],
 )
-def test_who_sorts_faster_without(
+def test_processors_that_sort_faster_without(
     tmp_path: Path, vendor: str, family: int, flags: str, slow: bool
 ) -> None:
     path = tmp_path / "cpuinfo"
@@ -38,14 +38,14 @@ def test_who_sorts_faster_without(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"no colons\n"])
-def test_systems_that_tell_nothing(tmp_path: Path, content: bytes | None) -> None:
+def test_systems_without_information(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "cpuinfo"
     if content is not None:
         path.write_bytes(content)
     assert not slow_to_compress(path)
 
 
-def test_torch_starts_no_thread_and_what_the_user_has_set_stays() -> None:
+def test_torch_starts_no_thread_and_user_settings_stay() -> None:
     """Without threads in torch, worker processes can be forked."""
     code = (
         "import os; os.environ['NPY_DISABLE_CPU_FEATURES'] = ''\n"

@@ -10,7 +10,7 @@ from merge_worker.system import writeback
 from merge_worker.system.writeback import Flusher
 
 
-def test_hands_over_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flushes_while_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writeback, "PERIOD_S", 0.001)
     calls: list[tuple[int, ...]] = []
     monkeypatch.setattr(writeback, "_sync_file_range", lambda: lambda *words: calls.append(words))

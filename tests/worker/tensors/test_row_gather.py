@@ -116,7 +116,7 @@ def test_only_the_rows_that_count_are_fetched(bench: Bench) -> None:
     assert torch.equal(bench.read(source).view(42, WIDTH)[40:], bench.values[1][38:])
 
 
-def test_what_does_not_change_is_not_touched(bench: Bench) -> None:
+def test_unchanged_tensors_are_not_derived(bench: Bench) -> None:
     assert gather_rows(1, bench.parts, RowMap([(1, n) for n in range(40)])) is bench.parts[1]
 
 
@@ -149,7 +149,7 @@ def test_a_head_of_another_name_shares_the_mean(bench: Bench) -> None:
     assert renamed._mean and torch.equal(bench.read(renamed), first)
 
 
-def test_rows_of_what_is_made_on_the_way(bench: Bench) -> None:
+def test_rows_of_derived_tensors(bench: Bench) -> None:
     """Inputs may be derived themselves, such as an embedding with an adapter."""
     inner = gather_rows(0, bench.parts, RowMap([(0, n) for n in range(39, -1, -1)]))
     outer = gather_rows(0, {0: inner, 1: bench.parts[1]}, RowMap([(0, 2), (1, 7), (OWN_MEAN, 0)]))

@@ -67,7 +67,7 @@ def test_a_derived_source_is_merged_like_a_stored_one(tmp_path: Path, staged: bo
     assert torch.equal(merged, expected.float())
 
 
-def test_what_is_moved_and_held_counts_the_parts(tmp_path: Path) -> None:
+def test_traffic_and_memory_count_the_inputs(tmp_path: Path) -> None:
     plan = doubled(two_models(tmp_path, torch.zeros(8), torch.zeros(8)))
     twice = plan.steps[0].sources[0]
     assert bytes_read(twice) == 32 and [info.name for info in stored_inputs(twice)] == ["w"]

@@ -89,12 +89,12 @@ def test_a_run_of_a_stored_tensor_is_a_stored_tensor(
     assert isinstance(slice_axis(stored[0], 0, 1, 2, "x"), StoredTensor)
 
 
-def test_parts_of_parts_are_parts(stored: tuple[TensorSource, TensorSource]) -> None:
+def test_views_of_views_are_views(stored: tuple[TensorSource, TensorSource]) -> None:
     pairs = [concat([s, s], 0, "x") for s in stored]
     assert stack(pairs, "x").inputs == (stored[0], stored[0], stored[1], stored[1])  # type: ignore[union-attr]
 
 
-def test_dtypes_that_differ_are_held_in_one_that_holds_both(tmp_path: Path) -> None:
+def test_mixed_dtypes_are_promoted(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3).bfloat16(), "b": torch.randn(3).half()}
     stored = open_checkpoint(write_checkpoint(tmp_path / "m", tensors)).tensors
     lane = Lane(torch.device("cpu"), Files())
@@ -102,7 +102,7 @@ def test_dtypes_that_differ_are_held_in_one_that_holds_both(tmp_path: Path) -> N
     assert torch.equal(got, torch.cat([tensors["a"].float(), tensors["b"].float()]))
 
 
-def test_what_does_not_fit_is_named(stored: tuple[TensorSource, TensorSource]) -> None:
+def test_shapes_that_do_not_fit_are_named(stored: tuple[TensorSource, TensorSource]) -> None:
     short = slice_axis(stored[1], 1, 0, 5, "b")
     with pytest.raises(ValueError, match=r"a is \[4, 6, 10\], but b is \[4, 5, 10\]"):
         stack([stored[0], short], "x")
