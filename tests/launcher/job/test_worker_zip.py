@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from merge_launch import cli
-from merge_worker.commands import LATE
+from merge_worker.commands import COMMANDS
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.tokenizer_factory import CONFIG, llama
 
@@ -50,7 +50,7 @@ def worker(archive: Path, place: Path) -> Callable[..., str]:
     return run
 
 
-@pytest.mark.parametrize("command", ["merge", *LATE])
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
 def test_help(command: str, worker) -> None:
     text = worker(command, "--help")
     assert text.startswith(f"usage: merge-worker {command} ")
@@ -58,8 +58,8 @@ def test_help(command: str, worker) -> None:
 
 def test_a_line_on_each_command(worker) -> None:
     text = worker("--help")
-    for name, each in LATE.items():
-        assert name in text and " ".join(each.help.split()[:3]) in text
+    for command in COMMANDS:
+        assert command.name in text and " ".join(command.help.split()[:3]) in text
 
 
 def test_merges_and_what_is_asked_of_them(worker, place: Path) -> None:
