@@ -1,4 +1,4 @@
-"""What an installation holds: two top-level names, the templates inside one of them."""
+"""Contents of an installation: two top-level names, the templates inside one of them."""
 
 import subprocess
 import sys

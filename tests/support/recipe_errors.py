@@ -77,7 +77,7 @@ OF_RECIPES = [
     Mistake("A weight forgotten", CHECK, 2, recipe="merge_method: linear\nmodels:\n"
             "- {model: m1, parameters: {weight: 1}}\n- model: m2\n"),
     Mistake("A weight in words", CHECK, 2, recipe=LINEAR.replace("1}", "much}", 1)),
-    Mistake("A weight that is no number", CHECK, 2, recipe=LINEAR.replace("1}", ".nan}", 1)),
+    Mistake("A weight that is not a number", CHECK, 2, recipe=LINEAR.replace("1}", ".nan}", 1)),
     Mistake("Weights that cancel", CHECK, 2, recipe=LINEAR.replace("1}", "-1}", 1)),
     Mistake("A gradient of nothing", CHECK, 2, recipe=LINEAR.replace("1}", "[]}", 1)),
     Mistake("A parameter with a typo", CHECK, 0, made="It is a warning, and an error with "

@@ -118,7 +118,7 @@ def group_lines(path: str, count: int, lines: Sequence[tuple[str, str]]) -> list
 
 
 def _without_place(line: str, name: str) -> str:
-    """Drop file and line number: they are those of a recipe that the user has not seen."""
+    """Drop file and line number: they are those of a recipe that the user never saw."""
     return re.sub(rf"^.*?: {re.escape(name)}:(\d+:)? *", "", line.strip())
 
 

@@ -260,7 +260,7 @@ def test_a_damaged_input_is_reported_once(launch, sweep: Path, fakes) -> None:
 
 
 def test_a_scheduler_that_refuses_in_the_middle(launch, sweep: Path, fakes, monkeypatch) -> None:
-    """What was taken is kept; the same command submits the rest."""
+    """Submitted members are kept; the same command submits the rest."""
     assert launch("sweep", "s.yml", "slurm", "--array-size", "1", "--array").code == 0
     quota = "sbatch: error: QOSMaxSubmitJobPerUserLimit\n"
     (sweep.parent / "s.yml").write_text(SWEEP.replace("[1, 3, 7]", "[1, 3, 7, 8]"))

@@ -158,10 +158,10 @@ def test_a_head_of_its_own_on_a_tied_base(tmp_path: Path) -> None:
         ({"r": 5}, "has rank 4, adapter_config.json says 5"),
         ({"use_dora": True}, "DoRA without lora_magnitude_vector"),
         ({"alpha_pattern": {"[": 3}}, "no table of patterns"),
-        ({"alpha_pattern": {"(a+)+": 3}}, "a pattern that takes for ever"),
-        ({"rank_pattern": {".*" * 30: 3}}, "a pattern that takes for ever"),
-        ({"lora_alpha": "many"}, "'many' is no number"),
-        ({"lora_alpha": 10**400}, "is no number"),
+        ({"alpha_pattern": {"(a+)+": 3}}, "a pattern too complex to match safely"),
+        ({"rank_pattern": {".*" * 30: 3}}, "a pattern too complex to match safely"),
+        ({"lora_alpha": "many"}, "'many' is not a number"),
+        ({"lora_alpha": 10**400}, "is not a number"),
     ],
 )
 def test_adapters_that_are_refused(

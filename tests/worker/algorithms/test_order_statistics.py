@@ -75,7 +75,7 @@ def expected(values: Tensor, rank: int) -> Tensor:
 
 
 def sorted_mask(values: Tensor, rank: int) -> Tensor:
-    """The same as `expected`, for large tensors: a stable sort of falling magnitudes."""
+    """Like `expected`, for large tensors: a stable sort of falling magnitudes."""
     order = torch.sort(values.float().abs(), descending=True, stable=True).indices
     mask = torch.zeros(values.numel(), dtype=torch.bool)
     mask[order[: values.numel() - rank]] = True

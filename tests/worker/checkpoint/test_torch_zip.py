@@ -107,7 +107,7 @@ def test_single_files_of_both_kinds(tmp_path: Path) -> None:
 
 
 class Evil:
-    """What a pickle may hold: a call of anything when it is loaded."""
+    """A hostile object: a call of anything when its pickle is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,7 +137,7 @@ def test_a_malicious_pickle_does_not_run(
 
 
 def rewrite(path: Path, text: bytes, **members: bytes) -> None:
-    """The same zip with another pickle, and other members."""
+    """Copy the zip with another pickle, and other members."""
     with zipfile.ZipFile(path) as archive:
         found = {info.filename: archive.read(info) for info in archive.infolist()}
     folder = next(iter(found)).split("/")[0]

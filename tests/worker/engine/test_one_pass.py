@@ -136,7 +136,7 @@ def test_sums_of_the_same_models(folder: Path, tmp_path: Path, taken: slice) -> 
 def test_inputs_count_once_against_the_memory(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: int, forgotten: bool
 ) -> None:
-    """What fits into the page cache stays in it, however many recipes read it."""
+    """Inputs that fit into the page cache stay in it, however many recipes read them."""
     size = sum(path.stat().st_size for path in folder.glob("big*/*.safetensors"))
     monkeypatch.setattr(one_pass, "_memory_bytes", lambda: share * size)
     dropped: list[str] = []

@@ -1,4 +1,4 @@
-"""What samples tell: wrong bases, copies, results that are an input. And inputs that change."""
+"""Findings from samples: wrong bases, copies, results that are an input. And inputs that change."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def model(folder: Path, name: str, scale: float = 0.01, only: str = "") -> Path:
 
 
 def told(capsys: Capture, folder: Path, method: str, *words: object) -> str:
-    """What a merge says; the warnings are in its manifest too, without the folder."""
+    """Return the warnings of a merge, which its manifest has too, without the folder."""
     capsys.readouterr()
     out = folder / f"out{os.urandom(4).hex()}"
     assert run("average", out, *words, "--progress", "off", "--method", method) == 0
@@ -44,7 +44,7 @@ def told(capsys: Capture, folder: Path, method: str, *words: object) -> str:
 
 
 def identical(folder: Path) -> list[str]:
-    """What the manifest of the last merge says that its result is."""
+    """Return `identical_to` in the manifest of the last merge."""
     last = max(folder.glob("out*"), key=lambda out: out.stat().st_mtime_ns)
     found: list[str] = manifest(last)["identical_to"]
     return found
@@ -137,7 +137,7 @@ def test_documents_that_are_made_on_the_way(tmp_path: Path, capsys: Capture) -> 
 
 
 def test_documents_that_are_kept_meanwhile(tmp_path: Path, capsys: Capture) -> None:
-    """What was told of an intermediate result outlives it."""
+    """Warnings about an intermediate result outlive it."""
     model(tmp_path, "a")
     strange = {name: torch.randn_like(values) for name, values in BASE.items()}
     write_checkpoint(tmp_path / "strange", strange)

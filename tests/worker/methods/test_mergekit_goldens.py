@@ -1,4 +1,4 @@
-"""The same recipes as mergekit 0.1.5, with the same results; `scripts/golden` made those.
+"""Recipes of mergekit 0.1.5 give its results; `scripts/golden` made those.
 
 What mergekit does wrong is not among them: see test_slices.py and the methods' own tests.
 """

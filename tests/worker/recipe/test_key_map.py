@@ -93,12 +93,12 @@ WRONG = {
     "{from: 'a.{x}', to: 'b.{y}'}": "{x}, {y} stand on one side only",
     "{from: a, to: [b, '{n}.c']}": "names of one side have different wildcards",
     "{from: [a, b], to: [c, d]}": "several names on both sides",
-    "{from: 'a.{}', to: b}": "'{}' is no wildcard",
+    "{from: 'a.{}', to: b}": "'{}' is not a wildcard",
     "{from: a}": "'to' is a tensor name",
     "{from: a, to: b, axis: -1}": "axis -1 is not 0",
     "{from: a, to: b, transpose: maybe}": "transpose 'maybe'",
-    "{from: a, to: b, groups: 2}": "groups 2 is no number of groups",
-    "{from: a, to: [b, c], groups: 0}": "groups 0 is no number of groups",
+    "{from: a, to: b, groups: 2}": "groups 2 is not a number of groups",
+    "{from: a, to: [b, c], groups: 0}": "groups 0 is not a number of groups",
     "{from: a, to: b, axes: 1}": "'axes' is unknown in a rule",
 }
 

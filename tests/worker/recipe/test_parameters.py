@@ -80,8 +80,8 @@ def test_a_single_filter_needs_no_list() -> None:
         ({"value": 1, "filtre": "a"}, "a filter is {filter"),
         ({"value": {"value": 1}}, "filters nest only one level"),
         ([{"value": [{"value": 1}]}], "filters nest only one level"),
-        (None, "None is no number, truth value, list or filter"),
-        ([[1]], "[1] is no number, truth value, list or filter"),
+        (None, "expected a number, truth value, list or filter, got None"),
+        ([[1]], "expected a number, truth value, list or filter, got [1]"),
     ],
 )
 def test_what_is_no_setting(setting: Any, words: str) -> None:

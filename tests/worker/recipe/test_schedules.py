@@ -37,7 +37,7 @@ def test_they_add_up_to_one(schedule: str, count: int) -> None:
 
 @given(st.integers(2, 40))
 def test_an_average_of_rates_is_the_decay(count: int) -> None:
-    """What the weights are for: the i-th step is part of all checkpoints from the i-th on."""
+    """The purpose of the weights: the i-th step is part of all checkpoints from the i-th on."""
     found = schedule_weights("minus-sqrt", count)
     for i in range(1, count):
         assert math.fsum(found[i:]) == pytest.approx(1 - math.sqrt(i / count))

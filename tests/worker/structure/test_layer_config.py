@@ -122,12 +122,12 @@ def test_fields_follow(config: dict[str, Any], layers: list[int], expected: dict
         ({"num_kv_shared_layers": 2}, [0, 1], "layers share weights or states with other layers"),
         ({"num_mem_blocks": 2}, [0], "layers share weights or states with other layers"),
         ({"moe_layer_start_index": 3}, [3, 0, 4], "it is one run of layers, which now are 0, 2"),
-        ({"full_attention_interval": [{}]}, [1], "[{}] is no value that models have there"),
+        ({"full_attention_interval": [{}]}, [1], "[{}] is not a value that models have there"),
         ({"attn_layer_period": 1 << 60}, [0, 0, 1], "no period has the layers 0-1"),
         (
             {"attention_types": [[[], 1 << 60]]},
             [1],
-            "[[[], 1152921504606846976]] is no value that models have there",
+            "[[[], 1152921504606846976]] is not a value that models have there",
         ),
     ],
 )

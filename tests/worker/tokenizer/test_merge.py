@@ -196,7 +196,7 @@ def test_a_model_without_a_tokenizer_has_that_of_the_base(place: Path, capsys: C
         ),
         ("tokenizer: {tokens: {x: {force: true}}}", 2, "'force' without a 'source'"),
         ("tokenizer: {tokens: {x: {source: {kind: one}}}}", 2, "{kind: zero}, or {kind: model_to"),
-        ("tokenizer: {pad_to_multiple_of: 1.5}", 2, "1.5 is no number of rows"),
+        ("tokenizer: {pad_to_multiple_of: 1.5}", 2, "expected a number of rows, got 1.5"),
         ("tokenizer_source: model:a", 2, "write the model alone: a"),
         ("tokenizer: [union]", 2, "'tokenizer' is a mapping of names to values"),
         ("tokenizer_source: ./nowhere", 3, "./nowhere: no such folder"),

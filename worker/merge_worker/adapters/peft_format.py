@@ -87,13 +87,15 @@ class Adapter:
         patterns = self.config.get(key) or {}
         try:
             if any(_SLOW.search(p) or sum(map(p.count, "*+{")) > 4 for p in patterns):
-                raise InputError(f"{self.path / CONFIG}: '{key}' has a pattern that takes for ever")
+                raise InputError(
+                    f"{self.path / CONFIG}: '{key}' has a pattern too complex to match safely"
+                )
             found = (v for p, v in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name))
             value = next(found, default)
         except (AttributeError, TypeError, re.error, RecursionError, OverflowError):
-            raise InputError(f"{self.path / CONFIG}: '{key}' is no table of patterns") from None
+            raise InputError(f"{self.path / CONFIG}: '{key}' is not a table of patterns") from None
         if not isinstance(value, int | float) or type(value) is bool or not -MOST < value < MOST:
-            raise InputError(f"{self.path / CONFIG}: '{printable(str(value))}' is no number")
+            raise InputError(f"{self.path / CONFIG}: '{printable(str(value))}' is not a number")
         return value
 
 

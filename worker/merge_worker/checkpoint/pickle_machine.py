@@ -117,7 +117,7 @@ class _Machine:
         """A persistent id: ('storage', class, key, device, count)."""
         kind, form, key = self.stack.pop()[:3]
         if kind != "storage" or form.name not in STORAGES or not isinstance(key, str):
-            raise Refused("its pickle refers to what is no storage of a tensor")
+            raise Refused("its pickle refers to something other than a tensor storage")
         self.stack.append(Storage(STORAGES[form.name], key))
 
     def call(self) -> None:

@@ -105,7 +105,7 @@ def _pickle(fd: int, members: Mapping[str, _Member], path: Path) -> tuple[str, b
         raise InputError(f"{path}: written on a big-endian machine; convert it there")
     place = members[found[0]]
     if place.size > MAX_HEADER_BYTES:
-        raise InputError(f"{path}: its pickle has {place.size} bytes, which is no list of tensors")
+        raise InputError(f"{path}: its pickle has {place.size} bytes; not a list of tensors")
     return folder, read_exactly(fd, place.size, place.offset, path)
 
 

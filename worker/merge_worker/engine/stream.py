@@ -186,7 +186,7 @@ class Engine:
         self._done(item, piece, partials)
 
     def _smaller(self, lane: Lane, item: _OpenStep, piece: Piece) -> None:
-        """Queue two halves of a piece for which the device has not enough memory."""
+        """Queue two halves of a piece for which the device lacks memory."""
         lane.clear()
         if piece.blocks == 1:
             raise UsageError(

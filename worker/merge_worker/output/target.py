@@ -66,7 +66,7 @@ ATTEMPTS = 100
 
 
 class State(Enum):
-    """What remains to be done in OUT."""
+    """The work that remains to be done in OUT."""
 
     FRESH = "fresh"
     FINISHED = "finished"  # this very merge

@@ -106,7 +106,7 @@ def wildcards(template: str) -> list[str]:
     found = re.findall(r"\{(.*?)\}", template)
     for name in found:
         if not name.isidentifier() or name.startswith("_"):
-            raise ValueError(f"'{{{name}}}' is no wildcard; give it a name, like {{x}}")
+            raise ValueError(f"'{{{name}}}' is not a wildcard; give it a name, like {{x}}")
     return found
 
 
@@ -162,7 +162,7 @@ def one_way(rule: Mapping[str, object]) -> LayoutRule:
     groups = rule.get("groups", 1)
     if type(groups) is not int or groups < 1 or (groups > 1 and len(sum(names.values(), ())) < 3):
         raise ValueError(
-            f"groups {groups!r} is no number of groups that one tensor holds of several"
+            f"groups {groups!r} is not a number of groups; one tensor must hold several"
         )
     forms = (
         Layout(names["from"], axis, transposed=turned, groups=groups),

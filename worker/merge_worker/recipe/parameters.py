@@ -159,4 +159,4 @@ def _conditional(value: dict[object, object]) -> Conditional:
 def _scalar(value: object) -> Scalar:
     if isinstance(value, (bool, int, float, str)):
         return value
-    raise ValueError(f"{value!r} is no number, truth value, list or filter")
+    raise ValueError(f"expected a number, truth value, list or filter, got {value!r}")

@@ -282,7 +282,7 @@ class _Reader:
     def text(self, top: Mapping[str, object], key: str) -> str | None:
         value = top.get(key)
         if value is not None and not isinstance(value, str):
-            self.fault((key,), f"{printable(repr(value))[:60]} is no text")
+            self.fault((key,), f"expected a string, got {printable(repr(value))[:60]}")
         return value if isinstance(value, str) else None
 
     def dtype(self, top: Mapping[str, object], key: str) -> str | None:
@@ -334,7 +334,7 @@ def read_choice(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice |
     reader.unknown(body, path, ["source", "tokens", "pad_to_multiple_of"])
     multiple = body.get("pad_to_multiple_of") or 0
     if type(multiple) is not int or multiple < 0:
-        reader.fault((*path, "pad_to_multiple_of"), f"{multiple!r} is no number of rows")
+        reader.fault((*path, "pad_to_multiple_of"), f"expected a number of rows, got {multiple!r}")
         multiple = 0
     here: Path = (*path, "tokens")
     tokens = reader.mapping(body.get("tokens") or {}, here, "'tokens'")
@@ -412,7 +412,7 @@ def read_patterns(reader: _Reader, top: Mapping[str, object], key: str) -> tuple
     found = [given] if isinstance(given, str) else reader.sequence(given, (key,)) if given else []
     for item in found:
         if not isinstance(item, str) or not item.strip("."):
-            reader.fault((key,), f"{item!r} is no tensor name or pattern, like *.mlp.*")
+            reader.fault((key,), f"expected a tensor name or a pattern like *.mlp.*, got {item!r}")
     return tuple(str(item) for item in found)
 
 

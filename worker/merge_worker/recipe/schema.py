@@ -37,7 +37,7 @@ class ModelRef:
 class Source:
     """One model of a slice; `layers` is half-open, None for all of them.
 
-    `implied` is the base that nobody listed: where whole models are merged, it takes part.
+    `implied` is the base that is not listed: where whole models are merged, it takes part.
     """
 
     model: ModelRef

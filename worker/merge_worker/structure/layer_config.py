@@ -92,7 +92,7 @@ def _changed(handler: Any, view: View, key: str) -> Mapping[str, Any]:
         return found
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
         shown = printable(str(view.first[key]))[:60]
-        raise Inexpressible(f"{shown} is no value that models have there") from None
+        raise Inexpressible(f"{shown} is not a value that models have there") from None
 
 
 def _handler(key: str, value: Any, view: View) -> Any:
