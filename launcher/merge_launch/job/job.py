@@ -45,6 +45,8 @@ class Job:
     part: Part = Part.ALL
     further: tuple[Merge, ...] = ()
     """Further merges, made in the same pass over the inputs."""
+    worker_file: str | None = None
+    """File with the packed worker, which members of an array share; else the job carries it."""
 
     def __post_init__(self) -> None:
         faults = []

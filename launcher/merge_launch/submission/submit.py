@@ -119,7 +119,7 @@ def unsubmitted(request: Request, job: Job) -> Record:
 
 
 @contextlib.contextmanager
-def job_files(script: Path, text: str, job: Job | None = None) -> Iterator[None]:
+def job_files(script: Path, text: str | bytes, job: Job | None = None) -> Iterator[None]:
     """Write a script and the notify address of `job`; undo this if the scheduler refuses it.
 
     The folder is made here: schedulers lose or hold a job whose log has no folder.
@@ -151,11 +151,12 @@ def job_files(script: Path, text: str, job: Job | None = None) -> Iterator[None]
         raise
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str | bytes) -> None:
     """Write the text of a job. File names in it need not be UTF-8; their bytes stay as they are."""
     from merge_worker.output.files import write_file
 
-    write_file(path, text.encode(errors="surrogateescape"))
+    data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
+    write_file(path, data)
 
 
 def submit_script(backend: Scheduler[Any], record: Record, words: Sequence[str] = ()) -> Record:

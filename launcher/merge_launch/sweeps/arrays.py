@@ -1,4 +1,4 @@
-"""Members of a sweep → job arrays: one submission of many, each with the text of its own job."""
+"""Members of a sweep → job arrays: one submission of many jobs, which share one worker file."""
 
 from __future__ import annotations
 
@@ -72,22 +72,28 @@ def _submit_array(
         for member in members
     ]
     records = [unsubmitted(request, chain[0]) for chain in chains]
-    texts = [request.render(chain[0]) for chain in chains]
     out, stem = Path(sweep.out), safe_name(sweep.stem)
     folder = out.with_name(f"{safe_name(out.name)}.job")
+    worker = chains[0][0].payload.embedded
+    # Builds of the worker differ in name: a later array leaves the worker of a queued one alone.
+    worker_file = folder / f"{worker.digest[:16]}-{worker.name}"
+    merges = [dataclasses.replace(chain[0], worker_file=str(worker_file)) for chain in chains]
+    texts = [request.render(merge) for merge in merges]
     script = folder / f"{stem}-{number}.{backend.suffix}"
     name = stem[:SHORT_NAME].rstrip("-.")
     words = [*arrays.options(len(members), at_once, name), *arrays.output(str(folder))]
     with contextlib.ExitStack() as files:
-        for chain, record, text in zip(chains, records, texts, strict=True):
-            files.enter_context(job_files(Path(record.script), text, chain[0]))
+        if not (worker_file.is_file() and worker_file.read_bytes() == worker.data):
+            files.enter_context(job_files(worker_file, worker.data))
+        for merge, record, text in zip(merges, records, texts, strict=True):
+            files.enter_context(job_files(Path(record.script), text, merge))
         files.enter_context(job_files(script, array_text(texts[0], records, arrays.index_variable)))
         array = dataclasses.replace(records[0], script=str(script))
         array_id = submit_script(backend, array, words).job_id
     failures: list[LauncherError] = []
     for position, (member, chain, record) in enumerate(zip(members, chains, records, strict=True)):
-        merge = with_id(record, arrays.member_id(array_id, position))
-        yield member, [merge, *submit_after(request, [merge], chain[1:], failures)]
+        submitted = with_id(record, arrays.member_id(array_id, position))
+        yield member, [submitted, *submit_after(request, [submitted], chain[1:], failures)]
     if failures:
         raise failures[0]
 
@@ -103,7 +109,7 @@ def array_text(first: str, members: Sequence[Record], number: str) -> str:
 
 ARRAY = """
 # An array of {count} merges, made by merge-launch. Each runs the text of its own job, which carries
-# worker, recipe and options. Any of them may also be submitted alone.
+# recipe and options; the worker lies once beside this file. Any of them may be submitted alone.
 set -euo pipefail
 member=$(sed -n "$((${number} + 1))p" <<'MERGE_MEMBERS'
 {scripts}

@@ -147,6 +147,25 @@ def test_the_text_of_an_array(launch, sweep: Path, fakes) -> None:
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
 
+def test_an_array_has_one_worker(launch, sweep: Path, fakes, runs) -> None:
+    words = ("sweep", "s.yml", "slurm", "--array", *PYTHON)
+    assert launch(*words).code == 0
+    (worker,) = (sweep.parent / "runs.job").glob("*-merge-worker.pyz.bz2")
+    for script in sweep.glob("*.job/*.sbatch"):
+        text = script.read_text()
+        assert len(text) < 20_000 and "MERGE_WORKER_PYZ" not in text
+        assert f"cat -- {worker} > " in text
+    # A damaged worker does not run; the next submission writes it again.
+    worker.write_bytes(worker.read_bytes()[:-1])
+    launch("retry", "34_1")
+    assert "SHA-256 differs" in launch("logs", "35").out
+    assert launch(*words, "--overwrite").code == 0
+    assert states(launch) == dict.fromkeys(("w1", "w3", "w7"), "done")
+    worker.unlink()
+    launch("retry", "34_1")
+    assert "the worker of this array cannot be read" in launch("logs", "37").out
+
+
 def test_only_what_failed_is_submitted_again(launch, sweep: Path, fakes, runs) -> None:
     (sweep / "w3").mkdir(parents=True)
     (sweep / "w3" / ".merge-partial").touch()
