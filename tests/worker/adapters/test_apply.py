@@ -157,7 +157,7 @@ def test_a_head_of_its_own_on_a_tied_base(tmp_path: Path) -> None:
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"r": 5}, "has rank 4, adapter_config.json says 5"),
         ({"use_dora": True}, "DoRA without lora_magnitude_vector"),
-        ({"alpha_pattern": {"[": 3}}, "no table of patterns"),
+        ({"alpha_pattern": {"[": 3}}, "not a table of patterns"),
         ({"alpha_pattern": {"(a+)+": 3}}, "a pattern too complex to match safely"),
         ({"rank_pattern": {".*" * 30: 3}}, "a pattern too complex to match safely"),
         ({"lora_alpha": "many"}, "'many' is not a number"),
