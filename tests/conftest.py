@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # The hub's client and transformers read these once, whichever test is the first to import them.
 # Where a test has a hub of its own, it says so to a process of its own.
@@ -17,8 +17,9 @@ os.environ |= {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
-# Hypothesis' 200 ms for an example measure the machine, not the code.
-settings.register_profile("untimed", deadline=None)
+# Time limits of hypothesis measure the machine, not the code.
+slow = [HealthCheck.too_slow]
+settings.register_profile("untimed", deadline=None, suppress_health_check=slow)
 settings.load_profile("untimed")
 
 
