@@ -96,7 +96,7 @@ def test_the_inputs_are_read_once(
 
     monkeypatch.setattr(reader.Files, "read", noted)
     monkeypatch.setattr(
-        sampling.InputSample, "chosen", lambda self: iter(())
+        sampling.InputSample, "sampled", lambda self: iter(())
     )  # reads samples by itself
     words = []
     for number in range(3):

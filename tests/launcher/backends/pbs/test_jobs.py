@@ -184,7 +184,7 @@ def test_a_job_that_pbs_starts_again(pbs, launch, fakes, tmp_path: Path) -> None
     fakes.pbs("schedule", "begin")
     until(lambda: runs(tmp_path) == 2)
     assert state(launch, job) == "running"
-    assert "This is its run number 2." in launch("why", job).out
+    assert "This is run number 2." in launch("why", job).out
     assert launch("logs", job).out.count("begun on") == 2
     launch("cancel", job)
 
@@ -237,7 +237,7 @@ def test_then_does_not_follow_a_failure(pbs, launch, fakes, work: Path) -> None:
     fakes.pbs("schedule")
     assert [state(launch, job) for job in (FIRST, SECOND)] == ["failed", "cancelled"]
     assert not (work / "after").exists()
-    assert "what it waited for failed" in launch("why", SECOND).out
+    assert "the job it depended on failed" in launch("why", SECOND).out
 
 
 def test_cancelling_the_merge_cancels_what_waits(pbs, launch, fakes) -> None:
