@@ -40,12 +40,12 @@ def test_everything_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_launcher_too(folder: Path) -> None:
-    from merge_launch.commands.check import check
+    from merge_launch.commands.check import check_command
     from merge_worker.errors import UsageError
 
     given = {"profile": None}
     with pytest.raises(UsageError, match=r"(?s)lineal.*base: no such folder.*/nowhere"):
-        check(["r.yml"], given)
+        check_command(["r.yml"], given)
 
 
 def test_results_of_other_documents_are_no_models(tmp_path: Path) -> None:
