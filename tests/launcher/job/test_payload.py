@@ -166,14 +166,15 @@ def runs(work: Path, models: list[Path]) -> Path:
 
 
 @pytest.mark.parametrize(("backend", "ending"), [("slurm", "sbatch"), ("pbs", "pbs")])
-def test_a_script_of_an_array_holds_the_worker_once(
+def test_an_array_keeps_the_worker_in_one_file(
     backend: str, ending: str, launch, runs: Path, fakes
 ) -> None:
     assert launch("sweep", "s.yml", backend, "--array").code == 0
     members = [runs / f"w{n}.job" / f"w{n}.{ending}" for n in (1, 3, 7)]
-    assert [workers_in(each) for each in members] == [1, 1, 1]
     array = runs.with_name("runs.job") / f"s-0.{ending}"
-    assert workers_in(array) == 0, "it runs the texts of its members"
+    assert [workers_in(script) for script in (*members, array)] == [0, 0, 0, 0]
+    (worker,) = array.parent.glob("*-merge-worker.pyz.bz2")
+    assert worker.read_bytes() == payload.build().packed
 
 
 def test_one_pass_over_several_recipes_holds_it_once(launch, runs: Path, fakes) -> None:
