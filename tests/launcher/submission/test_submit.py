@@ -70,7 +70,7 @@ def test_the_exit_code_tells_when_the_scheduler_has_forgotten(
         fakes.answer("squeue", 1, err="slurm_load_jobs error: Invalid job id specified\n")
     forgotten = launch("status", IDS[backend])
     assert forgotten.code == 0, forgotten.err
-    assert "  unknown  (unknown to the scheduler" in forgotten.out
+    assert "  unknown  (unknown to the scheduler, and no exit code)" in forgotten.out
     (work / "out.job" / f"{IDS[backend]}.exit").write_text("75\n")
     assert "  stopped, resumable  (exit code 75)" in launch("status", IDS[backend]).out
 

@@ -123,7 +123,7 @@ def test_a_job_that_fails(slurm, launch, models, work: Path) -> None:
     # What was to follow does not wait for ever.
     later = str(int(job_id) + 1)
     slurm.wait(later, "CANCELLED")
-    assert "never run" in launch("why", later).out
+    assert "Can never run: the job it depends on did not succeed." in launch("why", later).out
 
 
 def test_what_follows_runs_after_the_merge(slurm, launch, models, work: Path) -> None:
