@@ -27,7 +27,7 @@ def measured(*words: object) -> tuple[float, float, str]:
     """Return the processor seconds, peak GiB and standard output of a worker command."""
     code = (
         "import resource, subprocess, sys\n"
-        "done = subprocess.run([sys.executable, '-m', 'worker', *sys.argv[1:]])\n"
+        "done = subprocess.run([sys.executable, '-m', 'merge_worker', *sys.argv[1:]])\n"
         "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
         "seconds, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / (1 << 20)\n"
         "print('MEASURED', done.returncode, seconds, peak)\n"

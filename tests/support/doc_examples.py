@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTAL
 _OTHER_EACH_TIME = (
     (re.compile(r"[\d.]+ (s\b|GiB/s)"), "#"),
     (re.compile(r"^(memory +).*", re.MULTILINE), r"\1#"),
-    (re.compile(r"[\d.]+( KiB, as the manifest)"), r"#\1"),
+    (re.compile(r"[\d.]+( KiB; no NaN)"), r"#\1"),
     (re.compile(r"[\d.]+ [KMGT]iB free"), "# free"),
 )
 

@@ -14,7 +14,7 @@ import atheris
 
 from support.fuzz_cases import BITS, MAKERS, WORDS
 
-with atheris.instrument_imports(include=["worker", "yaml", "pickletools", "zipfile"]):
+with atheris.instrument_imports(include=["merge_worker", "yaml", "pickletools", "zipfile"]):
     from merge_worker.errors import WorkerError
     from support import fuzz_runner
 

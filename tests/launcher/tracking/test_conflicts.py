@@ -36,7 +36,7 @@ def test_the_first_still_waits(backend: str, twice) -> None:
     # Another recipe is another merge of the same folder, which is worse.
     told, calls = twice(backend, "out/", "--weights", "2,1,1")
     assert told == (
-        f"merge-launch: warning: {first} is queued for the same OUT, and only one of them can make "
+        f"merge-launch: warning: {first} is queued for the same OUT, and only one of them can write "
         f"it: merge-launch status {first}, merge-launch cancel {first}\n"
     )
     assert calls == [submits, ASKED[backend]]

@@ -29,7 +29,7 @@ def wrapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 
 @pytest.fixture
-def torque(wrapped, _alone: None, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def torque(wrapped, isolated: None, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster, programs = wrapped
     for name, value in cluster.variables.items():
         monkeypatch.setenv(name, value)

@@ -38,7 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def slurm(cluster: Cluster, _alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def slurm(cluster: Cluster, isolated: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for name, value in cluster.variables.items():
         monkeypatch.setenv(name, value)
     yield cluster
