@@ -76,7 +76,7 @@ class Files:
         if hasattr(os, "posix_fadvise") and not self.hub.is_not_downloaded(path):
             os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_WILLNEED)
 
-    def forget(self, path: str) -> None:
+    def discard(self, path: str) -> None:
         """Close a file that is not read any more."""
         with self._lock:
             fd = self._open.pop(path, None)

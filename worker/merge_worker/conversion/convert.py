@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from ..checkpoint.folder import Checkpoint
 from ..errors import InputError, UsageError
 from ..messages import counted
-from ..recipe.key_map import Key, Layout, LayoutRule, Members, find, general, missing
+from ..recipe.key_map import Key, Layout, LayoutRule, Members, find, missing, without_numbers
 from ..recipe.schema import KeyRule
 from ..tensors.source import TensorSource
 from ..tensors.views import concat, reshape
@@ -133,9 +133,9 @@ class _Model:
 
         A layer missing from the first model is converted to the layout of its other layers.
         """
-        alike = {general(key): forms for key, forms in reversed(list(there.items()))}
+        alike = {without_numbers(key): forms for key, forms in reversed(list(there.items()))}
         for key, forms in here.items():
-            wanted = there.get(key) or alike.get(general(key))
+            wanted = there.get(key) or alike.get(without_numbers(key))
             forms = {form: held for form, held in forms.items() if self.is_open(held)}
             if not wanted or not forms:
                 continue

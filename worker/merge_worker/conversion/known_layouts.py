@@ -21,7 +21,7 @@ from ..recipe.key_map import ANY, Layout, LayoutRule
 
 
 def _apart(*names: str, beside: str = "") -> Layout:
-    return Layout(tuple(ANY + name for name in names), beside=beside)
+    return Layout(tuple(ANY + name for name in names), sibling=beside)
 
 
 def _in_one(name: str, *, woven: bool = False, turned: bool = False, beside: str = "") -> Layout:

@@ -75,10 +75,10 @@ def _cut(
     if axis >= len(source.shape):
         raise ValueError(f"{source.name} is {list(source.shape)}; it has no axis {axis}")
     extent = source.shape[axis]
-    if form.woven or shapes is None:
+    if form.interleaved or shapes is None:
         if extent % size:
             raise ValueError(f"{source.name} is {list(source.shape)}; not {size} equal parts")
-        if form.woven:
+        if form.interleaved:
             return [strided(source, axis, size, place, source.name) for place in range(size)]
         sizes = [extent // size] * size
     else:
@@ -123,7 +123,7 @@ def _together(singles: list[TensorSource], form: Layout, size: int) -> list[Tens
     if len(form.names) == size:
         return singles
     name, axis = singles[0].name, form.axis
-    if form.woven:
+    if form.interleaved:
         return [interleave(singles, axis, name)]
     joined = concat(
         [_grouped(s, axis, form.groups) for s in singles], axis + (form.groups > 1), name

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..recipe.key_map import find, name_of, one_way
+from ..recipe.key_map import find, name_of, parse_rule
 from ..tensors.source import TensorSource
 
 MOST_RULES = 12
@@ -52,7 +52,7 @@ def _applied(rules: Mapping[str, str], sources: Sequence[TensorSource]) -> set[s
     """The names after all rules."""
     names = {source.name for source in sources}
     for old, new in rules.items():
-        rule = one_way({"from": old, "to": new})
+        rule = parse_rule({"from": old, "to": new})
         for key, forms in find(rule, sorted(names)).items():
             for members in forms.values() if rule.forms[0] in forms else ():
                 names -= set(members.values())

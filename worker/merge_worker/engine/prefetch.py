@@ -60,7 +60,7 @@ class Fetcher:
             self._ahead -= sum(path in self._order for path in done)
             self._changed.notify_all()
         for path in done:
-            self._files.forget(path)
+            self._files.discard(path)
             self._files.hub.remove_download(path)
 
     def _run(self) -> None:

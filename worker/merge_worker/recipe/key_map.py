@@ -21,17 +21,17 @@ ANY = "{_}"
 class Layout(NamedTuple):
     """The tensors of a group by name: as many names as tensors, or one that holds all of them.
 
-    Those in one lie along `axis` one after the other, or in turns if `woven`, or in so many
+    Those in one lie along `axis` one after the other, or in turns if `interleaved`, or in so many
     `groups` one after the other, each with its share of all; `transposed` ones have rows and
-    columns exchanged, and `axis` counts after that. A form with `beside` holds where there is a
+    columns exchanged, and `axis` counts after that. A form with `sibling` holds where there is a
     tensor whose name goes on like this.
     """
 
     names: tuple[str, ...]
     axis: int = 0
-    woven: bool = False
+    interleaved: bool = False
     transposed: bool = False
-    beside: str = ""
+    sibling: str = ""
     groups: int = 1
 
     @property
@@ -71,7 +71,7 @@ def find(rule: LayoutRule, names: Sequence[str]) -> dict[Key, dict[Layout, Membe
                 if literal not in name or not (hit := pattern.fullmatch(name)):
                     continue
                 values = hit.groupdict()
-                if form.beside and not _begins(names, values["_"] + form.beside):
+                if form.sibling and not _begins(names, values["_"] + form.sibling):
                     continue
                 number = int(values.pop(rule.stacked, 0))
                 key = tuple(sorted(values.items()))
@@ -127,12 +127,12 @@ def _compiled(template: str, stacked: str) -> tuple[str, re.Pattern[str]]:
     return max(words[::2], key=len), re.compile(pattern)
 
 
-def general(key: Key) -> Key:
+def without_numbers(key: Key) -> Key:
     """The key without its numbers: what layers of one kind have in common."""
     return tuple((name, re.sub(r"(?<![^.])\d+(?![^.])", "*", value)) for name, value in key)
 
 
-def one_way(rule: Mapping[str, object]) -> LayoutRule:
+def parse_rule(rule: Mapping[str, object]) -> LayoutRule:
     """The rule of a recipe: `from` and `to`, names or lists of names. ValueError."""
     known = ("from", "to", "axis", "transpose", "groups", "model")
     if unknown := [key for key in rule if key not in known]:

@@ -10,7 +10,7 @@ from ..dtypes import FLOATS
 from ..errors import UsageError
 from ..messages import nearest, printable
 from ..method import Method
-from .key_map import one_way
+from .key_map import parse_rule
 from .parameters import Given, Parameters, Setting, convert, parse_setting, scalars
 from .schema import (
     KeyRule,
@@ -394,7 +394,7 @@ def read_key_map(reader: _Reader, top: Mapping[str, object]) -> Iterator[KeyRule
         model = reader.model(body["model"], (*path, "model")) if body.get("model") else None
         place = reader.document.place(path)
         try:
-            yield KeyRule(one_way(body), str(model) if model else None, place)
+            yield KeyRule(parse_rule(body), str(model) if model else None, place)
         except ValueError as error:
             reader.fault(path, str(error))
 
