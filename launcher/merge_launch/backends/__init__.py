@@ -10,20 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from .base import Backend, JobState, LocalBackend, Scheduler, Service, Status, Submitted
-
-__all__ = [
-    "Backend",
-    "JobState",
-    "LocalBackend",
-    "Scheduler",
-    "Service",
-    "Status",
-    "Submitted",
-    "get",
-    "names",
-]
-
+from .base import Backend
 
 SHARED = ("arrays", "base")
 """Modules that all backends use."""
@@ -32,9 +19,7 @@ SHARED = ("arrays", "base")
 @cache
 def names() -> tuple[str, ...]:
     """Return the names of all backends, sorted, without importing any of them."""
-    return tuple(
-        sorted(module.name for module in iter_modules(__path__) if module.name not in SHARED)
-    )
+    return tuple(sorted({module.name for module in iter_modules(__path__)}.difference(SHARED)))
 
 
 def get(name: str) -> Backend[Any]:

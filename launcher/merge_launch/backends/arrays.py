@@ -16,6 +16,10 @@ class Arrays(ABC):
     """The fewest members that an array can have."""
     members_awaitable: ClassVar[bool] = True
     """Whether a job can depend on one member."""
+    size_limit_argv: ClassVar[tuple[str, ...]]
+    """The command that prints the site's limit of members."""
+    size_limit_pattern: ClassVar[str]
+    """Matches the line of the limit in its output; group 1 is the number."""
 
     @abstractmethod
     def options(self, count: int, at_once: int | None, name: str) -> list[str]:
@@ -29,19 +33,19 @@ class Arrays(ABC):
     def member_id(self, array_id: str, number: int) -> str:
         """Return the job id of a member."""
 
-    def size_limit_argv(self) -> list[str] | None:
-        """Return a command that prints the site's limit of members, if there is one."""
-        return None
-
     def parse_size_limit(self, text: str) -> int | None:
         """Return the limit in the output of `size_limit_argv`, or None if it is not there."""
-        return None
+        match = re.search(self.size_limit_pattern, text, re.MULTILINE)
+        return int(match[1]) if match else None
 
 
 class SlurmArrays(Arrays):
     """Arrays of Slurm: 12, and its members 12_0, 12_1 and so on."""
 
     index_variable = "SLURM_ARRAY_TASK_ID"
+    size_limit_argv = ("scontrol", "show", "config")
+    # The highest number must be below MaxArraySize; numbers begin at 0.
+    size_limit_pattern = r"^MaxArraySize\s*=\s*(\d+)"
 
     def options(self, count: int, at_once: int | None, name: str) -> list[str]:
         return [f"--array=0-{count - 1}" + (f"%{at_once}" if at_once else ""), f"--job-name={name}"]
@@ -52,14 +56,6 @@ class SlurmArrays(Arrays):
     def member_id(self, array_id: str, number: int) -> str:
         return f"{array_id}_{number}"
 
-    def size_limit_argv(self) -> list[str] | None:
-        return ["scontrol", "show", "config"]
-
-    def parse_size_limit(self, text: str) -> int | None:
-        # The highest number must be below MaxArraySize; numbers begin at 0.
-        match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-        return int(match[1]) if match else None
-
 
 class PbsArrays(Arrays):
     """Arrays of OpenPBS and PBS Pro: 12[].server, and its members 12[0].server and so on."""
@@ -67,11 +63,12 @@ class PbsArrays(Arrays):
     index_variable = "PBS_ARRAY_INDEX"
     minimum_size = 2
     members_awaitable = False
+    size_limit_argv = ("qstat", "-B", "-f")
+    size_limit_pattern = r"^ *max_(?:job_)?array_size = (\d+)"
     flag: ClassVar[str] = "-J"
 
     def options(self, count: int, at_once: int | None, name: str) -> list[str]:
-        limit = f"%{at_once}" if at_once else ""
-        return [self.flag, f"0-{count - 1}{limit}", "-N", name]
+        return [self.flag, f"0-{count - 1}" + (f"%{at_once}" if at_once else ""), "-N", name]
 
     def output(self, folder: str) -> list[str]:
         # PBS copies one file per member there at the end; members write their own logs.
@@ -80,13 +77,6 @@ class PbsArrays(Arrays):
     def member_id(self, array_id: str, number: int) -> str:
         head, dot, server = array_id.partition(".")
         return f"{head.removesuffix('[]')}[{number}]{dot}{server}"
-
-    def size_limit_argv(self) -> list[str]:
-        return ["qstat", "-B", "-f"]
-
-    def parse_size_limit(self, text: str) -> int | None:
-        match = re.search(r"^ *max_(?:job_)?array_size = (\d+)", text, re.MULTILINE)
-        return int(match[1]) if match else None
 
 
 class TorqueArrays(PbsArrays):

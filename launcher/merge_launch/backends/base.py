@@ -9,13 +9,14 @@ from __future__ import annotations
 import enum
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from merge_worker.messages import printable
 from merge_worker.units import parse_duration
 
+from ..settings.options import option
 from .arrays import Arrays
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class Backend(ABC, Generic[R]):
     help: ClassVar[str]
     dependencies: ClassVar[bool] = False
     """Whether a job can depend on another's success; if not, `--then` runs in the same job."""
+    max_bytes: ClassVar[int | None] = None
+    """The longest job that the backend takes, in bytes; None if unlimited."""
     resources: type[R]
 
     @abstractmethod
@@ -114,9 +117,6 @@ class Backend(ABC, Generic[R]):
     def obstacles(self, job: Job, resources: R) -> list[str]:
         """Return the mistakes that prevent submitting the job, but not rendering it."""
         return []
-
-    max_bytes: ClassVar[int | None] = None
-    """The longest job that the backend takes, in bytes; None if unlimited."""
 
     def python(self) -> str:
         """Return the default Python interpreter."""
@@ -161,6 +161,8 @@ class Scheduler(Backend[R]):
     """A backend with a command to submit jobs, some to query them and one to cancel them."""
 
     suffix: ClassVar[str]
+    job_id_pattern: ClassVar[str]
+    """Matches the last line that the submitting command prints; group 1 is the job id."""
     sources: ClassVar[tuple[str, ...]] = ()
     """Commands that report jobs; a later one is queried for jobs missing from the earlier ones."""
     formats: ClassVar[tuple[str, ...]] = ("",)
@@ -190,9 +192,11 @@ class Scheduler(Backend[R]):
         The job starts when the job `after` has succeeded; only backends with `dependencies` get it.
         """
 
-    @abstractmethod
     def parse_submit(self, text: str) -> str | None:
         """Return the job id in the output of the submitting command, or None."""
+        lines = text.strip().splitlines()
+        match = re.fullmatch(self.job_id_pattern, lines[-1].strip()) if lines else None
+        return match[1] if match else None
 
     @abstractmethod
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:
@@ -233,14 +237,39 @@ class LocalBackend(Scheduler[R]):
         """Return the command that runs the script at `path` in the foreground."""
 
 
-# Characters allowed in a directive. It is not shell, and schedulers give others a meaning.
-PATH_IN_DIRECTIVE = r"[A-Za-z0-9_./@+=~ -]+"
-DIRECTIVE = r"-[\x20-\x7e]+"
+TOKEN = r"[A-Za-z0-9][A-Za-z0-9_.@-]*"
+"""Matches the name of a queue, partition, project or account."""
+
+
+def directive_option(prefix: str, example: str) -> Any:
+    """Return the field of --directive, which adds lines to the directives of a job."""
+    return option(
+        (),
+        f"one more {prefix} line (repeatable), such as '{example}'",
+        "LINE",
+        r"-[\x20-\x7e]+",
+        "one line of plain characters that begins with '-'",
+        accumulates=True,
+    )
+
+
+def directive_faults(lines: Iterable[str], reasons: Callable[[str], Iterable[str]]) -> list[str]:
+    """Return a fault for each of the reasons against a --directive.
+
+    `reasons` may raise ValueError for a line that the shell could not read.
+    """
+    faults: list[str] = []
+    for line in lines:
+        try:
+            faults += [f"--directive '{line}': {reason}" for reason in reasons(line)]
+        except ValueError as error:
+            faults.append(f"--directive '{line}': {str(error).lower()}")
+    return faults
 
 
 def log_faults(job: Job) -> list[str]:
-    """Return a fault if a directive cannot hold the path of the log."""
-    if re.fullmatch(PATH_IN_DIRECTIVE, job.log):
+    """Return a fault if the path of the log has characters that a directive gives a meaning."""
+    if re.fullmatch(r"[A-Za-z0-9_./@+=~ -]+", job.log):
         return []
     return [
         f"'{printable(job.log)}': schedulers do not accept this path of the log; "

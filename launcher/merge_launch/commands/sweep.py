@@ -20,7 +20,7 @@ from ..errors import ClusterError, LauncherError, UsageError, refuse
 from ..job.source import current_folder
 from ..profiles import layers
 from ..settings.groups import JobOptions, SweepOptions, WorkerOptions
-from ..settings.options import OptionSpec, option
+from ..settings.options import option
 from ..submission.prepare import Request, read_settings
 from ..sweeps import arrays, jobs, state
 from ..sweeps import results as sweep_results
@@ -34,23 +34,19 @@ from .wiring import guarded, say, with_options
 class ResultOptions:
     """Options of the table of results."""
 
-    out: str | None = option(
-        None, OptionSpec("the folder of the members, if it was given", "-o", "DIR")
-    )
-    sort: str | None = option(None, OptionSpec("sort by this column", metavar="COLUMN"))
-    descending: bool = option(False, OptionSpec("greatest values first"))
-    column: tuple[str, ...] = option(
-        (), OptionSpec("show this result (repeatable)", metavar="NAME")
-    )
-    csv: bool = option(False, OptionSpec("print all columns as CSV"))
-    json: bool = option(False, OptionSpec("print all columns as JSON"))
+    out: str | None = option(None, "the folder of the members, if it was given", "DIR", short="-o")
+    sort: str | None = option(None, "sort by this column", "COLUMN")
+    descending: bool = option(False, "greatest values first")
+    column: tuple[str, ...] = option((), "show this result (repeatable)", "NAME")
+    csv: bool = option(False, "print all columns as CSV")
+    json: bool = option(False, "print all columns as JSON")
 
 
 @dataclass(frozen=True)
 class TableOptions:
     """Options of the table of members that --dry-run prints."""
 
-    json: bool = option(False, OptionSpec("with --dry-run: print the members as JSON"))
+    json: bool = option(False, "with --dry-run: print the members as JSON")
 
 
 CONTEXT = inspect.Parameter(

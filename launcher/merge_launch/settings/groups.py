@@ -8,7 +8,7 @@ from typing import Any
 from merge_worker.options import BY_NAME
 from merge_worker.units import positive_integer
 
-from .options import OptionSpec, option, options_of
+from .options import option, options_of
 
 DIRECT = "direct merge: "
 
@@ -16,21 +16,22 @@ DIRECT = "direct merge: "
 def shared(name: str, prefix: str = "") -> Any:
     """Return a field for an option of merge-worker; `prefix` is put before its help."""
     known = BY_NAME[name]
-    spec = OptionSpec(
+    choices = "|".join(known.choices) or None
+    return option(
+        False if known.type is bool else None,
         prefix + known.help,
-        metavar=known.metavar or "|".join(known.choices) or None,
-        pattern=known.pattern or "|".join(known.choices) or None,
-        expected=known.expected,
+        known.metavar or choices,
+        known.pattern or choices,
+        known.expected,
         minimum=1 if known.type is positive_integer else None,
     )
-    return option(False if known.type is bool else None, spec)
 
 
 @dataclass(frozen=True)
 class MergeOptions:
     """Options of a merge besides the SOURCE words."""
 
-    out: str | None = option(None, OptionSpec("the folder of the merged model", "-o", "DIR"))
+    out: str | None = option(None, "the folder of the merged model", "DIR", short="-o")
     method: str | None = shared("method", DIRECT)
     weights: str | None = shared("weights", DIRECT)
     schedule: str | None = shared("schedule", DIRECT)
@@ -41,48 +42,35 @@ class MergeOptions:
 class JobOptions:
     """Options of a job."""
 
-    name: str | None = option(None, OptionSpec("the job's name; made from OUT if missing"))
-    python: str | None = option(
-        None, OptionSpec("the interpreter on the node (python3)", metavar="PROGRAM")
-    )
+    name: str | None = option(None, "the job's name; made from OUT if missing")
+    python: str | None = option(None, "the interpreter on the node (python3)", "PROGRAM")
     env: tuple[str, ...] = option(
         (),
-        OptionSpec(
-            "set a variable in the job (repeatable)",
-            metavar="K=V",
-            pattern=r"(?s)[A-Za-z_][A-Za-z0-9_]*=.*",
-            expected="NAME=VALUE",
-            accumulates=True,
-        ),
+        "set a variable in the job (repeatable)",
+        "K=V",
+        r"(?s)[A-Za-z_][A-Za-z0-9_]*=.*",
+        "NAME=VALUE",
+        accumulates=True,
     )
     setup: tuple[str, ...] = option(
-        (),
-        OptionSpec(
-            "a shell line to run before the worker (repeatable)", metavar="LINE", accumulates=True
-        ),
+        (), "a shell line to run before the worker (repeatable)", "LINE", accumulates=True
     )
-    then: str | None = option(
-        None, OptionSpec("a command to run in OUT after a successful merge", metavar="COMMAND")
-    )
+    then: str | None = option(None, "a command to run in OUT after a successful merge", "COMMAND")
     notify: str | None = option(
         None,
-        OptionSpec(
-            "send a message to this address (such as a Slack webhook) when the job ends",
-            metavar="URL",
-            pattern=r"https?://[\x21-\x7e]+",
-            expected="an address that begins with https://",
-        ),
+        "send a message to this address (such as a Slack webhook) when the job ends",
+        "URL",
+        r"https?://[\x21-\x7e]+",
+        "an address that begins with https://",
     )
     engine: str = option(
         "merge-worker",
-        OptionSpec(
-            "the program that merges: merge-worker, or mergekit, found or installed on the node",
-            pattern="merge-worker|mergekit",
-            expected="merge-worker or mergekit",
-        ),
+        "the program that merges: merge-worker, or mergekit, found or installed on the node",
+        pattern="merge-worker|mergekit",
+        expected="merge-worker or mergekit",
     )
-    dry_run: bool = option(False, OptionSpec("print the job, do nothing else"))
-    follow: bool = option(False, OptionSpec("show the log until the job ends", "-f"))
+    dry_run: bool = option(False, "print the job, do nothing else")
+    follow: bool = option(False, "show the log until the job ends", short="-f")
 
     def variables(self) -> dict[str, str]:
         """Return the variables of --env; later ones win."""
@@ -117,14 +105,12 @@ class WorkerOptions:
 
     def argv(self) -> tuple[str, ...]:
         """Return the options as words of a command line."""
-        words: list[str] = []
-        for worker_option in options_of(type(self)):
-            value = getattr(self, worker_option.name)
-            if value is True:
-                words.append(worker_option.flag)
-            elif value is not None and value is not False:
-                words.append(f"{worker_option.flag}={value}")
-        return tuple(words)
+        values = {known.flag: getattr(self, known.name) for known in options_of(WorkerOptions)}
+        return tuple(
+            flag if value is True else f"{flag}={value}"
+            for flag, value in values.items()
+            if value is not None and value is not False
+        )
 
 
 @dataclass(frozen=True)
@@ -139,15 +125,11 @@ class SweepOptions:
     """Options of a sweep."""
 
     out: str | None = option(
-        None, OptionSpec("the folder that gets a folder for each member", "-o", "DIR")
+        None, "the folder that gets a folder for each member", "DIR", short="-o"
     )
-    array: bool = option(False, OptionSpec("submit job arrays, as large as the site allows"))
-    array_size: int | None = option(
-        None, OptionSpec("with --array: most members of one array", metavar="N", minimum=1)
-    )
+    array: bool = option(False, "submit job arrays, as large as the site allows")
+    array_size: int | None = option(None, "with --array: most members of one array", "N", minimum=1)
     at_once: int | None = option(
-        None, OptionSpec("with --array: most members that run at once", metavar="N", minimum=1)
+        None, "with --array: most members that run at once", "N", minimum=1
     )
-    one_pass: bool = option(
-        False, OptionSpec("one job that reads the inputs once and writes every member")
-    )
+    one_pass: bool = option(False, "one job that reads the inputs once and writes every member")

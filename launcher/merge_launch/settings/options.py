@@ -12,10 +12,11 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Concatenate, NamedTuple, ParamSpec
 
 import typer
 
+P = ParamSpec("P")
 METADATA = "option"
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -29,10 +30,10 @@ class OptionSpec:
     """
 
     help: str
-    short: str | None = None
     metavar: str | None = None
     pattern: str | None = None
     expected: str = ""
+    short: str | None = None
     minimum: int | None = 0
     accumulates: bool = False
 
@@ -58,9 +59,15 @@ class Fault(ValueError):
     """An invalid value; the text continues a sentence that begins with option and value."""
 
 
-def option(default: Any, spec: OptionSpec) -> Any:
-    """Return a dataclass field that is an option."""
-    return dataclasses.field(default=default, metadata={METADATA: spec})
+def _fields_with(spec: Callable[P, OptionSpec]) -> Callable[Concatenate[Any, P], Any]:
+    def field(default: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return dataclasses.field(default=default, metadata={METADATA: spec(*args, **kwargs)})
+
+    return field
+
+
+option = _fields_with(OptionSpec)
+"""Return a dataclass field that is an option, from its default and the values of an OptionSpec."""
 
 
 def options_of(group: type) -> tuple[Option, ...]:
@@ -113,9 +120,9 @@ def _boolean(value: object) -> bool:
 def _number(option: Option, value: object) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,18}", str(value)):
         raise Fault("must be a whole number")
-    least, number = option.spec.minimum, int(str(value))
-    if least is not None and number < least:
-        raise Fault(f"must be at least {least}")
+    number = int(str(value))
+    if option.spec.minimum is not None and number < option.spec.minimum:
+        raise Fault(f"must be at least {option.spec.minimum}")
     return number
 
 

@@ -57,9 +57,8 @@ def _arrays_of(request: Request) -> Arrays:
 
 
 def _site_limit(arrays: Arrays) -> int:
-    argv = arrays.size_limit_argv()
     with contextlib.suppress(ClusterError):
-        return (argv and arrays.parse_size_limit(answer(argv))) or ARRAY_LIMIT
+        return arrays.parse_size_limit(answer(arrays.size_limit_argv)) or ARRAY_LIMIT
     return ARRAY_LIMIT
 
 

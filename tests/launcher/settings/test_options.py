@@ -8,15 +8,15 @@ import pytest
 
 from merge_launch import backends
 from merge_launch.settings.groups import CheckOptions, JobOptions, MergeOptions, WorkerOptions
-from merge_launch.settings.options import Fault, OptionSpec, option, options_of, parameters, read
+from merge_launch.settings.options import Fault, option, options_of, parameters, read
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    size: int = option(1, OptionSpec("a number", minimum=1))
-    word: str | None = option(None, OptionSpec("a word", "-w", pattern="a+", expected="some a"))
-    lines: tuple[str, ...] = option((), OptionSpec("lines"))
-    deep_switch: bool = option(False, OptionSpec("a switch"))
+    size: int = option(1, "a number", minimum=1)
+    word: str | None = option(None, "a word", pattern="a+", expected="some a", short="-w")
+    lines: tuple[str, ...] = option((), "lines")
+    deep_switch: bool = option(False, "a switch")
     plain: int = 0
 
 
@@ -80,17 +80,17 @@ def test_a_time_of_day_in_toml_is_a_walltime() -> None:
 def test_a_type_that_no_option_has_fails_loudly() -> None:
     @dataclasses.dataclass
     class Wrong:
-        ratio: float = option(0.5, OptionSpec("no such thing"))
+        ratio: float = option(0.5, "no such thing")
 
     with pytest.raises(TypeError, match="float"):
         options_of(Wrong)
 
 
 def test_parameters_are_not_given_unless_typed() -> None:
-    made = parameters([Group])
-    assert [each.name for each in made] == ["size", "word", "lines", "deep_switch"]
-    assert {each.default for each in made} == {None}
-    assert {each.kind for each in made} == {inspect.Parameter.KEYWORD_ONLY}
+    built = parameters([Group])
+    assert [each.name for each in built] == ["size", "word", "lines", "deep_switch"]
+    assert {each.default for each in built} == {None}
+    assert {each.kind for each in built} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize("name", backends.names())
@@ -140,9 +140,9 @@ def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
     assert all(getattr(given, each.name) for each in options_of(WorkerOptions)), "set each of them"
     words = ["merge", "recipe.yml", "out", *given.argv()]
     parsed = vars(parse_arguments(words))
-    for each in options_of(WorkerOptions):
-        value = getattr(given, each.name)
-        assert parsed[each.name] in (value, [value]), each.flag
+    for passed in options_of(WorkerOptions):
+        value = getattr(given, passed.name)
+        assert parsed[passed.name] in (value, [value]), passed.flag
 
 
 def test_options_that_are_not_given_are_not_passed_on() -> None:

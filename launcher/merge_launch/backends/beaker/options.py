@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...settings.options import OptionSpec, option
+from ...settings.options import option
 from ..base import Resources
 from .spec import DURATION, PRIORITIES, SIZE
 
@@ -18,134 +18,76 @@ OWNED = f"{WORD}(/{WORD})?"
 class BeakerResources(Resources):
     """The options of the Beaker backend."""
 
-    gpus: int = option(0, OptionSpec("GPUs", metavar="N"))
-    cpus: str | None = option(
-        None,
-        OptionSpec(
-            "CPUs", metavar="N", pattern=r"\d+(\.\d+)?", expected="a number such as 8 or 0.5"
-        ),
-    )
-    mem: str | None = option(
-        None,
-        OptionSpec(
-            "memory of the machine", metavar="64GiB", pattern=SIZE, expected="a size such as 64GiB"
-        ),
-    )
+    gpus: int = option(0, "GPUs", "N")
+    cpus: str | None = option(None, "CPUs", "N", r"\d+(\.\d+)?", "a number such as 8 or 0.5")
+    mem: str | None = option(None, "memory of the machine", "64GiB", SIZE, "a size such as 64GiB")
     shared_memory: str | None = option(
-        None,
-        OptionSpec(
-            "size of /dev/shm", metavar="10GiB", pattern=SIZE, expected="a size such as 10GiB"
-        ),
+        None, "size of /dev/shm", "10GiB", SIZE, "a size such as 10GiB"
     )
     cluster: tuple[str, ...] = option(
-        (),
-        OptionSpec(
-            "cluster that may run the job (repeatable)",
-            metavar="ORG/NAME",
-            pattern=OWNED,
-            expected="such as ai2/jupiter",
-        ),
+        (), "cluster that may run the job (repeatable)", "ORG/NAME", OWNED, "such as ai2/jupiter"
     )
     workspace: str | None = option(
         None,
-        OptionSpec(
-            "workspace (default: that of your Beaker config)",
-            metavar="ORG/NAME",
-            pattern=OWNED,
-            expected="such as ai2/merging",
-        ),
+        "workspace (default: that of your Beaker config)",
+        "ORG/NAME",
+        OWNED,
+        "such as ai2/merging",
     )
     budget: str | None = option(
-        None,
-        OptionSpec(
-            "budget (default: that of the workspace)",
-            metavar="ORG/NAME",
-            pattern=OWNED,
-            expected="such as ai2/research",
-        ),
+        None, "budget (default: that of the workspace)", "ORG/NAME", OWNED, "such as ai2/research"
     )
     group: tuple[str, ...] = option(
-        (),
-        OptionSpec(
-            "a group that the experiment joins (repeatable)",
-            metavar="NAME",
-            pattern=OWNED,
-            expected="a name",
-        ),
+        (), "a group that the experiment joins (repeatable)", "NAME", OWNED, "a name"
     )
-    description: str | None = option(
-        None, OptionSpec("description on the page (default: methods and models)")
-    )
+    description: str | None = option(None, "description on the page (default: methods and models)")
     priority: str = option(
         "normal",
-        OptionSpec(
-            ", ".join(PRIORITIES), pattern="|".join(PRIORITIES), expected=" or ".join(PRIORITIES)
-        ),
+        ", ".join(PRIORITIES),
+        pattern="|".join(PRIORITIES),
+        expected=" or ".join(PRIORITIES),
     )
     image: str | None = option(
         None,
-        OptionSpec(
-            "an image with python, torch and pyyaml; docker://TAG for a Docker image",
-            metavar="AUTHOR/NAME",
-            pattern=r"(docker://)?[A-Za-z0-9][A-Za-z0-9_.:/@-]*",
-            expected="AUTHOR/NAME or docker://TAG",
-        ),
+        "an image with python, torch and pyyaml; docker://TAG for a Docker image",
+        "AUTHOR/NAME",
+        r"(docker://)?[A-Za-z0-9][A-Za-z0-9_.:/@-]*",
+        "AUTHOR/NAME or docker://TAG",
     )
     weka: tuple[str, ...] = option(
         (),
-        OptionSpec(
-            "mount a Weka bucket, by default at /weka/BUCKET (repeatable)",
-            metavar="BUCKET[:/PATH]",
-            pattern=rf"{WORD}(:/[^:]*)?",
-            expected="BUCKET or BUCKET:/PATH",
-            accumulates=True,
-        ),
+        "mount a Weka bucket, by default at /weka/BUCKET (repeatable)",
+        "BUCKET[:/PATH]",
+        rf"{WORD}(:/[^:]*)?",
+        "BUCKET or BUCKET:/PATH",
+        accumulates=True,
     )
     mount: tuple[str, ...] = option(
         (),
-        OptionSpec(
-            "mount a dataset (name or id), a folder in it, or a host's folder (repeatable)",
-            metavar="SOURCE[:SUB]:/PATH",
-            pattern=r"[^:]+(:[^:/][^:]*)?:/[^:]*",
-            expected="DATASET:/PATH, DATASET:SUB/FOLDER:/PATH or /HOST/PATH:/PATH",
-            accumulates=True,
-        ),
+        "mount a dataset (name or id), a folder in it, or a host's folder (repeatable)",
+        "SOURCE[:SUB]:/PATH",
+        r"[^:]+(:[^:/][^:]*)?:/[^:]*",
+        "DATASET:/PATH, DATASET:SUB/FOLDER:/PATH or /HOST/PATH:/PATH",
+        accumulates=True,
     )
     secret: tuple[str, ...] = option(
         (),
-        OptionSpec(
-            "set a variable from a secret of the workspace (repeatable)",
-            metavar="VAR=SECRET",
-            pattern=r"[A-Za-z_][A-Za-z0-9_]*=.+",
-            expected="VARIABLE=SECRET",
-            accumulates=True,
-        ),
+        "set a variable from a secret of the workspace (repeatable)",
+        "VAR=SECRET",
+        r"[A-Za-z_][A-Za-z0-9_]*=.+",
+        "VARIABLE=SECRET",
+        accumulates=True,
     )
     timeout: str | None = option(
-        None,
-        OptionSpec(
-            "time limit; the merge stops cleanly before it",
-            metavar="24h",
-            pattern=DURATION,
-            expected="such as 30m or 4h",
-        ),
+        None, "time limit; the merge stops cleanly before it", "24h", DURATION, "such as 30m or 4h"
     )
     min_runtime: str | None = option(
-        None,
-        OptionSpec(
-            "time during which the job cannot be preempted",
-            metavar="1h",
-            pattern=DURATION,
-            expected="such as 30m or 4h",
-        ),
+        None, "time during which the job cannot be preempted", "1h", DURATION, "such as 30m or 4h"
     )
-    no_auto_resume: bool = option(False, OptionSpec("do not restart a preempted job"))
-    retries: int = option(0, OptionSpec("how often a failed job is restarted", metavar="N"))
+    no_auto_resume: bool = option(False, "do not restart a preempted job")
+    retries: int = option(0, "how often a failed job is restarted", "N")
     replicas: int = option(
-        1,
-        OptionSpec(
-            "machines that share the merge, each with these resources", metavar="N", minimum=1
-        ),
+        1, "machines that share the merge, each with these resources", "N", minimum=1
     )
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arrays import Arrays, PbsArrays, TorqueArrays
-from ..base import Run, Scheduler, Status, log_faults, seconds
+from ..base import Run, Scheduler, Status, directive_faults, log_faults, seconds
 from . import dialects
-from .resources import PbsResources, directive_faults
+from .resources import PbsResources, refusals
 from .status import statuses
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ class Pbs(Scheduler[PbsResources]):
     help = "Submit to PBS (OpenPBS, PBS Pro, Torque)."
     resources = PbsResources
     suffix = "pbs"
+    job_id_pattern = r"(\d+(?:\[\])?(?:\.\S+)?)"
     dependencies = True
     # A server without history answers the first with nothing, even for running jobs.
     sources = ("qstat -x -f", "qstat -f")
@@ -45,7 +45,7 @@ class Pbs(Scheduler[PbsResources]):
         return [
             *log_faults(job),
             *dialects.faults(resources, job.name),
-            *(fault for line in resources.directive for fault in directive_faults(line)),
+            *directive_faults(resources.directive, refusals),
         ]
 
     def run(self, resources: PbsResources) -> Run:
@@ -68,21 +68,15 @@ class Pbs(Scheduler[PbsResources]):
         lines = [f"-l {line}" for line in dialects.resource_lines(resources, job)]
         if resources.walltime is not None:
             lines.append(f"-l walltime={resources.walltime}")
-        queue = dialects.queue(resources)
-        if queue is not None:
-            lines.append(f"-q {queue}")
-        if resources.project is not None:
-            charge = dialect.charge if resources.charge is None else f"-{resources.charge}"
-            lines.append(f"{charge} {resources.project}")
-        if dialect.keep is not None:
-            lines.append(f"-k {dialect.keep}")
+        charge = dialect.charge if resources.charge is None else f"-{resources.charge}"
+        flags = {"-q": dialects.queue(resources), charge: resources.project, "-k": dialect.keep}
+        lines += [f"{flag} {value}" for flag, value in flags.items() if value is not None]
         # Output that PBS itself copies at the end goes next to the log that the job writes.
-        own_log = None if dialect.keep is not None else job.log
-        output = job.log if own_log is None else str(Path(job.log).with_suffix(".end"))
+        output = job.log if dialect.keep else Path(job.log).with_suffix(".end")
         return {
             "setup": dialect.setup,
             "umask": umask(resources),
-            "log": own_log,
+            "log": None if dialect.keep else job.log,
             "by_pbsdsh": resources.nodes > 1 and not dialect.launcher,
             "directives": [
                 f"-N {job.name}",
@@ -100,12 +94,6 @@ class Pbs(Scheduler[PbsResources]):
 
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
         return ["qsub", *(["-W", f"depend=afterok:{after}"] if after else []), path]
-
-    def parse_submit(self, text: str) -> str | None:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not lines or not re.fullmatch(r"\d+(\[\])?(\.\S+)?", lines[-1]):
-            return None
-        return lines[-1]
 
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:
         # -x includes finished jobs; in Torque it selects XML, and -F is unknown there.

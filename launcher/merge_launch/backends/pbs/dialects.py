@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from .resources import PbsResources
 
 
-Lines = Callable[["PbsResources"], list[str]]
-
-
 class Dialect(NamedTuple):
     """One dialect of PBS.
 
@@ -36,7 +33,7 @@ class Dialect(NamedTuple):
     `resources_by_option`: whether --ngpus, --ncpus and --mem mean anything.
     """
 
-    lines: Lines
+    lines: Callable[[PbsResources], list[str]]
     charge: str = "-P"
     keep: str | None = None
     longest_name: int = 63
@@ -89,14 +86,6 @@ def _gadi(wanted: PbsResources) -> list[str]:
     return ([",".join(parts)] if parts else []) + ["wd"]
 
 
-def _polaris(wanted: PbsResources) -> list[str]:
-    return [f"select={wanted.nodes}:system=polaris", "place=scatter"]
-
-
-def _abci(wanted: PbsResources) -> list[str]:
-    return [f"select={wanted.nodes}"]
-
-
 def _gadi_mounts(paths: Iterable[str]) -> str:
     matches = (re.match(r"/(?:g/(data)|(scratch))/(\w+)(?:/|$)", path) for path in paths)
     names = dict.fromkeys(f"{'gdata' if m[1] else 'scratch'}/{m[3]}" for m in matches if m)
@@ -118,13 +107,10 @@ DIALECTS = {
     # In Torque, -P names a proxy user, and -k keeps output on the node.
     "torque": Dialect(_torque, charge="-A", longest_name=15),
     "gadi": Dialect(
-        _gadi,
-        required=("project",),
-        cores_per_gpu=GADI_CORES_PER_GPU,
-        mounts=_gadi_mounts,
+        _gadi, required=("project",), cores_per_gpu=GADI_CORES_PER_GPU, mounts=_gadi_mounts
     ),
     "polaris": Dialect(
-        _polaris,
+        lambda wanted: [f"select={wanted.nodes}:system=polaris", "place=scatter"],
         charge="-A",
         keep="doe",
         required=("project", "walltime"),
@@ -134,7 +120,7 @@ DIALECTS = {
         mounts=_polaris_mounts,
     ),
     "abci": Dialect(
-        _abci,
+        lambda wanted: [f"select={wanted.nodes}"],
         required=("project",),
         fixed=("ncpus", "mem"),
         max_gpus=8,
@@ -204,37 +190,26 @@ def _values_of_l(wanted: PbsResources) -> Iterator[tuple[str, str]]:
             yield f"--directive '{line}'", value.strip("'\"")
 
 
-def faults(wanted: PbsResources, name: str) -> list[str]:
-    """Return every reason why the site would reject a job of this name and these resources."""
+def faults(wanted: PbsResources, name: str) -> Iterator[str]:
+    """Yield every reason why the site would reject a job of this name and these resources."""
     dialect = DIALECTS[wanted.dialect]
     given = {option for option, value in dataclasses.asdict(wanted).items() if value is not None}
-    result = [
-        f"--{option}: required by {wanted.dialect}"
-        for option in dialect.required
-        if option not in given
-    ]
-    result += [
-        f"--{option}: fixed by the type of node of {wanted.dialect}; omit it"
-        for option in dialect.fixed
-        if option in given
-    ]
+    for option in dialect.required:
+        if option not in given:
+            yield f"--{option}: required by {wanted.dialect}"
+    for option in dialect.fixed:
+        if option in given:
+            yield f"--{option}: fixed by the type of node of {wanted.dialect}; omit it"
     gpus = wanted.ngpus or 0
     if dialect.max_gpus is not None and gpus > dialect.max_gpus:
-        result.append(f"--ngpus {gpus}: a node of {wanted.dialect} has {dialect.max_gpus}")
+        yield f"--ngpus {gpus}: a node of {wanted.dialect} has {dialect.max_gpus}"
     if len(name) > dialect.longest_name:
-        result.append(
-            f"--name {name}: {wanted.dialect} accepts at most {dialect.longest_name} characters"
-        )
+        yield f"--name {name}: {wanted.dialect} accepts at most {dialect.longest_name} characters"
     cores = dialect.cores_per_gpu.get(wanted.queue or "", 0) * gpus
     if cores and wanted.ncpus not in (None, cores):
-        result.append(
-            f"--ncpus {wanted.ncpus}: {wanted.queue} requires {cores // gpus} per GPU, so "
-            f"{cores}; omit it"
-        )
-    if not dialect.resources_by_option:
-        result += [
-            f"--{option}: not used by {wanted.dialect}; use --resource"
-            for option in ("ngpus", "ncpus", "mem")
-            if option in given
-        ]
-    return [*result, *_overruled(wanted)]
+        need = f"{cores // gpus} per GPU, so {cores}"
+        yield f"--ncpus {wanted.ncpus}: {wanted.queue} requires {need}; omit it"
+    for option in () if dialect.resources_by_option else ("ngpus", "ncpus", "mem"):
+        if option in given:
+            yield f"--{option}: not used by {wanted.dialect}; use --resource"
+    yield from _overruled(wanted)

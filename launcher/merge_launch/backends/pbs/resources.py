@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...settings.options import OptionSpec, option
-from ..base import DIRECTIVE, Resources
+from ...settings.options import option
+from ..base import TOKEN, Resources, directive_option
 
 DIALECTS = ("openpbs", "torque", "gadi", "polaris", "abci", "generic")
 """The rows of `dialects.DIALECTS`, which a test compares with these names."""
-TOKEN = r"[A-Za-z0-9][A-Za-z0-9_.@-]*"
 MEMORY = r"\d+([kmgt]b?|b)"
 
 
@@ -19,73 +19,43 @@ MEMORY = r"\d+([kmgt]b?|b)"
 class PbsResources(Resources):
     """The options of the PBS backend."""
 
-    ngpus: int | None = option(None, OptionSpec("GPUs of a node", metavar="N"))
-    ncpus: int | None = option(None, OptionSpec("CPU cores of a node", metavar="N", minimum=1))
+    ngpus: int | None = option(None, "GPUs of a node", "N")
+    ncpus: int | None = option(None, "CPU cores of a node", "N", minimum=1)
     mem: str | None = option(
         None,
-        OptionSpec(
-            "memory of a node (--memory bounds the worker's buffers)",
-            metavar="80g",
-            pattern=f"(?i){MEMORY}",
-            expected="a whole number with kb, mb, gb or tb, such as 80gb",
-        ),
+        "memory of a node (--memory bounds the worker's buffers)",
+        "80g",
+        f"(?i){MEMORY}",
+        "a whole number with kb, mb, gb or tb, such as 80gb",
     )
     walltime: str | None = option(
-        None,
-        OptionSpec(
-            "time limit",
-            metavar="12:00:00",
-            pattern=r"\d+(:\d\d){0,2}",
-            expected="HH:MM:SS, MM:SS or seconds",
-        ),
+        None, "time limit", "12:00:00", r"\d+(:\d\d){0,2}", "HH:MM:SS, MM:SS or seconds"
     )
-    queue: str | None = option(
-        None, OptionSpec("queue", metavar="NAME", pattern=TOKEN, expected="the name of a queue")
-    )
-    project: str | None = option(
-        None,
-        OptionSpec(
-            "project to charge", metavar="NAME", pattern=TOKEN, expected="the name of a project"
-        ),
-    )
+    queue: str | None = option(None, "queue", "NAME", TOKEN, "the name of a queue")
+    project: str | None = option(None, "project to charge", "NAME", TOKEN, "the name of a project")
     charge: str | None = option(
         None,
-        OptionSpec(
-            "option of qsub that names the project, A or P (default: that of the dialect)",
-            pattern="[AP]",
-            expected="A or P",
-        ),
+        "option of qsub that names the project, A or P (default: that of the dialect)",
+        pattern="[AP]",
+        expected="A or P",
     )
-    nodes: int = option(1, OptionSpec("nodes that share the merge", metavar="N", minimum=1))
+    nodes: int = option(1, "nodes that share the merge", "N", minimum=1)
     dialect: str = option(
         "openpbs",
-        OptionSpec(
-            "how the site writes resources: openpbs (PBS Pro too), torque, gadi, polaris, abci, "
-            "or generic (by --resource alone)",
-            pattern="|".join(DIALECTS),
-            expected=", ".join(DIALECTS[:-1]) + f" or {DIALECTS[-1]}",
-        ),
+        "how the site writes resources: openpbs (PBS Pro too), torque, gadi, polaris, abci, "
+        "or generic (by --resource alone)",
+        pattern="|".join(DIALECTS),
+        expected=", ".join(DIALECTS[:-1]) + f" or {DIALECTS[-1]}",
     )
     resource: tuple[str, ...] = option(
         (),
-        OptionSpec(
-            "one more value of -l (repeatable), such as 'storage=gdata/ab12' or 'place=scatter'",
-            metavar="VALUE",
-            pattern=r"[A-Za-z][\x21\x24-\x7e]*",
-            expected="a value of -l without blanks, such as place=scatter",
-            accumulates=True,
-        ),
+        "one more value of -l (repeatable), such as 'storage=gdata/ab12' or 'place=scatter'",
+        "VALUE",
+        r"[A-Za-z][\x21\x24-\x7e]*",
+        "a value of -l without blanks, such as place=scatter",
+        accumulates=True,
     )
-    directive: tuple[str, ...] = option(
-        (),
-        OptionSpec(
-            "one more #PBS line (repeatable), such as '-l place=scatter'",
-            metavar="LINE",
-            pattern=DIRECTIVE,
-            expected="one line of plain characters that begins with '-'",
-            accumulates=True,
-        ),
-    )
+    directive: tuple[str, ...] = directive_option("#PBS", "-l place=scatter")
 
 
 # Options that the job text relies on, each with the reason or the option to use instead.
@@ -107,24 +77,15 @@ REFUSED = {
 }
 
 
-def directive_faults(line: str) -> list[str]:
-    """Return the mistakes in one --directive."""
-    try:
-        words = shlex.split(line)
-    except ValueError as error:
-        return [f"--directive '{line}': {str(error).lower()}"]
-    # A line may hold several options.
-    faults = [
-        f"--directive '{line}': {reason}"
-        for start, reason in REFUSED.items()
-        if any(word.startswith(start) for word in words)
-    ]
-    for part, reason in (
-        ("block=", "qsub would wait for the end of the job"),
-        ("sandbox=", "its folder is deleted with the job"),
-    ):
-        if "-W" in line and part in line:
-            faults.append(f"--directive '{line}': {reason}")
+def refusals(line: str) -> Iterator[str]:
+    """Yield the reasons against one --directive, which may hold several options."""
+    words = shlex.split(line)
+    for start, reason in REFUSED.items():
+        if any(word.startswith(start) for word in words):
+            yield reason
+    if "-W" in line and "block=" in line:
+        yield "qsub would wait for the end of the job"
+    if "-W" in line and "sandbox=" in line:
+        yield "its folder is deleted with the job"
     if re.search(r"\s#", line):
-        faults.append(f"--directive '{line}': qsub does not accept a comment after a directive")
-    return faults
+        yield "qsub does not accept a comment after a directive"

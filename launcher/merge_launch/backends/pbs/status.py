@@ -118,8 +118,7 @@ def statuses(text: str) -> dict[str, Status] | None:
 
 
 def _lost_exit(fields: Fields) -> bool:
-    ended = fields.get("job_state") == "C" and "exit_status" not in fields
-    return ended and "exec_host" in fields
+    return fields.get("job_state") == "C" and "exec_host" in fields and "exit_status" not in fields
 
 
 def _status(fields: Fields) -> Status:
@@ -144,8 +143,8 @@ def _waits(fields: Fields) -> list[str]:
     sentences = []
     if fields.get("hold_types", "n") not in ("n", ""):
         kinds = {"u": "the user", "o": "an operator", "s": "the system", "p": "a bad password"}
-        holders = ", ".join(kinds.get(letter, letter) for letter in fields["hold_types"])
-        sentences.append(f"Held by: {holders}.")
+        holders = (kinds.get(letter, letter) for letter in fields["hold_types"])
+        sentences.append(f"Held by: {', '.join(holders)}.")
     if "depend" in fields:
         sentences.append(f"The job depends on {fields['depend']}.")
     if fields.get("queue"):

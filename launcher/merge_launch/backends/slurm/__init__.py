@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..arrays import Arrays, SlurmArrays
-from ..base import Run, Scheduler, Status, log_faults
+from ..base import Run, Scheduler, Status, directive_faults, log_faults
 from . import status
-from .resources import SlurmResources, directive_faults, limit_s
+from .resources import SlurmResources, limit_s, refusals
 
 if TYPE_CHECKING:
     from ...job.job import Job
-
 
 WARNING_S = 60
 """How long before the time limit Slurm signals the job. Slurm may send it a minute early."""
@@ -29,6 +27,7 @@ class Slurm(Scheduler[SlurmResources]):
     help = "Submit to Slurm."
     resources = SlurmResources
     suffix = "sbatch"
+    job_id_pattern = r"(\d+)(?:;\S+)?"
     dependencies = True
     # The limit is 4 MiB (max_script_size); beyond it sbatch reports a path that is too long.
     max_bytes = 4_000_000
@@ -37,10 +36,7 @@ class Slurm(Scheduler[SlurmResources]):
     unknown_job_pattern = "(?i)invalid job id|accounting storage is disabled"
 
     def faults(self, job: Job, resources: SlurmResources) -> list[str]:
-        return [
-            *log_faults(job),
-            *(fault for line in resources.directive for fault in directive_faults(line)),
-        ]
+        return [*log_faults(job), *directive_faults(resources.directive, refusals)]
 
     def run(self, resources: SlurmResources) -> Run:
         nodes = resources.nodes
@@ -94,11 +90,6 @@ class Slurm(Scheduler[SlurmResources]):
         # Without --kill-on-invalid-dep the job would stay pending after a failed dependency.
         dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
         return ["sbatch", "--parsable", *dependency, path]
-
-    def parse_submit(self, text: str) -> str | None:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        match = re.fullmatch(r"(\d+)(;\S+)?", lines[-1]) if lines else None
-        return match[1] if match else None
 
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
         jobs = f"--jobs={','.join(ids)}"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from merge_worker.units import parse_slurm_time
 
-from ...settings.options import OptionSpec, option
-from ..base import DIRECTIVE, Resources
-
-TOKEN = r"[A-Za-z0-9][A-Za-z0-9_.@-]*"
+from ...settings.options import option
+from ..base import TOKEN, Resources, directive_option
 
 ONE_WORKER = "each node runs one worker for all of its GPUs"
 # Options that the job text relies on, each with the reason or the option to use instead.
@@ -43,65 +40,33 @@ class SlurmResources(Resources):
 
     gpus: str | None = option(
         None,
-        OptionSpec(
-            "GPUs of each node",
-            metavar="N",
-            pattern=r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+",
-            expected="a number, or TYPE:NUMBER",
-        ),
+        "GPUs of each node",
+        "N",
+        r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+",
+        "a number, or TYPE:NUMBER",
     )
-    cpus: int | None = option(None, OptionSpec("CPU cores of each node", metavar="N", minimum=1))
+    cpus: int | None = option(None, "CPU cores of each node", "N", minimum=1)
     mem: str | None = option(
         None,
-        OptionSpec(
-            "memory of each node (--memory bounds the worker's buffers)",
-            metavar="80G",
-            pattern=r"\d+[KMGTkmgt]?",
-            expected="a whole number with K, M, G or T, such as 80G",
-        ),
+        "memory of each node (--memory bounds the worker's buffers)",
+        "80G",
+        r"\d+[KMGTkmgt]?",
+        "a whole number with K, M, G or T, such as 80G",
     )
     time: str | None = option(
         None,
-        OptionSpec(
-            "time limit",
-            metavar="12:00:00",
-            pattern=r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}",
-            expected="minutes, HH:MM:SS or D-HH:MM:SS",
-        ),
+        "time limit",
+        "12:00:00",
+        r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}",
+        "minutes, HH:MM:SS or D-HH:MM:SS",
     )
     partition: str | None = option(
-        None,
-        OptionSpec(
-            "partition",
-            metavar="NAME",
-            pattern=f"{TOKEN}(,{TOKEN})*",
-            expected="names of partitions",
-        ),
+        None, "partition", "NAME", f"{TOKEN}(,{TOKEN})*", "names of partitions"
     )
-    account: str | None = option(
-        None,
-        OptionSpec(
-            "account to charge", metavar="NAME", pattern=TOKEN, expected="the name of an account"
-        ),
-    )
-    nodes: int = option(1, OptionSpec("nodes that share the merge", metavar="N", minimum=1))
-    requeue: int = option(
-        10,
-        OptionSpec(
-            "how often a job may requeue itself at its time limit (10)",
-            metavar="N",
-        ),
-    )
-    directive: tuple[str, ...] = option(
-        (),
-        OptionSpec(
-            "one more #SBATCH line (repeatable), such as '--constraint=a100'",
-            metavar="LINE",
-            pattern=DIRECTIVE,
-            expected="one line of plain characters that begins with '-'",
-            accumulates=True,
-        ),
-    )
+    account: str | None = option(None, "account to charge", "NAME", TOKEN, "the name of an account")
+    nodes: int = option(1, "nodes that share the merge", "N", minimum=1)
+    requeue: int = option(10, "how often a job may requeue itself at its time limit (10)", "N")
+    directive: tuple[str, ...] = directive_option("#SBATCH", "--constraint=a100")
 
 
 def limit_s(time: str | None) -> int | None:
@@ -109,18 +74,13 @@ def limit_s(time: str | None) -> int | None:
     return parse_slurm_time(time or "0") or None
 
 
-def directive_faults(line: str) -> Iterator[str]:
-    """Yield the mistakes in one --directive."""
-    try:
-        given = [word for word in shlex.split(line, comments=True) if word.startswith("-")]
-    except ValueError as error:
-        yield f"--directive '{line}': {str(error).lower()}"
-        return
-    for word in given:
-        name = word.partition("=")[0]
+def refusals(line: str) -> Iterator[str]:
+    """Yield the reasons against one --directive."""
+    words = shlex.split(line, comments=True)
+    for name in (word.partition("=")[0] for word in words if word.startswith("-")):
         for (long, short), instead in RESERVED.items():
             # sbatch accepts every unambiguous prefix of a long option.
             is_long = name == f"--{long}" or (len(name) > 3 and f"--{long}".startswith(name))
-            if is_long or (short and re.match(f"-{short}", name)):
-                yield f"--directive '{line}': {name} is reserved; {instead}"
+            if is_long or (short and name.startswith(f"-{short}")):
+                yield f"{name} is reserved; {instead}"
                 break
