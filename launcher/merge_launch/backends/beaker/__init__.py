@@ -14,12 +14,14 @@ from merge_worker.messages import printable
 
 from ...errors import ClusterError, UsageError
 from ..base import Run, Service, Status, Submitted, seconds
+from .client import connected, submit_spec
+from .log import lines
 from .options import BeakerResources, covered, mounts
 from .spec import ARGUMENTS_BYTES, faults
+from .status import event_lines, last_run, workload_status
 
 if TYPE_CHECKING:
     from ...job.job import Job
-
 
 RESULTS = "/results"
 NO_IMAGE = "author/image-to-be-chosen"
@@ -54,9 +56,9 @@ class Beaker(Service[BeakerResources]):
             )
         paths = [mount.path for mount in mounts(resources)]
         uncovered = [path for path in job.merge.local_models() if not covered(path, paths)]
-        # Each replica has a results folder of its own.
-        results = [RESULTS] if resources.replicas == 1 else []
-        if not covered(job.merge.out, [*paths, *results]):
+        if resources.replicas == 1:  # each replica has a results folder of its own
+            paths.append(RESULTS)
+        if not covered(job.merge.out, paths):
             uncovered.append(job.merge.out)
         if uncovered:
             obstacles.append(
@@ -96,16 +98,11 @@ class Beaker(Service[BeakerResources]):
 
     def submit(self, text: str, metadata: Mapping[str, str]) -> Submitted:
         spec = self.spec(text)
-        from .client import connected, submit_spec
-
         with connected() as client:
             job_id = submit_spec(client, spec, metadata)
             return Submitted(job_id, client.url(job_id))
 
     def statuses(self, ids: Sequence[str]) -> dict[str, Status]:
-        from .client import connected
-        from .status import workload_status
-
         with connected() as client:
             workloads = client.workloads(ids)
             runs = client.runs(list(workloads.values()))
@@ -115,23 +112,16 @@ class Beaker(Service[BeakerResources]):
         }
 
     def log_lines(self, job_id: str, follow: bool) -> Iterator[str]:
-        from .log import lines
-
         return lines(job_id, follow)
 
     def why(self, job_id: str) -> tuple[str, ...]:
         """Return the last events of the last run, the newest last."""
-        from .client import connected
-        from .status import event_lines, last_run
-
         with connected() as client:
             workloads = client.workloads([job_id])
             job = last_run(client.runs(list(workloads.values()))[0]) if workloads else None
             return () if job is None else event_lines(client.events(job.id))
 
     def cancel(self, job_id: str) -> None:
-        from .client import connected
-
         with connected() as client:
             if job_id not in client.workloads([job_id]):
                 raise ClusterError(f"beaker: job {printable(job_id)} not found")

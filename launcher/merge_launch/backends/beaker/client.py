@@ -3,7 +3,7 @@
 beaker-py retries endlessly while a server cannot be reached, and the errors of beaker-py, grpc and
 requests share no base class. So calls go to its generated stub, with a deadline; only the class of
 the spec, the settings and the one POST come from beaker-py itself. It also accepts wrong settings
-silently; `check_file` and `check_addresses` do not.
+silently, which `connected` does not.
 """
 
 from __future__ import annotations
@@ -34,27 +34,6 @@ class Unreachable(ClusterError):
     """The server cannot be reached at present."""
 
 
-def check_file() -> None:
-    """Raise ClusterError if BEAKER_CONFIG names a missing file, which beaker-py ignores."""
-    path = os.environ.get("BEAKER_CONFIG", "")
-    if path and not Path(path).is_file():
-        raise ClusterError(f"beaker: BEAKER_CONFIG: {printable(path)} not found")
-
-
-def check_addresses(rpc: str) -> None:
-    """Raise ClusterError if BEAKER_ADDR names another server than `rpc`.
-
-    The variable changes the web address only, so that two servers would be used.
-    """
-    address = os.environ.get("BEAKER_ADDR", "")
-    host = urllib.parse.urlparse(address).hostname
-    if address and rpc == RPC and host != RPC.partition(":")[0]:
-        raise ClusterError(
-            f"beaker: BEAKER_ADDR is {printable(address)}, but calls would still go to {RPC}; "
-            f"set rpc_address too, in {CONFIG}"
-        )
-
-
 @contextlib.contextmanager
 def connected() -> Iterator[Client]:
     """Yield a client; its errors inside the block become ClusterErrors. Makes no call yet."""
@@ -68,7 +47,9 @@ def connected() -> Iterator[Client]:
             "beaker-py is not installed here; pip install 'merge-launch[beaker]', "
             "or add --dry-run to see the job"
         ) from None
-    check_file()
+    path = os.environ.get("BEAKER_CONFIG", "")
+    if path and not Path(path).is_file():
+        raise ClusterError(f"beaker: BEAKER_CONFIG: {printable(path)} not found")
     try:
         unopened = beaker.Beaker.from_env(
             check_for_upgrades=False, user_agent=f"merge-launch v{__version__}"
@@ -79,18 +60,26 @@ def connected() -> Iterator[Client]:
         raise ClusterError(
             f"beaker: {CONFIG} is not valid ({printable(' '.join(str(error).split()))})"
         ) from None
-    check_addresses(unopened.config.rpc_address)
+    _check_addresses(unopened.config.rpc_address)
     try:
         with unopened as client:
             yield Client(client)
     except (exceptions.BeakerError, grpc.RpcError, requests.RequestException) as error:
         code = error.code().name if isinstance(error, grpc.RpcError) else ""
-        kind = (
-            Unreachable
-            if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL")
-            else ClusterError
-        )
+        is_unreachable = code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL")
+        kind = Unreachable if is_unreachable else ClusterError
         raise kind(f"beaker: {describe_error(error, DEADLINE_S)}") from None
+
+
+def _check_addresses(rpc: str) -> None:
+    """Refuse a BEAKER_ADDR of another server than `rpc`: it changes the web address only."""
+    address = os.environ.get("BEAKER_ADDR", "")
+    host = urllib.parse.urlparse(address).hostname
+    if address and rpc == RPC and host != RPC.partition(":")[0]:
+        raise ClusterError(
+            f"beaker: BEAKER_ADDR is {printable(address)}, but calls would still go to {RPC}; "
+            f"set rpc_address too, in {CONFIG}"
+        )
 
 
 class Client:
@@ -130,24 +119,18 @@ class Client:
         from beaker import BeakerSortOrder
 
         name = self.client.config.default_org
-        organization = self.call("ResolveOrganizationName", organization_name=name)
+        organization = self.call("ResolveOrganizationName", organization_name=name).organization_id
         options = self.messages.ListJobsRequest.Opts
         newest = options.SortClause(sort_order=BeakerSortOrder.descending.as_pb2(), created={})
+        shared = {"sort_clause": newest, "page_size": NEWEST, "organization_id": organization}
         futures = [
-            self.begin(
-                "ListJobs",
-                options=options(
-                    sort_clause=newest,
-                    organization_id=organization.organization_id,
-                    task_id=workload.experiment.tasks[0].id,
-                    page_size=NEWEST,
-                ),
-            )
-            if workload.experiment.tasks
-            else None
+            [
+                self.begin("ListJobs", options=options(task_id=task.id, **shared))
+                for task in workload.experiment.tasks[:1]
+            ]
             for workload in workloads
         ]
-        return [[] if future is None else list(future.result().jobs) for future in futures]
+        return [[job for future in first for job in future.result().jobs] for first in futures]
 
     def events(self, job_id: str) -> list[Any]:
         """Return the newest events of a job."""
@@ -156,8 +139,7 @@ class Client:
 
     def experiment_id(self, author: str, name: str) -> str | None:
         """Return the id of an experiment by its name, or None if there is none."""
-        future = self.begin("ResolveWorkloadName", author_name=author, workload_name=name)
-        answer = _or_none(future)
+        answer = _or_none(self.begin("ResolveWorkloadName", author_name=author, workload_name=name))
         return None if answer is None else str(answer.workload_id)
 
     def url(self, job_id: str) -> str:

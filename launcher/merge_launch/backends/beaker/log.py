@@ -31,7 +31,7 @@ def lines(job_id: str, follow: bool, poll_s: float = POLL_S) -> Iterator[str]:
                         return
                     time.sleep(poll_s)
         except Unreachable:
-            if not (follow and reader.found) or time.monotonic() - answered > PATIENCE_S:
+            if not (follow and reader.job_exists) or time.monotonic() - answered > PATIENCE_S:
                 raise
         time.sleep(poll_s)
 
@@ -41,7 +41,7 @@ class Reader:
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        self.found = False
+        self.job_exists = False
         self._read: dict[str, Any] = {}
         self._closed: set[str] = set()
 
@@ -50,7 +50,7 @@ class Reader:
         workload = client.workloads([self.job_id]).get(self.job_id)
         if workload is None:
             raise ClusterError(f"beaker: job {printable(self.job_id)} not found")
-        self.found = True
+        self.job_exists = True
         ended = workload.status in ENDED
         (runs,) = client.runs([workload])
         for job in reversed(runs):

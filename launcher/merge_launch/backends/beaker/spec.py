@@ -61,7 +61,6 @@ SPEC: dict[str, Any] = {
         }
     ],
 }
-REQUIRED = ("version", "tasks", "tasks[0].image", "tasks[0].context", "tasks[0].result")
 
 
 def faults(spec: object) -> list[str]:
@@ -69,36 +68,29 @@ def faults(spec: object) -> list[str]:
     result = list(_walk(spec, SPEC, ""))
     if result or not isinstance(spec, dict):
         return result
-    result += [f"{path}: missing" for path in REQUIRED if not _has(spec, path)]
-    for number, task in enumerate(spec.get("tasks", [])):
+    tasks = spec.get("tasks") or [{}]
+    result = [f"{key}: missing" for key in ("version", "tasks") if not spec.get(key)]
+    required = ("image", "context", "result")
+    result += [f"tasks[0].{key}: missing" for key in required if key not in tasks[0]]
+    for number, task in enumerate(tasks):
         result += _task_faults(task, f"tasks[{number}]")
     return result
 
 
-def _has(spec: Mapping[str, Any], path: str) -> bool:
-    tasks = spec.get("tasks") or [{}]
-    if "." not in path:
-        return bool(spec.get(path))
-    return path.partition(".")[2] in tasks[0]
-
-
 def _walk(value: object, form: Any, path: str) -> Iterator[str]:
-    if isinstance(form, dict):
-        if not isinstance(value, dict):
-            yield f"{path or 'spec'}: must be a mapping"
-            return
+    if isinstance(form, dict) and isinstance(value, dict):
         for key, inner in value.items():
             place = f"{path}.{key}" if path else str(key)
             if key not in form:
                 yield f"{printable(place)}: unknown key{nearest(str(key), form)}"
             else:
                 yield from _walk(inner, form[key], place)
-    elif isinstance(form, list):
-        if not isinstance(value, list):
-            yield f"{path}: must be a list"
-            return
+    elif isinstance(form, list) and isinstance(value, list):
         for number, inner in enumerate(value):
             yield from _walk(inner, form[0], f"{path}[{number}]")
+    elif isinstance(form, dict | list):
+        kind = "mapping" if isinstance(form, dict) else "list"
+        yield f"{path or 'spec'}: must be a {kind}"
     elif not _fits(value, form):
         expected = f"one of {', '.join(form)}" if isinstance(form, tuple) else f"a {form}"
         yield f"{path}: {printable(repr(value))[:60]} must be {expected}"
@@ -123,30 +115,27 @@ def _fits(value: object, form: str | tuple[str, ...]) -> bool:
 
 
 def _task_faults(task: Mapping[str, Any], path: str) -> Iterator[str]:
-    for key, inner in [("image", task.get("image"))] + [
-        (f"datasets[{i}].source", d.get("source", {}))
-        for i, d in enumerate(task.get("datasets", []))
-    ]:
-        if inner is not None and len(inner) != 1:
-            yield f"{path}.{key}: must be exactly one of {', '.join(inner) or 'its kinds'}"
-    names = [each.get("name") for each in task.get("envVars", [])]
+    datasets, variables = task.get("datasets", []), task.get("envVars", [])
+    sources = {"image": task["image"]} if "image" in task else {}
+    sources |= {
+        f"datasets[{i}].source": mount.get("source", {}) for i, mount in enumerate(datasets)
+    }
+    for key, source in sources.items():
+        if len(source) != 1:
+            yield f"{path}.{key}: must be exactly one of {', '.join(source) or 'its kinds'}"
+    names = [variable.get("name") for variable in variables]
     for name in dict.fromkeys(n for n in names if names.count(n) > 1):
         yield f"{path}.envVars: {name} is set twice"
-    for number, variable in enumerate(task.get("envVars", [])):
+    for number, variable in enumerate(variables):
         if ("value" in variable) == ("secret" in variable):
             yield f"{path}.envVars[{number}]: must have a value or a secret"
-    yield from _overlaps([d.get("mountPath", "") for d in task.get("datasets", [])], path)
-    for number, text in enumerate(task.get("arguments", [])):
-        size = len(text.encode(errors="surrogateescape"))
-        if size > ARGUMENT_BYTES:
-            yield f"{path}.arguments[{number}]: {size} bytes, at most {ARGUMENT_BYTES} fit"
-    whole = sum(len(text.encode(errors="surrogateescape")) for text in task.get("arguments", []))
-    if whole > ARGUMENTS_BYTES:
-        yield f"{path}.arguments: {whole} bytes, at most {ARGUMENTS_BYTES} fit; shorten the recipe"
-
-
-def _overlaps(mounts: list[str], path: str) -> Iterator[str]:
-    plain = sorted(mount.rstrip("/").lower() + "/" for mount in mounts)
-    for first, second in itertools.pairwise(plain):
+    mounts = sorted(mount.get("mountPath", "").rstrip("/").lower() + "/" for mount in datasets)
+    for first, second in itertools.pairwise(mounts):
         if second.startswith(first):
             yield f"{path}.datasets: {second.rstrip('/')} is mounted twice, or inside another mount"
+    sizes = [len(text.encode(errors="surrogateescape")) for text in task.get("arguments", [])]
+    for number, size in enumerate(sizes):
+        if size > ARGUMENT_BYTES:
+            yield f"{path}.arguments[{number}]: {size} bytes, at most {ARGUMENT_BYTES} fit"
+    if (whole := sum(sizes)) > ARGUMENTS_BYTES:
+        yield f"{path}.arguments: {whole} bytes, at most {ARGUMENTS_BYTES} fit; shorten the recipe"

@@ -51,9 +51,16 @@ def last_run(jobs: Sequence[Any]) -> Any | None:
     """
     if not jobs:
         return None
-    size = max(1, jobs[0].system_details.replica_group_details.size)
-    failed = [job for job in jobs[:size] if job.status.exit_code or job.status.canceled_code]
+    failed = [
+        job
+        for job in jobs[: _replicas(jobs[0])]
+        if job.status.exit_code or job.status.canceled_code
+    ]
     return (failed or jobs)[0]
+
+
+def _replicas(job: Any) -> int:
+    return max(1, int(job.system_details.replica_group_details.size))
 
 
 def workload_status(state: int, jobs: Sequence[Any]) -> Status:
@@ -79,20 +86,15 @@ def workload_status(state: int, jobs: Sequence[Any]) -> Status:
 
 def _reasons(jobs: Sequence[Any], last: Any) -> list[str]:
     status = last.status
-    size = max(1, last.system_details.replica_group_details.size)
+    size = _replicas(last)
+    codes = (job.status.canceled_code for job in jobs[size:])
+    earlier = {CANCELATIONS.get(code, f"cancelation code {code}") for code in codes if code}
     reasons = []
-    earlier = {
-        CANCELATIONS.get(code, f"cancelation code {code}")
-        for job in jobs[size:]
-        if (code := job.status.canceled_code)
-    }
     if len(jobs) > size:
         causes = f" ({'; '.join(sorted(earlier))})" if earlier else ""
         reasons.append(f"Started {-(-len(jobs) // size)} times{causes}.")
-    for text in (status.failed_scheduling_message, status.message, status.canceled_for):
-        if text:
-            reasons.append(printable(text))
-    return reasons
+    texts = (status.failed_scheduling_message, status.message, status.canceled_for)
+    return reasons + [printable(text) for text in texts if text]
 
 
 EVENTS = 6
