@@ -6,13 +6,12 @@ The job runs in this terminal, or detached from it with a state, a log and a rec
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..settings.options import OptionSpec, option
+from ..settings.options import option
 from .base import JobState, LocalBackend, Resources, Status
 
 if TYPE_CHECKING:
@@ -33,35 +32,35 @@ export -f start
 trap '' HUP
 if command -v setsid > /dev/null; then setsid bash -c 'start "$@"' bash "$@" & else start "$@" & fi
 """
-ARGUMENTS_FUNCTION = """
-words() {
-    ps -o args= -p "${1##*-}" 2> /dev/null || tr '\\0' ' ' < "/proc/${1##*-}/cmdline" 2> /dev/null
+# Reads the arguments without a further process where it can: one that a busy machine cannot start
+# would make the job look ended. `ps` without -ww cuts lines at $COLUMNS.
+IS_RUNNING_FUNCTION = """
+is_running() {
+    local word arguments=/proc/${1##*-}/cmdline
+    if [ -e "$arguments" ]; then
+        while IFS= read -r -d '' word; do [ "$word" != "$1" ] || return 0; done < "$arguments"
+    else
+        case "$(ps -ww -o args= -p "${1##*-}" 2> /dev/null) " in *" $1 "*) return 0 ;; esac
+    fi
+    return 1
 }
 """
-STATUS_SCRIPT = (
-    ARGUMENTS_FUNCTION
-    + """
+STATUS_SCRIPT = f"""{IS_RUNNING_FUNCTION}
 for id; do
-    case $(words "$id") in *" $id"*) printf '%s\\n' "$id" ;; esac
+    if is_running "$id"; then printf '%s\\n' "$id"; fi
 done
 """
-)
-ALREADY_ENDED = 35
-STOP_SCRIPT = (
-    ARGUMENTS_FUNCTION
-    + """
-case $(words "$1") in *" $1"*) ;; *) exit 35 ;; esac
-kill -TERM -- "-${1##*-}" 2> /dev/null || kill -TERM "${1##*-}"
+STOP_SCRIPT = f"""{IS_RUNNING_FUNCTION}
+is_running "$1" || exit 35
+kill -TERM -- "-${{1##*-}}" 2> /dev/null || kill -TERM "${{1##*-}}"
 """
-)
-ID = r"local-\d{12}-\d+"
 
 
 @dataclass(frozen=True)
 class LocalResources(Resources):
     """The options of the local backend; the machine itself is not configurable."""
 
-    detach: bool = option(False, OptionSpec("run in the background, as a job with a log"))
+    detach: bool = option(False, "run in the background, as a job with a log")
 
 
 class Local(LocalBackend[LocalResources]):
@@ -72,8 +71,9 @@ class Local(LocalBackend[LocalResources]):
     help = "Merge here and now."
     resources = LocalResources
     suffix = "sh"
+    job_id_pattern = r"(local-\d{12}-\d+)"
     sources = ("bash",)
-    already_ended_codes = (ALREADY_ENDED,)
+    already_ended_codes = (35,)
     status_if_forgotten = Status(
         JobState.STOPPED, "ended without an exit code: killed, or the machine was restarted"
     )
@@ -90,16 +90,11 @@ class Local(LocalBackend[LocalResources]):
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
         return ["bash", "-c", START_SCRIPT, "bash", path, f"{path.removesuffix('.sh')}.log"]
 
-    def parse_submit(self, text: str) -> str | None:
-        match = re.fullmatch(ID, text.strip())
-        return match[0] if match else None
-
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str]:
         return [source, "-c", STATUS_SCRIPT, "bash", *ids]
 
     def parse_status(self, source: str, text: str) -> dict[str, Status]:
-        running = Status(JobState.RUNNING, "process is running")
-        return dict.fromkeys(text.splitlines(), running)
+        return dict.fromkeys(text.splitlines(), Status(JobState.RUNNING, "process is running"))
 
     def cancel_argv(self, job_id: str) -> list[str]:
         return ["bash", "-c", STOP_SCRIPT, "bash", job_id]
