@@ -92,16 +92,15 @@ class Job:
 
     @property
     def name(self) -> str:
-        short = safe_name(Path(self.merge.out).name)[:SHORT_NAME].rstrip("-.")
-        name = self.options.name or short
+        stem = safe_name(Path(self.merge.out).name)
+        name = self.options.name or stem[:SHORT_NAME].rstrip("-.")
         return name[: SHORT_NAME - len(THEN)] + THEN if self.part is Part.THEN else name
 
     def split(self) -> tuple[Job, ...]:
         """Return the merge and, with `--then`, a job for it that waits for the merge."""
         if self.options.then is None:
             return (self,)
-        parts = (Part.MERGE, Part.THEN)
-        return tuple(dataclasses.replace(self, part=part) for part in parts)
+        return tuple(dataclasses.replace(self, part=part) for part in (Part.MERGE, Part.THEN))
 
     @property
     def runs_merge(self) -> bool:
@@ -129,10 +128,10 @@ class Job:
 
     def recipes(self) -> list[tuple[str, Merge]]:
         """Return each merge with the name of its recipe file on the node."""
-        further = ((f"recipe-{number}.yml", merge) for number, merge in enumerate(self.further, 2))
+        further = [(f"recipe-{number}.yml", merge) for number, merge in enumerate(self.further, 2)]
         return [("recipe.yml", self.merge), *further]
 
     def embedded_files(self) -> list[EmbeddedFile]:
         """Return the worker, then every recipe."""
-        recipes = (EmbeddedFile(name, merge.text) for name, merge in self.recipes())
+        recipes = [EmbeddedFile(name, merge.text) for name, merge in self.recipes()]
         return [self.payload.embedded, *recipes]

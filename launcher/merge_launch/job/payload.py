@@ -18,7 +18,6 @@ from pathlib import Path
 
 import merge_worker
 
-LINE_COLUMNS = 76
 CHUNK_BYTES = 96 * 1024
 """Base64 in one argument of a program, which Linux limits to 128 KiB."""
 SUFFIXES = (".py", ".html")
@@ -42,9 +41,8 @@ class EmbeddedFile:
 
     @property
     def lines(self) -> str:
-        encoded = self.encoded
-        starts = range(0, len(encoded), LINE_COLUMNS)
-        return "\n".join(encoded[i : i + LINE_COLUMNS] for i in starts)
+        """Base64 in lines of 76 characters."""
+        return base64.encodebytes(self.data).decode().rstrip("\n")
 
     @property
     def chunks(self) -> list[str]:
@@ -79,20 +77,16 @@ def build(package: Path | None = None) -> Payload:
 
 def _zipped(package: Path) -> bytes:
     """Zip a package so that `python FILE` runs it: its entry is at the top too."""
+    inside = {path.relative_to(package): path for path in package.rglob("*")}
+    members = sorted(
+        (f"{package.name}/{name.as_posix()}", path)
+        for name, path in inside.items()
+        if path.suffix in SUFFIXES and not {"__pycache__", "tests"} & set(name.parts)
+    )
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
-        for name, path in [(ENTRY, package / ENTRY), *_members(package)]:
+        for name, path in [(ENTRY, package / ENTRY), *members]:
             info = zipfile.ZipInfo(name)
             info.create_system = 3
             archive.writestr(info, path.read_bytes())
     return target.getvalue()
-
-
-def _members(package: Path) -> list[tuple[str, Path]]:
-    """Return the files of the package with their names in the zip, sorted."""
-    inside = ((path.relative_to(package), path) for path in package.rglob("*"))
-    return sorted(
-        (f"{package.name}/{name.as_posix()}", path)
-        for name, path in inside
-        if path.suffix in SUFFIXES and not {"__pycache__", "tests"} & set(name.parts)
-    )

@@ -31,9 +31,7 @@ def check(merge: Merge, options: WorkerOptions, all_here: bool) -> list[str]:
     """
     missing = [path for path in merge.local_models() if not Path(path).exists()]
     hub = merge.hub_models()
-    notes = []
-    if missing:
-        notes.append(f"not on this machine; not checked: {first_names(missing)}")
+    notes = [f"not on this machine; not checked: {first_names(missing)}"] if missing else []
     for model in hub:
         if hint := _similar_folder(model, merge.folder):
             notes.append(f"{model}: no such folder, so it is read from the Hub{hint}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ from ..settings.options import options_of
 
 if TYPE_CHECKING:
     from merge_worker.recipe.schema import Recipe
-
 
 FORMS = "give OUT MODEL MODEL… or RECIPE.yml [OUT]"
 RECIPE_SUFFIXES = (".yml", ".yaml", ".json")
@@ -64,7 +62,7 @@ def _on_hub(word: str) -> bool:
     return is_hub_id(word)
 
 
-def current_folder(variables: os._Environ[str] | dict[str, str]) -> str:
+def current_folder(variables: Mapping[str, str]) -> str:
     """Return the current folder as the user named it: links may differ on the nodes."""
     real, named = Path.cwd(), variables.get("PWD", "")
     try:
