@@ -30,8 +30,8 @@ class Server(NamedTuple):
     def requests(self, name: str | None = None) -> list[dict[str, Any]]:
         path = self.folder / "requests"
         lines = path.read_text().splitlines() if path.exists() else []
-        found = [json.loads(line) for line in lines]
-        return [each for each in found if name is None or each["request"] == name]
+        parsed = [json.loads(line) for line in lines]
+        return [each for each in parsed if name is None or each["request"] == name]
 
     def experiments(self) -> dict[str, Any]:
         path = self.folder / "state.json"
@@ -39,15 +39,20 @@ class Server(NamedTuple):
 
     def proceed(self, job_id: str, status: int, *jobs: dict[str, Any]) -> None:
         """Set the state of an experiment; `jobs` are the times it was started."""
-        held = self.experiments()
+        experiments = self.experiments()
         started = [{"lines": [], "events": []} | job for job in jobs]
-        held[job_id] = {"name": job_id, **held.get(job_id, {}), "status": status, "jobs": started}
+        experiments[job_id] = {
+            "name": job_id,
+            **experiments.get(job_id, {}),
+            "status": status,
+            "jobs": started,
+        }
         partial = self.folder / "state.partial"
-        partial.write_text(json.dumps(held))
+        partial.write_text(json.dumps(experiments))
         partial.replace(self.folder / "state.json")
 
-    def mishap(self, what: str) -> None:
-        (self.folder / "mishap").write_text(what)
+    def mishap(self, kind: str) -> None:
+        (self.folder / "mishap").write_text(kind)
 
 
 @pytest.fixture(scope="session")

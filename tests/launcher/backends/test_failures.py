@@ -85,8 +85,8 @@ def fails(backend: str, fakes, monkeypatch) -> Callable[[str], str]:
 
 def everything(work: Path) -> dict[str, bytes]:
     """Files of the user's, those of the state folder too."""
-    found = [path for place in (work, work.parent / "home") for path in place.rglob("*")]
-    kept = [path for path in found if ".cache" not in path.parts]
+    paths = [path for place in (work, work.parent / "home") for path in place.rglob("*")]
+    kept = [path for path in paths if ".cache" not in path.parts]
     return {str(path): path.read_bytes() if path.is_file() else b"" for path in kept}
 
 
@@ -103,10 +103,10 @@ def over(backend: str, fakes) -> None:
 def test_asking(words: str, failure: str, backend, fails, launch, work: Path) -> None:
     if words.startswith("sweep"):
         assert launch("sweep", "s.yml", backend).code == 0
-    said = fails(failure)
+    message = fails(failure)
     before = everything(work)
     done = launch(*words.split())
-    assert (done.code, said in done.err) == (6, True), done
+    assert (done.code, message in done.err) == (6, True), done
     assert len(done.err.splitlines()) <= 2
     # A table shows what was last seen.
     assert bool(done.out) is (words in TABLES)
@@ -118,10 +118,10 @@ def test_asking(words: str, failure: str, backend, fails, launch, work: Path) ->
 def test_submitting(words: str, failure: str, backend, fails, launch, work: Path, fakes) -> None:
     over(backend, fakes)
     assert "cancelled" in launch("status", "out").out
-    said = fails(failure)
+    message = fails(failure)
     before, asked = everything(work), len(fakes.calls())
     done = launch(*words.replace("BACKEND", backend).split())
-    assert (done.code, done.out, said in done.err) == (6, "", True), done
+    assert (done.code, done.out, message in done.err) == (6, "", True), done
     assert len(done.err.splitlines()) <= 2, done.err
     assert everything(work) == before
     # One try, and none that could have made a second job.

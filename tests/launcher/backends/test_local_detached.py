@@ -77,9 +77,9 @@ def test_a_process_that_was_killed(detached, launch) -> None:
     until(lambda: "ready" in launch("logs", job).out)
     os.killpg(int(job.rpartition("-")[2]), signal.SIGKILL)
     until(lambda: "running" not in launch("status", job).out)
-    said = launch("why", job).out
-    assert "The job was stopped before its end" in said
-    assert "ended without an exit code: killed, or the machine was restarted" in said
+    explanation = launch("why", job).out
+    assert "The job was stopped before its end" in explanation
+    assert "ended without an exit code: killed, or the machine was restarted" in explanation
 
 
 def test_another_process_of_the_same_number(detached, launch) -> None:

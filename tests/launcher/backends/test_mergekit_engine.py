@@ -34,10 +34,10 @@ def test_the_job_of_each_backend(
     argv = job_argv(backend, *WORDS, *setup)
     done = bare_bash(*argv, cwd=tmp_path)
     assert done.code == 0, done.err
-    held = manifest(work / "out")
+    written = manifest(work / "out")
     carried = build()
-    assert (held["engine"], held["seed"]) == ("mergekit", 3)
-    assert held["worker"]["sha256"] == carried.digest
+    assert (written["engine"], written["seed"]) == ("mergekit", 3)
+    assert written["worker"]["sha256"] == carried.digest
     assert "already there" in bare_bash(*argv, cwd=tmp_path).out
 
 

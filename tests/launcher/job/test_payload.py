@@ -97,14 +97,14 @@ def test_nothing_of_the_worker_stays_behind() -> None:
 
 
 def test_encoded_is_the_archive_and_the_digest_is_of_it() -> None:
-    made = payload.build()
-    assert base64.b64decode(made.embedded.lines) == base64.b64decode(made.embedded.encoded)
-    assert bz2.decompress(base64.b64decode(made.embedded.encoded)) == made.archive
-    assert hashlib.sha256(made.archive).hexdigest() == made.digest
-    assert hashlib.sha256(made.packed).hexdigest() == made.embedded.digest
-    assert max(map(len, made.embedded.lines.splitlines())) == 76
-    assert "".join(made.embedded.chunks) == made.embedded.encoded
-    assert max(map(len, made.embedded.chunks)) <= 96 * 1024
+    worker = payload.build()
+    assert base64.b64decode(worker.embedded.lines) == base64.b64decode(worker.embedded.encoded)
+    assert bz2.decompress(base64.b64decode(worker.embedded.encoded)) == worker.archive
+    assert hashlib.sha256(worker.archive).hexdigest() == worker.digest
+    assert hashlib.sha256(worker.packed).hexdigest() == worker.embedded.digest
+    assert max(map(len, worker.embedded.lines.splitlines())) == 76
+    assert "".join(worker.embedded.chunks) == worker.embedded.encoded
+    assert max(map(len, worker.embedded.chunks)) <= 96 * 1024
 
 
 def test_it_is_small_enough_for_every_job() -> None:

@@ -78,8 +78,8 @@ def test_beaker_py_loses_nothing_of_the_spec(make_job, render_job) -> None:
 
 
 def posted(server) -> dict[str, Any]:
-    (found,) = server.requests("POST")
-    return found
+    (request,) = server.requests("POST")
+    return request
 
 
 def test_submission(beaker, beaker_server, bare_bash) -> None:
@@ -174,8 +174,8 @@ def test_names_without_a_name_differ(beaker, beaker_server) -> None:
 
 def test_a_name_whose_experiment_is_over_gets_an_ending(beaker, beaker_server) -> None:
     beaker_server.proceed("old", 8)
-    held = beaker_server.experiments()
-    assert held["old"]["name"] == "old"
+    experiments = beaker_server.experiments()
+    assert experiments["old"]["name"] == "old"
     done = beaker("beaker", *WORDS, "--name", "old")
     assert done.code == 0, done.err
     assert re.search(r"name=old-[0-9a-f]{8}$", posted(beaker_server)["path"])
@@ -218,7 +218,7 @@ def test_a_full_quota(beaker, beaker_server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "changes", "said"),
+    ("words", "changes", "message"),
     [
         ([], {"user_token": "wrong"}, "token rejected"),
         (["--image", "ada/nothing"], {}, "image ada/nothing does not exist"),
@@ -226,11 +226,11 @@ def test_a_full_quota(beaker, beaker_server) -> None:
         ([], {"default_workspace": ""}, "add --workspace ORG/NAME"),
     ],
 )
-def test_refusals_are_one_line(beaker, beaker_server, words, changes, said: str) -> None:
+def test_refusals_are_one_line(beaker, beaker_server, words, changes, message: str) -> None:
     done = beaker("beaker", *WORDS, *words, **changes)
     assert (done.code, done.out) == (6, "")
     *warnings, line = done.err.splitlines()
-    assert said in line
+    assert message in line
     assert all("not checked" in each for each in warnings)
     assert beaker_server.experiments() == {}
 
@@ -276,15 +276,15 @@ def test_a_config_that_is_none(launch_process, tmp_path: Path, config: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({"BEAKER_CONFIG": "/no/such.yml"}, "BEAKER_CONFIG: /no/such.yml not found"),
         ({"BEAKER_ADDR": "https://beaker.example"}, "but calls would still go to beaker.org"),
     ],
 )
-def test_settings_that_are_not_what_they_seem(launch_process, variables, said: str) -> None:
+def test_settings_that_are_not_what_they_seem(launch_process, variables, message: str) -> None:
     pytest.importorskip("beaker")
     done = launch_process("beaker", *WORDS, BEAKER_TOKEN="secret", **variables)
     assert (done.code, done.out) == (6, "")
-    assert said in done.err.splitlines()[-1]
+    assert message in done.err.splitlines()[-1]
     assert "secret" not in done.err

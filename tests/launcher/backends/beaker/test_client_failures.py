@@ -62,17 +62,17 @@ def nobody() -> str:
 
 
 def everything(work: Path) -> dict[str, bytes]:
-    found = [path for place in (work, work.parent / "home") for path in place.rglob("*")]
-    return {str(path): path.read_bytes() for path in found if path.is_file()}
+    paths = [path for place in (work, work.parent / "home") for path in place.rglob("*")]
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
 
 @pytest.mark.parametrize("failure", ["server down", "wrong token", "no client"])
 @pytest.mark.parametrize("words", ASKING)
 def test_asking(words: str, failure: str, fails, launch, beaker_server, work: Path) -> None:
-    said = fails(failure)
+    message = fails(failure)
     before = everything(work)
     done = launch(*words.split())
-    assert (done.code, said in done.err) == (6, True), done
+    assert (done.code, message in done.err) == (6, True), done
     assert len(done.err.splitlines()) == 1
     # A table shows what was last seen.
     assert bool(done.out) is (words == "jobs")
@@ -83,11 +83,11 @@ def test_asking(words: str, failure: str, fails, launch, beaker_server, work: Pa
 @pytest.mark.parametrize("words", SUBMITTING)
 def test_submitting(words: str, failure: str, fails, launch, beaker_server, work: Path) -> None:
     assert launch("status", "soup").out.startswith("01ABC0  failed")
-    said = fails(failure)
-    before, held = everything(work), beaker_server.experiments()
+    message = fails(failure)
+    before, experiments = everything(work), beaker_server.experiments()
     done = launch(*words.split())
     assert (done.code, done.out) == (6, ""), done
     *warnings, line = done.err.splitlines()
-    assert said in line
+    assert message in line
     assert all("not checked" in each for each in warnings)
-    assert (everything(work), beaker_server.experiments()) == (before, held)
+    assert (everything(work), beaker_server.experiments()) == (before, experiments)

@@ -92,13 +92,13 @@ def test_a_stream_that_breaks_goes_on_where_it_was(launch, job, beaker_server, m
 
 
 def test_following_through_a_preemption(launch_process, job, beaker_server) -> None:
-    lost = {"lines": ["begun"], "canceled_code": PREEMPTED}
+    preempted = {"lines": ["begun"], "canceled_code": PREEMPTED}
     course = [
         (QUEUED, []),
         (RUNNING, [{"lines": ["begun"]}]),
-        (QUEUED, [lost]),
-        (RUNNING, [lost, {"lines": ["continuing"]}]),
-        (SUCCEEDED, [lost, {"lines": ["continuing", "merged"], "exit_code": 0}]),
+        (QUEUED, [preempted]),
+        (RUNNING, [preempted, {"lines": ["continuing"]}]),
+        (SUCCEEDED, [preempted, {"lines": ["continuing", "merged"], "exit_code": 0}]),
     ]
 
     def proceed() -> None:

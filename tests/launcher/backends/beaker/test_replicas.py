@@ -46,9 +46,9 @@ def test_what_follows_replicas_runs_once_after_all(models, work, launch) -> None
         first.wait(timeout=8)
     assert not (work / "then").exists()
     other = begin(1)
-    said = [each.communicate(timeout=120)[0] for each in (first, other)]
+    outputs = [each.communicate(timeout=120)[0] for each in (first, other)]
     assert (first.returncode, other.returncode) == (0, 0)
-    assert "model.safetensors" in said[0] and "model.safetensors" not in said[1]
+    assert "model.safetensors" in outputs[0] and "model.safetensors" not in outputs[1]
     assert (work / "then").read_text() == "ran\n"
 
 
@@ -56,5 +56,5 @@ def test_results_of_replicas_are_not_shared(make_job) -> None:
     job = make_job("/results/out", "org/a", "org/b")
     alone = BEAKER.resources(image="a/b")
     assert BEAKER.obstacles(job, alone) == []
-    (said,) = BEAKER.obstacles(job, BEAKER.resources(image="a/b", replicas=2))
-    assert "no mount covers /results/out" in said
+    (obstacle,) = BEAKER.obstacles(job, BEAKER.resources(image="a/b", replicas=2))
+    assert "no mount covers /results/out" in obstacle

@@ -216,8 +216,8 @@ def change(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 )
 def test_the_strict_check(make_job, render_job, path: str, value: Any, words: str) -> None:
     spec = yaml.safe_load(render_job("beaker", make_job(), **full()))
-    found = "\n".join(spec_module.faults(change(spec, path, value)))
-    assert words in found
+    mistakes = "\n".join(spec_module.faults(change(spec, path, value)))
+    assert words in mistakes
 
 
 @pytest.mark.parametrize("key", ["image", "context", "result"])

@@ -42,16 +42,16 @@ def text(job_id: str = "12.s", **fields: object) -> str:
     ],
 )
 def test_both_forms_tell_the_same(fields: dict[str, object], state: str, detail: str) -> None:
-    found = statuses(document(**fields))
-    assert found == statuses(text(**fields))
-    assert found is not None
-    assert (found["12.s"].state, found["12.s"].detail) == (JobState[state], detail)
+    reported = statuses(document(**fields))
+    assert reported == statuses(text(**fields))
+    assert reported is not None
+    assert (reported["12.s"].state, reported["12.s"].detail) == (JobState[state], detail)
 
 
 def test_numbers_are_text_again() -> None:
-    found = parse_qstat(document(run_count=3, Exit_status=-29.0, comment=1e5, Priority=0.5))
-    assert found is not None
-    fields = found["12.s"]
+    jobs = parse_qstat(document(run_count=3, Exit_status=-29.0, comment=1e5, Priority=0.5))
+    assert jobs is not None
+    fields = jobs["12.s"]
     assert [fields[key] for key in ("run_count", "exit_status", "comment", "priority")] == [
         *("3", "-29", "100000", "0.5")
     ]
@@ -59,8 +59,8 @@ def test_numbers_are_text_again() -> None:
 
 def test_nothing_is_read_back_from_variables() -> None:
     variables = {"A": 7, "job_state": "F", "Exit_status": 0}
-    found = parse_qstat(document(Variable_List=variables, job_state="R"))
-    assert found == {
+    jobs = parse_qstat(document(Variable_List=variables, job_state="R"))
+    assert jobs == {
         "12.s": {"job_name": "out", "job_owner": "me@login", "job_state": "R", "rerunable": "True"}
     }
 
@@ -77,16 +77,16 @@ def test_an_answer_of_no_job(answer: str) -> None:
 
 
 def test_a_greeting_in_front() -> None:
-    found = statuses("Welcome to {site}\n" + document("7[].s", job_state="B"))
-    assert found is not None and found["7[].s"].state is JobState.RUNNING
-    found = statuses("Welcome\n" + text(job_state="R", Variable_List="A=x\n{"))
-    assert found is not None and found["12.s"].state is JobState.RUNNING
+    reported = statuses("Welcome to {site}\n" + document("7[].s", job_state="B"))
+    assert reported is not None and reported["7[].s"].state is JobState.RUNNING
+    reported = statuses("Welcome\n" + text(job_state="R", Variable_List="A=x\n{"))
+    assert reported is not None and reported["12.s"].state is JobState.RUNNING
 
 
 def test_control_characters_in_a_name_or_value() -> None:
     answer = document(job_state="R", comment="@").replace("@", "a\x01\tb\n")
-    found = statuses(answer)
-    assert found is not None and found["12.s"].state is JobState.RUNNING
+    reported = statuses(answer)
+    assert reported is not None and reported["12.s"].state is JobState.RUNNING
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,9 @@ def test_goldens(dialect: str, nodes: int, make_job, render_job, golden) -> None
 def test_resources(dialect: str, nodes: int, lines: list[str], make_job, render_job) -> None:
     words = GADI if dialect == "gadi" else ("out", "m1", "m2")
     settings = {"nodes": nodes, "walltime": "1:00:00", **SITES[dialect]}
-    found = directives(render_job("pbs", make_job(*words), dialect=dialect, **settings))
-    assert [line for line in lines if line not in found] == [], found
-    assert "-l walltime=1:00:00" in found
+    given = directives(render_job("pbs", make_job(*words), dialect=dialect, **settings))
+    assert [line for line in lines if line not in given] == [], given
+    assert "-l walltime=1:00:00" in given
 
 
 @pytest.mark.parametrize("dialect", ["torque", "gadi", "abci"])

@@ -119,11 +119,11 @@ def test_a_failure_and_why(pbs, launch, fakes, tmp_path: Path) -> None:
     noise = r'printf "\033[31m3 %%\033[0m\n"; echo "merge-worker: m2 is truncated" >&2; exit 3'
     pbs(noise)
     fakes.pbs("schedule")
-    said = launch("why", "out").out
-    assert "The job failed." in said
-    assert "Exit code 3: an input is missing, damaged or does not fit the others." in said
-    assert "  | merge-worker: m2 is truncated" in said
-    assert "merge-launch retry 12.pbs-server" in said
+    explanation = launch("why", "out").out
+    assert "The job failed." in explanation
+    assert "Exit code 3: an input is missing, damaged or does not fit the others." in explanation
+    assert "  | merge-worker: m2 is truncated" in explanation
+    assert "merge-launch retry 12.pbs-server" in explanation
     assert json.loads(launch("why", "out", "--json").out)["exit_code"] == 3
 
 

@@ -39,9 +39,9 @@ def torque(wrapped, isolated: None, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def submitted(done) -> list[str]:
     assert done.code == 0, done.err
-    found = re.findall(r"^(?:job|then) +(\d+)\b", done.out, re.MULTILINE)
-    assert found, done.out
-    return found
+    ids = re.findall(r"^(?:job|then) +(\d+)\b", done.out, re.MULTILINE)
+    assert ids, done.out
+    return ids
 
 
 def state(launch, job: str) -> str:

@@ -45,9 +45,9 @@ def record(state: str, *more: str, job_id: str = "12.s") -> str:
     ],
 )
 def test_states(text: str, state: str, detail: str) -> None:
-    found = PBS.parse_status("qstat", text)["12.s"]
-    assert found.state is JobState[state]
-    assert detail in found.detail
+    status = PBS.parse_status("qstat", text)["12.s"]
+    assert status.state is JobState[state]
+    assert detail in status.detail
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_sentences(more: list[str], sentence: str) -> None:
 
 def test_one_answer_for_many_jobs() -> None:
     text = record("R") + "\n" + record("F", "    Exit_status = 3", job_id="7[].s")
-    found = statuses(text)
-    assert {key: each.state for key, each in found.items()} == {
+    reported = statuses(text)
+    assert {key: each.state for key, each in reported.items()} == {
         "12.s": JobState.RUNNING,
         "7[].s": JobState.FAILED,
     }
@@ -105,9 +105,9 @@ def in_front_of_slurm(state: str, *more: str) -> str:
 
 
 def test_a_qstat_in_front_of_slurm() -> None:
-    found = statuses(in_front_of_slurm("R", "exec_host = n1/1") + in_front_of_slurm("Q"))
-    assert found["12"].state is JobState.QUEUED
-    assert "Queue: debug." in found["12"].reasons
+    reported = statuses(in_front_of_slurm("R", "exec_host = n1/1") + in_front_of_slurm("Q"))
+    assert reported["12"].state is JobState.QUEUED
+    assert "Queue: debug." in reported["12"].reasons
     # It has no word on the end of what ran: then the code that the job left tells.
     assert statuses(in_front_of_slurm("C", "exec_host = n1/1")) == {}
     assert statuses(in_front_of_slurm("C"))["12"].state is JobState.CANCELLED

@@ -74,15 +74,15 @@ OPTIONS = ("--mem", "700M", "--cpus", "1", "--threads", "1", "--progress", "plai
 
 def submitted(done) -> str:
     assert done.code == 0, done.err
-    found = re.search(r"^job +(\S+)$", done.out, re.MULTILINE)
-    assert found is not None, done.out
-    return found[1]
+    match = re.search(r"^job +(\S+)$", done.out, re.MULTILINE)
+    assert match is not None, done.out
+    return match[1]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    found = {path.name: path.read_bytes() for path in folder.glob(SHARDS)}
-    assert found
-    return found
+    shards = {path.name: path.read_bytes() for path in folder.glob(SHARDS)}
+    assert shards
+    return shards
 
 
 @pytest.fixture
@@ -156,9 +156,9 @@ def test_why_it_waits(slurm, launch, models, words, sentence: str | None) -> Non
     if sentence is not None:
         # At first Slurm only says that it is too much for the partition.
         until(lambda: sentence in launch("why", job_id).out, f"'{sentence}'")
-    for each in (blocker, job_id):
-        assert launch("cancel", each).code == 0
-        slurm.wait(each, "CANCELLED")
+    for job in (blocker, job_id):
+        assert launch("cancel", job).code == 0
+        slurm.wait(job, "CANCELLED")
 
 
 def test_cancel_and_retry(slurm, launch, slow: Slow, work: Path, undisturbed) -> None:

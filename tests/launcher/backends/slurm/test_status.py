@@ -26,14 +26,14 @@ SLURM = backends.get("slurm")
     ],
 )
 def test_states(text: str, state: str, detail: str) -> None:
-    found = SLURM.parse_status("squeue", text)["34"]
-    assert (found.state, found.detail) == (JobState[state], detail)
+    status = SLURM.parse_status("squeue", text)["34"]
+    assert (status.state, status.detail) == (JobState[state], detail)
 
 
 def test_members_of_arrays_are_jobs() -> None:
     text = "34_1|PENDING|JobArrayTaskLimit|N/A\n34_0|RUNNING|None|2026-01-02T03:04:05\n"
-    found = SLURM.parse_status("squeue", text)
-    assert {job: status.state.name for job, status in found.items()} == {
+    reported = SLURM.parse_status("squeue", text)
+    assert {job: status.state.name for job, status in reported.items()} == {
         "34_1": "QUEUED",
         "34_0": "RUNNING",
     }
@@ -51,9 +51,9 @@ def test_members_of_arrays_are_jobs() -> None:
     ],
 )
 def test_states_of_the_database(text: str, state: str, detail: str, reason: str) -> None:
-    found = SLURM.parse_status("sacct", text)["1"]
-    assert (found.state, found.detail) == (JobState[state], detail)
-    assert any(reason in sentence for sentence in found.reasons)
+    status = SLURM.parse_status("sacct", text)["1"]
+    assert (status.state, status.detail) == (JobState[state], detail)
+    assert any(reason in sentence for sentence in status.reasons)
 
 
 @pytest.mark.parametrize("text", ["", "garbage\n", "a|b\n", "1|2|3|4|5\n"])
@@ -75,9 +75,9 @@ def test_answers_that_are_none(text: str) -> None:
     ],
 )
 def test_reasons_in_words(reason: str, words: str) -> None:
-    found = SLURM.parse_status("squeue", f"1|PENDING|{reason}|2026-01-02T03:04:05\n")["1"]
-    assert words in found.reasons[0]
-    assert found.reasons[-1] == "Slurm expects the job to start at 2026-01-02T03:04:05."
+    status = SLURM.parse_status("squeue", f"1|PENDING|{reason}|2026-01-02T03:04:05\n")["1"]
+    assert words in status.reasons[0]
+    assert status.reasons[-1] == "Slurm expects the job to start at 2026-01-02T03:04:05."
 
 
 SHOWN = (
@@ -101,6 +101,6 @@ SHOWN = (
 def test_what_scontrol_adds(values: tuple[str, ...], sentences: list[str]) -> None:
     state, waits, again, ended = values
     text = SHOWN.format(state=state, waits=waits, again=again, ended=ended)
-    found = SLURM.parse_why(text)
-    assert len(found) == len(sentences)
-    assert all(words in said for words, said in zip(sentences, found, strict=True))
+    reasons = SLURM.parse_why(text)
+    assert len(reasons) == len(sentences)
+    assert all(words in reason for words, reason in zip(sentences, reasons, strict=True))
