@@ -3,7 +3,7 @@
 beaker-py retries endlessly while a server cannot be reached, and the errors of beaker-py, grpc and
 requests share no base class. So calls go to its generated stub, with a deadline; only the class of
 the spec, the settings and the one POST come from beaker-py itself. It also accepts wrong settings
-silently, which `connected` does not.
+silently; `connected` checks them.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from ...settings.options import option
@@ -115,8 +116,5 @@ def mounts(resources: BeakerResources) -> list[Mount]:
 
 def covered(path: str, by: list[str]) -> bool:
     """Return whether a path lies in one of the folders `by`."""
-    plain = posixpath.normpath(path)
-    return any(
-        plain == root or plain.startswith(root.rstrip("/") + "/")
-        for root in map(posixpath.normpath, by)
-    )
+    plain = PurePosixPath(posixpath.normpath(path))
+    return any(plain.is_relative_to(posixpath.normpath(folder)) for folder in by)
