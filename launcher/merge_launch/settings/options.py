@@ -60,7 +60,7 @@ class Fault(ValueError):
 
 
 def _fields_with(spec: Callable[P, OptionSpec]) -> Callable[Concatenate[Any, P], Any]:
-    def field(default: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def field(default: Any, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         return dataclasses.field(default=default, metadata={METADATA: spec(*args, **kwargs)})
 
     return field
