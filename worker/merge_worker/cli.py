@@ -89,7 +89,11 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Return the values of a command line; `command` is its name. UsageError with a near word."""
-    words = translate_legacy_options(words)
+    if words[:1] in (["merge"], ["average"]):
+        words, notes = translated(words)
+        for note in notes:
+            print_line(f"note: {note}", sys.stderr)
+    words = join_negative_weights(words)
     parser = _Parser(prog="merge-worker", description="Merge checkpoints of any architecture.")
     parser.add_argument("--version", action="version", version=f"merge-worker {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
@@ -128,13 +132,3 @@ def explain_usage_error(prog: str, message: str) -> str:
         message = f"{choice} '{word}'{nearest(word, choices)}; one of {', '.join(choices)}"
     place = prog.partition(" ")[2]
     return f"{place}{': ' if place else ''}{message}\n  see {prog} --help"
-
-
-def translate_legacy_options(words: Sequence[str]) -> list[str]:
-    """Replace options of mergekit by their counterparts, with a note on each."""
-    translation, notes = list(words), list[str]()
-    if words[:1] in (["merge"], ["average"]):
-        translation, notes = translated(words)
-    for note in notes:
-        print_line(f"note: {note}", sys.stderr)
-    return join_negative_weights(translation)

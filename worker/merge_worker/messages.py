@@ -29,8 +29,8 @@ def counted(count: int, words: str) -> str:
     text = f" {words} "
     if count == 1:
         text = text.replace("s ", " ", 1)
-        for several, one in _SINGULAR.items():
-            text = text.replace(f" {several} ", f" {one} ")
+        for plural, singular in _SINGULAR.items():
+            text = text.replace(f" {plural} ", f" {singular} ")
     return f"{count}{text}"[:-1]
 
 

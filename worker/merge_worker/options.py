@@ -6,16 +6,18 @@ Both command lines are built from it: merge-worker's in `commands.options`, merg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from . import units
 
+AVERAGE = ("average",)
 CHECKS = ("check",)
-RUNS = ("merge", "average")
+RUNS = ("merge", *AVERAGE)
 PLANS = (*RUNS, *CHECKS)
 MERGEKIT = ("mergekit",)
+RECIPES = (*PLANS, *MERGEKIT)
 EXTRACTS = ("extract-lora",)
 LOOKS = ("compare", "report")
 
@@ -34,10 +36,10 @@ class SharedOption:
     name: str
     commands: tuple[str, ...]
     help: str
+    metavar: str | None = None
     type: Callable[[str], Any] = str
     default: Any = None
     choices: tuple[str, ...] = ()
-    metavar: str | None = None
     pattern: str | None = None
     form: str = ""
     repeatable: bool = False  # in merge-worker only; both accept commas
@@ -53,15 +55,13 @@ class SharedOption:
         return "--" + self.name.replace("_", "-")
 
 
-def _one_of(words: Sequence[str]) -> str:
+def _one_of(words: tuple[str, ...]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _size(name: str, example: str, help: str, default: str | None = None) -> SharedOption:
     form = f"a size such as {example}"
-    return SharedOption(
-        name, PLANS, help, default=default, metavar=example, pattern=units.SIZE, form=form
-    )
+    return SharedOption(name, PLANS, help, example, default=default, pattern=units.SIZE, form=form)
 
 
 def _switch(name: str, commands: tuple[str, ...], help: str, launch: bool = True) -> SharedOption:
@@ -71,38 +71,36 @@ def _switch(name: str, commands: tuple[str, ...], help: str, launch: bool = True
 OPTIONS = (
     SharedOption(
         "method",
-        ("average",),
+        AVERAGE,
         "the merge method; default: linear, the weighted average",
+        "NAME",
         default="linear",
-        metavar="NAME",
     ),
     SharedOption(
         "weights",
-        ("average",),
+        AVERAGE,
         "one weight for each model; default: equal weights",
-        metavar="2,1,1",
+        "2,1,1",
         pattern=f"{NUMBER}(,{NUMBER})*",
         form="numbers with commas between, such as 2,1,1",
     ),
     SharedOption(
         "schedule",
-        ("average",),
+        AVERAGE,
         f"weights of checkpoints, given from the oldest to the newest: {SCHEDULES}",
-        metavar="NAME",
+        "NAME",
         pattern=r"[a-z-]+(:[0-9.]+)?",
         form="a schedule such as minus-sqrt, ema:0.9 or last-k:4",
     ),
-    SharedOption(
-        "base_model", ("average",), "the base, for methods that need one", metavar="MODEL"
-    ),
-    _switch("no_normalize", ("average",), "do not divide by the sum of the weights", launch=False),
+    SharedOption("base_model", AVERAGE, "the base, for methods that need one", "MODEL"),
+    _switch("no_normalize", AVERAGE, "do not divide by the sum of the weights", launch=False),
     SharedOption(
         "device",
         (*RUNS, *MERGEKIT, *EXTRACTS),
         "where the mathematics runs; default: auto, every visible GPU, else the CPU",
+        "|".join(units.DEVICES),
         type=units.device_word,
         default="auto",
-        metavar="|".join(units.DEVICES),
         pattern=units.DEVICE,
         form=_one_of(units.DEVICES),
     ),
@@ -110,8 +108,8 @@ OPTIONS = (
         "threads",
         (*PLANS, *MERGEKIT, *EXTRACTS, *LOOKS),
         "threads that compute; default: as many as there are usable CPUs",
+        "N",
         type=units.positive_integer,
-        metavar="N",
     ),
     _size("memory", "4GiB", "bound on buffers, on the host and on each device"),
     _size("shard_size", "5GB", "size of an output file; default: 5GB", default="5GB"),
@@ -140,35 +138,30 @@ OPTIONS = (
         PLANS,
         "merge only these tensors and copy the rest from the base: words of names, or patterns "
         "with *",
-        metavar="A,B",
+        "A,B",
         repeatable=True,
     ),
     SharedOption(
         "exclude",
         PLANS,
         "copy these tensors from the base unchanged: words of names, or patterns with *",
-        metavar="A,B",
+        "A,B",
         repeatable=True,
     ),
     _switch("dequantize", PLANS, "read FP8 weights with their scales"),
     _switch("prune_downloads", RUNS, "remove weights downloaded from the Hub after use"),
-    SharedOption("push", RUNS, "upload the finished OUT to the Hub", metavar="ORG/NAME"),
+    SharedOption("push", RUNS, "upload the finished OUT to the Hub", "ORG/NAME"),
     _switch("overwrite", (*RUNS, *MERGEKIT), "replace another merge in OUT"),
     _switch("no_resume", RUNS, "discard an unfinished merge in OUT"),
     _switch("sha256", RUNS, "SHA-256 of the output files in the manifest"),
     SharedOption(
-        "seed",
-        (*PLANS, *MERGEKIT),
-        "seed of the random methods; default: 0",
-        type=int,
-        default=0,
-        metavar="N",
+        "seed", RECIPES, "seed of the random methods; default: 0", "N", type=int, default=0
     ),
     SharedOption(
         "deadline",
         (*RUNS, *MERGEKIT),
         "stop cleanly this long after the start",
-        metavar="12:00:00",
+        "12:00:00",
         pattern=units.DURATION,
         form="such as 12:00:00, 30m or 2h",
     ),
@@ -188,12 +181,7 @@ OPTIONS = (
     _switch("strict", PLANS, "warnings about the recipe are errors"),
     _switch("json", CHECKS, "print the plan as JSON"),
     SharedOption(
-        "relative_to",
-        (*PLANS, *MERGEKIT),
-        "where relative model paths start",
-        default=".",
-        metavar="DIR",
-        launch=False,
+        "relative_to", RECIPES, "where relative model paths start", "DIR", default=".", launch=False
     ),
 )
 BY_NAME: Mapping[str, SharedOption] = {option.name: option for option in OPTIONS}
