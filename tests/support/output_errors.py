@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge_worker.output import quota, space
+from merge_worker.output import space
 from support.error_cases import TWO, Mistake, System, World, change, refuses, write
 from support.input_errors import AVERAGE, WEIGHTS
 
@@ -28,7 +28,7 @@ def free_bytes(count: int) -> System:
 
 def quota_of(most: int, used: float) -> System:
     def system(patch: pytest.MonkeyPatch, world: World) -> None:
-        user_quota = quota.Quota("user anna", quota.Limit(int(used), hard=most))
+        user_quota = space.Quota("user anna", space.Limit(int(used), hard=most))
         patch.setattr(space, "quotas_of", lambda folder: (user_quota,))
 
     return system

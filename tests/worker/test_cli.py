@@ -198,9 +198,9 @@ def test_interrupted_while_planning(
         "merge_worker.commands.merge.make_plan", lambda *_: signal.raise_signal(signal.SIGINT)
     )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    said = refused(capsys, 75, "average", tmp_path / "out", models[0])
+    message = refused(capsys, 75, "average", tmp_path / "out", models[0])
     signal.signal(signal.SIGINT, before)
-    assert "interrupted" in said
+    assert "interrupted" in message
 
 
 def test_version_and_help(capsys: Capture) -> None:

@@ -24,7 +24,7 @@ def test_exit_codes_of_the_contract(kind: type[errors.WorkerError], code: int) -
 
 
 @pytest.mark.parametrize(
-    ("words", "one"),
+    ("words", "singular"),
     [
         ("tensors", "1 tensor"),
         ("bytes", "1 byte"),
@@ -32,15 +32,17 @@ def test_exit_codes_of_the_contract(kind: type[errors.WorkerError], code: int) -
         ("tensors differ in shape", "1 tensor differs in shape"),
         ("values are NaN or Inf", "1 value is NaN or Inf"),
         ("tensors have no scales", "1 tensor has no scales"),
-        ("tensors that are not to be merged are copied", "1 tensor that is not to be merged "
-         "is copied"),
+        (
+            "tensors that are not to be merged are copied",
+            "1 tensor that is not to be merged is copied",
+        ),
         ("tensors that the first model has not", "1 tensor that the first model has not"),
         ("intermediate results take", "1 intermediate result takes"),
         ("tensors of the adapter match nothing", "1 tensor of the adapter matches nothing"),
     ],
-)  # fmt: skip
-def test_one_is_not_several(words: str, one: str) -> None:
-    assert counted(1, words) == one
+)
+def test_one_is_not_several(words: str, singular: str) -> None:
+    assert counted(1, words) == singular
     assert [counted(n, words) for n in (0, 2, 11)] == [f"{n} {words}" for n in (0, 2, 11)]
 
 

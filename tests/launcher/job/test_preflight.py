@@ -8,7 +8,7 @@ from merge_launch.job import preflight
 from merge_launch.job.source import read_source
 from merge_launch.settings.groups import MergeOptions, WorkerOptions
 from merge_worker.errors import InputError, OutputError
-from merge_worker.output import quota, space
+from merge_worker.output import space
 
 
 def merge_of(*models: object, folder: Path):
@@ -66,16 +66,16 @@ def warnings_of(models, work: Path, **options) -> list[str]:
 
 def test_a_disk_or_a_quota_that_is_too_small(models, work: Path, monkeypatch) -> None:
     """Jobs check the disk only when they run."""
-    spare, most = space.SPARE_BYTES, quota.Limit(0, hard=1 << 20)
+    spare, most = space.SPARE_BYTES, space.Limit(0, hard=1 << 20)
     monkeypatch.setattr(space, "SPARE_BYTES", 1 << 60)
     with pytest.raises(OutputError, match="are free there"):
         warnings_of(models, work)
     monkeypatch.setattr(space, "SPARE_BYTES", spare)
-    monkeypatch.setattr(space, "quotas_of", lambda folder: (quota.Quota("user anna", most),))
+    monkeypatch.setattr(space, "quotas_of", lambda folder: (space.Quota("user anna", most),))
     with pytest.raises(OutputError, match="left of the quota of user anna there"):
         warnings_of(models, work)
     monkeypatch.setattr(
-        space, "quotas_of", lambda folder: (quota.Quota("user anna", quota.Limit(soft=1)),)
+        space, "quotas_of", lambda folder: (space.Quota("user anna", space.Limit(soft=1)),)
     )
     (warning,) = warnings_of(models, work)
     assert warning.startswith(f"{work}/out: ") and "soft limit of user anna" in warning

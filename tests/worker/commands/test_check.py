@@ -10,8 +10,7 @@ import torch
 from merge_worker.commands.check import as_json, describe, report_plan
 from merge_worker.errors import OutputError
 from merge_worker.output import space
-from merge_worker.output.quota import Limit, Quota
-from merge_worker.output.space import SPARE_BYTES
+from merge_worker.output.space import SPARE_BYTES, Limit, Quota
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
 from merge_worker.recipe import parse

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from merge_worker.output.files import PARTIAL
 from merge_worker.output.lock import Lock
-from merge_worker.system.cpus import usable_cpus
+from merge_worker.system.machine import usable_cpus
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.recipes import (
     average,

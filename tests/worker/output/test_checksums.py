@@ -105,7 +105,7 @@ def test_pieces_in_any_order(room: int, missing: int, tmp_path: Path) -> None:
     for start, stop in pieces[missing:]:
         hashes.wrote(0, fd, len(HEADER) + start, memoryview(data)[start:stop])
     os.close(fd)
-    digest = hashes.finish(0, str(path), len(HEADER) + len(data))
+    digest = hashes.finish(0, path, len(HEADER) + len(data))
     assert digest == hashlib.sha256(HEADER + data).hexdigest()
     assert missing or hashes._room == room, "what waited has gone"
 

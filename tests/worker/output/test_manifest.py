@@ -30,12 +30,12 @@ def test_all_documented_fields(tmp_path: Path, models: list[Path]) -> None:
     assert set(value["timings"]) == {"plan_s", "stream_s", "total_s"}
     assert all(seconds >= 0 for seconds in value["timings"].values())
     assert value["gib_per_s"] > 0
-    for one, model in zip(value["inputs"], models, strict=True):
+    for entry, model in zip(value["inputs"], models, strict=True):
         raw = (model / "model.safetensors").read_bytes()
-        assert one["model"] == model.name and one["bytes"] == len(raw)
+        assert entry["model"] == model.name and entry["bytes"] == len(raw)
         length = int.from_bytes(raw[:8], "little")
         digest = hashlib.sha256(raw[8 : 8 + length]).hexdigest()
-        assert one["shards"] == [
+        assert entry["shards"] == [
             {"file": "model.safetensors", "bytes": len(raw), "header_sha256": digest}
         ]
 

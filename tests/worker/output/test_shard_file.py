@@ -3,6 +3,8 @@
 import errno
 import mmap
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_worker.output import shard_file
-from merge_worker.output.shard_file import LEAST_DIRECT, ShardFile
+from merge_worker.output.shard_file import LEAST_DIRECT, ShardFile, early_writeback
 from merge_worker.planning.shards import PAGE
-from merge_worker.system.mounts import Mount, mount_of
+from merge_worker.system.machine import Mount, mount_of
 
 SIZE = 4 * LEAST_DIRECT + 123
 
@@ -151,3 +153,34 @@ def test_space_is_taken_at_once(tmp_path: Path) -> None:
     if not reserves:
         pytest.skip("this file system does not reserve")
     assert (tmp_path / "x").stat().st_blocks * 512 >= 3_000_000
+
+
+def test_writeback_starts_while_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_file, "WRITEBACK_PERIOD_S", 0.001)
+    calls: list[tuple[int, ...]] = []
+    monkeypatch.setattr(shard_file, "_sync_file_range", lambda: lambda *words: calls.append(words))
+    before = threading.active_count()
+    with (tmp_path / "x").open("wb") as file, early_writeback([file.fileno()]):
+        deadline = time.monotonic() + 10
+        while len(calls) < 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert calls[0] == (file.fileno(), 0, 0, 2)
+    assert len(calls) >= 3 and threading.active_count() == before
+
+
+def test_writeback_is_only_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_file, "WRITEBACK_PERIOD_S", 0.001)
+    # 9999 is not open: an error code, not an exception.
+    with (tmp_path / "x").open("wb") as file, early_writeback([file.fileno(), 9999]):
+        file.write(b"x" * 10_000)
+        file.flush()
+        time.sleep(0.02)
+    assert (tmp_path / "x").read_bytes() == b"x" * 10_000
+
+
+def test_systems_without_writeback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_file, "_sync_file_range", lambda: None)
+    before = threading.active_count()
+    with early_writeback([0]):
+        pass
+    assert threading.active_count() == before

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from merge_worker.output import side_files
-from merge_worker.output.side_files import merged_config
+from merge_worker.planning.plan import final_config
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import average, manifest, plan_of, run
 
@@ -90,19 +90,19 @@ def test_a_single_file_has_no_side_files(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "dtype", "expected"),
     [
-        ({"torch_dtype": "float32"}, None, None),
-        ({"torch_dtype": "float32"}, "same", None),
+        ({"torch_dtype": "float32"}, None, {"torch_dtype": "float32"}),
+        ({"torch_dtype": "float32"}, "same", {"torch_dtype": "float32"}),
         ({"torch_dtype": "float32"}, "bfloat16", {"torch_dtype": "bfloat16"}),
         ({"dtype": "float32"}, "bfloat16", {"dtype": "bfloat16"}),
         ({"a": 1}, "float16", {"a": 1, "torch_dtype": "float16"}),
-        ({"dtype": "float16"}, "float16", None),
+        ({"dtype": "float16"}, "float16", {"dtype": "float16"}),
     ],
 )
 def test_the_config_follows_the_dtype(
-    tmp_path: Path, config: dict[str, Any], dtype: str | None, expected: dict[str, Any] | None
+    tmp_path: Path, config: dict[str, Any], dtype: str | None, expected: dict[str, Any]
 ) -> None:
     made = write_checkpoint(tmp_path / "c", {"x": torch.ones(3)}, config=config)
-    assert merged_config(plan_of([made], dtype=dtype)) == expected
+    assert final_config(plan_of([made], dtype=dtype)) == expected
 
 
 def test_an_untouched_config_is_copied_byte_by_byte(tmp_path: Path, folder: Path) -> None:

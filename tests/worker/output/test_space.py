@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from merge_worker.errors import OutputError
-from merge_worker.output import quota, space
+from merge_worker.output import space
 from merge_worker.output.files import PARTIAL
-from merge_worker.output.quota import Limit, Owner, Quota, quotas_of
+from merge_worker.output.space import Limit, Owner, Quota, quotas_of
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
 from merge_worker.recipe import parse
-from merge_worker.system.mounts import Mount
+from merge_worker.system.machine import Mount
 from support.recipes import average, plan_of, some_models
 
 KIB = 1024
@@ -28,11 +28,11 @@ OUT = Path("out")
 @pytest.fixture(autouse=True)
 def _held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Apply quotas to the test process, although root is exempt."""
-    monkeypatch.setattr(quota, "_exempt", lambda: False)
+    monkeypatch.setattr(space, "_exempt", lambda: False)
 
 
 def mounted(monkeypatch: pytest.MonkeyPatch, kind: str, source: str, place: Path) -> None:
-    monkeypatch.setattr(quota, "mount_of", lambda fd: Mount(kind, source, str(place)))
+    monkeypatch.setattr(space, "mount_of", lambda fd: Mount(kind, source, str(place)))
 
 
 def program(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> Path:
@@ -55,7 +55,7 @@ esac"""
 
 def test_lustre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounted(monkeypatch, "lustre", "10.0.0.1@o2ib:/work", tmp_path)
-    monkeypatch.setattr(quota, "_project", lambda fd: [Owner("project", 42)])
+    monkeypatch.setattr(space, "_project", lambda fd: [Owner("project", 42)])
     text = LUSTRE.format(user=USER, group=GROUP, place=tmp_path)
     asked = program(tmp_path, monkeypatch, "lfs", text)
     assert quotas_of(tmp_path) == (
@@ -69,7 +69,7 @@ def test_lustre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_projects_of_folders(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
-    assert quota._project(fd) == []
+    assert space._project(fd) == []
     os.close(fd)
 
 
@@ -170,9 +170,11 @@ def test_a_merge_on_gpfs_is_refused(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "exit 3", "echo no such thing; exit 1", "echo mmlsquota::HEADER:; echo mmlsquota:::",
-     "echo 'a b c d e f g h i j k'", "printf '\\377\\000 :'", "kill -9 $$"],
-)  # fmt: skip
+    [
+        *("", "exit 3", "echo no such thing; exit 1", "echo mmlsquota::HEADER:; echo mmlsquota:::"),
+        *("echo 'a b c d e f g h i j k'", "printf '\\377\\000 :'", "kill -9 $$"),
+    ],
+)
 @pytest.mark.parametrize(
     ("kind", "name"), [("lustre", "lfs"), ("nfs", "quota"), ("gpfs", "mmlsquota")]
 )
@@ -186,7 +188,7 @@ def test_output_in_another_form_is_ignored(
 
 def test_missing_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    for kind in quota.READERS:
+    for kind in space.READERS:
         mounted(monkeypatch, kind, "x", tmp_path)
         assert quotas_of(tmp_path) == ()
 
@@ -195,7 +197,7 @@ def test_a_program_that_hangs_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mounted(monkeypatch, "lustre", "x", tmp_path)
-    monkeypatch.setattr(quota, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(space, "TIMEOUT_S", 0.3)
     program(tmp_path, monkeypatch, "lfs", f"echo $$ >> {tmp_path}/pids; sleep 100")
     began = time.monotonic()
     assert quotas_of(tmp_path) == ()
@@ -205,7 +207,7 @@ def test_a_program_that_hangs_is_left_alone(
 
 
 def test_querying_this_system_does_not_fail(tmp_path: Path) -> None:
-    assert all(isinstance(each, Quota) for each in quotas_of(tmp_path))
+    assert all(isinstance(item, Quota) for item in quotas_of(tmp_path))
     assert quotas_of(tmp_path / "gone") == ()
 
 
@@ -251,7 +253,7 @@ def test_root_has_no_quotas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     asked = Quotas(tmp_path, monkeypatch).asked
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     quotas_of(tmp_path)
-    machine = Path("/proc/self/uid_map").read_text().split() == quota.UNBOUND.split()
+    machine = Path("/proc/self/uid_map").read_text().split() == space.UNBOUND
     assert asked.exists() is not machine
 
 

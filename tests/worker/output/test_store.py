@@ -72,10 +72,11 @@ def reopened(out: Path, plan: Plan) -> PartialOutput:
     return store
 
 
-def whole(tmp_path: Path, plan: Plan) -> dict[str, int]:
-    stream_into(tmp_path / "whole", plan)
-    finish_into(tmp_path / "whole", plan)
-    return shards_of(tmp_path / "whole")
+def finishes_like_a_whole_run(tmp_path: Path, out: Path, plan: Plan) -> None:
+    for folder in (out, tmp_path / "whole"):
+        stream_into(folder, plan)
+        finish_into(folder, plan)
+    assert shards_of(out) == shards_of(tmp_path / "whole")
 
 
 def test_nothing_has_a_final_name_yet(out: Path) -> None:
@@ -108,9 +109,7 @@ def test_damaged_bytes_are_redone(tmp_path: Path, out: Path, plan: Plan) -> None
     before = len(store.entries)
     assert store.drop_damaged(2) == 1 and len(store.entries) == before - 1
     store.close()
-    stream_into(out, plan)
-    finish_into(out, plan)
-    assert shards_of(out) == whole(tmp_path, plan)
+    finishes_like_a_whole_run(tmp_path, out, plan)
 
 
 def test_a_missing_shard_is_created_again(tmp_path: Path, out: Path, plan: Plan) -> None:
@@ -119,16 +118,12 @@ def test_a_missing_shard_is_created_again(tmp_path: Path, out: Path, plan: Plan)
     lost = len(store.entries)
     assert store.drop_damaged(2) == lost
     store.close()
-    stream_into(out, plan)
-    finish_into(out, plan)
-    assert shards_of(out) == whole(tmp_path, plan)
+    finishes_like_a_whole_run(tmp_path, out, plan)
 
 
 def test_a_shard_of_another_size(tmp_path: Path, out: Path, plan: Plan) -> None:
     os.truncate(out / PARTIAL / "model.safetensors.partial", 1000)
-    stream_into(out, plan)
-    finish_into(out, plan)
-    assert shards_of(out) == whole(tmp_path, plan)
+    finishes_like_a_whole_run(tmp_path, out, plan)
 
 
 def test_torn_and_foreign_lines(tmp_path: Path, out: Path, plan: Plan) -> None:
@@ -145,17 +140,13 @@ def test_torn_and_foreign_lines(tmp_path: Path, out: Path, plan: Plan) -> None:
     store = reopened(out, plan)
     assert len(store.entries) == len(lines) - 1
     store.close()
-    stream_into(out, plan)
-    finish_into(out, plan)
-    assert shards_of(out) == whole(tmp_path, plan)
+    finishes_like_a_whole_run(tmp_path, out, plan)
 
 
 def test_a_wrong_journal_is_detected(tmp_path: Path, out: Path, plan: Plan) -> None:
     lie = Entry(0, Piece(0, plan.steps[0].grid.blocks), 12345, 0)
     (out / PARTIAL / f"journal-{plan.key[:16]}-x").write_bytes(lie.line())
-    stream_into(out, plan)
-    finish_into(out, plan)
-    assert shards_of(out) == whole(tmp_path, plan)
+    finishes_like_a_whole_run(tmp_path, out, plan)
 
 
 def test_journals_of_another_merge_are_not_read(out: Path, plan: Plan) -> None:

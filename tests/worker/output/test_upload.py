@@ -64,11 +64,11 @@ def cached(folder: Path, name: str, seed: int) -> Path:
 
 def test_models_of_the_hub_in_its_cache(tmp_path: Path) -> None:
     """Ids and commits of models in the Hub's cache are taken from the folder's name."""
-    one, two = cached(tmp_path, "one", 1), cached(tmp_path, "two", 2)
-    assert snapshot(one) == ("org/one", COMMIT) and snapshot(tmp_path) is None
-    assert public_name(ModelRef(str(two))) == f"org/two@{COMMIT}"
+    first, second = cached(tmp_path, "one", 1), cached(tmp_path, "two", 2)
+    assert snapshot(first) == ("org/one", COMMIT) and snapshot(tmp_path) is None
+    assert public_name(ModelRef(str(second))) == f"org/two@{COMMIT}"
     local = write_checkpoint(tmp_path / "local", some_tensors(3))
-    assert average(tmp_path / "out", [one, two, local]) == 0
+    assert average(tmp_path / "out", [first, second, local]) == 0
     head = front_matter(tmp_path / "out")
     assert head["base_model"] == ["org/one", "org/two"]
     assert head["base_model_relation"] == "merge"

@@ -21,14 +21,14 @@ class Terminal(io.StringIO):
 
 
 def shown(mode: str, stream: io.StringIO, **counts: Any) -> str:
-    one = Progress(mode, 4 * GIB, counts.pop("title", "out"), stream)
-    one.done_before = counts.get("done_before", 0)
-    one.read(counts.get("read", 0))
-    one.names = ["another", counts.get("tensor", "")]
-    one.wrote(counts.get("wrote", 0), 1, counts.get("nonfinite", 0))
-    one.rank, one.world = counts.get("rank", 0), counts.get("world", 1)
-    one._began -= 10
-    one._show()
+    counter = Progress(mode, 4 * GIB, counts.pop("title", "out"), stream)
+    counter.done_before = counts.get("done_before", 0)
+    counter.read(counts.get("read", 0))
+    counter.names = ["another", counts.get("tensor", "")]
+    counter.wrote(counts.get("wrote", 0), 1, counts.get("nonfinite", 0))
+    counter.rank, counter.world = counts.get("rank", 0), counts.get("world", 1)
+    counter._began -= 10
+    counter._show()
     return stream.getvalue()
 
 
@@ -73,10 +73,10 @@ def test_earlier_work_counts_for_the_total_but_not_for_the_rate() -> None:
 
 def test_json_lines_parse() -> None:
     stream = io.StringIO()
-    one = Progress("json", 100, "x", stream)
-    one.wrote(50)
-    one._show()
-    one.event("resumed", percent=3.5, name="a\x1b[31m")
+    counter = Progress("json", 100, "x", stream)
+    counter.wrote(50)
+    counter._show()
+    counter.event("resumed", percent=3.5, name="a\x1b[31m")
     first, second = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert first["event"] == "progress" and first["percent"] == 50.0
     assert {"bytes_in", "bytes_out", "gib_s_in", "gib_s_out", "elapsed_s", "left_s"} <= set(first)
@@ -161,8 +161,8 @@ def test_lines_are_printed_periodically_and_end(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(progress, "PLAIN_PERIOD_S", 0.005)
     stream = io.StringIO()
     threads = threading.active_count()
-    with Progress("plain", 100, "x", stream) as one:
-        one.wrote(100)
+    with Progress("plain", 100, "x", stream) as counter:
+        counter.wrote(100)
         while "100.0 %" not in stream.getvalue().partition("\n")[2]:
             pass
     assert threading.active_count() == threads
@@ -171,8 +171,8 @@ def test_lines_are_printed_periodically_and_end(monkeypatch: pytest.MonkeyPatch)
 
 def test_off_prints_nothing() -> None:
     stream = Terminal()
-    with Progress("off", 100, "x", stream) as one:
-        one.wrote(100)
+    with Progress("off", 100, "x", stream) as counter:
+        counter.wrote(100)
     assert stream.getvalue() == ""
 
 

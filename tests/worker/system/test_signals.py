@@ -27,14 +27,14 @@ def test_the_first_reason_counts() -> None:
 
 @pytest.mark.parametrize("kind", SIGNALS)
 def test_signals(kind: signal.Signals) -> None:
-    before = [signal.getsignal(one) for one in SIGNALS]
+    before = [signal.getsignal(kind) for kind in SIGNALS]
     stop = StopFlag()
     with pytest.raises(Stopped, match=f"^stopped by {kind.name}; .*resume$"), stop_on_signal(stop):
         os.kill(os.getpid(), kind)
         wait(stop)
     assert stop.reason == f"stopped by {kind.name}"
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0), "nothing is left that ends it"
-    assert [signal.getsignal(one) for one in SIGNALS] == before
+    assert [signal.getsignal(kind) for kind in SIGNALS] == before
 
 
 def test_threads_leave_signals_alone() -> None:

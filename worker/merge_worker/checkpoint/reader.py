@@ -9,7 +9,7 @@ import resource
 import threading
 
 from ..errors import InputError
-from ..system.compute_slots import UNLIMITED, ComputeSlots
+from ..system.machine import UNLIMITED, ComputeSlots
 from .hub import Hub
 
 LARGEST_READ = 1 << 30

@@ -62,7 +62,7 @@ def check_plot(plot: str | None) -> None:
 
 def measure(models: Models, arguments: argparse.Namespace) -> Comparison:
     """Read all models once. UsageError without torch."""
-    from ..system.cpus import usable_cpus
+    from ..system.machine import usable_cpus
     from ..system.torch_startup import require_torch
 
     require_torch()

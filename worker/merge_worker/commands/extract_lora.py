@@ -21,7 +21,7 @@ from ..messages import counted
 from ..planning.inputs import locate
 from ..recipe.schema import ModelRef, parse_model
 from ..structure.layers import layer_of
-from ..system.cpus import usable_cpus
+from ..system.machine import usable_cpus
 from ..units import positive_integer, size
 from .options import add_options
 

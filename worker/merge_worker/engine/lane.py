@@ -14,7 +14,7 @@ from ..checkpoint.reader import Files
 from ..method import Block, MergePass, StatisticsPass
 from ..planning.shards import PAGE
 from ..planning.step import Piece
-from ..system.compute_slots import UNLIMITED, ComputeSlots
+from ..system.machine import UNLIMITED, ComputeSlots
 from ..tensors.source import DerivedTensor, StoredTensor, TensorSource
 from .buffers import Pool, split
 from .device import free_cached, synchronize

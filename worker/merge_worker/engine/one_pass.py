@@ -12,13 +12,13 @@ from ..checkpoint.hub import Hub
 from ..checkpoint.reader import Files
 from ..errors import InputError
 from ..messages import counted, first_names, printable
+from ..output.shard_file import early_writeback
 from ..output.store import PartialOutput
 from ..planning.memory import Memory, budget
 from ..planning.step import Piece
 from ..system.progress import Progress
 from ..system.ranks import Rank
 from ..system.signals import StopFlag, stop_at_deadline, stop_on_signal
-from ..system.writeback import Flusher
 from .options import Clock, RunOptions
 from .prefetch import Fetcher
 from .processes import Do, WorkerProcesses, can_fork, with_readahead
@@ -92,7 +92,7 @@ class _Pass:
 
             began = time.monotonic()
             processes = None if fetcher.busy else self._start_processes()
-            with self.progress, Flusher([f.fd for store in self.stores for f in store.files]):
+            with self.progress, early_writeback([f.fd for s in self.stores for f in s.files]):
                 check_inputs(self.stores, self.files, self.rank, self.progress)
                 self.progress.restart_clock()
                 if processes is not None:
@@ -199,7 +199,7 @@ def _done(
     if store.entries:
         damaged = store.drop_damaged(store.plan.memory.lanes, stop)
         if not options.allow_nonfinite:
-            store.forget_nonfinite()
+            store.discard_nonfinite()
         _report_resumed(store, progress, damaged)
     return store.done()
 

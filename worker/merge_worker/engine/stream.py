@@ -25,7 +25,7 @@ from ..method import MergePass, StatisticsPass
 from ..output.store import PartialOutput
 from ..planning.memory import Memory
 from ..planning.step import Piece, pieces
-from ..system.compute_slots import ComputeSlots
+from ..system.machine import ComputeSlots
 from ..system.progress import Progress
 from ..system.signals import StopFlag
 from ..tensors.source import DerivedTensor, stored_inputs

@@ -18,23 +18,16 @@ from ..errors import ResultError
 from ..planning.plan import Plan
 from ..planning.shards import index_json
 from .checksums import Hashes, checksum, total
-from .files import (
-    CARD,
-    FINAL_FILES,
-    MANIFEST,
-    PARTIAL,
-    RECIPE,
-    output_errors,
-    sync,
-    unfinished,
-    write_file,
-)
+from .files import CARD, MANIFEST, PARTIAL, RECIPE, output_errors, unfinished, write_file
 from .journal import COMMITTING
 from .manifest import manifest
 from .model_card import model_card
 from .side_files import copy_side_files
 from .store import PartialOutput, remove_partial
 from .target import Target
+
+FINAL_FILES = "files"
+"""A folder in PARTIAL: files of the result other than shards, under their final names."""
 
 
 def finish(
@@ -90,8 +83,8 @@ def seal(out: Path, value: Mapping[str, Any], replaces: Sequence[str]) -> None:
         # The storage writes small files together: after the first, the others hardly wait.
         for path in staged.rglob("*"):
             if path.is_file():
-                sync(path)
-        sync(staged)
+                _sync(path)
+        _sync(staged)
         notes = json.dumps({"replaces": list(replaces)})
         write_file(partial / COMMITTING, notes, durable=True)
     commit(out, replaces)
@@ -109,10 +102,19 @@ def commit(out: Path, replaces: Sequence[str]) -> None:
                 if source is not None:
                     (out / name).parent.mkdir(parents=True, exist_ok=True)
                     source.replace(out / name)
-            sync(out)
+            _sync(out)
             last.replace(out / MANIFEST)
-        sync(out)
+        _sync(out)
     remove_partial(out)
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the storage."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _source(out: Path, name: str) -> Path | None:
@@ -152,7 +154,7 @@ def _outputs(store: PartialOutput, sha256: bool) -> list[dict[str, Any]]:
     if sha256:
         hashes = store.hashes or Hashes([shard.header for shard in plan.layout.shards])
         sizes = [shard.size for shard in plan.layout.shards]
-        paths = [str(store.folder / unfinished(shard.name)) for shard in plan.layout.shards]
+        paths = [store.folder / unfinished(shard.name) for shard in plan.layout.shards]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             digests = pool.map(hashes.finish, range(len(sizes)), paths, sizes)
             for facts, digest in zip(outputs, digests, strict=True):

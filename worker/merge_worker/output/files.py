@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError, OutputError, WorkerError
+from ..errors import InputError, OutputError
 from ..messages import printable
 
 MANIFEST = "merge_manifest.json"
@@ -15,9 +17,6 @@ CARD = "README.md"
 
 PARTIAL = ".merge-partial"
 """The folder in OUT that holds everything until the commit."""
-
-FINAL_FILES = "files"
-"""A folder in PARTIAL: files of the result other than shards, under their final names."""
 
 PASSING = (".", "lock-", "claim-")
 """How names in PARTIAL begin that ranks create and remove at any time: locks, temporary files."""
@@ -52,36 +51,22 @@ def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> No
         raise
 
 
-def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to the storage."""
-    fd = os.open(path, os.O_RDONLY)
+@contextmanager
+def output_errors(out: Path) -> Iterator[None]:
+    """Turn an OSError while writing below OUT into an error with the way out."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-class output_errors:
-    """A context that turns an OSError while writing below OUT into an error with the way out."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and not isinstance(error, WorkerError):
-            place = Path(error.filename or self.out)
-            in_out = self.out in (place, *place.parents) or place in self.out.parents
-            # A failed copy does not say which of its two files failed.
-            if not in_out and error.filename2 is None and error.errno not in FULL:
-                raise InputError(f"{printable(str(place))}: {error.strerror}") from None
-            raise OutputError(
-                f"{self.out}: cannot write: {error.strerror}"
-                f"{f' ({error.filename})' if error.filename else ''}\n"
-                f"  finished work is kept; fix the cause and run the same command to resume"
-            ) from None
+        yield
+    except OSError as error:
+        place = Path(error.filename or out)
+        in_out = out in (place, *place.parents) or place in out.parents
+        # A failed copy does not say which of its two files failed.
+        if not in_out and error.filename2 is None and error.errno not in FULL:
+            raise InputError(f"{printable(str(place))}: {error.strerror}") from None
+        raise OutputError(
+            f"{out}: cannot write: {error.strerror}"
+            f"{f' ({error.filename})' if error.filename else ''}\n"
+            f"  finished work is kept; fix the cause and run the same command to resume"
+        ) from None
 
 
 def finished(out: Path) -> bool:

@@ -34,9 +34,8 @@ class Entry:
     nonfinite: int
 
     def line(self) -> bytes:
-        text = (
-            f"{self.step} {self.piece.first} {self.piece.blocks} {self.checksum} {self.nonfinite}"
-        )
+        first, blocks = self.piece.first, self.piece.blocks
+        text = f"{self.step} {first} {blocks} {self.checksum} {self.nonfinite}"
         return f"{text} {zlib.crc32(text.encode())}\n".encode()
 
 
@@ -46,12 +45,12 @@ def entry_id(journal: str, entry: Entry) -> str:
 
 
 def parse_line(line: bytes) -> Entry | None:
-    """Parse a journal line; None if it is torn or damaged."""
+    """Parse a journal line; None if it is torn, damaged, or of a version with other checksums."""
     text, _, check = line.strip().rpartition(b" ")
     fields = text.split()
     if len(fields) != 5 or not check.isdigit() or zlib.crc32(text) != int(check):
         return None
-    if len(fields[3]) != DIGITS:  # of a version with other checksums
+    if len(fields[3]) != DIGITS:
         return None
     step, first, blocks, nonfinite = (int(fields[number]) for number in (0, 1, 2, 4))
     return Entry(step, Piece(first, blocks), parse(fields[3]), nonfinite)

@@ -14,7 +14,6 @@ import threading
 import time
 import zlib
 from pathlib import Path
-from types import TracebackType
 
 from ..errors import OutputError
 
@@ -55,12 +54,7 @@ class Lock:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -117,7 +111,8 @@ class Lock:
                 return False
             own.replace(self.path)
         except FileExistsError:
-            if _age(claim) > STALE_AFTER_S or _died_here(claim):
+            claimant = _owner(claim.read_text()) or {}
+            if _age(claim) > STALE_AFTER_S or _lives_here(claimant) is False:
                 claim.unlink(missing_ok=True)
             time.sleep(POLL_S / 5)
             return False
@@ -172,27 +167,26 @@ def _link(source: Path, target: Path) -> None:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
 
 
-def _died_here(claim: Path) -> bool:
-    """Whether a claim was made by a process of this host that has died since."""
-    owner = _owner(claim.read_text()) or {}
-    pid = owner.get("pid")
-    here = _identity(pid if isinstance(pid, int) else -1)
-    same = all(owner.get(key) == here[key] for key in ("host", "space"))
-    return same and (here["started"] is None or owner.get("started") != here["started"])
-
-
 def _lives(owner: dict[str, object], path: Path) -> bool:
     """Whether the owner of a lock lives; waits for a sign of life if it is on another host."""
-    pid = owner.get("pid")
-    here = _identity(pid if isinstance(pid, int) else -1)
-    if all(owner.get(key) == here[key] for key in ("host", "space")):
-        return here["started"] is not None and owner.get("started") == here["started"]
+    alive = _lives_here(owner)
+    if alive is not None:
+        return alive
     seen = path.stat().st_mtime_ns
     while _age(path) < STALE_AFTER_S:
         time.sleep(POLL_S)
         if path.stat().st_mtime_ns != seen:
             return True
     return False
+
+
+def _lives_here(owner: dict[str, object]) -> bool | None:
+    """Whether an owner on this host lives; None if it is on another host."""
+    pid = owner.get("pid")
+    here = _identity(pid if isinstance(pid, int) else -1)
+    if any(owner.get(key) != here[key] for key in ("host", "space")):
+        return None
+    return here["started"] is not None and owner.get("started") == here["started"]
 
 
 def _age(path: Path) -> float:

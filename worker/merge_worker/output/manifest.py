@@ -15,7 +15,7 @@ from ..checkpoint.hub import snapshot
 from ..errors import InputError
 from ..planning.plan import Plan
 from .files import MANIFEST, RECIPE
-from .model_card import public_name, public_recipe, public_text
+from .model_card import public_name, public_text
 
 
 def worker_facts() -> dict[str, str | None]:
@@ -28,7 +28,7 @@ def worker_facts() -> dict[str, str | None]:
     return {"version": __version__, "sha256": digest, "sources": digest}
 
 
-def input_facts(label: str, model: Checkpoint) -> dict[str, Any]:
+def _input(label: str, model: Checkpoint) -> dict[str, Any]:
     """Return the record of an input: sizes and digests of its headers, but no path."""
     files = [Path(shard.path) for shard in model.shards]
     adapter = [file.parent for file in files if file.name == ADAPTER_WEIGHTS]
@@ -63,7 +63,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         "worker": worker_facts(),
         "recipe": {
             "method": recipe.method,
-            "text": public_recipe(plan),
+            "text": public_text(plan, recipe.text),
             "models": list(order.values()),
             "base_model": public_name(recipe.base) if recipe.base else None,
             "values": _values(plan),
@@ -72,9 +72,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         "seed": plan.options.seed,
         "options": plan.options.recorded(),
         "vocabulary": _vocabulary(plan),
-        "inputs": [
-            input_facts(order.get(label, label), model) for label, model in plan.inputs.items()
-        ],
+        "inputs": [_input(order.get(name, name), model) for name, model in plan.inputs.items()],
         "outputs": outputs,
         "counts": {
             "merged": merged,

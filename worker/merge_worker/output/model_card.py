@@ -18,7 +18,7 @@ from ..structure.embeddings import is_vocabulary
 from .files import MANIFEST
 
 LONGEST_CARD = 1 << 20
-_LICENCE = ("license", "license_name", "license_link")
+_LICENSE = ("license", "license_name", "license_link")
 
 
 def public_name(ref: ModelRef) -> str:
@@ -39,14 +39,12 @@ def _public(path: str, revision: str | None) -> str:
 def model_card(plan: Plan, title: str) -> str:
     """Return README.md: front matter for the Hub, models and tensors, the recipe."""
     refs, recipe = plan.recipe.model_refs(), plan.recipe
-    lines = ["---"]
-    hub = list(dict.fromkeys(_hub_ids(plan)))
-    if hub:
-        lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub)]
-        lines += ["base_model_relation: merge"]
-    lines += [f"{key}: {json.dumps(value)}" for key, value in _licence(plan).items()]
-    lines += ["library_name: transformers", "tags:", "- merge", "- merge-launch", "---", ""]
-    lines += [
+    hub = [f"- {json.dumps(name)}" for name in dict.fromkeys(_hub_ids(plan))]
+    lines = [
+        "---",
+        *(["base_model:", *hub, "base_model_relation: merge"] if hub else []),
+        *(f"{key}: {json.dumps(value)}" for key, value in _license(plan).items()),
+        *("library_name: transformers", "tags:", "- merge", "- merge-launch", "---", ""),
         f"# {title}",
         "",
         f"A merge of {counted(len(refs), 'models')} by "
@@ -61,7 +59,7 @@ def model_card(plan: Plan, title: str) -> str:
         f"Everything else about this merge is in `{MANIFEST}`, which merges again.",
         "",
         "```yaml",
-        public_recipe(plan).rstrip(),
+        public_text(plan, plan.recipe.text).rstrip(),
         "```",
         "",
     ]
@@ -94,14 +92,14 @@ def _table(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "not in the first model, left out", str(len(plan.matches.surplus))
 
 
-def _licence(plan: Plan) -> dict[str, Any]:
-    """Return the licence if all models share it."""
+def _license(plan: Plan) -> dict[str, Any]:
+    """Return the license if all models share it."""
     first, *others = (_front_matter(model) for model in plan.inputs.values())
     return first if "license" in first and all(other == first for other in others) else {}
 
 
 def _front_matter(model: Checkpoint) -> dict[str, str]:
-    """Return the licence fields of a model's card that are plain scalars.
+    """Return the license fields of a model's card that are plain scalars.
 
     Read without a YAML parser: cards are not trusted, and no other field is needed.
     """
@@ -116,20 +114,15 @@ def _front_matter(model: Checkpoint) -> dict[str, str]:
     front = text.split("---\n", 2)[1] if text.startswith("---\n") else ""
     return {
         key: match[1].strip("\"'")
-        for key in _LICENCE
+        for key in _LICENSE
         if (
             match := re.search(rf"^{key}:[ \t]+([^\s\[{{&*!|>#][^#\n]*?)[ \t]*(#.*)?$", front, re.M)
         )
     }
 
 
-def public_recipe(plan: Plan) -> str:
-    """Return the recipe's text with local folders shortened to their last part."""
-    return public_text(plan, plan.recipe.text)
-
-
 def public_text(plan: Plan, text: str) -> str:
-    """Replace paths of this machine in a text about a plan."""
+    """Shorten paths of this machine to their last part, in a text about a plan."""
     recipe = plan.recipe
     paths = {path for ref in recipe.model_refs() for path in (ref.path, ref.lora) if path}
     names = {path: _public(path, None) for path in paths}

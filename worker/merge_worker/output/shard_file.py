@@ -7,13 +7,16 @@ other programs. The edges of a piece are written through the cache.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
-from ctypes import addressof, c_char
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..planning.shards import PAGE
-from ..system.mounts import mount_of
+from ..system.machine import mount_of
 
 MEASURED = frozenset({"ext2", "ext3", "ext4", "xfs"})
 SHARES = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
@@ -25,17 +28,20 @@ C library would write zeros, or copies share blocks."""
 
 LARGEST_WRITE = 1 << 30
 LEAST_DIRECT = 16 * PAGE
+WRITEBACK_PERIOD_S = 0.25
+START_WRITING = 2
+"""SYNC_FILE_RANGE_WRITE: begin, do not wait."""
 
 
 class ShardFile:
     """An open file of `size` bytes at `path`; existing contents are kept. OSError.
 
-    `made`: the file was empty.
+    `created`: the file was empty.
     """
 
     def __init__(self, path: Path, size: int) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        self.path, self.made = path, os.fstat(self.fd).st_size == 0
+        self.path, self.created = path, os.fstat(self.fd).st_size == 0
         if os.fstat(self.fd).st_size != size:
             os.ftruncate(self.fd, size)
         kind = mount_of(self.fd).kind
@@ -81,7 +87,7 @@ class ShardFile:
         self.write(data[:head], position)
         self.write(data[done:], position + done)
 
-    def forget(self) -> None:
+    def drop_cached(self) -> None:
         """Drop the file from the page cache, except pages that are not synced yet."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -94,6 +100,25 @@ class ShardFile:
                 os.close(self._direct)
 
 
+@contextmanager
+def early_writeback(descriptors: Sequence[int]) -> Iterator[None]:
+    """Start writeback of open files periodically, so that the final fsync hardly waits."""
+    start, over = _sync_file_range(), threading.Event()
+
+    def run() -> None:
+        while start is not None and not over.wait(WRITEBACK_PERIOD_S):
+            for descriptor in descriptors:
+                start(descriptor, 0, 0, START_WRITING)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _write(fd: int, data: memoryview, position: int) -> None:
     done = 0
     while done < len(data):
@@ -101,7 +126,9 @@ def _write(fd: int, data: memoryview, position: int) -> None:
 
 
 def _address(data: memoryview) -> int:
-    return addressof(c_char.from_buffer(data)) if not data.readonly and len(data) else 1
+    if data.readonly or not len(data):
+        return 1
+    return ctypes.addressof(ctypes.c_char.from_buffer(data))
 
 
 def _open_direct(path: Path) -> int:
@@ -110,3 +137,13 @@ def _open_direct(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
     except (AttributeError, OSError):
         return -1
+
+
+def _sync_file_range() -> ctypes._NamedFuncPointer | None:
+    """Return the C function, a mere hint, or None on systems other than Linux."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return call

@@ -1,4 +1,4 @@
-"""Side files of a model: tokenizer, config, licence, templates and others that are copied."""
+"""Side files of a model: tokenizer, config, license, templates and others that are copied."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint.folder import read_json
 from ..checkpoint.header import CONFIG
@@ -43,8 +42,7 @@ def side_files(folder: Path) -> Iterator[str]:
 
 
 def _refuse(error: OSError) -> None:
-    """Raise the error of an unreadable folder, which os.walk would skip."""
-    raise error
+    raise error  # of an unreadable folder, which os.walk would skip
 
 
 def _wanted(path: Path, name: str) -> bool:
@@ -71,18 +69,10 @@ def copy_side_files(plan: Plan, into: Path) -> list[str]:
     names = list(dict.fromkeys([*taken, *text.beside.made]))
     config = folder / CONFIG
     if config.is_file():
-        changed = merged_config(plan)
-        if changed is None:
+        value = final_config(plan)
+        if value == read_json(config):
             shutil.copyfile(config, into / CONFIG)
         else:
-            write_file(into / CONFIG, json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
+            write_file(into / CONFIG, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         names.append(CONFIG)
     return names
-
-
-def merged_config(plan: Plan) -> dict[str, Any] | None:
-    """Return the base's config with the changes of the recipe, or None if there are none."""
-    config = final_config(plan)
-    folder = plan.models[0].folder
-    file = folder / CONFIG if folder else None
-    return config if file is None or not file.is_file() or config != read_json(file) else None

@@ -62,13 +62,13 @@ class PartialOutput:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self.folder / name, flags, 0o666)
             if pending_commit(self.folder) is not None:
-                self._forget_made()
+                self._remove_created()
 
-    def _forget_made(self) -> NoReturn:
+    def _remove_created(self) -> NoReturn:
         """Remove the empty shards just created: another rank is moving the finished ones, and a
         later run would move these if that rank were killed now."""
         for file in self.files:
-            if file.made:
+            if file.created:
                 file.path.unlink(missing_ok=True)
         raise OutputError(
             f"{self.out}: another rank finished meanwhile; run the same command again"
@@ -164,13 +164,13 @@ class PartialOutput:
             claims = [entry_id(self._journal_of[e], e) for e in lost if self._journal_of[e] in old]
             write_file(note, "".join(f"{claim}\n" for claim in claims))
 
-    def sync(self, forget: bool = False) -> None:
-        """Flush everything written to the storage; `forget` drops it from memory. OutputError."""
+    def sync(self, drop_cached: bool = False) -> None:
+        """Flush everything to the storage; `drop_cached` frees its memory. OutputError."""
         with output_errors(self.out):
             for fd in (*(file.fd for file in self.files), self._journal):
                 os.fsync(fd)
-        for file in self.files if forget else ():
-            file.forget()
+        for file in self.files if drop_cached else ():
+            file.drop_cached()
 
     def close(self) -> None:
         """Close all files. OutputError: some file systems report lost writes only now."""
@@ -207,7 +207,7 @@ class PartialOutput:
                 kept.append(entry)
         return grouped
 
-    def forget_nonfinite(self) -> None:
+    def discard_nonfinite(self) -> None:
         """Discard merged pieces with NaN or Inf, which an earlier run was allowed to write."""
         for place, entry in list(self.entries.items()):
             if entry.nonfinite and self.plan.steps[entry.step].task is not None:

@@ -18,49 +18,6 @@ from .journal import journal_prefix, pending_commit, read_key
 from .manifest import read_manifest
 from .space import disk_space
 
-
-def refuse_occupied(plan: Plan, out: Path) -> None:
-    """Raise OutputError if OUT is an input, a file, or a folder of other files."""
-    refuse_inputs(out, inputs_of(plan))
-    refuse_file(out)
-    if out.is_dir() and not finished(out):
-        refuse_foreign(out)
-
-
-def inputs_of(plan: Plan) -> dict[str, Path]:
-    """Return the paths of all models, by their names in the recipe."""
-    return {label: model.path for label, model in plan.inputs.items()}
-
-
-def refuse_inputs(out: Path, inputs: Mapping[str, Path]) -> None:
-    """Raise OutputError if OUT is, contains or lies in an input; links are followed."""
-    real = out.resolve()
-    for label, path in inputs.items():
-        place = path.resolve()
-        if real == place or place in real.parents or real in place.parents:
-            how = "is" if real == place else "is inside" if place in real.parents else "contains"
-            raise OutputError(
-                f"{out}: {how} the input {label}; inputs are never changed, choose another folder"
-            )
-
-
-def refuse_file(out: Path) -> None:
-    """Raise OutputError if OUT exists and is not a folder."""
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; give a folder for the merged model")
-
-
-def refuse_foreign(out: Path, own: Collection[str] = ()) -> None:
-    """Raise OutputError if OUT holds files other than `own` and those of an unfinished merge."""
-    names = sorted(path.name for path in out.iterdir())
-    foreign = [name for name in names if not name.startswith(PARTIAL) and name not in own]
-    if foreign:
-        raise OutputError(
-            f"{out}: not empty, and not created by merge-worker: {first_names(foreign)}\n"
-            f"  choose another folder, or move these files away"
-        )
-
-
 ATTEMPTS = 100
 """Inspections of a folder that changes meanwhile; a merge changes it a few times."""
 
@@ -96,6 +53,25 @@ def inspect_output(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> T
     raise OutputError(f"{out}: another process is writing to this folder; choose another")
 
 
+def refuse_occupied(plan: Plan, out: Path) -> None:
+    """Raise OutputError if OUT is an input, a file, or a folder of other files."""
+    _refuse_place(plan, out)
+    if out.is_dir() and not finished(out):
+        _refuse_foreign(out)
+
+
+def refuse_inputs(out: Path, inputs: Mapping[str, Path]) -> None:
+    """Raise OutputError if OUT is, contains or lies in an input; links are followed."""
+    real = out.resolve()
+    for label, path in inputs.items():
+        place = path.resolve()
+        if real == place or place in real.parents or real in place.parents:
+            how = "is" if real == place else "is inside" if place in real.parents else "contains"
+            raise OutputError(
+                f"{out}: {how} the input {label}; inputs are never changed, choose another folder"
+            )
+
+
 def _snapshot(out: Path) -> tuple[object, ...]:
     """Return what ranks change when they begin and end, which may happen at any time.
 
@@ -108,10 +84,9 @@ def _snapshot(out: Path) -> tuple[object, ...]:
 
 
 def _inspect(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
-    refuse_inputs(out, inputs_of(plan))
+    _refuse_place(plan, out)
     if not out.exists():
         return Target(State.FRESH, warnings=_space(plan, out))
-    refuse_file(out)
     partial = out / PARTIAL
     _no_links(partial)
     key = _key(partial, plan)
@@ -128,7 +103,7 @@ def _inspect(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
             f"or --overwrite to replace it"
         )
     own = _files_of(finished) if finished is not None else ()
-    refuse_foreign(out, own)
+    _refuse_foreign(out, own)
     if key is not None and key != plan.key and not overwrite and resume:
         raise OutputError(
             f"{out}: holds an unfinished merge of another recipe, other options or changed inputs\n"
@@ -136,6 +111,24 @@ def _inspect(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
         )
     resumed = key == plan.key and resume
     return Target(State.RESUME if resumed else State.FRESH, own, _space(plan, out))
+
+
+def _refuse_place(plan: Plan, out: Path) -> None:
+    """Raise OutputError if OUT is an input or a file."""
+    refuse_inputs(out, {label: model.path for label, model in plan.inputs.items()})
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; give a folder for the merged model")
+
+
+def _refuse_foreign(out: Path, own: Collection[str] = ()) -> None:
+    """Raise OutputError if OUT holds files other than `own` and those of an unfinished merge."""
+    names = sorted(path.name for path in out.iterdir())
+    foreign = [name for name in names if not name.startswith(PARTIAL) and name not in own]
+    if foreign:
+        raise OutputError(
+            f"{out}: not empty, and not created by merge-worker: {first_names(foreign)}\n"
+            f"  choose another folder, or move these files away"
+        )
 
 
 def _no_links(partial: Path) -> None:

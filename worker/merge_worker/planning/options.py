@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint.hub import Hub
 from ..options import DEFAULTS, with_defaults
 from ..structure.selection import is_selected
-from ..system.cpus import usable_cpus
+from ..system.machine import usable_cpus
 from ..units import parse_size
 from .step import CPU_BLOCK, block_for
 

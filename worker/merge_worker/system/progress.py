@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 from ..messages import printable
 from ..units import GIB, duration
+from .machine import private_bytes, resident_bytes
 
 PLAIN_PERIOD_S = 10.0
+JSON_PERIOD_S = 1.0
 BAR_PERIOD_S = 0.2
 LEAST_BAR, LEAST_NAME = 6, 16
 CLEAR = "\r\x1b[K"  # the line of the cursor
@@ -87,12 +88,6 @@ class Progress:
     def bytes_out(self) -> int:
         return sum(self._counts[1::COUNTS])
 
-    @property
-    def tensor(self) -> str:
-        """Name of the tensor written last."""
-        number = max(self._counts[2::COUNTS])
-        return self.names[number - 1] if 0 < number <= len(self.names) else ""
-
     def restart_clock(self) -> None:
         """Measure rates from now on, without the time for loading and planning."""
         self._began = time.monotonic()
@@ -106,6 +101,7 @@ class Progress:
         """Return the current figures: bytes, GiB/s, seconds left (-1 if not known yet), …"""
         seconds = max(1e-9, time.monotonic() - self._began)
         left = max(0, self.total_out - self.done_before - self.bytes_out)
+        last = max(self._counts[2::COUNTS])
         return {
             "percent": round(self.percent, 2),
             "bytes_in": self.bytes_in,
@@ -114,8 +110,8 @@ class Progress:
             "gib_s_out": round(self.bytes_out / GIB / seconds, 3),
             "elapsed_s": round(seconds, 2),
             "left_s": round(left * seconds / self.bytes_out, 1) if self.bytes_out else -1,
-            "memory_bytes": memory_bytes() + sum(map(_own_bytes, self.processes)),
-            "tensor": self.tensor,
+            "memory_bytes": resident_bytes() + sum(map(private_bytes, self.processes)),
+            "tensor": self.names[last - 1] if 0 < last <= len(self.names) else "",
             "nonfinite": sum(self._counts[3::COUNTS]),
             "rank": self.rank,
             "world": self.world,
@@ -135,9 +131,7 @@ class Progress:
         self.stream.flush()
 
     def _run(self) -> None:
-        period = BAR_PERIOD_S if self.mode == "bar" else PLAIN_PERIOD_S
-        if self.mode == "json":
-            period = 1.0
+        period = {"bar": BAR_PERIOD_S, "json": JSON_PERIOD_S}.get(self.mode, PLAIN_PERIOD_S)
         while not self._over.wait(period):
             self._show()
 
@@ -149,9 +143,9 @@ class Progress:
         title = self.title + (f" [{self.rank + 1}/{self.world}]" if self.world > 1 else "")
         if self.mode == "plain":
             done = f"{facts['bytes_out'] / GIB:.2f} of {self.total_out / GIB:.2f} GiB"
-            words = [forms[0] for forms in _words(facts)]
-            details = ", ".join([*words, *([facts["tensor"]] if facts["tensor"] else [])])
-            self._write(f"{title}: {self.percent:.1f} % ({done}), {printable(details)}\n")
+            details = [*(forms[0] for forms in _words(facts)), facts["tensor"]]
+            text = printable(", ".join(filter(None, details)))
+            self._write(f"{title}: {self.percent:.1f} % ({done}), {text}\n")
         else:
             self._write(CLEAR + _line(title, facts, _columns(self.stream)))
 
@@ -187,9 +181,8 @@ def _line(title: str, facts: dict[str, Any], columns: int) -> str:
     if name and left >= min(len(name), LEAST_NAME):
         # The end of a name tells more than its beginning.
         tail += f"  {name if len(name) <= left else '…' + name[len(name) - left + 1 :]}"
-    return (
-        f"{title} {_bar(facts['percent'] / 100, max(0, room - len(title) - 1 - len(tail)))}{tail}"
-    )
+    width = max(0, room - len(title) - 1 - len(tail))
+    return f"{title} {_bar(facts['percent'] / 100, width)}{tail}"
 
 
 def _columns(stream: TextIO) -> int:
@@ -198,25 +191,6 @@ def _columns(stream: TextIO) -> int:
         return int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns)
     except (OSError, ValueError, AttributeError):
         return shutil.get_terminal_size((80, 24)).columns
-
-
-def memory_bytes() -> int:
-    """Return the resident memory of this process; 0 if the system does not report it."""
-    try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _own_bytes(process: int) -> int:
-    """Return the private memory of another process."""
-    try:
-        text = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    facts = dict(line.split(":", 1) for line in text.splitlines()[1:])
-    return int(facts.get("Private_Dirty", "0").split()[0]) * 1024
 
 
 def _bar(fraction: float, width: int) -> str:

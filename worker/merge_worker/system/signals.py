@@ -19,7 +19,6 @@ SIGNALS_OUTSIDE = (signal.SIGTERM, signal.SIGUSR1)
 GRACE_S = 4.0
 """Schedulers kill a job soon after the first signal, and some matrices take longer than that."""
 
-
 RESUMABLE = "finished work is kept; run the same command to resume"
 
 
