@@ -74,7 +74,7 @@ def test_no_control_groups(tmp_path: Path) -> None:
     assert 1 <= usable_cpus() <= 16
 
 
-def most_inside(turns: ComputeSlots, threads: int, away: bool) -> tuple[int, int]:
+def most_inside(slots: ComputeSlots, threads: int, waits: bool) -> tuple[int, int]:
     """Return the most threads that computed, and that waited, at the same time."""
     lock, counts, most = threading.Lock(), [0, 0], [0, 0]
 
@@ -85,12 +85,12 @@ def most_inside(turns: ComputeSlots, threads: int, away: bool) -> tuple[int, int
 
     def act() -> None:
         for _ in range(5):
-            with turns:
+            with slots:
                 change(0, 1)
                 time.sleep(0.002)
                 change(0, -1)
-                if away:
-                    with turns.released():
+                if waits:
+                    with slots.released():
                         change(1, 1)
                         time.sleep(0.01)
                         change(1, -1)
@@ -105,28 +105,28 @@ def most_inside(turns: ComputeSlots, threads: int, away: bool) -> tuple[int, int
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_limited_number_at_a_time(count: int) -> None:
-    inside, away = most_inside(ComputeSlots(count), 6, away=True)
-    assert inside <= count and away > count
+    computing, waiting = most_inside(ComputeSlots(count), 6, waits=True)
+    assert computing <= count and waiting > count
 
 
 def test_no_limit() -> None:
-    assert most_inside(ComputeSlots(), 6, away=False)[0] > 2
+    assert most_inside(ComputeSlots(), 6, waits=False)[0] > 2
 
 
 def test_an_error_releases_the_slot() -> None:
-    turns = ComputeSlots(1)
-    with pytest.raises(ValueError), turns, turns.released():
+    slots = ComputeSlots(1)
+    with pytest.raises(ValueError), slots, slots.released():
         raise ValueError
-    assert most_inside(turns, 2, away=False)[0] == 1
+    assert most_inside(slots, 2, waits=False)[0] == 1
 
 
 class Watched(ComputeSlots):
     """Slots that count how often they were released for storage."""
 
-    left = 0
+    releases = 0
 
     def released(self):  # type: ignore[no-untyped-def]
-        self.left += 1
+        self.releases += 1
         return super().released()
 
 
@@ -135,36 +135,36 @@ def test_cached_data_are_read_without_releasing_the_slot(
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * 64)
-    buffer, turns = bytearray(10_000), Watched(1)
+    buffer, slots = bytearray(10_000), Watched(1)
 
     def cached(fd: int, part: memoryview, offset: int) -> int:
         return os.preadv(fd, [part[:4096]], offset)  # a part of it is in memory
 
     monkeypatch.setattr(reader, "_cached", cached)
-    with turns:
-        Files().read(str(path), 100, memoryview(buffer), turns)
-    assert buffer == path.read_bytes()[100:10_100] and turns.left == 0
+    with slots:
+        Files().read(str(path), 100, memoryview(buffer), slots)
+    assert buffer == path.read_bytes()[100:10_100] and slots.releases == 0
 
     monkeypatch.setattr(reader, "_cached", lambda *place: 0)
-    with turns:
-        Files().read(str(path), 100, memoryview(buffer), turns)
-        assert buffer == path.read_bytes()[100:10_100] and turns.left == 1
+    with slots:
+        Files().read(str(path), 100, memoryview(buffer), slots)
+        assert buffer == path.read_bytes()[100:10_100] and slots.releases == 1
         with pytest.raises(InputError, match="ends at byte 16384"):
-            Files().read(str(path), 16_000, memoryview(buffer), turns)
-    assert turns.left == 3
+            Files().read(str(path), 16_000, memoryview(buffer), slots)
+    assert slots.releases == 3
 
 
-@pytest.mark.parametrize("turns", [UNLIMITED, ComputeSlots(1)], ids=["any", "one"])
+@pytest.mark.parametrize("slots", [UNLIMITED, ComputeSlots(1)], ids=["any", "one"])
 def test_systems_without_nowait_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: ComputeSlots
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: ComputeSlots
 ) -> None:
     """Slots are released for every read without RWF_NOWAIT, or outside Linux."""
     monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
     buffer = bytearray(4)
-    with turns:
-        Files().read(str(path), 3, memoryview(buffer), turns)
+    with slots:
+        Files().read(str(path), 3, memoryview(buffer), slots)
     assert buffer == b"3456"
 
 

@@ -142,19 +142,18 @@ def _remove_old(out: Path, replaces: Sequence[str], names: set[str]) -> None:
 
 def _outputs(store: PartialOutput, sha256: bool) -> list[dict[str, Any]]:
     """Return size and checksums of every shard, from the checksums of its pieces."""
-    plan = store.plan
-    by_step = store.by_step()
-    parts = [[checksum(memoryview(shard.header), 0)] for shard in plan.layout.shards]
-    for number, step in enumerate(plan.steps):
-        parts[step.shard] += (entry.checksum for entry in by_step.get(number, ()))
+    plan, shards = store.plan, store.plan.layout.shards
+    parts = [[checksum(memoryview(shard.header), 0)] for shard in shards]
+    for number, entries in store.by_step().items():
+        parts[plan.steps[number].shard] += (entry.checksum for entry in entries)
     outputs: list[dict[str, Any]] = [
         {"file": shard.name, "bytes": shard.size, "sum128": str(total(pieces))}
-        for shard, pieces in zip(plan.layout.shards, parts, strict=True)
+        for shard, pieces in zip(shards, parts, strict=True)
     ]
     if sha256:
-        hashes = store.hashes or Hashes([shard.header for shard in plan.layout.shards])
-        sizes = [shard.size for shard in plan.layout.shards]
-        paths = [store.folder / unfinished(shard.name) for shard in plan.layout.shards]
+        hashes = store.hashes or Hashes([shard.header for shard in shards])
+        sizes = [shard.size for shard in shards]
+        paths = [store.folder / unfinished(shard.name) for shard in shards]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             digests = pool.map(hashes.finish, range(len(sizes)), paths, sizes)
             for facts, digest in zip(outputs, digests, strict=True):

@@ -112,13 +112,9 @@ def _front_matter(model: Checkpoint) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     front = text.split("---\n", 2)[1] if text.startswith("---\n") else ""
-    return {
-        key: match[1].strip("\"'")
-        for key in _LICENSE
-        if (
-            match := re.search(rf"^{key}:[ \t]+([^\s\[{{&*!|>#][^#\n]*?)[ \t]*(#.*)?$", front, re.M)
-        )
-    }
+    scalar = r"[ \t]+([^\s\[{&*!|>#][^#\n]*?)[ \t]*(#.*)?$"
+    matches = {key: re.search(f"^{key}:{scalar}", front, re.M) for key in _LICENSE}
+    return {key: match[1].strip("\"'") for key, match in matches.items() if match}
 
 
 def public_text(plan: Plan, text: str) -> str:

@@ -260,14 +260,15 @@ def _from_columns(owner: Owner, words: Sequence[str]) -> Iterator[Quota]:
     """Parse used, soft, hard and grace of space in KiB and of files, unless all are unlimited."""
     words = [word.strip("*[]") for word in words]
     if len(words) == 8 and all(words[i].isdecimal() for i in (0, 1, 2, 4, 5, 6)):
-        space = Limit(*(int(word) * KIB for word in words[:3]), late=_is_late(words[3]))
-        files = Limit(*map(int, words[4:7]), late=_is_late(words[7]))
+        space, files = _limit(words[:4], KIB), _limit(words[4:], 1)
         if space.soft or space.hard or files.soft or files.hard:
             yield Quota(str(owner), space, files)
 
 
-def _is_late(grace: str) -> bool:
-    return grace in GRACE_OVER or (grace.isdecimal() and 0 < int(grace) < time.time())
+def _limit(words: Sequence[str], unit: int) -> Limit:
+    used, soft, hard = (int(word) * unit for word in words[:3])
+    late = words[3].isdecimal() and 0 < int(words[3]) < time.time()
+    return Limit(used, soft, hard, late or words[3] in GRACE_OVER)
 
 
 READERS: Mapping[str, Callable[[int, Mount, Sequence[Owner]], Iterator[Quota]]] = {
