@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from merge_worker import methods
-from merge_worker.algorithms.lines import scaled
 from merge_worker.dtypes import from_torch_name
 from merge_worker.engine.buffers import Pool
 from merge_worker.method import SCALED_SCRATCH, BaseRole, Block, Method, StatisticsPass, Task
@@ -72,7 +71,7 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
     out = torch.empty(places.count, dtype=getattr(torch, task.dtype.torch_name))
     flat = [source.contiguous().view(-1) for source in sources]
     with torch.inference_mode():
-        current, passes = scaled(method.begin(task), task), 1
+        current, passes = method.begin(task), 1
         while isinstance(current, StatisticsPass):
             current = current.next_pass([current.collect(b) for b in blocks(places, flat, scratch)])
             passes += 1

@@ -217,12 +217,16 @@ class Method:
             raise ValueError(f"{self.name} merges {wanted}; '{task.name}' has {task.models}")
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
-        """Return the first pass over a tensor."""
-        return self.algorithm.begin(self, task)
+        """Return the first pass over a tensor; the last one scales the result as the task asks."""
+        return _scaled(self.algorithm.begin(self, task), task)
 
-    def call(self, task: Task, *arguments: Any) -> Any:
-        """Call the function with the algorithm's arguments and the values of the task."""
-        return self.function(*arguments, **python_names(task.values))
+    def call(self, values: Mapping[str, Any], *arguments: Any) -> Any:
+        """Call the function with the algorithm's arguments and the values of a task.
+
+        The recipe's `lambda`, a keyword of Python, is the argument `lambda_`.
+        """
+        named = {"lambda_" if name == "lambda" else name: v for name, v in values.items()}
+        return self.function(*arguments, **named)
 
 
 LINES = (Parameter("lines_alpha", float, False), Parameter("lines_beta", float, False))
@@ -230,10 +234,8 @@ SCALED_SCRATCH = 16
 """Scratch bytes per element of a block for LiNeS: result and base, at most float64."""
 SCHEDULE = Parameter("schedule", str, False)
 
-_TYPES: dict[str, tuple[type, bool]] = {
-    **{kind.__name__: (kind, False) for kind in (float, int, bool, str)},
-    "list[float]": (float, True),
-}
+_PER_MODEL = "list[float]"
+_TYPES = {"float": float, "int": int, "bool": bool, "str": str, _PER_MODEL: float}
 
 
 def merge_method(
@@ -252,17 +254,8 @@ def merge_method(
             for parameter in inspect.signature(function).parameters.values()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         )
-        return Method(
-            name=function.__name__,
-            function=function,
-            algorithm=algorithm,
-            base=base,
-            min_models=models[0],
-            max_models=models[1],
-            parameters=parameters,
-            reference=reference,
-            experimental=experimental,
-        )
+        name = function.__name__
+        return Method(name, function, algorithm, base, *models, parameters, reference, experimental)
 
     return define
 
@@ -272,18 +265,58 @@ def per_model(default: float) -> Any:
     return default
 
 
-def python_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values with the recipe's `lambda`, a keyword of Python, renamed to `lambda_`."""
-    return {"lambda_" if name == "lambda" else name: value for name, value in values.items()}
-
-
 def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Parameter:
-    annotation = parameter.annotation
-    if annotation not in _TYPES:
+    hint = parameter.annotation
+    type_name = hint.__name__ if type(hint) is type else str(hint)
+    if type_name not in _TYPES:
         raise TypeError(
             f"{function.__module__}.{function.__name__}: parameter '{parameter.name}' has type "
-            f"{annotation!r}; a method's parameters are {', '.join(_TYPES)}"
+            f"{type_name!r}; a method's parameters are {', '.join(_TYPES)}"
         )
-    kind, is_per_model = _TYPES[annotation]
+    name, is_per_model = parameter.name.removesuffix("_"), type_name == _PER_MODEL
     default = None if parameter.default is inspect.Parameter.empty else parameter.default
-    return Parameter(parameter.name.removesuffix("_"), kind, is_per_model, default)
+    return Parameter(name, _TYPES[type_name], is_per_model, default)
+
+
+def _scaled(first: StatisticsPass | MergePass, task: Task) -> StatisticsPass | MergePass:
+    """Return the passes that begin with `first`, the last with the task's factor of LiNeS added.
+
+    LiNeS (arXiv:2410.17146) scales the result's difference from the base by the depth of the
+    layer: `task.scale` is λ(l) = alpha + beta · (l − 1)/(L − 1).
+    """
+    if task.scale == 1.0:
+        return first
+    if isinstance(first, StatisticsPass):
+        return _BeforeScaling(first, task)
+    return _ScaledMerge(first, task)
+
+
+@dataclass
+class _BeforeScaling(StatisticsPass):
+    """A statistics pass of the method, which scaling does not affect."""
+
+    inner: StatisticsPass
+    task: Task
+
+    def collect(self, block: Block) -> Any:
+        return self.inner.collect(block)
+
+    def next_pass(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
+        return _scaled(self.inner.next_pass(partials), self.task)
+
+
+@dataclass
+class _ScaledMerge(MergePass):
+    """The merge pass out = base + λ · (merged − base), in working precision, rounded once."""
+
+    inner: MergePass
+    task: Task
+
+    def merge(self, block: Block, out: Tensor) -> None:
+        work, count = self.task.work, out.numel()
+        merged = block.scratch.take("scaled", count, work).view(out.shape)
+        self.inner.merge(block, merged)
+        base = block.scratch.take("scaled base", count, work).view(out.shape)
+        base.copy_(block.tensors[-1].view(out.shape))
+        merged.sub_(base).mul_(self.task.scale).add_(base)
+        out.copy_(merged)

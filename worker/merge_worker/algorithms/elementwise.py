@@ -41,7 +41,7 @@ class _CallPerBlock(MergePass):
     def merge(self, block: Block, out: Tensor) -> None:
         sources = [converted_source(block, i, self.task.work) for i in range(len(block.tensors))]
         spare = block.scratch.take("spare", out.numel(), self.task.work).view(out.shape)
-        out.copy_(self.method.call(self.task, *sources, spare))
+        out.copy_(self.method.call(self.task.values, *sources, spare))
 
 
 def converted_source(block: Block, source: int, dtype: str) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ..method import Block, MergePass, StatisticsPass, Task, Tensor
+from ..method import Block, MergePass, StatisticsPass, Tensor
 
 RUN = 256
 """Elements whose products are added in float32. On processors that accumulate a run in a single
@@ -60,12 +60,9 @@ class TensorGram(StatisticsPass):
             base = block.scratch.take("base", count, self.dtype).view(runs, 1, run)
             base.squeeze(1).copy_(sources[-1])
             x.sub_(base)
-        return [torch.bmm(x[:, rows], x.mT).cpu() for rows in self._row_groups()]
-
-    def _row_groups(self) -> list[slice]:
         # MKL takes eight times as long for four or more rows of float64 as for two at a time.
-        step = 2 if self.dtype == "float64" else self.vectors
-        return [slice(i, i + step) for i in range(0, self.vectors, step)]
+        step = 2 if self.dtype == "float64" else k
+        return [torch.bmm(x[:, i : i + step], x.mT).cpu() for i in range(0, k, step)]
 
     def next_pass(self, partials: Sequence[list[list[Tensor]]]) -> MergePass:
         import torch
@@ -73,10 +70,8 @@ class TensorGram(StatisticsPass):
         products = [part for partial in partials for part in partial]
         if not products:
             return self.then(torch.zeros(self.vectors, self.vectors, dtype=torch.float64))
-        rows = [
-            torch.cat(group).sum(0, dtype=torch.float64) for group in zip(*products, strict=True)
-        ]
-        gram = torch.cat(rows)
+        groups = zip(*products, strict=True)
+        gram = torch.cat([torch.cat(rows).sum(0, dtype=torch.float64) for rows in groups])
         return self.then(gram.triu() + gram.triu(1).mT)
 
 
@@ -177,11 +172,11 @@ def vector_gram(x: Tensor, product: Tensor, axis: int) -> Tensor:
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def vector_layout(task: Task, vectors: Vectors) -> tuple[Vectors, int]:
-    """Return how the elements of a block form a matrix: its vectors, and the length of a row.
-
-    Columns of a tensor with a single axis are its only row.
-    """
-    if vectors is Vectors.COLUMNS and len(task.shape) > 1:
-        return vectors, math.prod(task.shape[1:])
-    return Vectors.ROWS, task.shape[-1] if task.shape else 1
+def combined_length(coefficients: Sequence[float], gram: Sequence[Sequence[float]]) -> float:
+    """Return ‖Σ c_i x_i‖ = √(cᵀ G c), given the Gram matrix G of the x_i."""
+    terms = (
+        a * b * g
+        for a, row in zip(coefficients, gram, strict=True)
+        for b, g in zip(coefficients, row, strict=True)
+    )
+    return math.sqrt(max(0.0, math.fsum(terms)))

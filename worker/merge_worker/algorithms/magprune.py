@@ -17,7 +17,7 @@ from ..method import Block, Granularity, Task, Tensor
 from .order_statistics import Threshold
 from .random_masks import RandomStream, keep_bound
 from .rank_search import as_integers, dtype_name, has_numpy, scalar
-from .sparsify import KEEP_ALL, KEEP_NONE, ApplyMask, Mask, RandomDrop, Sparsifier
+from .sparsify import KEEP_ALL, KEEP_NONE, Mask, RandomDrop, Sparsifier
 
 
 def magprune(density: float, epsilon: float) -> Sparsifier:
@@ -77,9 +77,6 @@ class MagPruneMask(Mask):
     twice: bool
     _packed: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
-    def on(self, block: Block) -> ApplyMask:
-        return self.apply
-
     def apply(self, part: Block, vector: Tensor, bits: Tensor) -> None:
         """Set the dropped elements of a part of whole rows to zero."""
         import torch
@@ -89,17 +86,13 @@ class MagPruneMask(Mask):
         if packed is None:
             flags = scratch.take("flags", count, "bool")
             self._draw(part, vector, flags)
-            if self.twice and self._is_kept(vector):
+            few = math.prod(self.shape) <= REMEMBERED
+            if self.twice and few and vector.device.type == "cpu" and has_numpy():
                 self._packed[part.start] = pack_flags(flags)
         else:
             flags = unpack_flags(packed, count)
         # A product with integers 0 and 1: products with bool are ten times slower.
-        keep = scratch.take("words", count, "int32").copy_(flags.view(torch.uint8))
-        bits.mul_(keep)
-
-    def _is_kept(self, vector: Tensor) -> bool:
-        few = math.prod(self.shape) <= REMEMBERED
-        return few and vector.device.type == "cpu" and has_numpy()
+        bits.mul_(scratch.take("words", count, "int32").copy_(flags.view(torch.uint8)))
 
     def _draw(self, part: Block, vector: Tensor, out: Tensor) -> None:
         import torch
@@ -133,7 +126,10 @@ class MagPruneMask(Mask):
         dtype = dtype_name(keys.dtype)
         ladder = scratch.take("ladder", rows * (length + 1), dtype).view(rows, length + 1)
         ladder[:, 0] = -1
-        _sort_rows(keys, ladder[:, 1:])
+        if keys.device.type == "cpu" and has_numpy():
+            ladder[:, 1:].copy_(keys).numpy().sort(axis=1)
+        else:
+            ladder[:, 1:].copy_(torch.sort(keys, dim=1).values)
         # 2t + 3 with u = (2^31 − word)/2^32: its half is the index in the ladder, its last bit
         # chooses whether the first or the last of equal magnitudes counts.
         steps = (length - 1) / self.epsilon
@@ -155,15 +151,6 @@ def _rows(values: Tensor, length: int, behind: int) -> Tensor:
     if behind == 1:
         return values.view(-1, length)
     return values.view(-1, length, behind).transpose(1, 2).reshape(-1, length).contiguous()
-
-
-def _sort_rows(keys: Tensor, out: Tensor) -> None:
-    import torch
-
-    if keys.device.type == "cpu" and has_numpy():
-        out.copy_(keys).numpy().sort(axis=1)
-    else:
-        out.copy_(torch.sort(keys, dim=1).values)
 
 
 def pack_flags(flags: Tensor) -> Tensor:

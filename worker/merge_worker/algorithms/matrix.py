@@ -28,6 +28,7 @@ from .spectral import PANEL, row_panels
 from .weighted_sum import WeightedSum
 
 
+@dataclass
 class MatrixRule(ABC):
     """The merge of one matrix that follows from the parameters of a method.
 
@@ -65,7 +66,7 @@ class MatrixAlgorithm(Algorithm):
         sides = matrix_shape(task.shape)
         if sides is None or not min(task.shape):
             return Cost(0, self.scratch_bytes(method, task.models + task.has_base))
-        rule: MatrixRule = method.call(task)
+        rule: MatrixRule = method.call(task.values)
         long, short = max(sides), min(sides)
         numbers = rule.peak_numbers(task.models, long, short)
         peak_bytes = numbers * (8 if task.work == "float64" else 4)
@@ -76,7 +77,7 @@ class MatrixAlgorithm(Algorithm):
         return Cost(flops, -(-peak_bytes // (long * short)))
 
     def begin(self, method: Method, task: Task) -> MergePass:
-        rule: MatrixRule = method.call(task)
+        rule: MatrixRule = method.call(task.values)
         sides = matrix_shape(task.shape)
         if sides is None:
             mean = rule.alpha / task.models

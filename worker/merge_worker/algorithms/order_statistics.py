@@ -20,7 +20,6 @@ from ..method import Block, MergePass, StatisticsPass, Tensor
 from .rank_search import (
     SORTED,
     Counts,
-    Found,
     Search,
     ascending,
     count_bracket,
@@ -155,42 +154,36 @@ class _SamplePass(StatisticsPass):
 
         searches: list[list[Search]] = []
         for series, ranks in enumerate(self.ranks):
-            searches.append([])
-            if not ranks:
-                continue
             blocks = [values[series] for _, values in partials]
             dtype = dtype_name(blocks[0].dtype)
             sample = ascending(torch.cat(blocks)).nan_to_num(math.inf, math.inf, -math.inf)
-            for rank in ranks:
-                search = Search(rank, self.count, sample, dtype)
-                if self.stride == 1:
-                    search.found = select_rank([Counts(0, len(b), b) for b in blocks], rank)
-                searches[-1].append(search)
+            searches.append([Search(rank, self.count, sample, dtype) for rank in ranks])
+            if self.stride == 1:
+                for search in searches[-1]:
+                    search.result = select_rank([Counts(0, len(b), b) for b in blocks], search.rank)
         return self.proceed(searches, [start for start, _ in partials])
 
     def proceed(
         self, searches: list[list[Search]], starts: list[int]
     ) -> StatisticsPass | MergePass:
         """Return another counting pass while a value is missing, else what follows."""
-        if any(search.found is None for series in searches for search in series):
-            return _CountPass(self, searches)
-        thresholds: list[list[Threshold]] = []
-        for number, series in enumerate(searches):
-            done = [(search.found, search.dtype) for search in series if search.found]
-            thresholds.append([self._threshold(number, *found, starts) for found in done])
+        active = [(n, s) for n, series in enumerate(searches) for s in series if s.result is None]
+        if active:
+            return _CountPass(self, searches, active)
+        thresholds = [
+            [self._threshold(n, search, starts) for search in series]
+            for n, series in enumerate(searches)
+        ]
         return self.then(thresholds)
 
-    def _threshold(self, series: int, found: Found, dtype: str, starts: list[int]) -> Threshold:
-        before = [0, *accumulate(found.equal)]
-        number = bisect_right(before, found.upper) - 1
-        return Threshold(
-            value=found.value,
-            below=next_below(found.value, dtype),
-            block=starts[number] if number < len(starts) else self.count,
-            left=found.upper - before[number],
-            values=self.values,
-            series=series,
-        )
+    def _threshold(self, series: int, search: Search, starts: list[int]) -> Threshold:
+        assert search.result is not None
+        value, upper, equal = search.result
+        before = [0, *accumulate(equal)]
+        number = bisect_right(before, upper) - 1
+        block = starts[number] if number < len(starts) else self.count
+        below = next_below(value, search.dtype)
+        return Threshold(value, below, block, upper - before[number], self.values, series)
 
 
 @dataclass
@@ -199,14 +192,7 @@ class _CountPass(StatisticsPass):
 
     root: _SamplePass
     searches: list[list[Search]]
-
-    def __post_init__(self) -> None:
-        self.active = [
-            (number, search)
-            for number, series in enumerate(self.searches)
-            for search in series
-            if search.found is None
-        ]
+    active: list[tuple[int, Search]]
 
     def collect(self, block: Block) -> tuple[int, list[Counts]]:
         counts: list[list[Counts]] = [[] for _ in self.active]

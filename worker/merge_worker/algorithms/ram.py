@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..method import Block, MergePass, StatisticsPass, Task, Tensor
 from .order_statistics import parts, parts_into
 from .rank_search import dtype_name
-from .task_vectors import CopyBase, Rule, flat_base, task_vectors
+from .task_vectors import Rule, flat_base, task_vectors
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,6 @@ class RamRule(Rule):
         return 1 + (self.r != 0)
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
-        if not math.prod(task.shape):
-            return CopyBase()
         return CountChanges(self, task) if self.r else MergeChanges(self, task, [1.0] * task.models)
 
 
@@ -43,7 +40,7 @@ def changes(part: Block, base: Tensor, models: int, epsilon: float) -> tuple[Ten
 
     vectors = task_vectors(part, base, range(models))
     torch.hardshrink(vectors.all, epsilon, out=vectors.all)
-    return vectors.each
+    return vectors.by_model
 
 
 def change_counts(part: Block, deltas: Sequence[Tensor]) -> Tensor:

@@ -16,12 +16,10 @@ from functools import cache
 from hashlib import blake2b, shake_128
 from typing import TYPE_CHECKING
 
+from ..method import Block, Tensor
+
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
-
-    from ..method import Block
-
 
 RUN = 1 << 13
 """Elements per run: few enough for the words of its places to stay in a core's own cache."""
@@ -40,8 +38,8 @@ class RandomStream:
 
     @staticmethod
     def of(seed: int, tensor: str, model: int) -> RandomStream:
-        digest = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=16).digest()
-        return RandomStream(digest)
+        key = f"{seed}\0{model}\0{tensor}".encode()
+        return RandomStream(blake2b(key, digest_size=16).digest())
 
     def words(self, block: Block) -> Tensor:
         """Return one odd number per element, uniform in −2^31 … 2^31: int32 in scratch memory."""

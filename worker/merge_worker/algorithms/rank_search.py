@@ -54,7 +54,7 @@ class Counts(NamedTuple):
     times: Tensor | None = None
 
 
-class Found(NamedTuple):
+class RankValue(NamedTuple):
     """The value of a rank; `upper` of its equals have this rank or a higher one.
 
     `equal` is the number of equal elements in each block.
@@ -81,7 +81,7 @@ class Search:
     high: float = math.inf
     before: int = 0
     points_only: bool = False
-    found: Found | None = None
+    result: RankValue | None = None
 
     def __post_init__(self) -> None:
         self.inside = self.count
@@ -124,14 +124,11 @@ class Search:
         """Return the range of indices of sampled values in [low, high]."""
         import torch
 
-        ends = [
-            torch.searchsorted(self.sample, end, side=side)
-            for end, side in ((low, "left"), (high, "right"))
-        ]
-        return int(ends[0]), int(ends[1])
+        first = torch.searchsorted(self.sample, low, side="left")
+        return int(first), int(torch.searchsorted(self.sample, high, side="right"))
 
     def update(self, blocks: Sequence[Counts]) -> None:
-        """Use the counts of a pass: set `found`, or narrow the interval."""
+        """Use the counts of a pass: set `result`, or narrow the interval."""
         low, high = self.bracket
         less = sum(block.below for block in blocks)
         inside = sum(block.inside for block in blocks)
@@ -139,15 +136,16 @@ class Search:
             self._narrow(self.low, next_below(low, self.dtype), self.before, less - self.before)
         elif self.rank >= less + inside:
             if high == math.inf:  # only NaN is above
-                self.found = Found(high, 0, [0] * len(blocks))
+                self.result = RankValue(high, 0, [0] * len(blocks))
                 return
             end = self.before + self.inside
             above = -next_below(-high, self.dtype)
             self._narrow(above, self.high, less + inside, end - less - inside)
         elif low == high:
-            self.found = Found(low, less + inside - self.rank, [block.inside for block in blocks])
+            equal = [block.inside for block in blocks]
+            self.result = RankValue(low, less + inside - self.rank, equal)
         elif all(block.kept is not None for block in blocks):
-            self.found = select_rank(blocks, self.rank - less)
+            self.result = select_rank(blocks, self.rank - less)
         else:
             self.points_only = True
             self._narrow(low, high, less, inside)
@@ -159,7 +157,7 @@ class Search:
         self.bracket, self.keep_all = self._guess()
 
 
-def select_rank(blocks: Sequence[Counts], rank: int) -> Found:
+def select_rank(blocks: Sequence[Counts], rank: int) -> RankValue:
     """Return the element of a rank among the kept values of all blocks; NaN ranks highest."""
     import torch
 
@@ -169,22 +167,19 @@ def select_rank(blocks: Sequence[Counts], rank: int) -> Found:
         value = float(ascending(values)[rank])
     else:
         ordered, order = torch.sort(values)
+        pairs = [(b.kept, b.times) for b in blocks if b.kept is not None]
         times = torch.cat(
-            [
-                torch.ones(len(b.kept), dtype=torch.int64) if b.times is None else b.times
-                for b in blocks
-                if b.kept is not None
-            ]
+            [torch.ones_like(k, dtype=torch.int64) if t is None else t for k, t in pairs]
         )
         value = float(ordered[torch.searchsorted(times[order].cumsum(0), rank + 1)])
     if math.isnan(value):
-        return Found(math.inf, 0, [0] * len(blocks))
+        return RankValue(math.inf, 0, [0] * len(blocks))
     # All blocks at once: blocks are many, with few values in each.
     upto, equal = values <= value, values == value
     counted = [flags.long() if times is None else flags * times for flags in (upto, equal)]
     sums = torch.nn.functional.pad(counted[1].cumsum(0), (1, 0))
     ends = torch.tensor([0, *accumulate(len(part) for part in kept)])
-    return Found(value, int(counted[0].sum()) - rank, sums[ends].diff().tolist())
+    return RankValue(value, int(counted[0].sum()) - rank, sums[ends].diff().tolist())
 
 
 @cache

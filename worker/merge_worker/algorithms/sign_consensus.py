@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from ..method import Block, Granularity, MergePass, StatisticsPass, Task, Tensor
 from .order_statistics import READS, Threshold, order_statistics, parts, parts_into
 from .rank_search import dtype_name, scalar
-from .sparsify import KEEP_ALL, KEEP_NONE, Mask, Sparsifier, Trim, magnitudes
+from .sparsify import KEEP_ALL, KEEP_NONE, Mask, Sparsifier, Trim
 from .task_vectors import (
     CopyBase,
     Rule,
@@ -44,9 +43,9 @@ class GeneralizedTaskArithmetic(Rule):
     weight: Sequence[float]
     sparsifiers: Sequence[Sparsifier]
     consensus: str | None
-    normalize: bool = field(kw_only=True)
-    rescale: bool = field(kw_only=True, default=False)
-    lambda_: float = field(kw_only=True)
+    normalize: bool
+    lambda_: float
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         if self.consensus not in (None, *CONSENSUS):
@@ -67,25 +66,28 @@ class GeneralizedTaskArithmetic(Rule):
     def begin(self, task: Task) -> StatisticsPass | MergePass:
         sparsifiers = self.sparsifiers
         used = [m for m, w in enumerate(self.weight) if w != 0 and sparsifiers[m] is not KEEP_NONE]
-        count = math.prod(task.shape)
-        if not used or not count:
+        if not used:
             return CopyBase()
 
-        def after_thresholds(found: list[list[Threshold]]) -> StatisticsPass | MergePass:
-            thresholds = dict(zip(trimmed, found, strict=True))
+        def mask_and_merge(thresholds: list[list[Threshold]]) -> StatisticsPass | MergePass:
+            of_model = dict(zip(trimmed, thresholds, strict=True))
             twice = self._rescaled_models()
-            masks = {
-                m: sparsifiers[m].mask(task, m, thresholds.get(m, ()), m in twice) for m in used
-            }
+            masks = {m: sparsifiers[m].mask(task, m, of_model.get(m, ()), m in twice) for m in used}
             rescaled = {m: masks[m] for m in twice if m in masks}
             if rescaled:
                 return L1Norms(rescaled, task.work, lambda f: self.merge_pass(task, masks, f))
             return self.merge_pass(task, masks, {})
 
+        count = math.prod(task.shape)
         ranks = {m: sparsifiers[m].ranks(count) for m in used}
         trimmed = [m for m in used if ranks[m]]
-        values = magnitudes(task.work, trimmed)
-        return order_statistics(values, count, [ranks[m] for m in trimmed], after_thresholds)
+
+        def magnitudes(block: Block) -> Sequence[Tensor]:
+            vectors = task_vectors(block, flat_base(block, task.work), trimmed)
+            vectors.all.abs_()
+            return vectors.by_model
+
+        return order_statistics(magnitudes, count, [ranks[m] for m in trimmed], mask_and_merge)
 
     def _rescaled_models(self) -> list[int]:
         if not self.rescale:
@@ -120,7 +122,7 @@ class L1Norms(StatisticsPass):
             sizes = task_vectors(part, flat_base(part, self.work), models)
             sizes.all.abs_()
             whole += run_sums(sizes)
-            for apply_mask, size, bits in zip(apply, sizes.each, sizes.bits, strict=True):
+            for apply_mask, size, bits in zip(apply, sizes.by_model, sizes.bits, strict=True):
                 apply_mask(part, size, bits)
             kept += run_sums(sizes)
         return sums_by_model(whole), sums_by_model(kept)
@@ -135,19 +137,17 @@ class L1Norms(StatisticsPass):
         return self.then(factors)
 
 
+@dataclass
 class MergeTaskVectors(MergePass):
     """The merge pass; `factors` are weight · rescale of the models that take part."""
 
-    def __init__(
-        self,
-        rule: GeneralizedTaskArithmetic,
-        work: str,
-        masks: dict[int, Mask],
-        factors: dict[int, float],
-    ) -> None:
-        self.rule = rule
-        self.work = work
-        self.masks = masks
+    rule: GeneralizedTaskArithmetic
+    work: str
+    masks: dict[int, Mask]
+    factors: dict[int, float]
+
+    def __post_init__(self) -> None:
+        rule, factors = self.rule, self.factors
         self.divide = [rule.weight[m] for m in factors] if rule.normalize else None
         # Sums are in units of the first factor, which saves a product; not if a divisor of zero
         # may have to be replaced by 1.
@@ -170,7 +170,7 @@ class MergeTaskVectors(MergePass):
         for part, target in parts_into(block, out):
             base = flat_base(part, self.work)
             sparse = task_vectors(part, base, models)
-            for apply_mask, vector, bits in zip(apply, sparse.each, sparse.bits, strict=True):
+            for apply_mask, vector, bits in zip(apply, sparse.by_model, sparse.bits, strict=True):
                 apply_mask(part, vector, bits)
             target.copy_(base.add_(self.combine(part, base, sparse), alpha=self.scale))
 
@@ -178,49 +178,46 @@ class MergeTaskVectors(MergePass):
         """Return sum (/ divisor) of one part in units of `unit`; overwrites the s_m in `sparse`."""
         consensus, factors = self.rule.consensus, list(self.factors.values())
         if consensus is None:
-            return weighted_total(sparse.each[0], sparse.each, factors)
+            return weighted_total(sparse.by_model[0], sparse.by_model, factors)
         if min(factors) <= 0:
-            for y, factor in zip(sparse.each, factors, strict=True):
+            for y, factor in zip(sparse.by_model, factors, strict=True):
                 y.mul_(scalar(factor, self.work))
             factors = [1.0] * len(factors)
-        total, divisor = disjoint_sum(
-            part, sparse, consensus, SumFactors(factors, factors, self.divide)
-        )
+        total, divisor = disjoint_sum(part, sparse, consensus, factors, factors, self.divide)
         return total if divisor is None else _divide(part, total, divisor, self.divide or ())
 
 
-class SumFactors(NamedTuple):
-    """The models' factors in the vote, in the sum and in the divisor; None: 1 each, no divisor."""
-
-    vote: Sequence[float] | None
-    total: Sequence[float] | None
-    divisor: Sequence[float] | None
-
-
 def disjoint_sum(
-    part: Block, vectors: TaskVectors, consensus: str, factors: SumFactors
+    part: Block,
+    vectors: TaskVectors,
+    consensus: str,
+    votes: Sequence[float] | None,
+    factors: Sequence[float],
+    divisors: Sequence[float] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Elect signs; return the sum over the models that agree, and the sum of their divisors.
 
-    Factors are positive. `vectors` are overwritten.
+    `votes`, `factors` and `divisors` are the models' positive factors in the vote (None: 1 each),
+    in the sum and in the divisor (None: no divisor). `vectors` are overwritten.
     """
     import torch
 
     count, work = vectors.all.shape[1], dtype_name(vectors.all.dtype)
     integer = "int32" if work == "float32" else "int64"
-    _vote(part, vectors, consensus, factors.vote)
-    sign = part.scratch.take("sign", count, integer).bitwise_and_(_sign_bit(integer))
+    _vote(part, vectors, consensus, votes)
+    sign_bit = scalar(-(1 << 31) if integer == "int32" else -(1 << 63), integer)
+    sign = part.scratch.take("sign", count, integer).bitwise_and_(sign_bit)
     # Multiplied by the elected sign, agreeing terms are positive and the others are not.
     vectors.all_bits.bitwise_xor_(sign)
     vectors.all.relu_()
-    if factors.divisor is None:
-        total = weighted_total(vectors.each[0], vectors.each, factors.total)
+    if divisors is None:
+        total = weighted_total(vectors.by_model[0], vectors.by_model, factors)
         vectors.bits[0].bitwise_xor_(sign)
         return total, None
-    total = weighted_total(part.scratch.take("total", count, work), vectors.each, factors.total)
+    total = weighted_total(part.scratch.take("total", count, work), vectors.by_model, factors)
     part.scratch.take("total", count, integer).bitwise_xor_(sign)
     torch.sign(vectors.all, out=vectors.all)
-    return total, weighted_total(vectors.each[0], vectors.each, factors.divisor)
+    return total, weighted_total(vectors.by_model[0], vectors.by_model, divisors)
 
 
 def weighted_total(
@@ -268,13 +265,9 @@ def _vote(
     count, work = vectors.all.shape[1], dtype_name(vectors.all.dtype)
     out = part.scratch.take("sign", count, work)
     if consensus == "sum":
-        weighted_total(out, vectors.each, factors)
+        weighted_total(out, vectors.by_model, factors)
         return
     term = part.scratch.take("mask", count, work)
-    torch.sign(vectors.each[0], out=out)
-    for y in vectors.each[1:]:
+    torch.sign(vectors.by_model[0], out=out)
+    for y in vectors.by_model[1:]:
         out.add_(torch.sign(y, out=term))
-
-
-def _sign_bit(integer: str) -> Tensor:
-    return scalar(-(1 << 31) if integer == "int32" else -(1 << 63), integer)

@@ -11,22 +11,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..method import Block, Granularity, Task, Tensor
-from .order_statistics import Threshold, Values
+from .order_statistics import Threshold
 from .random_masks import RandomStream, keep_bound
 from .rank_search import dtype_name, scalar
-from .task_vectors import flat_base, task_vectors
 
 ApplyMask = Callable[[Block, Tensor, Tensor], None]
 """`apply(part, vector, bits)` sets the dropped elements of a part's flat task vector (or of its
 magnitudes) to zero; `bits` is the same memory as integers."""
 
 
-class Mask(ABC):
-    """The elements of one model's task vector to keep, with all statistics that this takes."""
+class Mask:
+    """The elements of one model's task vector to keep, with all statistics that this takes.
 
-    @abstractmethod
+    A class derived from it redefines `apply`, or `on` if masking takes facts about the block.
+    """
+
     def on(self, block: Block) -> ApplyMask:
         """Return the function that masks the parts of a block."""
+        return self.apply
+
+    def apply(self, part: Block, vector: Tensor, bits: Tensor) -> None:
+        """Keep everything."""
 
 
 class Sparsifier(ABC):
@@ -50,16 +55,10 @@ class _KeepAll(Sparsifier, Mask):
     def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
         return self
 
-    def on(self, block: Block) -> ApplyMask:
-        return lambda part, vector, bits: None
-
 
 class _KeepNone(_KeepAll):
-    def on(self, block: Block) -> ApplyMask:
-        def clear(part: Block, vector: Tensor, bits: Tensor) -> None:
-            vector.zero_()
-
-        return clear
+    def apply(self, part: Block, vector: Tensor, bits: Tensor) -> None:
+        vector.zero_()
 
 
 KEEP_ALL: Sparsifier = _KeepAll()
@@ -86,17 +85,6 @@ def drop_at_random(density: float) -> Sparsifier:
     return RandomDrop(density) if density > 0 else KEEP_NONE
 
 
-def magnitudes(work: str, models: Sequence[int]) -> Values:
-    """Return `values` for order statistics of |δ|, with one series for each of `models`."""
-
-    def values(block: Block) -> Sequence[Tensor]:
-        vectors = task_vectors(block, flat_base(block, work), models)
-        vectors.all.abs_()
-        return vectors.each
-
-    return values
-
-
 @dataclass(frozen=True)
 class Trim(Sparsifier):
     """The sparsifier that keeps a range of magnitudes; without `gamma`, the largest."""
@@ -114,9 +102,7 @@ class Trim(Sparsifier):
 
     def ranks(self, count: int) -> list[int]:
         first, stop = self.span(count)
-        if first == stop:
-            return []
-        return [rank for rank in (first, stop) if 0 < rank < count]
+        return [rank for rank in (first, stop) if 0 < rank < count and first < stop]
 
     def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
         count = math.prod(task.shape)
@@ -183,9 +169,6 @@ class RandomDrop(Sparsifier):
 class _RandomMask(Mask):
     stream: RandomStream
     bound: int
-
-    def on(self, block: Block) -> ApplyMask:
-        return self.apply
 
     def apply(self, part: Block, vector: Tensor, bits: Tensor) -> None:
         import torch

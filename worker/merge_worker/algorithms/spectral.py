@@ -50,11 +50,8 @@ def polar(matrix: Tensor) -> Tensor:
 
     The matrix has no more columns than rows. (An SVD would fill those directions at random.)
     """
-    if prefers_products(matrix):
-        factor = newton_schulz(matrix)
-        if factor is not None:
-            return factor
-    return polar_of(matrix, spectrum(matrix))
+    factor = newton_schulz(matrix) if prefers_products(matrix) else None
+    return polar_of(matrix, spectrum(matrix)) if factor is None else factor
 
 
 def polar_of(matrix: Tensor, known: Spectrum, count: int | None = None) -> Tensor:

@@ -6,6 +6,7 @@ A method's function returns a Rule. Rules that several methods share are in `sig
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,6 @@ from ..method import (
     Task,
     Tensor,
     merge_method,
-    python_names,
 )
 from .rank_search import as_integers, dtype_name
 
@@ -38,7 +38,7 @@ class Rule(ABC):
 
     @abstractmethod
     def begin(self, task: Task) -> StatisticsPass | MergePass:
-        """Return the first pass over a tensor; the task has at least one model."""
+        """Return the first pass over a tensor; the task has models and elements."""
 
 
 class TaskVectorAlgorithm(Algorithm):
@@ -55,10 +55,10 @@ class TaskVectorAlgorithm(Algorithm):
         return (sources + 10) * 8
 
     def check(self, method: Method, task: Task) -> None:
-        _rule(method, task.values)
+        method.call(task.values)
 
     def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
-        if not task.models:
+        if not task.models or not math.prod(task.shape):
             return CopyBase()
         return _rule(method, task.values).begin(task)
 
@@ -77,7 +77,7 @@ def task_vector_method(
 
 
 def _rule(method: Method, values: Mapping[str, Any]) -> Rule:
-    rule: Rule = method.function(**python_names(values))
+    rule: Rule = method.call(values)
     return rule
 
 
@@ -109,7 +109,7 @@ class TaskVectors(NamedTuple):
     """
 
     all: Tensor  # [model, element]
-    each: tuple[Tensor, ...]
+    by_model: tuple[Tensor, ...]
     all_bits: Tensor
     bits: tuple[Tensor, ...]
     runs: Tensor | None
@@ -129,7 +129,7 @@ def task_vectors(block: Block, base: Tensor, models: Sequence[int]) -> TaskVecto
     # Making these views takes as long as the arithmetic on them.
     key = ("task vectors", flat.dtype, rows, count)
     views: TaskVectors = block.scratch.cached(key, make_views)
-    for vector, model in zip(views.each, models, strict=True):
+    for vector, model in zip(views.by_model, models, strict=True):
         _copy_flat(block.tensors[model], vector)
     views.all.sub_(base)
     return views

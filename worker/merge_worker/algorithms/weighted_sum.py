@@ -11,20 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from ..errors import ResultError
-from ..method import (
-    Algorithm,
-    Block,
-    Granularity,
-    MergePass,
-    Method,
-    StatisticsPass,
-    Task,
-    Tensor,
-)
-from .gram import ColumnGram, PerVectorSum, TensorGram, Vectors, vector_layout
+from ..method import Algorithm, Block, Granularity, MergePass, Method, StatisticsPass, Task, Tensor
+from .gram import ColumnGram, PerVectorSum, TensorGram, Vectors
 
 
 @dataclass(frozen=True)
@@ -64,25 +56,29 @@ class LinearCombination(Algorithm):
             return
         method.check_sources(task)
         if not self.gram:
-            method.call(task)
+            method.call(task.values)
         elif self.vectors is None:
             # Orthogonal unit vectors: parameters that fail for these fail for any vectors.
             indices = range(self._vector_count(task))
-            method.call(task, [[float(i == j) for j in indices] for i in indices])
+            method.call(task.values, [[float(i == j) for j in indices] for i in indices])
 
     def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if self._has_single_source(task):
             return WeightedSum([1.0], task.work)
         if not self.gram:
-            return WeightedSum(self._per_source(method.call(task), task), task.work)
+            return WeightedSum(self._per_source(method.call(task.values), task), task.work)
         subtract_base = self.task_vectors and task.has_base
         count = self._vector_count(task)
-        if self._vectors(task.values) is Vectors.TENSOR:
+        vectors = self._vectors(task.values)
+        if vectors is Vectors.TENSOR:
             work = "float64" if self.exact else task.work
-            return TensorGram(count, subtract_base, work, lambda g: self._sum(method, task, g))
-        kind, length = vector_layout(task, self._vectors(task.values))
-        first_pass = ColumnGram if kind is Vectors.COLUMNS else PerVectorSum
-        return first_pass(count, subtract_base, length, lambda gram: method.call(task, gram))
+            return TensorGram(count, subtract_base, work, partial(self._sum, method, task))
+        coefficients = partial(method.call, task.values)
+        # Columns of a tensor with a single axis are its only row.
+        if vectors is Vectors.COLUMNS and len(task.shape) > 1:
+            return ColumnGram(count, subtract_base, math.prod(task.shape[1:]), coefficients)
+        length = task.shape[-1] if task.shape else 1
+        return PerVectorSum(count, subtract_base, length, coefficients)
 
     def _sum(self, method: Method, task: Task, gram: Tensor) -> MergePass:
         """Return the merge pass for the Gram matrix of whole tensors."""
@@ -90,7 +86,7 @@ class LinearCombination(Algorithm):
             # NaN in the result shows the fault; branches on an angle could hide it.
             return WeightedSum([math.nan] * (task.models + task.has_base), task.work)
         try:
-            coefficients = method.call(task, gram if self.vectors else gram.tolist())
+            coefficients = method.call(task.values, gram if self.vectors else gram.tolist())
         except (ValueError, ZeroDivisionError) as error:
             raise ResultError(f"tensor '{task.name}': {error}") from None
         # A vector of length 0 adds nothing, whatever a division by its length gives.

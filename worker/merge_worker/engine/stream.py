@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from ..algorithms.lines import scaled
 from ..checkpoint.reader import Files
 from ..dtypes import Kind
 from ..errors import ResultError, UsageError
@@ -150,9 +149,7 @@ class Engine:
         step = work.step
         assert isinstance(step, JointStep)
         steps = [member.step for member in step.members]
-        current = [
-            scaled(s.method.begin(s.task), s.task) if s.method and s.task else None for s in steps
-        ]
+        current = [s.method.begin(s.task) if s.method and s.task else None for s in steps]
         item = _OpenStep(work, step, current, deque())
         self._hand_out(item)
         return item

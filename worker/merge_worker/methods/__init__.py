@@ -1,14 +1,10 @@
 """The merge methods: a file NAME.py in this package defines the method NAME."""
 
-from __future__ import annotations
-
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
 from ..method import Method
-
-__all__ = ["Method", "get", "names"]
 
 
 @cache

@@ -1,7 +1,5 @@
 """Arcee Fusion: only the most important differences of another model (Arcee)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,11 +91,13 @@ class _Divergence(StatisticsPass):
         count = math.prod(self.task.shape)
         ranks = [math.floor(f * (count - 1)) for f in (0.25, 0.5, 0.75)]
 
-        def choose(found: list[list[Threshold]]) -> MergePass:
-            quartiles = [threshold.value for threshold in found[0]]
-            return _Choose(importance, self.method.call(self.task, *quartiles))
+        def choose(thresholds: list[list[Threshold]]) -> MergePass:
+            quartiles = [threshold.value for threshold in thresholds[0]]
+            return _Choose(importance, self.method.call(self.task.values, *quartiles))
 
-        return order_statistics(importance.series, count, [ranks], choose, whole=True)
+        return order_statistics(
+            lambda block: [importance(block).view(-1)], count, [ranks], choose, whole=True
+        )
 
 
 @dataclass
@@ -106,9 +106,6 @@ class _Importance:
 
     task: Task
     divergence: Tensor
-
-    def series(self, block: Block) -> list[Tensor]:
-        return [self(block).view(-1)]
 
     def __call__(self, block: Block) -> Tensor:
         other, base = (converted_source(block, i, self.task.work) for i in (0, 1))
@@ -140,6 +137,5 @@ class _Choose(MergePass):
         other, base = (x.view(value.shape) for x in block.tensors)
         out.copy_(torch.where(value >= self.threshold, other, base).view(out.shape))
         if not bool(divergence.isfinite().all()):
-            # NaN, since an element that is not finite has no importance and would be left out
-            # unnoticed.
+            # NaN: an element that is not finite has no importance, and would go unnoticed.
             out.view(value.shape).masked_fill_(~divergence.isfinite(), math.nan)

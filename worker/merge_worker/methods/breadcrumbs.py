@@ -1,7 +1,5 @@
 """Model Breadcrumbs: task vectors without outliers and noise, added (Davari, Belilovsky, 2023)."""
 
-from __future__ import annotations
-
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
 from ..algorithms.sparsify import trim
 from ..algorithms.task_vectors import task_vector_method
@@ -36,7 +34,5 @@ def breadcrumbs(
 
     Of equal magnitudes at a threshold, the first in the tensor count as the larger ones.
     """
-    sparsifiers = [trim(d, g) for d, g in zip(density, gamma, strict=True)]
-    return GeneralizedTaskArithmetic(
-        weight, sparsifiers, None, normalize=normalize, rescale=rescale, lambda_=lambda_
-    )
+    trims = [trim(d, g) for d, g in zip(density, gamma, strict=True)]
+    return GeneralizedTaskArithmetic(weight, trims, None, normalize, lambda_, rescale)

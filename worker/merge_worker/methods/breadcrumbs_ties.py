@@ -1,7 +1,5 @@
 """Model Breadcrumbs with the sign election of TIES (Davari, Belilovsky, 2023)."""
 
-from __future__ import annotations
-
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
 from ..algorithms.sparsify import trim
 from ..algorithms.task_vectors import task_vector_method
@@ -36,7 +34,5 @@ def breadcrumbs_ties(
     consensus_method: sum, or count: the sign of Σ sign(w_m s_m).
     int8_mask: accepted without effect.
     """
-    sparsifiers = [trim(d, g) for d, g in zip(density, gamma, strict=True)]
-    return GeneralizedTaskArithmetic(
-        weight, sparsifiers, consensus_method, normalize=normalize, rescale=rescale, lambda_=lambda_
-    )
+    trims = [trim(d, g) for d, g in zip(density, gamma, strict=True)]
+    return GeneralizedTaskArithmetic(weight, trims, consensus_method, normalize, lambda_, rescale)

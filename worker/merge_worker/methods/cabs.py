@@ -1,13 +1,10 @@
 """CABS: conflict-aware, balanced sparsification of task vectors (Yang et al., 2025)."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..algorithms.rank_search import ascending
-from ..algorithms.task_vectors import CopyBase, Rule, flat_base, task_vector_method, task_vectors
+from ..algorithms.task_vectors import Rule, flat_base, task_vector_method, task_vectors
 from ..method import Block, Granularity, MergePass, Task, Tensor, per_model
 
 AREA = 1 << 15  # elements that are processed at a time
@@ -48,7 +45,7 @@ class _Cabs(Rule):
             raise ValueError(f"n must be between 1 and m, got n {self.n} and m {self.m}")
 
     def begin(self, task: Task) -> MergePass:
-        return _TakeTurns(self, task.work) if math.prod(task.shape) else CopyBase()
+        return _TakeTurns(self, task.work)
 
 
 @dataclass
@@ -64,7 +61,7 @@ class _TakeTurns(MergePass):
             total = block.scratch.take("total", base.numel(), self.work).zero_()
             free = block.scratch.take("free", base.numel(), self.work).fill_(1)
             for model, weight in enumerate(self.rule.weight):
-                vector = task_vectors(part, base, [model]).each[0].mul_(free)
+                vector = task_vectors(part, base, [model]).by_model[0].mul_(free)
                 mask = largest_of_each(vector.abs().view(-1, width), self.rule.n).view(-1)
                 total.add_(vector.mul_(mask), alpha=weight)
                 free.sub_(mask)

@@ -1,14 +1,10 @@
 """Consensus task arithmetic: only elements that enough models need (Wang et al., 2024)."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..algorithms.order_statistics import parts_into
 from ..algorithms.task_vectors import (
-    CopyBase,
     Rule,
     apply_consensus_mask,
     flat_base,
@@ -54,7 +50,7 @@ class _ConsensusTaskArithmetic(Rule):
     threshold: int
 
     def begin(self, task: Task) -> MergePass:
-        return _MergeWithConsensus(self, task) if math.prod(task.shape) else CopyBase()
+        return _MergeWithConsensus(self, task)
 
 
 @dataclass
@@ -67,7 +63,7 @@ class _MergeWithConsensus(MergePass):
         for part, target in parts_into(block, out):
             base = flat_base(part, self.task.work)
             total = part.scratch.take("total", base.numel(), self.task.work).zero_()
-            vectors = task_vectors(part, base, range(self.task.models)).each
+            vectors = task_vectors(part, base, range(self.task.models)).by_model
             for vector, weight in zip(vectors, rule.weight, strict=True):
                 if weight != 1.0:
                     vector.mul_(weight)

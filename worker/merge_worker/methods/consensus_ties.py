@@ -1,7 +1,5 @@
 """Consensus TIES: only elements that enough models need (Wang et al., 2024)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic, MergeTaskVectors
@@ -42,8 +40,8 @@ def consensus_ties(
         weight,
         [trim(d) for d in density],
         "sum",
-        normalize=normalize,
-        lambda_=lambda_,
+        normalize,
+        lambda_,
         mask_lambda=tall_mask_lambda,
         threshold=consensus_threshold,
     )
@@ -74,7 +72,7 @@ class _MergeWithConsensus(MergeTaskVectors):
         rule = self.consensus_rule
         merged = part.scratch.take("total", base.numel(), self.work)
         torch.mul(super().combine(part, base, sparse), self.unit, out=merged)
-        vectors = task_vectors(part, base, range(len(rule.weight))).each
+        vectors = task_vectors(part, base, range(len(rule.weight))).by_model
         if not rule.normalize:
             for vector, weight in zip(vectors, rule.weight, strict=True):
                 vector.mul_(weight)

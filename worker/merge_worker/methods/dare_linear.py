@@ -1,7 +1,5 @@
 """DARE: drop elements of task vectors at random, rescale, add (Yu et al., 2023)."""
 
-from __future__ import annotations
-
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
 from ..algorithms.sparsify import drop_at_random
 from ..algorithms.task_vectors import task_vector_method
@@ -32,7 +30,5 @@ def dare_linear(
     lambda: factor of the merged task vector.
     int8_mask: accepted without effect.
     """
-    sparsifiers = [drop_at_random(d) for d in density]
-    return GeneralizedTaskArithmetic(
-        weight, sparsifiers, None, normalize=normalize, rescale=rescale, lambda_=lambda_
-    )
+    drops = [drop_at_random(d) for d in density]
+    return GeneralizedTaskArithmetic(weight, drops, None, normalize, lambda_, rescale)

@@ -1,7 +1,5 @@
 """DARE with the sign election of TIES (Yu et al., 2023)."""
 
-from __future__ import annotations
-
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
 from ..algorithms.sparsify import drop_at_random
 from ..algorithms.task_vectors import task_vector_method
@@ -39,7 +37,5 @@ def dare_ties(
     consensus_method: sum, or count: the sign of Σ sign(w_m s_m).
     int8_mask: accepted without effect.
     """
-    sparsifiers = [drop_at_random(d) for d in density]
-    return GeneralizedTaskArithmetic(
-        weight, sparsifiers, consensus_method, normalize=normalize, rescale=rescale, lambda_=lambda_
-    )
+    drops = [drop_at_random(d) for d in density]
+    return GeneralizedTaskArithmetic(weight, drops, consensus_method, normalize, lambda_, rescale)

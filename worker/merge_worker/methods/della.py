@@ -1,7 +1,5 @@
 """DELLA: MagPrune, sign election, merge (Deep et al., 2024)."""
 
-from __future__ import annotations
-
 from ..algorithms.magprune import magprune
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
 from ..algorithms.task_vectors import task_vector_method
@@ -42,7 +40,5 @@ def della(
     Masks depend only on the seed (--seed), the tensor's name, the model's position and the
     element's index; mergekit draws from one global generator, so its masks differ.
     """
-    sparsifiers = [magprune(d, e) for d, e in zip(density, epsilon, strict=True)]
-    return GeneralizedTaskArithmetic(
-        weight, sparsifiers, consensus_method, normalize=normalize, rescale=rescale, lambda_=lambda_
-    )
+    drops = [magprune(d, e) for d, e in zip(density, epsilon, strict=True)]
+    return GeneralizedTaskArithmetic(weight, drops, consensus_method, normalize, lambda_, rescale)

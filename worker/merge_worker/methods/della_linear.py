@@ -1,7 +1,5 @@
 """DELLA without sign election: MagPrune, add (Deep et al., 2024)."""
 
-from __future__ import annotations
-
 from ..algorithms.magprune import magprune
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
 from ..algorithms.task_vectors import task_vector_method
@@ -34,7 +32,5 @@ def della_linear(
     lambda: factor of the merged task vector.
     int8_mask: accepted without effect.
     """
-    sparsifiers = [magprune(d, e) for d, e in zip(density, epsilon, strict=True)]
-    return GeneralizedTaskArithmetic(
-        weight, sparsifiers, None, normalize=normalize, rescale=rescale, lambda_=lambda_
-    )
+    drops = [magprune(d, e) for d, e in zip(density, epsilon, strict=True)]
+    return GeneralizedTaskArithmetic(weight, drops, None, normalize, lambda_, rescale)

@@ -1,9 +1,5 @@
 """Iso-C: isotropic merging in common space (Marczak et al., 2025)."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
 from ..algorithms.matrix import MATRIX, MatrixDeltas, MatrixRule, concentrated, significant_count
 from ..algorithms.spectral import newton_schulz, polar_of, prefers_products, spectrum
 from ..method import BaseRole, Tensor, merge_method
@@ -32,10 +28,7 @@ def iso_c(*, alpha: float = 1.0) -> MatrixRule:
     return _IsoC(alpha)
 
 
-@dataclass
 class _IsoC(MatrixRule):
-    alpha: float
-
     def merged(self, deltas: MatrixDeltas) -> Tensor:
         total, short = deltas.sum(), deltas.short
         factor = newton_schulz(total) if prefers_products(total) else None

@@ -1,9 +1,8 @@
 """Karcher mean: the Riemannian center of mass of models on the sphere (Karcher, 1977)."""
 
-from __future__ import annotations
-
 import math
 
+from ..algorithms.gram import combined_length
 from ..algorithms.weighted_sum import LinearCombination
 from ..method import merge_method
 
@@ -33,10 +32,14 @@ def karcher(gram: list[list[float]], *, max_iter: int = 10, tol: float = 1e-5) -
     if not valid:
         return [0.0] * len(lengths)
     cosines = [[gram[i][j] / (lengths[i] * lengths[j]) for j in valid] for i in valid]
-    mean = _start(cosines, tol)
+    mean = [1 / len(valid)] * len(valid)
+    if combined_length(mean, cosines) < tol:
+        mean = [1.0] + [0.0] * (len(valid) - 1)
+    else:
+        mean = _normalized(mean, cosines, 0.0)
     for _ in range(max_iter):
         step = _step(mean, cosines, tol)
-        size = _length(step, cosines)
+        size = combined_length(step, cosines)
         if size < tol:
             break
         moved = [
@@ -49,15 +52,6 @@ def karcher(gram: list[list[float]], *, max_iter: int = 10, tol: float = 1e-5) -
         scale * directions[i] / length if i in directions else 0.0
         for i, length in enumerate(lengths)
     ]
-
-
-def _start(cosines: list[list[float]], tol: float) -> list[float]:
-    """Return the direction of the arithmetic mean, or the first model if that mean vanishes."""
-    count = len(cosines)
-    mean = [1 / count] * count
-    if _length(mean, cosines) < tol:
-        return [1.0] + [0.0] * (count - 1)
-    return _normalized(mean, cosines, 0.0)
 
 
 def _step(mean: list[float], cosines: list[list[float]], tol: float) -> list[float]:
@@ -74,14 +68,7 @@ def _step(mean: list[float], cosines: list[list[float]], tol: float) -> list[flo
     return step
 
 
-def _length(a: list[float], cosines: list[list[float]]) -> float:
-    terms = (
-        x * y * c for x, row in zip(a, cosines, strict=True) for y, c in zip(a, row, strict=True)
-    )
-    return math.sqrt(max(0.0, math.fsum(terms)))
-
-
 def _normalized(a: list[float], cosines: list[list[float]], least: float) -> list[float]:
     """Return `a` as a unit vector, or unchanged if its length is at most `least`."""
-    length = _length(a, cosines)
+    length = combined_length(a, cosines)
     return [x / length for x in a] if length > least else a

@@ -1,7 +1,5 @@
 """Linear: weighted average of models (model soups, Wortsman et al., 2022)."""
 
-from __future__ import annotations
-
 from ..algorithms.weighted_sum import LinearCombination
 from ..method import merge_method
 

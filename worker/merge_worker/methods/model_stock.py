@@ -1,7 +1,5 @@
 """Model Stock: the mean of fine-tuned models, pulled to the base (Jang et al., 2024)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,9 +1,8 @@
 """MultiSLERP: the mean direction of any number of models (Goddard)."""
 
-from __future__ import annotations
-
 import math
 
+from ..algorithms.gram import combined_length
 from ..algorithms.weighted_sum import LinearCombination
 from ..method import BaseRole, merge_method
 
@@ -44,17 +43,10 @@ def multislerp(
     w = [x / total for x in weight]
     lengths = [math.sqrt(gram[i][i]) for i in range(len(w))]
     a = [x / (length + eps) for x, length in zip(w, lengths, strict=True)]
-    mean_length = math.sqrt(max(0.0, _squared_length(a, gram)))
+    mean_length = combined_length(a, gram)
     if mean_length < eps:
         if len(w) == 2 or not any(lengths):
             return w
         raise ValueError("multislerp: the directions of the models cancel, so they have no mean")
     size = math.fsum(x * length for x, length in zip(w, lengths, strict=True))
     return [x / mean_length * math.cos(eps) * size for x in a]
-
-
-def _squared_length(a: list[float], gram: list[list[float]]) -> float:
-    """Return aᵀ gram a, the squared length of the combination Σ a_m δ_m."""
-    return math.fsum(
-        x * y * g for x, row in zip(a, gram, strict=True) for y, g in zip(a, row, strict=True)
-    )

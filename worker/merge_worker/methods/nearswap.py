@@ -1,7 +1,5 @@
 """NearSwap: the other model where it is close to the base (alchemonaut)."""
 
-from __future__ import annotations
-
 from ..algorithms.elementwise import ELEMENTWISE
 from ..method import BaseRole, Tensor, merge_method
 

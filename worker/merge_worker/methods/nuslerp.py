@@ -1,7 +1,5 @@
 """NuSLERP: spherical interpolation of two models, or of their task vectors, by weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

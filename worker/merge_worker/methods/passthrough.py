@@ -1,7 +1,5 @@
 """Passthrough: layers of one model, copied or scaled (depth up-scaling, Kim et al., 2023)."""
 
-from __future__ import annotations
-
 from ..algorithms.weighted_sum import LinearCombination
 from ..method import merge_method, per_model
 

@@ -1,7 +1,5 @@
 """RAM: average shared changes, keep those of one model whole (arXiv:2601.13572)."""
 
-from __future__ import annotations
-
 from ..algorithms.ram import RamRule
 from ..algorithms.task_vectors import task_vector_method
 

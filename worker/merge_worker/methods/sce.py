@@ -1,13 +1,11 @@
 """SCE: select by variance, calculate weights, erase minority signs (FuseChat, Wan et al., 2024)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..algorithms.order_statistics import READS, Threshold, order_statistics, parts, parts_into
-from ..algorithms.sign_consensus import SumFactors, disjoint_sum
+from ..algorithms.sign_consensus import disjoint_sum
 from ..algorithms.sparsify import zero_below
 from ..algorithms.task_vectors import (
     CopyBase,
@@ -53,7 +51,7 @@ class _Sce(Rule):
         return 2 + (1 + READS) * (self.select_topk < 1)
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
-        if not math.prod(task.shape) or self.select_topk <= 0:
+        if self.select_topk <= 0:
             return CopyBase()
         if self.select_topk >= 1:
             return _Energy(self, task, None)
@@ -100,14 +98,12 @@ class _CountVarying(StatisticsPass):
         if selected == 0:
             return CopyBase()
         count = math.prod(self.task.shape)
-
-        def energy(thresholds: list[list[Threshold]]) -> StatisticsPass | MergePass:
-            return _Energy(self.rule, self.task, thresholds[0][0])
-
-        def values(block: Block) -> list[Tensor]:
-            return [variance(block, self.task)]
-
-        return order_statistics(values, count, [[count - selected]], energy)
+        return order_statistics(
+            lambda block: [variance(block, self.task)],
+            count,
+            [[count - selected]],
+            lambda thresholds: _Energy(self.rule, self.task, thresholds[0][0]),
+        )
 
 
 def selected_vectors(
@@ -167,10 +163,9 @@ class _Fuse(MergePass):
 
     def merge(self, block: Block, out: Tensor) -> None:
         ties = self.threshold.leading_ties(block) if self.threshold else 0
-        factors = SumFactors(vote=None, total=self.weights, divisor=self.weights)
         for part, target in parts_into(block, out):
             base, vectors = selected_vectors(block, part, self.task, self.threshold, ties)
-            total, divisor = disjoint_sum(part, vectors, "sum", factors)
+            total, divisor = disjoint_sum(part, vectors, "sum", None, self.weights, self.weights)
             if divisor is not None:
                 total.div_(divisor.clamp_min_(1e-6))
             target.copy_(base.add_(total))

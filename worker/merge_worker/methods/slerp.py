@@ -1,7 +1,5 @@
 """SLERP: spherical linear interpolation of two models (Shoemake, 1985)."""
 
-from __future__ import annotations
-
 import math
 
 from ..algorithms.weighted_sum import LinearCombination

@@ -1,7 +1,5 @@
 """Task arithmetic: a weighted sum of task vectors on the base (Ilharco et al., 2022)."""
 
-from __future__ import annotations
-
 import math
 
 from ..algorithms.weighted_sum import LinearCombination

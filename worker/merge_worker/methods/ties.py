@@ -1,7 +1,5 @@
 """TIES-Merging: trim task vectors, elect signs, merge what agrees (Yadav et al., 2023)."""
 
-from __future__ import annotations
-
 from ..algorithms.sign_consensus import GeneralizedTaskArithmetic
 from ..algorithms.sparsify import trim
 from ..algorithms.task_vectors import task_vector_method
@@ -41,7 +39,5 @@ def ties(
       weights of 1/K and normalize: false. mergekit does not read this key.
     int8_mask: accepted without effect; it does not change mergekit's results either.
     """
-    sparsifiers = [trim(d) for d in density]
-    return GeneralizedTaskArithmetic(
-        weight, sparsifiers, consensus_method, normalize=normalize, rescale=rescale, lambda_=lambda_
-    )
+    trims = [trim(d) for d in density]
+    return GeneralizedTaskArithmetic(weight, trims, consensus_method, normalize, lambda_, rescale)

@@ -1,9 +1,5 @@
 """TSV-M: merging of task singular vectors (Gargiulo et al., 2024)."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
 from ..algorithms.matrix import MATRIX, MatrixDeltas, MatrixRule, significant_count
 from ..algorithms.spectral import polar, spectrum
 from ..method import BaseRole, Tensor, merge_method
@@ -36,10 +32,7 @@ def tsvm(*, alpha: float = 1.0) -> MatrixRule:
     return _TSVM(alpha)
 
 
-@dataclass
 class _TSVM(MatrixRule):
-    alpha: float
-
     def merged(self, deltas: MatrixDeltas) -> Tensor:
         import torch
 

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..algorithms.lines import scaled
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.header import Shard
 from ..dtypes import DType
@@ -105,7 +104,7 @@ def merge_lazily(
 def _first_pass(step: Step) -> object:
     if step.method is None or step.task is None:
         return None
-    return scaled(step.method.begin(step.task), step.task)
+    return step.method.begin(step.task)
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,12 @@ def scales(plan: Plan) -> dict[str, float]:
 
 
 def test_factor_of_every_layer(models: list[Path]) -> None:
-    found = scales(make_plan(parse(recipe(models, lines_alpha=0.2, lines_beta=0.8))))
+    factors = scales(make_plan(parse(recipe(models, lines_alpha=0.2, lines_beta=0.8))))
     for layer in range(5):
-        assert found[f"model.layers.{layer}.w"] == pytest.approx(0.2 + 0.8 * layer / 4)
-    assert [found[f"vision.blocks.{i}.w"] for i in range(2)] == [0.2, 1.0]
+        assert factors[f"model.layers.{layer}.w"] == pytest.approx(0.2 + 0.8 * layer / 4)
+    assert [factors[f"vision.blocks.{i}.w"] for i in range(2)] == [0.2, 1.0]
     # As in the authors' code: alpha for whatever is outside of layers.
-    assert {found[name] for name in NAMES if "s." not in name.replace("_", "")} == {0.2}
+    assert {factors[name] for name in NAMES if "s." not in name.replace("_", "")} == {0.2}
 
 
 def test_layers_of_slices_count_in_the_result(models: list[Path]) -> None:
@@ -81,8 +81,8 @@ def test_layers_of_slices_count_in_the_result(models: list[Path]) -> None:
     text["slices"] = [part(0, 2), part(3, 4), part(1, 3)]
     for model in models:
         (model / "config.json").write_text('{"num_hidden_layers": 5}')
-    found = scales(make_plan(parse(json.dumps(text))))
-    assert [found[f"model.layers.{i}.w"] for i in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    factors = scales(make_plan(parse(json.dumps(text))))
+    assert [factors[f"model.layers.{i}.w"] for i in range(5)] == [0, 0.25, 0.5, 0.75, 1]
 
 
 def test_engine_and_formula(tmp_path: Path, models: list[Path]) -> None:
@@ -90,11 +90,11 @@ def test_engine_and_formula(tmp_path: Path, models: list[Path]) -> None:
     path.write_text(recipe(models, lines_alpha=0.3, lines_beta=0.7))
     assert worker("merge", path, tmp_path / "out", "--progress", "off") == 0
     got = read_tensors(tmp_path / "out")
-    base, one, two = (tensors(seed) for seed in range(3))
+    base, first, second = (tensors(seed) for seed in range(3))
     for name in NAMES:
         layer = int(name.split(".")[2]) / 4 if "layers" in name else 0
         layer = int(name.split(".")[2]) if "blocks" in name else layer
-        b, x, y = (t[name].double() for t in (base, one, two))
+        b, x, y = (t[name].double() for t in (base, first, second))
         want = b + (0.3 + 0.7 * layer) * (0.4 * (x - b) + 0.4 * (y - b))
         assert ((got[name].double() - want).abs() <= want.abs() * 2.0**-8 * 1.01 + 1e-6).all()
 
@@ -104,10 +104,10 @@ def test_filters_and_gradients_work_on_them_too(models: list[Path]) -> None:
         "lines_alpha": [{"filter": "lm_head", "value": 1.0}, {"value": 0.5}],
         "lines_beta": 0.5,
     }
-    found = scales(make_plan(parse(recipe(models, **given))))
-    assert found["lm_head.weight"] == 1.0
-    assert found["model.norm.weight"] == 0.5
-    assert found["model.layers.4.w"] == 1.0
+    factors = scales(make_plan(parse(recipe(models, **given))))
+    assert factors["lm_head.weight"] == 1.0
+    assert factors["model.norm.weight"] == 0.5
+    assert factors["model.layers.4.w"] == 1.0
 
 
 def test_what_it_is_not_for(models: list[Path]) -> None:
