@@ -112,13 +112,14 @@ def rows_of(shape: tuple[int, ...], index: int) -> int:
     return first * math.prod(inner[1:]) + rest % math.prod(inner[1:])
 
 
-def kept_by_rank(values: Tensor, chances: tuple[float, float], seed: int, model: int) -> Tensor:
+def kept_by_rank(
+    values: Tensor, density: float, epsilon: float, seed: int, tensor: str, model: int
+) -> Tensor:
     """Keep elements by rank, counted in plain Python; equal ones count as first or last of them."""
-    density, epsilon = chances
     if density >= 1 or density <= 0:
         return values if density >= 1 else torch.zeros_like(values)
     sizes = values.reshape(-1).abs().tolist()
-    words = draws(seed, "t", model, len(sizes)).tolist()
+    words = draws(seed, tensor, model, len(sizes)).tolist()
     rows: dict[int, list[int]] = {}
     for i in range(len(sizes)):
         rows.setdefault(rows_of(tuple(values.shape), i), []).append(i)

@@ -81,13 +81,13 @@ def test_ranks_share_experts(
     tmp_path: Path, models: list[Path], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = recipe(tmp_path, method, models)
-    assert run("merge", path, tmp_path / "one", "--progress", "off") == 0
+    assert run("merge", path, tmp_path / "alone", "--progress", "off") == 0
     for rank in (1, 2, 0):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "3")
         assert run("merge", path, tmp_path / "three", "--progress", "off") == 0
-    one, three = read_tensors(tmp_path / "one"), read_tensors(tmp_path / "three")
-    assert all(one[name].equal(three[name]) for name in SHAPES)
+    alone, three = read_tensors(tmp_path / "alone"), read_tensors(tmp_path / "three")
+    assert all(alone[name].equal(three[name]) for name in SHAPES)
 
 
 def test_matrices() -> None:
@@ -119,10 +119,10 @@ def test_effort(method: str) -> None:
         assert cost is not None
         return cost
 
-    one, two = cost(512, 512), cost(1024, 1024)
-    assert two.flops / one.flops == pytest.approx(8, rel=0.01)
+    small, large = cost(512, 512), cost(1024, 1024)
+    assert large.flops / small.flops == pytest.approx(8, rel=0.01)
     stack = cost(7, 512, 512)
-    assert (stack.flops, stack.scratch) == (7 * one.flops, one.scratch)
+    assert (stack.flops, stack.scratch) == (7 * small.flops, small.scratch)
     assert cost(512).flops == 0
     assert cost(0, 512).flops == 0
 
@@ -148,9 +148,9 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 merge("{method}", models, base)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     elements = shape[0] * shape[1]
-    assert int(found.stdout) <= (effort.scratch + 2) * elements + (16 << 20)
+    assert int(child.stdout) <= (effort.scratch + 2) * elements + (16 << 20)
 
 
 def test_hours_are_told_beforehand(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from support.method_driver import Meter, blocks
 
 
 class Done(MergePass):
-    def __init__(self, found: list[list[Threshold]]) -> None:
-        self.found = found
+    def __init__(self, thresholds: list[list[Threshold]]) -> None:
+        self.thresholds = thresholds
 
     def merge(self, block: Block, out: Tensor) -> None:
         raise NotImplementedError
@@ -47,8 +47,8 @@ def search(
             passes += 1
         assert isinstance(current, Done)
         return [
-            [upper_side(threshold, places, flat, scratch) for threshold in found]
-            for found in current.found
+            [upper_side(threshold, places, flat, scratch) for threshold in of_series]
+            for of_series in current.thresholds
         ], passes
 
 
@@ -124,10 +124,10 @@ def large(kind: str, size: int) -> Tensor:
     return values
 
 
-KINDS = (
-    "continuous", "bfloat16 delta", "few values", "all equal", "mostly zero", "sorted",
-    "missed by the sample", "one block holds the rank", "beside a heavy value",
-)  # fmt: skip
+KINDS = [
+    *("continuous", "bfloat16 delta", "few values", "all equal", "mostly zero", "sorted"),
+    *("missed by the sample", "one block holds the rank", "beside a heavy value"),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,7 +144,7 @@ def test_large_tensors(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["continuous", "bfloat16 delta"])
 def test_two_passes_as_a_rule(kind: str) -> None:
     series = [large(kind, 200_001).roll(shift) for shift in range(8)]
-    passes = [search([one], [[100_000]], 1 << 17)[1] for one in series]
+    passes = [search([values], [[100_000]], 1 << 17)[1] for values in series]
     assert sorted(passes)[len(passes) // 2] <= order_statistics_module.READS
 
 
@@ -183,9 +183,9 @@ def test_candidates_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     plain = rank_search.join_counts
 
     def watched(parts: Sequence[rank_search.Counts]) -> rank_search.Counts:
-        found = plain(parts)
-        kept.append(0 if found.kept is None else found.kept.numel())
-        return found
+        counts = plain(parts)
+        kept.append(0 if counts.kept is None else counts.kept.numel())
+        return counts
 
     monkeypatch.setattr(order_statistics_module, "join_counts", watched)
     size = 1 << 20

@@ -14,14 +14,14 @@ def with_singular_values(rows: int, values: list[float], seed: int = 0) -> Tenso
     columns = len(values)
     left = torch.linalg.qr(torch.randn(rows, columns, generator=noise).double())[0]
     right = torch.linalg.qr(torch.randn(columns, columns, generator=noise).double())[0]
-    made: Tensor = left @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ right
-    return made
+    product: Tensor = left @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ right
+    return product
 
 
 def by_svd(matrix: Tensor) -> Tensor:
     u, _, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-    made: Tensor = u @ v
-    return made
+    product: Tensor = u @ v
+    return product
 
 
 sizes = st.lists(st.floats(1e-2, 1e3), min_size=1, max_size=12)
@@ -32,11 +32,11 @@ def test_both_find_the_polar_factor(values: list[float], more: int, scale: float
     matrix = with_singular_values(len(values) + more, values) * scale
     want, condition = by_svd(matrix), max(values) / min(values)
     assert torch.allclose(polar(matrix), want, atol=1e-14 * condition**2)
-    found = newton_schulz(matrix, steps=60)
+    factor = newton_schulz(matrix, steps=60)
     if condition < 1e4:
-        assert found is not None
-    if found is not None:
-        assert torch.allclose(found, want, atol=1e-12 * condition)
+        assert factor is not None
+    if factor is not None:
+        assert torch.allclose(factor, want, atol=1e-12 * condition)
 
 
 @given(sizes)
@@ -52,10 +52,10 @@ def test_singular_values(values: list[float]) -> None:
 def test_float32_products_end_orthogonal() -> None:
     noise = torch.Generator().manual_seed(0)
     matrix = torch.randn(300, 200, generator=noise)
-    found = newton_schulz(matrix)
-    assert found is not None
-    assert (found.mT @ found - torch.eye(200)).abs().max() < 1e-5
-    assert torch.allclose(found.double(), by_svd(matrix), atol=1e-6)
+    factor = newton_schulz(matrix)
+    assert factor is not None
+    assert (factor.mT @ factor - torch.eye(200)).abs().max() < 1e-5
+    assert torch.allclose(factor.double(), by_svd(matrix), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

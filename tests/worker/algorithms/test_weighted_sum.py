@@ -29,9 +29,9 @@ from support.method_driver import make_task, merge
 def test_weights_of_people_are_in_whole_ratios(
     coefficients: list[float], whole: list[float]
 ) -> None:
-    found, scale = whole_ratio(coefficients)
-    assert list(found) == whole
-    assert [scale * w for w in found] == pytest.approx(coefficients, rel=1e-14)
+    numbers, scale = whole_ratio(coefficients)
+    assert list(numbers) == whole
+    assert [scale * w for w in numbers] == pytest.approx(coefficients, rel=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_any_weights_give_the_nearest_number(
 def test_the_gram_matrix_of_16_bits_is_nearly_exact() -> None:
     noise = torch.Generator().manual_seed(0)
     xs = [torch.randn(300_001, generator=noise).add_(0.1).bfloat16() for _ in range(5)]
-    found: list[Tensor] = []
+    grams: list[Tensor] = []
 
     def then(gram: Tensor) -> MergePass:
-        found.append(gram)
+        grams.append(gram)
         return WeightedSum([1.0], "float32")
 
     for dtype, error in (("float32", 1.5e-7), ("float64", 1e-13)):
@@ -97,8 +97,8 @@ def test_the_gram_matrix_of_16_bits_is_nearly_exact() -> None:
             matrix = torch.stack(xs).double()
             matrix = matrix[:4] - matrix[4] if deltas else matrix
             want = matrix @ matrix.T
-            assert float((found[-1] - want).abs().max() / want.max()) < error
-            assert found[-1].equal(found[-1].T)
+            assert float((grams[-1] - want).abs().max() / want.max()) < error
+            assert grams[-1].equal(grams[-1].T)
 
 
 def test_a_tensor_without_change_has_no_direction() -> None:

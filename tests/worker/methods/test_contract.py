@@ -84,10 +84,10 @@ def test_the_size_of_blocks_hardly_matters(
 ) -> None:
     models, base = sources_of(method, shape, dtype)
     whole = run(method, models, base).double()
-    one = 2.0**-7 if dtype == torch.bfloat16 else 1e-12
+    tolerance = 2.0**-7 if dtype == torch.bfloat16 else 1e-12
     for block in (1, 7, 64):
         cut = run(method, models, base, block=block).double()
-        assert torch.allclose(cut, whole, rtol=one, atol=one * 1e-2)
+        assert torch.allclose(cut, whole, rtol=tolerance, atol=tolerance * 1e-2)
 
 
 @every_method

@@ -1,4 +1,4 @@
-"""DELLA with and without sign election: probabilities by rank, and the formula."""
+"""DELLA with and without sign election: probabilities by rank."""
 
 import pytest
 import torch
@@ -7,63 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_worker.algorithms import magprune
-from support.method_cases import Case, cases, close, size_of, weight_lists, within_half_an_ulp
 from support.method_driver import merge
-from support.reference_formulas import delta, kept_by_rank, rescaled, vote
-
-CHANCES = [(0.5, 0.15), (0.3, 0.2), (0.7, 0.1), (0.5, 0.4), (0.4, 0.0), (1.0, 0.15), (0.0, 0.15)]
-
-
-@pytest.mark.parametrize("method", ["della", "della_linear"])
-@given(
-    cases(0, 3),
-    weight_lists(3),
-    st.lists(st.sampled_from(CHANCES), min_size=3, max_size=3),
-    st.booleans(),
-    st.booleans(),
-    st.integers(0, 3),
-    st.sampled_from([3, 64, 10**6]),
-    st.sampled_from([torch.float64, torch.bfloat16]),
-)
-def test_formula(
-    method: str,
-    case: Case,
-    weights: list[float],
-    chances: list[tuple[float, float]],
-    normalize: bool,
-    rescale: bool,
-    seed: int,
-    block: int,
-    dtype: torch.dtype,
-) -> None:
-    case, count = case.to(dtype), len(case.models)
-    if dtype == torch.bfloat16:
-        weights = [abs(w) + 0.5 for w in weights]
-    got = merge(
-        method,
-        *case,
-        block=block,
-        seed=seed,
-        weight=weights[:count],
-        density=[d for d, _ in chances[:count]],
-        epsilon=[e for _, e in chances[:count]],
-        normalize=normalize,
-        rescale=rescale,
-    )
-    deltas = [delta(x, case.base) for x in case.models]
-    kept = [
-        kept_by_rank(d, p, seed, m)
-        for m, (d, p) in enumerate(zip(deltas, chances[:count], strict=True))
-    ]
-    if rescale:
-        kept = [rescaled(d, k) for d, k in zip(deltas, kept, strict=True)]
-    consensus = "sum" if method == "della" else None
-    want = case.base.double() + vote(kept, weights[:count], consensus, normalize) if kept else got
-    if dtype == torch.float64:
-        assert close(got, want, 1e4 * size_of(case))
-    else:
-        largest = float(want.abs().max()) if want.numel() else 0.0
-        assert within_half_an_ulp(got, want.double(), 100 * size_of(case) + largest)
 
 
 def share(x: Tensor, **more: object) -> Tensor:
@@ -86,12 +30,12 @@ def test_probability_grows_with_rank() -> None:
 def test_equal_magnitudes_share_their_ranks() -> None:
     """Four ones and four twos: the probabilities of ranks 1.5 and 5.5 of 0 to 7."""
     x = torch.tensor([[1.0, -2.0, 2.0, 1.0, -1.0, 2.0, 1.0, -2.0]]).repeat(200, 1)
-    found = share(x, density=0.5, epsilon=0.3).mean(0)
+    chances = share(x, density=0.5, epsilon=0.3).mean(0)
     want = 0.2 + 0.6 * torch.where(x[0].abs() == 1, 1.5 / 7, 5.5 / 7).double()
-    assert float((found - want).abs().max()) < 5 * (0.25 / 40_000) ** 0.5
+    assert float((chances - want).abs().max()) < 5 * (0.25 / 40_000) ** 0.5
     # Nothing but equal ones: the density itself.
-    found = share(torch.full((50, 40), 3.0), density=0.4, epsilon=0.3)
-    assert float(found.mean()) == pytest.approx(0.4, abs=5 * (0.24 / 400_000) ** 0.5)
+    chances = share(torch.full((50, 40), 3.0), density=0.4, epsilon=0.3)
+    assert float(chances.mean()) == pytest.approx(0.4, abs=5 * (0.24 / 400_000) ** 0.5)
 
 
 @pytest.mark.parametrize("shape", [(3000, 1, 4), (3000, 1), (3000, 1, 1), (1,), ()])
@@ -169,9 +113,9 @@ def test_sum_without_votes() -> None:
     first, second = (torch.randn(40, 60, generator=noise) for _ in range(2))
     zero, values = torch.zeros(40, 60), {"density": 0.5, "epsilon": 0.2}
     both = merge("della_linear", [first, second], zero, weight=[2, -1], **values)  # type: ignore[arg-type]  # values
-    one = merge("della", [first, second], zero, weight=[2, 0], normalize=False, **values)  # type: ignore[arg-type]  # values
-    other = merge("della", [first, second], zero, weight=[0, -1], normalize=False, **values)  # type: ignore[arg-type]  # values
-    assert torch.allclose(both, one + other, rtol=1e-6, atol=1e-6)
+    first_alone = merge("della", [first, second], zero, weight=[2, 0], normalize=False, **values)  # type: ignore[arg-type]  # values
+    second_alone = merge("della", [first, second], zero, weight=[0, -1], normalize=False, **values)  # type: ignore[arg-type]  # values
+    assert torch.allclose(both, first_alone + second_alone, rtol=1e-6, atol=1e-6)
     mean = merge("della_linear", [first, second], zero, weight=[2, 2], normalize=True)
     assert torch.allclose(mean, (first + second) / 2, rtol=1e-6, atol=1e-6)
 

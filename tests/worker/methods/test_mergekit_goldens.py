@@ -68,7 +68,7 @@ def test_same_result(name: str, recipe: dict[str, Any], models: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"), [one for one in recipes("recipes.yml") if one.id in SIXTEEN_BITS]
+    ("name", "recipe"), [case for case in recipes("recipes.yml") if case.id in SIXTEEN_BITS]
 )
 def test_results_of_16_bits_are_nearer_to_the_exact_ones(
     name: str, recipe: dict[str, Any], tmp_path: Path
@@ -97,12 +97,12 @@ def test_same_distribution(name: str, recipe: dict[str, Any], models: Path, tmp_
         ours = merged(recipe, models, tmp_path / str(seed), seed)
         for key, tensor in ours.items():
             delta = tensor.double() - base[key].double()
-            found = [
+            measured = [
                 float((delta != 0).double().mean()),
                 float(delta.abs().sum()),
                 float(delta.norm()),
             ]
-            total[key] = [a + b / SEEDS_HERE for a, b in zip(total[key], found, strict=True)]
+            total[key] = [a + b / SEEDS_HERE for a, b in zip(total[key], measured, strict=True)]
     for key, means in golden.items():
         # Both are means over runs; their noise falls with the root of seeds × elements.
         runs = 1 / (1 / SEEDS_HERE + 1 / SEEDS_THERE)

@@ -69,10 +69,8 @@ def test_formula(case: Case, weight: list[float], form: tuple[bool, bool], based
     base = case.base if based else torch.zeros_like(case.base)
     part = part_of(weight)
     want = base + reference(case.models[0] - base, case.models[1] - base, part, *form)
-    got = merge(
-        "nuslerp", case.models, base if based else None, block=24,
-        weight=weight, nuslerp_flatten=form[0], nuslerp_row_wise=form[1],
-    )  # fmt: skip
+    values = {"weight": weight, "nuslerp_flatten": form[0], "nuslerp_row_wise": form[1]}
+    got = merge("nuslerp", case.models, base if based else None, block=24, **values)  # type: ignore[arg-type]  # values
     # Near opposite ends, rounding is divided by the sine of the angle.
     assert close(got, want, size_of(case) * max(1, abs(part)), 1e-8)
 
@@ -84,10 +82,8 @@ def test_bfloat16_is_rounded_once(case: Case, weight: list[float], form: tuple[b
     part = part_of(weight)
     assume(abs(part) < 10)
     want = base + reference(x1 - base, x2 - base, part, *form)
-    got = merge(
-        "nuslerp", case.models, case.base,
-        weight=weight, nuslerp_flatten=form[0], nuslerp_row_wise=form[1],
-    )  # fmt: skip
+    values = {"weight": weight, "nuslerp_flatten": form[0], "nuslerp_row_wise": form[1]}
+    got = merge("nuslerp", case.models, case.base, **values)  # type: ignore[arg-type]  # values
     assert within_half_an_ulp(got, want, size_of(case) * 100)
 
 

@@ -19,14 +19,14 @@ def exact(case: Case, weight: list[float], scale: float, normalize: bool) -> lis
     total = sum(map(Fraction, weight), Fraction(0)) if normalize else Fraction(1)
     total = Fraction(1) if abs(total) < Fraction(1e-8) else total
     base = [Fraction(v) for v in case.base.flatten().tolist()]
-    found = list(base)
+    merged = list(base)
     for w, model in zip(weight, case.models, strict=True):
         part = Fraction(scale) * Fraction(w) / total
-        found = [
+        merged = [
             f + part * (Fraction(v) - b)
-            for f, v, b in zip(found, model.flatten().tolist(), base, strict=True)
+            for f, v, b in zip(merged, model.flatten().tolist(), base, strict=True)
         ]
-    return found
+    return merged
 
 
 def test_by_hand() -> None:
@@ -55,8 +55,8 @@ def test_formula(data: st.DataObject, case: Case, scale: float, normalize: bool)
     got = merge(
         "task_arithmetic", case.models, case.base, weight=weight, lambda_=scale, normalize=normalize
     )
-    found = [float(v) for v in exact(case, weight, scale, normalize)]
-    want = torch.tensor(found, dtype=torch.float64)
+    merged = [float(v) for v in exact(case, weight, scale, normalize)]
+    want = torch.tensor(merged, dtype=torch.float64)
     assert close(got.flatten(), want, size_of(case) * 1e3)
 
 

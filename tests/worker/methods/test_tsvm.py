@@ -33,14 +33,14 @@ def random_case(seed: int, shape: tuple[int, ...], count: int, size: float = 0.1
 def test_by_hand() -> None:
     """Directions at right angles already: the strongest of each model side by side."""
     base = torch.zeros(3, 2).double()
-    one = torch.tensor([[5.0, 0], [0, 1], [0, 0]]).double()
-    two = torch.tensor([[0.0, 0], [1, 0], [0, -4]]).double()
-    assert merge("tsvm", [one, two], base).abs().round(decimals=12).tolist() == [
+    first = torch.tensor([[5.0, 0], [0, 1], [0, 0]]).double()
+    second = torch.tensor([[0.0, 0], [1, 0], [0, -4]]).double()
+    assert merge("tsvm", [first, second], base).abs().round(decimals=12).tolist() == [
         [5, 0],
         [0, 0],
         [0, 4],
     ]
-    assert float(merge("tsvm", [one, two], base, alpha=0.5)[2, 1]) == pytest.approx(-2)
+    assert float(merge("tsvm", [first, second], base, alpha=0.5)[2, 1]) == pytest.approx(-2)
 
 
 def test_vectors_get_the_mean() -> None:
