@@ -273,9 +273,9 @@ def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Pa
             f"{function.__module__}.{function.__name__}: parameter '{parameter.name}' has type "
             f"{type_name!r}; a method's parameters are {', '.join(_TYPES)}"
         )
-    name, is_per_model = parameter.name.removesuffix("_"), type_name == _PER_MODEL
+    name = parameter.name.removesuffix("_")
     default = None if parameter.default is inspect.Parameter.empty else parameter.default
-    return Parameter(name, _TYPES[type_name], is_per_model, default)
+    return Parameter(name, _TYPES[type_name], type_name == _PER_MODEL, default)
 
 
 def _scaled(first: StatisticsPass | MergePass, task: Task) -> StatisticsPass | MergePass:
