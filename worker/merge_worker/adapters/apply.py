@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, product
@@ -15,18 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import Checkpoint
-from ..conversion.known_layouts import (
-    NAMES_IN_FILES,
-    SINGLE_EXPERTS,
-    STACKED_EXPERTS,
-    TRANSPOSED_EXPERTS,
-)
-from ..dtypes import BY_NAME, DType, Kind
+from ..conversion.known_layouts import known_layouts
+from ..dtypes import BY_NAME, Kind
 from ..errors import InputError
 from ..messages import counted, first_names, printable
 from ..structure.embeddings import is_head, tied_head, ties_head
 from ..tensors.lora_delta import LoraTensor, OffsetTensor
-from ..tensors.source import StoredTensor, TensorSource
+from ..tensors.source import DerivedTensor, StoredTensor, TensorSource, declared_dtype
 from .peft_format import Adapter, Pair, open_adapter
 
 
@@ -51,38 +46,34 @@ class Adapted(Checkpoint):
 
 def open_adapted(base: Checkpoint, adapter: Path) -> Adapted:
     """The base with the adapter of a folder. InputError lists all that fits nothing in the base."""
-    return AdapterApplication(base, open_adapter(adapter)).result()
-
-
-def wide(dtype: DType) -> DType:
-    """In what sums with a tensor are made and handed on, so that only the result is rounded."""
-    return BY_NAME["F64" if dtype.bits > 16 else "F32"]
+    return AdapterApplication(base, open_adapter(adapter), dict(base.tensors)).result()
 
 
 @dataclass
 class AdapterApplication:
+    """An adapter on its way into the `tensors` of the base."""
+
     base: Checkpoint
     adapter: Adapter
-    tensors: dict[str, TensorSource] = field(default_factory=dict)
+    tensors: dict[str, TensorSource]
     changes: dict[str, Any] = field(default_factory=dict)
-    lost: list[str] = field(default_factory=list)
-    misfits: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
 
     def result(self) -> Adapted:
-        self.tensors.update(self.base.tensors)
         for name, info in self.adapter.whole.items():
-            self.replaced(name, info)
+            self.replace_tensor(name, info)
         for pair in self.adapter.pairs:
-            self.adapted(pair)
-        path, base = self.adapter.path, self.base.path
-        faults = []
-        if self.lost:
+            self.adapt(pair)
+        path, base, faults = self.adapter.path, self.base.path, []
+        if self.unmatched:
+            fault = counted(len(self.unmatched), "tensors of the adapter match nothing")
             faults.append(
-                f"{path}: {counted(len(self.lost), 'tensors of the adapter match nothing')} in "
-                f"{base}: {first_names(self.lost)}\n  it was trained on another model"
+                f"{path}: {fault} in {base}: {first_names(self.unmatched)}\n"
+                f"  it was trained on another model"
             )
-        if self.misfits:
-            faults.append(f"{path}: does not fit {base}: {'; '.join(self.misfits[:3])}")
+        if self.mismatched:
+            faults.append(f"{path}: does not fit {base}: {'; '.join(self.mismatched[:3])}")
         if faults:
             raise InputError("\n".join(faults))
         shards = (*self.base.shards, self.adapter.shard)
@@ -90,7 +81,7 @@ class AdapterApplication:
 
     def names(self, name: str) -> Iterator[str]:
         yield name
-        for pattern, text in NAMES_IN_FILES:
+        for pattern, text in known_layouts().names_in_files:
             renamed = re.sub(pattern, text, name)
             if renamed != name:
                 yield renamed
@@ -98,39 +89,37 @@ class AdapterApplication:
     def find(self, name: str) -> str | None:
         return next((n for n in self.names(name) if n in self.tensors), None)
 
-    def replaced(self, name: str, info: StoredTensor) -> None:
-        """A tensor that was trained as it is, or an embedding that got more rows."""
-        found = self.find(name)
-        if found is None and is_head(name) and ties_head(self.base.config):
+    def replace_tensor(self, name: str, trained: StoredTensor) -> None:
+        """Take a tensor that was trained as it is, or an embedding that got more rows."""
+        match = self.find(name)
+        if match is None and is_head(name) and ties_head(self.base.config):
             # PEFT saves the head beside a resized embedding even if both are the same.
             if self.names_head():
-                self.untie(name, replace(info, declared_dtype=None))
+                self.untie(name, replace(trained, declared_dtype=None))
             return
-        if found is None:
-            if not self.apart(name, info):
-                self.lost.append(info.name)
+        if match is None:
+            if not self.split_kernel(name, trained):
+                self.unmatched.append(trained.name)
             return
-        old = self.tensors[found]
-        rows = old.shape[:1] != info.shape[:1] and old.shape[1:] == info.shape[1:]
-        if old.shape != info.shape and not (rows and len(info.shape) == 2):
-            self.misfit(found, old.shape, info.shape)
-        elif rows:
-            self.changes["vocab_size"] = info.shape[0]
-        self.tensors[found] = replace(
-            info, name=found, declared_dtype=old.declared_dtype or old.dtype
-        )
+        old = self.tensors[match]
+        resized = old.shape[:1] != trained.shape[:1] and old.shape[1:] == trained.shape[1:]
+        if old.shape != trained.shape and not (resized and len(trained.shape) == 2):
+            self.mismatch(match, old.shape, trained.shape)
+        elif resized:
+            self.changes["vocab_size"] = trained.shape[0]
+        self.tensors[match] = replace(trained, name=match, declared_dtype=declared_dtype(old))
 
-    def apart(self, name: str, info: StoredTensor) -> bool:
-        """A kernel over queries, keys and values, which files hold one by one."""
+    def split_kernel(self, name: str, trained: StoredTensor) -> bool:
+        """Replace the kernels of queries, keys and values by their parts of a joint one."""
         names = [name.replace(".conv1d.", f".{part}_conv1d.") for part in "qkv"]
         olds = [self.tensors[n] for n in names if n != name and n in self.tensors]
-        if len(olds) < 3 or sum(old.shape[0] for old in olds) != info.shape[0]:
+        if len(olds) < 3 or sum(old.shape[0] for old in olds) != trained.shape[0]:
             return False
-        begin = info.offset
+        begin = trained.offset
         for old in olds:
-            size = old.count * info.dtype.bytes
-            part = replace(info, name=old.name, shape=old.shape, offset=begin, nbytes=size)
-            self.tensors[old.name] = replace(part, declared_dtype=old.declared_dtype or old.dtype)
+            size = old.count * trained.dtype.bytes
+            part = replace(trained, name=old.name, shape=old.shape, offset=begin, nbytes=size)
+            self.tensors[old.name] = replace(part, declared_dtype=declared_dtype(old))
             begin += size
         return True
 
@@ -144,114 +133,119 @@ class AdapterApplication:
         self.tensors[name] = head
         self.changes["tie_word_embeddings"] = False
 
-    def adapted(self, pair: Pair) -> None:
+    def adapt(self, pair: Pair) -> None:
         weight = f"{pair.module}.weight"
-        found = self.find(weight)
-        if found is not None and not pair.depth:
-            self.sum(found, pair)
+        match = self.find(weight)
+        if match is not None and not pair.depth:
+            self.add_delta(match, pair)
             return
         head = tied_head(weight, pair.sides, self.tensors, self.base.config)
         if head is not None:
             self.untie(weight, head)
-            self.sum(weight, pair)
-        elif not self.experts(pair):
-            self.lost.append(pair.b.name)
+            self.add_delta(weight, pair)
+        elif not self.adapt_experts(pair):
+            self.unmatched.append(pair.b.name)
 
-    def sum(self, name: str, pair: Pair) -> None:
-        """A matrix, or a kernel as a matrix, with its delta; and the bias with its own."""
+    def add_delta(self, name: str, pair: Pair) -> None:
+        """Add the delta of a matrix, or of a kernel as a matrix, and that of its bias."""
         base, sides = self.tensors[name], pair.sides
         shape = (base.shape[0], math.prod(base.shape[1:])) if base.shape else (0, 0)
         square = shape[0] == shape[1] and bool(self.adapter.config.get("fan_in_fan_out"))
-        turned = pair.embedding or square or shape != sides
-        if shape != (sides[::-1] if turned else sides) or base.dtype.kind is not Kind.FLOAT:
-            self.misfit(name, base.shape, sides)
+        transposed = pair.embedding or square or shape != sides
+        if shape != _sides(pair, transposed) or base.dtype.kind is not Kind.FLOAT:
+            self.mismatch(name, base.shape, sides)
             return
         listed = self.adapter.config.get("target_parameters") or ()
         weight = f"{pair.module}.weight"
         wrapped = any(f".{weight}".endswith(f".{name}") for name in listed)
         scale = self.adapter.scale(weight if wrapped else pair.module, pair.rank)
-        parts = (base, pair.a, pair.b, *([pair.magnitude] if pair.magnitude else []))
-        self.put(name, parts, sheet=shape, scale=scale, transposed=turned)
+        inputs = (base, pair.a, pair.b, *([pair.magnitude] if pair.magnitude else []))
+        self.put(name, inputs, sheet=shape, scale=scale, transposed=transposed)
         if pair.bias is not None:
-            self.bias(name.removesuffix("weight") + "bias", pair.bias, scale)
+            self.add_bias(name.removesuffix("weight") + "bias", pair.bias, scale)
 
-    def bias(self, name: str, trained: StoredTensor, scale: float) -> None:
+    def add_bias(self, name: str, trained: StoredTensor, scale: float) -> None:
         base = self.tensors.get(name)
         if base is None:
-            self.lost.append(trained.name)
+            self.unmatched.append(trained.name)
         elif base.shape != trained.shape:
-            self.misfit(name, base.shape, trained.shape)
+            self.mismatch(name, base.shape, trained.shape)
         else:
-            said = base.declared_dtype or base.dtype
-            parts = (base, trained)
-            self.tensors[name] = OffsetTensor(name, wide(said), base.shape, parts, said, scale)
+            self.put(name, (base, trained), OffsetTensor, scale=scale)
 
-    def experts(self, pair: Pair) -> bool:
-        """Parameters that are no `weight`: the matrices of all experts, stacked or one by one."""
+    def adapt_experts(self, pair: Pair) -> bool:
+        """Adapt parameters that are no `weight`: matrices of all experts, stacked or one by one."""
         full: list[str] = []
         for target in self.adapter.config.get("target_parameters") or ():
             module, _, name = str(target).rpartition(".")
-            if not f".{pair.module}".endswith(f".{module}"):
-                continue
-            full += self.names(f"{pair.module}.{name}")
-        usual = self.base.config.get("model_type") in TRANSPOSED_EXPERTS
+            if f".{pair.module}".endswith(f".{module}"):
+                full += self.names(f"{pair.module}.{name}")
+        usual = self.base.config.get("model_type") in known_layouts().transposed_experts
         # Up and down of experts without a gate have each other's sides.
         return any(
-            self.stacked(name, pair, turned) or self.one_by_one(name, pair, turned)
-            for turned, name in product((usual, not usual), full)
+            self.adapt_stacked(name, pair, transposed) or self.adapt_single(name, pair, transposed)
+            for transposed, name in product((usual, not usual), full)
         )
 
-    def stacked(self, name: str, pair: Pair, turned: bool) -> bool:
+    def adapt_stacked(self, name: str, pair: Pair, transposed: bool) -> bool:
         parent, _, last = name.rpartition(".experts.")
-        for found in (name, f"{parent}.{STACKED_EXPERTS.get(last)}.weight"):
-            base = self.tensors.get(found)
+        for match in (name, f"{parent}.{known_layouts().stacked_experts.get(last)}.weight"):
+            base = self.tensors.get(match)
             if base is None or isinstance(base, LoraTensor) or len(base.shape) not in (2, 3):
                 continue
             if len(base.shape) == 2:
-                self.sum(found, pair)
+                self.add_delta(match, pair)
                 return True
             experts, sheet = base.shape[0], (base.shape[1], base.shape[2])
-            if sheet == _sides(pair, turned):
+            if sheet == _sides(pair, transposed):
                 key = f"{pair.module}.{name.rpartition('.')[2]}"
-                scale = self.adapter.scale(key, pair.rank // experts)
-                how = {"sheet": sheet, "scale": scale, "transposed": turned}
-                self.put(found, (base, pair.a, pair.b), experts=experts, **how)
+                how = {"scale": self.adapter.scale(key, pair.rank // experts), "experts": experts}
+                self.put(match, (base, pair.a, pair.b), sheet=sheet, transposed=transposed, **how)
                 return True
         return False
 
-    def one_by_one(self, name: str, pair: Pair, turned: bool) -> bool:
+    def adapt_single(self, name: str, pair: Pair, transposed: bool) -> bool:
         parent, _, last = name.rpartition(".")
-        for parts in SINGLE_EXPERTS.get(last, ()):
-            numbers = range(self.experts_of(f"{parent}.{{}}.{parts[0]}.weight"))
-            names = [[f"{parent}.{n}.{part}.weight" for part in parts] for n in numbers]
-            if not names or any(n not in self.tensors for one in names for n in one):
+        for parts in known_layouts().single_experts.get(last, ()):
+            first = f"{parent}.{{}}.{parts[0]}.weight"
+            experts = next(n for n in count() if first.format(n) not in self.tensors)
+            names = [[f"{parent}.{n}.{part}.weight" for part in parts] for n in range(experts)]
+            if not names or any(n not in self.tensors for row in names for n in row):
                 continue
             shapes = [self.tensors[n].shape for n in names[0]]
             sheet = (sum(shape[0] for shape in shapes), shapes[0][1])
-            if sheet != _sides(pair, turned) or isinstance(self.tensors[names[0][0]], LoraTensor):
+            if sheet != _sides(pair, transposed) or isinstance(
+                self.tensors[names[0][0]], LoraTensor
+            ):
                 continue
-            scale = self.adapter.scale(f"{pair.module}.{last}", pair.rank // len(names))
-            how: dict[str, Any] = {"experts": len(names), "scale": scale, "transposed": turned}
-            for expert, row in product(numbers, range(len(parts))):
-                base = self.tensors[names[expert][row]]
-                begin = sum(shape[0] for shape in shapes[:row])
-                sources, how["sheet"] = (base, pair.a, pair.b), (base.shape[0], base.shape[1])
-                self.put(base.name, sources, expert=expert, row=begin, **how)
+            scale = self.adapter.scale(f"{pair.module}.{last}", pair.rank // experts)
+            how = {"experts": experts, "scale": scale, "transposed": transposed}
+            for expert, number in product(range(experts), range(len(parts))):
+                base = self.tensors[names[expert][number]]
+                row = sum(shape[0] for shape in shapes[:number])
+                sheet = (base.shape[0], base.shape[1])
+                inputs = (base, pair.a, pair.b)
+                self.put(base.name, inputs, sheet=sheet, expert=expert, row=row, **how)
             return True
         return False
 
-    def experts_of(self, form: str) -> int:
-        return next(n for n in count() if form.format(n) not in self.tensors)
+    def put(
+        self,
+        name: str,
+        inputs: tuple[TensorSource, ...],
+        kind: Callable[..., DerivedTensor] = LoraTensor,
+        **facts: Any,
+    ) -> None:
+        declared, shape = declared_dtype(inputs[0]), inputs[0].shape
+        # Sums are computed and passed on in a wider dtype, so that only the result is rounded.
+        dtype = BY_NAME["F64" if declared.bits > 16 else "F32"]
+        self.tensors[name] = kind(name, dtype, shape, inputs, declared, **facts)
 
-    def put(self, name: str, parts: tuple[TensorSource, ...], **how: Any) -> None:
-        said = parts[0].declared_dtype or parts[0].dtype
-        self.tensors[name] = LoraTensor(name, wide(said), parts[0].shape, parts, said, **how)
-
-    def misfit(self, name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> None:
+    def mismatch(self, name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> None:
         shapes = f"{list(base)} in the base, {list(adapter)} in the adapter"
-        self.misfits.append(f"{printable(name)} is {shapes}")
+        self.mismatched.append(f"{printable(name)} is {shapes}")
 
 
-def _sides(pair: Pair, turned: bool) -> tuple[int, int]:
-    """Return (out, in) of one expert's matrix; its delta is (B A)ᵀ if `turned`."""
-    return pair.sides[::-1] if turned else pair.sides
+def _sides(pair: Pair, transposed: bool) -> tuple[int, int]:
+    """Return (out, in) of one expert's matrix; its delta is (B A)ᵀ if `transposed`."""
+    return pair.sides[::-1] if transposed else pair.sides

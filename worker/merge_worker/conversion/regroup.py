@@ -1,4 +1,4 @@
-"""One group of tensors from one form into another, by way of the single tensors of the group."""
+"""One group of tensors from one layout into another, by way of the single tensors of the group."""
 
 from __future__ import annotations
 
@@ -17,82 +17,73 @@ def regroup(
     have: tuple[Layout, Mapping[tuple[int, int], TensorSource]],
     want: tuple[Layout, Shapes | None],
 ) -> dict[str, TensorSource]:
-    """The group in the form that is wanted. ValueError where shapes do not allow it.
+    """Return the group in the layout that is wanted. Raises ValueError if shapes do not allow it.
 
     `want` has the shapes of the single tensors, where parts of one tensor are not equally large.
     """
-    form, sources = have
+    layout, sources = have
     goal, shapes = want
-    held = f"{{{rule.stacked}}}"
-    singles: list[list[TensorSource]] = []  # by number in the stack, then by place in the group
-    numbered = rule.stacks and held in form.names[0]
-    if numbered:
+    places = range(len(layout.names))
+    if rule.is_numbered(layout.names[0]):
         numbers = range(1 + max(number for _, number in sources))
-        runs = [[sources[p, n] for p in range(len(form.names))] for n in numbers]
+        runs = [[sources[place, number] for place in places] for number in numbers]
     else:
-        whole = [sources[place, 0] for place in range(len(form.names))]
-        runs = list(_unstacked(whole)) if rule.stacks else [whole]
-    for run in runs:
-        singles.append(_apart(run, form, rule.size, shapes if not rule.stacks else None))
-    made = [_together(single, goal, rule.size) for single in singles]
-    found: dict[str, TensorSource] = {}
+        whole = [sources[place, 0] for place in places]
+        runs = _unstacked(whole) if rule.stacks else [whole]
+    groups = [_fused(_split(run, layout, rule.size, shapes), goal, rule.size) for run in runs]
+    result: dict[str, TensorSource] = {}
     for place, template in enumerate(goal.names):
-        if rule.stacks and held not in template:
+        members = [group[place] for group in groups]
+        if rule.stacks and not rule.is_numbered(template):
             name = name_of(template, key, rule)
-            found[name] = stack([each[place] for each in made], name)
-        else:
-            for number, each in enumerate(made):
-                found[name_of(template, key, rule, number)] = each[place]
-    return found
+            members = [stack(members, name)]
+        result |= {name_of(template, key, rule, n): member for n, member in enumerate(members)}
+    return result
 
 
-def _unstacked(whole: Sequence[TensorSource]) -> list[list[TensorSource]]:
-    counts = {source.shape[0] if source.shape else 0 for source in whole}
+def _unstacked(stacks: Sequence[TensorSource]) -> list[list[TensorSource]]:
+    counts = {source.shape[0] if source.shape else 0 for source in stacks}
     if len(counts) > 1 or min(counts) == 0:
-        listed = ", ".join(f"{s.name} {list(s.shape)}" for s in whole)
+        listed = ", ".join(f"{s.name} {list(s.shape)}" for s in stacks)
         raise ValueError(f"{listed}: not stacks of one size")
-    return [[_row(source, number) for source in whole] for number in range(counts.pop())]
+    return [
+        [reshape(slice_axis(s, 0, n, n + 1, s.name), s.shape[1:], s.name) for s in stacks]
+        for n in range(counts.pop())
+    ]
 
 
-def _row(source: TensorSource, number: int) -> TensorSource:
-    part = slice_axis(source, 0, number, number + 1, source.name)
-    return reshape(part, part.shape[1:], source.name)
-
-
-def _apart(
-    run: list[TensorSource], form: Layout, size: int, shapes: Shapes | None
+def _split(
+    run: list[TensorSource], layout: Layout, size: int, shapes: Shapes | None
 ) -> list[TensorSource]:
-    """The single tensors, upright, of what a form has in one (or apart)."""
+    """Return the single tensors, upright, of what a layout has split or fused."""
     if len(run) < size:
-        run = _cut(run[0], form, size, shapes)
-    return [transpose(part, part.name) for part in run] if form.transposed else run
+        run = _parts(run[0], layout, size, shapes)
+    return [transpose(part, part.name) for part in run] if layout.transposed else run
 
 
-def _cut(
-    source: TensorSource, form: Layout, size: int, shapes: Shapes | None
+def _parts(
+    source: TensorSource, layout: Layout, size: int, shapes: Shapes | None
 ) -> list[TensorSource]:
-    axis = form.axis
-    if axis >= len(source.shape):
+    axis, rank = layout.axis, len(source.shape)
+    if axis >= rank:
         raise ValueError(f"{source.name} is {list(source.shape)}; it has no axis {axis}")
     extent = source.shape[axis]
-    if form.interleaved or shapes is None:
+    if layout.interleaved or shapes is None:
         if extent % size:
             raise ValueError(f"{source.name} is {list(source.shape)}; not {size} equal parts")
-        if form.interleaved:
+        if layout.interleaved:
             return [strided(source, axis, size, place, source.name) for place in range(size)]
         sizes = [extent // size] * size
     else:
-        rank = len(source.shape)
-        upright = {rank - 1: rank - 2, rank - 2: rank - 1}.get(axis, axis)
-        sizes = [shape[upright if form.transposed else axis] for shape in shapes]
+        exchanged = {rank - 1: rank - 2, rank - 2: rank - 1} if layout.transposed else {}
+        sizes = [shape[exchanged.get(axis, axis)] for shape in shapes]
     if sum(sizes) != extent:
         listed = " + ".join(map(str, sizes))
         raise ValueError(f"{source.name} is {list(source.shape)}, whose parts would be {listed}")
-    parts, begin, grouped = [], 0, _grouped(source, axis, form.groups)
-    at = axis + (form.groups > 1)
+    parts, begin, grouped = [], 0, _grouped(source, axis, layout.groups)
     for taken in sizes:
-        share = _share(source, taken, form.groups)
-        part = slice_axis(grouped, at, begin, begin + share, source.name)
+        share = _share(source, taken, layout.groups)
+        part = slice_axis(grouped, axis + (layout.groups > 1), begin, begin + share, source.name)
         shape = (*source.shape[:axis], taken, *source.shape[axis + 1 :])
         parts.append(reshape(part, shape, source.name))
         begin += share
@@ -116,18 +107,16 @@ def _grouped(source: TensorSource, axis: int, groups: int) -> TensorSource:
     return reshape(source, shape, source.name)
 
 
-def _together(singles: list[TensorSource], form: Layout, size: int) -> list[TensorSource]:
-    """The single tensors as the form has them."""
-    if form.transposed:
+def _fused(singles: list[TensorSource], layout: Layout, size: int) -> list[TensorSource]:
+    """Return the single tensors as a layout has them, split or fused."""
+    if layout.transposed:
         singles = [transpose(single, single.name) for single in singles]
-    if len(form.names) == size:
+    if len(layout.names) == size:
         return singles
-    name, axis = singles[0].name, form.axis
-    if form.interleaved:
+    name, axis, groups = singles[0].name, layout.axis, layout.groups
+    if layout.interleaved:
         return [interleave(singles, axis, name)]
-    joined = concat(
-        [_grouped(s, axis, form.groups) for s in singles], axis + (form.groups > 1), name
-    )
+    joined = concat([_grouped(s, axis, groups) for s in singles], axis + (groups > 1), name)
     extent = sum(single.shape[axis] for single in singles)
     shape = (*singles[0].shape[:axis], extent, *singles[0].shape[axis + 1 :])
     return [reshape(joined, shape, name)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..checkpoint.folder import Checkpoint
-from ..conversion.known_layouts import NAMES_IN_MEMORY, TRANSPOSED_EXPERTS
+from ..conversion.known_layouts import known_layouts
 from ..dtypes import Kind
 from ..structure.embeddings import is_head, ties_head
 from ..tensors.source import TensorSource
@@ -127,7 +127,7 @@ class _PartFinder:
             count, rows, columns = info.shape
             size = rows * columns
             spans = tuple((Span(name, n * size, (n + 1) * size),) for n in range(count))
-            transposed = self.kind in TRANSPOSED_EXPERTS
+            transposed = self.kind in known_layouts().transposed_experts
             self.targets.append(Target(memory, (rows, columns), spans, "experts", transposed))
         elif len(info.shape) == 2 and end == "weight":
             self.add_matrix(name, memory, module, info)
@@ -168,7 +168,7 @@ class _PartFinder:
     def in_memory(self, name: str) -> str:
         if self.kind == "nemotron_h":
             name = re.sub(r"^backbone\.", "model.", name)
-        for pattern, text in NAMES_IN_MEMORY:
+        for pattern, text in known_layouts().names_in_memory:
             name = re.sub(pattern, text, name)
         return name
 

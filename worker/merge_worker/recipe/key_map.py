@@ -1,7 +1,7 @@
-"""Forms that one and the same tensors have on disk: which names, apart or in one, which way round.
+"""Layouts that the same tensors have on disk: under which names, split or fused, which way round.
 
-A rule lists forms of a group of tensors. Names are templates: `{e}` is a number that a form either
-has in its names or stacks along a first axis, everything else in braces is carried over.
+A rule lists layouts of a group of tensors. Names are templates: `{e}` is a number that a layout has
+in its names or stacks along a first axis; all else in braces is carried over.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 _KNOWN = {"_": r"(?:.+\.)?", "_w": "weight|bias"}
@@ -19,11 +19,11 @@ ANY = "{_}"
 
 
 class Layout(NamedTuple):
-    """The tensors of a group by name: as many names as tensors, or one that holds all of them.
+    """The names of a group of tensors: one for each, or one that holds all of them, fused.
 
-    Those in one lie along `axis` one after the other, or in turns if `interleaved`, or in so many
-    `groups` one after the other, each with its share of all; `transposed` ones have rows and
-    columns exchanged, and `axis` counts after that. A form with `sibling` holds where there is a
+    Fused tensors lie along `axis` one after the other, or in turns if `interleaved`, or in `groups`
+    one after the other, each with its share of all. `transposed` ones have rows and columns
+    exchanged, and `axis` counts after that. A layout with a `sibling` holds only where there is a
     tensor whose name goes on like this.
     """
 
@@ -34,49 +34,50 @@ class Layout(NamedTuple):
     sibling: str = ""
     groups: int = 1
 
-    @property
-    def shown(self) -> str:
-        return ", ".join(name.removeprefix(ANY) for name in self.names)
-
 
 @dataclass(frozen=True)
 class LayoutRule:
-    """Forms of one group; `stacked` is the wildcard that numbers the tensors of a stack."""
+    """The layouts of one group; `stacked` is the wildcard that numbers the tensors of a stack."""
 
-    forms: tuple[Layout, ...]
+    layouts: tuple[Layout, ...]
     stacked: str = "e"
-    size: int = field(init=False)  # tensors of the group
-    stacks: bool = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "size", max(len(form.names) for form in self.forms))
-        held = f"{{{self.stacked}}}"
-        object.__setattr__(self, "stacks", any(held in n for f in self.forms for n in f.names))
+    @cached_property
+    def size(self) -> int:
+        """Number of tensors of the group."""
+        return max(len(layout.names) for layout in self.layouts)
+
+    @cached_property
+    def stacks(self) -> bool:
+        return any(self.is_numbered(name) for layout in self.layouts for name in layout.names)
+
+    def is_numbered(self, template: str) -> bool:
+        return f"{{{self.stacked}}}" in template
 
 
 Key = tuple[tuple[str, str], ...]
 """The values of the wildcards that are carried over."""
 
 Members = dict[tuple[int, int], str]
-"""Names by place in the form and number in the stack (0 where none is in the name)."""
+"""Names by place in the layout and number in the stack (0 where none is in the name)."""
 
 
 def find(rule: LayoutRule, names: Sequence[str]) -> dict[Key, dict[Layout, Members]]:
     """Find the tensors of each layout of a rule among sorted names, by key."""
-    found: dict[Key, dict[Layout, Members]] = {}
-    for form in rule.forms:
-        for place, template in enumerate(form.names):
+    instances: dict[Key, dict[Layout, Members]] = {}
+    for layout in rule.layouts:
+        for place, template in enumerate(layout.names):
             literal, pattern = _compiled(template, rule.stacked)
             for name in names:
                 if literal not in name or not (hit := pattern.fullmatch(name)):
                     continue
                 values = hit.groupdict()
-                if form.sibling and not _begins(names, values["_"] + form.sibling):
+                if layout.sibling and not _begins(names, values["_"] + layout.sibling):
                     continue
                 number = int(values.pop(rule.stacked, 0))
                 key = tuple(sorted(values.items()))
-                found.setdefault(key, {}).setdefault(form, {})[place, number] = name
-    return found
+                instances.setdefault(key, {}).setdefault(layout, {})[place, number] = name
+    return instances
 
 
 def _begins(names: Sequence[str], beginning: str) -> bool:
@@ -84,30 +85,29 @@ def _begins(names: Sequence[str], beginning: str) -> bool:
     return place < len(names) and names[place].startswith(beginning)
 
 
-def missing(rule: LayoutRule, form: Layout, members: Members, key: Key) -> list[str]:
-    """Names that belong to the form beside those that are there."""
+def missing(rule: LayoutRule, layout: Layout, members: Members, key: Key) -> list[str]:
+    """Return names of the layout that are not among its members."""
     numbers = range(max(number for _, number in members) + 1)
     return [
-        name_of(form.names[place], key, rule, number)
-        for place in range(len(form.names))
+        name_of(layout.names[place], key, rule, number)
+        for place in range(len(layout.names))
         for number in numbers
         if (place, number) not in members
     ]
 
 
 def name_of(template: str, key: Key, rule: LayoutRule, number: int = 0) -> str:
-    """The name that a template stands for."""
     values = {**dict(key), rule.stacked: str(number)}
     return re.sub(r"\{(\w+)\}", lambda hit: values[hit.group(1)], template)
 
 
 def wildcards(template: str) -> list[str]:
-    """Names in braces. ValueError for one that is none."""
-    found = re.findall(r"\{(.*?)\}", template)
-    for name in found:
+    """Return the names in braces. ValueError for one that is not a name."""
+    names = re.findall(r"\{(.*?)\}", template)
+    for name in names:
         if not name.isidentifier() or name.startswith("_"):
             raise ValueError(f"'{{{name}}}' is not a wildcard; give it a name, like {{x}}")
-    return found
+    return names
 
 
 @lru_cache(maxsize=1024)
@@ -128,12 +128,12 @@ def _compiled(template: str, stacked: str) -> tuple[str, re.Pattern[str]]:
 
 
 def without_numbers(key: Key) -> Key:
-    """The key without its numbers: what layers of one kind have in common."""
+    """Return what the keys of all layers of one kind have in common."""
     return tuple((name, re.sub(r"(?<![^.])\d+(?![^.])", "*", value)) for name, value in key)
 
 
 def parse_rule(rule: Mapping[str, object]) -> LayoutRule:
-    """The rule of a recipe: `from` and `to`, names or lists of names. ValueError."""
+    """Parse a rule of a recipe: `from` and `to`, names or lists of names. Raises ValueError."""
     known = ("from", "to", "axis", "transpose", "groups", "model")
     if unknown := [key for key in rule if key not in known]:
         raise ValueError(f"'{unknown[0]}' is unknown in a rule; it has {', '.join(known)}")
@@ -147,7 +147,7 @@ def parse_rule(rule: Mapping[str, object]) -> LayoutRule:
     if len(names["from"]) > 1 and len(names["to"]) > 1:
         raise ValueError("several names on both sides; write one rule for each")
     sets = {side: {frozenset(wildcards(n)) for n in names[side]} for side in names}
-    if any(len(found) > 1 for found in sets.values()):
+    if any(len(different) > 1 for different in sets.values()):
         raise ValueError("names of one side have different wildcards")
     extra = sets["from"].pop() ^ sets["to"].pop()
     if len(extra) > 1:
@@ -156,16 +156,14 @@ def parse_rule(rule: Mapping[str, object]) -> LayoutRule:
     axis = rule.get("axis", 0)
     if type(axis) is not int or axis < 0:
         raise ValueError(f"axis {axis!r} is not 0 or a larger whole number")
-    turned = rule.get("transpose", False)
-    if not isinstance(turned, bool):
-        raise ValueError(f"transpose {turned!r} is neither true nor false")
+    transposed = rule.get("transpose", False)
+    if not isinstance(transposed, bool):
+        raise ValueError(f"transpose {transposed!r} is neither true nor false")
     groups = rule.get("groups", 1)
     if type(groups) is not int or groups < 1 or (groups > 1 and len(sum(names.values(), ())) < 3):
         raise ValueError(
             f"groups {groups!r} is not a number of groups; one tensor must hold several"
         )
-    forms = (
-        Layout(names["from"], axis, transposed=turned, groups=groups),
-        Layout(names["to"], axis, groups=groups),
-    )
-    return LayoutRule(forms, stacked=next(iter(extra), ""))
+    before = Layout(names["from"], axis, transposed=transposed, groups=groups)
+    after = Layout(names["to"], axis, groups=groups)
+    return LayoutRule((before, after), stacked=next(iter(extra), ""))

@@ -98,6 +98,10 @@ class DerivedTensor(ABC):
 TensorSource = StoredTensor | DerivedTensor
 
 
+def declared_dtype(source: TensorSource) -> DType:
+    return source.declared_dtype or source.dtype
+
+
 def buffer_size(source: TensorSource) -> BufferSize:
     """Return the buffers needed to read a source, its values included."""
     values = BufferSize(source.dtype.bytes)
