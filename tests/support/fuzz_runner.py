@@ -26,7 +26,7 @@ from merge_worker.output.model_card import model_card
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
 from merge_worker.recipe import parse
-from merge_worker.tokenizer.files import SideFiles, Vocabulary, vocabulary
+from merge_worker.tokenizer.files import SideFiles, Vocabulary, vocabulary, with_rows
 from merge_worker.tokenizer.vocabulary import edited, joined
 from support.fuzz_cases import MAKERS, RECIPES, TOKENIZERS, archived
 
@@ -142,11 +142,11 @@ def read_pickle(case: bytes) -> None:
 def read_vocabulary(case: bytes) -> None:
     """Read a vocabulary, unite it with that of another model, and edit the files for both."""
     names = list(TOKENIZERS)
-    beside = SideFiles(None, {names[(case[:1] or b"\0")[0] % len(names)]: case[1:]})
-    own = vocabulary(beside)
+    files = SideFiles(None, {names[(case[:1] or b"\0")[0] % len(names)]: case[1:]})
+    own = vocabulary(files)
     if own is not None:
-        tokens = joined(own, [("b", OTHERS, 3)], ["<new>"])
-        edited(beside, own, tokens)
+        tokens = joined(own, [("b", with_rows(OTHERS, 3))], ["<new>"])
+        edited(files, own, tokens)
 
 
 def read_config(case: bytes) -> None:

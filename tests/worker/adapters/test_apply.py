@@ -173,8 +173,8 @@ def test_adapters_that_are_refused(
     tensors["base_model.model.v_proj.lora_B.weight"] = torch.randn(6, 4)
     adapter = write_adapter(tmp_path / "adapter", config, tensors)
     assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 3
-    told = capsys.readouterr().err
-    assert text in told and "Traceback" not in told and not (tmp_path / "out").exists()
+    error = capsys.readouterr().err
+    assert text in error and "Traceback" not in error and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,8 @@ def test_weights_that_do_not_fit(
     tensors = {f"base_model.model.{n}": torch.randn(s) for n, s in zip(names, shapes, strict=True)}
     adapter = write_adapter(tmp_path / "adapter", config, tensors)
     assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 3
-    told = capsys.readouterr().err
-    assert text in told and "Traceback" not in told
+    error = capsys.readouterr().err
+    assert text in error and "Traceback" not in error
 
 
 def test_what_is_no_adapter_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,10 +34,10 @@ def in_turns(one: Tensor, two: Tensor) -> Tensor:
     return torch.stack([one, two], -1).flatten(-2)
 
 
-def gpt_oss(apart: Tensors) -> Tensors:
+def gpt_oss(separate: Tensors) -> Tensors:
     place = "model.layers.0.mlp"
-    gate, up, down = (stacked(apart, place, w) for w in ("gate", "up", "down"))
-    biases = [stacked(apart, place, w, "bias") for w in ("gate", "up", "down")]
+    gate, up, down = (stacked(separate, place, w) for w in ("gate", "up", "down"))
+    biases = [stacked(separate, place, w, "bias") for w in ("gate", "up", "down")]
     return {
         f"{place}.experts.gate_up_proj": in_turns(gate.mT, up.mT),
         f"{place}.experts.down_proj": down.mT.contiguous(),
@@ -46,20 +46,20 @@ def gpt_oss(apart: Tensors) -> Tensors:
     }
 
 
-def llama4(apart: Tensors) -> Tensors:
+def llama4(separate: Tensors) -> Tensors:
     place = "model.layers.0.feed_forward"
-    gate, up, down = (stacked(apart, place, w) for w in ("gate", "up", "down"))
+    gate, up, down = (stacked(separate, place, w) for w in ("gate", "up", "down"))
     return {
         f"{place}.experts.gate_up_proj": torch.cat([gate.mT, up.mT], -1),
         f"{place}.experts.down_proj": down.mT.contiguous(),
-        f"{place}.shared_expert.up_proj.weight": apart[f"{place}.shared_expert.up_proj.weight"],
+        f"{place}.shared_expert.up_proj.weight": separate[f"{place}.shared_expert.up_proj.weight"],
     }
 
 
 def shared(seed: int) -> Tensors:
     place = "model.layers.0.feed_forward"
-    one = {f"{place}.shared_expert.up_proj.weight": numbered(MIDDLE, H, seed=seed + 50)}
-    return experts(place, seed) | one
+    up = {f"{place}.shared_expert.up_proj.weight": numbered(MIDDLE, H, seed=seed + 50)}
+    return experts(place, seed) | up
 
 
 def language(seed: int) -> Tensors:
@@ -90,24 +90,24 @@ def whole(seed: int) -> Tensors:
     layer = {"self_attn.o_proj": (H, 8), "mlp.down_proj": (H, MIDDLE)}
     layer |= {"input_layernorm": (H,), "post_attention_layernorm": (H,)}
     shapes = outer | {f"model.layers.1.{name}": shape for name, shape in layer.items()}
-    found = {f"{n}.weight": numbered(*s, seed=seed + i) for i, (n, s) in enumerate(shapes.items())}
-    return projections(seed) | found
+    others = {f"{n}.weight": numbered(*s, seed=seed + i) for i, (n, s) in enumerate(shapes.items())}
+    return projections(seed) | others
 
 
 def renamed(tensors: Tensors, *words: tuple[str, str]) -> Tensors:
-    found = {}
+    result = {}
     for name, tensor in tensors.items():
         for old, new in words:
             name = name.replace(old, new)
-        found[name] = tensor
-    return found
+        result[name] = tensor
+    return result
 
 
-def internlm2(apart: Tensors) -> Tensors:
-    rest = {n: tensor for n, tensor in apart.items() if not re.search("[qkv]_proj", n)}
+def internlm2(separate: Tensors) -> Tensors:
+    rest = {n: tensor for n, tensor in separate.items() if not re.search("[qkv]_proj", n)}
     for kind in ("weight", "bias"):
         form = f"model.layers.1.self_attn.{{}}_proj.{kind}"
-        rest[f"model.layers.1.attention.wqkv.{kind}"] = head_by_head(apart, form, 2)
+        rest[f"model.layers.1.attention.wqkv.{kind}"] = head_by_head(separate, form, 2)
     words = [("self_attn.o_proj", "attention.wo"), ("mlp.gate_proj", "feed_forward.w1")]
     words += [("mlp.up_proj", "feed_forward.w3"), ("mlp.down_proj", "feed_forward.w2")]
     words += [("input_layernorm", "attention_norm"), ("post_attention_layernorm", "ffn_norm")]
@@ -117,9 +117,9 @@ def internlm2(apart: Tensors) -> Tensors:
 
 def glm(seed: int) -> Tensors:
     """Return the GLM of transformers, which also fuses gate and up."""
-    apart = whole(seed)
+    separate = whole(seed)
     both = fused(projections(seed))["model.layers.1.mlp.gate_up_proj.weight"]
-    rest = {n: tensor for n, tensor in apart.items() if not re.search("(gate|up)_proj", n)}
+    rest = {n: tensor for n, tensor in separate.items() if not re.search("(gate|up)_proj", n)}
     return rest | {"model.layers.1.mlp.gate_up_proj.weight": both}
 
 
@@ -182,24 +182,24 @@ PAIRS: dict[str, tuple[Callable[[int], Tensors], Callable[[Tensors], Tensors]]] 
 }
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("case", PAIRS)
-def test_both_ways(case: str, turned: bool, tmp_path: Path) -> None:
+def test_both_ways(case: str, swapped: bool, tmp_path: Path) -> None:
     make, change = PAIRS[case]
     one, two = make(0), make(1000)
-    first, second = (change(one), two) if turned else (one, change(two))
+    first, second = (change(one), two) if swapped else (one, change(two))
     assert average(tmp_path, first, second, **CONFIGS.get(case, {})) == 0
-    assert_mean(tmp_path, first, change(two) if turned else two)
+    assert_mean(tmp_path, first, change(two) if swapped else two)
 
 
-def test_what_is_done_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_conversion_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert average(tmp_path, projections(0), fused(projections(9))) == 0
-    told = capsys.readouterr().err
-    assert f"{tmp_path / 'b'} is in another layout than {tmp_path / 'a'}" in told
-    assert "8 tensors regrouped" in told
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'b'} is in another layout than {tmp_path / 'a'}" in error
+    assert "8 tensors regrouped" in error
 
 
-def test_layers_that_the_first_has_not(tmp_path: Path) -> None:
+def test_layers_missing_from_the_first(tmp_path: Path) -> None:
     # The second model is deeper: its last layer goes on top, in the layout of the first.
     first, deep = projections(0), projections(5)
     first = {n.replace("layers.1", "layers.0"): tensor for n, tensor in first.items()}
@@ -223,18 +223,18 @@ def test_layers_that_the_first_has_not(tmp_path: Path) -> None:
 def test_two_forms_of_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     second = projections(1) | fused(projections(1))
     assert average(tmp_path, projections(0), second) == 3
-    told = capsys.readouterr().err
-    assert f"{tmp_path / 'b'}: there are both" in told
-    assert "self_attn.q_proj.bias and model.layers.1.self_attn.qkv_proj.bias, two forms" in told
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'b'}: there are both" in error
+    assert "self_attn.q_proj.bias and model.layers.1.self_attn.qkv_proj.bias, two forms" in error
 
 
 def test_a_part_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     second = projections(1)
     del second["model.layers.1.self_attn.k_proj.weight"]
     assert average(tmp_path, fused(projections(0)), second) == 3
-    told = capsys.readouterr().err
-    assert "model.layers.1.self_attn.k_proj.weight is not" in told
-    assert "has model.layers.1.self_attn.qkv_proj.weight" in told
+    error = capsys.readouterr().err
+    assert "model.layers.1.self_attn.k_proj.weight is not" in error
+    assert "has model.layers.1.self_attn.qkv_proj.weight" in error
 
 
 def test_an_expert_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,13 +255,11 @@ def test_parts_of_other_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "parts would be 8 + 2 + 2" in capsys.readouterr().err
 
 
-def test_heads_that_do_not_divide_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_heads_that_do_not_divide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two = internlm2(whole(9))
     assert average(tmp_path, whole(0), two, num_key_value_heads=4) == 3
-    told = capsys.readouterr().err
-    assert "wqkv.bias is [12]; 2 are not 4 equal groups" in told
+    error = capsys.readouterr().err
+    assert "wqkv.bias is [12]; 2 are not 4 equal groups" in error
     # Without heads in the config nothing is guessed.
     assert average(tmp_path / "bare", whole(0), two) == 3
     assert "model.layers.1.attention.wqkv" in capsys.readouterr().err
@@ -275,9 +273,9 @@ def test_rows_in_another_order_are_no_other_names(
     )
     for number, pair in enumerate(((whole(0), meta), (meta, whole(0)))):
         assert average(tmp_path / str(number), *pair) == 3
-        told = capsys.readouterr().err
-        assert "attention.wq.weight of" in told and "rows of queries and keys are in" in told
-        assert "key_map" not in told and "Traceback" not in told
+        error = capsys.readouterr().err
+        assert "attention.wq.weight of" in error and "rows of queries and keys are in" in error
+        assert "key_map" not in error and "Traceback" not in error
 
 
 LAYOUT_PAIRS = [

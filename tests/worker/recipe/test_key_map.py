@@ -74,10 +74,12 @@ def test_rules_of_a_recipe(case: str, tmp_path: Path) -> None:
 
 
 def test_a_rule_that_stacks_and_one_that_joins(tmp_path: Path) -> None:
-    apart = experts("model.layers.0.mlp", 7)
+    separate = experts("model.layers.0.mlp", 7)
     place = "model.layers.0.mlp"
-    odd = {n.replace("experts.", "parts.").replace("_proj.weight", ""): v for n, v in apart.items()}
-    words = [stacked(apart, place, word) for word in ("gate", "up", "down")]
+    odd = {
+        n.replace("experts.", "parts.").replace("_proj.weight", ""): v for n, v in separate.items()
+    }
+    words = [stacked(separate, place, word) for word in ("gate", "up", "down")]
     whole = {"pool.wide": torch.cat(words[:2], 1), "pool.down": words[2]}
     text = (
         "key_map:\n"
@@ -106,8 +108,8 @@ WRONG = {
 @pytest.mark.parametrize("rule", WRONG)
 def test_rules_that_are_none(rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert average(tmp_path, projections(0), projections(1), f"key_map:\n- {rule}\n") == 2
-    told = capsys.readouterr().err
-    assert "r.yml:5" in told and WRONG[rule] in told
+    error = capsys.readouterr().err
+    assert "r.yml:5" in error and WRONG[rule] in error
 
 
 def test_a_rule_that_fits_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,9 +148,9 @@ def test_rules_are_suggested_and_work(
     first, second = projections(0), projections(9)
     first["lm_head.weight"], second["lm_head.weight"] = torch.ones(2, H), torch.zeros(2, H)
     assert average(tmp_path / "1", first, change(second)) == 3
-    told = capsys.readouterr().err
-    assert all(rule in told for rule in rules)
-    text = told[told.index("key_map:") :]
+    error = capsys.readouterr().err
+    assert all(rule in error for rule in rules)
+    text = error[error.index("key_map:") :]
     assert average(tmp_path / "2", first, change(second), text) == 0
     assert_mean(tmp_path / "2", first, second)
 
@@ -161,5 +163,5 @@ def test_nothing_is_suggested_where_two_could_be_meant(
     }
     second = {n.replace("k_proj", "p1").replace("v_proj", "p2"): t for n, t in second.items()}
     assert average(tmp_path, projections(0), second) == 3
-    told = capsys.readouterr().err
-    assert "are missing" in told and "key_map" not in told
+    error = capsys.readouterr().err
+    assert "are missing" in error and "key_map" not in error

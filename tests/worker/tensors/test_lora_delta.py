@@ -41,42 +41,47 @@ def case(kind: str) -> tuple[LoraTensor, Memory, Tensor]:
     torch.manual_seed(0)
     rows, columns, rank = 53, 37, 5
     experts = 3 if kind == "experts" else 1
-    turned = kind in ("turned", "turned_dora")
+    transposed = kind in ("transposed", "transposed_dora")
     a, b = torch.randn(experts * rank, columns), torch.randn(rows, rank * experts)
     base = torch.randn(experts, rows, columns)
     deltas = [
         b[:, e::experts].double() @ a[e * rank : (e + 1) * rank].double() for e in range(experts)
     ]
-    if turned:
+    if transposed:
         base, deltas = base.mT.contiguous(), [delta.mT for delta in deltas]
     expected = base.double() + 0.5 * torch.stack(deltas)
     tensors = {"w": base, "a": a, "b": b}
     if kind.endswith("dora"):
-        dim = 1 if turned else 2
+        dim = 1 if transposed else 2
         norms = expected.norm(dim=dim, keepdim=True)
         tensors["m"] = torch.rand(norms.shape).view(-1) + 0.5
         expected = expected / norms * tensors["m"].double().view(norms.shape)
     parts = tuple(info(name, tensor) for name, tensor in tensors.items())
     sheet = (base.shape[1], base.shape[2])
-    how: dict[str, Any] = {"sheet": sheet, "scale": 0.5, "experts": experts, "transposed": turned}
-    made = LoraTensor("w", from_torch_name("float32"), tuple(base.shape), parts, **how)
-    return made, Memory(tensors), expected
+    how: dict[str, Any] = {
+        "sheet": sheet,
+        "scale": 0.5,
+        "experts": experts,
+        "transposed": transposed,
+    }
+    adapted = LoraTensor("w", from_torch_name("float32"), tuple(base.shape), parts, **how)
+    return adapted, Memory(tensors), expected
 
 
-@pytest.mark.parametrize("kind", ["plain", "turned", "dora", "turned_dora", "experts"])
+@pytest.mark.parametrize("kind", ["plain", "transposed", "dora", "transposed_dora", "experts"])
 @pytest.mark.parametrize("chunk", [1, 200, 1 << 17])
 def test_every_run_has_the_bits_of_the_whole(
     kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lora_delta, "CHUNK", chunk)
-    made, memory, expected = case(kind)
-    whole = torch.empty(made.count)
-    made.read_into(memory, 0, made.count, whole, "s.")
+    adapted, memory, expected = case(kind)
+    whole = torch.empty(adapted.count)
+    adapted.read_into(memory, 0, adapted.count, whole, "s.")
     assert torch.allclose(whole.double(), expected.reshape(-1), rtol=1e-5, atol=1e-5)
     choose = random.Random(0)
     for _ in range(60):
-        start = choose.randrange(made.count)
-        stop = choose.randint(start + 1, made.count)
+        start = choose.randrange(adapted.count)
+        stop = choose.randint(start + 1, adapted.count)
         part = torch.empty(stop - start)
-        made.read_into(memory, start, stop, part, "s.")
+        adapted.read_into(memory, start, stop, part, "s.")
         assert part.equal(whole[start:stop]), (start, stop)

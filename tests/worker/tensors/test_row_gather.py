@@ -54,9 +54,10 @@ class Bench:
 
 
 MIXED: list[Row] = [
-    *((0, n) for n in range(7)), (1, 3), (1, 4), (ZERO, 0), (MEAN, 0), (MEAN, 1), (2, 39), (0, 8),
+    *((0, n) for n in range(7)),
+    *[(1, 3), (1, 4), (ZERO, 0), (MEAN, 0), (MEAN, 1), (2, 39), (0, 8)],
     *((OWN_MEAN, 0) for _ in range(3)),
-]  # fmt: skip
+]
 MEANS = [((0, 1), (1, 2)), ((0, 0), (1, 0), (2, 0))]
 
 
@@ -66,10 +67,10 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def expected(values: Sequence[Tensor]) -> Tensor:
-    a, b, c = (one.double() for one in values)
+    a, b, c = (tensor.double() for tensor in values)
     rows = [*a[:7], b[3], b[4], torch.zeros(WIDTH), (a[1] + b[2]) / 2, (a[0] + b[0] + c[0]) / 3]
-    made = torch.stack([row.double() for row in [*rows, c[39], a[8]]]).float()
-    return torch.cat([made, made.double().mean(0).float().expand(3, WIDTH)])
+    merged = torch.stack([row.double() for row in [*rows, c[39], a[8]]]).float()
+    return torch.cat([merged, merged.double().mean(0).float().expand(3, WIDTH)])
 
 
 def test_every_kind_of_row(bench: Bench) -> None:

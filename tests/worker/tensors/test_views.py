@@ -40,7 +40,10 @@ CASES: dict[str, Case] = {
         torch.cat([A[:, :5], B[:, 5:]], 1),
     ),
     "stacked": (lambda a, b: stack([a, b], "x"), torch.stack([A, B])),
-    "woven": (lambda a, b: interleave([a, b], 2, "x"), torch.stack([A, B], 3).reshape(4, 6, 20)),
+    "interleaved": (
+        lambda a, b: interleave([a, b], 2, "x"),
+        torch.stack([A, B], 3).reshape(4, 6, 20),
+    ),
     "transposed": (lambda a, b: transpose(a, "x"), A.transpose(1, 2)),
     "back again": (lambda a, b: transpose(transpose(a, "x"), "x"), A),
     "stack of transposed columns": (

@@ -118,8 +118,8 @@ def test_every_file_that_has_one_follows(place: Path) -> None:
     write_json(place / "a" / "chat_template.json", {"chat_template": "old one"})
     assert merge(place, "chatml") == 0
     for name in ("tokenizer_config.json", "chat_template.json"):
-        found = json.loads((place / "out" / name).read_text())
-        assert found["chat_template"] == BUILT_IN["chatml"]
+        settings = json.loads((place / "out" / name).read_text())
+        assert settings["chat_template"] == BUILT_IN["chatml"]
     assert tokenizer(place / "out").chat_template == BUILT_IN["chatml"]
 
 

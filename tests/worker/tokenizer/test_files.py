@@ -27,11 +27,11 @@ def load(folder: Path) -> Any:
 
 def model(kind: str, folder: Path, added: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
     """A model of nothing but rows for its tokens; those rows by token."""
-    made = make(kind, folder.with_name(f"{folder.name}-tokenizer"), added)
-    ids = load(made).get_vocab()
+    files = make(kind, folder.with_name(f"{folder.name}-tokenizer"), added)
+    ids = load(files).get_vocab()
     rows = bells((len(ids), 4), folder.name).float()
     write_checkpoint(folder, {"model.embed_tokens.weight": rows})
-    for file in made.iterdir():
+    for file in files.iterdir():
         file.rename(folder / file.name)
     return {token: rows[number] for token, number in ids.items()}
 
@@ -39,11 +39,11 @@ def model(kind: str, folder: Path, added: tuple[str, ...] = ()) -> dict[str, tor
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("added", [(), ADDED])
 def test_read_as_transformers_reads_it(kind: str, added: tuple[str, ...], tmp_path: Path) -> None:
-    made = make(kind, tmp_path / "m", added)
-    found, there = vocabulary(SideFiles(made)), load(made)
-    assert found is not None and found.ids == there.get_vocab()
-    assert found.size == len(there)
-    assert all(found.added[token]["special"] for token in added)
+    files = make(kind, tmp_path / "m", added)
+    own, loaded = vocabulary(SideFiles(files)), load(files)
+    assert own is not None and own.ids == loaded.get_vocab()
+    assert own.size == len(loaded)
+    assert all(own.added[token]["special"] for token in added)
 
 
 @pytest.mark.parametrize("kind", KINDS)

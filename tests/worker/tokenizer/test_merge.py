@@ -82,8 +82,8 @@ def test_middle_layers_of_a_model_with_other_rows(place: Path) -> None:
 def test_the_same_tokens_keep_their_padding(place: Path, capsys: Capture) -> None:
     """Tokenizer files are copied byte by byte, whatever the recipe says about the source."""
     save_model(place / "b2", Tokenizer.from_file(str(place / "b" / "tokenizer.json")), spare=3)
-    for number, text in enumerate(["", "tokenizer_source: base", "tokenizer_source: union",
-                                   "tokenizer: {source: b2}"]):  # fmt: skip
+    sources = ["tokenizer_source: base", "tokenizer_source: union", "tokenizer: {source: b2}"]
+    for number, text in enumerate(["", *sources]):
         assert merge(place, text, out=str(number), models="b b2") == 0
         out = place / str(number)
         assert config(out)["vocab_size"] == 32 == len(read_tensors(out)[HEAD])
@@ -135,10 +135,10 @@ def test_ids_follow_a_tokenizer_from_elsewhere(place: Path) -> None:
     write_json(donor / "config.json", {"bos_token_id": 5, "eos_token_id": 4})
     save_model(place / "own2", bpe(["<unk>", "<s>", "</s>", *"abcdefgh"]))
     assert merge(place, "base_model: own\ntokenizer: {source: donor}", models="own own2") == 0
-    found = config(place / "out")
-    assert (found["bos_token_id"], found["eos_token_id"], found["vocab_size"]) == (5, 4, 8)
-    assert found["image_token_id"] == 1, "the id of 'a'"
-    assert found["bad_words_ids"] == [[2], [7]], "'d' is no more"
+    ids = config(place / "out")
+    assert (ids["bos_token_id"], ids["eos_token_id"], ids["vocab_size"]) == (5, 4, 8)
+    assert ids["image_token_id"] == 1, "the id of 'a'"
+    assert ids["bad_words_ids"] == [[2], [7]], "'d' is no more"
     written = config(place / "out", "generation_config.json")
     assert written == {"eos_token_id": 4, "suppress_tokens": [2], "top_k": 2}
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -164,10 +164,10 @@ def test_sizes_in_parts_of_a_config(place: Path) -> None:
     }.items():
         write_json(place / "a" / "config.json", {"tie_word_embeddings": False, **text})
         assert merge(place, "tokenizer_source: union", out=name) == 0
-        found = config(place / name)
-        size = found.get("text_config", found)["vocab_size"]
-        assert size == 30 == found.get("vocab_size", size)
-        assert found.get("vision_config", {"vocab_size": 29}) == {"vocab_size": 29}
+        settings = config(place / name)
+        size = settings.get("text_config", settings)["vocab_size"]
+        assert size == 30 == settings.get("vocab_size", size)
+        assert settings.get("vision_config", {"vocab_size": 29}) == {"vocab_size": 29}
 
 
 def test_a_model_without_a_tokenizer_has_that_of_the_base(place: Path, capsys: Capture) -> None:
@@ -224,9 +224,9 @@ def test_tokens_without_rows_leave_the_base(place: Path) -> None:
         write_checkpoint(place / f"{name}-model", tensors, config={"vocab_size": 7})
         save_tokenizer(place / f"{name}-model", tokenizer)
     assert merge(place, "tokenizer_source: base", models="cut-model cut2-model") == 0
-    found = Tokenizer.from_file(str(place / "out" / "tokenizer.json"))
-    assert sorted(found.get_vocab()) == sorted(["<unk>", "<s>", "</s>", *"abcd"])
-    assert found.encode("ab").tokens == ["a", "b"]
+    merged = Tokenizer.from_file(str(place / "out" / "tokenizer.json"))
+    assert sorted(merged.get_vocab()) == sorted(["<unk>", "<s>", "</s>", *"abcd"])
+    assert merged.encode("ab").tokens == ["a", "b"]
     assert len(read_tensors(place / "out")[HEAD]) == 7
 
 

@@ -37,19 +37,19 @@ def test_same_rows(name: str, recipe: dict[str, Any], models: Path, tmp_path: Pa
     assert run("merge", path, out, *words) == 0
     ours = read_tensors(out)
     with safe_open(GOLDENS / f"{name}.safetensors", "pt") as golden:
-        told = json.loads(golden.metadata()["tokens"])
+        recorded = json.loads(golden.metadata()["tokens"])
         for key in golden.keys():  # noqa: SIM118 - it has no other way to list them
             theirs = golden.get_tensor(key)
             rows = by_token(out, ours[key])
-            assert rows.keys() == told["ids"].keys()
-            for token, number in told["ids"].items():
+            assert rows.keys() == recorded["ids"].keys()
+            for token, number in recorded["ids"].items():
                 difference = (rows[token] - theirs[number]).abs().max()
                 assert difference <= 1e-6 * theirs.abs().max(), (key, token)
             spare = (ours[key][len(rows) :], theirs[len(rows) :])
             assert spare[0].shape == spare[1].shape and torch.allclose(*spare), key
         assert ("lm_head.weight" in ours) == ("lm_head.weight" in golden.keys())  # noqa: SIM118
     config = json.loads((out / "config.json").read_text())
-    assert config["vocab_size"] == told["rows"] == len(ours["model.embed_tokens.weight"])
+    assert config["vocab_size"] == recorded["rows"] == len(ours["model.embed_tokens.weight"])
 
 
 def test_ids_do_not_move_from_run_to_run(models: Path, tmp_path: Path) -> None:

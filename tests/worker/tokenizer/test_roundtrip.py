@@ -33,8 +33,7 @@ def test_a_tokenizer_that_went_wrong(
     make_models(tmp_path)
 
     def wrong(*words: Any) -> dict[str, bytes]:
-        made = edited(*words)
-        full = json.loads(made["tokenizer.json"])
+        full = json.loads(edited(*words)["tokenizer.json"])
         full["model"]["merges"] = full["model"]["merges"][:1]
         full["added_tokens"] = full["added_tokens"][:-1]
         return {"tokenizer.json": json.dumps(full).encode()}

@@ -45,7 +45,7 @@ class Adapted(Checkpoint):
 
 
 def open_adapted(base: Checkpoint, adapter: Path) -> Adapted:
-    """The base with the adapter of a folder. InputError lists all that fits nothing in the base."""
+    """Apply the adapter of a folder. InputError lists all its tensors that do not fit the base."""
     return AdapterApplication(base, open_adapter(adapter), dict(base.tensors)).result()
 
 
@@ -129,7 +129,7 @@ class AdapterApplication:
         return any("lm_head" in words for words in listed)
 
     def untie(self, name: str, head: TensorSource) -> None:
-        """The base has no head of its own, and the adapter makes one."""
+        """Give a base without a head of its own the one that the adapter makes."""
         self.tensors[name] = head
         self.changes["tie_word_embeddings"] = False
 
@@ -199,7 +199,10 @@ class AdapterApplication:
             experts, sheet = base.shape[0], (base.shape[1], base.shape[2])
             if sheet == _sides(pair, transposed):
                 key = f"{pair.module}.{name.rpartition('.')[2]}"
-                how = {"scale": self.adapter.scale(key, pair.rank // experts), "experts": experts}
+                how: dict[str, Any] = {
+                    "scale": self.adapter.scale(key, pair.rank // experts),
+                    "experts": experts,
+                }
                 self.put(match, (base, pair.a, pair.b), sheet=sheet, transposed=transposed, **how)
                 return True
         return False
@@ -219,7 +222,7 @@ class AdapterApplication:
             ):
                 continue
             scale = self.adapter.scale(f"{pair.module}.{last}", pair.rank // experts)
-            how = {"experts": experts, "scale": scale, "transposed": transposed}
+            how: dict[str, Any] = {"experts": experts, "scale": scale, "transposed": transposed}
             for expert, number in product(range(experts), range(len(parts))):
                 base = self.tensors[names[expert][number]]
                 row = sum(shape[0] for shape in shapes[:number])

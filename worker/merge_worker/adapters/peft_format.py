@@ -21,7 +21,6 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB]|lora_magnitude_vector)"
     r"(?:\.default)?(?:\.(?P<end>weight|bias))?"
 )
-MOST = 1e300
 _SLOW = re.compile(r"[)\]][*+{]")
 """What may take ages to match: repeated groups and sets. Patterns are names of modules, mostly."""
 
@@ -75,10 +74,10 @@ class Adapter:
         Raises InputError if the config contradicts the rank of the weights.
         """
         alpha = self._pattern("alpha_pattern", name, self.config.get("lora_alpha", 8))
-        said = self._pattern("rank_pattern", name, self.config.get("r", 8))
-        if said != rank:
+        declared = self._pattern("rank_pattern", name, self.config.get("r", 8))
+        if declared != rank:
             raise InputError(
-                f"{self.path}: '{printable(name)}' has rank {rank}, {CONFIG} says {said}; "
+                f"{self.path}: '{printable(name)}' has rank {rank}, {CONFIG} says {declared}; "
                 f"weights and config are not of one adapter"
             )
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
@@ -90,24 +89,20 @@ class Adapter:
                 raise InputError(
                     f"{self.path / CONFIG}: '{key}' has a pattern too complex to match safely"
                 )
-            found = (v for p, v in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name))
-            value = next(found, default)
+            values = (v for p, v in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name))
+            value = next(values, default)
         except (AttributeError, TypeError, re.error, RecursionError, OverflowError):
             raise InputError(f"{self.path / CONFIG}: '{key}' is not a table of patterns") from None
-        if not isinstance(value, int | float) or type(value) is bool or not -MOST < value < MOST:
+        if not isinstance(value, int | float) or type(value) is bool or not -1e300 < value < 1e300:
             raise InputError(f"{self.path / CONFIG}: '{printable(str(value))}' is not a number")
         return value
-
-
-def is_adapter(path: Path) -> bool:
-    return exists(path / CONFIG)
 
 
 def open_adapter(path: Path) -> Adapter:
     """Read config and header of an adapter folder. InputError also for kinds other than LoRA."""
     if not exists(path):
         raise InputError(f"{path}: no such folder; is the adapter's path right?")
-    if not is_adapter(path):
+    if not exists(path / CONFIG):
         raise InputError(f"{path}: no {CONFIG}; an adapter is a folder as PEFT saves it")
     config = read_json(path / CONFIG)
     if not isinstance(config, dict):
@@ -121,11 +116,10 @@ def open_adapter(path: Path) -> Adapter:
             )
         raise InputError(f"{path}: no {WEIGHTS}")
     shard = read_shard(path / WEIGHTS)
-    pairs, whole = _sorted_out(path, shard.tensors)
-    if config.get("use_dora"):
-        bare = [pair.module for pair in pairs if pair.magnitude is None]
-        if bare:
-            raise InputError(f"{path}: DoRA without lora_magnitude_vector: {first_names(bare)}")
+    pairs, whole = _parts(path, shard.tensors)
+    bare = [pair.module for pair in pairs if pair.magnitude is None]
+    if bare and config.get("use_dora"):
+        raise InputError(f"{path}: DoRA without lora_magnitude_vector: {first_names(bare)}")
     return Adapter(path, config, shard, pairs, whole)
 
 
@@ -146,30 +140,31 @@ def _refuse_other_kinds(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _sorted_out(
-    path: Path, infos: Iterable[StoredTensor]
+def _parts(
+    path: Path, tensors: Iterable[StoredTensor]
 ) -> tuple[tuple[Pair, ...], dict[str, StoredTensor]]:
-    found: dict[str, dict[str, StoredTensor]] = {}
+    """Sort the tensors of the file into pairs of factors and trained copies."""
+    factors: dict[str, dict[str, StoredTensor]] = {}
     whole: dict[str, StoredTensor] = {}
-    for info in infos:
-        name = re.sub(r"^base_model\.model\.", "", info.name)
+    for tensor in tensors:
+        name = re.sub(r"^base_model\.model\.", "", tensor.name)
         match = _FACTOR.fullmatch(name)
         if match is None:
             plain = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", name)
-            whole[plain] = replace(info, name=plain)
+            whole[plain] = replace(tensor, name=plain)
             continue
         bias = ".bias" if match["end"] == "bias" else ""
-        found.setdefault(match["module"], {})[match["kind"] + bias] = info
-    pairs = tuple(_pair(path, name, tensors) for name, tensors in found.items())
+        factors.setdefault(match["module"], {})[match["kind"] + bias] = tensor
+    pairs = tuple(_pair(path, name, factors[name]) for name in factors)
     if not pairs and not whole:
         raise InputError(f"{path}: no tensors in {WEIGHTS}")
     return pairs, whole
 
 
-def _pair(path: Path, name: str, found: Mapping[str, StoredTensor]) -> Pair:
-    embedding = "lora_embedding_A" in found
+def _pair(path: Path, name: str, factors: Mapping[str, StoredTensor]) -> Pair:
+    embedding = "lora_embedding_A" in factors
     kind = "lora_embedding_" if embedding else "lora_"
-    a, b = found.get(f"{kind}A"), found.get(f"{kind}B")
+    a, b = factors.get(f"{kind}A"), factors.get(f"{kind}B")
     if a is None or b is None:
         raise InputError(f"{path}: '{printable(name)}' has only one of lora_A and lora_B")
     if min(len(a.shape), len(b.shape)) < 2 or not a.count or math.prod(b.shape[1:]) != a.shape[0]:
@@ -178,5 +173,5 @@ def _pair(path: Path, name: str, found: Mapping[str, StoredTensor]) -> Pair:
             f"which do not multiply; the adapter is damaged, or was saved without its shards"
         )
     module, layers = re.subn(r"\.base_layer(?=\.|$)", "", name)
-    bias, magnitude = found.get("lora_B.bias"), found.get("lora_magnitude_vector")
+    bias, magnitude = factors.get("lora_B.bias"), factors.get("lora_magnitude_vector")
     return Pair(module, a, b, bias, magnitude, embedding, layers)

@@ -112,7 +112,7 @@ class _Conversion:
                 )
 
     def replace_prefixes(self) -> None:
-        """Other beginnings of names: the longest that fit first, and of them what fits most."""
+        """Replace beginnings of names, the longest that fit first, of them those that fit most."""
         done: set[tuple[str, str]] = set()  # none comes again, nor goes back
         while True:
             wanted = self.first.keys() - self.tensors.keys()
@@ -180,7 +180,7 @@ class _Conversion:
             self.put(result, members.values(), "cut in other places")
 
     def shapes(self, rule: LayoutRule, members: Members) -> Shapes | None:
-        """Shapes of the tensors of a group, where the first model has them split and unstacked."""
+        """Return the shapes of a group of tensors that the first model has split and unstacked."""
         if len(members) != rule.size or rule.size == 1 or rule.stacks:
             return None
         return [self.first[members[place, 0]].shape for place in range(rule.size)]

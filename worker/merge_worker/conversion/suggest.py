@@ -44,12 +44,12 @@ class _Change(NamedTuple):
 
 
 def suggest_rules(absent: Sequence[TensorSource], extra: Sequence[TensorSource]) -> str | None:
-    """Lines for a recipe that give all tensors `extra` the names of `absent`; None if unclear."""
+    """Return lines for a recipe that rename all of `extra` to `absent`; None if unclear."""
     wanted, given = _kinds(absent), _kinds(extra)
     rules: dict[str, str] = {}
     for kind, shapes in wanted.items():
-        changes = [_change(other, kind) for other in given if given[other] == shapes]
-        fits = [change for change in changes if change]
+        alike = (_change(other, kind) for other in given if given[other] == shapes)
+        fits = [change for change in alike if change]
         most = max((fit.likeness() for fit in fits), default=None)
         best = [fit for fit in fits if fit.likeness() == most]
         if len(best) != 1:
@@ -66,7 +66,7 @@ def suggest_rules(absent: Sequence[TensorSource], extra: Sequence[TensorSource])
 
 
 def _kinds(sources: Sequence[TensorSource]) -> Mapping[Words, Mapping[Words, object]]:
-    """Names with `*` for numbers, and the shapes by the numbers."""
+    """Return shapes by kind (names with `*` for numbers), then by the numbers."""
     kinds: dict[Words, dict[Words, object]] = {}
     for source in sources:
         words = source.name.split(".")

@@ -90,7 +90,7 @@ def _vocabulary(plan: Plan) -> dict[str, Any] | None:
     text = plan.tokenizer
     if text.rows is None:
         return None
-    files = sorted(text.beside.made)
+    files = sorted(text.side_files.overrides)
     return {"rows": list(text.rows), "appended": list(text.appended), "changed_files": files}
 
 

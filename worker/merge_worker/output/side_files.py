@@ -11,7 +11,7 @@ from pathlib import Path
 from ..checkpoint.folder import read_json
 from ..checkpoint.header import CONFIG
 from ..planning.plan import Plan, final_config
-from ..tokenizer.files import LARGEST, of_tokenizer
+from ..tokenizer.files import LARGEST, is_tokenizer_file
 from .files import CARD, MANIFEST, PARTIAL, RECIPE, write_file
 
 _WEIGHTS = (
@@ -57,16 +57,17 @@ def copy_side_files(plan: Plan, into: Path) -> list[str]:
     folder, text = plan.models[0].folder, plan.tokenizer
     if folder is None:
         return []
-    taken = {n: folder for n in side_files(folder) if not (text.foreign and of_tokenizer(n))}
-    if text.foreign and text.beside.folder:
-        taken |= {n: text.beside.folder for n in side_files(text.beside.folder) if of_tokenizer(n)}
+    taken = {n: folder for n in side_files(folder) if not (text.foreign and is_tokenizer_file(n))}
+    donor = text.side_files.folder
+    if text.foreign and donor:
+        taken |= {n: donor for n in side_files(donor) if is_tokenizer_file(n)}
     for name, place in taken.items():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / name, target)
-    for name, content in text.beside.made.items():
+    for name, content in text.side_files.overrides.items():
         write_file(into / name, content)
-    names = list(dict.fromkeys([*taken, *text.beside.made]))
+    names = list(dict.fromkeys([*taken, *text.side_files.overrides]))
     config = folder / CONFIG
     if config.is_file():
         value = final_config(plan)

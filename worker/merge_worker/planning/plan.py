@@ -145,7 +145,7 @@ def _plan_stage(
     else:
         plan = replace(plan, folder=folder)
         result = planned_checkpoint(folder, plan.layout, plan.steps, dtypes)
-    config, side_files = final_config(declared), declared.tokenizer.beside
+    config, side_files = final_config(declared), declared.tokenizer.side_files
     return plan, replace(result, key=plan.key, planned_config=config, side_files=side_files)
 
 

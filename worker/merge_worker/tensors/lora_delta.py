@@ -85,13 +85,13 @@ class LoraTensor(DerivedTensor):
         first = first // self.step * self.step
         last = min(rows, -(-last // self.step) * self.step)
         expert, sheet = self.expert + number, number * rows * columns
-        a, b = self._a, self._b
+        span = (self.row + first, self.row + last)
         if self.transposed:
-            left = a(reader, expert, (self.row + first, self.row + last), slot).to(wide).mT
-            right = b(reader, expert, (0, columns), slot).to(wide).mT
+            left = self._a(reader, expert, span, slot).to(wide).mT
+            right = self._b(reader, expert, (0, columns), slot).to(wide).mT
         else:
-            left = b(reader, expert, (self.row + first, self.row + last), slot).to(wide)
-            right = a(reader, expert, (0, columns), slot).to(wide)
+            left = self._b(reader, expert, span, slot).to(wide)
+            right = self._a(reader, expert, (0, columns), slot).to(wide)
         right = right.contiguous()
         for row in range(first, last, self.step):
             end = min(last, row + self.step)

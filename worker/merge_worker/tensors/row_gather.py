@@ -11,13 +11,23 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..dtypes import BY_NAME
-from .source import BufferSize, DerivedTensor, Reader, TensorSource, add_sizes, buffer_size
+from .source import (
+    BufferSize,
+    DerivedTensor,
+    Reader,
+    StoredTensor,
+    TensorSource,
+    add_sizes,
+    buffer_size,
+    declared_dtype,
+)
+from .views import slice_axis
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,29 +198,20 @@ def gather_rows(number: int, parts: Mapping[int, TensorSource], rows: RowMap) ->
     own = parts[number]
     if rows.plain(number, own.shape[0]):
         return own
-    windows = {part: _window(parts[part], *span) for part, span in rows.spans().items()}
-    used = {own.dtype, *(window.dtype for window in windows.values())}
+    spans = rows.spans()
+    windows = [_window(parts[part], *span) for part, span in spans.items()]
+    used = {own.dtype, *(window.dtype for window in windows)}
     most = max(dtype.bits for dtype in used)
     dtype = own.dtype
     if len(used) > 1 or (rows.computed and most < 32):
         # Neither bfloat16 nor float16 holds the other; and a mean is rounded once, at the end.
         dtype = BY_NAME["F64" if most > 32 else "F32"]
-    places = {part: (place, rows.spans()[part][0]) for place, part in enumerate(windows)}
-    return GatheredRows(
-        own.name,
-        dtype,
-        (rows.count, *own.shape[1:]),
-        tuple(windows.values()),
-        own.declared_dtype or own.dtype,
-        rows=rows,
-        places=places,
-    )
+    shape, declared = (rows.count, *own.shape[1:]), declared_dtype(own)
+    places = {part: (place, spans[part][0]) for place, part in enumerate(spans)}
+    return GatheredRows(own.name, dtype, shape, tuple(windows), declared, rows=rows, places=places)
 
 
 def _window(part: TensorSource, first: int, stop: int) -> TensorSource:
     """Return rows [first, stop) of a stored tensor; a derived one as a whole."""
-    if isinstance(part, DerivedTensor):
-        return part
-    size = part.nbytes // part.shape[0]
-    shape = (stop - first, *part.shape[1:])
-    return replace(part, shape=shape, offset=part.offset + first * size, nbytes=size * shape[0])
+    stored = isinstance(part, StoredTensor)
+    return slice_axis(part, 0, first, stop, part.name) if stored else part

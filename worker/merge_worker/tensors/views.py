@@ -129,29 +129,25 @@ def slice_axis(source: TensorSource, axis: int, first: int, stop: int, name: str
     """Return elements [first, stop) along an axis."""
     shape = (*source.shape[:axis], stop - first, *source.shape[axis + 1 :])
     inner = prod(source.shape[axis + 1 :])
-    return _columns(source, name, shape, (source.shape[axis] * inner, first * inner, prod(shape)))
+    return _columns(source, name, shape, source.shape[axis] * inner, first * inner)
 
 
 def strided(source: TensorSource, axis: int, step: int, first: int, name: str) -> TensorSource:
     """Return every `step`-th element along an axis, from `first` on."""
     shape = (*source.shape[:axis], source.shape[axis] // step, *source.shape[axis + 1 :])
     inner = prod(source.shape[axis + 1 :])
-    return _columns(source, name, shape, (step * inner, first * inner, prod(shape)))
+    return _columns(source, name, shape, step * inner, first * inner)
 
 
 def _columns(
-    source: TensorSource, name: str, shape: tuple[int, ...], cut: tuple[int, int, int]
+    source: TensorSource, name: str, shape: tuple[int, ...], width: int, first: int
 ) -> TensorSource:
-    width, first, count = cut
-    rows = max(1, prod(source.shape) // max(1, width))
+    rows, dtype = max(1, prod(source.shape) // max(1, width)), source.dtype
     if rows == 1 and isinstance(source, StoredTensor):
-        size = source.dtype.bytes
-        offset, nbytes = source.offset + first * size, count * size
+        offset, nbytes = source.offset + first * dtype.bytes, prod(shape) * dtype.bytes
         return replace(source, name=name, shape=shape, offset=offset, nbytes=nbytes)
-    taken = count // rows
-    return SlicedTensor(
-        name, source.dtype, shape, (source,), source.declared_dtype, width, first, taken
-    )
+    taken, declared = prod(shape) // rows, source.declared_dtype
+    return SlicedTensor(name, dtype, shape, (source,), declared, width, first, taken)
 
 
 def concat(sources: Sequence[TensorSource], axis: int, name: str) -> TensorSource:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoint.folder import exists, read_json
 from ..errors import UsageError
 from ..messages import nearest, printable
-from .files import SETTINGS, SideFiles, as_json
+from .files import SETTINGS, SideFiles, to_json
 
 FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
 SHORTEST = 20
@@ -43,13 +43,13 @@ BUILT_IN = {
 }
 
 
-def own_template(beside: SideFiles) -> str | None:
-    """The template that a model's files have."""
-    raw = beside.read(FILE)
+def own_template(files: SideFiles) -> str | None:
+    """Return the template that a model's files have."""
+    raw = files.read(FILE)
     if raw is not None:
         return raw.decode(errors="replace")
     for name in (SETTINGS, OLD_FILE):
-        given = beside.json(name).get("chat_template")
+        given = files.json(name).get("chat_template")
         if isinstance(given, list):
             named = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
             given = named.get("default")
@@ -59,13 +59,13 @@ def own_template(beside: SideFiles) -> str | None:
 
 
 def asked_template(
-    asked: str, besides: Sequence[SideFiles], relative_to: Path, where: str
+    asked: str, side_files: Sequence[SideFiles], relative_to: Path, where: str
 ) -> str | None:
-    """The template that a recipe asks for; None if no model has one. UsageError."""
+    """Return the template that a recipe asks for; None if no model has one. Raises UsageError."""
     if asked == "auto":
-        found = [t.strip() for beside in besides if (t := own_template(beside))]
+        templates = [t.strip() for files in side_files if (t := own_template(files))]
         # The most frequent; among equals the first model's.
-        return max(found, key=found.count) if found else None
+        return max(templates, key=templates.count) if templates else None
     if asked in BUILT_IN:
         return BUILT_IN[asked]
     path = relative_to / asked
@@ -82,13 +82,13 @@ def asked_template(
     return asked
 
 
-def with_template(beside: SideFiles, template: str) -> dict[str, bytes]:
-    """The files that change when a model gets a template."""
-    if (own_template(beside) or "").strip() == template.strip():
+def with_template(files: SideFiles, template: str) -> dict[str, bytes]:
+    """Return the files that change when a model gets a template."""
+    if (own_template(files) or "").strip() == template.strip():
         return {}
-    made = {FILE: template.encode()}
+    changed = {FILE: template.encode()}
     for name in (SETTINGS, OLD_FILE):
-        settings = beside.json(name)
+        settings = files.json(name)
         if "chat_template" in settings:
-            made[name] = as_json({**settings, "chat_template": template})
-    return made
+            changed[name] = to_json({**settings, "chat_template": template})
+    return changed

@@ -22,16 +22,16 @@ def with_token_ids(
 
     The id of a removed token becomes None, or is dropped from a list.
     """
-    found: dict[str, Any] = {}
+    changed = dict(config)
     for key, value in config.items():
         if isinstance(value, dict) and not is_vision_or_audio(key):
             inner = donor.get(key, donor)
-            found[key] = with_token_ids(value, ids, inner if isinstance(inner, dict) else {})
+            changed[key] = with_token_ids(value, ids, inner if isinstance(inner, dict) else {})
         elif _OF_TOKENIZER.fullmatch(key) and donor.get(key) is not None:
-            found[key] = donor[key]
-        else:
-            found[key] = _moved(value, ids) if _IDS.fullmatch(key) else value
-    return found
+            changed[key] = donor[key]
+        elif _IDS.fullmatch(key):
+            changed[key] = _moved(value, ids)
+    return changed
 
 
 def _moved(value: Any, ids: Mapping[int, int | None]) -> Any:
@@ -42,20 +42,13 @@ def _moved(value: Any, ids: Mapping[int, int | None]) -> Any:
 
 
 def with_vocab_size(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The config with `vocab_size` wherever it was that of the text."""
+    """Return the config with `vocab_size` wherever it was that of the text."""
     before, changed = config_vocab_size(config), dict(config)
     if not config or before == rows:
         return changed
-    if before is None:
-        # Left out where it is the default of the model type.
-        if isinstance(config.get("text_config"), dict):
-            changed["text_config"] = {**config["text_config"], "vocab_size": rows}
-        else:
-            changed["vocab_size"] = rows
-    for key, section in sections(config):
-        if before is not None and section.get("vocab_size") == before:
-            if key is None:
-                changed["vocab_size"] = rows
-            else:
-                changed[key] = {**section, "vocab_size": rows}
+    keys = [key for key, section in sections(config) if section.get("vocab_size") == before]
+    if before is None:  # left out, since it is the default of the model type
+        keys = ["text_config" if isinstance(config.get("text_config"), dict) else None]
+    for key in keys:
+        changed |= {key: {**config[key], "vocab_size": rows}} if key else {"vocab_size": rows}
     return changed

@@ -31,8 +31,7 @@ _OF_TOKENIZER = re.compile(
 )
 
 
-def of_tokenizer(name: str) -> bool:
-    """Whether a file beside the weights belongs to the tokenizer."""
+def is_tokenizer_file(name: str) -> bool:
     return _OF_TOKENIZER.fullmatch(name) is not None
 
 
@@ -46,7 +45,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Rows that an embedding of all these tokens has."""
+        """Number of rows that an embedding of all these tokens has."""
         return max(self.ids.values(), default=-1) + 1
 
 
@@ -55,13 +54,13 @@ class SideFiles:
     """The files beside a model's weights: those of a folder, and what replaces some of them."""
 
     folder: Path | None
-    made: Mapping[str, bytes] = field(default_factory=dict)
-    known: Vocabulary | None = None  # of a tokenizer that is not written yet
+    overrides: Mapping[str, bytes] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None  # of a tokenizer that is not written yet
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file, None if there is none. InputError if it cannot be read."""
-        if name in self.made:
-            return self.made[name]
+        """Return the content of a file, None without it. Raises InputError if it is unreadable."""
+        if name in self.overrides:
+            return self.overrides[name]
         path = self.folder / name if self.folder else None
         try:
             if path is None or not path.is_file():
@@ -84,90 +83,88 @@ class SideFiles:
         return value
 
     def names(self) -> list[str]:
-        """The tokenizer's files."""
-        there = self.folder.iterdir() if self.folder and self.folder.is_dir() else ()
-        names = {path.name for path in there if path.is_file()} | set(self.made)
-        return sorted(name for name in names if of_tokenizer(name))
+        """Return the names of the tokenizer's files."""
+        paths = self.folder.iterdir() if self.folder and self.folder.is_dir() else ()
+        names = {path.name for path in paths if path.is_file()} | set(self.overrides)
+        return sorted(filter(is_tokenizer_file, names))
 
 
-def stripped(found: Vocabulary, rows: int) -> Vocabulary:
-    """The tokens that have a row."""
-    if found.size <= rows:
-        return found
-    ids = {token: number for token, number in found.ids.items() if number < rows}
-    added = {token: flags for token, flags in found.added.items() if token in ids}
-    return Vocabulary(ids, added, min(found.regular, rows))
+def vocabulary(files: SideFiles) -> Vocabulary | None:
+    """Return all tokens; None without a tokenizer. Raises InputError if its files are damaged."""
+    if files.vocabulary is not None:
+        return files.vocabulary
+    try:
+        return _vocabulary(files)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{files.folder}: the tokenizer's files are damaged") from None
 
 
-def as_json(value: object) -> bytes:
+def with_rows(tokens: Vocabulary, rows: int) -> Vocabulary:
+    """Return the tokens that have one of `rows` rows."""
+    if tokens.size <= rows:
+        return tokens
+    ids = {token: number for token, number in tokens.ids.items() if number < rows}
+    added = {token: flags for token, flags in tokens.added.items() if token in ids}
+    return Vocabulary(ids, added, min(tokens.regular, rows))
+
+
+def to_json(value: object) -> bytes:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     return text.encode(errors="backslashreplace")  # halves of characters, as JSON escapes them
 
 
-def vocabulary(beside: SideFiles) -> Vocabulary | None:
-    """All tokens with their ids; None without a tokenizer. InputError if its files are damaged."""
-    if beside.known is not None:
-        return beside.known
-    try:
-        return _vocabulary(beside)
-    except (LookupError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{beside.folder}: the tokenizer's files are damaged") from None
-
-
-def _vocabulary(beside: SideFiles) -> Vocabulary | None:
-    if beside.read(FULL) is not None:
-        full = beside.json(FULL)
+def _vocabulary(files: SideFiles) -> Vocabulary | None:
+    plain: Mapping[str, int] | None
+    added: list[tuple[str, int, Any]]
+    if files.read(FULL) is not None:
+        full = files.json(FULL)
         listed = full["model"]["vocab"]
         plain = listed if isinstance(listed, dict) else {t: i for i, (t, *_) in enumerate(listed)}
         added = [(token["content"], token["id"], token) for token in full.get("added_tokens") or ()]
-        return _joined(plain, [*added, *_declared(beside)])
-    found = _plain(beside)
-    if found is None:
-        known = [name for name in beside.names() if not name.startswith("chat_template")]
-        return _asked(beside) if known else None
-    return _joined(found, list(_declared(beside)))
-
-
-def _joined(plain: Mapping[str, int], added: list[tuple[str, int, Any]]) -> Vocabulary:
+    else:
+        plain, added = _regular_tokens(files), []
+        if plain is None:
+            is_template = (name.startswith("chat_template") for name in files.names())
+            return None if all(is_template) else _read_by_transformers(files)
     ids = {str(token): int(number) for token, number in plain.items()}
     flags: dict[str, Mapping[str, Any]] = {}
-    for token, number, given in added:
+    for token, number, given in (*added, *_added_tokens(files)):
         if token not in flags:
             ids[token] = int(number)
             flags[token] = {key: bool(given.get(key)) for key in FLAGS}
     return Vocabulary(ids, flags, len(plain))
 
 
-def _declared(beside: SideFiles) -> Iterator[tuple[str, int, Any]]:
-    """Added tokens as the settings have them, or the older file."""
-    settings = beside.json(SETTINGS)
+def _added_tokens(files: SideFiles) -> Iterator[tuple[str, int, Any]]:
+    """Yield added tokens as the settings have them, or the older file."""
+    settings = files.json(SETTINGS)
     listed = settings.get("added_tokens_decoder") or {}
     for number, token in listed.items():
         yield token["content"], int(number), token
     if not listed:
-        names = json.dumps([beside.json("special_tokens_map.json"), settings])
-        for token, number in beside.json(OLD_ADDED).items():
+        names = json.dumps([files.json("special_tokens_map.json"), settings])
+        for token, number in files.json(OLD_ADDED).items():
             special = json.dumps(token) in names
             yield token, number, {"special": special, "normalized": not special}
 
 
-def _plain(beside: SideFiles) -> Mapping[str, int] | None:
-    """The tokens of a tokenizer without tokenizer.json, if its kind can be read here."""
-    names = [PIECES, *(name for name in beside.names() if name.endswith(".tiktoken"))]
+def _regular_tokens(files: SideFiles) -> Mapping[str, int] | None:
+    """Return those of a tokenizer without tokenizer.json, if its kind can be read here."""
+    names = [PIECES, *(name for name in files.names() if name.endswith(".tiktoken"))]
     for name in (*names, "tiktoken.model"):
-        raw = beside.read(name)
+        raw = files.read(name)
         if raw is not None:
             return {t: i for i, t in enumerate(pieces(raw))} if raw[:1] == b"\n" else ranks(raw)
-    if beside.read("vocab.json") is not None:
-        return beside.json("vocab.json")
-    raw = beside.read("vocab.txt")
+    if files.read("vocab.json") is not None:
+        return files.json("vocab.json")
+    raw = files.read("vocab.txt")
     if raw is not None:
         return {line: i for i, line in enumerate(raw.decode().splitlines())}
     return None
 
 
 def pieces(raw: bytes) -> Iterator[str]:
-    """Pieces of a sentencepiece model in the order of ids: field 1 of field 1 of the message."""
+    """Yield the pieces of a sentencepiece model by id: field 1 of field 1 of the message."""
     for field_number, value in _fields(raw):
         if field_number == 1 and isinstance(value, bytes):
             named = [v for n, v in _fields(value) if n == 1 and isinstance(v, bytes)]
@@ -175,7 +172,7 @@ def pieces(raw: bytes) -> Iterator[str]:
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Fields of a protobuf message: number and value."""
+    """Yield number and value of the fields of a protobuf message."""
     position = 0
 
     def varint() -> int:
@@ -201,32 +198,27 @@ def _fields(raw: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 
 def ranks(raw: bytes) -> dict[str, int]:
-    """Tokens of a tiktoken file, whose bytes are written as byte-level tokenizers write them."""
+    """Return the tokens of a tiktoken file, with bytes as byte-level tokenizers write them."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     letters = {byte: chr(byte) for byte in visible}
     letters |= {byte: chr(256 + number) for number, byte in enumerate(hidden)}
-    found = {}
-    for line in raw.splitlines():
-        if line.strip():
-            token, number = line.split()
-            found["".join(letters[b] for b in base64.b64decode(token))] = int(number)
-    return found
+    pairs = (line.split() for line in raw.splitlines() if line.strip())
+    return {"".join(letters[b] for b in base64.b64decode(t)): int(number) for t, number in pairs}
 
 
-def _asked(beside: SideFiles) -> Vocabulary:
-    """Read the vocabulary of other kinds of files with transformers."""
+def _read_by_transformers(files: SideFiles) -> Vocabulary:
     try:
         import transformers
     except ImportError:
         raise UsageError(
-            f"{beside.folder}: a tokenizer of {', '.join(beside.names())} is read by transformers, "
+            f"{files.folder}: a tokenizer of {', '.join(files.names())} is read by transformers, "
             f"which is not here; install it: pip install transformers sentencepiece"
         ) from None
     try:
         # Without a word about code of theirs, transformers would ask at the terminal.
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            beside.folder, trust_remote_code=False, local_files_only=True
+            files.folder, trust_remote_code=False, local_files_only=True
         )
         flags = {
             token.content: {key: bool(getattr(token, key)) for key in FLAGS}
@@ -237,5 +229,5 @@ def _asked(beside: SideFiles) -> Vocabulary:
     except Exception as error:
         reason = printable(str(error).strip().split("\n")[0])[:200]
         raise InputError(
-            f"{beside.folder}: transformers cannot read its tokenizer: {reason}"
+            f"{files.folder}: transformers cannot read its tokenizer: {reason}"
         ) from None

@@ -13,7 +13,7 @@ from ..structure.embeddings import rows_of, unify_tied_heads
 from .chat_template import asked_template, with_template
 from .compatibility import check_same_vocabulary
 from .config_ids import with_token_ids
-from .files import SideFiles, Vocabulary, as_json, stripped, vocabulary
+from .files import SideFiles, Vocabulary, to_json, vocabulary, with_rows
 from .row_sources import Alignment
 from .text_side import TokenizerInputs, TokenizerResult
 from .vocabulary import edited, joined
@@ -26,39 +26,35 @@ def align_by_token(
 ) -> tuple[tuple[Checkpoint, ...], TokenizerResult]:
     """Rows of models, files of the tokenizer, ids in the config. UsageError, InputError."""
     rows = [rows_of(model) or 0 for model in inputs.models]
-    found, notes = _vocabularies(choice, inputs, rows)
-    withrow = [stripped(one, count) for one, count in zip(found, rows, strict=True)]
+    vocabularies, notes = _vocabularies(choice, inputs, rows)
+    kept = [with_rows(own, count) for own, count in zip(vocabularies, rows, strict=True)]
     donor = _donor(choice, inputs)
-    beside, start = inputs.side_files[0], withrow[0]
+    files, start = inputs.side_files[0], kept[0]
     if donor is not None:
-        beside, start = donor, _tokens_of(donor, f"{choice.place}: {choice.source}")
-    union = choice.source == "union"
-    named = list(zip(inputs.labels, found, rows, strict=True)) if union else []
+        files, start = donor, _tokens_of(donor, f"{choice.place}: {choice.source}")
+    named = list(zip(inputs.labels, kept, strict=True)) if choice.source == "union" else []
     tokens = joined(start, named, choice.tokens)
     if donor is None:
-        tokens = replace(tokens, removed=frozenset(found[0].ids.keys() - start.ids.keys()))
+        tokens = replace(tokens, removed=frozenset(vocabularies[0].ids.keys() - start.ids.keys()))
     base = inputs.numbers[recipe.base] if recipe.base else None
-    alignment = Alignment(
-        choice, inputs.numbers, [one.ids for one in withrow], rows, tokens.ids, base
-    )
+    alignment = Alignment(choice, inputs.numbers, [own.ids for own in kept], rows, tokens.ids, base)
     text = TokenizerResult(
-        replace(beside, known=tokens.vocabulary(start)),
+        replace(files, vocabulary=tokens.vocabulary(start)),
         donor is not None,
         (rows[0], alignment.size),
         tuple(token for token in tokens.appended if token not in start.ids),
-        {number: tokens.ids.get(token) for token, number in withrow[0].ids.items()},
+        {number: tokens.ids.get(token) for token, number in kept[0].ids.items()},
         donor.json(CONFIG) if donor else {},
         (*notes, *tokens.notes),
-        beside,
-    )
-    text = text.with_made(edited(beside, start, tokens))
+        files,
+    ).with_overrides(edited(files, start, tokens))
     if donor is not None:
-        text = text.with_made(_generation(inputs.side_files[0], donor, text))
+        text = text.with_overrides(_generation(inputs.side_files[0], donor, text))
     return alignment.aligned(inputs.models), text
 
 
 def _donor(choice: TokenizerChoice, inputs: TokenizerInputs) -> SideFiles | None:
-    """The files of a tokenizer that is not the first model's."""
+    """Return the files of a tokenizer that is not the first model's."""
     if not isinstance(choice.source, ModelRef):
         return None
     number = inputs.numbers.get(choice.source)
@@ -67,36 +63,34 @@ def _donor(choice: TokenizerChoice, inputs: TokenizerInputs) -> SideFiles | None
     return inputs.find(choice.source) if number is None else inputs.side_files[number]
 
 
-def _tokens_of(beside: SideFiles, name: str) -> Vocabulary:
-    found = vocabulary(beside)
-    if found is None:
-        raise InputError(f"{name}: has no tokenizer ({beside.folder})")
-    return found
+def _tokens_of(files: SideFiles, name: str) -> Vocabulary:
+    tokens = vocabulary(files)
+    if tokens is None:
+        raise InputError(f"{name}: has no tokenizer ({files.folder})")
+    return tokens
 
 
 def _vocabularies(
     choice: TokenizerChoice, inputs: TokenizerInputs, rows: Sequence[int]
 ) -> tuple[list[Vocabulary], list[str]]:
-    """The tokens of every model; one without a tokenizer is taken to have the first one's."""
+    """Return the tokens of every model, those of the first for one without a tokenizer."""
     first = _tokens_of(inputs.side_files[0], f"{choice.place}: {inputs.labels[0]}")
     if not rows[0]:
         raise InputError(f"{choice.place}: {inputs.labels[0]} has no embedding with known name")
-    found, notes = [first], []
-    for label, beside in zip(inputs.labels[1:], inputs.side_files[1:], strict=True):
-        own = vocabulary(beside)
-        if own is None:
-            notes.append(f"{label}: has no tokenizer; its tokens are taken to be those of "
-                         f"{inputs.labels[0]}")  # fmt: skip
-        found.append(own or first)
-    return found, notes
+    others = [vocabulary(files) for files in inputs.side_files[1:]]
+    notes = [
+        f"{label}: has no tokenizer; its tokens are taken to be those of {inputs.labels[0]}"
+        for label, own in zip(inputs.labels[1:], others, strict=True)
+        if own is None
+    ]
+    return [first, *(own or first for own in others)], notes
 
 
 def _generation(own: SideFiles, donor: SideFiles, text: TokenizerResult) -> dict[str, bytes]:
-    """The generation config with the ids of a tokenizer from elsewhere."""
+    """Return the generation config with the ids of a tokenizer from elsewhere."""
     before = own.json(GENERATION)
-    said = {**donor.json(CONFIG), **donor.json(GENERATION)}
-    after = with_token_ids(before, text.ids, said)
-    return {GENERATION: as_json(after)} if after != before else {}
+    after = with_token_ids(before, text.ids, donor.json(CONFIG) | donor.json(GENERATION))
+    return {GENERATION: to_json(after)} if after != before else {}
 
 
 def merge_tokenizers(
@@ -117,8 +111,8 @@ def merge_tokenizers(
     else:
         models, text = align_by_token(recipe, recipe.tokenizer, inputs)
     if recipe.chat_template:
-        where, besides = recipe.where, inputs.side_files
-        template = asked_template(recipe.chat_template, besides, inputs.relative_to, where)
-        made = with_template(text.beside, template) if template else {}
-        text = text.with_made(made)
+        side_files, where = inputs.side_files, recipe.where
+        template = asked_template(recipe.chat_template, side_files, inputs.relative_to, where)
+        if template:
+            text = text.with_overrides(with_template(text.side_files, template))
     return models, replace(text, notes=(*notes, *text.notes))

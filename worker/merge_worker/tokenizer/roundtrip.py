@@ -1,4 +1,4 @@
-"""Does a changed tokenizer still say what it said? Text is encoded before and after the change.
+"""Text encoded by a tokenizer before and after it was changed.
 
 Done before the first weight is read, so that a tokenizer that went wrong costs nothing.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from ..checkpoint.header import CONFIG
 from ..errors import ResultError
 from ..messages import counted, first_names
-from .files import FULL, OLD_ADDED, SETTINGS, SideFiles
+from .files import FULL, OLD_ADDED, SETTINGS, SideFiles, Vocabulary
 from .text_side import TokenizerResult
 from .vocabulary import PLAIN
 
@@ -30,14 +29,13 @@ SAMPLES = (
 
 
 def check_roundtrip(text: TokenizerResult) -> str | None:
-    """ResultError if the tokenizer of a result is not what it should be; a note if unchecked."""
-    before, after = text.before, text.beside
-    changed = [n for n in (FULL, SETTINGS, OLD_ADDED) if n in after.made]
-    if before is None or after.known is None or not changed:
+    """Raise ResultError if the tokenizer of a result is damaged; return a note if unchecked."""
+    before, after = text.before, text.side_files
+    changed = any(name in after.overrides for name in (FULL, SETTINGS, OLD_ADDED))
+    if before is None or after.vocabulary is None or not changed:
         return None
     try:
-        with _loaded(before) as old, _loaded(after) as new:
-            faults = list(_faults(text, old, new))
+        faults = list(_faults(text, after.vocabulary, _load(before), _load(after)))
     except ImportError as error:
         return f"the tokenizer was extended unchecked: pip install {error.name}"
     if faults:
@@ -48,56 +46,51 @@ def check_roundtrip(text: TokenizerResult) -> str | None:
     return None
 
 
-def _faults(text: TokenizerResult, old: Any, new: Any) -> Iterator[str]:
-    known = text.beside.known
-    assert known is not None
-    there = new.vocabulary
-    other = [t for t in {**there, **known.ids} if there.get(t) != known.ids.get(t)]
+class _Tokenizer(NamedTuple):
+    """The calls of a tokenizer that are needed here, whichever library reads it."""
+
+    ids: dict[str, int]
+    encode: Callable[[str], list[int]]
+
+
+def _load(files: SideFiles) -> _Tokenizer:
+    raw = files.read(FULL)
+    if raw is not None:
+        from tokenizers import Tokenizer
+
+        full = Tokenizer.from_str(raw.decode())
+        return _Tokenizer(full.get_vocab(), lambda t: list(full.encode(t, None, False, False).ids))
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (*files.names(), CONFIG):
+            content = files.read(name)
+            if content is not None:
+                (Path(folder) / name).write_bytes(content)
+        loaded = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    return _Tokenizer(loaded.get_vocab(), lambda t: loaded.encode(t, add_special_tokens=False))
+
+
+def _faults(
+    text: TokenizerResult, wanted: Vocabulary, old: _Tokenizer, new: _Tokenizer
+) -> Iterator[str]:
+    other = [t for t in {**new.ids, **wanted.ids} if new.ids.get(t) != wanted.ids.get(t)]
     if other:
         yield (
             f"{counted(len(other), 'tokens have another id than row')}: "
             f"{first_names(sorted(other))}"
         )
-    gone = {number for token, number in old.vocabulary.items() if token not in known.ids}
+    removed = {number for token, number in old.ids.items() if token not in wanted.ids}
     for sample in SAMPLES:
-        one, two = old.encode(sample), new.encode(sample)
+        before, after = old.encode(sample), new.encode(sample)
         # A token that is new may well be found in a text, and one without a row be missed.
-        excused = gone & set(one) or any(token in sample for token in text.appended)
-        if one != two and not excused:
-            yield f"{json.dumps(sample[:40])}: {first_names(map(str, two), 8)}"
+        excused = removed & set(before) or any(token in sample for token in text.appended)
+        if before != after and not excused:
+            yield f"{json.dumps(sample[:40])}: {first_names(map(str, after), 8)}"
     for token in text.appended:
-        flags = known.added[token]
+        flags = wanted.added[token]
         plain = dict(flags) == PLAIN or flags.get("single_word")
-        if not plain and known.ids[token] not in new.encode(f"a{token}b"):
+        if not plain and wanted.ids[token] not in new.encode(f"a{token}b"):
             yield f"{token} is not found in a text"
-
-
-class _Tokenizer:
-    """A tokenizer behind the few calls needed here, whichever library reads it."""
-
-    def __init__(self, vocabulary: dict[str, int], encode: Callable[[str], list[int]]) -> None:
-        self.vocabulary = vocabulary
-        self.encode = encode
-
-
-@contextmanager
-def _loaded(beside: SideFiles) -> Iterator[_Tokenizer]:
-    raw = beside.read(FULL)
-    if raw is not None:
-        from tokenizers import Tokenizer
-
-        full = Tokenizer.from_str(raw.decode())
-        yield _Tokenizer(full.get_vocab(), lambda t: list(full.encode(t, None, False, False).ids))
-        return
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name in beside.names():
-            (Path(folder) / name).write_bytes(beside.read(name) or b"")
-        config = beside.read(CONFIG)
-        if config is not None:
-            (Path(folder) / CONFIG).write_bytes(config)
-        found = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-        yield _Tokenizer(found.get_vocab(), lambda t: found.encode(t, add_special_tokens=False))

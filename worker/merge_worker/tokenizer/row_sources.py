@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 from ..checkpoint.folder import Checkpoint
 from ..errors import UsageError
@@ -32,60 +33,51 @@ class Alignment:
     @cached_property
     def plain(self) -> bool:
         """Whether all have the tokens of the result: then rows beyond them stay what they are."""
-        same = all(found == self.tokens for found in self.vocabularies)
+        same = all(ids == self.tokens for ids in self.vocabularies)
         return same and not self.choice.tokens and not self.choice.multiple
 
     @cached_property
     def size(self) -> int:
-        """Rows of the result."""
+        """Number of rows of the result."""
         count = max(self.tokens.values(), default=-1) + 1
         if self.plain:
             return max(self.rows[0], count)
-        return (
-            -(-count // self.choice.multiple) * self.choice.multiple
-            if self.choice.multiple
-            else count
-        )
+        multiple = self.choice.multiple or 1
+        return -(-count // multiple) * multiple
 
     def aligned(self, models: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-        """The models with the rows of the result in every vocabulary tensor."""
-        of = [vocabulary_names(model) for model in models]
-        found = [dict(model.tensors) for model in models]
-        for name in dict.fromkeys(name for names in of for name in names):
-            parts = {n: model.tensors[name] for n, model in enumerate(models) if name in of[n]}
+        """Return the models with the rows of the result in every vocabulary tensor."""
+        names = [vocabulary_names(model) for model in models]
+        aligned = [dict(model.tensors) for model in models]
+        for name in dict.fromkeys(chain(*names)):
+            parts = {n: model.tensors[name] for n, model in enumerate(models) if name in names[n]}
             for number, own in parts.items():
                 alike = {n: p for n, p in parts.items() if p.shape[1:] == own.shape[1:]}
-                found[number][name] = gather_rows(number, alike, self.row_map(number, tuple(alike)))
+                rows = self.row_map(number, tuple(alike))
+                aligned[number][name] = gather_rows(number, alike, rows)
         return tuple(
             replace(model, tensors=tensors) if tensors != model.tensors else model
-            for model, tensors in zip(models, found, strict=True)
+            for model, tensors in zip(models, aligned, strict=True)
         )
 
     def row_map(self, model: int, having: tuple[int, ...]) -> RowMap:
-        """The rows of `model`, of a tensor that the models `having` have."""
+        """Return the rows of `model`, of a tensor that the models `having` have."""
         key = (model, having)
         if key not in self._maps:
             by_id = {number: token for token, number in self.tokens.items()}
             means: list[tuple[Row, ...]] = []
             rows = []
             for number in range(self.size):
-                token = by_id.get(number)
-                if token is None:
-                    rows.append(self._spare(model, number))
-                    continue
-                found = self._row(token, model, having)
-                if isinstance(found, list):
-                    means.append(tuple(found))
-                    found = (MEAN, len(means) - 1)
-                rows.append(found)
+                row = self._row(by_id[number], model, having) if number in by_id else None
+                if row is None:
+                    spare = (model if number < self.rows[model] else 0, number)
+                    row = spare if self.plain else (OWN_MEAN, 0)
+                elif isinstance(row, list):
+                    means.append(tuple(row))
+                    row = (MEAN, len(means) - 1)
+                rows.append(row)
             self._maps[key] = RowMap(rows, means)
         return self._maps[key]
-
-    def _spare(self, model: int, number: int) -> Row:
-        """A row without a token."""
-        if not self.plain:
-            return (OWN_MEAN, 0)
-        return (model if number < self.rows[model] else 0, number)
 
     def _row(self, token: str, model: int, having: Sequence[int]) -> Row | list[Row]:
         rule, own = self.choice.tokens.get(token), self.vocabularies[model].get(token)

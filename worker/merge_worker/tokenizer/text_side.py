@@ -19,10 +19,10 @@ from .files import SideFiles
 class TokenizerResult:
     """The text side of a result: files, token ids, row counts and notes for the user.
 
-    `beside` is where the tokenizer's files come from; `foreign` if that is not the first model.
+    `side_files` are those the tokenizer comes from, `foreign` if not those of the first model.
     """
 
-    beside: SideFiles
+    side_files: SideFiles
     foreign: bool = False
     rows: tuple[int, int] | None = None  # before and after
     appended: tuple[str, ...] = ()
@@ -31,11 +31,12 @@ class TokenizerResult:
     notes: tuple[str, ...] = ()
     before: SideFiles | None = None  # files of the tokenizer that was extended
 
-    def with_made(self, made: Mapping[str, bytes]) -> TokenizerResult:
-        return replace(self, beside=replace(self.beside, made={**self.beside.made, **made}))
+    def with_overrides(self, overrides: Mapping[str, bytes]) -> TokenizerResult:
+        both = {**self.side_files.overrides, **overrides}
+        return replace(self, side_files=replace(self.side_files, overrides=both))
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A config with the ids and rows of the result."""
+        """Return a config with the ids and rows of the result."""
         changed = with_token_ids(config, self.ids, self.donor) if self.foreign else dict(config)
         return with_vocab_size(changed, self.rows[1]) if self.rows else changed
 
@@ -50,8 +51,9 @@ class TokenizerResult:
     @property
     def digest(self) -> str:
         """Identify the content that the files of the result depend on."""
-        made = [(name, hashlib.sha256(raw).hexdigest()) for name, raw in self.beside.made.items()]
-        return repr((self.foreign and str(self.beside.folder), sorted(made)))
+        files = self.side_files
+        hashes = [(name, hashlib.sha256(raw).hexdigest()) for name, raw in files.overrides.items()]
+        return repr((self.foreign and str(files.folder), sorted(hashes)))
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,7 @@ from typing import Any
 
 from ..errors import InputError, UsageError
 from ..messages import counted, first_names, printable
-from .files import (
-    FLAGS,
-    FULL,
-    OLD_ADDED,
-    PIECES,
-    SETTINGS,
-    SideFiles,
-    Vocabulary,
-    as_json,
-    stripped,
-)
+from .files import FLAGS, FULL, OLD_ADDED, PIECES, SETTINGS, SideFiles, Vocabulary, to_json
 
 PLAIN = {**dict.fromkeys(FLAGS, False), "normalized": True}
 """Flags of a token that was a regular one: its text is found wherever it stands."""
@@ -38,32 +28,27 @@ class Tokens:
     notes: tuple[str, ...]
 
     def vocabulary(self, start: Vocabulary) -> Vocabulary:
-        """All of it, made from `start`."""
         kept = {token: flags for token, flags in start.added.items() if token in self.ids}
         return Vocabulary(self.ids, {**kept, **self.appended}, start.regular)
 
 
-Named = tuple[str, Vocabulary, int]
-"""Label of a model, its tokens, its rows: tokens from there on have no row, and do not count."""
-
-
-def joined(start: Vocabulary, models: Sequence[Named], extra: Iterable[str]) -> Tokens:
-    """`start` with the tokens of `models` that it lacks, and with `extra`, in this order."""
+def joined(
+    start: Vocabulary, models: Sequence[tuple[str, Vocabulary]], extra: Iterable[str]
+) -> Tokens:
+    """Append the tokens of `models` (by label) that `start` lacks, then `extra`."""
     appended: dict[str, Mapping[str, Any]] = {}
-    plain, clashes = 0, []
-    with_row = [(label, stripped(found, rows)) for label, found, rows in models]
-    for _, found in with_row:
-        regular = (t for t in found.ids if t not in found.added and t not in start.ids)
-        for token in sorted(regular, key=lambda t: found.ids[t]):
-            plain += token not in appended
-            appended.setdefault(token, PLAIN)
-    for label, found in with_row:
-        for token in sorted(found.added, key=lambda t: found.ids[t]):
+    clashes = []
+    for _, own in models:
+        regular = (t for t in own.ids if t not in own.added and t not in start.ids)
+        appended |= dict.fromkeys(sorted(regular, key=own.ids.__getitem__), PLAIN)
+    plain = len(appended)
+    for label, own in models:
+        for token in sorted(own.added, key=own.ids.__getitem__):
             # Regular there and added here: one token, which takes the flags of the added one.
-            held = start.added.get(token) or appended.get(token)
-            if held is None or held is PLAIN:
-                appended[token] = found.added[token]
-            elif dict(held) != dict(found.added[token]):
+            flags = start.added.get(token) or appended.get(token)
+            if flags is None or flags is PLAIN:
+                appended[token] = own.added[token]
+            elif dict(flags) != dict(own.added[token]):
                 clashes.append(f"{token} of {label}")
     for token in extra:
         if token not in start.ids:
@@ -84,10 +69,9 @@ def joined(start: Vocabulary, models: Sequence[Named], extra: Iterable[str]) -> 
 
 
 def _numbered(start: Vocabulary, appended: Iterable[str]) -> dict[str, int]:
-    """Ids as the tokenizers library gives them when it reads the files again."""
+    """Return ids as the tokenizers library gives them when it reads the files again."""
     ids = dict(start.ids)
-    following = max((ids[token] + 1 for token in start.added), default=0)
-    following = max(following, start.regular)
+    following = max((start.regular, *(ids[token] + 1 for token in start.added)))
     taken = set(ids.values())
     for token in appended:
         if token not in ids:
@@ -101,32 +85,35 @@ def _numbered(start: Vocabulary, appended: Iterable[str]) -> dict[str, int]:
     return ids
 
 
-def edited(beside: SideFiles, start: Vocabulary, tokens: Tokens) -> dict[str, bytes]:
-    """The tokenizer's files that change from `start`. UsageError if a token cannot be taken out."""
+def edited(files: SideFiles, start: Vocabulary, tokens: Tokens) -> dict[str, bytes]:
+    """Return the tokenizer's files that change from `start`.
+
+    Raises UsageError if a token cannot be taken out.
+    """
     if not tokens.appended and not tokens.removed:
         return {}
-    made: dict[str, bytes] = {}
+    result: dict[str, bytes] = {}
     new = [{"id": tokens.ids[t], "content": t, **flags} for t, flags in tokens.appended.items()]
-    full = beside.json(FULL)
+    full = files.json(FULL)
     if full:
         full["added_tokens"] = _changed(full.get("added_tokens") or [], new, tokens)
-        _take_out(full["model"], tokens.removed, beside)
-        made[FULL] = as_json(full)
-    settings = beside.json(SETTINGS)
+        _take_out(full["model"], tokens.removed, files)
+        result[FULL] = to_json(full)
+    settings = files.json(SETTINGS)
     listed = settings.get("added_tokens_decoder") or {}
     # Programs that read the sentencepiece model know new tokens from this list.
-    if listed or not full or beside.read(PIECES) is not None:
-        found = [{"id": int(number), **token} for number, token in listed.items()]
+    if listed or not full or files.read(PIECES) is not None:
+        old = [{"id": int(number), **token} for number, token in listed.items()]
         if not listed:  # the older file is not read beside this list
-            old = {t: flags for t, flags in start.added.items() if t in tokens.ids}
-            found = [{"id": tokens.ids[t], "content": t, **old[t]} for t in old]
-        changed = _changed(found, new, tokens)
+            kept = {t: flags for t, flags in start.added.items() if t in tokens.ids}
+            old = [{"id": tokens.ids[t], "content": t, **flags} for t, flags in kept.items()]
+        changed = _changed(old, new, tokens)
         decoder = {str(t["id"]): {k: t[k] for k in t if k != "id"} for t in changed}
-        made[SETTINGS] = as_json({**settings, "added_tokens_decoder": decoder})
-    if beside.read(OLD_ADDED) is not None:
-        old_ids = {t: n for t, n in beside.json(OLD_ADDED).items() if t not in tokens.removed}
-        made[OLD_ADDED] = as_json(old_ids | {t: tokens.ids[t] for t in tokens.appended})
-    return made
+        result[SETTINGS] = to_json({**settings, "added_tokens_decoder": decoder})
+    if files.read(OLD_ADDED) is not None:
+        old_ids = {t: n for t, n in files.json(OLD_ADDED).items() if t not in tokens.removed}
+        result[OLD_ADDED] = to_json(old_ids | {t: tokens.ids[t] for t in tokens.appended})
+    return result
 
 
 def _changed(
@@ -137,15 +124,15 @@ def _changed(
     return sorted([*kept, *new], key=lambda token: int(token["id"]))
 
 
-def _take_out(model: dict[str, Any], removed: frozenset[str], beside: SideFiles) -> None:
-    """Regular tokens without a row leave a BPE model, with the merges that make them."""
-    held = model["vocab"] if isinstance(model["vocab"], dict) else {t for t, *_ in model["vocab"]}
-    gone = removed & set(held)
+def _take_out(model: dict[str, Any], removed: frozenset[str], files: SideFiles) -> None:
+    """Take regular tokens without a row out of a BPE model, with the merges that make them."""
+    listed = model["vocab"] if isinstance(model["vocab"], dict) else (t for t, *_ in model["vocab"])
+    gone = removed & set(listed)
     if not gone:
         return
     if model.get("type") != "BPE":
         raise UsageError(
-            f"{beside.folder}: {counted(len(gone), 'tokens have no row')}, and cannot be taken "
+            f"{files.folder}: {counted(len(gone), 'tokens have no row')}, and cannot be taken "
             f"out of a {model.get('type')} tokenizer: {first_names(sorted(gone))}"
         )
     model["vocab"] = {t: n for t, n in model["vocab"].items() if t not in gone}
