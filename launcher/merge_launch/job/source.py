@@ -99,7 +99,7 @@ def read_source(
 
 def add_missing_models(error: WorkerError, words: Sequence[str], folder: str) -> WorkerError:
     """Return an error of a recipe extended by the models of the recipe that do not exist."""
-    from merge_worker.planning.missing_models import with_missing_models
+    from merge_worker.planning.inputs import with_missing_models
 
     if not isinstance(error, RecipeError) or not words[0].endswith(RECIPE_SUFFIXES):
         return error

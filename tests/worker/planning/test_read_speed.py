@@ -30,34 +30,33 @@ def plan(tmp_path: Path) -> Plan:
 def test_parts_lie_evenly_over_all_files(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, int]] = []
 
-    def note(path: str, offset: int) -> tuple[int, bool]:
+    def note(path: str, offset: int, count: int) -> tuple[int, bool]:
         read.append((Path(path).parent.name, offset))
         return PART, False
 
     monkeypatch.setattr(read_speed, "_read", note)
-    found = measure_read_speed(plan)
-    assert found is not None and found.read == PARTS * PART and not found.cached
+    speed = measure_read_speed(plan)
+    assert speed is not None and speed.read == PARTS * PART and not speed.cached
     assert len(read) == PARTS
     assert sum(name == "a" for name, _ in read) == PARTS / 2
     assert len({name for name, _ in read}) == 2
 
 
 def test_a_real_read(plan: Plan) -> None:
-    found = measure_read_speed(plan)
-    assert found is not None and found.seconds > 0
-    assert PART * PARTS / 2 < found.read <= PART * PARTS
-    facts = as_json(plan, found)["storage"]
+    speed = measure_read_speed(plan)
+    assert speed is not None and speed.seconds > 0
+    assert PART * PARTS / 2 < speed.read <= PART * PARTS
+    facts = as_json(plan, speed)["storage"]
     moved = plan.input_bytes + plan.output_bytes
-    assert facts["estimated_s"] == pytest.approx(moved / found.bytes_per_s, abs=0.1)
+    assert facts["estimated_s"] == pytest.approx(moved / speed.bytes_per_s, abs=0.1)
     assert facts["cached"] in (True, False)
-    line = describe(plan, found).splitlines()[-1]
+    line = describe(plan, speed).splitlines()[-1]
     assert line.startswith("time       about ") and "of reading and writing, at " in line
 
 
 def test_slow_storage_is_not_asked_for_more(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_speed, "LIMIT_S", 0.0)
     monkeypatch.setattr(read_speed, "_read", lambda *_: (PART, False))
-    assert measure_read_speed(plan) is None
+    assert measure_read_speed(plan, limit_s=0) is None
 
 
 def test_no_word_where_it_cannot_tell(

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_worker.method import Granularity
-from merge_worker.planning import step
 from merge_worker.planning.step import (
     CPU_BLOCK,
     DEVICE_BLOCK,
@@ -23,29 +22,29 @@ shapes = st.lists(st.integers(0, 40), max_size=4).map(tuple)
 def test_blocks_cover_every_element_once(
     shape: tuple[int, ...], cut: Granularity, block: int
 ) -> None:
-    made = block_grid(shape, cut, block)
+    grid = block_grid(shape, cut, block)
     count = 1
     for extent in shape:
         count *= extent
     position = 0
-    for number in range(made.blocks):
-        start, stop = made.span(number, 1)
+    for number in range(grid.blocks):
+        start, stop = grid.span(number, 1)
         assert start == position and stop > start
         position = stop
-    assert position == made.count == count
-    if made.blocks:
-        assert made.span(0, made.blocks) == (0, count)
+    assert position == grid.count == count
+    if grid.blocks:
+        assert grid.span(0, grid.blocks) == (0, count)
 
 
 @given(shapes, st.integers(1, 500))
 def test_rows_are_never_cut(shape: tuple[int, ...], block: int) -> None:
-    made = block_grid(shape, Granularity.ROW, block)
-    if made.count == 0:
+    grid = block_grid(shape, Granularity.ROW, block)
+    if grid.count == 0:
         return
-    assert made.row is not None
-    for number in range(made.blocks):
-        start, stop = made.span(number, 1)
-        assert start % made.row == 0 and stop % made.row == 0
+    assert grid.row is not None
+    for number in range(grid.blocks):
+        start, stop = grid.span(number, 1)
+        assert start % grid.row == 0 and stop % grid.row == 0
 
 
 def test_by_element() -> None:
@@ -78,11 +77,11 @@ def test_scalars_and_empty_tensors() -> None:
 
 @given(st.integers(0, 20), st.integers(0, 100), st.integers(1, 30))
 def test_pieces_are_a_run(first: int, blocks: int, most: int) -> None:
-    found = list(pieces(first, first + blocks, most))
-    assert sum(piece.blocks for piece in found) == blocks
-    assert all(0 < piece.blocks <= most for piece in found)
+    run = list(pieces(first, first + blocks, most))
+    assert sum(piece.blocks for piece in run) == blocks
+    assert all(0 < piece.blocks <= most for piece in run)
     position = first
-    for piece in found:
+    for piece in run:
         assert piece.first == position
         position += piece.blocks
 
@@ -103,10 +102,9 @@ def test_pieces_in_words() -> None:
     ],
 )
 def test_devices_as_schedulers_show_them(visible: str | None, block: int, monkeypatch) -> None:
-    monkeypatch.setattr(step, "_DEVICE_FILES", ("/dev/null",))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert block_for("auto") == block
+    assert block_for("auto", ("/dev/null",)) == block
     assert block_for("cpu") == CPU_BLOCK
     assert block_for("cuda:1") == DEVICE_BLOCK

@@ -13,7 +13,7 @@ from ..messages import counted, printable
 from ..output.files import finished
 from ..output.space import SPARE_BYTES, DiskSpace, disk_space
 from ..output.target import refuse_occupied
-from ..planning.missing_models import with_missing_models
+from ..planning.inputs import with_missing_models
 from ..planning.plan import Plan
 from ..planning.read_speed import ReadSpeed, measure_read_speed
 from ..structure.components import COMPONENTS, component_of

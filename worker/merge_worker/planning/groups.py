@@ -150,17 +150,19 @@ class _Grouper:
         return Group(inputs, named, gradient_depths(named[inputs.reference], config))
 
     def _layers(
-        self, module: Module, slices: Sequence[SliceInputs], tensors: Mapping[int, Named]
+        self, module: Module, slices: Sequence[SliceInputs], models: Mapping[int, Named]
     ) -> Iterator[Group]:
         """Yield the groups of a sliced module: before the layers, every layer, after them."""
         stacks: dict[int, Stack] = {}
-        for number, named in tensors.items():
+        for number, named in models.items():
             try:
                 stacks[number] = find_stack(named, self.models[number].config)
             except UsageError as error:
                 place = module.place or self.recipe.where
                 self.faults[f"{place}: {self._label(number)}{error}"] = None
-        if self.faults or not all([self._in_range(inputs, stacks) for inputs in slices]):
+        for inputs in slices if not self.faults else ():
+            self._check_layers(inputs, stacks)
+        if self.faults:
             return
         yield self._outside_layers(slices[0], stacks, 0, before=True)
         picks: list[Pick] = []
@@ -168,41 +170,27 @@ class _Grouper:
             first, stop = _layer_range(inputs.sources[0])
             start, _ = _layer_range(inputs.sources[inputs.reference])
             for k in range(stop - first):
-                gradient = fraction(k, stop - first)
-                yield self._layer(inputs, stacks, k, len(picks), gradient)
+                prefix = f"{stacks[0].prefix}{len(picks)}"
+                layers = [
+                    stacks[model].layers.get(_layer_range(source)[0] + k, {})
+                    for source, model in zip(inputs.sources, inputs.models, strict=True)
+                ]
+                tensors = tuple({prefix + rest: t for rest, t in layer.items()} for layer in layers)
+                yield Group(inputs, tensors, gradient=fraction(k, stop - first))
                 picks.append(Pick(inputs.models[inputs.reference], start + k))
         yield self._outside_layers(slices[-1], stacks, len(picks), before=False)
         depths_before = {number: stack.depth for number, stack in stacks.items()}
         self.restacked.append(Restacked(stacks[0], tuple(picks), depths_before))
 
-    def _in_range(self, inputs: SliceInputs, stacks: Mapping[int, Stack]) -> bool:
-        """Return whether every source has the layers that the recipe takes from it."""
-        good = True
+    def _check_layers(self, inputs: SliceInputs, stacks: Mapping[int, Stack]) -> None:
+        """Check that every source has the layers that the recipe takes from it."""
         for source, number in zip(inputs.sources, inputs.models, strict=True):
             stack, layers = stacks[number], _layer_range(source)
             if layers[1] > stack.depth:
-                good = False
                 self.faults[
                     f"{source.place}.layer_range: {list(layers)}, but {source.model} has "
                     f"{counted(stack.depth, 'layers')} ({stack.prefix}0 to {stack.depth - 1})"
                 ] = None
-        return good
-
-    def _layer(
-        self,
-        inputs: SliceInputs,
-        stacks: Mapping[int, Stack],
-        k: int,
-        number: int,
-        gradient: float,
-    ) -> Group:
-        """Return layer `k` of a slice, which is layer `number` of the output."""
-        prefix = f"{stacks[0].prefix}{number}"
-        tensors = []
-        for source, model in zip(inputs.sources, inputs.models, strict=True):
-            layer = stacks[model].layers.get(_layer_range(source)[0] + k, {})
-            tensors.append({prefix + rest: tensor for rest, tensor in layer.items()})
-        return Group(inputs, tuple(tensors), gradient=gradient)
 
     def _outside_layers(
         self, inputs: SliceInputs, stacks: Mapping[int, Stack], depth: int, *, before: bool
@@ -225,10 +213,9 @@ class _Grouper:
         names = [module.name for module in self.recipe.modules]
         if names == ["default"]:
             return
-        taken: set[str] = set()
-        for name in names:
-            taken |= tensors_of(name, names, self.models[0].tensors).keys()
-        rest = {name: t for name, t in self.models[0].tensors.items() if name not in taken}
+        tensors = self.models[0].tensors
+        taken = {tensor for name in names for tensor in tensors_of(name, names, tensors)}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in taken}
         if rest:
             self.notes.append(
                 f"{counted(len(rest), 'tensors are in none of the modules')} "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,10 @@ from ..checkpoint.folder import Checkpoint, exists, is_hub_id, open_checkpoint
 from ..checkpoint.fp8 import dequantized, refuse_quantized
 from ..checkpoint.hub import Hub
 from ..conversion.convert import convert_models
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..messages import nearest, printable
-from ..recipe.schema import ModelRef, Recipe
+from ..recipe.schema import ModelRef, Recipe, parse_model
+from ..recipe.yaml_document import read_documents
 from ..tokenizer.files import SideFiles
 from ..tokenizer.text_side import TokenizerInputs
 from .options import PlanOptions
@@ -35,14 +36,20 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
     Raises InputError with all models that cannot be opened, are quantized or differ in layout,
     and UsageError for a `key_map` that does not fit.
     """
-    numbers, opened = _open_models(recipe.own_refs(), options, results)
-    labels = _labels(numbers)
+    numbers, labels, opened = _open_models(recipe.own_refs(), options, results)
     refuse_quantized(opened, labels)
-    models, notes = _convert_layouts(opened, labels, recipe)
+    models = opened
+    notes: list[str] = []
+    shapes = [{name: source.shape for name, source in m.tensors.items()} for m in opened]
+    if recipe.key_map or any(other != shapes[0] for other in shapes[1:]):
+        models, notes = convert_models(opened, labels, recipe.key_map)
     return Inputs(
         models=models,
         labels=labels,
-        side_files=[_side_files(model) for model in models],
+        side_files=[
+            model.side_files if isinstance(model, PlannedCheckpoint) else SideFiles(model.folder)
+            for model in models
+        ],
         numbers=numbers,
         relative_to=options.relative_to,
         find=partial(_find_side_files, options=options, results=results),
@@ -52,11 +59,13 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
 
 def _open_models(
     refs: Sequence[ModelRef], options: PlanOptions, results: StageResults
-) -> tuple[dict[ModelRef, int], tuple[Checkpoint, ...]]:
-    """Open every folder once. Return the number of its model for each reference, and the models."""
+) -> tuple[dict[ModelRef, int], tuple[str, ...], tuple[Checkpoint, ...]]:
+    """Open every folder once. Return the number of the model of each reference, the first reference
+    to each model as its name in messages, and the models."""
     faults: list[str] = []
     numbers: dict[ModelRef, int] = {}
     by_paths: dict[tuple[Path, ...], int] = {}
+    labels: list[str] = []
     models: list[Checkpoint] = []
     for ref in refs:
         try:
@@ -67,44 +76,16 @@ def _open_models(
             paths = (path.resolve(), *([lora.resolve()] if lora else []))
             if paths not in by_paths:
                 model = result or open_checkpoint(path, options.hub)
-                models.append(_prepare(model, options, lora))
+                model = dequantized(model) if options.dequantize else model
+                models.append(open_adapted(model, lora) if lora else model)
+                labels.append(str(ref))
                 by_paths[paths] = len(models) - 1
             numbers[ref] = by_paths[paths]
         except InputError as error:
             faults.append(str(error))
     if faults:
         raise InputError("\n".join(faults))
-    return numbers, tuple(models)
-
-
-def _prepare(model: Checkpoint, options: PlanOptions, lora: Path | None) -> Checkpoint:
-    if options.dequantize:
-        model = dequantized(model)
-    return open_adapted(model, lora) if lora else model
-
-
-def _labels(numbers: Mapping[ModelRef, int]) -> tuple[str, ...]:
-    """Return the name of each model in messages: the first that the recipe has for it."""
-    labels: dict[int, str] = {}
-    for ref, number in numbers.items():
-        labels.setdefault(number, str(ref))
-    return tuple(labels.values())
-
-
-def _convert_layouts(
-    models: tuple[Checkpoint, ...], labels: Sequence[str], recipe: Recipe
-) -> tuple[tuple[Checkpoint, ...], list[str]]:
-    """Return the models in the layout of the first, and notes on what was converted."""
-    shapes = [{name: source.shape for name, source in m.tensors.items()} for m in models]
-    if not recipe.key_map and all(other == shapes[0] for other in shapes[1:]):
-        return models, []
-    return convert_models(models, labels, recipe.key_map)
-
-
-def _side_files(model: Checkpoint) -> SideFiles:
-    if isinstance(model, PlannedCheckpoint):
-        return model.side_files
-    return SideFiles(model.folder)
+    return numbers, tuple(labels), tuple(models)
 
 
 def _find_side_files(ref: ModelRef, options: PlanOptions, results: StageResults) -> SideFiles:
@@ -136,3 +117,40 @@ def _sibling_names(path: Path) -> list[str]:
         return [other.name for other in islice(path.parent.iterdir(), 1000)]
     except (OSError, ValueError):
         return []
+
+
+def with_missing_models(error: UsageError, text: str, folder: Path) -> UsageError:
+    """Return the error with a line for each missing model that `text` names."""
+    return UsageError("\n".join([str(error), *missing_models(text, folder)]))
+
+
+def missing_models(text: str, folder: Path) -> list[str]:
+    """Return a fault for each missing model of a recipe; none if `text` is not YAML."""
+    try:
+        documents = [document.value for document in read_documents(text, "")]
+    except UsageError:  # reported already
+        return []
+    results = {str(value.get("name")) for value in documents if isinstance(value, dict)}
+    faults = []
+    for word in dict.fromkeys(w for value in documents for w in _models(value) if w not in results):
+        try:
+            ref = parse_model(word)
+            if not is_hub_id(str(replace(ref, lora=None, lora_revision=None))):
+                locate(ref, folder, Hub())
+        except InputError as error:
+            faults.append(str(error))
+        except ValueError:  # reported with the faults of the recipe
+            pass
+    return faults
+
+
+def _models(value: object) -> Iterator[str]:
+    """Yield every text at a place where a recipe names a model."""
+    for item in value if isinstance(value, list) else ():
+        yield from _models(item)
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if key in ("model", "base_model") and isinstance(item, str):
+            yield item
+        elif key == "models" and isinstance(item, list):
+            yield from (model for model in item if isinstance(model, str))
+        yield from _models(item)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..checkpoint.folder import Checkpoint
 from ..conversion.suggest import suggest_rules
 from ..dtypes import DType, Kind
 from ..errors import InputError, UsageError
@@ -42,17 +41,12 @@ class Matches:
     notes: tuple[str, ...]
 
 
-def match_tensors(
-    groups: Iterable[Group],
-    models: Sequence[Checkpoint],
-    labels: Sequence[str],
-    options: MatchOptions,
-) -> Matches:
+def match_tensors(groups: Iterable[Group], labels: Sequence[str], options: MatchOptions) -> Matches:
     """Match the sources of every group; `labels` name the models in messages.
 
     Raises InputError with every name or shape that does not fit, with counts and the first names.
     """
-    matcher = _Matcher(models, labels, options)
+    matcher = _Matcher(labels, options)
     for group in groups:
         matcher.add(group)
     return matcher.result()
@@ -65,7 +59,6 @@ Pair = tuple[str, str]  # labels of a source and of the source that it is compar
 class _Matcher:
     """Collects matches and faults over all groups."""
 
-    models: Sequence[Checkpoint]
     labels: Sequence[str]
     options: MatchOptions
     tensors: list[Match] = field(default_factory=list)

@@ -103,11 +103,8 @@ def budget(
     default = max(DEFAULT_BYTES, processes * (DEVICE_BYTES if accelerated else PROCESS_BYTES))
     total = memory_bytes or default
     sizes = [(step, step_buffers(step)) for step in steps]
-    least, largest = 0, None
-    for step, size in sizes:
-        need = _lane_bytes(step, size, 1)
-        if need > least:
-            least, largest = need, step.name
+    needs = [(_lane_bytes(step, size, 1), step.name) for step, size in sizes]
+    least, largest = max(needs, key=lambda need: need[0], default=(0, None))
     process_threads = threads // processes
     results = max((step.results for step in steps), default=1)
     waiting = max(1, process_threads // 4, min(MOST_WAITING, (results + 1) // 2))

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import methods
 from ..checkpoint.folder import Checkpoint
@@ -17,7 +18,7 @@ from ..messages import counted
 from ..method import Method
 from ..recipe.schema import Recipe
 from ..structure.layer_config import restacked_config
-from ..tensors.source import DerivedTensor, TensorSource, bytes_read
+from ..tensors.source import DerivedTensor, TensorSource
 from ..tokenizer.merge import merge_tokenizers
 from ..tokenizer.text_side import TokenizerResult
 from ..units import gigabytes
@@ -28,13 +29,7 @@ from .memory import Memory, budget
 from .options import MatchOptions, PlanOptions
 from .resolve import place_steps, resolve_parameters
 from .shards import ShardLayout, assign_shards
-from .stages import (
-    LazilyMerged,
-    PlannedCheckpoint,
-    StageResults,
-    merge_lazily,
-    planned_checkpoint,
-)
+from .stages import LazilyMerged, PlannedCheckpoint, StageResults, merge_lazily, planned_checkpoint
 from .step import Step
 
 
@@ -70,7 +65,7 @@ class Plan:
 
     @property
     def input_bytes(self) -> int:
-        return sum(bytes_read(source) for step in self.steps for source in step.sources)
+        return sum(step.bytes_read for step in self.steps)
 
     @property
     def output_bytes(self) -> int:
@@ -104,13 +99,13 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     inputs = open_inputs(recipe, options, results)
     models, tokenizer = merge_tokenizers(recipe, inputs)
     groups = group_sources(recipe, models, inputs.numbers)
-    matches = match_tensors(groups.groups, models, inputs.labels, _matching(recipe, options))
+    matches = match_tensors(groups.groups, inputs.labels, _matching(recipe, options))
     resolved = resolve_parameters(recipe, method, options, matches)
     layout = assign_shards([step.output for step in resolved], options.shard_bytes)
     steps = place_steps(resolved, layout, options.block)
     memory = budget(steps, options.memory_bytes, options.thread_count, options.accelerated)
-    config = _config(recipe, models, groups.restacked, tokenizer)
-    parts = (inputs, tokenizer, groups, matches, config, memory)
+    config, config_notes = _config(recipe, models, groups.restacked, tokenizer)
+    notes = (inputs.notes, tokenizer.notes, groups.notes, matches.notes, config_notes, memory.notes)
     return Plan(
         recipe=recipe,
         options=options,
@@ -121,10 +116,10 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
         steps=steps,
         layout=layout,
         memory=memory,
-        warnings=(*recipe.warnings, *(note for part in parts for note in part.notes)),
-        config=config.values,
+        warnings=tuple(chain(recipe.warnings, *notes)),
+        config=config,
         tokenizer=tokenizer,
-        key=_key(recipe, options, models, steps, [config.values, tokenizer.digest]),
+        key=_key(recipe, options, models, steps, [config, tokenizer.digest]),
     )
 
 
@@ -170,18 +165,13 @@ def _matching(recipe: Recipe, options: PlanOptions) -> MatchOptions:
     return replace(matching, include=include, exclude=exclude)
 
 
-class _Config(NamedTuple):
-    values: dict[str, Any]
-    notes: tuple[str, ...]
-
-
 def _config(
     recipe: Recipe,
     models: Sequence[Checkpoint],
     restacked: Sequence[Restacked],
     tokenizer: TokenizerResult,
-) -> _Config:
-    """Return the first model's config, changed as its layers and tokens are.
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the first model's config, changed as its layers and tokens are, and notes on that.
 
     Raises UsageError where the config cannot describe the layers that were picked.
     """
@@ -195,7 +185,7 @@ def _config(
         except UsageError as error:
             raise UsageError(f"{recipe.where}: {error}") from None
         notes += new_notes
-    return _Config(tokenizer.config(configs[0]), tuple(notes))
+    return tokenizer.config(configs[0]), notes
 
 
 def final_config(plan: Plan) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from .plan import Plan
 
 PART = 4 << 20
 PARTS = 16
-LIMIT_S = 2.0
-"""Seconds after which no further part is read: some storage takes seconds for the first byte."""
 
 
 class ReadSpeed(NamedTuple):
@@ -29,19 +27,21 @@ class ReadSpeed(NamedTuple):
         return self.read / max(self.seconds, 1e-9)
 
 
-def measure_read_speed(plan: Plan) -> ReadSpeed | None:
-    """Read parts spread evenly over all input files; None if these are too small or unreadable."""
-    places = _places(plan)
-    if not places:
-        return None
+def measure_read_speed(
+    plan: Plan, part_bytes: int = PART, limit_s: float = 2.0
+) -> ReadSpeed | None:
+    """Read parts spread evenly over all input files; None if these are too small or unreadable.
+
+    No part is begun after `limit_s`: some storage takes seconds for the first byte.
+    """
     began = time.monotonic()
 
     def read_in_time(place: tuple[str, int]) -> tuple[int, bool] | None:
-        return _read(*place) if time.monotonic() - began < LIMIT_S else None
+        return _read(*place, part_bytes) if time.monotonic() - began < limit_s else None
 
     try:
         with ThreadPoolExecutor(4) as pool:
-            parts = [part for part in pool.map(read_in_time, places) if part]
+            parts = [part for part in pool.map(read_in_time, part_places(plan, part_bytes)) if part]
     except OSError:
         return None
     seconds = time.monotonic() - began
@@ -51,12 +51,12 @@ def measure_read_speed(plan: Plan) -> ReadSpeed | None:
     return ReadSpeed(sum(count for count, _ in parts), seconds, any(cached for _, cached in parts))
 
 
-def _places(plan: Plan) -> Sequence[tuple[str, int]]:
+def part_places(plan: Plan, part_bytes: int) -> Sequence[tuple[str, int]]:
     """Return file and offset of the middle of each of PARTS equal shares of all bytes."""
     models = plan.inputs.values()  # those of lazy documents included
     shards = {s.path: s.size for m in models for s in m.shards if Path(s.path).is_file()}
     total = sum(shards.values())
-    if total < 2 * PART * PARTS:
+    if total < 2 * part_bytes * PARTS:
         return []
     places, before = [], 0
     middles = [int((n + 0.5) * total / PARTS) for n in range(PARTS)]
@@ -66,11 +66,11 @@ def _places(plan: Plan) -> Sequence[tuple[str, int]]:
     return places
 
 
-def _read(path: str, offset: int) -> tuple[int, bool]:
+def _read(path: str, offset: int, count: int) -> tuple[int, bool]:
     """Return the bytes read of one part, and whether its beginning was in memory."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        buffer = bytearray(PART)
+        buffer = bytearray(count)
         cached = _in_memory(fd, offset)
         return os.preadv(fd, [buffer], offset), cached
     finally:
@@ -78,10 +78,7 @@ def _read(path: str, offset: int) -> tuple[int, bool]:
 
 
 def _in_memory(fd: int, offset: int) -> bool:
-    flag = getattr(os, "RWF_NOWAIT", None)
-    if flag is None:
-        return False
     try:
-        return os.preadv(fd, [bytearray(1)], offset, flag) == 1
-    except OSError:
+        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except (AttributeError, OSError):  # the system or the file system cannot tell
         return False

@@ -10,16 +10,7 @@ from .. import methods
 from ..dtypes import DType, Kind, from_torch_name
 from ..errors import UsageError
 from ..messages import first_names
-from ..method import (
-    LINES,
-    SCALED_SCRATCH,
-    SCHEDULE,
-    BaseRole,
-    Granularity,
-    Method,
-    Parameter,
-    Task,
-)
+from ..method import LINES, SCALED_SCRATCH, SCHEDULE, BaseRole, Granularity, Method, Parameter, Task
 from ..recipe.parameters import Found, Scalar, convert, look_up
 from ..recipe.schedules import schedule_weights
 from ..recipe.schema import Recipe, plays_base
@@ -94,10 +85,8 @@ def resolve_parameters(
             steps.append(resolver.resolve(match))
         except (ValueError, ZeroDivisionError) as error:
             for text in dict.fromkeys(error.args):
-                placed = text.startswith(f"{recipe.where}:")
-                faults.setdefault(text if placed else f"{recipe.where}: {text}", []).append(
-                    match.name
-                )
+                place = "" if text.startswith(f"{recipe.where}:") else f"{recipe.where}: "
+                faults.setdefault(place + text, []).append(match.name)
     if faults:
         raise UsageError("\n".join(_grouped(faults)))
     return steps
@@ -160,9 +149,9 @@ class _Resolver:
 
     def _merges_one(self, inputs: SliceInputs) -> bool:
         """Return whether the method applies to a single source, which then is not the base."""
-        is_base = inputs.base is not None and plays_base(self.method)
-        needs_more = self.method.base is BaseRole.REQUIRED or self.method.min_models > 1
-        return not is_base and not needs_more
+        if self.method.base is BaseRole.REQUIRED or self.method.min_models > 1:
+            return False
+        return inputs.base is None or not plays_base(self.method)
 
     def _copy(self, match: Match) -> UnplacedStep:
         """Return a step that copies the first source's tensor, converted to the output dtype."""

@@ -73,7 +73,8 @@ def assign_shards(outputs: Sequence[Output], shard_bytes: int) -> ShardLayout:
             places[number] = (shard, position + offset)
         size = position + sum(outputs[n].nbytes for n in group)
         names = tuple(outputs[n].name for n in order)
-        shards.append(OutputShard(_shard_name(shard, len(groups)), header, size, names))
+        file = f"model-{shard + 1:05d}-of-{len(groups):05d}.safetensors"
+        shards.append(OutputShard(file if len(groups) > 1 else WEIGHTS, header, size, names))
     return ShardLayout(tuple(shards), tuple(places[n] for n in range(len(outputs))))
 
 
@@ -88,12 +89,6 @@ def index_json(shards: Sequence[OutputShard]) -> str:
     weight_map = {name: shard.name for shard in shards for name in shard.tensors}
     value = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _shard_name(number: int, total: int) -> str:
-    if total == 1:
-        return WEIGHTS
-    return f"model-{number + 1:05d}-of-{total:05d}.safetensors"
 
 
 def safetensors_header(outputs: Sequence[Output], align: int = PAGE) -> tuple[bytes, list[int]]:

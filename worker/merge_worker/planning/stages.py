@@ -93,18 +93,12 @@ def merge_lazily(
         if step.task is None:
             tensors[step.name] = replace(step.sources[0], name=step.name, declared_dtype=dtype)
             continue
-        if step.grid.row is not None or not isinstance(_first_pass(step), MergePass):
+        if step.grid.row is not None or not isinstance(step.first_pass(), MergePass):
             return None
         tensors[step.name] = LazilyMerged(
             step.name, step.dtype, step.shape, step.sources, dtype, step=step, key=key
         )
     return tensors
-
-
-def _first_pass(step: Step) -> object:
-    if step.method is None or step.task is None:
-        return None
-    return step.method.begin(step.task)
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ class LazilyMerged(DerivedTensor):
     key: str = field(kw_only=True)
 
     def read_into(self, reader: Reader, start: int, stop: int, out: Tensor, slot: str) -> None:
-        final, grid = _first_pass(self.step), self.step.grid
+        final, grid = self.step.first_pass(), self.step.grid
         assert isinstance(final, MergePass)
         for number in range(start // grid.block, -(-stop // grid.block)):
             first, last = grid.span(number, 1)

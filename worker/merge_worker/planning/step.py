@@ -10,13 +10,13 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..dtypes import DType
-from ..method import Granularity, Method, Task, matrix_shape
-from ..tensors.source import TensorSource
+from ..method import Granularity, MergePass, Method, StatisticsPass, Task, matrix_shape
+from ..tensors.source import StoredTensor, TensorSource, bytes_read, stored_inputs
 
 CPU_BLOCK = 1 << 17
 """Elements that stay in a core's cache while a block is computed (measured: 2^17)."""
@@ -29,10 +29,8 @@ element, and a call costs the interpreter as much as thousands of them (measured
 DEVICE_BLOCK = 1 << 21
 """Elements that outweigh the launch of a kernel on an accelerator (not measured)."""
 
-_DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd")
 
-
-def block_for(device: str) -> int:
+def block_for(device: str, driver_files: Sequence[str] = ("/dev/nvidiactl", "/dev/kfd")) -> int:
     """Return the elements of a block for a value of `--device`.
 
     For `auto` the driver's files decide: a plan is made before torch is loaded.
@@ -40,7 +38,7 @@ def block_for(device: str) -> int:
     if device == "cpu":
         return CPU_BLOCK
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    present = any(Path(file).exists() for file in _DEVICE_FILES) and not hidden
+    present = any(Path(file).exists() for file in driver_files) and not hidden
     present = present or (sys.platform == "darwin" and platform.machine() == "arm64")
     return DEVICE_BLOCK if present or device != "auto" else CPU_BLOCK
 
@@ -65,14 +63,11 @@ class Grid:
 def block_grid(shape: tuple[int, ...], cut: Granularity, block: int) -> Grid:
     """Return the grid of a tensor: blocks of about `block` elements, each of whole `cut` units."""
     count = math.prod(shape)
-    if cut is Granularity.ELEMENT or count == 0:
-        return Grid(count, block, None)
-    if cut is Granularity.MATRIX:
-        matrix = matrix_shape(shape)
-        if matrix is None:
-            return Grid(count, block, None)
+    if cut is Granularity.MATRIX and count and (matrix := matrix_shape(shape)):
         size = matrix[0] * matrix[1]
         return Grid(count, size, size)
+    if cut in (Granularity.ELEMENT, Granularity.MATRIX) or count == 0:
+        return Grid(count, block, None)
     # A vector is one row.
     row = count // shape[0] if len(shape) > 1 else count
     if cut is Granularity.TENSOR:
@@ -115,6 +110,21 @@ class Step:
     shard: int
     offset: int
     flops: int = 0  # where computing takes longer than reading
+
+    def first_pass(self) -> StatisticsPass | MergePass | None:
+        """Return the pass that computing begins with; None where bytes are copied."""
+        if self.method is None or self.task is None:
+            return None
+        return self.method.begin(self.task)
+
+    def stored_inputs(self) -> Iterator[StoredTensor]:
+        """Yield the stored tensors that the sources are read from."""
+        return (tensor for source in self.sources for tensor in stored_inputs(source))
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from disk in one pass over the sources."""
+        return sum(bytes_read(source) for source in self.sources)
 
     @property
     def result_bytes(self) -> int:

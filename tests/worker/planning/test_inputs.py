@@ -6,7 +6,7 @@ import pytest
 from torch import zeros
 
 from merge_worker.cli import main
-from merge_worker.planning.missing_models import missing_models
+from merge_worker.planning.inputs import missing_models
 from support.checkpoint_factory import write_checkpoint
 
 RECIPE = """
@@ -32,11 +32,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_everything_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "r.yml"]) == 2
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for word in ("lineal", "base: no such folder", "gone+/no/adapter: no such folder", "/nowhere"):
-        assert word in told
-    assert "did you mean 'bases'" in told
-    assert "org/name:" not in told and "here:" not in told, "of the hub; there"
+        assert word in errors
+    assert "did you mean 'bases'" in errors
+    assert "org/name:" not in errors and "here:" not in errors, "of the hub; there"
 
 
 def test_the_launcher_too(folder: Path) -> None:
