@@ -34,11 +34,11 @@ RECIPES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models whose large tensor is in many pieces, a recipe for each kind of pass."""
-    found = tmp_path_factory.mktemp("together")
-    one_tensor_models(found, 1_400_000, 3)
+    models = tmp_path_factory.mktemp("together")
+    one_tensor_models(models, 1_400_000, 3)
     for name, text in RECIPES.items():
-        (found / f"{name}.yml").write_text(text)
-    return found
+        (models / f"{name}.yml").write_text(text)
+    return models
 
 
 def run(folder: Path, *words: str) -> int:
@@ -76,8 +76,8 @@ def test_what_is_there_is_not_done_again(
     assert run(folder, str(folder / "ties.yml"), str(tmp_path / "ties")) == 0
     capsys.readouterr()
     assert run(folder, *together(folder, tmp_path)) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert [line.endswith("already there; nothing to do") for line in told] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("already there; nothing to do") for line in lines] == [
         name == "ties" for name in RECIPES
     ]
     for name in RECIPES:
@@ -95,9 +95,8 @@ def test_the_inputs_are_read_once(
         read(self, path, offset, *rest)
 
     monkeypatch.setattr(reader.Files, "read", noted)
-    monkeypatch.setattr(
-        sampling.InputSample, "sampled", lambda self: iter(())
-    )  # reads samples by itself
+    # Samples are read once more.
+    monkeypatch.setattr(sampling.InputSample, "sampled", lambda self: iter(()))
     words = []
     for number in range(3):
         text = RECIPES["even"].replace("weight: 1", f"weight: {number + 1}, normalize: false")
@@ -109,15 +108,15 @@ def test_the_inputs_are_read_once(
 
 def sweep(folder: Path, place: Path) -> list[tuple[Path, Path]]:
     """Recipes that only add up: each with weights of its own, the first not always 1."""
-    found = []
+    pairs = []
     for number, weights in enumerate(((1, 2, 3), (3, 1, 1), (0.3, 0.21, 0.77), (0, 2, 0))):
         rows = "".join(
             f"- {{model: big{n}, parameters: {{weight: {w}}}}}\n" for n, w in enumerate(weights)
         )
         recipe = place / f"sweep{number}.yml"
         recipe.write_text(f"merge_method: linear\nmodels:\n{rows}")
-        found.append((recipe, place / f"sweep{number}"))
-    return found
+        pairs.append((recipe, place / f"sweep{number}"))
+    return pairs
 
 
 @pytest.mark.parametrize("taken", [slice(0, 2), slice(0, 4)], ids=["whole numbers", "any"])
@@ -180,14 +179,14 @@ def test_mistakes_are_told_at_once(
         (tmp_path / f"{name}.yml").write_text(f"merge_method: {name}\nmodels: [{{model: big0}}]\n")
     pairs = ["-a", f"{tmp_path}/x.yml", f"{tmp_path}/1", "-a", f"{tmp_path}/y.yml", f"{tmp_path}/2"]
     assert run(folder, *pairs) == 2
-    told = capsys.readouterr().err
-    assert "x.yml" in told and "y.yml" in told
+    errors = capsys.readouterr().err
+    assert "x.yml" in errors and "y.yml" in errors
 
 
 def test_runs_of_blocks_are_united() -> None:
     runs = [Piece(4, 2), Piece(0, 2), Piece(1, 2), Piece(6, 1), Piece(9, 1)]
-    assert list(_union(runs)) == [Piece(0, 3), Piece(4, 3), Piece(9, 1)]
-    assert list(_union([])) == []
+    assert _union(runs) == [Piece(0, 3), Piece(4, 3), Piece(9, 1)]
+    assert _union([]) == []
 
 
 def test_a_copy_of_another_model_is_another_copy(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ OPTIONS = ("--threads", 3, "--progress", "off")  # three processes
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("crew")
-    found = []
+    models = []
     for seed in range(3):
         chance = torch.Generator().manual_seed(seed)
         shapes = {"embed": (900, 400), "norm": (400,)}
@@ -40,8 +40,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             name: torch.randn(shape, generator=chance).to(torch.bfloat16)
             for name, shape in shapes.items()
         }
-        found.append(write_checkpoint(folder / f"m{seed}", tensors, shards=3))
-    return found
+        models.append(write_checkpoint(folder / f"m{seed}", tensors, shards=3))
+    return models
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +77,10 @@ def gone(pids: list[int]) -> bool:
     return not any(alive)
 
 
-def until(look: Callable[[], object], what: str, seconds: float = 60) -> None:
+def until(condition: Callable[[], object], awaited: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < end, what
+    while not condition():
+        assert time.monotonic() < end, awaited
         time.sleep(0.005)
 
 
@@ -104,18 +104,18 @@ def test_the_same_bytes_and_all_is_counted(
     ended = forks.start("merge", recipe, tmp_path / "out", "--threads", 3).wait()
     assert ended.code == 0, ended.err
     assert shards_of(tmp_path / "out") == whole
-    told = manifest(tmp_path / "out")
-    assert told["counts"]["merged"] == LAYERS + 2
+    written = manifest(tmp_path / "out")
+    assert written["counts"]["merged"] == LAYERS + 2
     # All of the inputs and of the result, whoever moved them.
-    moved = told["gib_per_s"] * told["timings"]["stream_s"]
+    moved = written["gib_per_s"] * written["timings"]["stream_s"]
     assert moved == pytest.approx(4 * (LAYERS * 120_400 + 360_400) * 2 / 2**30, rel=0.1)
 
 
 def test_there_are_several(tmp_path: Path, forks: Forks, recipe: Path) -> None:
     fork = slow(forks, "merge", recipe, tmp_path / "out", *OPTIONS)
-    found = at_work(fork, tmp_path / "out")
+    pids = at_work(fork, tmp_path / "out")
     fork.kill(signal.SIGTERM)
-    assert len(found) == 3
+    assert len(pids) == 3
     assert fork.wait().code == 75
 
 
@@ -124,14 +124,14 @@ def test_a_signal_ends_all_of_them_within_5_s(
     tmp_path: Path, forks: Forks, recipe: Path, whole: dict[str, int], kind: signal.Signals
 ) -> None:
     fork = slow(forks, "merge", recipe, tmp_path / "out", *OPTIONS)
-    found = at_work(fork, tmp_path / "out")
-    told = time.monotonic()
+    pids = at_work(fork, tmp_path / "out")
+    signalled = time.monotonic()
     fork.kill(kind)
     ended = fork.wait()
-    assert ended.code == 75 and time.monotonic() - told < 10  # and a busy machine
+    assert ended.code == 75 and time.monotonic() - signalled < 10  # and a busy machine
     assert f"stopped by {kind.name}" in ended.err and "finished work is kept" in ended.err
-    assert found
-    until(lambda: gone(found), "its processes to end")
+    assert pids
+    until(lambda: gone(pids), "its processes to end")
     assert forks.start("merge", recipe, tmp_path / "out", *OPTIONS).wait().code == 0
     assert shards_of(tmp_path / "out") == whole
 
@@ -140,10 +140,10 @@ def test_a_parent_that_is_killed_leaves_nobody_behind(
     tmp_path: Path, forks: Forks, recipe: Path, whole: dict[str, int]
 ) -> None:
     fork = slow(forks, "merge", recipe, tmp_path / "out", *OPTIONS, seconds=60)
-    found = at_work(fork, tmp_path / "out")
+    pids = at_work(fork, tmp_path / "out")
     fork.kill(signal.SIGKILL)
     fork.wait()
-    until(lambda: gone(found), "orphans to end", 20)
+    until(lambda: gone(pids), "orphans to end", 20)
     assert forks.start("merge", recipe, tmp_path / "out", *OPTIONS).wait().code == 0
     assert shards_of(tmp_path / "out") == whole
 
@@ -152,12 +152,12 @@ def test_one_that_is_killed_ends_the_run_resumable(
     tmp_path: Path, forks: Forks, recipe: Path, whole: dict[str, int]
 ) -> None:
     fork = slow(forks, "merge", recipe, tmp_path / "out", *OPTIONS)
-    found = at_work(fork, tmp_path / "out")
-    os.kill(found[-1], signal.SIGKILL)
+    pids = at_work(fork, tmp_path / "out")
+    os.kill(pids[-1], signal.SIGKILL)
     ended = fork.wait()
     assert ended.code == 75
     assert "a worker process was ended by signal 9, as the kernel does" in ended.err
-    assert gone(found)
+    assert gone(pids)
     assert forks.start("merge", recipe, tmp_path / "out", *OPTIONS).wait().code == 0
     assert shards_of(tmp_path / "out") == whole
 
@@ -201,17 +201,13 @@ def test_progress_for_programs_is_that_of_all(tmp_path: Path, forks: Forks, reci
             json.loads(line)
 
 
-def test_a_process_with_threads_of_libraries_does_not_fork(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_with_threads_of_libraries_does_not_fork(tmp_path: Path) -> None:
     for number in range(threading.active_count()):
         (tmp_path / str(number)).touch()
-    monkeypatch.setattr(processes, "TASKS", tmp_path)
-    assert can_fork()
+    assert can_fork(tmp_path)
     (tmp_path / "of a library").touch()
-    assert not can_fork()
-    monkeypatch.setattr(processes, "TASKS", tmp_path / "no Linux")
-    assert not can_fork()
+    assert not can_fork(tmp_path)
+    assert not can_fork(tmp_path / "no Linux")
 
 
 works = st.lists(
@@ -220,15 +216,15 @@ works = st.lists(
 
 
 @given(works, st.integers(1, 200))
-def test_batches_hold_all_of_the_work_once(made: list[tuple[int, float, int]], most: int) -> None:
+def test_batches_hold_all_of_the_work_once(drawn: list[tuple[int, float, int]], most: int) -> None:
     work = []
-    for number, (count, share, reads) in enumerate(made):
-        one = step(count, 1 << 10, ("BF16", "BF16"), reads)
-        work.append(Work(number, one, (Piece(0, max(1, int(share * one.grid.blocks))),)))
-    found = batches(work, most)
-    assert all(found)
+    for number, (count, share, reads) in enumerate(drawn):
+        planned = step(count, 1 << 10, ("BF16", "BF16"), reads)
+        work.append(Work(number, planned, (Piece(0, max(1, int(share * planned.grid.blocks))),)))
+    divided = batches(work, most)
+    assert all(divided)
     done: dict[int, list[Piece]] = {}
-    for item in (item for batch in found for item in batch):
+    for item in (item for batch in divided for item in batch):
         done.setdefault(item.number, []).extend(item.todo)
     for item in work:
         parts = sorted(done.pop(item.number), key=lambda piece: piece.first)
@@ -237,7 +233,7 @@ def test_batches_hold_all_of_the_work_once(made: list[tuple[int, float, int]], m
         # What is looked at first is looked at once.
         assert len(parts) == 1 or item.step.reads == 1
     assert not done
-    assert len(found) < 1 << 15  # what the pipe holds
+    assert len(divided) < 1 << 15  # what the pipe holds
 
 
 def test_one_large_tensor_is_shared_where_it_is_read_once() -> None:

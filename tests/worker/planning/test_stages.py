@@ -59,16 +59,16 @@ def test_order_and_models() -> None:
 
 def reference(models: Path) -> dict[str, torch.Tensor]:
     a, b, c = (read_tensors(models / name) for name in "abc")
-    found = {}
+    tensors = {}
     for name in ("layers.0.first.w", "layers.1.w"):
-        x, y, z = (tensors[name].double() for tensors in (a, b, c))
+        x, y, z = (model[name].double() for model in (a, b, c))
         first = (x + 2 * y) / 3
         t = 0.9 if "first" in name else 0.3
         cosine = (z * first).sum() / z.norm() / first.norm()
         angle = torch.acos(cosine)
         second = (torch.sin((1 - t) * angle) * z + torch.sin(t * angle) * first) / torch.sin(angle)
-        found[name] = first + 0.5 * (second - first) + 0.5 * (z - first)
-    return found
+        tensors[name] = first + 0.5 * (second - first) + 0.5 * (z - first)
+    return tensors
 
 
 def test_the_result(models: Path) -> None:
@@ -200,9 +200,9 @@ def test_documents_that_do_not_fit(text: str, expected: str) -> None:
 
 def test_faults_of_all_documents_at_once() -> None:
     text = several(document("x", "a").replace("linear", "lineer"), document(None, "x", "x"))
-    found = faults(text).splitlines()
-    assert found[0].startswith("r.yml:2: merge_method: unknown method 'lineer'")
-    assert found[-1].startswith("r.yml:7: models[1]: model 'x' is listed twice")
+    lines = faults(text).splitlines()
+    assert lines[0].startswith("r.yml:2: merge_method: unknown method 'lineer'")
+    assert lines[-1].startswith("r.yml:7: models[1]: model 'x' is listed twice")
 
 
 def test_a_result_has_no_revision(models: Path) -> None:
@@ -221,21 +221,21 @@ def test_what_can_be_made_on_the_way_is_no_folder(
         "parameters: {weight: 1, density: 0.5}\n",
     )
     plan = make_plan(parse(sums), PlanOptions(relative_to=models))
-    assert [each.recipe.name for each in plan.lazy] == ["one", "two"] and not plan.stages
+    assert [lazy.recipe.name for lazy in plan.lazy] == ["one", "two"] and not plan.stages
     assert sorted(plan.inputs) == ["a", "b", "c"]
     assert merge(models, sums) == 0
     assert "intermediate" not in capsys.readouterr().err
     manifest = json.loads((models / "out" / "merge_manifest.json").read_text())
     assert sorted(entry["model"] for entry in manifest["inputs"]) == ["a", "b", "c"]
     # The same in three merges, whose results are kept in float32.
-    one = document(None, "a", "b")
-    assert merge(models, one, "--dtype", "float32", out="one") == 0
+    first = document(None, "a", "b")
+    assert merge(models, first, "--dtype", "float32", out="one") == 0
     two = sums.split("---\n")[1].replace("name: two\n", "")
     assert merge(models, two, "--dtype", "float32", out="two") == 0
     ties = sums.split("---\n")[2]
     assert merge(models, ties, "--dtype", "bfloat16", out="three") == 0
-    found, expected = read_tensors(models / "out"), read_tensors(models / "three")
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    streamed, stored = read_tensors(models / "out"), read_tensors(models / "three")
+    assert all(torch.equal(streamed[name], stored[name]) for name in stored)
 
 
 def test_an_output_within_an_input_of_another_document_is_refused(
@@ -273,9 +273,10 @@ def test_an_input_of_a_lazy_document_that_changes_meanwhile(
     text = several(document("one", "a", "b"), document(None, "one", "c"))
     streamed = Engine.run
 
-    def touched(self: Engine, *words: object) -> None:
-        streamed(self, *words)  # type: ignore[arg-type]
+    def touched(self: Engine, *words: object) -> list[str]:
+        differing = streamed(self, *words)  # type: ignore[arg-type]
         os.utime(models / "b" / "model.safetensors", (1, 1))
+        return differing
 
     monkeypatch.setattr(Engine, "run", touched)
     assert merge(models, text) == 3

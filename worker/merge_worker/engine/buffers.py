@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..method import T
 from ..planning.step import Grid
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 MANY_VIEWS = 1000
 

@@ -20,14 +20,9 @@ _KINDS = ("cuda", "xpu", "mps")
 
 def select_devices(word: str) -> list[torch.device]:
     """Return the devices that `--device` names: `auto` is every visible accelerator, or the CPU."""
-    if word == "auto":
-        for kind in _KINDS:
-            devices = _visible(kind)
-            if devices:
-                return devices
-        return [torch.device("cpu")]
-    if word == "cpu":
-        return [torch.device("cpu")]
+    if word in ("auto", "cpu"):
+        kinds = _KINDS if word == "auto" else ()
+        return next(filter(None, map(_visible, kinds)), [torch.device("cpu")])
     kind, _, number = word.partition(":")
     if kind not in _KINDS or (number and not number.isdecimal()):
         raise UsageError(f"--device {word}: one of {', '.join(DEVICES)}")

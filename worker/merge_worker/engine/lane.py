@@ -5,26 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..checkpoint.reader import Files
 from ..method import Block, MergePass, StatisticsPass
 from ..planning.shards import PAGE
-from ..planning.step import Piece
+from ..planning.step import Piece, Step
 from ..system.machine import UNLIMITED, ComputeSlots
 from ..tensors.source import DerivedTensor, StoredTensor, TensorSource
 from .buffers import Pool, split
 from .device import free_cached, synchronize
-from .work import shared
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..planning.step import Step
-    from .work import JointStep
+from .work import JointStep, shared
 
 
 class Lane:
@@ -143,10 +137,8 @@ class Lane:
             start, stop = grid.span(number, 1)
             read = [self.read(source, start, stop, slot) for source, slot in slots]
             if stop - start != count:
-                count, views = (
-                    stop - start,
-                    [self.host.as_blocks(values, grid)[0] for values in read],
-                )
+                count = stop - start
+                views = [self.host.as_blocks(values, grid)[0] for values in read]
             yield Block(views, start, self.scratch)
 
     def collect(
@@ -168,37 +160,34 @@ class Lane:
         self, step: JointStep, part: Piece, loaded: Loaded | None, finals: Sequence[MergePass]
     ) -> list[tuple[memoryview, int]]:
         """Merge a part. Return each member's bytes on the host and count of NaN and Inf."""
-        outs = [self._out(number, member.step, part) for number, member in enumerate(step.members)]
-        parts = [pool.as_blocks(out, step.grid) for pool, out in outs]
+        steps = [member.step for member in step.members]
+        outs = [self._out(number, own, part) for number, own in enumerate(steps)]
+        pool = self.on_device if self.staged else self.landing
+        parts = [pool.as_blocks(out, step.grid) for out in outs]
         for number, block in enumerate(self.blocks(step, part, loaded)):
             block = shared(block, finals)
             for member, final, blocks in zip(step.members, finals, parts, strict=True):
                 final.merge(member.of(block), blocks[number])
-        landed = [
-            self._landed(number, member.step, part, out)
-            for number, (member, (_, out)) in enumerate(zip(step.members, outs, strict=True))
-        ]
+        landed = [self._landed(number, own, part, outs[number]) for number, own in enumerate(steps)]
         # Terms near the largest float32 overflow where their sum would not.
-        wider = [
-            final.in_float64() if bad else None
-            for final, (_, bad) in zip(finals, landed, strict=True)
-        ]
+        pairs = zip(finals, landed, strict=True)
+        wider = [final.in_float64() if bad else None for final, (_, bad) in pairs]
         for number, block in enumerate(self.blocks(step, part, loaded) if any(wider) else ()):
             for member, wide, blocks in zip(step.members, wider, parts, strict=True):
                 if wide is not None and not blocks[number].isfinite().all():
                     wide.merge(member.of(block), blocks[number])
-        for number, (member, wide) in enumerate(zip(step.members, wider, strict=True)):
+        for number, wide in enumerate(wider):
             if wide is not None:
-                landed[number] = self._landed(number, member.step, part, outs[number][1])
+                landed[number] = self._landed(number, steps[number], part, outs[number])
         return landed
 
-    def _out(self, number: int, step: Step, part: Piece) -> tuple[Pool, Tensor]:
+    def _out(self, number: int, step: Step, part: Piece) -> Tensor:
         """Return the buffer of a result: on the CPU, the one that it is written from."""
         start, stop = step.grid.span(part.first, part.blocks)
-        pool, shift = (
-            (self.on_device, 0) if self.staged else (self.landing, step.file_offset(part) % PAGE)
-        )
-        return pool, pool.take(f"out{number}", stop - start, step.dtype.torch_name, shift)
+        slot, count, dtype = f"out{number}", stop - start, step.dtype.torch_name
+        if self.staged:
+            return self.on_device.take(slot, count, dtype)
+        return self.landing.take(slot, count, dtype, step.file_offset(part) % PAGE)
 
     def _landed(self, number: int, step: Step, part: Piece, out: Tensor) -> tuple[memoryview, int]:
         # A sum is finite only if all of its terms are, which is cheap to test.
@@ -212,13 +201,8 @@ class Lane:
         return self.landing.memory(slot, out.nbytes, shift), bad
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A piece of every source, on the device."""
 
     piece: Piece
     sources: list[Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(values.nbytes for values in self.sources)

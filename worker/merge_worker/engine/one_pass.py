@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..checkpoint.header import Shard
@@ -14,15 +14,14 @@ from ..errors import InputError
 from ..messages import counted, first_names, printable
 from ..output.shard_file import early_writeback
 from ..output.store import PartialOutput
-from ..planning.memory import Memory, budget
+from ..planning.memory import budget
 from ..planning.step import Piece
 from ..system.progress import Progress
 from ..system.ranks import Rank
 from ..system.signals import StopFlag, stop_at_deadline, stop_on_signal
 from .options import Clock, RunOptions
-from .prefetch import Fetcher
+from .prefetch import Fetcher, ReadAhead
 from .processes import Do, WorkerProcesses, can_fork, with_readahead
-from .readahead import ReadAhead
 from .work import Work, join_steps, share
 
 
@@ -30,8 +29,7 @@ def stream(
     stores: Sequence[PartialOutput], options: RunOptions, rank: Rank, clock: Clock
 ) -> list[str]:
     """Do this rank's share of all merges. Return the names of tensors whose copies differ."""
-    progress = _progress(stores, options.progress, rank)
-    run = _Pass(stores, options, rank, clock, progress)
+    run = _Pass(stores, options, rank, clock)
     try:
         with stop_on_signal(run.stop):
             with stop_at_deadline(run.stop, options.deadline_s, clock.began):
@@ -44,7 +42,7 @@ def stream(
         for store in stores:
             store.close()
         run.files.close()
-    clock.bytes_moved = progress.bytes_in + progress.bytes_out
+    clock.bytes_moved = run.progress.bytes_in + run.progress.bytes_out
     return differing
 
 
@@ -56,11 +54,16 @@ class _Pass:
     options: RunOptions
     rank: Rank
     clock: Clock
-    progress: Progress
     stop: StopFlag = field(default_factory=StopFlag)
-    work: list[Work] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        total = sum(
+            step.grid.count * step.dtype.bytes for s in self.stores for step in s.plan.steps
+        )
+        more = ", …" if len(self.stores) > 1 else ""
+        title = printable(self.stores[0].out.resolve().name) + more
+        self.progress = Progress(self.options.progress, total, title)
+        self.progress.rank, self.progress.world = self.rank.number, self.rank.world
         hub = Hub()
         for store in self.stores:
             hub.adopt(store.plan.options.hub)
@@ -70,15 +73,41 @@ class _Pass:
 
     def find_work(self) -> None:
         """Find the work that earlier runs have not done."""
-        done = [_done(s, self.options, self.progress, self.stop) for s in self.stores]
-        plans = [store.plan for store in self.stores]
-        own = [share(p.steps, self.rank, d) for p, d in zip(plans, done, strict=True)]
-        self.work = join_steps(own)
-        self.memory = _memory(self.stores, self.work)
+        shares = [share(s.plan.steps, self.rank, self._resume(s)) for s in self.stores]
+        self.work = join_steps(shares)
+        self.memory = self.stores[0].plan.memory
+        if len(self.stores) > 1:  # the joint steps need more
+            options, steps = self.stores[0].plan.options, [item.step for item in self.work]
+            threads, accelerated = options.thread_count, options.accelerated
+            self.memory = budget(steps, options.memory_bytes, threads, accelerated)
         self.progress.names = [item.step.name for item in self.work]
-        if self.rank.world > 1:  # progress is that of its own share
-            share_bytes = sum(map(_result_bytes, self.work))
-            self.progress.done_before, self.progress.total_out = 0, share_bytes
+        if self.rank.world > 1:  # progress is that of its shares share
+            self.progress.done_before = 0
+            self.progress.total_out = sum(map(_result_bytes, self.work))
+
+    def _resume(self, store: PartialOutput) -> dict[int, list[Piece]]:
+        """Open the output files, and return the intact pieces of earlier runs by step."""
+        store.read_journals()
+        store.open()
+        if store.entries:
+            damaged = store.drop_damaged(store.plan.memory.lanes, self.stop)
+            if not self.options.allow_nonfinite:
+                store.discard_nonfinite()
+            self._report_resumed(store, damaged)
+        return store.done()
+
+    def _report_resumed(self, store: PartialOutput, damaged: int) -> None:
+        progress = self.progress
+        for entry in store.entries.values():
+            step = store.plan.steps[entry.step]
+            start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
+            progress.done_before += (stop - start) * step.dtype.bytes
+        if progress.mode == "json":
+            progress.event("resumed", percent=progress.percent, damaged=damaged)
+        elif progress.mode != "off":
+            again = f", {counted(damaged, 'damaged pieces are')} done again" if damaged else ""
+            out = printable(str(store.out))
+            progress.print_line(f"{out}: continuing at {progress.percent:.0f} %{again}")
 
     def run(self) -> list[str]:
         """Do the work. Return the names of tensors whose copies differ."""
@@ -135,20 +164,7 @@ class _Pass:
         engine = Engine(self.stores, self.memory, self.progress, devices, self.files, ahead, stop)
         engine.allow_nonfinite, engine.fetcher = self.options.allow_nonfinite, fetcher
         engine.drop_cache = self.drop_cache
-
-        def run(work: Iterable[Work]) -> list[str]:
-            engine.run(work)
-            return engine.differing
-
-        return run
-
-
-def _progress(stores: Sequence[PartialOutput], mode: str, rank: Rank) -> Progress:
-    total = sum(step.grid.count * step.dtype.bytes for s in stores for step in s.plan.steps)
-    title = printable(stores[0].out.resolve().name) + (", …" if len(stores) > 1 else "")
-    progress = Progress(mode, total, title)
-    progress.rank, progress.world = rank.number, rank.world
-    return progress
+        return engine.run
 
 
 def _result_bytes(work: Work) -> int:
@@ -180,38 +196,3 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 1 << 60
-
-
-def _memory(stores: Sequence[PartialOutput], work: Sequence[Work]) -> Memory:
-    """Return the budget of the only plan, or one for the joint steps of several."""
-    if len(stores) == 1:
-        return stores[0].plan.memory
-    options, steps = stores[0].plan.options, [item.step for item in work]
-    return budget(steps, options.memory_bytes, options.thread_count, options.accelerated)
-
-
-def _done(
-    store: PartialOutput, options: RunOptions, progress: Progress, stop: StopFlag
-) -> dict[int, list[Piece]]:
-    """Open the output files, and return the intact pieces of earlier runs by step."""
-    store.read_journals()
-    store.open()
-    if store.entries:
-        damaged = store.drop_damaged(store.plan.memory.lanes, stop)
-        if not options.allow_nonfinite:
-            store.discard_nonfinite()
-        _report_resumed(store, progress, damaged)
-    return store.done()
-
-
-def _report_resumed(store: PartialOutput, progress: Progress, damaged: int) -> None:
-    for entry in store.entries.values():
-        step = store.plan.steps[entry.step]
-        start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
-        progress.done_before += (stop - start) * step.dtype.bytes
-    again = f", {counted(damaged, 'damaged pieces are')} done again" if damaged else ""
-    line = f"{printable(str(store.out))}: continuing at {progress.percent:.0f} %{again}"
-    if progress.mode == "json":
-        progress.event("resumed", percent=progress.percent, damaged=damaged)
-    elif progress.mode != "off":
-        progress.print_line(line)

@@ -1,33 +1,80 @@
-"""Weights of Hub models, downloaded ahead of the lanes in the order of reading."""
+"""Inputs fetched ahead of the lanes, in the order of reading: by the kernel, and from the Hub."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 from ..checkpoint.reader import Files
 from ..errors import InputError
 from ..system.progress import Progress
-from ..tensors.source import stored_inputs
 from ..units import gigabytes
 from .work import Work
 
-THREADS = 2
+WINDOW = 1 << 30
+"""Bytes to read ahead of the lanes: as many as a fast disk reads while torch loads."""
+
+DOWNLOADS = 2
 """Files downloaded at a time: the client opens several connections for each."""
 
-AHEAD = 4
-"""Files ahead of the lanes where files behind them are removed."""
+MOST_AHEAD = 4
+"""Files downloaded ahead of the lanes where files behind them are removed."""
+
+
+class ReadAhead:
+    """A thread that hints to the kernel what is read next, at most `window` bytes ahead."""
+
+    def __init__(self, files: Files, work: Sequence[Work], window: int = WINDOW) -> None:
+        self._files, self._work, self._window = files, work, window
+        self._before = list(accumulate((item.step.bytes_read for item in work), initial=0))
+        self._index = {item.number: i for i, item in enumerate(work)}
+        self._reached = 0
+        self._moved = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> ReadAhead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._moved:
+            self._stopped = True
+            self._moved.notify()
+        self._thread.join()
+
+    def reached(self, number: int) -> None:
+        """Note that the lanes begin the step `number`."""
+        with self._moved:
+            self._reached = self._index[number]
+            self._moved.notify()
+
+    def _run(self) -> None:
+        for before, item in zip(self._before, self._work, strict=False):
+            with self._moved:
+                while not self._stopped and before - self._before[self._reached] > self._window:
+                    self._moved.wait()
+                if self._stopped:
+                    return
+            for tensor in item.step.stored_inputs():
+                try:
+                    count = min(tensor.nbytes, self._window)
+                    self._files.will_need(tensor.file, tensor.offset, count)
+                except (InputError, OSError):
+                    return  # only a hint is lost; the lane that reads reports the error
 
 
 class Fetcher:
     """Downloads missing files of the work. With `prune`, files are removed once they are read."""
 
     def __init__(self, files: Files, work: Sequence[Work], progress: Progress, prune: bool) -> None:
-        self._files = files
-        self._progress = progress
-        self._prune = prune
-        self._reads = {item.number: _paths(item) for item in work}
+        self._files, self._progress, self._prune = files, progress, prune
+        self._reads = {
+            item.number: list(dict.fromkeys(tensor.file for tensor in item.step.stored_inputs()))
+            for item in work
+        }
         self._left = Counter(path for paths in self._reads.values() for path in paths)
         self._order = [path for path in self._left if files.hub.is_not_downloaded(path)]
         self._next = iter(self._order)
@@ -41,7 +88,7 @@ class Fetcher:
         return self._prune or bool(self._order)
 
     def __enter__(self) -> Fetcher:
-        for _ in range(min(THREADS, len(self._order))):
+        for _ in range(min(DOWNLOADS, len(self._order))):
             threading.Thread(target=self._run, daemon=True).start()
         return self
 
@@ -73,7 +120,7 @@ class Fetcher:
 
     def _following(self) -> str | None:
         with self._changed:
-            while self._prune and self._ahead >= AHEAD and not self._stopped:
+            while self._prune and self._ahead >= MOST_AHEAD and not self._stopped:
                 self._changed.wait()
             path = None if self._stopped else next(self._next, None)
             self._ahead += path is not None
@@ -86,8 +133,3 @@ class Fetcher:
         elif self._progress.mode != "off":
             # In one call, since several of these threads print.
             self._progress.print_line(f"fetching {path.rpartition('/')[2]} ({gigabytes(count)})")
-
-
-def _paths(item: Work) -> list[str]:
-    infos = (info for source in item.step.sources for info in stored_inputs(source))
-    return list(dict.fromkeys(info.file for info in infos))

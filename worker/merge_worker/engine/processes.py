@@ -28,20 +28,16 @@ from ..errors import Stopped, WorkerError
 from ..planning.step import pieces
 from ..system.progress import Progress
 from ..system.signals import GRACE_S, RESUMABLE, StopFlag, stop_on_signal
-from ..tensors.source import stored_inputs
 from .work import Work, cost
 
 BATCHES_EACH = 64
 """Batches for each process, so that all end at about the same time."""
 
-LOOK_S = 0.2
+POLL_S = 0.2
 """Seconds between looks at whether the parent was asked to stop."""
 
-HINTED = 64 << 20
+MOST_HINTED = 64 << 20
 """Most bytes of a source to read ahead: there are several sources, tensors and processes."""
-
-TASKS = Path("/proc/self/task")
-"""Folder of the threads of this process, on Linux."""
 
 Do = Callable[[Iterable[Work]], list[str]]
 """Does the work and returns the names of tensors whose copies differ."""
@@ -50,22 +46,23 @@ Start = Callable[[int, StopFlag], Do]
 """Prepares the process of that number, from 0."""
 
 
-def can_fork() -> bool:
-    """Return whether a fork is safe: no library has threads that the new process would lack."""
+def can_fork(tasks: Path = Path("/proc/self/task")) -> bool:
+    """Return whether a fork is safe: no library has threads that the new process would lack.
+
+    `tasks` is the folder of the threads of this process, on Linux.
+    """
     try:
-        native = len(list(TASKS.iterdir()))
+        return len(list(tasks.iterdir())) == threading.active_count()
     except OSError:
         return False
-    return native == threading.active_count()
 
 
 def with_readahead(work: Iterable[Work], files: Files) -> Iterator[Work]:
     """Yield the work, with read-ahead hints to the kernel when each item is taken."""
     for item in work:
         # Once for a tensor that several processes share: with its first part.
-        for source in item.step.sources if item.todo[0].first == 0 else ():
-            for info in stored_inputs(source):
-                files.will_need(info.file, info.offset, min(info.nbytes, HINTED))
+        for tensor in item.step.stored_inputs() if item.todo[0].first == 0 else ():
+            files.will_need(tensor.file, tensor.offset, min(tensor.nbytes, MOST_HINTED))
         yield item
 
 
@@ -83,26 +80,26 @@ class WorkerProcesses:
     def __post_init__(self) -> None:
         self.batches = batches(self.work, self.count * BATCHES_EACH)
         self.progress.count_processes(self.count)
-        taken, give = os.pipe()
+        queue, put = os.pipe()
         watch, self._alive = os.pipe()
         # All fit into the pipe, which holds 64 KiB.
-        os.write(give, b"".join(n.to_bytes(2, "little") for n in range(len(self.batches))))
-        os.close(give)
+        os.write(put, b"".join(n.to_bytes(2, "little") for n in range(len(self.batches))))
+        os.close(put)
         sys.stdout.flush()
         sys.stderr.flush()
         for number in range(self.count):
-            answer, tell = os.pipe()
+            answer, report_to = os.pipe()
             process = _fork()
             if process == 0:
                 os.close(self._alive)
-                self._live(number, taken, watch, tell)
-            os.close(tell)
+                self._run_process(number, queue, watch, report_to)
+            os.close(report_to)
             self._answers[answer] = process
         self.progress.processes = list(self._answers.values())
-        os.close(taken)
+        os.close(queue)
         os.close(watch)
 
-    def _live(self, number: int, taken: int, watch: int, answer: int) -> None:
+    def _run_process(self, number: int, queue: int, watch: int, answer: int) -> None:
         """Do the work of a new process and report to the parent; does not return."""
         report: dict[str, Any] = {}
         try:
@@ -110,7 +107,7 @@ class WorkerProcesses:
             stop = StopFlag()
             with stop_on_signal(stop):
                 threading.Thread(target=_orphaned, args=(watch, stop), daemon=True).start()
-                report["differing"] = self.start(number, stop)(self._taken(taken))
+                report["differing"] = self.start(number, stop)(self._take_batches(queue))
         except WorkerError as error:
             report |= {"kind": type(error).__name__, "text": str(error)}
         except BaseException:
@@ -122,7 +119,7 @@ class WorkerProcesses:
             sys.stderr.flush()
             os._exit(0)
 
-    def _taken(self, pipe: int) -> Iterator[Work]:
+    def _take_batches(self, pipe: int) -> Iterator[Work]:
         """Yield the work of one batch after the other, until the pipe is empty."""
         while word := os.read(pipe, 2):
             yield from self.batches[int.from_bytes(word, "little")]
@@ -135,18 +132,21 @@ class WorkerProcesses:
         reports: list[dict[str, Any]] = []
         asked = False
         while self._answers:
-            ready, _, _ = select.select(list(self._answers), [], [], LOOK_S)
+            ready, _, _ = select.select(list(self._answers), [], [], POLL_S)
             reports += [self._report(answer) for answer in ready]
             if not asked and (stop.is_set() or any("kind" in report for report in reports)):
                 asked = True
-                self._ask_to_stop()
+                for process in self._answers.values():
+                    os.kill(process, signal.SIGTERM)
         os.close(self._alive)
         if stop.is_set():
             raise stop.error(self.progress.percent)
         failed = [report for report in reports if "kind" in report]
         # A process that was stopped because of another's error is not the reason.
         for report in sorted(failed, key=lambda report: report["kind"] == Stopped.__name__):
-            raise _error(report)
+            if report["kind"]:
+                raise getattr(errors, report["kind"])(report["text"])
+            raise RuntimeError("a worker process failed; its traceback is above")
         return list(dict.fromkeys(name for report in reports for name in report["differing"]))
 
     def _report(self, answer: int) -> dict[str, Any]:
@@ -162,23 +162,12 @@ class WorkerProcesses:
         fault = f"a worker process was ended by signal {-ended}{more}; {RESUMABLE}"
         return {"kind": Stopped.__name__, "text": fault}
 
-    def _ask_to_stop(self) -> None:
-        for process in self._answers.values():
-            os.kill(process, signal.SIGTERM)
-
 
 def _fork() -> int:
     with warnings.catch_warnings():
         # Newer Pythons warn of threads; their locks are not used after the fork.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
-
-
-def _error(report: dict[str, Any]) -> Exception:
-    if report["kind"]:
-        kind: type[WorkerError] = getattr(errors, report["kind"])
-        return kind(report["text"])
-    return RuntimeError("a worker process failed; its traceback is above")
 
 
 def _orphaned(watch: int, stop: StopFlag) -> None:
@@ -193,13 +182,10 @@ def batches(work: Sequence[Work], most: int) -> list[list[Work]]:
     """Divide the work into batches of about the same cost; the expensive items come first."""
     share = max(1, sum(map(_cost, work)) // most)
     priced = [(_cost(part), part) for item in work for part in _parts(item, share)]
-    heavy = [(price, place) for place, (price, _) in enumerate(priced) if price > share]
-    heavy.sort(key=lambda pair: (-pair[0], pair[1]))
-    result = [[priced[place][1]] for _, place in heavy]
+    priced.sort(key=lambda pair: -pair[0] if pair[0] > share else 0)
+    result: list[list[Work]] = []
     filled = share
     for price, item in priced:
-        if price > share:
-            continue
         if filled + price > share:
             result.append([])
             filled = 0

@@ -7,6 +7,7 @@ Only a result that equals an input in all samples is compared to the end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -25,7 +26,6 @@ from ..planning.plan import Plan
 from ..planning.step import Step
 from ..system.progress import Progress
 from ..system.ranks import Rank
-from ..tensors.source import stored_inputs
 from .buffers import host_view
 from .lane import Lane
 
@@ -44,14 +44,13 @@ class InputSample:
     """
 
     plan: Plan
-    lane: Lane
+    files: Files
     seen: int = 0
     tensors: int = 0
     distances: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
-    @classmethod
-    def at(cls, plan: Plan, files: Files) -> InputSample:
-        return cls(plan, Lane(torch.device("cpu"), files, staged=False))
+    def __post_init__(self) -> None:
+        self.lane = Lane(torch.device("cpu"), self.files, staged=False)
 
     def merged(self) -> Iterator[int]:
         """Yield the numbers of the steps that merge several tensors."""
@@ -70,7 +69,8 @@ class InputSample:
             yield from dict.fromkeys((numbers[0], numbers[-1]))
 
     def waits_for_download(self, step: Step) -> bool:
-        return any(map(self.plan.options.hub.is_not_downloaded, _files(step)))
+        hub = self.plan.options.hub
+        return any(hub.is_not_downloaded(tensor.file) for tensor in step.stored_inputs())
 
     def labels(self, number: int) -> list[str]:
         """Return the label of the model of each source of a step."""
@@ -102,12 +102,12 @@ class InputSample:
                 sums[0] += float((value - values[against]).square().sum())
                 sums[1] += norm
 
-    def _note(self, label: str, base: str, apart: float, norm: float) -> str:
+    def _note(self, label: str, base: str, distance: float, norm: float) -> str:
         sample = f"{counted(self.seen, 'values')} of {counted(self.tensors, 'tensors')}"
-        if apart == 0.0:
+        if distance == 0.0:
             return f"{label} is identical to {base} in all of {sample}: merging it has no effect"
-        if norm and apart > norm:
-            ratio = math.sqrt(apart / norm)
+        if norm and distance > norm:
+            ratio = math.sqrt(distance / norm)
             return (
                 f"{label} differs from {base} by {ratio:.1f} times what {base} itself measures "
                 f"({sample}): the models are probably unrelated; the merge would be noise"
@@ -118,9 +118,8 @@ class InputSample:
         """Return the labels of models that equal the result, bit for bit, in all merged tensors."""
         alike = dict.fromkeys(self.plan.labels, True)
         chosen = list(self.sampled())
-        if not chosen or len(self.plan.labels) < 2:
-            return []
-        if any(map(self.waits_for_download, self.plan.steps)):
+        downloads = any(map(self.waits_for_download, self.plan.steps))
+        if downloads or not chosen or len(self.plan.labels) < 2:
             return []
         for number in chosen:
             self._compare(number, store, alike, SAMPLE)
@@ -151,18 +150,14 @@ class InputSample:
                     alike[label] = False
 
 
-def _files(step: Step) -> Iterator[str]:
-    return (info.file for source in step.sources for info in stored_inputs(source))
-
-
 def check_inputs(
     stores: Sequence[PartialOutput], files: Files, rank: Rank, progress: Progress
 ) -> None:
     """Warn of what samples of the inputs show, on the first rank, and save it for the manifest."""
     for store in stores if rank.number == 0 else ():
         plans = (*store.plan.lazy, store.plan)
-        notes = [note for plan in plans for note in InputSample.at(plan, files).inputs()]
-        say(notes, progress)
+        notes = [note for plan in plans for note in InputSample(plan, files).inputs()]
+        print_warnings(notes, progress)
         with output_errors(store.out):
             write_file(store.folder / NOTES, json.dumps(notes))
 
@@ -181,15 +176,12 @@ def check_result(store: PartialOutput, progress: Progress) -> list[str]:
 
     Raises InputError or OutputError.
     """
-    files = Files(store.plan.options.hub)
-    try:
-        alike = InputSample.at(store.plan, files).result(store)
-    finally:
-        files.close()
+    with contextlib.closing(Files(store.plan.options.hub)) as files:
+        alike = InputSample(store.plan, files).result(store)
     others = [label for label in store.plan.labels if label not in alike]
     if alike:
         left = f"; {_listed(others)} had no effect" if others else ": all inputs are identical"
-        say([f"the result is {_listed(alike)}, bit for bit{left}"], progress)
+        print_warnings([f"the result is {_listed(alike)}, bit for bit{left}"], progress)
     return alike
 
 
@@ -198,7 +190,7 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
 
 
-def say(notes: Iterable[str], progress: Progress) -> None:
+def print_warnings(notes: Iterable[str], progress: Progress) -> None:
     for note in notes:
         if progress.mode == "json":
             progress.event("warning", text=note)

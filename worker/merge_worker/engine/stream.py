@@ -30,8 +30,7 @@ from ..system.signals import StopFlag
 from ..tensors.source import DerivedTensor, stored_inputs
 from .device import OUT_OF_MEMORY, load_linalg
 from .lane import Lane, Loaded
-from .prefetch import Fetcher
-from .readahead import ReadAhead
+from .prefetch import Fetcher, ReadAhead
 from .work import JointStep, Work
 
 OPEN_STEPS = 4
@@ -88,8 +87,11 @@ class Engine:
     _slots: ComputeSlots = field(default_factory=ComputeSlots)
     _pending: Iterator[Work] = field(default_factory=lambda: iter(()))
 
-    def run(self, work: Iterable[Work]) -> None:
-        """Do all of `work`, taken as needed. Raises Stopped, or the first error of a lane."""
+    def run(self, work: Iterable[Work]) -> list[str]:
+        """Do all of `work`, taken as needed. Return the names of tensors whose copies differ.
+
+        Raises Stopped, or the first error of a lane.
+        """
         torch.set_num_threads(1)
         self._slots = ComputeSlots(self.memory.computing)
         if any(step.flops for store in self.stores for step in store.plan.steps):
@@ -107,6 +109,7 @@ class Engine:
             raise self._error
         if self.stop.is_set():
             raise self.stop.error(self.progress.percent)
+        return self.differing
 
     def _lane(self, device: torch.device) -> None:
         lane = Lane(device, self.files, self.staged, self._slots)
@@ -117,7 +120,7 @@ class Engine:
                         with self._slots:
                             self._do(lane, *task)
                     except OUT_OF_MEMORY:
-                        self._smaller(lane, *task)
+                        self._halve(lane, *task)
         except BaseException as error:
             with self._condition:
                 self._error = self._error or error
@@ -148,8 +151,7 @@ class Engine:
     def _begin(self, work: Work) -> _OpenStep:
         step = work.step
         assert isinstance(step, JointStep)
-        steps = [member.step for member in step.members]
-        current = [s.method.begin(s.task) if s.method and s.task else None for s in steps]
+        current = [member.step.first_pass() for member in step.members]
         item = _OpenStep(work, step, current, deque())
         self._hand_out(item)
         return item
@@ -182,7 +184,7 @@ class Engine:
             self.progress.read((stop - start) * sum(s.dtype.bytes for s in step.sources))
         self._done(item, piece, partials)
 
-    def _smaller(self, lane: Lane, item: _OpenStep, piece: Piece) -> None:
+    def _halve(self, lane: Lane, item: _OpenStep, piece: Piece) -> None:
         """Queue two halves of a piece for which the device lacks memory."""
         lane.clear()
         if piece.blocks == 1:
@@ -232,9 +234,8 @@ class Engine:
 
     def _drop_cache(self, step: JointStep) -> None:
         """Drop inputs from the page cache, if together they would push out everything else."""
-        for source in step.sources if self.drop_cache else ():
-            for info in stored_inputs(source):
-                self.files.done_with(info.file, info.offset, info.nbytes)
+        for tensor in step.stored_inputs() if self.drop_cache else ():
+            self.files.done_with(tensor.file, tensor.offset, tensor.nbytes)
 
     def _copy(self, lane: Lane, item: _OpenStep, piece: Piece) -> None:
         """Copy the first source's bytes, and note the tensor if those of other sources differ."""

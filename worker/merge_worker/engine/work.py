@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..method import Block, MergePass
 from ..planning.step import Piece, Step
 from ..system.ranks import Rank
-from ..tensors.source import TensorSource, bytes_read
 
 
 @dataclass(frozen=True)
@@ -49,23 +48,19 @@ def share(steps: Sequence[Step], rank: Rank, done: Mapping[int, Sequence[Piece]]
 
 def cost(step: Step) -> int:
     """Return the bytes moved for a step, plus those that could be moved while it computes."""
-    read = sum(bytes_read(source) for source in step.sources) * step.reads
-    return read + step.grid.count * step.dtype.bytes + step.flops // FLOPS_PER_BYTE
+    moved = step.bytes_read * step.reads + step.grid.count * step.dtype.bytes
+    return moved + step.flops // FLOPS_PER_BYTE
 
 
 def _without(run: Piece, done: Sequence[Piece]) -> list[Piece]:
     """Return the parts of `run` that no piece of `done` covers."""
-    parts: list[Piece] = []
+    parts: list[tuple[int, int]] = []
     position, stop = run.first, run.first + run.blocks
-    for piece in sorted(done, key=lambda p: p.first):
-        if piece.first > position:
-            parts.append(Piece(position, min(piece.first, stop) - position))
+    for piece in sorted(done, key=lambda piece: piece.first):
+        parts.append((position, min(piece.first, stop)))
         position = max(position, piece.first + piece.blocks)
-        if position >= stop:
-            break
-    if position < stop:
-        parts.append(Piece(position, stop - position))
-    return [part for part in parts if part.blocks > 0]
+    parts.append((position, stop))
+    return [Piece(first, last - first) for first, last in parts if first < last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +79,8 @@ class Member:
         """Return the member's sources of a joint block."""
         if self.source_indices is None:
             return block
-        return Block(
-            [block.tensors[index] for index in self.source_indices], block.start, block.scratch
-        )
+        tensors = [block.tensors[index] for index in self.source_indices]
+        return Block(tensors, block.start, block.scratch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +113,21 @@ def join_steps(works: Sequence[Sequence[Work]]) -> list[Work]:
             groups.setdefault(key, []).append(Member(result, work.number, step))
             todo.setdefault(key, []).extend(work.todo)
     return [
-        Work(number, _joint(members), tuple(_union(todo[key])))
+        Work(number, _join(members), tuple(_union(todo[key])))
         for number, (key, members) in enumerate(groups.items())
     ]
 
 
-def _joint(members: Sequence[Member]) -> JointStep:
+def _join(members: Sequence[Member]) -> JointStep:
     first, sources = members[0].step, members[0].step.sources
+    scratch = max(member.step.scratch for member in members)
     if len(members) > 1:
-        places: dict[TensorSource, int] = {}
+        sources = tuple(dict.fromkeys(s for member in members for s in member.step.sources))
+        index = {source: number for number, source in enumerate(sources)}
         members = [
-            replace(
-                m, source_indices=tuple(places.setdefault(s, len(places)) for s in m.step.sources)
-            )
-            for m in members
+            replace(m, source_indices=tuple(index[s] for s in m.step.sources)) for m in members
         ]
-        sources = tuple(places)
+        scratch += 4 * len(sources)  # float32 copies, which the members share
     return JointStep(
         name=first.name,
         dtype=first.dtype,
@@ -144,18 +137,12 @@ def _joint(members: Sequence[Member]) -> JointStep:
         method=first.method,
         grid=first.grid,
         reads=max(member.step.reads for member in members),
-        scratch=_scratch(members, len(sources)),
+        scratch=scratch,
         shard=first.shard,
         offset=first.offset,
         flops=sum(member.step.flops for member in members),
         members=tuple(members),
     )
-
-
-def _scratch(members: Sequence[Member], sources: int) -> int:
-    """Return the largest scratch of a member, plus float32 sources where several share them."""
-    most = max(member.step.scratch for member in members)
-    return most + 4 * sources if len(members) > 1 else most
 
 
 def shared(block: Block, finals: Sequence[MergePass]) -> Block:
@@ -169,14 +156,11 @@ def shared(block: Block, finals: Sequence[MergePass]) -> Block:
     return Block(tensors, block.start, block.scratch)
 
 
-def _union(runs: Sequence[Piece]) -> Iterator[Piece]:
-    """Yield runs that cover the blocks of all `runs` once and in order."""
-    first = stop = 0
+def _union(runs: Sequence[Piece]) -> list[Piece]:
+    """Return runs that cover the blocks of all `runs` once and in order."""
+    spans: list[list[int]] = []
     for run in sorted(runs, key=lambda run: run.first):
-        if run.first > stop:
-            if stop > first:
-                yield Piece(first, stop - first)
-            first = run.first
-        stop = max(stop, run.first + run.blocks)
-    if stop > first:
-        yield Piece(first, stop - first)
+        if not spans or run.first > spans[-1][1]:
+            spans.append([run.first, run.first])
+        spans[-1][1] = max(spans[-1][1], run.first + run.blocks)
+    return [Piece(first, stop - first) for first, stop in spans]

@@ -1,23 +1,20 @@
-"""The reader ahead: in order, within its window, and never in the way."""
+"""Read-ahead hints: in order, within its window, and never in the way."""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, cast
 
-import pytest
-
 from merge_worker.checkpoint.reader import Files
-from merge_worker.engine import readahead
-from merge_worker.engine.readahead import ReadAhead
+from merge_worker.engine.prefetch import ReadAhead
 from merge_worker.engine.work import Work
 from merge_worker.errors import InputError
 from merge_worker.planning.step import Piece
 from support.recipes import step
 
 
-class Told(Files):
-    """Notes what the kernel is told."""
+class NotedHints(Files):
+    """Files that note the hints to the kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,17 +31,17 @@ def work(numbers: range) -> list[Work]:
     return [Work(n, step(1000, 100, ("F32",)), (Piece(0, 10),)) for n in numbers]
 
 
-def soon(what: Callable[[], bool]) -> bool:
+def soon(condition: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 10
-    while not what() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.002)
-    return what()
+    return condition()
 
 
-def test_stays_within_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readahead, "WINDOW", 10_000)  # two and a half tensors of 4000 bytes
-    files = Told()
-    with ReadAhead(files, work(range(5, 15))) as ahead:
+def test_stays_within_its_window() -> None:
+    files = NotedHints()
+    # Two and a half tensors of 4000 bytes.
+    with ReadAhead(files, work(range(5, 15)), window=10_000) as ahead:
         assert soon(lambda: len(files.hints) == 3)
         time.sleep(0.05)
         assert len(files.hints) == 3
@@ -54,23 +51,21 @@ def test_stays_within_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
         assert soon(lambda: len(files.hints) == 10)
 
 
-def test_one_huge_tensor_is_not_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readahead, "WINDOW", 1_000)
-    files = Told()
-    with ReadAhead(files, work(range(1))):
+def test_one_huge_tensor_is_not_asked_for_at_once() -> None:
+    files = NotedHints()
+    with ReadAhead(files, work(range(1)), window=1_000):
         assert soon(lambda: files.hints == [("f", 8, 1_000)])
 
 
-def test_ends_when_told_although_far_from_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readahead, "WINDOW", 1)
+def test_ends_when_asked_although_far_from_done() -> None:
     before = threading.active_count()
-    with ReadAhead(Told(), work(range(100))):
+    with ReadAhead(NotedHints(), work(range(100)), window=1):
         pass
     assert threading.active_count() == before
 
 
 def test_a_lost_file_is_for_the_lanes_to_report() -> None:
-    files = Told()
+    files = NotedHints()
     files.fails = True
     with ReadAhead(cast(Any, files), work(range(3))) as ahead:
         ahead.reached(2)
@@ -78,5 +73,5 @@ def test_a_lost_file_is_for_the_lanes_to_report() -> None:
 
 
 def test_nothing_to_do() -> None:
-    with ReadAhead(Told(), []):
+    with ReadAhead(NotedHints(), []):
         pass
