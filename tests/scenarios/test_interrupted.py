@@ -72,9 +72,9 @@ def kill_until_done(
         killed += 1
 
 
-@pytest.mark.parametrize("method", ["linear", "centred"])
+@pytest.mark.parametrize("method", ["linear", "centered"])
 @pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGKILL]])
-@pytest.mark.usefixtures("centred_method")
+@pytest.mark.usefixtures("centered_method")
 def test_killed_at_random_moments(
     tmp_path: Path, big: list[Path], forks: Forks, method: str, numbers: list[int]
 ) -> None:

@@ -18,7 +18,7 @@ VARIABLES = [
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("BEAKER_REPLICA_RANK", "BEAKER_REPLICA_COUNT"),
 ]
-pytestmark = pytest.mark.usefixtures("centred_method")
+pytestmark = pytest.mark.usefixtures("centered_method")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def command(out: Path, models: list[Path], *options: object) -> list[object]:
     return ["average", out, *models, "--progress", "off", "--threads", 1, *options]
 
 
-@pytest.mark.parametrize("method", ["linear", "centred"])
+@pytest.mark.parametrize("method", ["linear", "centered"])
 @pytest.mark.parametrize(("world", "pair"), list(zip([2, 5, 2, 3, 2], VARIABLES, strict=True)))
 def test_ranks_give_the_same_bytes(
     tmp_path: Path, big: list[Path], forks: Forks, method: str, world: int, pair: tuple[str, str]

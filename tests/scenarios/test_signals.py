@@ -32,7 +32,7 @@ PHASES = {
 KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 WITHIN_S = 10.0
 """Five, and as many for machines that others load."""
-pytestmark = pytest.mark.usefixtures("centred_method")
+pytestmark = pytest.mark.usefixtures("centered_method")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def whole(big: list[Path], forks: Forks, tmp_path_factory: pytest.TempPathFactor
 
 
 def command(out: Path, models: list[Path]) -> list[object]:
-    options = ["--method", "centred", "--memory", "2MiB", "--threads", 1, "--sha256"]
+    options = ["--method", "centered", "--memory", "2MiB", "--threads", 1, "--sha256"]
     return ["average", out, *models, *options, "--progress", "off"]
 
 

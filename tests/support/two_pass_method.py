@@ -99,7 +99,7 @@ class Centred(Algorithm):
 
 
 @merge_method(Centred(), reference="https://example.org")
-def centred(*, cut: str = "element") -> None:
+def centered(*, cut: str = "element") -> None:
     """Compute (mean - its mean) / its largest distance from it."""
 
 
@@ -107,8 +107,8 @@ def register() -> tuple[Any, Any]:
     """Register the method with the worker; return the state that `restore` takes."""
     names, get = methods.names, methods.get
     # mypy: tests may replace functions of a module
-    methods.names = lambda: tuple(sorted((*names(), "centred")))  # type: ignore[assignment]
-    methods.get = lambda name: centred if name == "centred" else get(name)  # type: ignore[assignment]
+    methods.names = lambda: tuple(sorted((*names(), "centered")))  # type: ignore[assignment]
+    methods.get = lambda name: centered if name == "centered" else get(name)  # type: ignore[assignment]
     return names, get
 
 

@@ -24,7 +24,7 @@ def models(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def centred_method() -> Iterator[None]:
+def centered_method() -> Iterator[None]:
     """Register the method of two_pass_method.py, which reads every tensor twice."""
     before = two_pass_method.register()
     yield

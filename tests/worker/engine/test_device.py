@@ -8,9 +8,9 @@ from merge_worker.engine.device import devices_of_rank, select_devices
 from merge_worker.errors import UsageError
 
 
-def seen(monkeypatch: pytest.MonkeyPatch, **found: int) -> None:
+def seen(monkeypatch: pytest.MonkeyPatch, **counts: int) -> None:
     def visible(kind: str) -> list[torch.device]:
-        return [torch.device(kind, index) for index in range(found.get(kind, 0))]
+        return [torch.device(kind, index) for index in range(counts.get(kind, 0))]
 
     monkeypatch.setattr(device_module, "_visible", visible)
 

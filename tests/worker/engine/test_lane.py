@@ -23,9 +23,9 @@ CPU = torch.device("cpu")
 def joint(plan: Plan, name: str = "x") -> JointStep:
     """The work on one tensor of a plan."""
     work = join_steps([share(plan.steps, Rank(), {})])
-    (found,) = (one.step for one in work if one.step.name == name)
-    assert isinstance(found, JointStep)
-    return found
+    (step,) = (item.step for item in work if item.step.name == name)
+    assert isinstance(step, JointStep)
+    return step
 
 
 class Copy(MergePass):
@@ -109,33 +109,33 @@ def test_staging_changes_nothing(big: JointStep) -> None:
 )
 def test_counts_what_is_not_finite(tmp_path: Path, values: list[float], bad: int) -> None:
     write_checkpoint(tmp_path / "m", {"x": torch.tensor(values)})
-    one = joint(plan_of([tmp_path / "m"]))
+    step = joint(plan_of([tmp_path / "m"]))
     lane = Lane(CPU, Files())
-    ((_, found),) = lane.merge(one, Piece(0, 1), None, [Copy()])
-    assert found == bad
+    ((_, counted),) = lane.merge(step, Piece(0, 1), None, [Copy()])
+    assert counted == bad
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_large_finite_values_of_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     largest = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
     write_checkpoint(tmp_path / "m", {"x": largest})
-    one = joint(plan_of([tmp_path / "m"]))
+    step = joint(plan_of([tmp_path / "m"]))
     lane = Lane(CPU, Files())
-    ((_, found),) = lane.merge(one, Piece(0, 1), None, [Copy()])
-    assert found == 0
+    ((_, counted),) = lane.merge(step, Piece(0, 1), None, [Copy()])
+    assert counted == 0
 
 
-def test_rows_where_rows_count(tmp_path: Path, centred_method: None) -> None:
-    recipe = "merge_method: centred\nparameters: {cut: row}\nmodels:\n- model: m\n"
+def test_rows_where_rows_count(tmp_path: Path, centered_method: None) -> None:
+    recipe = "merge_method: centered\nparameters: {cut: row}\nmodels:\n- model: m\n"
     write_checkpoint(tmp_path / "m", {"x": torch.arange(24.0).reshape(4, 3, 2)})
     from merge_worker.planning.options import PlanOptions
     from merge_worker.planning.plan import make_plan
     from merge_worker.recipe import parse
 
-    one = joint(make_plan(parse(recipe), PlanOptions(relative_to=tmp_path, block=12)))
+    step = joint(make_plan(parse(recipe), PlanOptions(relative_to=tmp_path, block=12)))
     lane = Lane(CPU, Files())
-    for loaded in (lane.load(one, Piece(0, 2)), None):
-        blocks = lane.blocks(one, Piece(0, 2), loaded)
+    for loaded in (lane.load(step, Piece(0, 2)), None):
+        blocks = lane.blocks(step, Piece(0, 2), loaded)
         seen = [(b.start, b.tensors[0].shape, b.tensors[0][0, 0].item()) for b in blocks]
         assert seen == [(0, (2, 6), 0.0), (12, (2, 6), 12.0)]
 
@@ -144,8 +144,8 @@ def test_make_room_keeps_what_fits_and_lets_go_of_what_does_not(big: JointStep) 
     lane = Lane(CPU, Files())
     piece = Piece(0, 1)
     lane.load(big, piece)
-    held = lane.host.size_with({})
+    size = lane.host.size_with({})
     lane.make_room(big, piece, 1 << 30)
-    assert lane.host.size_with({}) == held
-    lane.make_room(big, piece, held - 1)
+    assert lane.host.size_with({}) == size
+    lane.make_room(big, piece, size - 1)
     assert lane.host.size_with({}) == 0

@@ -74,9 +74,9 @@ def excess(result: Tensor, inputs: Sequence[Tensor], weights: Sequence[Fraction]
 
 
 def exact_weights(weights: Sequence[float], normalize: bool) -> list[Fraction]:
-    found = [Fraction(weight) for weight in weights]
-    total = sum(found)
-    return [weight / total for weight in found] if normalize else found
+    exact = [Fraction(weight) for weight in weights]
+    total = sum(exact)
+    return [weight / total for weight in exact] if normalize else exact
 
 
 WEIGHTS = [
@@ -166,8 +166,8 @@ def test_shards_hold_what_was_asked(tmp_path: Path, models: list[Path]) -> None:
     assert set(index["weight_map"]) == set(read_tensors(models[0]))
     assert average(tmp_path / "one", models) == 0
     assert not (tmp_path / "one" / "model.safetensors.index.json").exists()
-    one, many = read_tensors(tmp_path / "one"), read_tensors(tmp_path / "out")
-    assert all(torch.equal(one[name], many[name]) for name in one)
+    whole, sharded = read_tensors(tmp_path / "one"), read_tensors(tmp_path / "out")
+    assert all(torch.equal(whole[name], sharded[name]) for name in whole)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -322,8 +322,8 @@ def test_a_finished_average_again(tmp_path: Path, big: list[Path]) -> None:
     rest = tmp_path / "out" / ".merge-partial-0a1b2c3d"
     rest.mkdir()  # as of a run that was killed with its last breath
     (rest / "key.json").touch()
-    seconds, told = again("average", tmp_path / "out", *big, "--sha256")
-    assert told.endswith("this merge is already there; nothing to do\n")
+    seconds, printed = again("average", tmp_path / "out", *big, "--sha256")
+    assert printed.endswith("this merge is already there; nothing to do\n")
     assert seconds < MOST_S
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
@@ -339,6 +339,6 @@ def test_finished_recipes_again(tmp_path: Path, big: list[Path]) -> None:
         words += ["-a", recipe, tmp_path / f"out{weight}"]
     assert run(*words) == 0
     before = [digest(tmp_path / f"out{weight}") for weight in (1, 2)]
-    seconds, told = again(*words)
-    assert told.count("nothing to do") == 2 and seconds < MOST_S
+    seconds, printed = again(*words)
+    assert printed.count("nothing to do") == 2 and seconds < MOST_S
     assert before == [digest(tmp_path / f"out{weight}") for weight in (1, 2)]

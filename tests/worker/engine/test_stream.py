@@ -25,8 +25,8 @@ from support.recipes import (
     work_of,
 )
 
-METHODS = ["linear", "centred"]
-pytestmark = pytest.mark.usefixtures("centred_method")
+METHODS = ["linear", "centered"]
+pytestmark = pytest.mark.usefixtures("centered_method")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_grid_matters_to_no_element_wise_sum(tmp_path: Path, big: list[Path]
 
 
 def test_passes_see_the_whole_tensor_in_order(tmp_path: Path, big: list[Path]) -> None:
-    assert average(tmp_path / "out", big, "--method", "centred", "--memory", "2MiB") == 0
+    assert average(tmp_path / "out", big, "--method", "centered", "--memory", "2MiB") == 0
     merged = read_tensors(tmp_path / "out")
     inputs = [read_tensors(model) for model in big]
     for name, values in merged.items():
@@ -160,7 +160,7 @@ def test_an_error_in_any_lane_ends_all_of_them(
     }
     monkeypatch.setattr(*targets[place], fail)
     threads = threading.active_count()
-    plan = plan_of(big, "centred", memory_bytes=9 << 20, threads=4)
+    plan = plan_of(big, "centered", memory_bytes=9 << 20, threads=4)
     with pytest.raises(RuntimeError, match="broken"):
         stream_into(tmp_path / "out", plan)
     assert threading.active_count() == threads
@@ -273,12 +273,12 @@ def test_inputs_larger_than_memory_are_forgotten_behind(
     from merge_worker.checkpoint.reader import Files
     from merge_worker.engine import one_pass
 
-    told: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(Files, "done_with", lambda self, *words: told.append(words))
+    dropped: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(Files, "done_with", lambda self, *words: dropped.append(words))
     average(tmp_path / "kept", big)
-    assert not told
+    assert not dropped
     monkeypatch.setattr(one_pass, "_memory_bytes", lambda: 1000)
     average(tmp_path / "out", big)
     plan = plan_of(big)
     ranges = [(s.file, s.offset, s.nbytes) for step in plan.steps for s in step.sources]
-    assert sorted(told) == sorted(ranges)
+    assert sorted(dropped) == sorted(ranges)

@@ -48,21 +48,21 @@ def test_every_block_that_is_left_is_done_once(
 ) -> None:
     done: dict[int, list[Piece]] = {}
     left = set()
-    for number, one in enumerate(steps):
-        blocks = one.grid.blocks  # type: ignore[attr-defined]
+    for number, drawn in enumerate(steps):
+        blocks = drawn.grid.blocks  # type: ignore[attr-defined]
         firsts = data.draw(st.sets(st.integers(0, max(0, blocks - 1)), max_size=3))
         if blocks:
             done[number] = [Piece(first, 1) for first in sorted(firsts)]
         left |= {(number, b) for b in range(blocks) if b not in firsts}
-    found = [
+    handed_out = [
         (work.number, piece.first + i)
         for number in range(world)
         for work in share(steps, Rank(number, world), done)  # type: ignore[arg-type]
         for piece in work.todo
         for i in range(piece.blocks)
     ]
-    assert len(found) == len(set(found))
-    assert set(found) == left
+    assert len(handed_out) == len(set(handed_out))
+    assert set(handed_out) == left
 
 
 @pytest.mark.parametrize("world", [2, 7, 64])

@@ -20,10 +20,10 @@ def models(tmp_path: Path) -> Path:
 
 
 def test_layers_are_renumbered(models: Path) -> None:
-    found = merge(
+    merged = merge(
         models, recipe("passthrough", [source("a", 1, 4)], [source("b", 0, 2)], [source("a", 3, 4)])
     )
-    assert [found[f"model.layers.{n}.mlp.weight"] for n in range(6)] == [
+    assert [merged[f"model.layers.{n}.mlp.weight"] for n in range(6)] == [
         1.1,
         1.2,
         1.3,
@@ -31,16 +31,16 @@ def test_layers_are_renumbered(models: Path) -> None:
         2.1,
         1.3,
     ]
-    assert "model.layers.6.mlp.weight" not in found
-    assert found["model.embed_tokens.weight"] == 1.0
-    assert found["model.norm.weight"] == found["lm_head.weight"] == 1.9
+    assert "model.layers.6.mlp.weight" not in merged
+    assert merged["model.embed_tokens.weight"] == 1.0
+    assert merged["model.norm.weight"] == merged["lm_head.weight"] == 1.9
     config = json.loads((models / "out" / "config.json").read_text())
     assert config == {**CONFIG, "num_hidden_layers": 6}
 
 
 def test_heads_come_from_all_sources_of_the_last_slice(models: Path) -> None:
     # mergekit takes as many sources as the first slice has: only `b` here.
-    found = merge(
+    merged = merge(
         models,
         recipe(
             "linear",
@@ -48,18 +48,18 @@ def test_heads_come_from_all_sources_of_the_last_slice(models: Path) -> None:
             [source("b", 2, 4, weight=1), source("c", 2, 4, weight=3)],
         ),
     )
-    assert found["lm_head.weight"] == found["model.norm.weight"] == 3.65
-    assert found["model.embed_tokens.weight"] == 1.0
-    assert found["model.layers.3.attn.weight"] == 3.05
+    assert merged["lm_head.weight"] == merged["model.norm.weight"] == 3.65
+    assert merged["model.embed_tokens.weight"] == 1.0
+    assert merged["model.layers.3.attn.weight"] == 3.05
 
 
 @pytest.mark.parametrize("method", ["slerp", "ties", "nuslerp", "model_stock", "task_arithmetic"])
 def test_a_source_alone_is_taken_as_it_is(models: Path, method: str) -> None:
     # Without any of the parameters that the method needs.
-    found = merge(models, recipe(method, [source("b", 0, 2)], [source("a", 1, 2)], base_model="a"))
-    assert found["model.layers.1.mlp.weight"] == 2.1
-    assert found["model.layers.2.mlp.weight"] == 1.1
-    assert found["lm_head.weight"] == 1.9
+    merged = merge(models, recipe(method, [source("b", 0, 2)], [source("a", 1, 2)], base_model="a"))
+    assert merged["model.layers.1.mlp.weight"] == 2.1
+    assert merged["model.layers.2.mlp.weight"] == 1.1
+    assert merged["lm_head.weight"] == 1.9
 
 
 def test_a_source_alone_still_gets_the_dtype(models: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_source_alone_still_gets_the_dtype(models: Path) -> None:
 def test_filters_see_input_names_for_models_and_output_names_for_all(models: Path) -> None:
     normalize = [{"filter": "layers.1.", "value": False}, {"value": True}]
     by_name = [{"filter": "layers.3.", "value": 1}, {"value": 0}]
-    found = merge(
+    merged = merge(
         models,
         recipe(
             "linear",
@@ -79,16 +79,16 @@ def test_filters_see_input_names_for_models_and_output_names_for_all(models: Pat
             parameters={"weight": 1, "normalize": normalize},
         ),
     )
-    # a's layer 3 has weight 1; the output is layer 1, where nothing is normalised.
-    assert found["model.layers.1.mlp.weight"] == pytest.approx(1 * 1.3 + 2 * 2.2)
-    assert found["model.layers.0.mlp.weight"] == pytest.approx(1.5)
+    # a's layer 3 has weight 1; the output is layer 1, where nothing is normalized.
+    assert merged["model.layers.1.mlp.weight"] == pytest.approx(1 * 1.3 + 2 * 2.2)
+    assert merged["model.layers.0.mlp.weight"] == pytest.approx(1.5)
     # The head is of the last slice, and not in layer 3 of `a`.
-    assert found["lm_head.weight"] == pytest.approx(2.9)
+    assert merged["lm_head.weight"] == pytest.approx(2.9)
 
 
 def test_gradients_restart_in_every_slice_and_one_layer_has_the_last_value(models: Path) -> None:
     gradient = {"weight": [0, 1]}
-    found = merge(
+    merged = merge(
         models,
         recipe(
             "linear",
@@ -96,11 +96,11 @@ def test_gradients_restart_in_every_slice_and_one_layer_has_the_last_value(model
             [source("a", 3, 4, **gradient), source("b", 3, 4, weight=[1, 0])],
         ),
     )
-    layers = [found[f"model.layers.{n}.attn.weight"] for n in range(4)]
+    layers = [merged[f"model.layers.{n}.attn.weight"] for n in range(4)]
     assert layers == pytest.approx([2.0, 1.6, 1.2, 1.3])
     # Outside layers t = 0, for the final norm and the head too.
-    assert found["model.embed_tokens.weight"] == pytest.approx(2.0)
-    assert found["lm_head.weight"] == found["model.norm.weight"] == pytest.approx(2.9)
+    assert merged["model.embed_tokens.weight"] == pytest.approx(2.0)
+    assert merged["lm_head.weight"] == merged["model.norm.weight"] == pytest.approx(2.9)
 
 
 def test_the_inner_scope_speaks_first(models: Path) -> None:
@@ -110,10 +110,10 @@ def test_the_inner_scope_speaks_first(models: Path) -> None:
     ]
     module = {"default": {"slices": slices, "parameters": {"weight": 3}}}
     text = {"merge_method": "linear", "modules": module, "parameters": {"weight": 100}}
-    found = merge(models, json.dumps(text))
-    assert found["model.layers.0.mlp.weight"] == pytest.approx((8 * 1 + 2 * 2) / 10)
-    assert found["model.layers.1.mlp.weight"] == pytest.approx((3 * 1.1 + 1 * 2.1) / 4)
-    assert found["model.layers.1.attn.weight"] == pytest.approx(1.6)
+    merged = merge(models, json.dumps(text))
+    assert merged["model.layers.0.mlp.weight"] == pytest.approx((8 * 1 + 2 * 2) / 10)
+    assert merged["model.layers.1.mlp.weight"] == pytest.approx((3 * 1.1 + 1 * 2.1) / 4)
+    assert merged["model.layers.1.attn.weight"] == pytest.approx(1.6)
 
 
 def test_a_slice_has_its_own_base(models: Path) -> None:
@@ -124,9 +124,9 @@ def test_a_slice_has_its_own_base(models: Path) -> None:
         base_model="a",
         parameters={"weight": 0.25},
     )
-    found = merge(models, text)
-    assert found["model.layers.0.mlp.weight"] == pytest.approx(1.25)
-    assert found["model.layers.1.mlp.weight"] == pytest.approx(1.85)
+    merged = merge(models, text)
+    assert merged["model.layers.0.mlp.weight"] == pytest.approx(1.25)
+    assert merged["model.layers.1.mlp.weight"] == pytest.approx(1.85)
 
 
 def test_a_model_may_be_merged_with_other_layers_of_itself(models: Path) -> None:
@@ -164,7 +164,7 @@ def test_different_slices_are_different_merges(models: Path) -> None:
 def test_prediction_heads_stored_as_layers_move_along(tmp_path: Path) -> None:
     config = {"num_hidden_layers": 3, "num_nextn_predict_layers": 1}
     write_checkpoint(tmp_path / "a", plain(1), config=config)
-    found = merge(tmp_path, recipe("passthrough", [source("a", 0, 2)], [source("a", 1, 3)]))
-    layers = [found[f"model.layers.{n}.mlp.weight"] for n in range(5)]
+    merged = merge(tmp_path, recipe("passthrough", [source("a", 0, 2)], [source("a", 1, 3)]))
+    layers = [merged[f"model.layers.{n}.mlp.weight"] for n in range(5)]
     assert layers == pytest.approx([1.0, 1.1, 1.1, 1.2, 1.3])
     assert "has 3 layers" in fault(tmp_path, recipe("passthrough", [source("a", 0, 4)]))

@@ -54,17 +54,17 @@ def test_missing_and_surplus_tensors_are_named(tmp_path: Path) -> None:
         "b: 2 tensors missing from a: extra, gate",
         "  --missing copy takes missing tensors from the base, --surplus drop omits extra ones",
     ]
-    found = plan(tmp_path, "a", "b", rules=MatchOptions("copy", "drop"))
-    assert {step.name for step in found.steps if step.task is None} == {"bias"}
-    assert (found.matches.missing, set(found.matches.surplus)) == (("bias",), {"extra", "gate"})
-    assert len(found.warnings) == 2
+    planned = plan(tmp_path, "a", "b", rules=MatchOptions("copy", "drop"))
+    assert {step.name for step in planned.steps if step.task is None} == {"bias"}
+    assert (planned.matches.missing, set(planned.matches.surplus)) == (("bias",), {"extra", "gate"})
+    assert len(planned.warnings) == 2
 
 
 def test_copied_tensors_get_the_dtype_too(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(bias=torch.ones(3), steps=torch.arange(3)))
     write_checkpoint(tmp_path / "b", tensors(steps=torch.arange(3)))
-    found = plan(tmp_path, "a", "b", rules=MatchOptions("copy", "drop"), dtype="bfloat16")
-    dtypes = {step.name: step.dtype.torch_name for step in found.steps}
+    planned = plan(tmp_path, "a", "b", rules=MatchOptions("copy", "drop"), dtype="bfloat16")
+    dtypes = {step.name: step.dtype.torch_name for step in planned.steps}
     assert dtypes.pop("steps") == "int64"
     assert set(dtypes.values()) == {"bfloat16"}
 
@@ -97,9 +97,9 @@ def test_integers_are_copied_from_the_first(tmp_path: Path) -> None:
 def test_mixed_precision_is_told(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(x=torch.ones(3)))
     write_checkpoint(tmp_path / "b", tensors(x=torch.ones(3).half()))
-    found = plan(tmp_path, "a", "b")
-    assert found.warnings == ("1 tensor is stored with different dtypes (a float32, b float16)",)
-    assert {step.dtype.name for step in found.steps} == {"F32"}
+    planned = plan(tmp_path, "a", "b")
+    assert planned.warnings == ("1 tensor is stored with different dtypes (a float32, b float16)",)
+    assert {step.dtype.name for step in planned.steps} == {"F32"}
 
 
 def test_quantized_models(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_a_stored_head_beside_tied_ones_is_left_out(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(), config=TIED)
     write_checkpoint(tmp_path / "b", tensors() | HEAD, config={"text_config": TIED})
     write_checkpoint(tmp_path / "c", tensors() | HEAD, config={"tie_word_embeddings": False})
-    found = plan(tmp_path, "a", "b")
-    assert "lm_head.weight" not in {step.name for step in found.steps}
-    assert found.warnings == ()
+    planned = plan(tmp_path, "a", "b")
+    assert "lm_head.weight" not in {step.name for step in planned.steps}
+    assert planned.warnings == ()
     (warning,) = plan(tmp_path, "a", "c").warnings
     assert warning.startswith("c: its lm_head.weight is left out, since a, whose config counts")
 
@@ -139,9 +139,9 @@ def test_a_head_that_is_nowhere(tmp_path: Path) -> None:
 def test_the_base_decides_the_names(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(x=torch.ones(2)))
     write_checkpoint(tmp_path / "b", tensors(x=torch.ones(2).half()))
-    found = plan(tmp_path, "a", "b", method="task_arithmetic", base_model="b")
-    assert found.labels == ("b", "a")
-    (step,) = [step for step in found.steps if step.name == "x"]
+    planned = plan(tmp_path, "a", "b", method="task_arithmetic", base_model="b")
+    assert planned.labels == ("b", "a")
+    (step,) = [step for step in planned.steps if step.name == "x"]
     assert step.dtype.name == "F16"
 
 

@@ -33,19 +33,19 @@ steps = st.builds(
 
 @given(st.lists(steps, min_size=1, max_size=5), st.integers(MIB, 1 << 30), st.integers(1, 64))
 def test_the_bound_holds_unless_a_block_forces_more(
-    made: list[Step], total: int, threads: int
+    steps: list[Step], total: int, threads: int
 ) -> None:
-    memory = budget(made, total, threads)
+    memory = budget(steps, total, threads)
     assert 1 <= memory.lanes <= 2 * max(threads, 1)
-    for one in made:
-        blocks = memory.piece_blocks(one)
+    for planned in steps:
+        blocks = memory.piece_blocks(planned)
         assert blocks >= 1
-        block = min(one.grid.block, one.grid.count)
-        elements = min(blocks * block, one.grid.count)
-        taken = elements * step_buffers(one).per_element + block * one.scratch
+        block = min(planned.grid.block, planned.grid.count)
+        elements = min(blocks * block, planned.grid.count)
+        taken = elements * step_buffers(planned).per_element + block * planned.scratch
         assert taken * memory.lanes <= memory.bound
     if memory.bound > total:
-        assert memory.forced_by in {one.name for one in made}
+        assert memory.forced_by in {planned.name for planned in steps}
         assert memory.lanes == 1
     else:
         assert memory.forced_by is None
@@ -82,25 +82,25 @@ def test_one_read_goes_in_pieces_of_a_mebibyte_and_several_reads_in_large_ones()
 @pytest.fixture
 def lanes(monkeypatch: pytest.MonkeyPatch) -> list[Lane]:
     """Every lane that runs while the test lasts."""
-    made: list[Lane] = []
+    lanes: list[Lane] = []
 
     class Watched(Lane):
         def __init__(self, *words: Any, **named: Any) -> None:
             super().__init__(*words, **named)
-            made.append(self)
+            lanes.append(self)
 
     monkeypatch.setattr(stream, "Lane", Watched)
-    return made
+    return lanes
 
 
 def taken_by(lane: Lane) -> int:
     pools = {id(pool): pool for pool in (lane.host, lane.on_device, lane.landing, lane.scratch)}
-    return sum(held.numel() for pool in pools.values() for held in pool._slots.values())
+    return sum(buffer.numel() for pool in pools.values() for buffer in pool._slots.values())
 
 
 @pytest.mark.parametrize("memory", ["2MiB", "64MiB"])
-@pytest.mark.parametrize("method", ["linear", "centred"])
-@pytest.mark.usefixtures("centred_method")
+@pytest.mark.parametrize("method", ["linear", "centered"])
+@pytest.mark.usefixtures("centered_method")
 def test_lanes_take_no_more_than_the_bound(
     tmp_path: Path, lanes: list[Lane], memory: str, method: str
 ) -> None:
@@ -112,7 +112,7 @@ def test_lanes_take_no_more_than_the_bound(
     assert 0 < sum(taken_by(lane) for lane in lanes) <= bound
 
 
-@pytest.mark.usefixtures("centred_method")
+@pytest.mark.usefixtures("centered_method")
 def test_tensors_of_other_proportions_do_not_add_up(tmp_path: Path, lanes: list[Lane]) -> None:
     # Wide then narrow, narrow then wide: each slot's largest request is of another tensor.
     for number, kinds in enumerate([("float32", "bfloat16"), ("bfloat16", "float32")]):
@@ -122,20 +122,20 @@ def test_tensors_of_other_proportions_do_not_add_up(tmp_path: Path, lanes: list[
         }
         write_checkpoint(tmp_path / f"m{number}", tensors)
     models = [tmp_path / "m0", tmp_path / "m1"]
-    words = ("--method", "centred", "--memory", "24MiB", "--threads", "1")
+    words = ("--method", "centered", "--memory", "24MiB", "--threads", "1")
     assert average(tmp_path / "out", models, *words) == 0
-    bound = plan_of(models, "centred", memory_bytes=24 * MIB, threads=1).memory.bound
+    bound = plan_of(models, "centered", memory_bytes=24 * MIB, threads=1).memory.bound
     assert sum(taken_by(lane) for lane in lanes) <= bound
 
 
-@pytest.mark.usefixtures("centred_method")
+@pytest.mark.usefixtures("centered_method")
 def test_staged_lanes_hold_the_bound_on_both_sides_and_keep_their_buffers(
     tmp_path: Path, lanes: list[Lane], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cleared: list[Pool] = []
     monkeypatch.setattr(Pool, "clear", cleared.append)
     models = one_tensor_models(tmp_path, 4_000_000, count=3)
-    plan = plan_of(models, "centred", memory_bytes=12 * MIB, threads=1)
+    plan = plan_of(models, "centered", memory_bytes=12 * MIB, threads=1)
     stream_into(tmp_path / "out", plan, staged=True)
     most = plan.memory.bound // plan.memory.lanes
     for lane in lanes:
@@ -144,14 +144,14 @@ def test_staged_lanes_hold_the_bound_on_both_sides_and_keep_their_buffers(
     assert cleared == [], "pinning memory again for every piece would cost more than the merge"
 
 
-@pytest.mark.usefixtures("centred_method")
+@pytest.mark.usefixtures("centered_method")
 def test_whole_tensors_force_more_and_it_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = one_tensor_models(tmp_path, 2_000_000)
     recipe = tmp_path / "r.yml"
     recipe.write_text(
-        "merge_method: centred\nparameters: {cut: tensor}\nmodels:\n"
+        "merge_method: centered\nparameters: {cut: tensor}\nmodels:\n"
         + "".join(f"- model: {model}\n" for model in models)
     )
     assert run("check", recipe, "--memory", "4MiB") == 0

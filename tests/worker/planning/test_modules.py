@@ -40,12 +40,12 @@ def test_modules(two_stacks: Path) -> None:
         "decoder": {"slices": [{"sources": [source("b", 0, 3)]}, {"sources": [source("b", 1, 3)]}]},
     }
     text = {"merge_method": "linear", "modules": modules, "base_model": "a"}
-    found = merge(two_stacks, json.dumps(text))
-    assert found["model.encoder.layers.1.mlp.weight"] == pytest.approx(1.6)
-    decoder = [found[f"model.decoder.layers.{n}.mlp.weight"] for n in range(5)]
+    merged = merge(two_stacks, json.dumps(text))
+    assert merged["model.encoder.layers.1.mlp.weight"] == pytest.approx(1.6)
+    decoder = [merged[f"model.decoder.layers.{n}.mlp.weight"] for n in range(5)]
     assert decoder == pytest.approx([2.0, 2.1, 2.2, 2.1, 2.2])
     # What no module names would be lost with mergekit.
-    assert found["model.bridge.weight"] == found["model.embed_tokens.weight"] == 1.0
+    assert merged["model.bridge.weight"] == merged["model.embed_tokens.weight"] == 1.0
     config = json.loads((two_stacks / "out" / "config.json").read_text())
     assert (config["encoder_layers"], config["decoder_layers"]) == (2, 5)
     notes = json.loads((two_stacks / "out" / "merge_manifest.json").read_text())["notes"]
@@ -63,9 +63,9 @@ def test_vision_towers_are_not_the_layers_that_slices_cut(tmp_path: Path) -> Non
     vision = {f"vision_tower.blocks.{n}.w.weight": torch.full((2,), n / 10) for n in range(7)}
     config = {"text_config": {"num_hidden_layers": 4}, "vision_config": {"depth": 7}}
     write_checkpoint(tmp_path / "a", {**plain(1), **vision}, config=config)
-    found = merge(tmp_path, recipe("passthrough", [source("a", 0, 3)], [source("a", 2, 4)]))
-    assert found["vision_tower.blocks.6.w.weight"] == pytest.approx(0.6)
-    assert found["model.layers.4.mlp.weight"] == pytest.approx(1.3)
+    merged = merge(tmp_path, recipe("passthrough", [source("a", 0, 3)], [source("a", 2, 4)]))
+    assert merged["vision_tower.blocks.6.w.weight"] == pytest.approx(0.6)
+    assert merged["model.layers.4.mlp.weight"] == pytest.approx(1.3)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written == {"text_config": {"num_hidden_layers": 5}, "vision_config": {"depth": 7}}
 

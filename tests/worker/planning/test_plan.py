@@ -40,8 +40,8 @@ def fault(models: Path, text: str, **options: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def values(found: Plan, name: str) -> dict[str, Any]:
-    return {s.name: s.task.values[name] for s in found.steps if s.task}
+def values(planned: Plan, name: str) -> dict[str, Any]:
+    return {s.name: s.task.values[name] for s in planned.steps if s.task}
 
 
 def test_values_by_layer(models: Path) -> None:
@@ -52,19 +52,19 @@ models:
   - {model: b, parameters: {weight: [{filter: attn, value: 7}, {filter: norm, value: [8, 9]}]}}
 parameters: {weight: 0.5, normalize: [{filter: layers.1., value: false}]}
 """
-    found = plan(models, text)
-    assert values(found, "weight") == {
+    planned = plan(models, text)
+    assert values(planned, "weight") == {
         "embed.weight": (1, 0.5),
         "layers.0.mlp.w": (1, 0.5),
         "layers.1.mlp.w": (1.5, 0.5),
         "layers.2.attn.w": (2, 7),
         "norm.weight": (1, 8),
     }
-    assert {n for n, v in values(found, "normalize").items() if not v} == {"layers.1.mlp.w"}
+    assert {n for n, v in values(planned, "normalize").items() if not v} == {"layers.1.mlp.w"}
 
 
-def files(found: Plan) -> list[str]:
-    return [Path(info.file).parent.name for info in found.steps[0].sources]
+def files(planned: Plan) -> list[str]:
+    return [Path(info.file).parent.name for info in planned.steps[0].sources]
 
 
 JOINED = """
@@ -77,19 +77,19 @@ parameters: {weight: 1}
 
 def test_models_in_the_order_of_the_recipe_and_the_base_last(models: Path) -> None:
     text = JOINED.replace("linear", "task_arithmetic")
-    found = plan(models, text)
-    assert files(found) == ["b", "a", "base"]
-    assert found.steps[0].task and found.steps[0].task.has_base
-    assert found.config == {"model_type": "base"}
-    assert found.labels == ("base", "b", "a")
+    planned = plan(models, text)
+    assert files(planned) == ["b", "a", "base"]
+    assert planned.steps[0].task and planned.steps[0].task.has_base
+    assert planned.config == {"model_type": "base"}
+    assert planned.labels == ("base", "b", "a")
 
 
 def test_a_base_that_joins_keeps_its_place(models: Path) -> None:
     assert files(plan(models, JOINED)) == ["base", "b", "a"]
-    found = plan(models, JOINED.replace("[base, b, a]", "[b, a]"))
-    assert files(found) == ["b", "a", "base"]
-    assert found.steps[0].task and not found.steps[0].task.has_base
-    assert found.config == {"model_type": "base"}
+    planned = plan(models, JOINED.replace("[base, b, a]", "[b, a]"))
+    assert files(planned) == ["b", "a", "base"]
+    assert planned.steps[0].task and not planned.steps[0].task.has_base
+    assert planned.config == {"model_type": "base"}
 
 
 def test_a_value_that_is_missing(models: Path) -> None:
@@ -128,18 +128,18 @@ def test_no_more_faults_than_can_be_read(models: Path) -> None:
         tensors = {f"layers.{n}.w": torch.ones(2) for n in range(12)}
         write_checkpoint(models / name, tensors, config={})
     listed = f"models:\n- deep\n- deeper\nparameters: {{weight: 1, density: [{values}]}}\n"
-    told = fault(models, f"merge_method: ties\nbase_model: deepest\n{listed}")
-    assert told[:2] == [
+    faults = fault(models, f"merge_method: ties\nbase_model: deepest\n{listed}")
+    assert faults[:2] == [
         "r.yml:6: parameters.density: density must be between 0 and 1, got 2.0",
         "  for layers.0.w",
     ]
-    assert told[-1] == "  and 2 more like these" and len(told) == 2 * 10 + 1
+    assert faults[-1] == "  and 2 more like these" and len(faults) == 2 * 10 + 1
 
 
 def test_all_models_that_are_not_there(models: Path) -> None:
     text = "{merge_method: linear, models: [x, a, y], parameters: {weight: 1}}"
-    found = fault(models, text)
-    assert [line.split(":")[0] for line in found] == ["x", "y"]
+    faults = fault(models, text)
+    assert [line.split(":")[0] for line in faults] == ["x", "y"]
 
 
 def test_strict(models: Path) -> None:

@@ -24,13 +24,15 @@ outputs = st.lists(
 
 
 @given(outputs, st.integers(1, 300))
-def test_places_are_aligned_disjoint_and_complete(made: list[Output], shard_bytes: int) -> None:
-    layout = assign_shards(made, shard_bytes)
+def test_places_are_aligned_disjoint_and_complete(
+    requested: list[Output], shard_bytes: int
+) -> None:
+    layout = assign_shards(requested, shard_bytes)
     ranges: dict[int, list[tuple[int, int]]] = {}
-    for one, (shard, offset) in zip(made, layout.places, strict=True):
-        assert offset % one.dtype.bytes == 0, "every tensor starts aligned"
-        ranges.setdefault(shard, []).append((offset, offset + one.nbytes))
-        assert one.name in layout.shards[shard].tensors
+    for item, (shard, offset) in zip(requested, layout.places, strict=True):
+        assert offset % item.dtype.bytes == 0, "every tensor starts aligned"
+        ranges.setdefault(shard, []).append((offset, offset + item.nbytes))
+        assert item.name in layout.shards[shard].tensors
     for number, shard in enumerate(layout.shards):
         position = len(shard.header)
         for first, last in sorted(ranges[number]):
@@ -43,16 +45,16 @@ def test_places_are_aligned_disjoint_and_complete(made: list[Output], shard_byte
 
 
 @given(outputs, st.integers(1, 300))
-def test_shards_hold_no_more_than_asked_or_one_tensor(made: list[Output], limit: int) -> None:
-    sizes = {one.name: one.nbytes for one in made}
-    for shard in assign_shards(made, limit).shards:
+def test_shards_hold_no_more_than_asked_or_one_tensor(requested: list[Output], limit: int) -> None:
+    sizes = {item.name: item.nbytes for item in requested}
+    for shard in assign_shards(requested, limit).shards:
         weighty = [sizes[name] for name in shard.tensors]
         assert sum(weighty) <= limit or len(shard.tensors) == 1
 
 
 def test_whole_pages_begin_at_a_page_whatever_stands_between_them() -> None:
     """A piece that shares a page with its neighbour makes all writers of the file wait."""
-    made = [
+    requested = [
         output("odd", (3,)),
         output("a", (2048, 3)),
         output("wide", (5,), "F64"),
@@ -60,7 +62,7 @@ def test_whole_pages_begin_at_a_page_whatever_stands_between_them() -> None:
         output("narrow", (7,), "U8"),
         output("c", (PAGE,), "U8"),
     ]
-    layout = assign_shards(made, 1 << 30)
+    layout = assign_shards(requested, 1 << 30)
     (shard,) = layout.shards
     assert len(shard.header) % PAGE == 0
     assert shard.tensors == ("a", "b", "c", "wide", "odd", "narrow")
@@ -68,18 +70,20 @@ def test_whole_pages_begin_at_a_page_whatever_stands_between_them() -> None:
 
 
 def test_safetensors_reads_it(tmp_path: Path) -> None:
-    made = [
+    requested = [
         output("a", (2, 3)),
         output("größe\x1b", (4,), "F32"),
         output("s", (), "F64"),
         output("z", (0, 7)),
         output("b", (3,), "BOOL"),
     ]
-    (shard,) = assign_shards(made, 1000).shards
+    (shard,) = assign_shards(requested, 1000).shards
     assert shard.name == "model.safetensors"
     (tmp_path / shard.name).write_bytes(shard.header + bytes(shard.size - len(shard.header)))
     tensors = read_tensors(tmp_path)
-    assert {name: tuple(t.shape) for name, t in tensors.items()} == {o.name: o.shape for o in made}
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        o.name: o.shape for o in requested
+    }
     assert tensors["a"].dtype is torch.bfloat16 and tensors["b"].dtype is torch.bool
     with safe_open(tmp_path / shard.name, "pt") as reader:
         assert reader.metadata() == {"format": "pt"}
@@ -97,6 +101,6 @@ def test_names_of_shards_and_the_index() -> None:
 
 
 def test_layout_does_not_depend_on_more_than_its_inputs() -> None:
-    made = [output("a", (3,)), output("b", (3,), "F32"), output("c", (1,), "U8")]
-    assert assign_shards(made, 1000) == assign_shards(list(made), 1000)
-    assert assign_shards(made, 1000).shards[0].tensors == ("b", "a", "c"), "wider dtypes first"
+    requested = [output("a", (3,)), output("b", (3,), "F32"), output("c", (1,), "U8")]
+    assert assign_shards(requested, 1000) == assign_shards(list(requested), 1000)
+    assert assign_shards(requested, 1000).shards[0].tensors == ("b", "a", "c"), "wider dtypes first"
