@@ -42,8 +42,8 @@ def test_truth_values_step(t: float, expected: bool) -> None:
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=9), st.floats(0, 1))
 def test_a_gradient_stays_within_its_values(values: list[float], t: float) -> None:
-    found = value(values, t=t)
-    assert min(values) - 1e-9 <= found <= max(values) + 1e-9
+    result = value(values, t=t)
+    assert min(values) - 1e-9 <= result <= max(values) + 1e-9
     assert value(values, t=0.0) == values[0]
     assert value(values, t=1.0) == pytest.approx(values[-1])
 
@@ -121,8 +121,8 @@ def test_scopes_fall_through() -> None:
     ],
 )
 def test_conversions(given: Any, kind: type, expected: Any) -> None:
-    found = convert(given, kind)
-    assert found == expected and type(found) is kind
+    result = convert(given, kind)
+    assert result == expected and type(result) is kind
 
 
 @pytest.mark.parametrize(

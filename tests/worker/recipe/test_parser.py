@@ -215,9 +215,9 @@ models:
 dtype: half
 chat_template: [1]
 """
-    found = faults(text)
+    lines = faults(text)
     for start in ("r.yml:2", "r.yml:5", "r.yml:6", "r.yml:7", "r.yml:8"):
-        assert any(line.startswith(f"{start}: ") for line in found), found
+        assert any(line.startswith(f"{start}: ") for line in lines), lines
 
 
 @pytest.mark.parametrize(
@@ -264,8 +264,8 @@ def test_a_base_that_joins_the_models_has_parameters() -> None:
     assert parse(text).warnings == ()
 
 
-def direct(*models: str, **more: object) -> Recipe:
-    return parse(direct_recipe(models, **more))  # type: ignore[arg-type]
+def direct(*models: str, **options: object) -> Recipe:
+    return parse(direct_recipe(models, **options))  # type: ignore[arg-type]
 
 
 def test_a_direct_recipe_says_the_same() -> None:
@@ -279,7 +279,7 @@ def test_a_direct_recipe_says_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("models", "more", "expected"),
+    ("models", "options", "expected"),
     [
         ([], {}, "no models given"),
         (["a", "b"], {"weights": [1.0]}, "--weights has 1 value for 2 models (a, b)"),
@@ -292,8 +292,8 @@ def test_a_direct_recipe_says_the_same() -> None:
     ],
 )
 def test_direct_recipes_that_make_no_sense(
-    models: list[str], more: dict[str, object], expected: str
+    models: list[str], options: dict[str, object], expected: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        direct_recipe(models, **more)  # type: ignore[arg-type]
+        direct_recipe(models, **options)  # type: ignore[arg-type]
     assert str(caught.value).startswith(expected)

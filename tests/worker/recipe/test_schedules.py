@@ -29,18 +29,18 @@ def test_values(schedule: str, want: list[float]) -> None:
 
 @given(st.sampled_from(["uniform", "linear", "minus-sqrt", "ema:0.7"]), st.integers(1, 50))
 def test_they_add_up_to_one(schedule: str, count: int) -> None:
-    found = schedule_weights(schedule, count)
-    assert len(found) == count
-    assert math.fsum(found) == pytest.approx(1, abs=1e-14)
-    assert all(weight > 0 for weight in found)
+    weights = schedule_weights(schedule, count)
+    assert len(weights) == count
+    assert math.fsum(weights) == pytest.approx(1, abs=1e-14)
+    assert all(weight > 0 for weight in weights)
 
 
 @given(st.integers(2, 40))
 def test_an_average_of_rates_is_the_decay(count: int) -> None:
     """The purpose of the weights: the i-th step is part of all checkpoints from the i-th on."""
-    found = schedule_weights("minus-sqrt", count)
+    weights = schedule_weights("minus-sqrt", count)
     for i in range(1, count):
-        assert math.fsum(found[i:]) == pytest.approx(1 - math.sqrt(i / count))
+        assert math.fsum(weights[i:]) == pytest.approx(1 - math.sqrt(i / count))
     linear = schedule_weights("linear", count)
     for i in range(1, count):
         assert math.fsum(linear[i:]) == pytest.approx(float(1 - Fraction(i, count)))

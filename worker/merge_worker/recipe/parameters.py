@@ -6,6 +6,7 @@ substring of the tensor's name, and the innermost scope with an answer wins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -56,12 +57,12 @@ def evaluate(setting: Setting, name: str, t: float) -> Scalar | None:
     """The value for the tensor `name` at depth `t` in [0, 1]; None if no filter matches."""
     if not isinstance(setting, tuple):
         return setting
+    gradient = [item for item in setting if not isinstance(item, Conditional)]
+    if gradient:
+        return _gradient(gradient, t)
     for item in setting:
-        if isinstance(item, Conditional):
-            if item.matches(name):
-                return evaluate(item.value, name, t)
-        else:
-            return _gradient([x for x in setting if not isinstance(x, Conditional)], t)
+        if isinstance(item, Conditional) and item.matches(name):
+            return evaluate(item.value, name, t)
     return None
 
 
@@ -85,10 +86,7 @@ def look_up(scopes: Iterable[Parameters], parameter: str, name: str, t: float) -
 
 def scalars(setting: Setting) -> Iterator[Scalar]:
     """Every plain value that a setting holds."""
-    if not isinstance(setting, tuple):
-        yield setting
-        return
-    for item in setting:
+    for item in setting if isinstance(setting, tuple) else (setting,):
         if isinstance(item, Conditional):
             yield from scalars(item.value)
         else:
@@ -113,7 +111,7 @@ def convert(value: Scalar, kind: type) -> Scalar:
         number = float(value)
     except (ValueError, OverflowError):
         raise ValueError(f"{value!r:.40} is not a number") from None
-    if number != number or number in (float("inf"), float("-inf")):
+    if not math.isfinite(number):
         raise ValueError(f"{value!r} is not a finite number")
     if kind is int:
         if number != int(number):
@@ -122,17 +120,11 @@ def convert(value: Scalar, kind: type) -> Scalar:
     return number
 
 
-def _gradient(values: list[Scalar], t: float) -> Scalar | None:
-    if not values:
-        return None
-    numbers: list[float] = []
-    for value in values:
-        try:
-            if isinstance(value, bool):
-                break
-            numbers.append(float(value))
-        except (ValueError, OverflowError):
-            break
+def _gradient(values: list[Scalar], t: float) -> Scalar:
+    try:
+        numbers = [float(value) for value in values if not isinstance(value, bool)]
+    except (ValueError, OverflowError):
+        numbers = []
     position = t * (len(values) - 1)
     if len(numbers) < len(values):  # booleans and words step
         return values[int(position)]
@@ -143,15 +135,13 @@ def _gradient(values: list[Scalar], t: float) -> Scalar | None:
 
 
 def _conditional(value: dict[object, object]) -> Conditional:
-    unknown = [key for key in value if key not in ("filter", "value")]
-    if unknown or "value" not in value:
+    if "value" not in value or not value.keys() <= {"filter", "value"}:
         raise ValueError("a filter is {filter: part of a tensor name, value: …}")
     inner = value["value"]
-    if isinstance(inner, dict) or (
-        isinstance(inner, list) and any(isinstance(item, dict) for item in inner)
-    ):
+    items = inner if isinstance(inner, list) else [inner]
+    if any(isinstance(item, dict) for item in items):
         raise ValueError("filters nest only one level")
-    plain = tuple(_scalar(x) for x in inner) if isinstance(inner, list) else _scalar(inner)
+    plain = tuple(map(_scalar, inner)) if isinstance(inner, list) else _scalar(inner)
     text = value.get("filter")
     return Conditional(None if text is None else str(text), plain)
 

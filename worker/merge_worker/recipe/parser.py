@@ -30,22 +30,8 @@ from .validation import broken_rules
 from .yaml_document import Document, Path, read_documents
 
 TOP_LEVEL_KEYS = (
-    "merge_method",
-    "models",
-    "slices",
-    "modules",
-    "base_model",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "tokenizer",
-    "tokenizer_source",
-    "chat_template",
-    "name",
-    "key_map",
-    "include",
-    "exclude",
-    "dequantize",
+    "merge_method models slices modules base_model parameters dtype out_dtype tokenizer "
+    "tokenizer_source chat_template name key_map include exclude dequantize"
 )
 
 
@@ -65,9 +51,7 @@ def parse(text: str, where: str = "recipe") -> Recipe:
             faults.append(str(error))
     if faults:
         raise UsageError("\n".join(faults))
-    if len(recipes) == 1:
-        return recipes[0]
-    return arrange(recipes)
+    return arrange(recipes) if len(recipes) > 1 else recipes[0]
 
 
 class _Reader:
@@ -83,17 +67,19 @@ class _Reader:
     def fault(self, path: Path, text: str) -> None:
         self.faults.append(f"{self.document.place(path)}: {text}")
 
+    def warn(self, path: Path, text: str) -> None:
+        self.warnings.append(f"{self.document.place(path)}: {text}")
+
     def recipe(self, text: str) -> Recipe:
-        top = self.mapping(self.document.value, (), "a recipe")
+        top = self.mapping(self.document.value, (), "a recipe", TOP_LEVEL_KEYS.split())
         if self.faults:
             raise UsageError(self.faults[0])
         for path in self.document.duplicates:
             self.fault(path, "stands twice; the first would be lost")
-        self.unknown(top, (), TOP_LEVEL_KEYS)
         self.method = self.find_method(top)
-        place = self.document.place(("base_model",))
         if top.get("base_model"):
             base = self.model(top["base_model"], ("base_model",))
+            place = self.document.place(("base_model",))
             self.base = Source(base, None, {}, place, implied=True)
         recipe = Recipe(
             text=text,
@@ -110,7 +96,7 @@ class _Reader:
             key_map=tuple(read_key_map(self, top)),
             include=read_patterns(self, top, "include"),
             exclude=read_patterns(self, top, "exclude"),
-            dequantize=read_flag(self, top, "dequantize"),
+            dequantize=self.flag(top.get("dequantize", False), ("dequantize",)),
         )
         # The rules count models, so they wait until every model is understood.
         if self.method and not self.faults:
@@ -121,10 +107,10 @@ class _Reader:
         return replace(recipe, warnings=tuple(self.warnings))
 
     def find_method(self, top: Mapping[str, object]) -> Method | None:
-        if not isinstance(top.get("merge_method"), str):
+        name = top.get("merge_method")
+        if not isinstance(name, str):
             self.fault(("merge_method",), f"missing; one of {', '.join(methods.names())}")
             return None
-        name = str(top["merge_method"])
         try:
             return find_method(name, self.document.place(("merge_method",)))
         except UsageError as error:
@@ -134,15 +120,14 @@ class _Reader:
     def modules(self, top: Mapping[str, object]) -> Iterator[Module]:
         given = [key for key in ("models", "slices", "modules") if top.get(key)]
         if len(given) != 1:
-            found = " and ".join(f"'{key}'" for key in given) or "none of them"
-            self.fault((), f"a recipe has one of 'models', 'slices' or 'modules'; found {found}")
+            listed = " and ".join(f"'{key}'" for key in given) or "none of them"
+            self.fault((), f"a recipe has one of 'models', 'slices' or 'modules'; found {listed}")
         elif given == ["modules"]:
             named = self.mapping(top["modules"], ("modules",), "'modules'")
             for name, body in named.items():
                 path: Path = ("modules", name)
-                inner = self.mapping(body, path, "a module")
-                self.unknown(inner, path, ["models", "slices", "parameters"])
-                yield self.module(str(name), inner, path)
+                inner = self.mapping(body, path, "a module", ["models", "slices", "parameters"])
+                yield self.module(name, inner, path)
         else:
             yield Module("default", tuple(self.slices(top, ())), {})
 
@@ -158,8 +143,8 @@ class _Reader:
         if body.get("models"):
             here = (*path, "models")
             models = self.sequence(body["models"], here)
-            found = [self.source(m, (*here, i)) for i, m in enumerate(models)]
-            sources = [s for s in found if s]
+            read = [self.source(m, (*here, i)) for i, m in enumerate(models)]
+            sources = [source for source in read if source]
             if self.base and all(source.model != self.base.model for source in sources):
                 sources.append(self.base)
             yield Slice(tuple(sources), None, {}, self.document.place(here))
@@ -168,47 +153,39 @@ class _Reader:
             yield self.slice(item, (*path, "slices", number))
 
     def slice(self, item: object, path: Path) -> Slice:
-        body = self.mapping(item, path, "a slice")
-        self.unknown(body, path, ["sources", "base_model", "parameters", "residual_weight"])
+        keys = ["sources", "base_model", "parameters", "residual_weight"]
+        body = self.mapping(item, path, "a slice", keys)
         given = body.get("base_model")
         base = self.model(given, (*path, "base_model")) if given else None
-        listed = self.sequence(body.get("sources"), (*path, "sources"))
-        found = [self.sliced_source(s, (*path, "sources", i), base) for i, s in enumerate(listed)]
+        here = (*path, "sources")
+        listed = self.sequence(body.get("sources"), here)
+        read = [self.source(s, (*here, i), base, sliced=True) for i, s in enumerate(listed)]
         if "residual_weight" in body:
-            place = self.document.place((*path, "residual_weight"))
-            self.warnings.append(f"{place}: nothing reads this key, in mergekit neither")
-        return Slice(
-            tuple(s for s in found if s),
-            base,
-            self.parameters(body, path, "shared"),
-            self.document.place(path),
-        )
+            self.warn((*path, "residual_weight"), "nothing reads this key, in mergekit neither")
+        parameters = self.parameters(body, path, "shared")
+        sources = tuple(source for source in read if source)
+        return Slice(sources, base, parameters, self.document.place(path))
 
-    def source(self, item: object, path: Path) -> Source | None:
-        """An entry of `models`: all of one model."""
-        body = self.mapping({"model": item} if isinstance(item, str) else item, path, "a source")
-        if "layer_range" in body:
-            place = self.document.place((*path, "layer_range"))
-            self.warnings.append(f"{place}: not read here; layers are picked under 'slices'")
-        return self.any_source(body, path, self.base.model if self.base else None)
-
-    def sliced_source(self, item: object, path: Path, base: ModelRef | None) -> Source | None:
-        """An entry of `sources`: some layers of one model."""
-        body = self.mapping(item, path, "a source")
-        layers = self.layer_range(body.get("layer_range"), (*path, "layer_range"))
-        source = self.any_source(body, path, base or (self.base.model if self.base else None))
-        return replace(source, layers=layers) if source else None
-
-    def any_source(
-        self, body: Mapping[str, object], path: Path, base: ModelRef | None
+    def source(
+        self, item: object, path: Path, base: ModelRef | None = None, sliced: bool = False
     ) -> Source | None:
+        """Read an entry of `models`, or of the `sources` of a slice, which takes some layers."""
+        if isinstance(item, str) and not sliced:
+            item = {"model": item}
+        body = self.mapping(item, path, "a source")
+        layers = None
+        if sliced:
+            layers = self.layer_range(body.get("layer_range"), (*path, "layer_range"))
+        elif "layer_range" in body:
+            self.warn((*path, "layer_range"), "not read here; layers are picked under 'slices'")
         self.unknown(body, path, ["model", "parameters", "layer_range"])
         if "model" not in body:
             self.fault(path, "no 'model' in it")
             return None
         model = self.model(body["model"], (*path, "model"))
+        base = base or (self.base.model if self.base else None)
         parameters = self.parameters(body, path, "base" if model == base else "model")
-        return Source(model, None, parameters, self.document.place(path))
+        return Source(model, layers, parameters, self.document.place(path))
 
     def layer_range(self, value: object, path: Path) -> tuple[int, int] | None:
         if isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value):
@@ -222,16 +199,15 @@ class _Reader:
         try:
             if isinstance(value, str):
                 return parse_model(value)
-            body = self.mapping(value, path, "a model")
-            self.unknown(body, path, ["model", "lora", "override_architecture"])
+            keys = ["model", "lora", "override_architecture"]
+            body = self.mapping(value, path, "a model", keys)
             word, revision = self.located(body.get("model"))
             lora, lora_revision = self.located(body["lora"]) if body.get("lora") else (None, None)
-            architecture = body.get("override_architecture")
+            override = body.get("override_architecture")
+            architecture = str(override) if override else None
             if word is None:
                 raise ValueError("no 'model' in it")
-            return ModelRef(
-                word, revision, lora, lora_revision, str(architecture) if architecture else None
-            )
+            return ModelRef(word, revision, lora, lora_revision, architecture)
         except ValueError as error:
             self.fault(path, str(error))
             return ModelRef("?")
@@ -247,19 +223,19 @@ class _Reader:
 
     def parameters(self, body: Mapping[str, object], path: Path, owner: str) -> Parameters:
         """Settings by name; `owner` is "shared", or the "model" or "base" that they are of."""
-        given = body.get("parameters")
-        if given is None:
+        if body.get("parameters") is None:
             return {}
-        found = {}
-        for name, value in self.mapping(given, (*path, "parameters"), "'parameters'").items():
-            here = (*path, "parameters", name)
+        settings = {}
+        path = (*path, "parameters")
+        for name, value in self.mapping(body["parameters"], path, "'parameters'").items():
+            here = (*path, name)
             try:
                 setting = parse_setting(value)
-                found[name] = Given(setting, self.document.place(here))
+                settings[name] = Given(setting, self.document.place(here))
                 self.check_parameter(name, setting, here, owner)
             except ValueError as error:
                 self.fault(here, str(error))
-        return found
+        return settings
 
     def check_parameter(self, name: str, setting: Setting, path: Path, owner: str) -> None:
         """Warn of what nothing reads. ValueError for a value that is not of its type."""
@@ -274,7 +250,7 @@ class _Reader:
         elif owner == "base" and plays_base(self.method):
             why = f"the base of {self.method.name} has none"
         if why:
-            self.warnings.append(f"{self.document.place(path)}: {why}")
+            self.warn(path, why)
             return
         for value in scalars(setting):
             convert(value, known[name].type)
@@ -290,22 +266,30 @@ class _Reader:
         if value is None:
             return None
         plain = str(value).removeprefix("torch.")
-        if plain not in (*FLOATS, "int64"):
-            short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
-            hint = (
-                f" (did you mean '{short[plain]}'?)" if plain in short else nearest(plain, FLOATS)
-            )
-            self.fault(
-                (key,), f"unknown dtype '{printable(plain)}'{hint}; one of {', '.join(FLOATS)}"
-            )
-        return plain
+        if plain in (*FLOATS, "int64"):
+            return plain
+        short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+        hint = f" (did you mean '{short[plain]}'?)" if plain in short else nearest(plain, FLOATS)
+        self.fault((key,), f"unknown dtype '{printable(plain)}'{hint}; one of {', '.join(FLOATS)}")
+        return None
 
-    def mapping(self, value: object, path: Path, what: str) -> dict[str, object]:
-        if isinstance(value, dict):
-            return {str(key): item for key, item in value.items()}
-        shown = printable(repr(value))[:60]
-        self.fault(path, f"{what} is a mapping of names to values, not {shown}")
-        return {}
+    def flag(self, value: object, path: Path) -> bool:
+        if not isinstance(value, bool):
+            self.fault(path, f"{value!r} is neither true nor false")
+        return value is True
+
+    def mapping(
+        self, value: object, path: Path, kind: str, keys: Sequence[str] = ()
+    ) -> dict[str, object]:
+        """Return a mapping with keys as text, and warn of those that are not `keys`, if given."""
+        if not isinstance(value, dict):
+            shown = printable(repr(value))[:60]
+            self.fault(path, f"{kind} is a mapping of names to values, not {shown}")
+            return {}
+        body = {str(key): item for key, item in value.items()}
+        if keys:
+            self.unknown(body, path, keys)
+        return body
 
     def sequence(self, value: object, path: Path) -> list[object]:
         if isinstance(value, list) and value:
@@ -316,13 +300,14 @@ class _Reader:
     def unknown(self, body: Mapping[str, object], path: Path, allowed: Sequence[str]) -> None:
         for key in body:
             if key not in allowed:
-                place = self.document.place((*path, key))
-                self.warnings.append(f"{place}: nothing reads this key{nearest(key, allowed)}")
+                self.warn((*path, key), f"nothing reads this key{nearest(key, allowed)}")
 
 
-def read_choice(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice | None:
-    """The choice of a recipe that makes one; None where it makes two."""
+def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice | None:
+    """Read `tokenizer` or `tokenizer_source`; None where there is neither, or both."""
     short, long = top.get("tokenizer_source"), top.get("tokenizer")
+    if short is None and long is None:
+        return None
     if "tokenizer_source" in top and "tokenizer" in top:
         reader.fault(("tokenizer_source",), "stands beside 'tokenizer'; keep one of the two")
         return None
@@ -330,8 +315,8 @@ def read_choice(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice |
     place = reader.document.place(path)
     if long is None:
         return TokenizerChoice(_source(reader, short, path), place=place)
-    body = reader.mapping(long, path, "'tokenizer'")
-    reader.unknown(body, path, ["source", "tokens", "pad_to_multiple_of"])
+    keys = ["source", "tokens", "pad_to_multiple_of"]
+    body = reader.mapping(long, path, "'tokenizer'", keys)
     multiple = body.get("pad_to_multiple_of") or 0
     if type(multiple) is not int or multiple < 0:
         reader.fault((*path, "pad_to_multiple_of"), f"expected a number of rows, got {multiple!r}")
@@ -353,22 +338,19 @@ def _source(reader: _Reader, value: object, path: Path) -> str | ModelRef:
 
 
 def _rule(reader: _Reader, value: object, path: Path) -> TokenRule:
-    body = reader.mapping(value if value is not None else {}, path, "a token")
-    reader.unknown(body, path, ["source", "force"])
-    source, force = body.get("source"), body.get("force") or False
-    here: Path = (*path, "source")
-    if not isinstance(force, bool):
-        reader.fault((*path, "force"), f"{force!r} is neither true nor false")
+    body = reader.mapping({} if value is None else value, path, "a token", ["source", "force"])
+    source, here = body.get("source"), (*path, "source")
+    force = reader.flag(body.get("force") or False, (*path, "force"))
     if source is None:
-        if force:
+        if body.get("force"):
             reader.fault(path, "'force' without a 'source' to take the row from")
         return TokenRule()
     if not isinstance(source, dict) or "kind" not in source:
-        return TokenRule(reader.model(source, here), force=bool(force))
+        return TokenRule(reader.model(source, here), force=force)
     kind = source["kind"]
     if kind == "zero":
         reader.unknown(source, here, ["kind"])
-        return TokenRule(zero=True, force=bool(force))
+        return TokenRule(zero=True, force=force)
     reader.unknown(source, here, ["kind", "model", "token", "token_id"])
     token, number = source.get("token"), source.get("token_id")
     fits = isinstance(token, str) if number is None else token is None and type(number) is int
@@ -380,15 +362,13 @@ def _rule(reader: _Reader, value: object, path: Path) -> TokenRule:
         )
         return TokenRule()
     model = reader.model(source["model"], (*here, "model"))
-    return TokenRule(model, token if number is None else number, force=bool(force))
+    return TokenRule(model, token if number is None else number, force=force)
 
 
 def read_key_map(reader: _Reader, top: Mapping[str, object]) -> Iterator[KeyRule]:
     """Rules for tensors that other models have under other names, or in other pieces."""
     given = top.get("key_map")
-    if not given:
-        return
-    for number, item in enumerate(reader.sequence(given, ("key_map",))):
+    for number, item in enumerate(reader.sequence(given, ("key_map",)) if given else []):
         path: Path = ("key_map", number)
         body = reader.mapping(item, path, "a rule")
         model = reader.model(body["model"], (*path, "model")) if body.get("model") else None
@@ -399,25 +379,11 @@ def read_key_map(reader: _Reader, top: Mapping[str, object]) -> Iterator[KeyRule
             reader.fault(path, str(error))
 
 
-def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice | None:
-    """The choice of `tokenizer` or `tokenizer_source`, or None where there is neither."""
-    if top.get("tokenizer_source") is None and top.get("tokenizer") is None:
-        return None
-    return read_choice(reader, top)
-
-
 def read_patterns(reader: _Reader, top: Mapping[str, object], key: str) -> tuple[str, ...]:
     """`include` or `exclude`: one pattern or a list."""
     given = top.get(key)
-    found = [given] if isinstance(given, str) else reader.sequence(given, (key,)) if given else []
-    for item in found:
+    items = [given] if isinstance(given, str) else reader.sequence(given, (key,)) if given else []
+    for item in items:
         if not isinstance(item, str) or not item.strip("."):
             reader.fault((key,), f"expected a tensor name or a pattern like *.mlp.*, got {item!r}")
-    return tuple(str(item) for item in found)
-
-
-def read_flag(reader: _Reader, top: Mapping[str, object], key: str) -> bool:
-    given = top.get(key, False)
-    if not isinstance(given, bool):
-        reader.fault((key,), f"{given!r} is neither true nor false")
-    return given is True
+    return tuple(str(item) for item in items)

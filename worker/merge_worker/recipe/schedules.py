@@ -7,7 +7,6 @@ arXiv:2507.17634): a decay s(x), x from 0 to 1, becomes weights that add up to 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 from ..errors import UsageError
@@ -33,26 +32,19 @@ def schedule_weights(schedule: str, count: int) -> tuple[float, ...]:
     if count < 1:
         raise UsageError(f"schedule {schedule}: no checkpoints to weigh")
     if name == "ema":
-        return _ema(schedule, _beta(schedule, number), count)
+        beta = _beta(schedule, number)
+        powers = [beta**age for age in reversed(range(count))]
+        total = math.fsum(powers)
+        return tuple(power / total for power in powers)
     if name == "last-k":
         last = _last(schedule, number, count)
         return (0.0,) * (count - last) + (1 / last,) * last
     if name == "minus-sqrt":
-        return _of_decay(lambda x: 1 - math.sqrt(x), count)
+        # c_i = s(i/n) - s((i+1)/n), with s(1) = 0; the oldest has what the others leave of 1.
+        steps = [1 - math.sqrt(i / count) for i in range(1, count)] + [0.0]
+        later = [a - b for a, b in pairwise(steps)]
+        return (1 - math.fsum(later), *later)
     return (1 / count,) * count
-
-
-def _of_decay(decay: Callable[[float], float], count: int) -> tuple[float, ...]:
-    """c_i = s(i/n) - s((i+1)/n), with s(1) = 0; the oldest has what the others leave of 1."""
-    steps = [decay(i / count) for i in range(1, count)] + [0.0]
-    later = [a - b for a, b in pairwise(steps)]
-    return (1 - math.fsum(later), *later)
-
-
-def _ema(schedule: str, beta: float, count: int) -> tuple[float, ...]:
-    powers = [beta**age for age in reversed(range(count))]
-    total = math.fsum(powers)
-    return tuple(power / total for power in powers)
 
 
 def _beta(schedule: str, number: str) -> float:

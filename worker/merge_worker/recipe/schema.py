@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from .. import methods
 from ..errors import UsageError
 from ..messages import nearest, printable
 from ..method import BaseRole, Method
+from .key_map import LayoutRule
 from .parameters import Parameters
-
-if TYPE_CHECKING:
-    from .key_map import LayoutRule
 
 
 @dataclass(frozen=True)
@@ -146,17 +143,15 @@ class Recipe:
     def all_refs(self) -> tuple[ModelRef, ...]:
         """Return `own_refs` and the model that only the tokenizer is taken from."""
         source = self.tokenizer.source if self.tokenizer else None
-        more = [source] if isinstance(source, ModelRef) else []
-        return tuple(dict.fromkeys((*self.own_refs(), *more)))
+        donor = [source] if isinstance(source, ModelRef) else []
+        return tuple(dict.fromkeys((*self.own_refs(), *donor)))
 
     def own_refs(self) -> tuple[ModelRef, ...]:
         """Every model of this document once: the base first, then in order of appearance."""
-        found = [self.base] if self.base else []
-        for module in self.modules:
-            for part in module.slices:
-                found += [part.base] if part.base else []
-                found += [source.model for source in part.sources]
-        return tuple(dict.fromkeys(found))
+        refs = [self.base]
+        for part in (part for module in self.modules for part in module.slices):
+            refs += [part.base, *(source.model for source in part.sources)]
+        return tuple(dict.fromkeys(ref for ref in refs if ref))
 
 
 def parse_model(word: str) -> ModelRef:

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UsageError
 from ..messages import counted, printable
 from ..options import DEFAULTS, with_defaults
-from .schedules import schedule_weights as weights_of
+from .schedules import schedule_weights
 from .schema import find_method
 
 
@@ -31,13 +31,12 @@ def direct_recipe(
             f"--weights has {counted(len(weights), 'values')} for {counted(len(merged), 'models')} "
             f"({', '.join(printable(m) for m in merged)}); give one per model"
         )
-    given = [1.0] * len(merged) if weights is None else list(weights)
     takes_weight = any(p.name == "weight" for p in find_method(method, "--method").parameters)
     if weights is not None and not takes_weight:
         raise UsageError(f"--weights: the method '{method}' takes no weights")
     entries: list[dict[str, object]] = [
         {"model": word, "parameters": {"weight": weight}} if takes_weight else {"model": word}
-        for word, weight in zip(merged, given, strict=True)
+        for word, weight in zip(merged, weights or [1.0] * len(merged), strict=True)
     ]
     recipe: dict[str, object] = {"merge_method": method, "models": entries}
     recipe |= {"base_model": base_model} if base_model else {}
@@ -53,7 +52,10 @@ def recipe_from_values(models: Sequence[str], values: Mapping[str, Any]) -> str:
     if given["schedule"]:
         if weights:
             raise UsageError("--schedule and --weights exclude each other; keep one")
-        models, weights = weighted(given["schedule"], models, given["base_model"])
+        checkpoints = [model for model in models if model != given["base_model"]]
+        weights = schedule_weights(given["schedule"], len(checkpoints))
+        models = [model for model, weight in zip(checkpoints, weights, strict=True) if weight]
+        weights = [weight for weight in weights if weight]
     return direct_recipe(
         models,
         method=given["method"],
@@ -62,16 +64,6 @@ def recipe_from_values(models: Sequence[str], values: Mapping[str, Any]) -> str:
         dtype=given["dtype"],
         parameters={"normalize": False} if given["no_normalize"] else {},
     )
-
-
-def weighted(
-    schedule: str, models: Sequence[str], base: str | None
-) -> tuple[list[str], list[float]]:
-    """The models that a schedule gives a weight, with it; the base is none of the checkpoints."""
-    merged = [model for model in models if model != base]
-    given = weights_of(schedule, len(merged))
-    kept = [model for model, weight in zip(merged, given, strict=True) if weight]
-    return kept, [weight for weight in given if weight]
 
 
 def parse_number(word: str) -> float:

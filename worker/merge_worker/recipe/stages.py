@@ -23,13 +23,13 @@ def arrange(recipes: Sequence[Recipe]) -> Recipe:
     order: list[Recipe] = []
     _visit(last, named, [], order)
     order.remove(last)
-    spare = [recipe for recipe in recipes if recipe is not last and recipe not in order]
-    warnings = [
+    warnings = [line for recipe in (*order, last) for line in recipe.warnings]
+    warnings += [
         f"{recipe.where}: nothing uses the document '{recipe.name}'; it is not merged"
-        for recipe in spare
+        for recipe in recipes
+        if recipe is not last and recipe not in order
     ]
-    told = [line for recipe in (*order, last) for line in recipe.warnings]
-    return replace(last, stages=tuple(order), warnings=(*told, *warnings))
+    return replace(last, stages=tuple(order), warnings=tuple(warnings))
 
 
 def _faults(recipes: Sequence[Recipe]) -> Iterator[str]:

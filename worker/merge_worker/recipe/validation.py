@@ -11,56 +11,42 @@ from .schema import ModelRef, Recipe, Slice, plays_base
 
 def broken_rules(recipe: Recipe, method: Method) -> Iterator[str]:
     """One line for every rule that the recipe breaks."""
-    if method.base is BaseRole.REQUIRED and not _has_base(recipe):
+    parts = [part for module in recipe.modules for part in module.slices if part.sources]
+    # One source alone is taken as it is, whatever the method.
+    is_merged = [part.length is None or len(part.sources) > 1 for part in parts]
+    bases = [part.base or recipe.base for part in parts]
+    lacks_base = any(merged and not base for merged, base in zip(is_merged, bases, strict=True))
+    if method.base is BaseRole.REQUIRED and lacks_base:
         yield (
             f"{recipe.where}: {method.name} needs a base: add 'base_model: …' "
             f"(the model that the others were trained from)"
         )
         return
-    for module in recipe.modules:
-        for part in module.slices:
-            if not part.sources:
-                continue
-            base = part.base or recipe.base
-            yield from _twice(part)
-            yield from _lengths(part)
-            # One source alone is taken as it is, whatever the method.
-            if part.length is not None and len(part.sources) == 1:
-                continue
+    for part, base, merged in zip(parts, bases, is_merged, strict=True):
+        yield from _twice(part)
+        yield from _lengths(part)
+        if merged:
             yield from _base_listed(part, base, method)
             yield from _count(part, base, method)
 
 
-def _has_base(recipe: Recipe) -> bool:
-    """Whether every slice that merges something has a base."""
-    if recipe.base is not None:
-        return True
-    parts = [part for module in recipe.modules for part in module.slices]
-    return all(
-        part.base is not None or (part.length is not None and len(part.sources) == 1)
-        for part in parts
-        if part.sources
-    )
-
-
 def _twice(part: Slice) -> Iterator[str]:
-    seen: set[tuple[ModelRef, tuple[int, int] | None]] = set()
-    for source in part.sources:
-        key = (source.model, source.layers)
-        if key in seen:
+    keys = [(source.model, source.layers) for source in part.sources]
+    for number, source in enumerate(part.sources):
+        if keys[number] in keys[:number]:
             layers = f" with layers {list(source.layers)}" if source.layers else ""
             yield (
                 f"{source.place}: model '{source.model}' is listed twice{layers}; "
                 f"give one larger weight"
             )
-        seen.add(key)
 
 
 def _lengths(part: Slice) -> Iterator[str]:
     for source in part.sources:
-        if source.layers and source.layers[1] - source.layers[0] != part.length:
+        count = source.layers[1] - source.layers[0] if source.layers else part.length
+        if count != part.length:
             yield (
-                f"{source.place}: takes {counted(source.layers[1] - source.layers[0], 'layers')}, "
+                f"{source.place}: takes {counted(count, 'layers')}, "
                 f"the first source of this slice {part.length}; a slice merges equally many"
             )
 

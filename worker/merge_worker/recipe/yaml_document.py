@@ -78,8 +78,8 @@ def read_documents(text: str, where: str) -> list[Document]:
 def _depth(text: str) -> int:
     """The most brackets that are open at once, as far as characters tell."""
     most = now = 0
-    for found in re.finditer(r"[{[]+|[}\]]+", text):
-        now = max(0, now + len(found[0]) * (1 if found[0][0] in "{[" else -1))
+    for brackets in re.finditer(r"[{[]+|[}\]]+", text):
+        now = max(0, now + len(brackets[0]) * (1 if brackets[0][0] in "{[" else -1))
         most = max(most, now)
     return most
 
