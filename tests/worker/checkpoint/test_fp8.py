@@ -74,8 +74,8 @@ def test_any_run(case: str, tmp_path_factory: pytest.TempPathFactory, data: st.D
     lane = Lane(torch.device("cpu"), Files())
     got = lane.read(source, start, stop, "in0")
     assert torch.equal(got, expected(case).reshape(-1)[start:stop])
-    said = buffer_size(source)
-    assert lane.host.size_with({}) <= said.per_element * (stop - start) + said.fixed
+    size = buffer_size(source)
+    assert lane.host.size_with({}) <= size.per_element * (stop - start) + size.fixed
     lane.files.close()
 
 
@@ -104,8 +104,8 @@ def test_a_merge_of_fp8_and_plain_weights(tmp_path: Path, end: str, how: str) ->
 def test_without_the_option_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = model(tmp_path / "a", "rows"), model(tmp_path / "b", "rows")
     assert cli.main(["average", str(tmp_path / "out"), str(first), str(second)]) == 3
-    told = capsys.readouterr().err
-    assert f"{first}: quantized (fp8)" in told and "--dequantize" in told
+    errors = capsys.readouterr().err
+    assert f"{first}: quantized (fp8)" in errors and "--dequantize" in errors
 
 
 def test_scales_that_fit_nothing(tmp_path: Path) -> None:

@@ -40,12 +40,12 @@ def test_what_safetensors_writes(tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
     shard = read_shard(tmp_path / "x.safetensors")
-    found = {info.name: info for info in shard.tensors}
-    assert {n: (i.shape, i.dtype.torch_name) for n, i in found.items()} == {
+    by_name = {info.name: info for info in shard.tensors}
+    assert {n: (i.shape, i.dtype.torch_name) for n, i in by_name.items()} == {
         n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()
     }
     raw = (tmp_path / "x.safetensors").read_bytes()
-    for name, info in found.items():
+    for name, info in by_name.items():
         stored = raw[info.offset : info.offset + info.nbytes]
         assert stored == bytes(tensors[name].reshape(-1).view(torch.uint8).tolist())
         assert info.count == tensors[name].numel()
@@ -54,10 +54,10 @@ def test_what_safetensors_writes(tmp_path: Path) -> None:
 
 
 def test_digest_is_of_the_header_alone(tmp_path: Path) -> None:
-    one = read_shard(raw_file(tmp_path / "1", GOOD, bytes(12)))
-    two = read_shard(raw_file(tmp_path / "2", GOOD, b"x" * 12))
+    first = read_shard(raw_file(tmp_path / "1", GOOD, bytes(12)))
+    second = read_shard(raw_file(tmp_path / "2", GOOD, b"x" * 12))
     other = read_shard(raw_file(tmp_path / "3", {"a": entry([3], 0, 12)}, bytes(12)))
-    assert one.header_sha256 == two.header_sha256 != other.header_sha256
+    assert first.header_sha256 == second.header_sha256 != other.header_sha256
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_damaged_headers(tmp_path: Path, header: object, words: str) -> None:
 
 
 def test_a_name_that_stands_twice(tmp_path: Path) -> None:
-    one = json.dumps(entry([3], 0, 12))
-    text = f'{{"a":{one},"a":{one}}}'.encode()
+    tensor = json.dumps(entry([3], 0, 12))
+    text = f'{{"a":{tensor},"a":{tensor}}}'.encode()
     assert "a name stands twice" in header_fault(tmp_path, text)
 
 
@@ -167,9 +167,8 @@ def test_an_unknown_dtype_is_named(tmp_path: Path) -> None:
 
 
 def test_a_name_that_no_file_can_hold(tmp_path: Path) -> None:
-    assert "not valid" in header_fault(tmp_path, b'{"\\ud800": %s}' % json.dumps(
-        entry([3], 0, 12)
-    ).encode())  # fmt: skip
+    text = b'{"\\ud800": %s}' % json.dumps(entry([3], 0, 12)).encode()
+    assert "not valid" in header_fault(tmp_path, text)
 
 
 def test_an_absurd_shape_is_refused_soon(tmp_path: Path) -> None:

@@ -33,11 +33,11 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield running
 
 
-def worker(hub: Hub, home: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+def worker(hub: Hub, home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, since the client reads its variables once."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"PYTHONPATH": SOURCES, **more}
+    environment |= {"PYTHONPATH": SOURCES, **variables}
     command = [sys.executable, "-m", "merge_worker", *words]
     return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
 
@@ -102,8 +102,8 @@ def test_weights_are_removed_behind_the_lanes(hub: Hub, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert_mean(tmp_path, home / "out")
     assert list((home / "hf").rglob("*.safetensors")) == []
-    held = [path for path in (home / "hf").rglob("blobs/*") if path.stat().st_size > 700]
-    assert held == []
+    weights = [path for path in (home / "hf").rglob("blobs/*") if path.stat().st_size > 700]
+    assert weights == []
 
 
 def test_a_local_model_and_one_of_the_hub(hub: Hub, tmp_path: Path) -> None:

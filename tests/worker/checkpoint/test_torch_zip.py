@@ -27,11 +27,11 @@ DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "uint8", "bool",
 
 def read(path: Path) -> dict[str, Tensor]:
     """Every tensor of a file, by way of a lane."""
-    _, found = read_pickled(path)
+    _, tensors = read_pickled(path)
     lane = Lane(torch.device("cpu"), Files())
     return {
         name: lane.read(source, 0, source.count, "in").clone().view(source.shape)
-        for name, source in found.items()
+        for name, source in tensors.items()
     }
 
 
@@ -92,9 +92,9 @@ def test_folders_of_pickles_merge_like_safetensors(tmp_path: Path) -> None:
         out = str(tmp_path / f"out-{second}")
         command = ["average", out, str(tmp_path / "a"), str(tmp_path / second)]
         assert cli.main([*command, "--progress", "off"]) == 0
-    found = [read_tensors(tmp_path / f"out-{second}") for second in ("b", "c")]
-    assert all(torch.equal(found[0][n], found[1][n]) for n in one)
-    assert all(torch.equal(found[0][n], ((one[n].double() + two[n]) / 2).float()) for n in one)
+    results = [read_tensors(tmp_path / f"out-{second}") for second in ("b", "c")]
+    assert all(torch.equal(results[0][n], results[1][n]) for n in one)
+    assert all(torch.equal(results[0][n], ((one[n].double() + two[n]) / 2).float()) for n in one)
 
 
 def test_single_files_of_both_kinds(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_a_malicious_pickle_does_not_run(
     good = write_checkpoint(tmp_path / "good", {"w": torch.ones(2)})
     command = ["average", str(tmp_path / "out"), str(good), str(folder)]
     assert cli.main([*command, "--progress", "off"]) == 3
-    told = capsys.readouterr().err
-    assert f"{folder / 'pytorch_model.bin'}: its pickle asks for 'posix.mkdir'; refused" in told
+    errors = capsys.readouterr().err
+    assert f"{folder / 'pytorch_model.bin'}: its pickle asks for 'posix.mkdir'; refused" in errors
     assert not mark.exists() and not (tmp_path / "out").exists()
     torch.load(folder / "pytorch_model.bin", weights_only=False)
     assert mark.exists(), "the test itself: the pickle is malicious"
@@ -139,12 +139,12 @@ def test_a_malicious_pickle_does_not_run(
 def rewrite(path: Path, text: bytes, **members: bytes) -> None:
     """Copy the zip with another pickle, and other members."""
     with zipfile.ZipFile(path) as archive:
-        found = {info.filename: archive.read(info) for info in archive.infolist()}
-    folder = next(iter(found)).split("/")[0]
-    found[f"{folder}/data.pkl"] = text
-    found |= {f"{folder}/{name}": value for name, value in members.items()}
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    folder = next(iter(entries)).split("/")[0]
+    entries[f"{folder}/data.pkl"] = text
+    entries |= {f"{folder}/{name}": value for name, value in members.items()}
     with zipfile.ZipFile(path, "w") as archive:
-        for name, value in found.items():
+        for name, value in entries.items():
             archive.writestr(name, value)
 
 
@@ -234,10 +234,10 @@ def test_any_damage_is_told_or_harmless(
     path = tmp_path_factory.mktemp("damaged") / "m.bin"
     path.write_bytes(EXAMPLE[:place] + value + EXAMPLE[place + len(value) :])
     try:
-        _, found = read_pickled(path)
+        _, tensors = read_pickled(path)
     except InputError as error:
         assert str(path) in str(error)
     else:
         size = path.stat().st_size
-        for source in found.values():
-            assert all(p.offset + p.nbytes <= size for p in getattr(source, "parts", (source,)))
+        for source in tensors.values():
+            assert all(p.offset + p.nbytes <= size for p in getattr(source, "inputs", (source,)))

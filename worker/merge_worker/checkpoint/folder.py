@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,7 @@ from .hub import Hub, is_hub_name
 from .torch_zip import read_pickled
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
-SCALE_SUFFIXES = ("_scale_inv", "_scale")
+NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,6 @@ class Checkpoint:
             value.pop("quantization_config", None)
         return value
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(info.nbytes for info in self.tensors.values())
-
-
-NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-
 
 def exists(path: Path) -> bool:
     """Return whether a path exists. Raises OSError if the file system cannot answer."""
@@ -82,10 +73,10 @@ def is_hub_id(word: str) -> bool:
     A word is a path if it exists, starts with `/`, `.` or `~`, or ends in `/`.
     """
     try:
-        here = exists(Path(word))
+        is_path = exists(Path(word))
     except OSError:  # it exists, but cannot be read
-        here = True
-    if here or word.startswith(("/", ".", "~")) or word.endswith("/"):
+        is_path = True
+    if is_path or word.startswith(("/", ".", "~")) or word.endswith("/"):
         return False
     return is_hub_name(word, revision=True)
 
@@ -109,10 +100,14 @@ def open_checkpoint(path: Path, hub: Hub | None = None) -> Checkpoint:
     hub = hub or Hub()
     if not exists(path):
         raise InputError(f"{path}: no such folder; is the model path right?")
-    files = list(_shard_files(path, hub)) if path.is_dir() else [path]
+    files = _shard_files(path, hub) if path.is_dir() else [path]
     shards, tensors, places = [], dict[str, TensorSource](), dict[str, str]()
     for file in files:
-        shard, sources = _read(file, hub)
+        if file.suffix in PICKLES:
+            shard, sources = read_pickled(file)
+        else:
+            shard = hub.read_header(file) if hub.is_not_downloaded(str(file)) else read_shard(file)
+            sources = {info.name: info for info in shard.tensors}
         shards.append(shard)
         for name in sources:
             if name in tensors:
@@ -129,13 +124,6 @@ def open_checkpoint(path: Path, hub: Hub | None = None) -> Checkpoint:
     return Checkpoint(path, tuple(shards), tensors)
 
 
-def _read(file: Path, hub: Hub) -> tuple[Shard, dict[str, TensorSource]]:
-    if file.suffix in PICKLES:
-        return read_pickled(file)
-    shard = hub.read_header(file) if hub.is_not_downloaded(str(file)) else read_shard(file)
-    return shard, {info.name: info for info in shard.tensors}
-
-
 def _index(folder: Path) -> Path | None:
     """Return the index in use: that of pickles only if there are no safetensors."""
     if (folder / INDEX).is_file():
@@ -144,28 +132,20 @@ def _index(folder: Path) -> Path | None:
     return pickles if pickles.is_file() and not any(folder.glob("*.safetensors")) else None
 
 
-def _shard_files(folder: Path, hub: Hub) -> Iterator[Path]:
-    """Yield the weight files: by index, else model.safetensors, else all but duplicates."""
+def _shard_files(folder: Path, hub: Hub) -> list[Path]:
+    """Return the weight files: by index, else model.safetensors, else all but duplicates."""
+    remote = hub.names(folder)
     index = _index(folder)
     if index is not None:
         names = sorted(set(_weight_map(index).values()))
         for name in names:
-            parts = Path(name).parts
-            if not name or Path(name).is_absolute() or ".." in parts:
+            if not name or Path(name).is_absolute() or ".." in Path(name).parts:
                 raise InputError(f"{index}: shard '{printable(name)}' is outside the model folder")
-        remote = hub.names(folder)
         missing = [n for n in names if n not in remote and not os.path.lexists(folder / n)]
-        if missing:
-            raise InputError(
-                f"{folder}: {len(missing)} of {len(names)} shards in its index are missing: "
-                f"{first_names(missing)}\n  the download or copy is incomplete"
-            )
-        yield from (folder / name for name in names)
-        return
-    remote = hub.names(folder)
+        _refuse_missing(folder, missing, f"{len(names)} shards in its index")
+        return [folder / name for name in names]
     if (folder / WEIGHTS).exists() or WEIGHTS in remote:
-        yield folder / WEIGHTS
-        return
+        return [folder / WEIGHTS]
     # Some releases hold the same weights twice; adapters belong to another model.
     files = sorted(
         file
@@ -173,12 +153,19 @@ def _shard_files(folder: Path, hub: Hub) -> Iterator[Path]:
         if not file.name.startswith(("consolidated", "adapter_"))
     )
     if not files and (folder / "pytorch_model.bin").exists():
-        yield folder / "pytorch_model.bin"
-        return
+        return [folder / "pytorch_model.bin"]
     if not files:
         raise InputError(_nothing_found(folder))
     _check_numbering(folder, {file.name for file in files})
-    yield from files
+    return files
+
+
+def _refuse_missing(folder: Path, missing: Sequence[str], all_shards: str) -> None:
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} of {all_shards} are missing: {first_names(missing)}\n"
+            f"  the download or copy is incomplete"
+        )
 
 
 def _check_numbering(folder: Path, names: set[str]) -> None:
@@ -190,11 +177,7 @@ def _check_numbering(folder: Path, names: set[str]) -> None:
         stem, total, end = numbered.groups()
         complete = [f"{stem}-{n:05d}-of-{total}{end}" for n in range(1, int(total) + 1)]
         missing = [file for file in complete if file not in names]
-        if missing:
-            raise InputError(
-                f"{folder}: {len(missing)} of {int(total)} shards are missing: "
-                f"{first_names(missing)}\n  the download or copy is incomplete"
-            )
+        _refuse_missing(folder, missing, f"{int(total)} shards")
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -16,10 +16,15 @@ from ..errors import InputError
 from ..messages import counted, first_names, printable
 from ..tensors.source import BufferSize, DerivedTensor, Reader, TensorSource, buffer_size
 from ..tensors.views import by_row
-from .folder import FP8_DTYPES, SCALE_SUFFIXES, Checkpoint
+from .folder import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
+SCALE_SUFFIXES = ("_scale_inv", "_scale")
+_UNUSED = (".input_scale", ".weight_scale_ub", ".activation_scale", ".output_scale")
+"""Scales of activations, which plain weights do not need."""
 
 
 def is_quantized(checkpoint: Checkpoint) -> str | None:
@@ -55,10 +60,6 @@ def scales_of(tensors: Mapping[str, TensorSource]) -> dict[str, str]:
         for end in SCALE_SUFFIXES
         if source.dtype.name in FP8_DTYPES and name + end in tensors
     }
-
-
-_UNUSED = (".input_scale", ".weight_scale_ub", ".activation_scale", ".output_scale")
-"""Scales of activations, which plain weights do not need."""
 
 
 class Blocks(NamedTuple):
@@ -116,12 +117,16 @@ def dequantized(model: Checkpoint) -> Checkpoint:
     pairs = scales_of(model.tensors)
     if not pairs:
         return model
-    dtype = _plain_dtype(model)
+    declared = _plain_dtype(model)
     used = set(pairs.values())
     tensors: dict[str, TensorSource] = {}
     for name, source in model.tensors.items():
         if name in pairs:
-            tensors[name] = _plain(model, source, model.tensors[pairs[name]], dtype)
+            inputs = (source, model.tensors[pairs[name]])
+            blocks = _blocks(model, *inputs)
+            tensors[name] = DequantizedTensor(
+                source.name, BY_NAME["F32"], source.shape, inputs, declared, blocks
+            )
         elif name not in used and not name.endswith(_UNUSED):
             tensors[name] = source
     packed = [name for name, source in tensors.items() if source.dtype.kind is Kind.PACKED]
@@ -142,14 +147,6 @@ def _plain_dtype(model: Checkpoint) -> DType:
     return BY_NAME["BF16"]
 
 
-def _plain(
-    model: Checkpoint, codes: TensorSource, scales: TensorSource, declared: DType
-) -> TensorSource:
-    blocks = _blocks(model, codes, scales)
-    shape, dtype = codes.shape, BY_NAME["F32"]
-    return DequantizedTensor(codes.name, dtype, shape, (codes, scales), declared, blocks)
-
-
 def _blocks(model: Checkpoint, codes: TensorSource, scales: TensorSource) -> Blocks:
     """Return how scales are laid over codes. Raises InputError if they do not fit."""
     rows, columns = (1, 1, *codes.shape)[-2:]
@@ -165,11 +162,7 @@ def _blocks(model: Checkpoint, codes: TensorSource, scales: TensorSource) -> Blo
     config = model.config.get("quantization_config")
     size = config.get("weight_block_size") if isinstance(config, dict) else None
     named = size if isinstance(size, list) and len(size) == 2 else [128, 128]
-    height, width = (
-        block if type(block) is int and block > 0 and -(-extent // block) == count
-        else -(-extent // max(1, count))
-        for extent, count, block in ((rows, down, named[0]), (columns, across, named[1]))
-    )  # fmt: skip
+    height, width = _block_size(rows, down, named[0]), _block_size(columns, across, named[1])
     fits = -(-rows // max(1, height)) == down and -(-columns // max(1, width)) == across
     if not fits or prod(grid[:-2]) != matrices or scales.dtype.bits < 8:
         raise InputError(
@@ -177,3 +170,10 @@ def _blocks(model: Checkpoint, codes: TensorSource, scales: TensorSource) -> Blo
             f"which is not a grid of scales for {printable(codes.name)} {list(codes.shape)}"
         )
     return Blocks(rows, columns, down, across, height, width)
+
+
+def _block_size(extent: int, count: int, declared: object) -> int:
+    """Return the declared size if `count` such blocks cover the extent, else an equal share."""
+    if type(declared) is int and declared > 0 and -(-extent // declared) == count:
+        return declared
+    return -(-extent // max(1, count))

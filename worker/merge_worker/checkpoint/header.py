@@ -51,36 +51,33 @@ class Shard:
         path = Path(self.path)
         with input_errors(path), os.fdopen(open_regular(path), "rb", 0) as file:
             now = stamp_of(os.fstat(file.fileno()))
-            header = read_exactly(file.fileno(), self.head_bytes, 8, path)
+            # The JSON ends where the first tensor begins; files of torch.save have none.
+            first = min((info.offset for info in self.tensors), default=0)
+            head_bytes = first - 8 if self.path.endswith(".safetensors") else 0
+            header = read_exactly(file.fileno(), head_bytes, 8, path)
         named = ("another file has its name", "it was written to", "it has another size")
-        found = [what for what, a, b in zip(named, self.stamp, now, strict=True) if a != b]
-        if hashlib.sha256(header).hexdigest() != self.header_sha256 and self.head_bytes:
-            found.append("its header is another")
-        return ", ".join(found)
-
-    @property
-    def head_bytes(self) -> int:
-        """Size of the JSON before the tensors in bytes; 0 for files of torch.save."""
-        first = min((info.offset for info in self.tensors), default=0)
-        return first - 8 if self.path.endswith(".safetensors") else 0
+        changes = [text for text, a, b in zip(named, self.stamp, now, strict=True) if a != b]
+        if hashlib.sha256(header).hexdigest() != self.header_sha256 and head_bytes:
+            changes.append("its header is another")
+        return ", ".join(changes)
 
 
 def read_shard(path: Path) -> Shard:
     """Header of one file, checked so that every byte range of it can be trusted."""
     with input_errors(path), os.fdopen(open_regular(path), "rb", 0) as file:
         fd = file.fileno()
-        found = os.fstat(fd)
-        size = found.st_size
+        status = os.fstat(fd)
+        size = status.st_size
         head = read_exactly(fd, 8, 0, path)
         length = int.from_bytes(head, "little")
         if length <= MAX_HEADER_BYTES and length + 8 <= size:
             head += read_exactly(fd, length, 8, path)
-    return replace(shard_of(path, size, head), stamp=stamp_of(found))
+    return replace(shard_of(path, size, head), stamp=stamp_of(status))
 
 
-def stamp_of(found: os.stat_result) -> tuple[int, ...]:
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
     """Return inode, mtime and size, which change when a file is replaced or written to."""
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
+    return (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def shard_of(path: Path, size: int, head: bytes) -> Shard:
@@ -121,8 +118,8 @@ def open_regular(path: Path) -> int:
     if not stat.S_ISREG(mode):
         os.close(fd)
         kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
-        what = next((name for test, name in kinds if test(mode)), "a device")
-        raise InputError(f"{path}: {what}, not a file of weights")
+        kind = next((name for test, name in kinds if test(mode)), "a device")
+        raise InputError(f"{path}: {kind}, not a file of weights")
     return fd
 
 
@@ -163,10 +160,10 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: damaged header: {len(raw)} bytes that are no list of tensors")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
             raise ValueError("a name stands twice")
-        return found
+        return entries
 
     try:
         header = json.loads(raw, object_pairs_hook=unique)

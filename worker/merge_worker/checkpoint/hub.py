@@ -25,7 +25,7 @@ _LARGE_SUFFIXES = (
     "safetensors bin pt pth ckpt gguf ggml h5 msgpack onnx ot onnx_data npz npy pkl nemo distcp "
     "mlmodel tflite zip tar.gz png jpg jpeg gif mp4 pdf parquet"
 )
-_LARGE_FILES = [
+_LARGE = [
     *(f"*.{suffix}" for suffix in _LARGE_SUFFIXES.split()),
     *("original/*", "onnx/*", "runs/*", "coreml/*", ".git*"),
 ]
@@ -87,9 +87,7 @@ class Hub:
         client = _client(name)
         label = name + (f"@{revision}" if revision else "")
         try:
-            folder = Path(
-                client.snapshot_download(name, revision=revision, ignore_patterns=_LARGE_FILES)
-            )
+            folder = Path(client.snapshot_download(name, revision=revision, ignore_patterns=_LARGE))
         except Exception as error:  # network, Hub and disk raise classes of their own
             raise InputError(f"{label}: {_reason(client, error)}") from None
         if not client.constants.HF_HUB_OFFLINE:
@@ -168,11 +166,6 @@ class Hub:
                 read_shard(Path(path))
             self._downloaded.add(path)
         return True
-
-    def download_all(self, shards: Iterable[Shard]) -> None:
-        """Download the shards that are not in the cache. Raises InputError."""
-        for shard in shards:
-            self.download(shard.path)
 
     def adopt(self, other: Hub) -> None:
         """Take over the files that another Hub knows."""

@@ -21,7 +21,6 @@ STORAGES = {
 } | {"torch.storage UntypedStorage": ""}
 """Dtypes by the class that stands for them in a pickle."""
 
-
 MOST_EXTENTS, MOST_ELEMENTS = 64, 1 << 63
 
 
@@ -53,7 +52,7 @@ class Rebuilt(NamedTuple):
 
 
 def build(data: bytes) -> Any:
-    """The value that a pickle describes. Refused."""
+    """Return the value that a pickle describes. Raises Refused."""
     machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(data):
@@ -68,7 +67,7 @@ def build(data: bytes) -> Any:
 
 
 class _Machine:
-    """A stack, where its marked places are, and values that are named for later."""
+    """A stack of values, the places of its marks, and a memo of values used again."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -80,8 +79,8 @@ class _Machine:
             self.stack.append(_PUSHED[name]() if argument is None else argument)
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             if name == "STACK_GLOBAL":
-                found, module = self.stack.pop(), self.stack.pop()
-                argument = f"{module} {found}"
+                name, module = self.stack.pop(), self.stack.pop()
+                argument = f"{module} {name}"
             self.stack.append(_known(str(argument)))
         elif name in _ACTIONS:
             _ACTIONS[name](self, argument)
@@ -90,28 +89,24 @@ class _Machine:
 
     def marked(self) -> list[Any]:
         """Pop and return the values pushed since the last mark."""
-        place = self.marks.pop()
-        found, self.stack[place:] = self.stack[place:], []
-        return found
+        return self.last(len(self.stack) - self.marks.pop())
 
-    def last(self, count: int) -> tuple[Any, ...]:
-        found = tuple(self.stack[-count:])
-        del self.stack[-count:]
-        return found
+    def last(self, count: int) -> list[Any]:
+        start = max(0, len(self.stack) - count)
+        values, self.stack[start:] = self.stack[start:], []
+        return values
 
     def put(self, key: int | None = None) -> None:
         self.memo[len(self.memo) if key is None else key] = self.stack[-1]
 
     def set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(target) is dict and isinstance(key, str | int):
-                target[key] = value
+        pairs = _pairs(zip(items[::2], items[1::2], strict=True))
+        if type(self.stack[-1]) is dict:
+            self.stack[-1].update(pairs)
 
     def append(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is list:
-            target.extend(items)
+        if type(self.stack[-1]) is list:
+            self.stack[-1].extend(items)
 
     def storage(self) -> None:
         """A persistent id: ('storage', class, key, device, count)."""
@@ -176,26 +171,22 @@ _PUSHED: dict[str, Callable[[], Any]] = {
 }
 
 _ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
-    "PROTO": lambda m, a: None,
-    "FRAME": lambda m, a: None,
-    "STOP": lambda m, a: None,
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, a: None),
     "MARK": lambda m, a: m.marks.append(len(m.stack)),
     "POP": lambda m, a: m.stack.pop(),
     "POP_MARK": lambda m, a: m.marked(),
     "DUP": lambda m, a: m.stack.append(m.stack[-1]),
     "TUPLE": lambda m, a: m.stack.append(tuple(m.marked())),
-    "TUPLE1": lambda m, a: m.stack.append(m.last(1)),
-    "TUPLE2": lambda m, a: m.stack.append(m.last(2)),
-    "TUPLE3": lambda m, a: m.stack.append(m.last(3)),
+    "TUPLE1": lambda m, a: m.stack.append(tuple(m.last(1))),
+    "TUPLE2": lambda m, a: m.stack.append(tuple(m.last(2))),
+    "TUPLE3": lambda m, a: m.stack.append(tuple(m.last(3))),
     "LIST": lambda m, a: m.stack.append(m.marked()),
     "DICT": lambda m, a: m.stack.append(_pairs(zip(*[iter(m.marked())] * 2, strict=True))),
-    "SETITEM": lambda m, a: m.set_items(list(m.last(2))),
+    "SETITEM": lambda m, a: m.set_items(m.last(2)),
     "SETITEMS": lambda m, a: m.set_items(m.marked()),
-    "APPEND": lambda m, a: m.append(list(m.last(1))),
+    "APPEND": lambda m, a: m.append(m.last(1)),
     "APPENDS": lambda m, a: m.append(m.marked()),
-    "PUT": lambda m, a: m.put(a),
-    "BINPUT": lambda m, a: m.put(a),
-    "LONG_BINPUT": lambda m, a: m.put(a),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, a: m.put(a)),
     "MEMOIZE": lambda m, a: m.put(),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, a: m.stack.append(m.memo[a])),
     "BINPERSID": lambda m, a: m.storage(),

@@ -1,4 +1,4 @@
-"""Positioned reads of input files: open once, never mmap, short reads continued, ends told."""
+"""Positioned reads of input files: each is opened once, never mapped; short reads continue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 
-from ..errors import InputError
+from ..errors import InputError, input_errors
 from ..system.machine import UNLIMITED, ComputeSlots
 from .hub import Hub
 
@@ -17,7 +17,7 @@ LARGEST_READ = 1 << 30
 
 MANY_FILES = 1 << 16
 
-UNTOLD = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 """A read would wait, or the file system does not know whether it would."""
 
 
@@ -31,27 +31,23 @@ class Files:
         self._lock = threading.Lock()
 
     def descriptor(self, path: str) -> int:
-        """The open descriptor of `path`. InputError if it cannot be opened any more."""
+        """Return the open descriptor of `path`. Raises InputError if it cannot be opened."""
         fd = self._open.get(path)
         if fd is not None:
             return fd
         self.hub.download(path)
         with self._lock:
-            fd = self._open.get(path)
-            if fd is None:
-                try:
-                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise InputError(f"{path}: {error.strerror}") from None
-                self._open[path] = fd
-            return fd
+            if path not in self._open:
+                with input_errors(path):
+                    self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._open[path]
 
     def read(
         self, path: str, offset: int, buffer: memoryview, turns: ComputeSlots = UNLIMITED
     ) -> None:
-        """Fill `buffer` from `offset`. InputError if the file ends early or cannot be read.
+        """Fill `buffer` from `offset`, and release the slot of `turns` while storage is waited for.
 
-        While the storage is waited for, whoever is next of `turns` computes.
+        Raises InputError if the file ends early or cannot be read.
         """
         fd = self.descriptor(path)
         done, total = 0, len(buffer)
@@ -77,22 +73,21 @@ class Files:
             os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_WILLNEED)
 
     def discard(self, path: str) -> None:
-        """Close a file that is not read any more."""
+        """Close a file that is no longer read."""
         with self._lock:
             fd = self._open.pop(path, None)
         if fd is not None:
-            _close(fd)
+            with contextlib.suppress(OSError):  # everything needed has been read
+                os.close(fd)
 
     def done_with(self, path: str, offset: int, count: int) -> None:
-        """Leave the page cache to others; only a hint."""
+        """Tell the kernel that a range need not stay in the page cache; only a hint."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        with self._lock:
-            for fd in self._open.values():
-                _close(fd)
-            self._open.clear()
+        for path in list(self._open):
+            self.discard(path)
 
 
 def _cached(fd: int, part: memoryview, offset: int) -> int:
@@ -100,18 +95,13 @@ def _cached(fd: int, part: memoryview, offset: int) -> int:
     try:
         return os.preadv(fd, [part], offset, getattr(os, "RWF_NOWAIT", 0))
     except OSError as error:
-        if error.errno in UNTOLD:
+        if error.errno in NOT_CACHED:
             return 0
         raise
 
 
-def _close(fd: int) -> None:
-    with contextlib.suppress(OSError):  # all that was wanted of it has been read
-        os.close(fd)
-
-
 def _allow_many() -> None:
-    """Shards of many large models are more files than the usual soft limit of 1024."""
+    """Raise the usual soft limit of 1024 open files: many large models have more shards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,8 +1,7 @@
 """`pytorch_model.bin` → dtypes, shapes and byte ranges, without running anything of it. No torch.
 
 Such a file is a zip: its pickle says which tensors there are, and their bytes are members that are
-stored as they are. The pickle is read by the machine below, which knows the operations that build
-dicts of tensors and refuses every other by name; Python's own unpickler is never used.
+stored as they are. `pickle_machine` reads the pickle; Python's own unpickler is never used.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..dtypes import DType, from_torch_name
+from ..dtypes import from_torch_name
 from ..errors import InputError
 from ..messages import printable
 from ..tensors.source import StoredTensor, TensorSource
@@ -50,14 +49,14 @@ def read_pickled(path: Path) -> tuple[Shard, dict[str, TensorSource]]:
     finally:
         os.close(fd)
     try:
-        found = _tensors(build(text))
+        tensors = _tensors(build(text))
     except Refused as error:
         raise InputError(
             f"{path}: {error}; refused, and nothing of it was run\n"
             f"  weights of a source that you trust: load them with torch and save_file(…) of "
             f"safetensors"
         ) from None
-    placed = {name: _placed(name, t, members, (folder, path)) for name, t in found.items()}
+    placed = {name: _placed(name, t, members, (folder, path)) for name, t in tensors.items()}
     stored = {id(info): info for info, _ in placed.values()}
     infos = sorted(stored.values(), key=lambda info: (info.offset, info.nbytes))
     shard = Shard(str(path), size, hashlib.sha256(text).hexdigest(), tuple(infos), stamp)
@@ -96,40 +95,44 @@ def _members(file: Any, path: Path) -> Iterator[tuple[str, _Member]]:
 
 def _pickle(fd: int, members: Mapping[str, _Member], path: Path) -> tuple[str, bytes]:
     """The folder inside the zip, and its pickle."""
-    found = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
-    if len(found) != 1:
+    pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
         raise InputError(f"{path}: a zip without the one data.pkl of torch; is it a checkpoint?")
-    folder = found[0].removesuffix("data.pkl")
+    folder = pickles[0].removesuffix("data.pkl")
     order = members.get(f"{folder}byteorder")
     if order and read_exactly(fd, min(order.size, 8), order.offset, path).strip() != b"little":
         raise InputError(f"{path}: written on a big-endian machine; convert it there")
-    place = members[found[0]]
-    if place.size > MAX_HEADER_BYTES:
-        raise InputError(f"{path}: its pickle has {place.size} bytes; not a list of tensors")
-    return folder, read_exactly(fd, place.size, place.offset, path)
+    offset, size = members[pickles[0]]
+    if size > MAX_HEADER_BYTES:
+        raise InputError(f"{path}: its pickle has {size} bytes; not a list of tensors")
+    return folder, read_exactly(fd, size, offset, path)
 
 
 def _tensors(value: object) -> dict[str, Rebuilt]:
-    """The dict of tensors: the value itself, or what it keeps under a known name."""
-    for each in (value, *(value.get(key) for key in _INSIDE if isinstance(value, dict))):
-        if isinstance(each, dict):
-            found = {str(name): tensor for name, tensor in each.items() if type(tensor) is Rebuilt}
-            if found:
-                return found
+    """Return the dict of tensors: the value itself, or an entry of it with a known name."""
+    for holder in (value, *(value.get(key) for key in _INSIDE if isinstance(value, dict))):
+        entries = holder.items() if isinstance(holder, dict) else ()
+        if tensors := {str(name): item for name, item in entries if type(item) is Rebuilt}:
+            return tensors
     raise Refused("no tensors by name in its pickle")
 
 
 def _placed(
     name: str, tensor: Rebuilt, members: Mapping[str, _Member], where: tuple[str, Path]
 ) -> tuple[StoredTensor, TensorSource]:
-    """The stored run of a tensor, and the tensor: the same, or with rows and columns exchanged."""
+    """Return the stored run of a tensor, and the tensor: the run itself, or its transpose."""
     folder, path = where
     member = members.get(f"{folder}data/{tensor.storage.key}")
-    dtype = _dtype(tensor, name, path)
+    try:
+        dtype = from_torch_name(tensor.dtype)
+    except KeyError:
+        raise InputError(
+            f"{path}: tensor '{printable(name)}' is of {printable(tensor.dtype)}, unknown here"
+        ) from None
     shape, swapped = tensor.shape, (*tensor.shape[:-2], *tensor.shape[:-3:-1])
     upright = _contiguous(shape, tensor.strides)
-    turned = _contiguous(swapped, (*tensor.strides[:-2], *tensor.strides[:-3:-1]))
-    if not upright and not turned:
+    transposed = _contiguous(swapped, (*tensor.strides[:-2], *tensor.strides[:-3:-1]))
+    if not upright and not transposed:
         raise InputError(
             f"{path}: tensor '{printable(name)}' is a view with strides {list(tensor.strides)}; "
             f"save it with .contiguous()"
@@ -144,15 +147,6 @@ def _placed(
     stored = shape if upright else swapped
     info = StoredTensor(name, dtype, stored, str(path), member.offset + first, nbytes)
     return info, info if upright else transpose(info, name)
-
-
-def _dtype(tensor: Rebuilt, name: str, path: Path) -> DType:
-    try:
-        return from_torch_name(tensor.dtype)
-    except KeyError:
-        raise InputError(
-            f"{path}: tensor '{printable(name)}' is of {printable(tensor.dtype)}, unknown here"
-        ) from None
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -114,7 +114,8 @@ def _open(word: str) -> Checkpoint:
     reason = is_quantized(model)
     if reason:
         raise InputError(f"{word}: {reason}; dequantize it first")
-    hub.download_all(model.shards)
+    for shard in model.shards:
+        hub.download(shard.path)
     return model
 
 

@@ -134,7 +134,8 @@ def _open_input(out: Path, entry: Mapping[str, Any], refs: Sequence[ModelRef]) -
             except WorkerError:
                 continue
             if _has_headers_of(model, entry):
-                hub.download_all(model.shards)
+                for shard in model.shards:
+                    hub.download(shard.path)
                 return model
             changed = model.path
     if changed is not None:
