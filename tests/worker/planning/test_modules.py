@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_vision_towers_are_not_the_layers_that_slices_cut(tmp_path: Path) -> Non
 
 
 def owners(modules: list[str], names: str) -> dict[str, list[str]]:
-    tensors = dict.fromkeys(names.split(), None)
+    tensors: dict[str, Any] = dict.fromkeys(names.split())
     return {module: list(tensors_of(module, modules, tensors)) for module in modules}
 
 

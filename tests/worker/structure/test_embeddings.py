@@ -119,11 +119,16 @@ def test_slices_of_tied_and_untied_models(tmp_path: Path) -> None:
 
 def test_what_has_rows_for_tokens(tmp_path: Path) -> None:
     shape = {
-        "model.embed_tokens.weight": (12, 4), "lm_head.weight": (12, 4), "lm_head.bias": (12,),
-        "model.layers.0.mlp.up_proj.weight": (12, 4), "model.norm.weight": (4,),
-        "model.layers.1.embed_tokens.weight": (12, 4), "model.embed_positions.weight": (12, 4),
-        "vision_tower.embeddings.weight": (9, 4), "cls.predictions.bias": (12,),
-    }  # fmt: skip
+        "model.embed_tokens.weight": (12, 4),
+        "lm_head.weight": (12, 4),
+        "lm_head.bias": (12,),
+        "model.layers.0.mlp.up_proj.weight": (12, 4),
+        "model.norm.weight": (4,),
+        "model.layers.1.embed_tokens.weight": (12, 4),
+        "model.embed_positions.weight": (12, 4),
+        "vision_tower.embeddings.weight": (9, 4),
+        "cls.predictions.bias": (12,),
+    }
     tensors = {name: torch.zeros(extents) for name, extents in shape.items()}
     model = open_checkpoint(write_checkpoint(tmp_path / "m", tensors, config={"vocab_size": 12}))
     assert rows_of(model) == 12

@@ -10,20 +10,20 @@ from merge_worker.structure.layers import Pick, counts, extra_layers
 
 
 def restack(
-    config: dict[str, Any], layers: list[int], stack: str = "model.layers.", **more: Any
+    config: dict[str, Any], layers: list[int], stack: str = "model.layers.", **options: Any
 ) -> tuple[dict[str, Any], list[str]]:
     """The config of one model, of whose stack these layers are taken."""
-    depth = more.pop("depth", config.get("num_hidden_layers"))
+    depth = options.pop("depth", config.get("num_hidden_layers"))
     picks = [Pick(0, layer) for layer in layers]
     return restacked_config([config], stack, {0: depth}, picks)
 
 
-def changes(config: dict[str, Any], layers: list[int], **more: Any) -> dict[str, Any]:
+def changes(config: dict[str, Any], layers: list[int], **options: Any) -> dict[str, Any]:
     """The fields that changed, but for the number of layers, which must have."""
     config = {"num_hidden_layers": 6, **config}
-    found, _ = restack(config, layers, **more)
-    assert found.pop("num_hidden_layers") == len(layers)
-    return {key: value for key, value in found.items() if value != config.get(key)}
+    restacked, _ = restack(config, layers, **options)
+    assert restacked.pop("num_hidden_layers") == len(layers)
+    return {key: value for key, value in restacked.items() if value != config.get(key)}
 
 
 TURNED = [0, 1, 2, 1, 2, 3, 4, 5]
@@ -107,7 +107,7 @@ TURNED = [0, 1, 2, 1, 2, 3, 4, 5]
         # Not of layers, though as long.
         ({"eos_token_id": [1, 2, 3, 4, 5, 6], "mlp_multipliers": [1] * 6}, [0], {}),
     ],
-)  # fmt: skip
+)
 def test_fields_follow(config: dict[str, Any], layers: list[int], expected: dict[str, Any]) -> None:
     assert changes(config, layers) == expected
 
@@ -145,19 +145,19 @@ def test_all_faults_at_once() -> None:
 
 
 def test_every_layer_is_described_by_the_model_it_is_from() -> None:
-    one = {"num_hidden_layers": 2, "layer_types": ["a", "b"]}
+    first = {"num_hidden_layers": 2, "layer_types": ["a", "b"]}
     other = {"num_hidden_layers": 3, "layer_types": ["c", "d", "e"], "attn_layer_indices": [2]}
     picks = [Pick(1, 2), Pick(0, 0), Pick(1, 1)]
-    found, _ = restacked_config([one, other], "layers.", {0: 2, 1: 3}, picks)
-    assert found == {"num_hidden_layers": 3, "layer_types": ["e", "a", "d"]}
+    restacked, _ = restacked_config([first, other], "layers.", {0: 2, 1: 3}, picks)
+    assert restacked == {"num_hidden_layers": 3, "layer_types": ["e", "a", "d"]}
     with pytest.raises(UsageError, match="describe their layers in different ways"):
-        restacked_config([one, {"num_hidden_layers": 3}], "layers.", {0: 2, 1: 3}, picks)
+        restacked_config([first, {"num_hidden_layers": 3}], "layers.", {0: 2, 1: 3}, picks)
 
 
 def test_numbers_counted_from_one() -> None:
     lists = {"kda_layers": [1, 2, 3, 5], "full_attn_layers": [4, 6]}
-    found = changes({"linear_attn_config": lists}, [3, 4, 5])["linear_attn_config"]
-    assert found == {"kda_layers": [2], "full_attn_layers": [1, 3]}
+    changed = changes({"linear_attn_config": lists}, [3, 4, 5])["linear_attn_config"]
+    assert changed == {"kda_layers": [2], "full_attn_layers": [1, 3]}
 
 
 def test_the_section_of_the_stack() -> None:

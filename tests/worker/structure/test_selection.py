@@ -38,9 +38,9 @@ def test_what_is_excluded_is_not_included() -> None:
     )
 
 
-def tensors(seed: int, place: str, *more: str) -> dict[str, torch.Tensor]:
+def tensors(seed: int, place: str, *others: str) -> dict[str, torch.Tensor]:
     names = [f"{place}layers.{n}.mlp.{word}.weight" for n in range(2) for word in ("gate", "up")]
-    names += [f"{place}embed_tokens.weight", "lm_head.weight", *more]
+    names += [f"{place}embed_tokens.weight", "lm_head.weight", *others]
     random = torch.Generator().manual_seed(seed)
     return {name: torch.randint(-99, 99, (4, 6), generator=random).float() for name in names}
 
@@ -82,8 +82,8 @@ def test_patterns_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
     assert cli.main(["merge", str(recipe), str(tmp_path / "out"), "--progress", "off"]) == 0
     check(tmp_path, ("language_model", "lm_head"))
-    told = capsys.readouterr().err
-    assert "4 tensors that are not to be merged are copied: " in told
+    errors = capsys.readouterr().err
+    assert "4 tensors that are not to be merged are copied: " in errors
 
 
 def test_modules_of_a_recipe(tmp_path: Path) -> None:
@@ -102,12 +102,12 @@ def test_without_patterns_the_rest_is_missing(
 ) -> None:
     command = ["average", str(tmp_path / "out"), *map(str, models(tmp_path))]
     assert cli.main([*command, "--progress", "off"]) == 3
-    told = capsys.readouterr().err
-    assert "2 tensors of" in told and "model.visual.patch.weight" in told
+    errors = capsys.readouterr().err
+    assert "2 tensors of" in errors and "model.visual.patch.weight" in errors
 
 
 def test_a_pattern_that_fits_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["average", str(tmp_path / "out"), *map(str, models(tmp_path))]
     assert cli.main([*command, "--include", "langage_model"]) == 2
-    told = capsys.readouterr().err
-    assert "no tensor matches 'langage_model' (did you mean 'language_model'?)" in told
+    errors = capsys.readouterr().err
+    assert "no tensor matches 'langage_model' (did you mean 'language_model'?)" in errors

@@ -28,22 +28,23 @@ COMPONENTS = (EMBEDDINGS, ATTENTION, LINEAR, MLP, EXPERTS, NORMS, OTHER)
 
 _NORM = re.compile(r"(.*[_.])?(layer|batch|group|rms)?_?norm(_?\d*|_[a-z])|ln(_\w+)?", re.I)
 _EMBEDDING = re.compile(r"lm_head|embed_out|output|head|score|wte|wpe|shared|.*embed.*", re.I)
+_LINEAR = (
+    r"linear_attn|linear_attention|.*mamba\d?|ssm|conv\d?d?|gla|rwkv\w*|time_mix(er)?"
+    r"|rglru|delta_?net|retention|recurrent(_block)?"
+)
 # The first of these that has a word of the name decides; the last word counts least, since a
 # `linear_attn.q_proj` is no attention, but a `mixer` is what it holds.
-_AROUND = (
+_PATTERNS = (
     (EXPERTS, r".*experts?|.*moe"),
-    (LINEAR, r"linear_attn|linear_attention|.*mamba\d?|ssm|conv\d?d?|gla|rwkv\w*|time_mix(er)?"
-             r"|rglru|delta_?net|retention|recurrent(_block)?"),
+    (LINEAR, _LINEAR),
     (ATTENTION, r"(.*_)?att(n|ention)|(self|encdec|cross)attention"),
-)  # fmt: skip
-_LAST = (
     (EXPERTS, r"router|gate|.*experts?(_gate)?|e_score_correction_bias"),
     (MLP, r"(.*_)?mlp|feed_?forward|ffn?|densereludense|intermediate|channel_mix(er)?"),
     (ATTENTION, r"[qkvo]_proj|qkv(_proj)?|w[qkvo]|query|key|value|query_key_value|c_attn|sinks"),
     (LINEAR, r"a_log|d|dt_(proj|bias)|x_proj|(in|out)_proj|conv1d"),
     (MLP, r"(gate|up|down|gate_up)_proj|fc\d?|w[123]|output|dense_\w+|linear_?\d"),
 )
-_RULES = [(c, re.compile(pattern, re.I)) for c, pattern in (*_AROUND, *_LAST)]
+_RULES = [(component, re.compile(pattern, re.I)) for component, pattern in _PATTERNS]
 
 
 def component_of(name: str) -> str:

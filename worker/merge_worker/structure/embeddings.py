@@ -21,8 +21,8 @@ def config_vocab_size(config: Mapping[str, Any]) -> int | None:
     """The `vocab_size` that counts: that of the text part, else of the whole."""
     text = config.get("text_config")
     inner = text.get("vocab_size") if isinstance(text, dict) else None
-    found = [inner, *(section.get("vocab_size") for _, section in sections(config))]
-    return next((rows for rows in found if type(rows) is int), None)
+    sizes = [inner, *(section.get("vocab_size") for _, section in sections(config))]
+    return next((rows for rows in sizes if type(rows) is int), None)
 
 
 _EMBEDDINGS = (
@@ -37,10 +37,10 @@ _HEADS = (
 
 def ties_head(config: Mapping[str, Any]) -> bool:
     """Whether the config says that the head is the embedding."""
-    return bool(_said(config))
+    return bool(_declared_tie(config))
 
 
-def _said(config: Mapping[str, Any]) -> object:
+def _declared_tie(config: Mapping[str, Any]) -> object:
     text = config.get("text_config")
     inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
     return config.get("tie_word_embeddings", inner)
@@ -52,8 +52,10 @@ def tied(model: Checkpoint) -> bool:
 
 
 def _tied(config: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> bool:
-    said = _said(config)
-    return bool(said) if said is not None else bool(config) and not any(map(is_head, tensors))
+    declared = _declared_tie(config)
+    if declared is not None:
+        return bool(declared)
+    return bool(config) and not any(map(is_head, tensors))
 
 
 def is_head(name: str) -> bool:
@@ -81,29 +83,23 @@ def tied_head(
 
 def _embedding(tensors: Mapping[str, TensorSource], shape: tuple[int, ...]) -> TensorSource | None:
     """The embedding that a head of this shape could be; rows may differ between models."""
-    found = (i for i in tensors.values() if _word(i.name) in _EMBEDDINGS)
-    return next((info for info in found if info.shape[1:] == shape[1:]), None)
+    embeddings = (info for info in tensors.values() if _word(info.name) in _EMBEDDINGS)
+    return next((info for info in embeddings if info.shape[1:] == shape[1:]), None)
 
 
 def rows_of(model: Checkpoint) -> int | None:
     """Rows of the embedding of tokens; None if no tensor looks like it."""
-    found = [
-        info.shape[0]
-        for info in model.tensors.values()
-        if len(info.shape) == 2 and _word(info.name) in _EMBEDDINGS
-    ]
-    said = config_vocab_size(model.config)
-    return said if said in found else found[0] if found else None
+    matrices = [info for info in model.tensors.values() if len(info.shape) == 2]
+    rows = [info.shape[0] for info in matrices if _word(info.name) in _EMBEDDINGS]
+    declared = config_vocab_size(model.config)
+    return declared if declared in rows else rows[0] if rows else None
 
 
 def vocabulary_names(model: Checkpoint) -> list[str]:
     """Tensors with a row for every token: embeddings, heads, and their biases."""
-    rows = rows_of(model)
-    return [
-        name
-        for name, info in model.tensors.items()
-        if rows is not None and info.shape[:1] == (rows,) and is_vocabulary(name)
-    ]
+    rows = rows_of(model)  # None is the extent of no tensor
+    tensors = model.tensors.items()
+    return [name for name, info in tensors if info.shape[:1] == (rows,) and is_vocabulary(name)]
 
 
 def is_vocabulary(name: str) -> bool:

@@ -18,6 +18,7 @@ from .layer_fields import (
     INDEX_LIST,
     OVERRULED_BY,
     SUSPECT,
+    Handler,
     Inexpressible,
     View,
     index_list,
@@ -40,8 +41,8 @@ def restacked_config(
     config = copy.deepcopy(dict(configs[0]))
     if not config or list(picks) == [Pick(0, number) for number in range(depths[0])]:
         return config, []
-    found = _fields(config, prefix, depths[0])
-    if not found:
+    fields = _fields(config, prefix, depths[0])
+    if not fields:
         if len(picks) == depths[0]:
             return config, []
         known = ", ".join(f"{'.'.join(c.path)} {c.value}" for c in counts(config)) or "none"
@@ -49,13 +50,13 @@ def restacked_config(
             f"the config has no field with its {counted(depths[0], 'layers')} ({prefix}*); "
             f"fields with layer counts: {known}"
         )
-    path = found[0].path[:-1]
+    path = fields[0].path[:-1]
     models = {0, *(pick.model for pick in picks)}
     sections = {n: _section(configs[n], path) or _section(config, path) for n in models}
     view = View(sections, picks, depths)
     section = _section(config, path)
     notes = _follow(section, view, ".".join(path))
-    for count in found:
+    for count in fields:
         if not count.listed:
             section[count.path[-1]] = len(picks)
     return config, notes
@@ -67,7 +68,8 @@ def _follow(section: dict[str, Any], view: View, path: str) -> list[str]:
     faults, notes = [], []
     for key, value in view.first.items():
         handler = _handler(key, value, view)
-        if isinstance(value, dict) and _nested(value):
+        if isinstance(value, dict) and any(map(INDEX_LIST.fullmatch, value)):
+            # A section with lists of layer numbers, such as Kimi's linear_attn_config.
             inner = {n: s.get(key, value) for n, s in view.sections.items()}
             notes += _follow(section[key], View(inner, view.picks, view.depths), f"{path}.{key}")
         elif handler is not None:
@@ -85,20 +87,20 @@ def _follow(section: dict[str, Any], view: View, path: str) -> list[str]:
     return notes
 
 
-def _changed(handler: Any, view: View, key: str) -> Mapping[str, Any]:
+def _changed(handler: Handler, view: View, key: str) -> dict[str, Any]:
     """Return the fields a handler gives. Raises Inexpressible also for values it cannot read."""
     try:
-        found: Mapping[str, Any] = handler(view, key)
-        return found
+        return handler(view, key)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
         shown = printable(str(view.first[key]))[:60]
         raise Inexpressible(f"{shown} is not a value that models have there") from None
 
 
-def _handler(key: str, value: Any, view: View) -> Any:
+def _handler(key: str, value: Any, view: View) -> Handler | None:
     """Return the handler of a field, or None if the field does not describe layers."""
+    has_entries = isinstance(value, list | str) and len(value) == view.depths[0]
     if key in HANDLERS and value and not isinstance(value, bool):
-        if isinstance(value, list | str) and len(value) == view.depths[0]:
+        if has_entries:
             return per_layer
         if isinstance(value, int | list):
             return HANDLERS[key]
@@ -106,36 +108,27 @@ def _handler(key: str, value: Any, view: View) -> Any:
         numbers = all(type(n) is int for n in value)
         if INDEX_LIST.fullmatch(key) and numbers and len(set(value)) == len(value):
             return index_list
-        if len(value) == view.depths[0] and says_each_layer(key, len(value)):
-            return per_layer
-    if isinstance(value, str) and "pattern" in key and len(value) == view.depths[0]:
-        return per_layer
-    return None
-
-
-def _nested(value: Mapping[str, Any]) -> bool:
-    """Whether a section inside holds lists of layer numbers (Kimi's linear_attn_config)."""
-    return any(INDEX_LIST.fullmatch(key) for key in value)
+        return per_layer if has_entries and says_each_layer(key, len(value)) else None
+    return per_layer if isinstance(value, str) and "pattern" in key and has_entries else None
 
 
 def _fields(config: Mapping[str, Any], prefix: str, depth: int) -> list[Count]:
     """The layer counts of the stack: all in one section. UsageError where that is not clear."""
     words = prefix.lower()
-    found = [count for count in counts(config) if count.value == depth]
+    fields = [count for count in counts(config) if count.value == depth]
     sees = is_vision_or_audio(words)
-    fits = [count for count in found if sees == is_vision_or_audio(".".join(count.path))]
-    found = fits or found
+    fields = [c for c in fields if sees == is_vision_or_audio(".".join(c.path))] or fields
     if config.get("is_encoder_decoder"):
         own, other = ("decoder", "encoder") if "decoder" in words else ("encoder", "decoder")
         both = "num_hidden_layers" if own == "encoder" else own
-        named = [c for c in found if own in c.path[-1] or c.path[-1] == both]
-        found = named or [c for c in found if other not in c.path[-1]]
-    elif not sees and any(count.main for count in found):
-        found = [count for count in found if count.main]
-    if len({count.path[:-1] for count in found}) > 1:
-        listed = ", ".join(".".join(count.path) for count in found)
+        named = [c for c in fields if own in c.path[-1] or c.path[-1] == both]
+        fields = named or [c for c in fields if other not in c.path[-1]]
+    elif not sees:
+        fields = [count for count in fields if count.main] or fields
+    if len({count.path[:-1] for count in fields}) > 1:
+        listed = ", ".join(".".join(count.path) for count in fields)
         raise UsageError(f"config.json: {listed} could all be the layers of {prefix}*")
-    return found
+    return fields
 
 
 def _section(config: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from .layers import Pick
@@ -39,6 +40,9 @@ class View:
         return [of(self.sections[pick.model], pick.layer) for pick in self.picks]
 
 
+Handler = Callable[[View, str], dict[str, Any]]
+
+
 def per_layer(view: View, key: str) -> dict[str, Any]:
     """Pick the entries of a list or string with an entry per layer."""
     for model in {pick.model for pick in view.picks}:
@@ -53,9 +57,9 @@ def index_list(view: View, key: str) -> dict[str, Any]:
     """Renumber a list of layer numbers; they count from 1 where one is beyond the last layer."""
     if key == "mlp_only_layers" and view.first.get("decoder_sparse_step"):
         return {}  # sparse_step does both
-    one = int(any(view.depths[m] in _indices(s) for m, s in view.sections.items()))
-    flags = view.each(lambda section, layer: layer + one in (section.get(key) or ()))
-    return {key: [number + one for number, flag in enumerate(flags) if flag]}
+    first = int(any(view.depths[m] in _indices(s) for m, s in view.sections.items()))
+    flags = view.each(lambda section, layer: layer + first in (section.get(key) or ()))
+    return {key: [number + first for number, flag in enumerate(flags) if flag]}
 
 
 def _indices(section: Section) -> set[int]:
@@ -112,7 +116,7 @@ def period(view: View, key: str) -> dict[str, Any]:
     raise Inexpressible(f"no period has the layers {where(flags)}")
 
 
-def every(list_key: str, words: Sequence[Any]) -> Callable[[View, str], dict[str, Any]]:
+def every(list_key: str, words: Sequence[Any]) -> Handler:
     """The last of every n layers: kept where it still fits, else written out as `list_key`."""
 
     def handler(view: View, key: str) -> dict[str, Any]:
@@ -177,16 +181,13 @@ def refuse(view: View, key: str) -> dict[str, Any]:
 def where(flags: Sequence[bool]) -> str:
     """`0-2, 5`: the numbers of the layers that are meant."""
     numbers = [number for number, flag in enumerate(flags) if flag]
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    # Within a run, numbers and their positions in the list differ by the same amount.
+    by_run = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in run] for _, run in by_run]
     return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs) or "none"
 
 
-HANDLERS: dict[str, Callable[[View, str], dict[str, Any]]] = {
+HANDLERS: dict[str, Handler] = {
     "first_k_dense_replace": leading,
     "num_dense_layers": leading,
     "max_window_layers": window_start,

@@ -25,16 +25,16 @@ class Count(NamedTuple):
 
     path: tuple[str, ...]
     value: int
-    main: bool  # of the language model, as far as sections tell
+    main: bool = False  # of the language model, as far as sections tell
     listed: bool = False  # the field is a list with an entry per layer
 
 
 def counts(config: Mapping[str, Any]) -> list[Count]:
     """Every layer count of a config, sections included."""
-    found = list(_counts(config, ()))
-    text = [c for c in found if any(key in _TEXT for key in c.path[:-1])]
-    main = text or [c for c in found if len(c.path) == 1] or found
-    return [c._replace(main=c in main) for c in found]
+    fields = _counts(config, ())
+    text = [c for c in fields if any(key in _TEXT for key in c.path[:-1])]
+    main = text or [c for c in fields if len(c.path) == 1] or fields
+    return [c._replace(main=c in main) for c in fields]
 
 
 def extra_layers(config: Mapping[str, Any]) -> int:
@@ -47,18 +47,16 @@ def extra_layers(config: Mapping[str, Any]) -> int:
 
 
 def _counts(section: Mapping[str, Any], path: tuple[str, ...]) -> list[Count]:
-    found = []
+    fields = []
     for key, value in section.items():
         if key in FIELDS and type(value) is int:
-            found.append(Count((*path, key), value, False))
+            fields.append(Count((*path, key), value))
         elif isinstance(value, dict) and len(path) < 3:
-            found += _counts(value, (*path, key))
-    if not any(count.path[:-1] == path for count in found):
-        for key in LISTS:
-            value = section.get(key)
-            if isinstance(value, list | str) and value:
-                found.append(Count((*path, key), len(value), False, listed=True))
-    return found
+            fields += _counts(value, (*path, key))
+    if not any(count.path[:-1] == path for count in fields):
+        lists = {key: section[key] for key in LISTS if isinstance(section.get(key), list | str)}
+        fields += [Count((*path, k), len(v), listed=True) for k, v in lists.items() if v]
+    return fields
 
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
@@ -91,20 +89,19 @@ def layer_of(name: str) -> Layer | None:
     Only the first number counts: `model.layers.3.mlp.experts.7.w1` is of layer 3, and
     `encoder.block.2.layer.0.SelfAttention.q` of block 2.
     """
-    found = _NUMBER.search(name)
-    if found is None:
+    match = _NUMBER.search(name)
+    if match is None:
         return None
-    return Layer(name[: found.start(1)], int(found.group(1)), name[found.end(1) :])
+    return Layer(name[: match.start(1)], int(match.group(1)), name[match.end(1) :])
 
 
 def depths(names: Iterable[str]) -> dict[str, int]:
     """The number of layers of every stack among the names."""
-    found: dict[str, int] = {}
-    for name in names:
-        layer = layer_of(name)
+    stacks: dict[str, int] = {}
+    for layer in map(layer_of, names):
         if layer is not None:
-            found[layer.stack] = max(found.get(layer.stack, 0), layer.number + 1)
-    return found
+            stacks[layer.stack] = max(stacks.get(layer.stack, 0), layer.number + 1)
+    return stacks
 
 
 def fraction(number: int, depth: int) -> float:
@@ -152,11 +149,11 @@ def find_stack(tensors: Mapping[str, TensorSource], config: Mapping[str, Any]) -
 
     UsageError (without the model's name) where several could be meant.
     """
-    found = depths(tensors)
-    if not found:
+    stacks = depths(tensors)
+    if not stacks:
         raise UsageError(" has no layers in its tensor names; it cannot be sliced")
-    prefix = _choose(found, config)
-    depth = found[prefix] - _beyond(found[prefix], config)
+    prefix = _choose(stacks, config)
+    depth = stacks[prefix] - _beyond(stacks[prefix], config)
     layers: dict[int, dict[str, TensorSource]] = {}
     loose: dict[str, TensorSource] = {}
     for name, info in tensors.items():
@@ -174,16 +171,16 @@ def gradient_depths(names: Iterable[str], config: Mapping[str, Any]) -> dict[str
     return {stack: depth - _beyond(depth, config) for stack, depth in depths(names).items()}
 
 
-def _choose(found: Mapping[str, int], config: Mapping[str, Any]) -> str:
-    if len(found) == 1:
-        return next(iter(found))
+def _choose(stacks: Mapping[str, int], config: Mapping[str, Any]) -> str:
+    if len(stacks) == 1:
+        return next(iter(stacks))
     declared = {count.value for count in counts(config) if count.main}
-    fits = [s for s, d in found.items() if d - _beyond(d, config) in declared]
+    fits = [s for s, d in stacks.items() if d - _beyond(d, config) in declared]
     if len(fits) == 1 and not config.get("is_encoder_decoder"):
         return fits[0]
-    listed = ", ".join(f"{stack}* {depth}" for stack, depth in found.items())
+    listed = ", ".join(f"{stack}* {depth}" for stack, depth in stacks.items())
     raise UsageError(
-        f" has {len(found)} stacks of layers ({listed}); say under 'modules:' which one each "
+        f" has {len(stacks)} stacks of layers ({listed}); say under 'modules:' which one each "
         f"of the slices cuts"
     )
 

@@ -9,50 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeVar
 
 from ..messages import nearest, printable
+from ..tensors.source import TensorSource
 
 _SYNONYMS = {
     "text_decoder": ("language_model", "text_model", "llm", "lm_head", "thinker"),
     "vision_tower": ("vision_tower", "vision_model", "visual", "vision_encoder", "vision"),
     "vision_model": ("vision_model", "vision_tower", "visual", "vision_encoder", "vision"),
     "multi_modal_projector": ("multi_modal_projector", "mm_projector", "projector", "connector"),
-    "shared": ("shared",),
 }
 
-T = TypeVar("T")
 
-
-def tensors_of(module: str, modules: Sequence[str], tensors: Mapping[str, T]) -> dict[str, T]:
-    """The tensors that belong to `module` among all `modules` of a recipe.
-
-    `default` takes whatever no other module does.
-    """
+def tensors_of(
+    module: str, modules: Sequence[str], tensors: Mapping[str, TensorSource]
+) -> dict[str, TensorSource]:
+    """Return the tensors of `module` among all `modules`; `default` has those of no other."""
     others = [name for name in modules if name != "default"]
-    if module == "default" and not others:
-        return dict(tensors)
-    found = {}
-    for name, tensor in tensors.items():
+
+    def owner(name: str) -> str:
         places = {m: place for m in others if (place := _place(m, name)) is not None}
-        owner = min(places, key=lambda m: places[m]) if places else "default"
-        if owner == module:
-            found[name] = tensor
-    return found
+        return min(places, key=lambda m: places[m], default="default")
+
+    return {name: tensor for name, tensor in tensors.items() if owner(name) == module}
 
 
 def _place(module: str, name: str) -> tuple[int, int] | None:
     """Where in the name the module's words stand: the earlier, and the longer, the more it owns."""
-    words = name.split(".")
-    best = None
+    places = []
     for synonym in _SYNONYMS.get(module, (module.strip("."),)):
-        wanted = synonym.split(".")
-        for start in range(len(words) - len(wanted) + 1):
-            if words[start : start + len(wanted)] == wanted:
-                place = (start, -len(wanted))
-                best = min(best, place) if best else place
-                break
-    return best
+        before, match, _ = f".{name}.".partition(f".{synonym}.")
+        if match:
+            places.append((before.count("."), -synonym.count(".") - 1))
+    return min(places, default=None)
 
 
 # Patterns of `include` and `exclude`: unselected tensors are copied from the base.
