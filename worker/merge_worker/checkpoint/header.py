@@ -63,7 +63,7 @@ class Shard:
 
 
 def read_shard(path: Path) -> Shard:
-    """Header of one file, checked so that every byte range of it can be trusted."""
+    """Read the header of one file and check it, so that its byte ranges can be trusted."""
     with input_errors(path), os.fdopen(open_regular(path), "rb", 0) as file:
         fd = file.fileno()
         status = os.fstat(fd)
@@ -108,7 +108,7 @@ def shard_of(path: Path, size: int, head: bytes) -> Shard:
 
 
 def open_regular(path: Path) -> int:
-    """An open descriptor; never blocks on a FIFO, never reads a device."""
+    """Open a file for reading; never blocks on a FIFO, never reads a device."""
     try:
         with input_errors(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -124,7 +124,7 @@ def open_regular(path: Path) -> int:
 
 
 def read_exactly(fd: int, count: int, offset: int, path: Path) -> bytes:
-    """`count` bytes of an open file. InputError if it has fewer, or cannot be read."""
+    """Read `count` bytes of an open file. Raises InputError if it has fewer or fails."""
     parts = []
     while count:
         try:

@@ -109,14 +109,14 @@ class _Machine:
             self.stack[-1].extend(items)
 
     def storage(self) -> None:
-        """A persistent id: ('storage', class, key, device, count)."""
+        """Push the storage of a persistent id: ('storage', class, key, device, count)."""
         kind, form, key = self.stack.pop()[:3]
         if kind != "storage" or form.name not in STORAGES or not isinstance(key, str):
             raise Refused("its pickle refers to something other than a tensor storage")
         self.stack.append(Storage(STORAGES[form.name], key))
 
     def call(self) -> None:
-        """Not a call: what the known names make of their arguments."""
+        """Push what a known name makes of its arguments, without calling what it names."""
         function, arguments = self.last(2)
         self.stack.append(_MADE[function.name](*arguments))
 

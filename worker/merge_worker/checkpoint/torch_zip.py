@@ -23,7 +23,7 @@ from .header import MAX_HEADER_BYTES, Shard, open_regular, read_exactly, stamp_o
 from .pickle_machine import Rebuilt, Refused, build
 
 _INSIDE = ("state_dict", "model", "module", "model_state_dict")
-"""Where checkpoints of training keep the weights beside other things."""
+"""Keys under which training checkpoints keep the weights."""
 
 
 class _Member(NamedTuple):
@@ -74,7 +74,7 @@ def _no_zip(head: bytes, size: int) -> str:
 
 
 def _members(file: Any, path: Path) -> Iterator[tuple[str, _Member]]:
-    """Where the bytes of every member are. InputError for what torch does not write."""
+    """Yield name and place of every member. Raises InputError for zips not as torch writes."""
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
@@ -94,7 +94,7 @@ def _members(file: Any, path: Path) -> Iterator[tuple[str, _Member]]:
 
 
 def _pickle(fd: int, members: Mapping[str, _Member], path: Path) -> tuple[str, bytes]:
-    """The folder inside the zip, and its pickle."""
+    """Return the folder inside the zip, and its pickle."""
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise InputError(f"{path}: a zip without the one data.pkl of torch; is it a checkpoint?")

@@ -39,7 +39,7 @@ Parameters = Mapping[str, Given]
 
 
 def parse_setting(value: object) -> Setting:
-    """The setting that a YAML value stands for. ValueError says what is allowed."""
+    """Parse a YAML value. Raises ValueError that says what is allowed."""
     if isinstance(value, dict):
         return (_conditional(value),)
     if isinstance(value, list):
@@ -54,7 +54,7 @@ def parse_setting(value: object) -> Setting:
 
 
 def evaluate(setting: Setting, name: str, t: float) -> Scalar | None:
-    """The value for the tensor `name` at depth `t` in [0, 1]; None if no filter matches."""
+    """Return the value for the tensor `name` at depth `t` in [0, 1]; None if no filter matches."""
     if not isinstance(setting, tuple):
         return setting
     gradient = [item for item in setting if not isinstance(item, Conditional)]
@@ -74,7 +74,7 @@ class Found(NamedTuple):
 
 
 def look_up(scopes: Iterable[Parameters], parameter: str, name: str, t: float) -> Found | None:
-    """The first answer of the scopes, innermost first."""
+    """Return the value from the first scope that has one; `scopes` begin with the innermost."""
     for scope in scopes:
         given = scope.get(parameter)
         if given is not None:
@@ -85,7 +85,7 @@ def look_up(scopes: Iterable[Parameters], parameter: str, name: str, t: float) -
 
 
 def scalars(setting: Setting) -> Iterator[Scalar]:
-    """Every plain value that a setting holds."""
+    """Yield every plain value of a setting."""
     for item in setting if isinstance(setting, tuple) else (setting,):
         if isinstance(item, Conditional):
             yield from scalars(item.value)
@@ -94,7 +94,7 @@ def scalars(setting: Setting) -> Iterator[Scalar]:
 
 
 def convert(value: Scalar, kind: type) -> Scalar:
-    """`value` as the parameter's type. ValueError names what was expected.
+    """Return `value` as the parameter's type. Raises ValueError naming the type expected.
 
     YAML reads `1e-5` as text and mergekit's recipes use 0 and 1 for truth: both are understood.
     """

@@ -222,7 +222,7 @@ class _Reader:
         return ref.path, ref.revision
 
     def parameters(self, body: Mapping[str, object], path: Path, owner: str) -> Parameters:
-        """Settings by name; `owner` is "shared", or the "model" or "base" that they are of."""
+        """Read settings; `owner` is "shared", or the "model" or "base" that they belong to."""
         if body.get("parameters") is None:
             return {}
         settings = {}
@@ -366,7 +366,7 @@ def _rule(reader: _Reader, value: object, path: Path) -> TokenRule:
 
 
 def read_key_map(reader: _Reader, top: Mapping[str, object]) -> Iterator[KeyRule]:
-    """Rules for tensors that other models have under other names, or in other pieces."""
+    """Read rules for tensors with other names, or in other pieces, in other models."""
     given = top.get("key_map")
     for number, item in enumerate(reader.sequence(given, ("key_map",)) if given else []):
         path: Path = ("key_map", number)
@@ -380,7 +380,7 @@ def read_key_map(reader: _Reader, top: Mapping[str, object]) -> Iterator[KeyRule
 
 
 def read_patterns(reader: _Reader, top: Mapping[str, object], key: str) -> tuple[str, ...]:
-    """`include` or `exclude`: one pattern or a list."""
+    """Read `include` or `exclude`: one pattern or a list."""
     given = top.get(key)
     items = [given] if isinstance(given, str) else reader.sequence(given, (key,)) if given else []
     for item in items:

@@ -18,7 +18,7 @@ _NAMES = ("uniform", "linear", "minus-sqrt", "ema", "last-k")
 
 
 def schedule_weights(schedule: str, count: int) -> tuple[float, ...]:
-    """The weights of `count` checkpoints, oldest first. UsageError says what a schedule is.
+    """Return the weights of `count` checkpoints, oldest first. Raises UsageError.
 
     `uniform`: equal weights. `linear`: those of a linear decay, which are equal, too.
     `minus-sqrt`: those of the decay 1 - √x; the oldest weighs most. `ema:BETA`: BETA^age, the

@@ -15,7 +15,7 @@ from .parameters import Parameters
 
 @dataclass(frozen=True)
 class ModelRef:
-    """`path[@revision][+lora[@revision]]`: what a recipe calls a model."""
+    """`path[@revision][+lora[@revision]]`: a model as named in a recipe."""
 
     path: str
     revision: str | None = None
@@ -55,7 +55,7 @@ class Slice:
 
     @property
     def length(self) -> int | None:
-        """How many output layers it makes; None where whole models are merged."""
+        """Number of output layers; None where whole models are merged."""
         layers = self.sources[0].layers
         return layers[1] - layers[0] if layers else None
 
@@ -135,19 +135,19 @@ class Recipe:
     dequantize: bool = False
 
     def model_refs(self) -> tuple[ModelRef, ...]:
-        """Every model that must be there, once; those of stages too, but not their results."""
+        """Return every input model once, those of stages included, but not their results."""
         names = {stage.name for stage in self.stages}
         refs = [ref for recipe in (*self.stages, self) for ref in recipe.all_refs()]
         return tuple(dict.fromkeys(ref for ref in refs if ref.path not in names))
 
     def all_refs(self) -> tuple[ModelRef, ...]:
-        """Return `own_refs` and the model that only the tokenizer is taken from."""
+        """Return `own_refs` and the model that gives only its tokenizer."""
         source = self.tokenizer.source if self.tokenizer else None
         donor = [source] if isinstance(source, ModelRef) else []
         return tuple(dict.fromkeys((*self.own_refs(), *donor)))
 
     def own_refs(self) -> tuple[ModelRef, ...]:
-        """Every model of this document once: the base first, then in order of appearance."""
+        """Return every model of this document once: the base, then in order of appearance."""
         refs = [self.base]
         for part in (part for module in self.modules for part in module.slices):
             refs += [part.base, *(source.model for source in part.sources)]
@@ -155,7 +155,7 @@ class Recipe:
 
 
 def parse_model(word: str) -> ModelRef:
-    """The model that a word names. ValueError says what is wrong with it."""
+    """Parse PATH, PATH@REVISION or PATH+LORA. Raises ValueError that names the fault."""
     parts = word.split("+")
     if len(parts) > 2:
         raise ValueError(f"'{printable(word)}' has more than one '+'; a model is BASE or BASE+LORA")

@@ -1,4 +1,4 @@
-"""Direct merges: the recipe that OUT, models and weights on a command line stand for."""
+"""Direct merges: OUT, models and weights on a command line as the text of a recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def direct_recipe(
     dtype: str | None = None,
     parameters: Mapping[str, object] | None = None,
 ) -> str:
-    """The recipe text of a direct merge. UsageError when the weights do not fit the models."""
+    """Return the recipe text of a direct merge. Raises UsageError if weights do not fit."""
     if not models:
         raise UsageError("no models given; name OUT and then at least one model")
     merged = [word for word in models if word != base_model]

@@ -1,4 +1,4 @@
-"""Several documents of one recipe that use each other's results: which is the last, in what order.
+"""Documents of one recipe that use each other's results: their order, and which is the last.
 
 A document is used by its name where a model stands; nothing else in a recipe is a reference.
 """
@@ -14,7 +14,7 @@ from .schema import Recipe
 
 
 def arrange(recipes: Sequence[Recipe]) -> Recipe:
-    """The document that makes the result, with those it needs as stages. UsageError."""
+    """Return the document that makes the result, with its stages. Raises UsageError."""
     named: dict[str | None, Recipe] = {recipe.name: recipe for recipe in recipes if recipe.name}
     faults = list(_faults(recipes))
     if faults:
@@ -46,7 +46,7 @@ def _faults(recipes: Sequence[Recipe]) -> Iterator[str]:
 
 
 def _last(recipes: Sequence[Recipe], named: Mapping[str | None, Recipe]) -> Recipe:
-    """The document without a name, else the only one that no other uses."""
+    """Return the document without a name, else the only one that no other uses."""
     for recipe in recipes:
         if not recipe.name:
             return recipe
@@ -62,7 +62,7 @@ def _last(recipes: Sequence[Recipe], named: Mapping[str | None, Recipe]) -> Reci
 
 
 def _uses(recipe: Recipe, named: Mapping[str | None, Recipe]) -> list[str]:
-    """Names of the documents whose results a recipe takes as models."""
+    """Return the names of the documents whose results a recipe takes as models."""
     return [ref.path for ref in recipe.all_refs() if ref.path in named]
 
 

@@ -1,4 +1,4 @@
-"""YAML text → plain values and the line of every entry. Says what is wrong, decides nothing."""
+"""YAML text → plain values, and the line of every entry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_ENTRIES = 200_000
 """More entries than any recipe has; aliases that multiply (a 'YAML bomb') end here."""
 
 MAX_DEPTH = 200
-"""Brackets in brackets; the parser takes time by the square of them."""
+"""Nested brackets; the time of the parser grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Document:
     duplicates: tuple[Path, ...] = ()
 
     def place(self, path: Path) -> str:
-        """`recipe.yml:12: models[1].parameters.weight`, by the nearest known line."""
+        """Return `recipe.yml:12: models[1].parameters.weight`, by the nearest known line."""
         known = path
         while known and known not in self.lines:
             known = known[:-1]
@@ -41,7 +41,7 @@ class Document:
 
 
 def read_documents(text: str, where: str) -> list[Document]:
-    """All documents of a YAML text. UsageError with file and line when it is not YAML."""
+    """Return all documents of a text. Raises UsageError with file and line if not YAML."""
     try:
         import yaml
     except ImportError:
@@ -76,7 +76,7 @@ def read_documents(text: str, where: str) -> list[Document]:
 
 
 def _depth(text: str) -> int:
-    """The most brackets that are open at once, as far as characters tell."""
+    """Return the most brackets open at once, counting those inside strings too."""
     most = now = 0
     for brackets in re.finditer(r"[{[]+|[}\]]+", text):
         now = max(0, now + len(brackets[0]) * (1 if brackets[0][0] in "{[" else -1))
@@ -94,7 +94,7 @@ def _construct(loader: Any, node: Any, where: str) -> Any:
 
 
 def _walk(node: Any, path: Path) -> Iterator[tuple[Path, int, bool]]:
-    """Paths, 1-based lines, and whether a key stands twice in its mapping, depth first."""
+    """Yield paths, 1-based lines, and whether a key stands twice in its mapping, depth first."""
     yield path, node.start_mark.line + 1, False
     if node.id == "sequence":
         for number, item in enumerate(node.value):

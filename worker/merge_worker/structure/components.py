@@ -68,7 +68,7 @@ def is_vision_or_audio(name: str) -> bool:
 
 
 def place_of(name: str) -> tuple[str, int]:
-    """Stack and layer number of a tensor; before and after all layers, `input` and `output`."""
+    """Return stack and layer of a tensor; `input` and `output` before and after all layers."""
     layer = layer_of(name)
     if layer is not None:
         return layer.stack, layer.number

@@ -12,13 +12,13 @@ from .components import is_vision_or_audio
 
 
 def sections(config: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
-    """The config and its parts that speak of text, with their keys."""
+    """Return the config and its sections, except those for vision or audio, with their keys."""
     inner = [(k, v) for k, v in config.items() if isinstance(v, dict)]
     return [(None, config), *((k, v) for k, v in inner if not is_vision_or_audio(k))]
 
 
 def config_vocab_size(config: Mapping[str, Any]) -> int | None:
-    """The `vocab_size` that counts: that of the text part, else of the whole."""
+    """Return the `vocab_size` of the text section, else of the config, else of any section."""
     text = config.get("text_config")
     inner = text.get("vocab_size") if isinstance(text, dict) else None
     sizes = [inner, *(section.get("vocab_size") for _, section in sections(config))]
@@ -47,7 +47,7 @@ def _declared_tie(config: Mapping[str, Any]) -> object:
 
 
 def tied(model: Checkpoint) -> bool:
-    """Whether the head is the embedding: as the config says; if it is silent, if none is stored."""
+    """Whether the head is the embedding: as the config says, else whether none is stored."""
     return _tied(model.config, model.tensors)
 
 
@@ -74,7 +74,7 @@ def tied_head(
     tensors: Mapping[str, TensorSource],
     config: Mapping[str, Any],
 ) -> TensorSource | None:
-    """The embedding that stands for the head `name` in a model that ties the two."""
+    """Return the embedding that serves as the head `name` in a model that ties the two."""
     if not is_head(name) or not _tied(config, tensors):
         return None
     embedding = _embedding(tensors, shape)
@@ -82,13 +82,13 @@ def tied_head(
 
 
 def _embedding(tensors: Mapping[str, TensorSource], shape: tuple[int, ...]) -> TensorSource | None:
-    """The embedding that a head of this shape could be; rows may differ between models."""
+    """Return the embedding for a head of this shape; rows may differ between models."""
     embeddings = (info for info in tensors.values() if _word(info.name) in _EMBEDDINGS)
     return next((info for info in embeddings if info.shape[1:] == shape[1:]), None)
 
 
 def rows_of(model: Checkpoint) -> int | None:
-    """Rows of the embedding of tokens; None if no tensor looks like it."""
+    """Return the rows of the token embedding; None if no tensor looks like it."""
     matrices = [info for info in model.tensors.values() if len(info.shape) == 2]
     rows = [info.shape[0] for info in matrices if _word(info.name) in _EMBEDDINGS]
     declared = config_vocab_size(model.config)
@@ -96,7 +96,7 @@ def rows_of(model: Checkpoint) -> int | None:
 
 
 def vocabulary_names(model: Checkpoint) -> list[str]:
-    """Tensors with a row for every token: embeddings, heads, and their biases."""
+    """Return the tensors with a row for every token: embeddings, heads, and their biases."""
     rows = rows_of(model)  # None is the extent of no tensor
     tensors = model.tensors.items()
     return [name for name, info in tensors if info.shape[:1] == (rows,) and is_vocabulary(name)]
@@ -110,9 +110,9 @@ def is_vocabulary(name: str) -> bool:
 def unify_tied_heads(
     models: Sequence[Checkpoint], labels: Sequence[str]
 ) -> tuple[tuple[Checkpoint, ...], list[str]]:
-    """All models with heads, or none, as the first one's config has it; and what is to be told.
+    """Return the models with heads, or without, as the first one's config has it; and notes.
 
-    A tied model gains no copy of its embedding; a head that is needed and not stored is there.
+    A tied model gains no copy of its embedding; a head that is needed and not stored is added.
     """
     first, notes, settled = models[0], [], []
     for model, label in zip(models, labels, strict=True):

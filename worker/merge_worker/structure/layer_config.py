@@ -1,4 +1,4 @@
-"""The `config.json` of a model whose layers were picked: what speaks of single layers follows them.
+"""The `config.json` of a model whose layers were picked: fields about single layers follow them.
 
 Found by the names of fields and by their lengths, not by architectures: the number of layers,
 lists and strings with an entry per layer, lists of layer numbers, periods and counts.
@@ -34,9 +34,9 @@ def restacked_config(
     depths: Mapping[int, int],
     picks: Sequence[Pick],
 ) -> tuple[dict[str, Any], list[str]]:
-    """The first model's config for layers `picks` of the stack `prefix`, and what is to be told.
+    """Return the first model's config for layers `picks` of the stack `prefix`, and notes.
 
-    `depths` are the old layer counts by model. UsageError names a field that cannot follow.
+    `depths` are the old layer counts by model. Raises UsageError for fields that cannot follow.
     """
     config = copy.deepcopy(dict(configs[0]))
     if not config or list(picks) == [Pick(0, number) for number in range(depths[0])]:
@@ -63,7 +63,7 @@ def restacked_config(
 
 
 def _follow(section: dict[str, Any], view: View, path: str) -> list[str]:
-    """Change every field of `section` that speaks of layers. UsageError with all that cannot."""
+    """Change every field of `section` about layers. Raises UsageError with all that cannot."""
     changed: dict[str, Any] = {}
     faults, notes = [], []
     for key, value in view.first.items():
@@ -113,7 +113,7 @@ def _handler(key: str, value: Any, view: View) -> Handler | None:
 
 
 def _fields(config: Mapping[str, Any], prefix: str, depth: int) -> list[Count]:
-    """The layer counts of the stack: all in one section. UsageError where that is not clear."""
+    """Return the layer counts of the stack, all in one section. Raises UsageError if unclear."""
     words = prefix.lower()
     fields = [count for count in counts(config) if count.value == depth]
     sees = is_vision_or_audio(words)

@@ -36,7 +36,7 @@ class View:
         return self.sections[0]
 
     def each(self, of: Callable[[Section, int], Any]) -> list[Any]:
-        """`of(section, layer)` for every new layer, asked of the model that it came from."""
+        """Return `of(section, layer)` for every new layer, with the section of its model."""
         return [of(self.sections[pick.model], pick.layer) for pick in self.picks]
 
 
@@ -63,7 +63,7 @@ def index_list(view: View, key: str) -> dict[str, Any]:
 
 
 def _indices(section: Section) -> set[int]:
-    """Every layer number that the index lists of a section name."""
+    """Return every layer number in the index lists of a section."""
     lists = [v for k, v in section.items() if INDEX_LIST.fullmatch(k) and isinstance(v, list)]
     return {number for listed in lists for number in listed if type(number) is int}
 
@@ -84,7 +84,7 @@ def attention_types(view: View, key: str) -> dict[str, Any]:
 
 
 def leading(view: View, key: str) -> dict[str, Any]:
-    """The number of layers at the start that are of some kind."""
+    """Count the layers of some kind at the start."""
     flags = view.each(lambda section, layer: layer < (section.get(key) or 0))
     count = sum(flags)
     if not all(flags[:count]):
@@ -179,7 +179,7 @@ def refuse(view: View, key: str) -> dict[str, Any]:
 
 
 def where(flags: Sequence[bool]) -> str:
-    """`0-2, 5`: the numbers of the layers that are meant."""
+    """Return the numbers of the flagged layers, as `0-2, 5`."""
     numbers = [number for number, flag in enumerate(flags) if flag]
     # Within a run, numbers and their positions in the list differ by the same amount.
     by_run = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
@@ -222,7 +222,7 @@ OVERRULED_BY = {
     "num_dense_layers": ("mlp_layer_types",),
     "moe_layer_freq": ("mlp_layer_types",),
 }
-"""Lists that say the same as the field, layer by layer; where they are there, they count."""
+"""Lists that say the same as the field, layer by layer, and take precedence over it."""
 
 INDEX_LIST = re.compile(
     r".*(layer|attn|attention|block)s?_(indices|indexes|idxs?|ids|indics)|.*attn_idxs"
@@ -247,4 +247,4 @@ def says_each_layer(key: str, count: int) -> bool:
 
 
 SUSPECT = re.compile(r".*(layer|block|attn|expert|moe).*(every|interval|period|freq|step|offset).*")
-"""Numbers that may speak of single layers, though nothing is known of them."""
+"""Numbers that may be about single layers, though nothing is known of them."""

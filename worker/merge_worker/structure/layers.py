@@ -30,7 +30,7 @@ class Count(NamedTuple):
 
 
 def counts(config: Mapping[str, Any]) -> list[Count]:
-    """Every layer count of a config, sections included."""
+    """Return every layer count of a config, sections included."""
     fields = _counts(config, ())
     text = [c for c in fields if any(key in _TEXT for key in c.path[:-1])]
     main = text or [c for c in fields if len(c.path) == 1] or fields
@@ -38,7 +38,7 @@ def counts(config: Mapping[str, Any]) -> list[Count]:
 
 
 def extra_layers(config: Mapping[str, Any]) -> int:
-    """Prediction heads that some checkpoints store as layers after the last."""
+    """Return the number of prediction heads, which some checkpoints store as last layers."""
     for section in (config, *(config[k] for k in _TEXT if isinstance(config.get(k), dict))):
         value = section.get("num_nextn_predict_layers")
         if type(value) is int and value > 0:
@@ -68,7 +68,7 @@ _OUTPUT = ("embed_out", "embedding_norm", "vocab_projector")
 
 
 class Layer(NamedTuple):
-    """Where a tensor belongs: `model.layers.` is a stack, 3 its layer there."""
+    """The layer of a tensor: stack (`model.layers.`), number in it, and the rest of the name."""
 
     stack: str
     number: int
@@ -84,7 +84,7 @@ class Pick(NamedTuple):
 
 @lru_cache(maxsize=256)  # asked many times for one tensor while it is planned
 def layer_of(name: str) -> Layer | None:
-    """The layer that a tensor name tells, or None for embeddings, final norms and heads.
+    """Return the layer in a tensor name, or None for embeddings, final norms and heads.
 
     Only the first number counts: `model.layers.3.mlp.experts.7.w1` is of layer 3, and
     `encoder.block.2.layer.0.SelfAttention.q` of block 2.
@@ -96,7 +96,7 @@ def layer_of(name: str) -> Layer | None:
 
 
 def depths(names: Iterable[str]) -> dict[str, int]:
-    """The number of layers of every stack among the names."""
+    """Return the number of layers of every stack among the names."""
     stacks: dict[str, int] = {}
     for layer in map(layer_of, names):
         if layer is not None:
@@ -105,12 +105,12 @@ def depths(names: Iterable[str]) -> dict[str, int]:
 
 
 def fraction(number: int, depth: int) -> float:
-    """The gradient position t = k/(L-1) of layer k of L; 1 where there is only one."""
+    """Return the gradient position t = k/(L-1) of layer k of L; 1 where there is only one."""
     return min(1.0, number / (depth - 1)) if depth > 1 else 1.0
 
 
 def depth_fraction(name: str, stacks: Mapping[str, int]) -> float:
-    """The gradient position of a tensor in its stack; 0 outside layers, as in mergekit."""
+    """Return the gradient position of a tensor in its stack; 0 outside layers, as in mergekit."""
     layer = layer_of(name)
     return 0.0 if layer is None else fraction(layer.number, stacks[layer.stack])
 
@@ -145,9 +145,9 @@ class Stack:
 
 
 def find_stack(tensors: Mapping[str, TensorSource], config: Mapping[str, Any]) -> Stack:
-    """The only stack among the tensors, or the one as deep as the language model of the config.
+    """Return the only stack, or the one as deep as the language model of the config.
 
-    UsageError (without the model's name) where several could be meant.
+    Raises UsageError (without the model's name) if there are none or several.
     """
     stacks = depths(tensors)
     if not stacks:
@@ -167,7 +167,7 @@ def find_stack(tensors: Mapping[str, TensorSource], config: Mapping[str, Any]) -
 
 
 def gradient_depths(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, int]:
-    """The depth of every stack as gradients see it, without prediction heads."""
+    """Return the depth of every stack without prediction heads, as gradients count it."""
     return {stack: depth - _beyond(depth, config) for stack, depth in depths(names).items()}
 
 
@@ -186,7 +186,7 @@ def _choose(stacks: Mapping[str, int], config: Mapping[str, Any]) -> str:
 
 
 def _beyond(depth: int, config: Mapping[str, Any]) -> int:
-    """How many of the layers are prediction heads that the config counts apart."""
+    """Return how many of the layers are prediction heads, which the config counts apart."""
     extra = extra_layers(config)
     declared = {count.value for count in counts(config) if count.main}
     return extra if extra and depth - extra in declared else 0

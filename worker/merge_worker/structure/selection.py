@@ -1,4 +1,4 @@
-"""Which tensors the `modules` of a recipe mean: by the words of their names, no architecture table.
+"""Tensors of the `modules` of a recipe, by the words of their names, without an architecture table.
 
 A module is the prefix of a stack (`model.language_model.layers`), a leading part of it
 (`language_model`), or any word of it (`encoder`, `vision_tower`). Names that mergekit uses for
@@ -35,7 +35,7 @@ def tensors_of(
 
 
 def _place(module: str, name: str) -> tuple[int, int] | None:
-    """Where in the name the module's words stand: the earlier, and the longer, the more it owns."""
+    """Return the place of a module's words in a name; the earliest, then the longest, owns it."""
     places = []
     for synonym in _SYNONYMS.get(module, (module.strip("."),)):
         before, match, _ = f".{name}.".partition(f".{synonym}.")
@@ -58,7 +58,7 @@ def matches_pattern(pattern: str, name: str) -> bool:
 
 
 def is_selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Whether a tensor is merged: what is excluded is not, whatever includes it."""
+    """Whether a tensor is merged; `exclude` takes precedence over `include`."""
     wanted = not include or any(matches_pattern(pattern, name) for pattern in include)
     return wanted and not any(matches_pattern(pattern, name) for pattern in exclude)
 
