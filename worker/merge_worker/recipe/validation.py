@@ -43,10 +43,10 @@ def _twice(part: Slice) -> Iterator[str]:
 
 def _lengths(part: Slice) -> Iterator[str]:
     for source in part.sources:
-        count = source.layers[1] - source.layers[0] if source.layers else part.length
-        if count != part.length:
+        first, stop = source.layers or (0, 0)
+        if source.layers and stop - first != part.length:
             yield (
-                f"{source.place}: takes {counted(count, 'layers')}, "
+                f"{source.place}: takes {counted(stop - first, 'layers')}, "
                 f"the first source of this slice {part.length}; a slice merges equally many"
             )
 
