@@ -102,7 +102,7 @@ def name_of(template: str, key: Key, rule: LayoutRule, number: int = 0) -> str:
 
 
 def wildcards(template: str) -> list[str]:
-    """Return the names in braces. ValueError for one that is not a name."""
+    """Return the names in braces. Raises ValueError for one that is not a name."""
     names = re.findall(r"\{(.*?)\}", template)
     for name in names:
         if not name.isidentifier() or name.startswith("_"):
