@@ -5,12 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from merge_worker.checkpoint import hub as hub_module
 from support.adapter_factory import write_adapter
 from support.checkpoint_factory import read_tensors, write_checkpoint
 from support.fake_hub import COMMIT, Hub, serving
@@ -104,6 +108,34 @@ def test_weights_are_removed_behind_the_lanes(hub: Hub, tmp_path: Path) -> None:
     assert list((home / "hf").rglob("*.safetensors")) == []
     weights = [path for path in (home / "hf").rglob("blobs/*") if path.stat().st_size > 700]
     assert weights == []
+
+
+def test_a_file_is_used_only_after_its_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane that used it sooner could end before the file counts as downloaded, and it stayed."""
+    checking, allowed = threading.Event(), threading.Event()
+    file = tmp_path / "model.safetensors"
+    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename=file.name, size=9)])
+    client = SimpleNamespace(
+        constants=SimpleNamespace(HF_HUB_OFFLINE=False),
+        snapshot_download=lambda name, **options: tmp_path,
+        HfApi=lambda: SimpleNamespace(model_info=lambda name, **options: listed),
+        hf_hub_download=lambda name, path, **options: file.write_bytes(b"x"),
+    )
+    monkeypatch.setattr(hub_module, "_client", lambda name: client)
+    monkeypatch.setattr(hub_module, "read_shard", lambda path: checking.set() or allowed.wait())
+    hub = hub_module.Hub()
+    hub.resolve_revision("org/one", None)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(hub.download, str(file))
+        assert checking.wait(20)
+        second = pool.submit(hub.download, str(file))
+        early = wait([second], timeout=0.2).done
+        allowed.set()
+    assert not early and first.result() and not second.result()
+    hub.remove_download(str(file))
+    assert not file.exists()
 
 
 def test_a_local_model_and_one_of_the_hub(hub: Hub, tmp_path: Path) -> None:

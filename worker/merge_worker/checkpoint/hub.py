@@ -146,10 +146,10 @@ class Hub:
     def download(self, path: str) -> bool:
         """Download a file unless it is in the cache; return whether it was downloaded.
 
-        Other threads that ask for the same file wait. Raises InputError.
+        Other threads that ask for the same file wait until it is checked. Raises InputError.
         """
         file = self._files.get(path)
-        if file is None or Path(path).exists():
+        if file is None:
             return False
         with self._guard:
             lock = self._busy.setdefault(path, threading.Lock())
