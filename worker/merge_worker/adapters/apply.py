@@ -92,13 +92,12 @@ class AdapterApplication:
     def replace_tensor(self, name: str, trained: StoredTensor) -> None:
         """Take a tensor that was trained as it is, or an embedding that got more rows."""
         match = self.find(name)
-        if match is None and is_head(name) and ties_head(self.base.config):
-            # PEFT saves the head beside a resized embedding even if both are the same.
-            if self.names_head():
-                self.untie(name, replace(trained, declared_dtype=None))
-            return
         if match is None:
-            if not self.split_kernel(name, trained):
+            if is_head(name) and ties_head(self.base.config):
+                # PEFT saves the head beside a resized embedding even if both are the same.
+                if self.names_head():
+                    self.untie(name, replace(trained, declared_dtype=None))
+            elif not self.split_kernel(name, trained):
                 self.unmatched.append(trained.name)
             return
         old = self.tensors[match]
@@ -199,27 +198,23 @@ class AdapterApplication:
             experts, sheet = base.shape[0], (base.shape[1], base.shape[2])
             if sheet == _sides(pair, transposed):
                 key = f"{pair.module}.{name.rpartition('.')[2]}"
-                how: dict[str, Any] = {
-                    "scale": self.adapter.scale(key, pair.rank // experts),
-                    "experts": experts,
-                }
-                self.put(match, (base, pair.a, pair.b), sheet=sheet, transposed=transposed, **how)
+                how: dict[str, Any] = {"experts": experts, "transposed": transposed}
+                how["scale"] = self.adapter.scale(key, pair.rank // experts)
+                self.put(match, (base, pair.a, pair.b), sheet=sheet, **how)
                 return True
         return False
 
     def adapt_single(self, name: str, pair: Pair, transposed: bool) -> bool:
         parent, _, last = name.rpartition(".")
         for parts in known_layouts().single_experts.get(last, ()):
-            first = f"{parent}.{{}}.{parts[0]}.weight"
-            experts = next(n for n in count() if first.format(n) not in self.tensors)
+            pattern = f"{parent}.{{}}.{parts[0]}.weight"
+            experts = next(n for n in count() if pattern.format(n) not in self.tensors)
             names = [[f"{parent}.{n}.{part}.weight" for part in parts] for n in range(experts)]
             if not names or any(n not in self.tensors for row in names for n in row):
                 continue
-            shapes = [self.tensors[n].shape for n in names[0]]
+            first, shapes = self.tensors[names[0][0]], [self.tensors[n].shape for n in names[0]]
             sheet = (sum(shape[0] for shape in shapes), shapes[0][1])
-            if sheet != _sides(pair, transposed) or isinstance(
-                self.tensors[names[0][0]], LoraTensor
-            ):
+            if sheet != _sides(pair, transposed) or isinstance(first, LoraTensor):
                 continue
             scale = self.adapter.scale(f"{pair.module}.{last}", pair.rank // experts)
             how: dict[str, Any] = {"experts": experts, "scale": scale, "transposed": transposed}

@@ -66,13 +66,10 @@ def _difference(inputs: TokenizerInputs, first: int, second: int, rows: int) -> 
     if mine is None or theirs is None:
         return ""
     ids, other = with_rows(mine, rows).ids, with_rows(theirs, rows).ids
-    differing = sorted(
-        (t for t in {**ids, **other} if ids.get(t) != other.get(t)),
-        key=lambda t: (t not in ids or t not in other, ids.get(t, 0), t),
-    )
+    differing = [t for t in {**ids, **other} if ids.get(t) != other.get(t)]
     if not differing:
         return ""
-    token = differing[0]
+    token = min(differing, key=lambda t: (t not in ids or t not in other, ids.get(t, 0), t))
     more = f", and so for {len(differing) - 1} more" if len(differing) > 1 else ""
     there, here = ids.get(token, "absent"), other.get(token, "absent")
     return f"'{printable(token)}' is {there} there and {here} here{more}"

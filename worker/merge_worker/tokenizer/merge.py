@@ -12,10 +12,9 @@ from ..recipe.schema import ModelRef, Recipe, TokenizerChoice
 from ..structure.embeddings import rows_of, unify_tied_heads
 from .chat_template import asked_template, with_template
 from .compatibility import check_same_vocabulary
-from .config_ids import with_token_ids
 from .files import SideFiles, Vocabulary, to_json, vocabulary, with_rows
 from .row_sources import Alignment
-from .text_side import TokenizerInputs, TokenizerResult
+from .text_side import TokenizerInputs, TokenizerResult, with_token_ids
 from .vocabulary import edited, joined
 
 GENERATION = "generation_config.json"

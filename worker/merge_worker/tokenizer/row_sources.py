@@ -86,12 +86,10 @@ class Alignment:
         owners = {n: self.vocabularies[n][token] for n in having if token in self.vocabularies[n]}
         if rule and (rule.zero or rule.model):
             return self._ruled(rule, token, having)
-        if not owners:
-            return (ZERO, 0)
-        if len(owners) == 1 or self.base in owners:
-            number = self.base if self.base in owners else next(iter(owners))
-            return (number or 0, owners[number or 0])
-        return list(owners.items())
+        if self.base is not None and self.base in owners:
+            return (self.base, owners[self.base])
+        rows = [*owners.items()] or [(ZERO, 0)]
+        return rows[0] if len(rows) == 1 else rows
 
     def _ruled(self, rule: TokenRule, token: str, having: Sequence[int]) -> Row:
         if rule.model is None:
