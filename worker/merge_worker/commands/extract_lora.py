@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,15 +171,11 @@ def _write_adapter(
             f"{extraction.tuned.path}: no matrix differs from the base{others}; "
             "an adapter needs one"
         )
-    usual_rank = Counter(result.rank for result in changed).most_common(1)[0][0]
-    other_ranks = {r.target.key: r.rank for r in changed if r.rank != usual_rank}
     targets = [result.target for result in changed]
     config = config_of(
         base[0],
-        usual_rank,
+        {result.target.key: result.rank for result in changed},
         revision=base[1],
-        rank_pattern=other_ranks,
-        alpha_pattern=other_ranks,
         target_modules=_short_names([t.name for t in targets if not t.parameter], parts),
         fan_in_fan_out=any(t.transposed and t.kind == "linear" for t in targets),
     )
@@ -194,12 +191,8 @@ def _write_adapter(
         layers = ".base_layer" * max(depths[module], 1) if module in wrapped else ""
         sources = tuple(extraction.tuned.tensors[name] for name in whole.parts)
         extraction.output.whole[f"{module}{layers}.{end}"] = sources
-    files = Files()
-    try:
-        lane = Lane(torch.device("cpu"), files, staged=False)
-        return extraction.output.finish(config, lane, base[0])
-    finally:
-        files.close()
+    with closing(Files()) as files:
+        return extraction.output.finish(config, Lane(torch.device("cpu"), files, staged=False))
 
 
 def _complete_modules(extraction: Extraction, wholes: Sequence[Whole]) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,18 +70,13 @@ def command(arguments: argparse.Namespace) -> str:
     weights, options = _weights(arguments), _combine_options(arguments)
     adapters = [open_adapter(Path(word)) for word in arguments.adapter]
     _check(adapters, options.method)
-    files = Files()
-    try:
-        inputs = {word: Path(word) for word in arguments.adapter}
-        output = AdapterOutput(Path(arguments.out), inputs, arguments.overwrite)
-        with torch.inference_mode(), output:
-            lane = Lane(torch.device("cpu"), files, staged=False)
-            ranks = _merge(adapters, weights, options, output, lane)
-            config = _config(adapters, ranks)
-            base = str(adapters[0].config.get("base_model_name_or_path") or "")
-            count = output.finish(config, lane, base)
-    finally:
-        files.close()
+    inputs = {word: Path(word) for word in arguments.adapter}
+    output = AdapterOutput(Path(arguments.out), inputs, arguments.overwrite)
+    with closing(Files()) as files, torch.inference_mode(), output:
+        lane = Lane(torch.device("cpu"), files, staged=False)
+        ranks = _merge(adapters, weights, options, output, lane)
+        config = _config(adapters, ranks)
+        count = output.finish(config, lane)
     return (
         f"{arguments.out}: {counted(len(adapters), 'adapters')} by {arguments.method}, "
         f"{counted(len(ranks), 'modules')} of rank {config['r']}, {size(count)}"
@@ -220,11 +215,9 @@ def _write_factors(output: AdapterOutput, pair: Pair, a: Tensor, b: Tensor) -> N
     import torch
 
     dtype = getattr(torch, pair.a.dtype.torch_name)
-    suffix = "lora_embedding_{}" if pair.embedding else "lora_{}.weight"
     a = a.to(dtype).contiguous().view(len(a), *pair.a.shape[1:])
     b = b.to(dtype).contiguous().view(len(b), b.shape[1], *pair.b.shape[2:])
-    output.add(f"{pair.module}.{suffix.format('A')}", a)
-    output.add(f"{pair.module}.{suffix.format('B')}", b)
+    output.add_factors(pair.module, a, b, pair.embedding)
 
 
 def _write_bias(
@@ -249,16 +242,13 @@ def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, 
     from ..lora.save import config_of
 
     first = adapters[0].config
-    usual_rank = Counter(ranks.values()).most_common(1)[0][0]
-    other_ranks = {name: rank for name, rank in ranks.items() if rank != usual_rank}
     saved = {str(m) for a in adapters for m in a.config.get("modules_to_save") or ()}
-    config = config_of(
+    return config_of(
         str(first.get("base_model_name_or_path") or ""),
-        usual_rank,
-        rank_pattern=other_ranks,
-        alpha_pattern=other_ranks,
+        ranks,
+        task_type=first.get("task_type"),
+        modules_to_save=sorted(saved) or None,
         target_modules=sorted(ranks),
         fan_in_fan_out=bool(first.get("fan_in_fan_out")),
         **({"lora_bias": True} if any(map(_biased, adapters)) else {}),
     )
-    return {**config, "task_type": first.get("task_type"), "modules_to_save": sorted(saved) or None}

@@ -20,16 +20,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from ..method import matrix_shape
 from ..structure.components import COMPONENTS
 from .models import Models, Shared
 from .sums import Sums, effective_ranks, sketched_pairs, zero_sums
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 Matrix = list[list[float]]
 

@@ -14,15 +14,11 @@ from __future__ import annotations
 import functools
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..engine.buffers import Pool
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 SKETCH = 64
 """Columns s of the sketch."""

@@ -124,11 +124,7 @@ def _rank(facts: Facts, i: int, j: int) -> dict[str, Any]:
     value = facts.ranks.get((i, j))
     if value is None:
         return {}
-    return {
-        "effective_rank": _number(value),
-        "of": facts.rank_of,
-        "full_rank": facts.full_rank,
-    }
+    return {"effective_rank": _number(value), "of": facts.rank_of, "full_rank": facts.full_rank}
 
 
 def _number(value: float) -> float | None:

@@ -13,16 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..algorithms.spectral import spectrum
 from ..system import torch_startup
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 torch_startup.complete()
 
@@ -36,10 +33,6 @@ class CombineOptions:
     rank: int = 1  # of svd
     majority: str = "total"  # or "frequency": votes by value, or one each
     seed: int = 0
-
-    @property
-    def dense(self) -> bool:
-        return self.method.endswith("_svd")
 
 
 class WeightedFactors(NamedTuple):
@@ -67,7 +60,7 @@ def combine(
     if options.method == "svd":
         return _best_of_sum(adapters, options.rank)
     draw = _generator(options.seed, name)
-    if options.dense:
+    if options.method.endswith("_svd"):
         deltas = [g.b @ g.a * g.scale for g in adapters]
         merged = _merged(deltas, [g.share for g in adapters], options, draw)
         return _truncated(merged, options.rank)

@@ -6,9 +6,9 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..adapters.apply import Adapted
 from ..checkpoint.folder import Checkpoint
@@ -22,10 +22,6 @@ from ..tensors.source import Reader, TensorSource
 from .save import CHUNK, AdapterOutput
 from .svd import Factors, RankLimit, low_rank
 from .targets import Span, Target, Whole
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 torch_startup.complete()
 
@@ -63,10 +59,7 @@ class Extraction:
     _error: BaseException | None = None
 
     def run(
-        self,
-        work: Sequence[Target | Whole],
-        devices: Sequence[torch.device],
-        threads: int,
+        self, work: Sequence[Target | Whole], devices: Sequence[torch.device], threads: int
     ) -> None:
         """Extract everything on `threads` threads, spread over devices. Raises the first error."""
         torch.set_num_threads(1)
@@ -93,10 +86,7 @@ class Extraction:
         return len(item.matrices) * item.shape[0] * item.shape[1]
 
     def _lane(
-        self,
-        waiting: queue.SimpleQueue[Target | Whole],
-        files: Files,
-        device: torch.device,
+        self, waiting: queue.SimpleQueue[Target | Whole], files: Files, device: torch.device
     ) -> None:
         lane = Lane(torch.device("cpu"), files, staged=False)
         try:
@@ -178,10 +168,8 @@ class Extraction:
         for number, factor in enumerate(factors):
             a[number, : len(factor.a)] = factor.a
             b[:, : len(factor.a), number] = factor.b
-        name, embedding = self.names[item.name], item.kind == "embedding"
-        suffix = "lora_embedding_{}" if embedding else "lora_{}.weight"
-        self.output.add(f"{name}.{suffix.format('A')}", a.view(-1, a.shape[-1]))
-        self.output.add(f"{name}.{suffix.format('B')}", b.view(len(b), -1))
+        a, b = a.view(-1, a.shape[-1]), b.view(len(b), -1)
+        self.output.add_factors(self.names[item.name], a, b, item.kind == "embedding")
 
 
 def same_values(reader: Reader, one: TensorSource, other: TensorSource) -> bool:

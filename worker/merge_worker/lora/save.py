@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
+
+import torch
+from torch import Tensor
 
 from ..adapters.peft_format import CONFIG, WEIGHTS
 from ..checkpoint.folder import is_hub_id
-from ..dtypes import BY_NAME, DType
+from ..dtypes import BY_NAME
 from ..engine.buffers import host_view
 from ..errors import OutputError
 from ..output.files import CARD, output_errors, unfinished, write_file
 from ..output.target import refuse_inputs
 from ..planning.shards import Output, safetensors_header
 from ..tensors.source import Reader, TensorSource
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 PREFIX = "base_model.model."
 ALIGN = 8
@@ -38,7 +38,7 @@ class Spool:
     """A temporary file for factors of any size and order until all are known. Thread-safe."""
 
     path: Path
-    places: dict[str, tuple[DType, tuple[int, ...], int, int]] = field(default_factory=dict)
+    places: dict[str, tuple[Output, int]] = field(default_factory=dict)  # and start in the file
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _file: IO[bytes] | None = None
 
@@ -47,12 +47,12 @@ class Spool:
         dtype = next(d for d in BY_NAME.values() if d.torch_name == str(tensor.dtype)[6:])
         with self._lock, output_errors(self.path):
             self._file = self._file or self.path.open("w+b")
-            start = self._file.tell()
+            self.places[name] = (Output(name, dtype, tuple(tensor.shape)), self._file.tell())
             self._file.write(_bytes(tensor))
-            self.places[name] = (dtype, tuple(tensor.shape), start, tensor.nbytes)
 
     def copy(self, name: str, target: IO[bytes]) -> None:
-        _, _, start, count = self.places[name]
+        output, start = self.places[name]
+        count = output.nbytes
         assert self._file is not None
         self._file.flush()
         with self.path.open("rb") as source:
@@ -103,22 +103,24 @@ class AdapterOutput:
     def add(self, name: str, tensor: Tensor) -> None:
         self.spool.add(PREFIX + name, tensor)
 
-    def finish(self, config: Mapping[str, Any], reader: Reader, base: str) -> int:
+    def add_factors(self, module: str, a: Tensor, b: Tensor, embedding: bool) -> None:
+        suffix = "lora_embedding_{}" if embedding else "lora_{}.weight"
+        self.add(f"{module}.{suffix.format('A')}", a)
+        self.add(f"{module}.{suffix.format('B')}", b)
+
+    def finish(self, config: Mapping[str, Any], reader: Reader) -> int:
         """Write all files, the config last since it makes the folder an adapter.
 
         Returns the size of the weights in bytes.
         """
         entries: dict[str, tuple[Output, Callable[[IO[bytes]], None]]] = {}
-        for name, (dtype, shape, _, _) in self.spool.places.items():
-            entries[name] = (Output(name, dtype, shape), partial(self.spool.copy, name))
+        for name, (output, _) in self.spool.places.items():
+            entries[name] = (output, partial(self.spool.copy, name))
         for name, parts in self.whole.items():
             first = parts[0]
             rows = (sum(part.shape[0] for part in parts),) if first.shape else ()
-            shape = (*rows, *first.shape[1:])
-            entries[PREFIX + name] = (
-                Output(PREFIX + name, first.dtype, shape),
-                partial(_copy, parts, reader),
-            )
+            output = Output(PREFIX + name, first.dtype, (*rows, *first.shape[1:]))
+            entries[PREFIX + name] = (output, partial(_copy, parts, reader))
         ordered = [entries[name] for name in sorted(entries)]
         partial_file = self.out / unfinished(f".{WEIGHTS}")
         with output_errors(self.out):
@@ -132,14 +134,13 @@ class AdapterOutput:
             # An older adapter stays intact until the new one is complete.
             (self.out / CONFIG).unlink(missing_ok=True)
             partial_file.replace(self.out / WEIGHTS)
-            write_file(self.out / CARD, _card(base, self.out.resolve().name))
+            card = _card(config["base_model_name_or_path"], self.out.resolve().name)
+            write_file(self.out / CARD, card)
             write_file(self.out / CONFIG, json.dumps(dict(config), indent=2) + "\n", durable=True)
         return size
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    import torch
-
     return host_view(tensor.reshape(-1).view(torch.uint8))
 
 
@@ -157,14 +158,16 @@ def _card(base: str, title: str) -> str:
     return "\n".join([*lines, "library_name: peft", "tags:", "- lora", "---", "", f"# {title}", ""])
 
 
-def config_of(base: str, rank: int, **fields: Any) -> dict[str, Any]:
-    """Return an adapter_config.json with scale 1, unless patterns set another."""
+def config_of(base: str, ranks: Mapping[str, int], **fields: Any) -> dict[str, Any]:
+    """Return an adapter_config.json with scale 1; `ranks` by module or parameter."""
+    usual_rank = Counter(ranks.values()).most_common(1)[0][0]
+    other_ranks = {name: rank for name, rank in ranks.items() if rank != usual_rank}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": rank,
+        "r": usual_rank,
+        "lora_alpha": usual_rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -173,7 +176,7 @@ def config_of(base: str, rank: int, **fields: Any) -> dict[str, Any]:
         "inference_mode": True,
         "modules_to_save": None,
         "target_modules": [],
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "rank_pattern": other_ranks,
+        "alpha_pattern": other_ranks,
         **fields,
     }

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from ..algorithms.spectral import prefers_products, spectrum
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 EXTRA = 8
 """Columns beyond the requested rank."""
@@ -72,8 +71,6 @@ def _sufficient_rank(values: Tensor, energy: float, total: float) -> int:
 
 
 def _krylov(tall: Tensor, rank: int, total: float, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    import torch
-
     seed = int.from_bytes(blake2b(name.encode(), digest_size=7).digest(), "little")
     generator = torch.Generator().manual_seed(seed)
     width = rank + EXTRA
@@ -102,8 +99,6 @@ def _orthogonal_part(basis: Tensor, new: Tensor) -> Tensor:
 
     Projects twice, since one projection leaves rounding errors.
     """
-    import torch
-
     for _ in range(2):
         new = torch.linalg.qr(new - basis @ (basis.mT @ new))[0]
     return new
