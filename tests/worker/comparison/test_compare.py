@@ -154,10 +154,10 @@ def test_threads_do_not_change_results(tmp_path: Path, capsys: pytest.CaptureFix
         for i in range(3)
     ]
     words = [*models[1:], "--base", models[0]]
-    one = measured(capsys, *words, "--threads", 1)
-    assert one == measured(capsys, *words, "--threads", 5)
+    alone = measured(capsys, *words, "--threads", 1)
+    assert alone == measured(capsys, *words, "--threads", 5)
     x = [read_tensors(m)["a.0.w"].double() for m in models]
-    assert one["total"]["pairs"][0]["distance"] == pytest.approx(float((x[1] - x[2]).norm()))
+    assert alone["total"]["pairs"][0]["distance"] == pytest.approx(float((x[1] - x[2]).norm()))
 
 
 def test_nonfinite_values_are_counted_and_left_out(
@@ -199,9 +199,9 @@ def test_hybrids_and_experts(
 
 
 def test_unmatched_tensors_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = torch.ones(4)
-    write_checkpoint(tmp_path / "a", {"x": one, "v": torch.ones(4, 2), "n": torch.arange(3)})
-    write_checkpoint(tmp_path / "b", {"x": one * 2, "v": torch.ones(5, 2), "m": one})
+    ones = torch.ones(4)
+    write_checkpoint(tmp_path / "a", {"x": ones, "v": torch.ones(4, 2), "n": torch.arange(3)})
+    write_checkpoint(tmp_path / "b", {"x": ones * 2, "v": torch.ones(5, 2), "m": ones})
     facts = measured(capsys, tmp_path / "a", tmp_path / "b")
     assert facts["left_out"] == [
         "1 tensor is not in all models: m",

@@ -18,7 +18,7 @@ from support.recipes import run
 
 
 def metric(scale: Scale) -> Metric:
-    return Metric("moved", "a", scale, lambda facts: 0.0, True)
+    return Metric("moved", "a", scale, [(0, 1)])
 
 
 class Page(HTMLParser):

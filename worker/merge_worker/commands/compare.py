@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError, input_errors
 from .options import add_options
@@ -42,6 +42,7 @@ def command(arguments: argparse.Namespace) -> str:
     from ..comparison.advice import advise
     from ..comparison.metrics import metrics
     from ..comparison.models import open_models
+    from ..comparison.plot import check_plot
 
     if len(arguments.model) < 2 and not arguments.base:
         raise UsageError("compare: only one model given; add another, or its --base")
@@ -50,14 +51,6 @@ def command(arguments: argparse.Namespace) -> str:
     comparison = measure(models, arguments)
     paths = [*([arguments.base] if arguments.base else []), *arguments.model]
     return render(comparison, advise(comparison, paths), metrics, arguments)
-
-
-def check_plot(plot: str | None) -> None:
-    """Raise UsageError before anything is read if the plot could not be drawn."""
-    from ..comparison.plot import drawer
-
-    if plot is not None:
-        drawer(plot)
 
 
 def measure(models: Models, arguments: argparse.Namespace) -> Comparison:
@@ -80,24 +73,19 @@ def render(
     arguments: argparse.Namespace,
 ) -> str:
     """Return the text or JSON to print, and draw the plot. `columns`: metrics of some models."""
+    from ..comparison.plot import draw
     from ..comparison.table import as_json, heading, table
 
     if arguments.plot:
-        from ..comparison.plot import drawer
-
-        drawer(arguments.plot)(comparison, columns(comparison.models), advice, arguments.plot)
+        draw(comparison, columns(comparison.models), advice, arguments.plot)
     if arguments.json:
-        return json.dumps({**as_json(comparison), "advice": _advice_json(advice)}, indent=1)
+        facts = {"warnings": advice.warnings, "findings": advice.findings, "recipe": advice.recipe}
+        return json.dumps({**as_json(comparison), "advice": facts}, indent=1)
     chosen = columns(comparison.models, MOST_COLUMNS)
     parts = [heading(comparison), table(comparison, chosen, arguments.tensors), _advice(advice)]
     if arguments.plot:
         parts.append(f"picture    {arguments.plot}")
     return "\n\n".join(parts)
-
-
-def _advice_json(advice: Advice) -> dict[str, Any]:
-    warnings, findings = list(advice.warnings), list(advice.findings)
-    return {"warnings": warnings, "findings": findings, "recipe": advice.recipe}
 
 
 def _advice(advice: Advice) -> str:

@@ -17,7 +17,7 @@ from ..output.model_card import public_name
 from ..planning.inputs import locate
 from ..recipe import parse
 from ..recipe.schema import ModelRef
-from .compare import check_plot, measure, output_options, render
+from .compare import measure, output_options, render
 
 if TYPE_CHECKING:
     from ..comparison.advice import Advice
@@ -40,6 +40,7 @@ def command(arguments: argparse.Namespace) -> str:
     """Return the table or JSON, and write the plot to its file."""
     from ..comparison.metrics import merged_metrics
     from ..comparison.models import align
+    from ..comparison.plot import check_plot
 
     out = Path(arguments.out)
     check_plot(arguments.plot)

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import yaml
 
@@ -45,19 +46,21 @@ class Advice:
 
 def advise(comparison: Comparison, paths: Sequence[str]) -> Advice:
     """Derive advice. `paths` name the models in the recipe, the base first if there is one."""
-    warnings = list(_warnings(comparison))
+    warnings = tuple(_warnings(comparison))
     models, facts = comparison.models, comparison.total.facts
     kept = _distinct(comparison)
-    blocked = not models.mergeable or any(facts.nonfinite) or _unrelated(comparison)
+    related = [(0, i) for i in models.own] if models.has_base else models.pairs
+    unrelated = any(facts.relative[i][j] > UNRELATED for i, j in related)
+    blocked = not models.mergeable or any(facts.nonfinite) or unrelated
     if blocked or len(kept) < 2:
         reason = "nothing to merge" if len(kept) < 2 and not blocked else "see the warnings"
-        return Advice(tuple(warnings), (f"no recipe is suggested: {reason}",), None)
+        return Advice(warnings, (f"no recipe is suggested: {reason}",), None)
     if models.has_base:
         findings, lines = _with_base(facts, kept, [paths[i] for i in (0, *kept)])
     else:
         findings, lines = _without_base(facts, kept, [paths[i] for i in kept])
     text = "\n".join(["# a suggestion from the figures above, not measured on any task", *lines])
-    return Advice(tuple(warnings), tuple(findings), text + "\n")
+    return Advice(warnings, tuple(findings), text + "\n")
 
 
 def _warnings(comparison: Comparison) -> Iterator[str]:
@@ -95,12 +98,6 @@ def _warnings(comparison: Comparison) -> Iterator[str]:
         )
 
 
-def _unrelated(comparison: Comparison) -> bool:
-    facts, models = comparison.total.facts, comparison.models
-    pairs = [(0, i) for i in models.own] if models.has_base else models.pairs
-    return any(facts.relative[i][j] > UNRELATED for i, j in pairs)
-
-
 def _distinct(comparison: Comparison) -> list[int]:
     """Return the models that differ from the base and from all earlier models."""
     models, equal = comparison.models, comparison.total.facts.equal
@@ -114,7 +111,7 @@ def _distinct(comparison: Comparison) -> list[int]:
 def _with_base(
     facts: Facts, kept: Sequence[int], paths: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    pairs = [(i, j) for i in kept for j in kept if i < j]
+    pairs = list(combinations(kept, 2))
     cosine = mean(facts.cosine[i][j] for i, j in pairs)
     conflict = mean(0.0 if math.isnan(c := facts.conflict[i][j]) else c for i, j in pairs)
     overlap = mean(facts.overlap[i][j] for i, j in pairs)
@@ -130,47 +127,36 @@ def _with_base(
             f"the longest task vector is {max(moved) / min(moved):.1f} times the shortest: weights "
             f"inverse to the lengths keep one model from dominating the others"
         )
+    base = paths[:1]
+    parameters: dict[str, float | bool] = {"lambda": 1.0, "normalize": True}
     if cosine >= PARALLEL:
-        findings.append(
-            "nearly parallel task vectors, as from one training run: an average loses nothing"
-        )
-        return findings, _recipe("linear", None, paths[1:], weights, {})
-    if overlap < SPARSE:
-        findings.append(
+        finding = "nearly parallel task vectors, as from one training run: an average loses nothing"
+        method, base, parameters = "linear", [], {}
+    elif overlap < SPARSE:
+        finding = (
             f"they share only {_percent(overlap)} of the elements that they changed: their sum "
             f"keeps all changes"
         )
-        ones = [1.0] * len(kept)
-        return findings, _recipe(
-            "task_arithmetic", paths[0], paths[1:], ones, {"lambda": 1.0, "normalize": False}
+        method, weights = "task_arithmetic", [1.0] * len(kept)
+        parameters["normalize"] = False
+    elif conflict >= CONFLICTING:
+        method = "dare_ties" if len(kept) > 2 and max(moved) < SMALL else "ties"
+        small = " (dare: the changes are small)" if method == "dare_ties" else ""
+        finding = (
+            f"many conflicts: elect signs and keep the larger changes{small}; try lambda from 0.3 "
+            f"to 1, and task_arithmetic for comparison"
         )
-    if conflict >= CONFLICTING:
-        return _conflicting(findings, paths, weights, max(moved))
-    findings.append("few conflicts: the mean of the task vectors; try lambda up to 1.5 as well")
-    return findings, _recipe(
-        "task_arithmetic", paths[0], paths[1:], weights, {"lambda": 1.0, "normalize": True}
-    )
-
-
-def _conflicting(
-    findings: list[str], paths: Sequence[str], weights: list[float], moved: float
-) -> tuple[list[str], list[str]]:
-    many = len(weights) > 2
-    method = "dare_ties" if many and moved < SMALL else "ties"
-    findings.append(
-        "many conflicts: elect signs and keep the larger changes"
-        + (" (dare: the changes are small)" if method == "dare_ties" else "")
-        + "; try lambda from 0.3 to 1, and task_arithmetic for comparison"
-    )
-    parameters = {"density": 0.5, "lambda": 0.5, "normalize": True}
-    return findings, _recipe(method, paths[0], paths[1:], weights, parameters)
+        parameters = {"density": 0.5, "lambda": 0.5, "normalize": True}
+    else:
+        finding = "few conflicts: the mean of the task vectors; try lambda up to 1.5 as well"
+        method = "task_arithmetic"
+    return [*findings, finding], _recipe(method, base, paths[1:], weights, parameters)
 
 
 def _without_base(
     facts: Facts, kept: Sequence[int], paths: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    pairs = [(i, j) for i in kept for j in kept if i < j]
-    apart = [facts.relative[i][j] for i, j in pairs]
+    apart = [facts.relative[i][j] for i, j in combinations(kept, 2)]
     findings = [
         f"the models are {_span(apart)} of their length apart (1.41 for unrelated ones)",
         "to compare task vectors, give the model they were trained from: --base MODEL",
@@ -179,8 +165,8 @@ def _without_base(
         findings.append("far apart: an average may land where neither works; evaluate it")
     if len(kept) == 2:
         findings.append("two models without a base: halfway on the arc between them")
-        return findings, _recipe("slerp", paths[0], paths, None, {"t": 0.5})
-    return findings, _recipe("linear", None, paths, [1.0] * len(kept), {})
+        return findings, _recipe("slerp", paths[:1], paths, None, {"t": 0.5})
+    return findings, _recipe("linear", [], paths, [1.0] * len(kept), {})
 
 
 def _weights(facts: Facts, kept: Sequence[int]) -> list[float]:
@@ -194,12 +180,13 @@ def _weights(facts: Facts, kept: Sequence[int]) -> list[float]:
 
 def _recipe(
     method: str,
-    base: str | None,
+    base: Sequence[str],
     models: Sequence[str],
     weights: Sequence[float] | None,
-    parameters: dict[str, float | bool],
+    parameters: Mapping[str, float | bool],
 ) -> list[str]:
-    lines = [f"merge_method: {method}"] + ([f"base_model: {_yaml_text(base)}"] if base else [])
+    """Return the lines of a recipe; `base` is empty if the method takes none."""
+    lines = [f"merge_method: {method}", *(f"base_model: {_yaml_text(path)}" for path in base)]
     lines.append("models:")
     for number, path in enumerate(models):
         lines.append(f"- model: {_yaml_text(path)}")

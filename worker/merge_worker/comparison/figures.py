@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..method import matrix_shape
 from ..structure.components import COMPONENTS
@@ -29,11 +30,13 @@ from .models import Models, Shared
 from .sums import Sums, effective_ranks, sketched_pairs, zero_sums
 
 Matrix = list[list[float]]
+Place = tuple[str, int]
+"""A stack and the number of a layer, -1 outside of layers."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Figures by index of the model (the base, if any, is 0); ranks by pair of models."""
+    """Figures by index of the model (the base, if any, is 0), or by two of them."""
 
     elements: int
     norm: list[float]
@@ -45,7 +48,7 @@ class Facts:
     overlap: Matrix
     equal: Matrix
     opposed: float
-    ranks: dict[tuple[int, int], float]
+    ranks: Matrix
     rank_of: str | None = None  # the matrix with these ranks, and their upper bound
     full_rank: int = 0
 
@@ -90,55 +93,48 @@ class _Group:
 
 def compare(models: Models, measured: Iterable[tuple[Shared, Sums]]) -> Comparison:
     """Add up the sums of tensors for cells, for components and for everything."""
-    base = models.has_base
-    k = len(models.labels)
-    overall = zero_sums(k, base)
-    cells: defaultdict[tuple[str, int, str], _Group] = defaultdict(
-        lambda: _Group(zero_sums(k, base))
-    )
-    components: defaultdict[str, _Group] = defaultdict(lambda: _Group(zero_sums(k, base)))
-    rows = []
+
+    def new_group() -> _Group:
+        return _Group(zero_sums(len(models.labels), models.has_base))
+
+    def row(component: str, place: Place, group: _Group) -> Row:
+        facts = facts_of(group.sums, models.has_base)
+        if best := group.ranked:
+            facts = replace(facts, ranks=best.ranks, rank_of=best.rank_of, full_rank=best.full_rank)
+        return Row("", component, *place, (), group.tensors, facts)
+
+    cells: dict[Place, defaultdict[str, _Group]] = defaultdict(lambda: defaultdict(new_group))
+    components: dict[str, _Group] = defaultdict(new_group)
+    overall, everywhere = new_group(), ("all", -1)
+    tensors = []
     for tensor, sums in measured:
-        facts = facts_of(sums, base, tensor)
+        facts = facts_of(sums, models.has_base, tensor)
         place = (tensor.stack, tensor.layer)
-        rows.append(Row(tensor.name, tensor.component, *place, tensor.shape, 1, facts))
-        for group in (cells[(*place, tensor.component)], components[tensor.component]):
+        tensors.append(Row(tensor.name, tensor.component, *place, tensor.shape, 1, facts))
+        cell = cells[place][tensor.component]
+        for group in (cell, components[tensor.component], overall):
             group.sums.add(sums)
             group.tensors += 1
-            group.ranked = facts if facts.ranks else group.ranked
-        overall.add(sums)
+        cell.ranked = facts if facts.rank_of else cell.ranked
     by_layer = [
-        Row("", c, s, n, (), cell.tensors, _with_rank(facts_of(cell.sums, base), cell.ranked))
-        for (s, n, c), cell in cells.items()
+        row(component, place, groups[component])
+        for place, groups in cells.items()
+        for component in COMPONENTS
+        if component in groups
     ]
-    by_component = [
-        Row("", c, "all", -1, (), components[c].tensors, facts_of(components[c].sums, base))
-        for c in COMPONENTS
-        if c in components
-    ]
-    total = Row("", "all", "all", -1, (), len(rows), facts_of(overall, base))
-    return Comparison(models, tuple(rows), tuple(_in_order(by_layer)), tuple(by_component), total)
-
-
-def _in_order(cells: Sequence[Row]) -> list[Row]:
-    """Sort the components of each layer in the order of COMPONENTS; layers keep their order."""
-    places = list(dict.fromkeys((row.stack, row.layer) for row in cells))
-    order = {place: number for number, place in enumerate(places)}
-    return sorted(cells, key=lambda r: (order[r.stack, r.layer], COMPONENTS.index(r.component)))
-
-
-def _with_rank(facts: Facts, ranked: Facts | None) -> Facts:
-    if ranked is None:
-        return facts
-    return replace(facts, ranks=ranked.ranks, rank_of=ranked.rank_of, full_rank=ranked.full_rank)
+    by_component = [row(c, everywhere, components[c]) for c in COMPONENTS if c in components]
+    total = row("all", everywhere, overall)
+    return Comparison(models, tuple(tensors), tuple(by_layer), tuple(by_component), total)
 
 
 def facts_of(sums: Sums, has_base: bool, tensor: Shared | None = None) -> Facts:
     """Return the figures that follow from sums; ranks are given for a single tensor only."""
     gram, count = sums.gram, sums.elements
-    squares = _weights_gram(gram)
-    norm = _roots(squares.diagonal())
-    distance = _distances(gram, sums.differ)
+    # The reference x_0 has no delta; θ_i = x_0 + x_i.
+    deltas, cross = pad(gram[1:, 1:], (1, 0, 1, 0)), pad(gram[:1, 1:], (1, 0))
+    squares = gram[0, 0] + cross + cross.mT + deltas
+    norm: list[float] = squares.diagonal().clamp(min=0).sqrt().tolist()
+    distance = _distances(deltas, sums.differ)
     relative = [
         [_relative(distance[i][j], norm, i, j, has_base) for j in range(len(norm))]
         for i in range(len(norm))
@@ -150,11 +146,14 @@ def facts_of(sums: Sums, has_base: bool, tensor: Shared | None = None) -> Facts:
     changed = both.diagonal()
     overlap = _pad(both / (changed[:, None] + changed[None] - both), has_base)
     shared, opposed = sums.opposed.tolist()
-    ranks, shape = None, None
-    if tensor is not None and (shape := matrix_shape(tensor.shape)):
-        ranks = effective_ranks(sums, shape)
     k = len(norm)
     pairs = [(0, j) for j in range(1, k)] if has_base else sketched_pairs(k)
+    ranks = [[math.nan] * k for _ in range(k)]
+    shape = matrix_shape(tensor.shape) if tensor else None
+    estimates = effective_ranks(sums, shape) if shape else None
+    if estimates is not None:
+        for (i, j), rank in zip(pairs, estimates, strict=True):
+            ranks[i][j] = rank
     return Facts(
         elements=count,
         norm=norm,
@@ -166,35 +165,17 @@ def facts_of(sums: Sums, has_base: bool, tensor: Shared | None = None) -> Facts:
         overlap=overlap,
         equal=equal.tolist(),
         opposed=opposed / shared if shared else math.nan,
-        ranks=dict(zip(pairs, ranks, strict=True)) if ranks else {},
-        rank_of=tensor.name if tensor and ranks else None,
+        ranks=ranks,
+        rank_of=tensor.name if tensor and estimates else None,
         full_rank=min(shape) if shape else 0,
     )
 
 
-def _weights_gram(gram: Tensor) -> Tensor:
-    """Return ⟨θ_i, θ_j⟩ from x_0 and the deltas: θ_i = x_0 + x_i."""
-    cross = gram[:1].clone()
-    cross[0, 0] = 0
-    rest = gram.clone()
-    rest[0] = 0
-    rest[:, 0] = 0
-    return gram[0, 0] + cross + cross.mT + rest
-
-
-def _roots(squares: Tensor) -> list[float]:
-    return squares.clamp(min=0).sqrt().tolist()
-
-
-def _distances(gram: Tensor, differ: Tensor) -> Matrix:
-    deltas = gram.clone()
-    deltas[0] = 0
-    deltas[:, 0] = 0
+def _distances(deltas: Tensor, differ: Tensor) -> Matrix:
     squares = deltas.diagonal()
     distances = (squares[:, None] + squares[None] - 2 * deltas).clamp(min=0).sqrt()
     # Rounded sums would put equal models at a small distance.
-    distances[differ == 0] = 0
-    return distances.tolist()
+    return distances.masked_fill(differ == 0, 0).tolist()
 
 
 def _relative(distance: float, norm: Sequence[float], i: int, j: int, has_base: bool) -> float:
@@ -211,7 +192,4 @@ def _cosines(vectors: Tensor) -> Tensor:
 
 def _pad(values: Tensor, has_base: bool) -> Matrix:
     """Add a row and a column of NaN for the base, which has no vector."""
-    rows: Matrix = values.tolist()
-    if not has_base:
-        return rows
-    return [[math.nan] * (len(rows) + 1), *([math.nan, *row] for row in rows)]
+    return (pad(values, (1, 0, 1, 0), value=math.nan) if has_base else values).tolist()

@@ -34,18 +34,12 @@ class Grid:
 
     def values(self, metric: Metric) -> list[list[float]]:
         """Return values by place and component; NaN where a layer lacks a component."""
-        return [
-            [self._value(metric, place, component) for component in self.components]
-            for place in self.places
-        ]
+        rows = [[self.cells.get((*place, c)) for c in self.components] for place in self.places]
+        return [[metric.value(row.facts) if row else math.nan for row in line] for line in rows]
 
     def has_part(self, place: tuple[str, int], component: str) -> bool:
         """Return whether a place has a component, even one for which a figure is not defined."""
         return (*place, component) in self.cells
-
-    def _value(self, metric: Metric, place: tuple[str, int], component: str) -> float:
-        row = self.cells.get((*place, component))
-        return metric.value(row.facts) if row else math.nan
 
 
 def title_lines(subject: str, most: int) -> list[str]:
@@ -89,9 +83,7 @@ def limits(metric: Metric, values: Sequence[float]) -> tuple[float, float, bool]
         return 0.0, next((b for b in (0.1, 0.25, 0.5) if b >= max(finite, default=1)), 1.0), False
     positive = [v for v in finite if v > 0]
     low, high = min(positive, default=0.1), max(positive, default=1.0)
-    if high > 10 * low:
-        return low, high, True
-    return 0.0, high, False
+    return (low, high, True) if high > 10 * low else (0.0, high, False)
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from itertools import groupby
 
 from ..messages import printable
 from . import svg_maps
 from .advice import Advice
 from .figures import Comparison, Row
 from .grid import grid_of
-from .metrics import GROUPS, Metric
+from .metrics import LEGENDS, Metric
 from .table import heading
 
 MOST_TENSORS = 5000
@@ -62,9 +63,9 @@ def _maps(comparison: Comparison, chosen: Sequence[Metric]) -> Iterable[str]:
         'width="5" height="5" patternUnits="userSpaceOnUse"><path d="M0 5L5 0"/></pattern></svg>'
     )
     yield '<div class="groups">'
-    for name in dict.fromkeys(metric.group for metric in chosen):
-        panels = svg_maps.group(grid, [metric for metric in chosen if metric.group == name])
-        legend = f'<p class="dim">{_safe(GROUPS[name])}</p>'
+    for name, metrics in groupby(chosen, lambda metric: metric.group):
+        panels = svg_maps.group(grid, list(metrics))
+        legend = f'<p class="dim">{_safe(LEGENDS[name])}</p>'
         yield f'<section><h3>{name}</h3>{legend}<div class="panels">{panels}</div></section>'
     yield '</div><p class="dim">Hatched: missing from this layer. Gray: figure not defined.</p>'
 
@@ -99,10 +100,12 @@ def _table(name: str, comparison: Comparison, chosen: Sequence[Metric]) -> str:
 
 def _row(row: Row, number: int, chosen: Sequence[Metric]) -> str:
     name = _safe(row.name or row.place)
-    # Layers sort by their order in the model, not by their names.
-    cells = [f'<td class="word" data-v="{number:08d}">{name}</td>']
-    cells += [f'<td class="word" data-v="{row.component}">{row.component}</td>']
-    cells += [f'<td data-v="{row.facts.elements}">{row.facts.elements:,}</td>']
+    cells = [
+        # Layers sort by their order in the model, not by their names.
+        f'<td class="word" data-v="{number:08d}">{name}</td>',
+        f'<td class="word" data-v="{row.component}">{row.component}</td>',
+        f'<td data-v="{row.facts.elements}">{row.facts.elements:,}</td>',
+    ]
     for metric in chosen:
         value = metric.value(row.facts)
         sortable = "" if math.isnan(value) else f"{min(value, 1e308):.6g}"

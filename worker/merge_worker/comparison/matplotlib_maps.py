@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 from ..messages import printable
 from .figures import Comparison
 from .grid import COLOR_MAPS, Grid, grid_of, limits, log_ticks, title_lines
-from .metrics import UNITS, Metric
+from .metrics import FIGURES, Metric
 
 PANELS_PER_LINE = 9
 MOST_LABELS = 34
@@ -25,11 +25,8 @@ def figure(comparison: Comparison, chosen: Sequence[Metric]) -> Any:
     from matplotlib.figure import Figure
 
     grid = grid_of(comparison)
-    groups = [
-        [m for m in chosen if m.group == name] for name in dict.fromkeys(m.group for m in chosen)
-    ]
     lines: list[list[list[Metric]]] = [[]]
-    for group in groups:
+    for group in (list(metrics) for _, metrics in groupby(chosen, lambda metric: metric.group)):
         if lines[-1] and sum(map(len, lines[-1])) + len(group) > PANELS_PER_LINE:
             lines.append([])
         lines[-1].append(group)
@@ -124,17 +121,17 @@ def _bar(
     bar.ax.yaxis.set_minor_formatter(lambda value, _: "")
     unit = (100, "%") if metric.percent else (1, "")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{unit[0] * value:.3g}{unit[1]}")
-    bar.set_label(UNITS[metric.group], fontsize=6.5, labelpad=2)
+    bar.set_label(FIGURES[metric.group].label, fontsize=6.5, labelpad=2)
 
 
-def _label(axes: Any, grid: Grid, title: str, labelled: bool) -> None:
+def _label(axes: Any, grid: Grid, title: str, labeled: bool) -> None:
     axes.set_title(title, fontsize=7, pad=3, linespacing=1.1)
     components = [SHORT.get(name, name) for name in grid.components]
     axes.set_xticks(range(len(components)), components, rotation=90, fontsize=7)
     axes.tick_params(length=1.5, width=0.4, pad=1.5)
     for spine in axes.spines.values():
         spine.set_linewidth(0.4)
-    if not labelled:
+    if not labeled:
         axes.set_yticks([])
         return
     least = len(grid.places) / MOST_LABELS

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from .figures import Facts
+from .figures import Facts, Matrix
 from .models import Models
 
 FEW = 3
 """Models, and pairs of them, with one panel each in a plot."""
 
 
-UNITS = {
-    "moved": "task vector / base",
-    "apart": "distance / mean length",
-    "cosine": "cosine",
-    "conflicts": "share of opposite signs",
-    "unchanged": "share of unchanged elements",
-    "equal": "share of equal elements",
-    "from": "distance / mean length",
-    "equal to": "share of equal elements",
-    "rank": "effective rank",
+class Figure(NamedTuple):
+    """A figure of two models, and the label of its color bar."""
+
+    label: str
+    matrix: Callable[[Facts], Matrix]
+    percent: bool = True
+
+
+FIGURES = {
+    "moved": Figure("task vector / base", lambda facts: facts.relative),
+    "apart": Figure("distance / mean length", lambda facts: facts.relative),
+    "cosine": Figure("cosine", lambda facts: facts.cosine, percent=False),
+    "conflicts": Figure("share of opposite signs", lambda facts: facts.conflict),
+    "unchanged": Figure("share of unchanged elements", lambda facts: facts.equal),
+    "equal": Figure("share of equal elements", lambda facts: facts.equal),
+    "from": Figure("distance / mean length", lambda facts: facts.relative),
+    "equal to": Figure("share of equal elements", lambda facts: facts.equal),
+    "rank": Figure("effective rank", lambda facts: facts.ranks, percent=False),
 }
-"""Labels of the color bars."""
+
+LEGENDS = {
+    "moved": "length of the task vector over that of the base",
+    "apart": "distance of two models over their mean length",
+    "cosine": "cosine between the task vectors, or the weights without a base",
+    "conflicts": "opposite signs, among the elements both changed (or nonzero in both)",
+    "unchanged": "elements equal to those of the base",
+    "equal": "elements that two models share",
+    "from": "distance of the result from an input, over their mean length (that of the base)",
+    "equal to": "elements of the result equal to those of an input",
+    "rank": "estimated effective rank of the change of the largest matrix",
+}
 
 
 class Scale(Enum):
@@ -38,34 +57,43 @@ class Scale(Enum):
     CHANCE = "chance"  # 0 to 1; chance gives a half
 
 
-Subject = tuple[str, tuple[int, int]]
-"""A label, and the indices of the two models that are compared."""
-Figure = Callable[[Facts, int, int], float]
+Pair = tuple[int, int]
+"""The indices of the two models that are compared."""
+Summary = Callable[[Sequence[float]], float]
 
 
 class _Group(NamedTuple):
     """Columns of one figure: one for each subject, or summaries such as `least` if too many."""
 
     name: str
-    subjects: list[Subject]
+    subjects: list[tuple[str, Pair]]
     scale: Scale
-    figure: Figure
-    summaries: tuple[str, ...]
+    summaries: tuple[str, ...] = ("least", "most")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of figures; columns of one `group` share a color scale."""
+    """A column of figures of one pair, or summarized over several."""
 
-    group: str
+    group: str  # a key of FIGURES; columns of one group share a color scale
     subject: str  # a model, a pair, or "least", "mean" or "most" of all
     scale: Scale
-    value: Callable[[Facts], float]
-    percent: bool
+    pairs: Sequence[Pair]
+    summarize: Summary = max
 
     @property
     def title(self) -> str:
         return f"{self.group} {self.subject}".strip()
+
+    @property
+    def percent(self) -> bool:
+        return FIGURES[self.group].percent
+
+    def value(self, facts: Facts) -> float:
+        """Return the figure, summarized over the pairs that have it; NaN if none has."""
+        matrix = FIGURES[self.group].matrix(facts)
+        numbers = [matrix[i][j] for i, j in self.pairs if not math.isnan(matrix[i][j])]
+        return self.summarize(numbers) if numbers else math.nan
 
     def text(self, facts: Facts) -> str:
         """Return the formatted value; `-` if it is NaN."""
@@ -91,19 +119,6 @@ def shown(value: float, percent: bool) -> str:
     return f"{text}%" if percent else text
 
 
-GROUPS = {
-    "moved": "length of the task vector over that of the base",
-    "apart": "distance of two models over their mean length",
-    "cosine": "cosine between the task vectors, or the weights without a base",
-    "conflicts": "opposite signs, among the elements both changed (or nonzero in both)",
-    "unchanged": "elements equal to those of the base",
-    "equal": "elements that two models share",
-    "from": "distance of the result from an input, over their mean length (that of the base)",
-    "equal to": "elements of the result equal to those of an input",
-    "rank": "estimated effective rank of the change of the largest matrix",
-}
-
-
 def metrics(models: Models, few: int = FEW) -> list[Metric]:
     """Return the columns for these models; for more than `few`, only their least, mean or most."""
     base = models.has_base
@@ -112,11 +127,11 @@ def metrics(models: Models, few: int = FEW) -> list[Metric]:
     moves = singles if base else pairs
     signs = Scale.CHANCE if base else Scale.SHARE
     groups = [
-        _Group("moved" if base else "apart", moves, Scale.MAGNITUDE, _relative, ("least", "most")),
-        _Group("cosine", pairs, Scale.SIGNED, _cosine, ("least", "mean")),
-        _Group("conflicts", pairs, signs, _conflict, ("mean",)),
-        _Group("unchanged" if base else "equal", moves, Scale.SHARE, _equal, ("least", "most")),
-        _Group("rank", moves, Scale.MAGNITUDE, _rank, ("least", "most")),
+        _Group("moved" if base else "apart", moves, Scale.MAGNITUDE),
+        _Group("cosine", pairs, Scale.SIGNED, ("least", "mean")),
+        _Group("conflicts", pairs, signs, ("mean",)),
+        _Group("unchanged" if base else "equal", moves, Scale.SHARE),
+        _Group("rank", moves, Scale.MAGNITUDE),
     ]
     return _columns(groups, few)
 
@@ -127,64 +142,25 @@ def merged_metrics(models: Models, few: int = FEW + 1) -> list[Metric]:
     inputs = [(models.labels[i], (i, out)) for i in range(out)]
     own = [pair for pair in inputs if pair[1][0] in models.own]
     groups = [
-        _Group("from", inputs, Scale.MAGNITUDE, _relative, ("least", "most")),
-        _Group("cosine", own, Scale.SIGNED, _cosine, ("least", "most")),
-        _Group("equal to", inputs, Scale.SHARE, _equal, ("least", "most")),
+        _Group("from", inputs, Scale.MAGNITUDE),
+        _Group("cosine", own, Scale.SIGNED),
+        _Group("equal to", inputs, Scale.SHARE),
     ]
     return _columns(groups, few)
 
 
 def _columns(groups: list[_Group], few: int) -> list[Metric]:
+    summarize: dict[str, Summary] = {"least": min, "most": max, "mean": mean}
     columns: list[Metric] = []
-    for name, subjects, scale, figure, summaries in groups:
+    for name, subjects, scale, summaries in groups:
         if len(subjects) > few:
             pairs = [pair for _, pair in subjects]
-            values = [(word, _summary(figure, pairs, word)) for word in summaries]
+            columns += [Metric(name, word, scale, pairs, summarize[word]) for word in summaries]
         else:
             # A single pair needs no names.
             unnamed = len(subjects) == 1 and "," in subjects[0][0]
-            values = [("" if unnamed else label, _of(figure, pair)) for label, pair in subjects]
-        columns += [Metric(name, label, scale, value, name in _PERCENT) for label, value in values]
+            columns += [Metric(name, "" if unnamed else x, scale, [pair]) for x, pair in subjects]
     return columns
-
-
-def _cosine(facts: Facts, i: int, j: int) -> float:
-    return facts.cosine[i][j]
-
-
-def _conflict(facts: Facts, i: int, j: int) -> float:
-    return facts.conflict[i][j]
-
-
-def _equal(facts: Facts, i: int, j: int) -> float:
-    return facts.equal[i][j]
-
-
-def _relative(facts: Facts, i: int, j: int) -> float:
-    return facts.relative[i][j]
-
-
-def _rank(facts: Facts, i: int, j: int) -> float:
-    return facts.ranks.get((i, j), math.nan)
-
-
-_PERCENT = {"moved", "apart", "conflicts", "unchanged", "equal", "from", "equal to"}
-
-
-def _of(figure: Figure, pair: tuple[int, int]) -> Callable[[Facts], float]:
-    return lambda facts: figure(facts, *pair)
-
-
-def _summary(figure: Figure, pairs: list[tuple[int, int]], word: str) -> Callable[[Facts], float]:
-    """Return a function for the least, the most or the mean of the pairs that have the figure."""
-    summaries: dict[str, Callable[[list[float]], float]] = {"least": min, "most": max, "mean": mean}
-    summarize = summaries[word]
-
-    def value(facts: Facts) -> float:
-        numbers = [v for i, j in pairs if not math.isnan(v := figure(facts, i, j))]
-        return summarize(numbers) if numbers else math.nan
-
-    return value
 
 
 def mean(values: Iterable[float]) -> float:

@@ -89,7 +89,7 @@ def short_labels(words: Sequence[str]) -> tuple[str, ...]:
 
 def align(models: Sequence[Checkpoint], labels: tuple[str, ...], has_base: bool) -> Models:
     """Match tensors by name and shape. InputError if none matches."""
-    first, missing, seen, integers = models[0], set[str](), set[str](), 0
+    first, missing, integers = models[0], set[str](), 0
     shared: list[tuple[str, tuple[StoredTensor, ...]]] = []
     shapes: list[str] = []
     for name, info in first.tensors.items():
@@ -104,14 +104,13 @@ def align(models: Sequence[Checkpoint], labels: tuple[str, ...], has_base: bool)
             shapes.append(f"{printable(name)} ({sizes})")
         else:
             shared.append((name, tuple(peer for peer in infos if peer)))
-        seen.add(name)
     for model in models:
         missing |= {
             name
             for name, info in model.tensors.items()
-            if name not in seen
+            if name not in first.tensors
             and info.dtype.kind is Kind.FLOAT
-            and not _tied_elsewhere(name, model, models)
+            and None in (_find(other, name, info) for other in models)  # not tied in the others
         }
     if not shared:
         raise InputError(
@@ -128,19 +127,13 @@ def _find(model: Checkpoint, name: str, info: TensorSource) -> StoredTensor | No
     return tensor if isinstance(tensor, StoredTensor) else None
 
 
-def _tied_elsewhere(name: str, model: Checkpoint, models: Sequence[Checkpoint]) -> bool:
-    """Return whether this is a stored head that the other models tie to their embedding."""
-    info = model.tensors[name]
-    return all(_find(other, name, info) is not None for other in models)
-
-
 def _left_out(missing: list[str], shapes: list[str], integers: int) -> list[str]:
-    lines = []
-    if missing:
-        names = first_names(missing)
-        lines.append(f"{counted(len(missing), 'tensors are not in all models')}: {names}")
-    if shapes:
-        lines.append(f"{counted(len(shapes), 'tensors differ in shape')}: {first_names(shapes)}")
+    reasons = {"tensors are not in all models": missing, "tensors differ in shape": shapes}
+    lines = [
+        f"{counted(len(names), text)}: {first_names(names)}"
+        for text, names in reasons.items()
+        if names
+    ]
     if integers:
         lines.append(counted(integers, "tensors of integers or booleans are not compared"))
     return lines

@@ -47,7 +47,6 @@ class _Piece(NamedTuple):
     start: int
     stop: int
     block: int
-    last: bool
 
 
 def stream(models: Models, threads: int, mode: str) -> Iterator[tuple[Shared, Sums]]:
@@ -75,7 +74,7 @@ def stream(models: Models, threads: int, mode: str) -> Iterator[tuple[Shared, Su
                     return
                 piece, future = running.popleft()
                 total_sums.add_block(future.result())
-                if piece.last:
+                if piece.stop == piece.tensor.count:
                     yield piece.tensor, total_sums
                     total_sums = zero_sums(len(models.labels), models.has_base)
     finally:
@@ -90,8 +89,7 @@ def _pieces(tensor: Shared) -> Iterator[_Piece]:
     piece = max(1, PIECE // block) * block
     count = tensor.count
     for start in range(0, count, piece) if count else (0,):
-        stop = min(count, start + piece)
-        yield _Piece(tensor, start, stop, block, stop == count)
+        yield _Piece(tensor, start, min(count, start + piece), block)
 
 
 def _read_piece(

@@ -56,11 +56,8 @@ class Sums:
 def zero_sums(models: int, has_base: bool) -> Sums:
     """Return the sums over no elements."""
     k, v = models, models - has_base
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float64)
-
-    return Sums(0, zeros(k, k), zeros(v, v), zeros(v, v), zeros(k, k), zeros(2), zeros(k))
+    shapes = ((k, k), (v, v), (v, v), (k, k), (2,), (k,))
+    return Sums(0, *(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,10 @@ def _panel(
     metric: Metric,
     panel: list[list[float]],
     ends: tuple[float, float, bool],
-    labelled: bool,
+    labeled: bool,
 ) -> str:
     tall = 16 if len(grid.places) <= 40 else 11
-    left = 8 + 6 * max(len(name) for name in grid.labels()) if labelled else 2
+    left = 8 + 6 * max(len(name) for name in grid.labels()) if labeled else 2
     wide, high = CELL * len(grid.components), tall * len(grid.places)
     shapes = []
     for y, (row, place) in enumerate(zip(panel, grid.labels(), strict=True)):
@@ -70,7 +70,7 @@ def _panel(
             fill = color(COLOR_MAPS[metric.scale], fraction(value, *ends))
             title = f"{place} {part}: {shown(value, metric.percent)}"
             shapes.append(f'<rect {box} fill="{fill}"><title>{escape(title)}</title></rect>')
-        if labelled:
+        if labeled:
             shapes.append(
                 f'<text x="{left - 4}" y="{TOP + (y + 0.5) * tall + 3.5:g}" '
                 f'text-anchor="end">{escape(place)}</text>'

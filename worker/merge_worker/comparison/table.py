@@ -8,7 +8,7 @@ from typing import Any
 
 from ..messages import counted, printable
 from .figures import Comparison, Facts, Row
-from .metrics import GROUPS, Metric
+from .metrics import LEGENDS, Metric
 
 
 def table(comparison: Comparison, chosen: Sequence[Metric], by_tensor: bool) -> str:
@@ -22,7 +22,7 @@ def table(comparison: Comparison, chosen: Sequence[Metric], by_tensor: bool) -> 
     rule = "-" * max(len(line) for line in lines)
     count = len(body) + 1
     text = [lines[0], rule, *lines[1:count], rule, *lines[count:]]
-    legend = [f"  {group:<10} {GROUPS[group]}" for group in dict.fromkeys(m.group for m in chosen)]
+    legend = [f"  {group:<10} {LEGENDS[group]}" for group in dict.fromkeys(m.group for m in chosen)]
     return "\n".join([*text, "", *legend])
 
 
@@ -121,8 +121,8 @@ def _model(facts: Facts, number: int, has_base: bool) -> dict[str, Any]:
 
 def _rank(facts: Facts, i: int, j: int) -> dict[str, Any]:
     """Return the effective rank, its tensor, and its upper bound."""
-    value = facts.ranks.get((i, j))
-    if value is None:
+    value = facts.ranks[i][j]
+    if math.isnan(value):
         return {}
     return {"effective_rank": _number(value), "of": facts.rank_of, "full_rank": facts.full_rank}
 
