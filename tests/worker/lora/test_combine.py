@@ -123,8 +123,8 @@ def test_biases_are_added_up(method: str, tmp_path: Path) -> None:
     both = read_tensors(merged_by_peft(base, tmp_path / "out", tmp_path / "merged"))
     moved = 0
     for name, tensor in before.items():
-        one, other = (tensors[name].double() - tensor.double() for tensors in alone)
-        expected = 0.5 * one - 0.3 * other
+        plain, biased = (tensors[name].double() - tensor.double() for tensors in alone)
+        expected = 0.5 * plain - 0.3 * biased
         moved += bool(expected.any())
         assert float((both[name] - tensor - expected).abs().max()) <= 1e-6, name
     assert moved == 6

@@ -6,9 +6,7 @@ import argparse
 import json
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +25,7 @@ from ..units import positive_integer, size
 from .options import add_options
 
 if TYPE_CHECKING:
-    from ..lora.extract import ExtractedTarget, Extraction
-    from ..lora.targets import AdapterParts, Target, Whole
+    from ..lora.extract import ExtractedTarget
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -66,33 +63,32 @@ def command(arguments: argparse.Namespace) -> str:
 
     require_torch()
     from ..engine.device import select_devices
-    from ..lora.extract import Extraction, check_alike
+    from ..lora.extract import Extraction, check_alike, factor_names, write_adapter
     from ..lora.save import AdapterOutput
     from ..lora.svd import RankLimit
     from ..lora.targets import find_parts
 
     began = time.monotonic()
-    base, tuned = _open(arguments.base), _open(arguments.finetune)
+    base, base_folders = _open(arguments.base)
+    tuned, tuned_folders = _open(arguments.finetune)
     parts = find_parts(tuned, arguments.embed_lora)
     check_alike(base, tuned, parts.wholes)
     rank = arguments.rank or (32 if arguments.energy is None else 1 << 30)
-    inputs = dict(_input_folders(arguments.base, arguments.finetune))
+    inputs = base_folders | tuned_folders
     with AdapterOutput(Path(arguments.out), inputs, arguments.overwrite) as output:
         extraction = Extraction(
             base=base,
             tuned=tuned,
             output=output,
             limit=RankLimit(rank, arguments.energy or 1.0),
-            names=_factor_names(parts.targets),
+            names=factor_names(parts.targets),
             dtype=arguments.dtype,
         )
-        work: list[Target | Whole] = [*parts.targets]
-        if not arguments.lora_only:
-            work += parts.wholes
+        work = [*parts.targets, *(() if arguments.lora_only else parts.wholes)]
         extraction.run(work, select_devices(arguments.device), arguments.threads or usable_cpus())
         extraction.add_zero_factors()
         base_name = _base_name(arguments.base_name, arguments.base, base)
-        written = _write_adapter(extraction, parts, base_name)
+        written = write_adapter(extraction, parts, base_name)
     extracted = sorted(extraction.extracted, key=lambda result: result.target.name)
     facts = {
         "out": arguments.out,
@@ -103,21 +99,23 @@ def command(arguments: argparse.Namespace) -> str:
     return _as_json(extracted, facts) if arguments.json else _table(extracted, facts)
 
 
-def _open(word: str) -> Checkpoint:
+def _open(word: str) -> tuple[Checkpoint, dict[str, Path]]:
+    """Open a model, with its adapter if it has one; also return the folders by their names."""
     hub = Hub()
     try:
         ref = parse_model(word)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    model = open_checkpoint(locate(ModelRef(ref.path, ref.revision), Path.cwd(), hub), hub)
+    folders = {word: locate(ModelRef(ref.path, ref.revision), Path.cwd(), hub)}
+    model = open_checkpoint(folders[word], hub)
     if ref.lora:
-        model = open_adapted(model, locate(ModelRef(ref.lora), Path.cwd(), hub))
-    reason = is_quantized(model)
-    if reason:
+        folders[ref.lora] = locate(ModelRef(ref.lora), Path.cwd(), hub)
+        model = open_adapted(model, folders[ref.lora])
+    if reason := is_quantized(model):
         raise InputError(f"{word}: {reason}; dequantize it first")
     for shard in model.shards:
         hub.download(shard.path)
-    return model
+    return model, folders
 
 
 def _base_name(name: str | None, word: str, base: Checkpoint) -> tuple[str, str | None]:
@@ -126,91 +124,6 @@ def _base_name(name: str | None, word: str, base: Checkpoint) -> tuple[str, str 
         return name or word, None
     ref = parse_model(word)
     return snapshot(base.path) or (ref.path, ref.revision)
-
-
-def _input_folders(*words: str) -> Iterator[tuple[str, Path]]:
-    """Yield each input and its folder."""
-    for word in words:
-        ref = parse_model(word)
-        yield word, locate(ModelRef(ref.path, ref.revision), Path.cwd(), Hub())
-        if ref.lora:
-            yield ref.lora, locate(ModelRef(ref.lora), Path.cwd(), Hub())
-
-
-def _factor_names(targets: Iterable[Target]) -> dict[str, str]:
-    """Return the prefix of `.lora_A` by target; wrappers of one module's parameters are nested."""
-    names: dict[str, str] = {}
-    wrapped: dict[str, list[str]] = {}
-    for target in targets:
-        names[target.name] = target.name
-        if target.kind == "experts":
-            wrapped.setdefault(target.name.rpartition(".")[0], []).append(target.name)
-    for module, parameters in wrapped.items():
-        # The last is the outermost; `down_proj` comes after the others in every model.
-        order = sorted(parameters, key=lambda name: name.endswith("down_proj"))
-        for depth, name in enumerate(reversed(order)):
-            names[name] = module + ".base_layer" * depth
-    return names
-
-
-def _write_adapter(
-    extraction: Extraction, parts: AdapterParts, base: tuple[str, str | None]
-) -> int:
-    """Write the weights and the config, and return the size of the weights in bytes."""
-    import torch
-
-    from ..checkpoint.reader import Files
-    from ..engine.lane import Lane
-    from ..lora.save import config_of
-
-    changed = [result for result in extraction.extracted if result.rank]
-    if not changed:
-        kept = extraction.kept_whole
-        others = f", only {counted(len(kept), 'other tensors')}" if kept else ""
-        raise InputError(
-            f"{extraction.tuned.path}: no matrix differs from the base{others}; "
-            "an adapter needs one"
-        )
-    targets = [result.target for result in changed]
-    config = config_of(
-        base[0],
-        {result.target.key: result.rank for result in changed},
-        revision=base[1],
-        target_modules=_short_names([t.name for t in targets if not t.parameter], parts),
-        fan_in_fan_out=any(t.transposed and t.kind == "linear" for t in targets),
-    )
-    parameters = sorted(target.parameter for target in targets if target.parameter)
-    config |= {"target_parameters": parameters} if parameters else {}
-    if extraction.tuned.config.get("is_encoder_decoder"):
-        config["task_type"] = "SEQ_2_SEQ_LM"
-    config["modules_to_save"] = _complete_modules(extraction, parts.wholes) or None
-    wrapped = {t.name if t.kind != "experts" else t.name.rpartition(".")[0] for t in targets}
-    depths = Counter(t.name.rpartition(".")[0] for t in targets if t.kind == "experts")
-    for whole in extraction.kept_whole:
-        module, _, end = whole.name.rpartition(".")
-        layers = ".base_layer" * max(depths[module], 1) if module in wrapped else ""
-        sources = tuple(extraction.tuned.tensors[name] for name in whole.parts)
-        extraction.output.whole[f"{module}{layers}.{end}"] = sources
-    with closing(Files()) as files:
-        return extraction.output.finish(config, Lane(torch.device("cpu"), files, staged=False))
-
-
-def _complete_modules(extraction: Extraction, wholes: Sequence[Whole]) -> list[str]:
-    """Return the modules with a saved copy, and keep all of their tensors, which PEFT requires."""
-    kept = extraction.kept_whole
-    modules = {whole.module for whole in kept if whole.module}
-    kept += [w for w in wholes if w.module in modules and w not in kept]
-    return sorted(modules)
-
-
-def _short_names(names: Sequence[str], parts: AdapterParts) -> list[str]:
-    """Return the last parts of the names if they match no other module, else the full names."""
-    lasts = {name.rpartition(".")[2] for name in names}
-    modules = [t.name for t in parts.targets]
-    modules += [w.name.rpartition(".")[0] for w in parts.wholes if w.name.endswith(".weight")]
-    matched = {name for name in modules if name.rpartition(".")[2] in lasts}
-    unambiguous = matched == set(names) and not any(last.isdigit() for last in lasts)
-    return sorted(lasts if unambiguous else names)
 
 
 def _as_json(extracted: Sequence[ExtractedTarget], facts: Mapping[str, Any]) -> str:
@@ -224,9 +137,8 @@ def _as_json(extracted: Sequence[ExtractedTarget], facts: Mapping[str, Any]) -> 
         }
         for result in extracted
     ]
-    return json.dumps(
-        {**facts, "relative_error": _joint_error(extracted), "modules": modules}, indent=1
-    )
+    totals = {**facts, "relative_error": _joint_error(extracted)}
+    return json.dumps({**totals, "modules": modules}, indent=1)
 
 
 def _joint_error(extracted: Sequence[ExtractedTarget]) -> float:
@@ -242,16 +154,8 @@ def _table(extracted: Sequence[ExtractedTarget], facts: Mapping[str, Any]) -> st
         place = layer_of(result.target.name)
         return f"{place.stack}{place.number}" if place else "other"
 
-    def kind(result: ExtractedTarget) -> str:
-        return result.target.name.rpartition(".")[2]
-
-    lines = []
-    for title, key in (("layer", layer), ("module", kind)):
-        lines += [
-            f"{title:<24} {'tensors':>8} {'rank':>9} {'error':>8}",
-            *_rows(extracted, key),
-            "",
-        ]
+    lines = _rows("layer", extracted, layer)
+    lines += _rows("module", extracted, lambda result: result.target.name.rpartition(".")[2])
     with_factors = sum(result.rank > 0 for result in extracted)
     lines.append(
         f"{facts['out']}: {size(int(facts['bytes']))}, "
@@ -262,17 +166,19 @@ def _table(extracted: Sequence[ExtractedTarget], facts: Mapping[str, Any]) -> st
     return "\n".join(lines)
 
 
-def _rows(extracted: Sequence[ExtractedTarget], key: Callable[[ExtractedTarget], str]) -> list[str]:
+def _rows(
+    title: str, extracted: Sequence[ExtractedTarget], key: Callable[[ExtractedTarget], str]
+) -> list[str]:
     groups: dict[str, list[ExtractedTarget]] = {}
     for result in extracted:
         groups.setdefault(key(result), []).append(result)
-    rows = []
+    rows = [f"{title:<24} {'tensors':>8} {'rank':>9} {'error':>8}"]
     for name in sorted(groups, key=_by_number):
-        ranks = [f.rank for f in groups[name]]
+        ranks = [result.rank for result in groups[name]]
         low, high = min(ranks), max(ranks)
         shown = f"{low}" if low == high else f"{low}-{high}"
         rows.append(f"{name:<24} {len(ranks):>8} {shown:>9} {_joint_error(groups[name]):>8.4f}")
-    return rows
+    return [*rows, ""]
 
 
 def _by_number(name: str) -> tuple[str, int]:

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..adapters.apply import Adapted
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.reader import Files
 from ..engine.device import load_linalg
 from ..engine.lane import Lane
 from ..errors import InputError
-from ..messages import first_names, printable
+from ..messages import counted, first_names, printable
 from ..system import torch_startup
 from ..tensors.source import Reader, TensorSource
-from .save import CHUNK, AdapterOutput
+from .save import CHUNK, AdapterOutput, config_of
 from .svd import Factors, RankLimit, low_rank
-from .targets import Span, Target, Whole
+from .targets import AdapterParts, Span, Target, Whole
 
 torch_startup.complete()
-
-Model = Checkpoint | Adapted
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class ExtractedTarget:
 class Extraction:
     """The extraction of all targets and wholes; factors go to `output`, in any order."""
 
-    base: Model
-    tuned: Model
+    base: Checkpoint
+    tuned: Checkpoint
     output: AdapterOutput
     limit: RankLimit
     names: Mapping[str, str]  # of a target: the prefix of `.lora_A.weight`
@@ -172,24 +171,91 @@ class Extraction:
         self.output.add_factors(self.names[item.name], a, b, item.kind == "embedding")
 
 
-def same_values(reader: Reader, one: TensorSource, other: TensorSource) -> bool:
+def factor_names(targets: Iterable[Target]) -> dict[str, str]:
+    """Return the prefix of `.lora_A` by target; wrappers of one module's parameters are nested."""
+    names: dict[str, str] = {}
+    wrapped: dict[str, list[str]] = {}
+    for target in targets:
+        names[target.name] = target.name
+        if target.kind == "experts":
+            wrapped.setdefault(target.name.rpartition(".")[0], []).append(target.name)
+    for module, parameters in wrapped.items():
+        # The last is the outermost; `down_proj` comes after the others in every model.
+        order = sorted(parameters, key=lambda name: name.endswith("down_proj"))
+        for depth, name in enumerate(reversed(order)):
+            names[name] = module + ".base_layer" * depth
+    return names
+
+
+def write_adapter(extraction: Extraction, parts: AdapterParts, base: tuple[str, str | None]) -> int:
+    """Write the weights and the config, and return the size of the weights in bytes."""
+    changed = [result for result in extraction.extracted if result.rank]
+    if not changed:
+        kept = extraction.kept_whole
+        others = f", only {counted(len(kept), 'other tensors')}" if kept else ""
+        raise InputError(
+            f"{extraction.tuned.path}: no matrix differs from the base{others}; "
+            "an adapter needs one"
+        )
+    targets = [result.target for result in changed]
+    config = config_of(
+        base[0],
+        {result.target.key: result.rank for result in changed},
+        revision=base[1],
+        target_modules=_short_names([t.name for t in targets if not t.parameter], parts),
+        fan_in_fan_out=any(t.transposed and t.kind == "linear" for t in targets),
+    )
+    parameters = sorted(target.parameter for target in targets if target.parameter)
+    config |= {"target_parameters": parameters} if parameters else {}
+    if extraction.tuned.config.get("is_encoder_decoder"):
+        config["task_type"] = "SEQ_2_SEQ_LM"
+    config["modules_to_save"] = _complete_modules(extraction, parts.wholes) or None
+    wrapped = {t.name if t.kind != "experts" else t.name.rpartition(".")[0] for t in targets}
+    depths = Counter(t.name.rpartition(".")[0] for t in targets if t.kind == "experts")
+    for whole in extraction.kept_whole:
+        module, _, end = whole.name.rpartition(".")
+        layers = ".base_layer" * max(depths[module], 1) if module in wrapped else ""
+        sources = tuple(extraction.tuned.tensors[name] for name in whole.parts)
+        extraction.output.whole[f"{module}{layers}.{end}"] = sources
+    with closing(Files()) as files:
+        return extraction.output.finish(config, Lane(torch.device("cpu"), files, staged=False))
+
+
+def _complete_modules(extraction: Extraction, wholes: Sequence[Whole]) -> list[str]:
+    """Return the modules with a saved copy, and keep all of their tensors, which PEFT requires."""
+    kept = extraction.kept_whole
+    modules = {whole.module for whole in kept if whole.module}
+    kept += [w for w in wholes if w.module in modules and w not in kept]
+    return sorted(modules)
+
+
+def _short_names(names: Sequence[str], parts: AdapterParts) -> list[str]:
+    """Return the last parts of the names if they match no other module, else the full names."""
+    lasts = {name.rpartition(".")[2] for name in names}
+    modules = [t.name for t in parts.targets]
+    modules += [w.name.rpartition(".")[0] for w in parts.wholes if w.name.endswith(".weight")]
+    matched = {name for name in modules if name.rpartition(".")[2] in lasts}
+    unambiguous = matched == set(names) and not any(last.isdigit() for last in lasts)
+    return sorted(lasts if unambiguous else names)
+
+
+def same_values(reader: Reader, base: TensorSource, tuned: TensorSource) -> bool:
     """Return whether two tensors have the same shape and values."""
-    if one.shape != other.shape:
-        return False
-    for start in range(0, one.count, CHUNK):
-        stop = min(one.count, start + CHUNK)
-        first = reader.read(one, start, stop, "base")
-        if not bool(torch.equal(first.double(), reader.read(other, start, stop, "tuned").double())):
-            return False
-    return True
+
+    def values(source: TensorSource, start: int, slot: str) -> Tensor:
+        return reader.read(source, start, min(source.count, start + CHUNK), slot).double()
+
+    return base.shape == tuned.shape and all(
+        torch.equal(values(base, start, "base"), values(tuned, start, "tuned"))
+        for start in range(0, base.count, CHUNK)
+    )
 
 
-def check_alike(base: Model, tuned: Model, wholes: Sequence[Whole]) -> None:
+def check_alike(base: Checkpoint, tuned: Checkpoint, wholes: Sequence[Whole]) -> None:
     """Raise InputError unless both have the same tensors; shapes of wholes may differ."""
     faults: list[str] = []
-    for one, other, word in ((base, tuned, "missing from"), (tuned, base, "only in")):
-        names = [name for name in one.tensors if name not in other.tensors]
-        if names:
+    for model, other, word in ((base, tuned, "missing from"), (tuned, base, "only in")):
+        if names := [name for name in model.tensors if name not in other.tensors]:
             faults.append(f"{first_names(names)}: {word} the fine-tune {tuned.path}")
     free = {name for whole in wholes for name in whole.parts}
     for name, info in base.tensors.items():

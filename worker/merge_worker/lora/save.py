@@ -33,40 +33,36 @@ CHUNK = 1 << 22
 """Elements of a whole tensor copied at a time."""
 
 
-@dataclass
 class Spool:
     """A temporary file for factors of any size and order until all are known. Thread-safe."""
 
-    path: Path
-    places: dict[str, tuple[Output, int]] = field(default_factory=dict)  # and start in the file
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _file: IO[bytes] | None = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.places: dict[str, tuple[Output, int]] = {}  # with the start in the file
+        self._file = path.open("w+b")
+        self._lock = threading.Lock()
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Append a contiguous tensor on the host, under its name in the adapter."""
         dtype = next(d for d in BY_NAME.values() if d.torch_name == str(tensor.dtype)[6:])
         with self._lock, output_errors(self.path):
-            self._file = self._file or self.path.open("w+b")
             self.places[name] = (Output(name, dtype, tuple(tensor.shape)), self._file.tell())
             self._file.write(_bytes(tensor))
 
     def copy(self, name: str, target: IO[bytes]) -> None:
+        """Copy a tensor, after all have been added."""
         output, start = self.places[name]
         count = output.nbytes
-        assert self._file is not None
-        self._file.flush()
-        with self.path.open("rb") as source:
-            source.seek(start)
-            while count:
-                data = source.read(min(count, 1 << 24))
-                if not data:
-                    raise OutputError(f"{self.path}: shorter than the data written to it")
-                target.write(data)
-                count -= len(data)
+        self._file.seek(start)
+        while count:
+            data = self._file.read(min(count, 1 << 24))
+            if not data:
+                raise OutputError(f"{self.path}: shorter than the data written to it")
+            target.write(data)
+            count -= len(data)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -93,7 +89,7 @@ class AdapterOutput:
             # Left by a killed run, or links to other files.
             for leftover in self.out.glob(f".{WEIGHTS}.part*"):
                 leftover.unlink()
-        self.spool = Spool(self.out / f".{WEIGHTS}.parts")
+            self.spool = Spool(self.out / f".{WEIGHTS}.parts")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -63,6 +63,12 @@ def low_rank(matrix: Tensor, limit: RankLimit, name: str) -> Factors:
     return Factors(left.to(matrix).contiguous(), right.mT.to(matrix).contiguous())
 
 
+def seeded(text: str) -> torch.Generator:
+    """Return a generator whose seed is a hash of the text."""
+    digest = blake2b(text.encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
 def _sufficient_rank(values: Tensor, energy: float, total: float) -> int:
     if energy >= 1:
         return max(1, len(values))
@@ -71,10 +77,8 @@ def _sufficient_rank(values: Tensor, energy: float, total: float) -> int:
 
 
 def _krylov(tall: Tensor, rank: int, total: float, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    seed = int.from_bytes(blake2b(name.encode(), digest_size=7).digest(), "little")
-    generator = torch.Generator().manual_seed(seed)
     width = rank + EXTRA
-    start = torch.randn(tall.shape[1], width, generator=generator).to(tall)
+    start = torch.randn(tall.shape[1], width, generator=seeded(name)).to(tall)
     basis = torch.linalg.qr(tall @ start)[0]
     # The matrix projected on the basis has few rows, and so a small Gram matrix.
     projected, before = basis.mT @ tall, math.inf

@@ -118,7 +118,7 @@ class _PartFinder:
         memory = self.in_memory(name)
         module, _, end = memory.rpartition(".")
         if match := _EXPERT.fullmatch(name):
-            place = self.in_memory(name).split(".experts.")[0] + ".experts"
+            place = memory.split(".experts.")[0] + ".experts"
             words = self.separate_experts.setdefault(place, {})
             words.setdefault(match[3], {})[int(match[2])] = info
         elif match := _KERNEL.fullmatch(name):
