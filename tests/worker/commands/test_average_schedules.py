@@ -72,8 +72,8 @@ def test_in_a_recipe(steps: list[Path]) -> None:
     for step in plan(steps, "ema:0.5").steps:
         assert step.task and step.task.values["weight"] == schedule_weights("ema:0.5", 4)
     by_name = plan(steps, [{"filter": "w", "value": "minus-sqrt"}, {"value": "uniform"}])
-    found = {s.name: s.task.values["weight"] for s in by_name.steps if s.task}
-    assert found == {"w": schedule_weights("minus-sqrt", 4), "n": schedule_weights("uniform", 4)}
+    weights = {s.name: s.task.values["weight"] for s in by_name.steps if s.task}
+    assert weights == {"w": schedule_weights("minus-sqrt", 4), "n": schedule_weights("uniform", 4)}
 
 
 def test_faults_in_a_recipe(steps: list[Path]) -> None:

@@ -129,9 +129,8 @@ def test_the_disk(models: list[Path], tmp_path: Path, monkeypatch: pytest.Monkey
     assert re.search("^warning: .* soft limit of group b", report.text, re.MULTILINE)
     facts = json.loads(report_plan(plan, tmp_path / "out", True).text)
     assert facts["disk"]["free_bytes"] > 0
-    assert facts["disk"]["quotas"][0]["bytes"] == {
-        "used": 5 << 20, "soft": None, "hard": 100 << 20, "left": 95 << 20
-    }  # fmt: skip
+    limit = {"used": 5 << 20, "soft": None, "hard": 100 << 20, "left": 95 << 20}
+    assert facts["disk"]["quotas"][0]["bytes"] == limit
     assert "soft limit" in facts["warnings"][-1]
 
 

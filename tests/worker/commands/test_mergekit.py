@@ -43,17 +43,17 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def found(work: Path) -> Path:
+def ready(work: Path) -> Path:
     program = work / "bin" / "mergekit-yaml"
     program.write_text(f"#!{PYTHON}\n{FAKE.read_text()}")
     program.chmod(0o755)
     return work
 
 
-def test_a_merge(found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_merge(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--seed", "7", "--threads", "2", "--device", "cpu", "--trust-remote-code")
     assert run("mergekit", "r.yml", "out", *words) == 0
-    out = found / "out"
+    out = ready / "out"
     flags = (out / "argv").read_text()
     assert flags.startswith("--random-seed 7 --quiet --no-write-model-card --device cpu")
     assert flags.endswith("--num-threads 2 --trust-remote-code")
@@ -65,11 +65,11 @@ def test_a_merge(found: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sums["model.safetensors"] == file_sha256(out / "model.safetensors")
     assert list(sums)[-1] == "config.json"
     assert run("verify", "out") == 0
-    mode = (found / "r.yml").stat().st_mode
+    mode = (ready / "r.yml").stat().st_mode
     assert {file.stat().st_mode for file in out.iterdir()} == {mode}
     assert run("mergekit", "r.yml", "out", *words) == 0
     assert "already there" in capsys.readouterr().out
-    assert sorted(path.name for path in found.iterdir()) == ["bin", "m0", "m1", "out", "r.yml"]
+    assert sorted(path.name for path in ready.iterdir()) == ["bin", "m0", "m1", "out", "r.yml"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str:
@@ -78,35 +78,35 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> st
     return capsys.readouterr().err
 
 
-def test_lost_tensors_are_named(found: Path, capsys, monkeypatch) -> None:
+def test_lost_tensors_are_named(ready: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_MERGEKIT", "lose")
     assert "mergekit lost 1 of 2 tensors of m0: norm" in refused(capsys, 5)
-    assert sorted(path.name for path in found.iterdir()) == ["bin", "m0", "m1", "r.yml"]
+    assert sorted(path.name for path in ready.iterdir()) == ["bin", "m0", "m1", "r.yml"]
 
 
-def test_a_failure_of_mergekit(found: Path, capfd, monkeypatch) -> None:
+def test_a_failure_of_mergekit(ready: Path, capfd, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_MERGEKIT", "fail")
     assert run("mergekit", "r.yml", "out") == 5
     text = capfd.readouterr().err
     assert "RuntimeError: mergekit's own words" in text
     assert "mergekit-yaml ended with status 1" in text
-    assert not (found / "out").exists()
+    assert not (ready / "out").exists()
 
 
-def test_other_content_of_out_is_not_replaced(found: Path, capsys) -> None:
-    (found / "out").mkdir()
-    (found / "out" / "precious").touch()
+def test_other_content_of_out_is_not_replaced(ready: Path, capsys) -> None:
+    (ready / "out").mkdir()
+    (ready / "out" / "precious").touch()
     assert "choose another OUT" in refused(capsys, 4, "--overwrite")
-    (found / "out" / "precious").unlink()
+    (ready / "out" / "precious").unlink()
     assert run("mergekit", "r.yml", "out") == 0
     assert "--overwrite" in refused(capsys, 4, "--seed", "1")
     assert run("mergekit", "r.yml", "out", "--seed", "1", "--overwrite") == 0
-    assert json.loads((found / "out" / "merge_manifest.json").read_text())["seed"] == 1
+    assert json.loads((ready / "out" / "merge_manifest.json").read_text())["seed"] == 1
 
 
-def test_an_older_result_is_replaced_as_a_whole(found: Path) -> None:
+def test_an_older_result_is_replaced_as_a_whole(ready: Path) -> None:
     assert run("mergekit", "r.yml", "out") == 0
-    out = found / "out"
+    out = ready / "out"
     (out / "model.safetensors.index.json").write_text("{}")  # of shards that go away
     (out / "old").mkdir()
     assert run("mergekit", "r.yml", "out", "--seed", "1", "--overwrite") == 0
@@ -115,7 +115,7 @@ def test_an_older_result_is_replaced_as_a_whole(found: Path) -> None:
     assert "old" not in names and ".merge-partial" not in names
 
 
-def test_a_commit_that_was_stopped_is_finished(found: Path, capsys, monkeypatch) -> None:
+def test_a_commit_that_was_stopped_is_finished(ready: Path, capsys, monkeypatch) -> None:
     real = Path.replace
 
     def replace(self: Path, target: Path) -> Path:
@@ -125,17 +125,17 @@ def test_a_commit_that_was_stopped_is_finished(found: Path, capsys, monkeypatch)
 
     monkeypatch.setattr(Path, "replace", replace)
     assert "cannot write" in refused(capsys, 4)
-    assert not (found / "out" / "merge_manifest.json").exists()
+    assert not (ready / "out" / "merge_manifest.json").exists()
     monkeypatch.setattr(Path, "replace", real)
     monkeypatch.setenv("FAKE_MERGEKIT", "fail")  # mergekit does not run again
     assert run("mergekit", "r.yml", "out") == 0
     assert "committed the result of an earlier run" in capsys.readouterr().out
     assert run("verify", "out") == 0
-    assert not (found / "out" / ".merge-partial").exists()
+    assert not (ready / "out" / ".merge-partial").exists()
 
 
-def test_another_unfinished_merge_is_not_discarded(found: Path, capsys) -> None:
-    partial = found / "out" / ".merge-partial"
+def test_another_unfinished_merge_is_not_discarded(ready: Path, capsys) -> None:
+    partial = ready / "out" / ".merge-partial"
     partial.mkdir(parents=True)
     (partial / "key.json").write_text('{"key": "another"}')
     (partial / "model.safetensors.partial").write_bytes(b"hours of work")
@@ -146,25 +146,25 @@ def test_another_unfinished_merge_is_not_discarded(found: Path, capsys) -> None:
     assert run("mergekit", "r.yml", "out") == 0
 
 
-def test_the_deadline(found: Path, capsys, monkeypatch) -> None:
+def test_the_deadline(ready: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("FAKE_MERGEKIT", "sleep")
     began = time.monotonic()
     assert "starts over" in refused(capsys, 75, "--deadline", "4s")
     assert time.monotonic() - began < 60
-    assert not list(found.glob(".out*"))
+    assert not list(ready.glob(".out*"))
 
 
-def test_a_signal_leaves_nothing_running(found: Path, monkeypatch) -> None:
+def test_a_signal_leaves_nothing_running(ready: Path, monkeypatch) -> None:
     env = {**os.environ, "FAKE_MERGEKIT": "sleep", "PYTHONPATH": SOURCES}
     argv = [PYTHON, "-m", "merge_worker", "mergekit", "r.yml", "out"]
     with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE) as process:
         limit = time.monotonic() + 60
-        while not (found / "asleep").exists():
+        while not (ready / "asleep").exists():
             assert process.poll() is None and time.monotonic() < limit
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 75
-    assert not list(found.glob(".out*"))
+    assert not list(ready.glob(".out*"))
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_it_is_installed_for_the_run(work: Path, monkeypatch) -> None:
     assert value["mergekit"] == mergekit.PIN
 
 
-def test_several_ranks_are_refused(found: Path, capsys, monkeypatch) -> None:
+def test_several_ranks_are_refused(ready: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "one process" in refused(capsys, 2)

@@ -33,10 +33,10 @@ def test_byte_for_byte(tmp_path: Path, models: list[Path]) -> None:
     cards = [(tmp_path / name / "README.md").read_text().splitlines() for name in ("out", "again")]
     differing = [pair for pair in zip(*cards, strict=True) if pair[0] != pair[1]]
     assert differing == [("# out", "# again")]
-    one, two = manifest(tmp_path / "out"), manifest(tmp_path / "again")
-    assert two["key"] == one["key"] and two["options"] == one["options"]
-    assert [o for o in two["outputs"] if o["file"] != "README.md"] == [
-        o for o in one["outputs"] if o["file"] != "README.md"
+    first, second = manifest(tmp_path / "out"), manifest(tmp_path / "again")
+    assert second["key"] == first["key"] and second["options"] == first["options"]
+    assert [o for o in second["outputs"] if o["file"] != "README.md"] == [
+        o for o in first["outputs"] if o["file"] != "README.md"
     ]
     assert run("verify", tmp_path / "again") == 0
     # Without the seed and the shards of the manifest it is another one.
@@ -73,9 +73,9 @@ def test_the_manifest_alone_is_enough(tmp_path: Path, models: list[Path], capsys
     text = capsys.readouterr().err
     assert "m0: no such folder" in text and "--relative-to DIR says where the models are" in text
     assert again(elsewhere, "again", "--relative-to", moved) == 0
-    one, two = digest(tmp_path / "out"), digest(elsewhere.with_name("again"))
-    assert one.pop("mergekit_config.yml") != two.pop("mergekit_config.yml")
-    assert one == two
+    first, second = digest(tmp_path / "out"), digest(elsewhere.with_name("again"))
+    assert first.pop("mergekit_config.yml") != second.pop("mergekit_config.yml")
+    assert first == second
     # Beside the result they are found as they are.
     for model in moved.iterdir():
         shutil.copytree(model, elsewhere.parent / model.name)
@@ -121,8 +121,8 @@ def test_other_values_under_the_same_headers(
             middle = (8 + int.from_bytes(raw[:8], "little") + len(raw)) // 2
             path.write_bytes(raw[:middle] + bytes(byte ^ 1 for byte in raw[middle:]))
     assert again(tmp_path / "out", "changed") == 5
-    told = capsys.readouterr().err
-    assert "model.safetensors would differ from the manifest" in told
+    error = capsys.readouterr().err
+    assert "model.safetensors would differ from the manifest" in error
     assert not (tmp_path / "changed" / "merge_manifest.json").exists()
     assert not list((tmp_path / "changed").glob("*.safetensors"))
     for path, raw in files.items():

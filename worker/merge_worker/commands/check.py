@@ -69,12 +69,8 @@ def report_plan(plan: Plan, out: Path | None, json_wanted: bool) -> PlanReport:
         facts = as_json(plan, speed, disk)
         facts["warnings"] += warnings
         return PlanReport(json.dumps(facts, indent=1), refusal)
-    lines = [describe(plan, speed, disk), *map(_warning, warnings)]
+    lines = [describe(plan, speed, disk), *(f"warning: {line}" for line in warnings)]
     return PlanReport("\n".join(lines), refusal)
-
-
-def _warning(line: str) -> str:
-    return f"warning: {line}"
 
 
 def as_json(
@@ -189,7 +185,7 @@ def describe(plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None 
         *_time(facts["storage"]),
     ]
     lines = (f"{name:<11}{value}".rstrip() for name, value in rows)
-    return "\n".join([*lines, *map(_warning, plan.warnings)])
+    return "\n".join([*lines, *(f"warning: {line}" for line in plan.warnings)])
 
 
 def _stages(plan: Plan) -> list[tuple[str, str]]:

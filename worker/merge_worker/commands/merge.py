@@ -45,13 +45,13 @@ def command(arguments: argparse.Namespace) -> str:
     if not pairs or (arguments.recipe and not arguments.out):
         raise UsageError("merge: give RECIPE.yml and OUT, or several pairs, each behind -a")
     outs = [Path(out).resolve() for _, out in pairs]
-    twice = next((out for out in outs if outs.count(out) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{twice}: two recipes write here; give each its own OUT")
+    for out in outs:
+        if outs.count(out) > 1:
+            raise UsageError(f"{out}: two recipes write here; give each its own OUT")
     plans, faults = [], []
-    for recipe, out in pairs:
+    for recipe, folder in pairs:
         try:
-            plans.append((recipe_plan(recipe, arguments, out), Path(out)))
+            plans.append((recipe_plan(recipe, arguments, folder), Path(folder)))
         except WorkerError as error:
             faults.append(error)
     if faults:
@@ -90,7 +90,7 @@ def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = No
     """Plan a recipe, or the manifest of an earlier merge that is to be repeated."""
     path, options = Path(recipe), plan_options(arguments, out)
     text = read_recipe(path)
-    if path.suffix == ".json" and (manifest := read_as_manifest(path, text)):
+    if path.suffix == ".json" and (manifest := read_as_manifest(text)):
         return plan_from_manifest(path, manifest, options)
     return make_plan(parse(text, str(path)), options)
 

@@ -80,10 +80,8 @@ def command(arguments: argparse.Namespace) -> str:
     with output_errors(out):
         if (read_manifest(out) or {}).get("key") == key:
             return f"{out}: this merge is already there; nothing to do"
-        if (
-            read_key(out / PARTIAL) == key
-            and (replaces := pending_commit(out / PARTIAL)) is not None
-        ):
+        replaces = pending_commit(out / PARTIAL)
+        if replaces is not None and read_key(out / PARTIAL) == key:
             with Lock(out / PARTIAL / LOCK, key):
                 commit(out, replaces)
             return f"{out}: committed the result of an earlier run"
@@ -95,13 +93,8 @@ def command(arguments: argparse.Namespace) -> str:
         _run([program, str(path), str(staged), *flags], limit)
         _check(recipe, staged, python)
         took = round(time.monotonic() - began, 3)
-        facts = {
-            "key": key,
-            "engine": "mergekit",
-            "mergekit": version,
-            "seed": arguments.seed,
-            "timings": {"total_s": took},
-        }
+        facts = {"key": key, "engine": "mergekit", "mergekit": version, "seed": arguments.seed}
+        facts["timings"] = {"total_s": took}
         seal(out, _manifest(staged, text, facts), replaces)
     return f"{out}: merged by mergekit {version} in {took:.0f} s"
 
@@ -180,7 +173,9 @@ def _installed(folder: Path) -> Iterator[tuple[str, str, str]]:
     venv.create(folder, with_pip=True, symlinks=True)
     python = folder / "bin" / "python"
     (packages,) = folder.glob("lib/python3*/site-packages")
-    lines = (f"import site; site.addsitedir({path!r})\n" for path in _own_packages())
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    own = [path for path in [*site.getsitepackages(), *user] if Path(path).is_dir()]
+    lines = (f"import site; site.addsitedir({path!r})\n" for path in own)
     (packages / "of-the-node.pth").write_text("".join(lines))
     argv = [str(python), "-m", "pip", "install", "--quiet", f"mergekit=={PIN}"]
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -191,11 +186,6 @@ def _installed(folder: Path) -> Iterator[tuple[str, str, str]]:
             f"  activate an environment with it: --setup 'source …/bin/activate', or use an image"
         )
     yield str(folder / "bin" / PROGRAM), str(python), PIN
-
-
-def _own_packages() -> list[str]:
-    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    return [path for path in [*site.getsitepackages(), *user] if Path(path).is_dir()]
 
 
 def _version(python: str) -> str:

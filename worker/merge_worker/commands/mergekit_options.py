@@ -32,10 +32,18 @@ TABLE = (
     Row("--copy-tokenizer", "", "the tokenizer is always copied, or made as the recipe says"),
     Row("--write-model-card", "", "the card is always written"),
     Row("--safe-serialization", "", "results are always safetensors"),
-    Row("--allow-crimes", "", "tensors are matched by name and shape, whatever the architecture; "
-        "for names that differ: --missing copy, --surplus drop, or key_map in the recipe"),
-    Row("--unsafe-truncate-embeddings", "", "rows are never cut off silently; 'tokenizer: "
-        "{source: base}' in the recipe drops the tokens that the base does not have"),
+    Row(
+        "--allow-crimes",
+        "",
+        "tensors are matched by name and shape, whatever the architecture; "
+        "for names that differ: --missing copy, --surplus drop, or key_map in the recipe",
+    ),
+    Row(
+        "--unsafe-truncate-embeddings",
+        "",
+        "rows are never cut off silently; 'tokenizer: "
+        "{source: base}' in the recipe drops the tokens that the base does not have",
+    ),
     Row("--out-shard-size", "--shard-size", "in bytes, as in mergekit: 5B is 5GB", True),
     Row("--random-seed", "--seed", "random masks depend on it alone, not on threads", True),
     Row("--num-threads", "--threads", "", True),
@@ -50,7 +58,7 @@ TABLE = (
     Row("--intermediate-dir", "", "intermediate results stay beside OUT during the merge", True),
     Row("-I", "", "intermediate results stay beside OUT during the merge", True),
     Row("--out-path", "--out", "", True),
-)  # fmt: skip
+)
 BY_OPTION = {row.option: row for row in TABLE}
 
 
@@ -72,12 +80,9 @@ def translated(words: Sequence[str]) -> tuple[list[str], list[str]]:
             replacement += f"={_size(value)}"
         if replacement and name == row.option:
             translation.append(replacement)
-        notes.append(f"{name}: " + "; ".join(filter(None, [_here(replacement), row.note])))
+        here = replacement and f"{replacement} here"
+        notes.append(f"{name}: " + "; ".join(filter(None, [here, row.note])))
     return translation, notes
-
-
-def _here(replacement: str) -> str:
-    return f"{replacement} here" if replacement else ""
 
 
 def _size(value: str) -> str:

@@ -31,17 +31,15 @@ def method_list() -> str:
     """Return a line for each method: its name and the first line of its docstring."""
     names = methods.names()
     width = max(map(len, names)) + 2
-    lines = (f"{name:<{width}}{methods.get(name).doc.splitlines()[0]}" for name in names)
-    return "\n".join(lines)
+    return "\n".join(f"{name:<{width}}{methods.get(name).doc.splitlines()[0]}" for name in names)
 
 
 def method_page(method: Method) -> str:
     """Return the formula, number of models, parameters with defaults, and paper of a method."""
     least, most = method.min_models, method.max_models
+    count = f"{least} or more" if most is None else f"{least} to {most}"
     if least == most:
         count = f"{least}"
-    else:
-        count = f"{least} or more" if most is None else f"{least} to {most}"
     base = {
         BaseRole.IGNORED: "a base_model is merged like the others",
         BaseRole.OPTIONAL: "base_model optional",
@@ -52,10 +50,8 @@ def method_page(method: Method) -> str:
     if method.parameters:
         lines += ["parameters:", *(f"  {_parameter(p)}" for p in method.parameters)]
     if method.modifiers:
-        lines += [
-            "of all methods of this kind:",
-            *(f"  {_MODIFIERS[p.name]}" for p in method.modifiers),
-        ]
+        modifiers = (f"  {_MODIFIERS[p.name]}" for p in method.modifiers)
+        lines += ["of all methods of this kind:", *modifiers]
     return "\n".join([*lines, f"reference: {method.reference}"])
 
 

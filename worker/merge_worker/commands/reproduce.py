@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from ..recipe import parse
 from ..recipe.schema import parse_model
 
 
-def read_as_manifest(path: Path, text: str) -> dict[str, Any] | None:
-    """Return the manifest in a file given as a recipe, or None if it is a recipe."""
-    if path.suffix != ".json":
-        return None
+def read_as_manifest(text: str) -> dict[str, Any] | None:
+    """Return the manifest in a JSON file given as a recipe, or None if it is a recipe."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -44,14 +43,13 @@ def plan_from_manifest(path: Path, manifest: Mapping[str, Any], options: PlanOpt
     texts.append(str(manifest["recipe"].get("text", "")))
     starts = dict.fromkeys((options.relative_to, path.parent.resolve().parent))
     first: WorkerError | None = None
-    for text in texts:
-        for start in starts:
-            try:
-                plan = make_plan(parse(text, str(path)), replace(options, relative_to=start))
-                _check_inputs(path, manifest, plan)
-                return replace(plan, known_checksums=checksums)
-            except WorkerError as error:
-                first = first or error
+    for text, start in product(texts, starts):
+        try:
+            plan = make_plan(parse(text, str(path)), replace(options, relative_to=start))
+            _check_inputs(path, manifest, plan)
+            return replace(plan, known_checksums=checksums)
+        except WorkerError as error:
+            first = first or error
     raise InputError(
         f"{first}\n  --relative-to DIR says where the models are that {path} was made from"
     )
@@ -77,12 +75,10 @@ def _pin_commit(entry: Mapping[str, Any], hub: Hub) -> None:
     except ValueError:  # a folder of such a name
         return
     adapter = entry.get("adapter") or {}
-    for name, revision, source in (
-        (ref.path, ref.revision, entry),
-        (ref.lora, ref.lora_revision, adapter),
-    ):
-        if name and source.get("commit"):
-            hub.pins[name, revision] = str(source["commit"])
+    if entry.get("commit"):
+        hub.pins[ref.path, ref.revision] = str(entry["commit"])
+    if ref.lora and adapter.get("commit"):
+        hub.pins[ref.lora, ref.lora_revision] = str(adapter["commit"])
 
 
 def _as_tuples(value: Any) -> Any:
