@@ -84,8 +84,9 @@ def command(arguments: argparse.Namespace) -> str:
             names=factor_names(parts.targets),
             dtype=arguments.dtype,
         )
-        work = [*parts.targets, *(() if arguments.lora_only else parts.wholes)]
-        extraction.run(work, select_devices(arguments.device), arguments.threads or usable_cpus())
+        wholes = () if arguments.lora_only else parts.wholes
+        threads = arguments.threads or usable_cpus()
+        extraction.run([*parts.targets, *wholes], select_devices(arguments.device), threads)
         extraction.add_zero_factors()
         base_name = _base_name(arguments.base_name, arguments.base, base)
         written = write_adapter(extraction, parts, base_name)

@@ -56,8 +56,8 @@ class Sums:
 def zero_sums(models: int, has_base: bool) -> Sums:
     """Return the sums over no elements."""
     k, v = models, models - has_base
-    shapes = ((k, k), (v, v), (v, v), (k, k), (2,), (k,))
-    return Sums(0, *(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+    zeros = functools.partial(torch.zeros, dtype=torch.float64)
+    return Sums(0, zeros(k, k), zeros(v, v), zeros(v, v), zeros(k, k), zeros(2), zeros(k))
 
 
 @dataclass(frozen=True)
