@@ -18,7 +18,6 @@ from ..planning.plan import Plan
 from ..planning.read_speed import ReadSpeed, measure_read_speed
 from ..structure.components import COMPONENTS, component_of
 from ..structure.layers import depths
-from ..tensors.source import bytes_read
 from ..units import duration, size
 from .merge import read_recipe, recipe_plan
 from .options import add_options, plan_options
@@ -128,7 +127,7 @@ def _transferred_bytes(plan: Plan) -> int:
         for step in stage.steps:
             read_again = stage.memory.piece_blocks(step) < step.grid.blocks
             passes = step.reads if read_again else 1
-            total += passes * sum(bytes_read(source) for source in step.sources)
+            total += passes * step.bytes_read
         total += stage.output_bytes
     return total
 

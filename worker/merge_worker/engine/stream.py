@@ -220,7 +220,9 @@ class Engine:
                 self._open.remove(item)
                 self._condition.notify_all()
         if partials is None:
-            self._drop_cache(item.step)
+            # Inputs that together would push everything else out of the page cache are dropped.
+            for tensor in item.step.stored_inputs() if self.drop_cache else ():
+                self.files.done_with(tensor.file, tensor.offset, tensor.nbytes)
             if self.fetcher is not None:
                 self.fetcher.finished(item.work.number)
             return
@@ -231,11 +233,6 @@ class Engine:
             item.statistics = {}
             self._hand_out(item)
             self._condition.notify_all()
-
-    def _drop_cache(self, step: JointStep) -> None:
-        """Drop inputs from the page cache, if together they would push out everything else."""
-        for tensor in step.stored_inputs() if self.drop_cache else ():
-            self.files.done_with(tensor.file, tensor.offset, tensor.nbytes)
 
     def _copy(self, lane: Lane, item: _OpenStep, piece: Piece) -> None:
         """Copy the first source's bytes, and note the tensor if those of other sources differ."""
