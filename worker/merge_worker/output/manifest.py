@@ -18,39 +18,6 @@ from .files import MANIFEST, RECIPE
 from .model_card import public_name, public_text
 
 
-def worker_facts() -> dict[str, str | None]:
-    """SHA-256 of the zip that this worker runs from, as the launcher prints; None from a checkout.
-
-    Under two names: `sources` is that of the whole worker, and jobs have carried parts of it.
-    """
-    path = getattr(globals()["__loader__"], "archive", None)
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
-    return {"version": __version__, "sha256": digest, "sources": digest}
-
-
-def _input(label: str, model: Checkpoint) -> dict[str, Any]:
-    """Return the record of an input: sizes and digests of its headers, but no path."""
-    files = [Path(shard.path) for shard in model.shards]
-    adapter = [file.parent for file in files if file.name == ADAPTER_WEIGHTS]
-    return {
-        "model": label,
-        **_commit(model.path),
-        **({"adapter": commit} if adapter and (commit := _commit(adapter[-1])) else {}),
-        "bytes": sum(shard.size for shard in model.shards),
-        "tensors": sum(len(shard.tensors) for shard in model.shards),
-        "shards": [
-            {"file": Path(s.path).name, "bytes": s.size, "header_sha256": s.header_sha256}
-            for s in model.shards
-        ],
-    }
-
-
-def _commit(folder: Path) -> dict[str, str]:
-    """Return repository and commit of a folder in the cache of the Hub."""
-    origin = snapshot(folder)
-    return {"hub": origin[0], "commit": origin[1]} if origin else {}
-
-
 def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest of a merge; `run` holds timings, counts and notes of this run."""
     notes = (*plan.warnings, *run.pop("notes", ()))
@@ -85,27 +52,6 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
     }
 
 
-def _vocabulary(plan: Plan) -> dict[str, Any] | None:
-    """Return the changes of the vocabulary, if the recipe has a tokenizer section."""
-    text = plan.tokenizer
-    if text.rows is None:
-        return None
-    files = sorted(text.side_files.overrides)
-    return {"rows": list(text.rows), "appended": list(text.appended), "changed_files": files}
-
-
-def _values(plan: Plan) -> list[dict[str, Any]]:
-    """Return each distinct set of resolved parameters with its number of tensors."""
-    tensors: dict[str, list[str]] = {}
-    for step in plan.steps:
-        if step.task is not None:
-            tensors.setdefault(json.dumps(step.task.values, default=list), []).append(step.name)
-    return [
-        {"parameters": json.loads(text), "tensors": len(names), "first": names[0]}
-        for text, names in tensors.items()
-    ]
-
-
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """Return the manifest in OUT, or None. InputError if it is damaged."""
     path = out / MANIFEST
@@ -134,3 +80,57 @@ def files_to_upload(out: Path) -> Iterator[tuple[str, Path | bytes]]:
             entry["bytes"] = len(recipe)
         yield entry["file"], recipe if entry["file"] == RECIPE else out / entry["file"]
     yield MANIFEST, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def worker_facts() -> dict[str, str | None]:
+    """SHA-256 of the zip that this worker runs from, as the launcher prints; None from a checkout.
+
+    Under two names: `sources` is that of the whole worker, and jobs have carried parts of it.
+    """
+    path = getattr(globals()["__loader__"], "archive", None)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+    return {"version": __version__, "sha256": digest, "sources": digest}
+
+
+def _input(label: str, model: Checkpoint) -> dict[str, Any]:
+    """Return the record of an input: sizes and digests of its headers, but no path."""
+    files = [Path(shard.path) for shard in model.shards]
+    adapter = [file.parent for file in files if file.name == ADAPTER_WEIGHTS]
+    return {
+        "model": label,
+        **_commit(model.path),
+        **({"adapter": commit} if adapter and (commit := _commit(adapter[-1])) else {}),
+        "bytes": sum(shard.size for shard in model.shards),
+        "tensors": sum(len(shard.tensors) for shard in model.shards),
+        "shards": [
+            {"file": Path(s.path).name, "bytes": s.size, "header_sha256": s.header_sha256}
+            for s in model.shards
+        ],
+    }
+
+
+def _commit(folder: Path) -> dict[str, str]:
+    """Return repository and commit of a folder in the cache of the Hub."""
+    origin = snapshot(folder)
+    return {"hub": origin[0], "commit": origin[1]} if origin else {}
+
+
+def _vocabulary(plan: Plan) -> dict[str, Any] | None:
+    """Return the changes of the vocabulary, if the recipe has a tokenizer section."""
+    text = plan.tokenizer
+    if text.rows is None:
+        return None
+    files = sorted(text.side_files.overrides)
+    return {"rows": list(text.rows), "appended": list(text.appended), "changed_files": files}
+
+
+def _values(plan: Plan) -> list[dict[str, Any]]:
+    """Return each distinct set of resolved parameters with its number of tensors."""
+    tensors: dict[str, list[str]] = {}
+    for step in plan.steps:
+        if step.task is not None:
+            tensors.setdefault(json.dumps(step.task.values, default=list), []).append(step.name)
+    return [
+        {"parameters": json.loads(text), "tensors": len(names), "first": names[0]}
+        for text, names in tensors.items()
+    ]

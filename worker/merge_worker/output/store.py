@@ -187,17 +187,6 @@ class PartialOutput:
         for trash in self.out.glob(f"{PARTIAL}-*"):
             shutil.rmtree(trash, ignore_errors=True)
 
-    @property
-    def _journals(self) -> str:
-        """Prefix of journals; other ranks may start before an older merge is removed."""
-        return journal_prefix(self.plan.key)
-
-    def _discard(self, resume: bool) -> None:
-        """Remove all but locks and files that ranks of this merge may have created."""
-        names = [unfinished(shard.name) for shard in self.plan.layout.shards]
-        # The key stays until it is replaced, or a starting rank would see shards without one.
-        clear(self.folder, (*names, KEY), self._journals if resume else "")
-
     def by_step(self) -> dict[int, list[Entry]]:
         """Return journal entries by step in order, without pieces that two processes did twice."""
         grouped: dict[int, list[Entry]] = {}
@@ -216,6 +205,17 @@ class PartialOutput:
     def nonfinite(self) -> int:
         """Return the number of NaN and Inf in all finished pieces."""
         return sum(entry.nonfinite for entries in self.by_step().values() for entry in entries)
+
+    @property
+    def _journals(self) -> str:
+        """Prefix of journals; other ranks may start before an older merge is removed."""
+        return journal_prefix(self.plan.key)
+
+    def _discard(self, resume: bool) -> None:
+        """Remove all but locks and files that ranks of this merge may have created."""
+        names = [unfinished(shard.name) for shard in self.plan.layout.shards]
+        # The key stays until it is replaced, or a starting rank would see shards without one.
+        clear(self.folder, (*names, KEY), self._journals if resume else "")
 
     def _fits(self, entry: Entry) -> bool:
         if not 0 <= entry.step < len(self.plan.steps):
