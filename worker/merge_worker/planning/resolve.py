@@ -11,7 +11,7 @@ from ..dtypes import DType, Kind, from_torch_name
 from ..errors import UsageError
 from ..messages import first_names
 from ..method import LINES, SCALED_SCRATCH, SCHEDULE, BaseRole, Granularity, Method, Parameter, Task
-from ..recipe.parameters import Found, Scalar, convert, look_up
+from ..recipe.parameters import Scalar, Value, convert, look_up
 from ..recipe.schedules import schedule_weights
 from ..recipe.schema import Recipe, plays_base
 from ..structure.layers import depths as stack_depths
@@ -229,7 +229,7 @@ class _Resolver:
         given = self._look_up(parameter, match, None)
         return self._converted(parameter, given) if given else None
 
-    def _look_up(self, parameter: Parameter, match: Match, pair: _Numbered | None) -> Found | None:
+    def _look_up(self, parameter: Parameter, match: Match, pair: _Numbered | None) -> Value | None:
         """Look a parameter up, with the tensor's own name in a model for values of that model."""
         inputs = match.group.slice
         own = (inputs.sources[pair[0]].parameters,) if pair else ()
@@ -248,10 +248,10 @@ class _Resolver:
                 f"{place}: {self.method.name} needs a value of '{parameter.name}'{of}"
                 + (", which joins the models as the base" if source and source.implied else "")
             )
-        default = Found(parameter.default, parameter.name)  # type: ignore[arg-type]
+        default = Value(parameter.default, parameter.name)  # type: ignore[arg-type]
         return self._converted(parameter, given or default)
 
-    def _converted(self, parameter: Parameter, given: Found) -> Scalar:
+    def _converted(self, parameter: Parameter, given: Value) -> Scalar:
         try:
             value = convert(given.value, parameter.type)
         except ValueError as error:

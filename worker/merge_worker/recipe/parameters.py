@@ -66,21 +66,21 @@ def evaluate(setting: Setting, name: str, t: float) -> Scalar | None:
     return None
 
 
-class Found(NamedTuple):
+class Value(NamedTuple):
     """The value of a parameter for one tensor, and where it was given."""
 
     value: Scalar
     place: str
 
 
-def look_up(scopes: Iterable[Parameters], parameter: str, name: str, t: float) -> Found | None:
+def look_up(scopes: Iterable[Parameters], parameter: str, name: str, t: float) -> Value | None:
     """Return the value from the first scope that has one; `scopes` begin with the innermost."""
     for scope in scopes:
         given = scope.get(parameter)
         if given is not None:
             value = evaluate(given.setting, name, t)
             if value is not None:
-                return Found(value, given.place)
+                return Value(value, given.place)
     return None
 
 
