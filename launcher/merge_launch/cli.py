@@ -15,9 +15,9 @@ from merge_worker.commands import mergekit_options
 from . import backends
 from .commands import jobs, profile
 from .commands.check import check_command
+from .commands.decorators import guarded, say, with_options
 from .commands.payload import payload_command
 from .commands.submit import add_backend
-from .commands.wiring import guarded, say, with_options
 from .settings.groups import CheckOptions, MergeOptions, WorkerOptions
 
 SWEEP_HELP = "Make many merges: one recipe, many values."
@@ -66,10 +66,11 @@ def build(command: str | None = None) -> typer.Typer:
     else:
         app.command("sweep", help=SWEEP_HELP)(lambda: None)
     profiles = new(help="Show and check profiles: settings for the jobs of a site.")
-    profile.add(profiles)
     app.add_typer(profiles, name="profile")
-    for name, function in {"payload": payload_command, **jobs.COMMANDS}.items():
-        app.command(name)(guarded(function))
+    own = {"payload": payload_command, **jobs.COMMANDS}
+    for target, commands in ((profiles, profile.COMMANDS), (app, own)):
+        for name, function in commands.items():
+            target.command(name)(guarded(function))
     return app
 
 

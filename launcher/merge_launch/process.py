@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from merge_worker.messages import printable
@@ -31,10 +32,8 @@ def find(name: str) -> str:
     """Return the path of a program. Raises ClusterError if it is not on PATH."""
     program = shutil.which(name)
     if program is None:
-        raise ClusterError(
-            f"{name} is not on this machine's PATH; run this on a login node, "
-            f"or add --dry-run to see the job"
-        )
+        way_out = "run this on a login node, or add --dry-run to see the job"
+        raise ClusterError(f"{name} is not on this machine's PATH; {way_out}")
     return program
 
 
@@ -74,11 +73,9 @@ def without_outer_job(variables: Mapping[str, str]) -> dict[str, str]:
     sbatch would pass them on: srun fails if memory is given twice, and the task number of an outer
     array would be taken for the new job's own.
     """
-    inside = "SLURM_JOB_ID" in variables
-    foreign = [
-        k for k in variables if inside and k.startswith("SLURM_") and k not in SITE_VARIABLES
-    ]
-    return {key: value for key, value in variables.items() if key not in foreign}
+    if "SLURM_JOB_ID" not in variables:
+        return dict(variables)
+    return {k: v for k, v in variables.items() if k in SITE_VARIABLES or not k.startswith("SLURM_")}
 
 
 def error_lines(text: str) -> str:
@@ -89,11 +86,7 @@ def error_lines(text: str) -> str:
     """
     lines = [printable(line).strip(" '") for line in text.splitlines() if line.strip(" '")]
     lines = [line for line in lines if "error: " in line] or lines
-    kept = []
-    for line in lines[:3]:
-        if line.lower().startswith("usage"):
-            break
-        kept.append(line)
+    kept = itertools.takewhile(lambda line: not line.lower().startswith("usage"), lines[:3])
     return "\n  ".join(kept)
 
 
@@ -104,15 +97,9 @@ def foreground(argv: Sequence[str], variables: Mapping[str, str] | None = None) 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
 
-    def ignore(number: int, frame: FrameType | None) -> None:
-        """Do nothing: the terminal has sent the signal to the child too."""
-
-    handlers: dict[int, Callable[[int, FrameType | None], None]] = {
-        signal.SIGINT: ignore,
-        signal.SIGTERM: forward,
-        signal.SIGHUP: forward,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # The terminal sends an interrupt to the child too.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = child.wait()
     finally:

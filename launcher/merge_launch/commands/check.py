@@ -12,7 +12,7 @@ from ..job import preflight
 from ..job.source import add_missing_models, current_folder, read_source
 from ..settings.groups import CheckOptions, MergeOptions, WorkerOptions
 from ..submission.prepare import read_settings
-from .wiring import say
+from .decorators import say
 
 
 def check_command(source: list[str], given: dict[str, Any]) -> int:

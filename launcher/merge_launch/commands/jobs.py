@@ -7,8 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,13 +15,13 @@ from merge_worker.messages import printable
 from merge_worker.units import ago
 
 from .. import backends, table
-from ..backends.base import JobState, Scheduler, Service, Status
+from ..backends.base import JobState, Service, Status
 from ..errors import ClusterError, in_one_line
 from ..submission.submit import resubmit
 from ..tracking import conflicts, explain, logs, records
 from ..tracking import status as job_status
 from ..tracking.records import Record
-from .wiring import AsJson, Command, say
+from .decorators import AsJson, Command, say
 
 NEWEST = 20
 COLUMNS = ("job", "name", "state", "backend", "submitted", "out")
@@ -30,9 +29,8 @@ COLUMNS = ("job", "name", "state", "backend", "submitted", "out")
 
 def complete_job(incomplete: str) -> list[str]:
     """Return the ids and names that begin with a text, for completion in a shell."""
-    known, _ = records.load()
-    words = dict.fromkeys(word for each in known for word in (each.job_id, each.name) if word)
-    return [word for word in words if word.startswith(incomplete)]
+    words = dict.fromkeys(word for job in records.load()[0] for word in (job.job_id, job.name))
+    return [word for word in words if word and word.startswith(incomplete)]
 
 
 JobWord = Annotated[
@@ -97,38 +95,30 @@ def status_command(job: JobWord, as_json: AsJson = False) -> int:
 def logs_command(job: JobWord, follow: Follow = False) -> int:
     """Print the log of a job, its progress folded."""
     record = records.find(job)
-    backend = backends.get(record.backend)
-    if isinstance(backend, Service):
-        _print_service_log(backend, record, follow)
-    elif follow:
-        _follow(record)
-    elif not logs.show(record, sys.stdout):
+    if follow or isinstance(backends.get(record.backend), Service):
+        _print_live_log(record, follow)
+    elif logs.files(record):
+        for line in logs.fold_progress(logs.lines(record), table.wants_color(sys.stdout)):
+            print(line)
+    else:
         say(f"{record.log}: nothing there yet; 'merge-launch why {record.job_id}' tells why")
     return 0
 
 
-def _print_service_log(backend: Service[Any], record: Record, follow: bool) -> None:
-    lines = backend.log_lines(record.job_id, follow)
-    colored = logs.wants_color(sys.stdout)
-    with _interrupt_ends_following(record):
+def _print_live_log(record: Record, follow: bool, position: int = 0) -> int | None:
+    """Print a log as it grows, or as a service returns it. Returns the job's exit code, if any."""
+    backend = backends.get(record.backend)
+    try:
+        if not isinstance(backend, Service):
+            return logs.follow(record, sys.stdout, job_status.query_patiently, position)
+        lines = backend.log_lines(record.job_id, follow)
+        colored = table.wants_color(sys.stdout)
         for line in lines if follow else logs.fold_progress(lines, colored):
             print(logs.clean(line, colored), flush=follow)
-
-
-def _follow(record: Record, position: int = 0) -> int | None:
-    """Print a log as it grows. Returns the job's exit code, or None if there is none (yet)."""
-    with _interrupt_ends_following(record):
-        return logs.follow(record, sys.stdout, job_status.patient_query(), position)
-    return None
-
-
-@contextlib.contextmanager
-def _interrupt_ends_following(record: Record) -> Iterator[None]:
-    try:
-        yield
     except KeyboardInterrupt:
         cancel = shlex.join(["merge-launch", "cancel", record.job_id])
         say(f"the job goes on; to cancel it: {cancel}")
+    return None
 
 
 def why_command(job: JobWord, as_json: AsJson = False) -> int:
@@ -195,14 +185,7 @@ def report_submitted(submitted: list[Record], follow: bool) -> int:
     keep_records(submitted)
     if conflict := conflicts.warning(submitted):
         say(f"warning: {conflict}")
-    if not follow:
-        return 0
-    backend = backends.get(first.backend)
-    if isinstance(backend, Scheduler):
-        return _follow(first, position) or 0
-    if isinstance(backend, Service):
-        _print_service_log(backend, first, follow=True)
-    return 0
+    return (_print_live_log(first, follow, position) or 0) if follow else 0
 
 
 def keep_records(submitted: list[Record]) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import OutputError
 from ..job import payload
-from .wiring import say
+from .decorators import say
 
 
 def payload_command(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,32 +12,21 @@ from merge_worker.messages import printable
 
 from .. import backends, table
 from ..errors import UsageError, refuse
-from ..profiles import file
-from ..profiles import layers as profile_layers
-from ..profiles.file import COMMON, PROFILE_KEYS, ProfileFile, table_faults
+from ..profiles import precedence
+from ..profiles.file import COMMON, PROFILE_KEYS, ProfileFile, complete, table_faults
 from ..settings.options import options_of
-from .wiring import AsJson, guarded, say
-
-
-def add(profiles: typer.Typer) -> None:
-    """Add the commands to an application."""
-    for name, command in (("list", list_command), ("show", show_command), ("check", check_command)):
-        profiles.command(name)(guarded(command))
-
-
-def _profile_file() -> ProfileFile:
-    return ProfileFile.read(file.find(Path.cwd(), profile_layers.config_folder()))
+from .decorators import AsJson, Command, say
 
 
 def list_command(as_json: AsJson = False) -> int:
     """List the profiles of merge-launch.toml and the built-in sites."""
-    profiles = _profile_file()
+    profiles = ProfileFile.here()
     rows: list[dict[str, object]] = []
     for name, origin in profiles.names().items():
         # The file itself, outside its profiles, ends each chain.
-        tables = [each for each, place in profiles.chain(name) if place != str(profiles.path)]
-        about = next((each["about"] for each in tables if "about" in each), "")
-        names = [b for b in backends.names() if any(b in each for each in tables)]
+        tables = [keys for keys, place in profiles.chain(name) if place != str(profiles.path)]
+        about = next((keys["about"] for keys in tables if "about" in keys), "")
+        names = [b for b in backends.names() if any(b in keys for keys in tables)]
         rows.append({"profile": name, "for": " ".join(names), "about": about, "from": origin})
     table.show(rows, ("profile", "for", "about", "from"), as_json)
     default = profiles.table.get("default_profile")
@@ -48,50 +36,45 @@ def list_command(as_json: AsJson = False) -> int:
 
 
 def show_command(
-    name: Annotated[str, typer.Argument(autocompletion=profile_layers.complete)],
-    as_json: AsJson = False,
+    name: Annotated[str, typer.Argument(autocompletion=complete)], as_json: AsJson = False
 ) -> int:
     """Show the settings of a profile for each backend, and the origin of each value."""
-    rows = list(_values(_profile_file(), name))
+    rows = list(_values(ProfileFile.here(), name))
     table.show(rows, ("backend", "option", "value", "from"), as_json)
     return 0
 
 
 def _values(profiles: ProfileFile, name: str) -> Iterator[dict[str, object]]:
-    tables = [each for each, _ in profiles.chain(name)]
-    seen: set[tuple[str | None, str]] = set()
-    named: list[str | None] = [b for b in backends.names() if any(b in each for each in tables)]
+    tables = [keys for keys, _ in profiles.chain(name)]
+    named: list[str | None] = [b for b in backends.names() if any(b in keys for keys in tables)]
     for backend in named or [None]:
-        layers = profile_layers.load(profiles.path, name, backend)
-        groups: list[Any] = [*COMMON]
-        if backend is not None:
-            groups.append(backends.get(backend).resources)
-        settings = profile_layers.resolve(groups, layers)
-        for group, values in zip(groups, settings, strict=True):
+        origins = precedence.profile(profiles, name, backend)
+        groups: list[Any] = [*COMMON, *([backends.get(backend).resources] if backend else [])]
+        # --out of a merge and of a sweep is one option.
+        rows: dict[str, dict[str, object]] = {}
+        for group, values in zip(groups, precedence.resolve(groups, origins), strict=True):
             for option in options_of(group):
-                origins = [layer.origin for layer in layers if option.name in layer.values]
-                # --out of a merge and of a sweep is one option.
-                if origins and (backend, option.name) not in seen:
-                    seen.add((backend, option.name))
+                names = [origin.name for origin in origins if option.name in origin.values]
+                if names and option.name not in rows:
                     value = getattr(values, option.name)
-                    yield {
+                    rows[option.name] = {
                         "backend": backend or "all",
                         "option": option.name,
                         "value": list(value) if isinstance(value, tuple) else value,
-                        "from": " + ".join(origins if option.spec.accumulates else origins[:1]),
+                        "from": " + ".join(names if option.spec.accumulates else names[:1]),
                     }
+        yield from rows.values()
 
 
 def check_command(
     name: Annotated[
-        str | None,
-        typer.Argument(help="all of them, if left out", autocompletion=profile_layers.complete),
+        str | None, typer.Argument(help="all of them, if left out", autocompletion=complete)
     ] = None,
 ) -> int:
     """Read profiles as a job would, for every backend; report every fault."""
-    profiles = _profile_file()
+    profiles = ProfileFile.here()
     names = list(profiles.names()) if name is None else [name]
-    faults = [fault for each in names for fault in _faults(profiles, each)]
+    faults = [fault for profile in names for fault in _faults(profiles, profile)]
     refuse(list(dict.fromkeys(faults)))
     files = f"{profiles.path} and the built-in sites" if profiles.path else "the built-in sites"
     checked = f"{len(names)} profiles" if name is None else printable(name)
@@ -107,3 +90,6 @@ def _faults(profiles: ProfileFile, name: str) -> Iterator[str]:
         list(_values(profiles, name))
     except UsageError as error:
         yield from str(error).split("\n  ")
+
+
+COMMANDS: dict[str, Command] = {"list": list_command, "show": show_command, "check": check_command}

@@ -8,17 +8,18 @@ from typing import Any
 import typer
 
 from ..backends.base import Backend
+from ..job.source import Merge
 from ..settings.groups import JobOptions, MergeOptions, WorkerOptions
-from ..submission.prepare import Request
+from ..submission.prepare import Request, read_request
 from ..submission.submit import run_here, submit
+from .decorators import guarded, say, with_options
 from .jobs import report_submitted
-from .wiring import guarded, say, with_options
 
 
-def launch(request: Request) -> int:
+def launch(request: Request, merge: Merge) -> int:
     """Check a merge, then run it in this terminal or submit its jobs."""
-    warnings = request.check()
-    (jobs,) = request.jobs()
+    warnings = request.check(merge)
+    jobs = request.jobs(merge)
     if request.runs_in_foreground:
         return run_here(request, jobs[0])  # the worker prints its warnings itself
     for warning in warnings:
@@ -26,12 +27,12 @@ def launch(request: Request) -> int:
     return report_submitted(submit(request, jobs), request.options.follow)
 
 
-def show(request: Request) -> int:
+def show(request: Request, merge: Merge) -> int:
     """Print the text of the jobs on stdout and nothing else; write and contact nothing."""
-    (jobs,) = request.jobs()
+    jobs = request.jobs(merge)
     texts = [request.render(job) for job in jobs]
     obstacles = request.backend.obstacles(jobs[0], request.resources)
-    for warning in (*jobs[0].merge.recipe.warnings, *obstacles):
+    for warning in (*merge.recipe.warnings, *obstacles):
         say(f"warning: {warning}")
     sys.stdout.write("".join(texts))
     return 0
@@ -44,11 +45,11 @@ def add_backend(
     groups = (MergeOptions, backend.resources, JobOptions, WorkerOptions)
 
     def run(source: list[str], given: dict[str, Any]) -> int:
-        request = Request.from_words(backend, source, given)
-        return show(request) if request.options.dry_run else launch(request)
+        request, merge = read_request(backend, source, given)
+        return show(request, merge) if request.options.dry_run else launch(request, merge)
 
     def render(source: list[str], given: dict[str, Any]) -> int:
-        return show(Request.from_words(backend, source, given))
+        return show(*read_request(backend, source, given))
 
     for target, command in ((app, run), (renderer, render)):
         options = with_options(command, groups if with_all_options else ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import shlex
@@ -18,7 +19,7 @@ from .. import backends, table
 from ..backends.base import Backend, LocalBackend, Scheduler
 from ..errors import ClusterError, LauncherError, UsageError, refuse
 from ..job.source import current_folder
-from ..profiles import layers
+from ..profiles import precedence
 from ..settings.groups import JobOptions, SweepOptions, WorkerOptions
 from ..settings.options import option
 from ..submission.prepare import Request, read_settings
@@ -26,8 +27,8 @@ from ..sweeps import arrays, jobs, state
 from ..sweeps import results as sweep_results
 from ..sweeps.definition import Member, Sweep, read_sweep
 from ..sweeps.state import MemberState
+from .decorators import guarded, say, with_options
 from .jobs import keep_records
-from .wiring import guarded, say, with_options
 
 
 @dataclass(frozen=True)
@@ -64,23 +65,17 @@ def add(app: typer.Typer, sweep: typer.Typer) -> None:
         context.obj = sweep
 
     sweep.callback()(read_path)
-    for name in backends.names():
-        _add_backend(sweep, backends.get(name))
+    for backend in map(backends.get, backends.names()):
+        groups = (SweepOptions, backend.resources, JobOptions, WorkerOptions, TableOptions)
+        command = with_options(functools.partial(launch, backend), groups, CONTEXT)
+        sweep.command(backend.name, help=backend.help)(guarded(command))
     sweep.command("results", help="Show the members: state, values and results printed by --then.")(
         guarded(with_options(results, (ResultOptions,), CONTEXT))
     )
     app.add_typer(sweep, name="sweep")
 
 
-def _add_backend(sweep: typer.Typer, backend: Backend[Any]) -> None:
-    def run(context: typer.Context, given: dict[str, Any]) -> int:
-        return launch(context.obj, backend, given)
-
-    groups = (SweepOptions, backend.resources, JobOptions, WorkerOptions, TableOptions)
-    sweep.command(backend.name, help=backend.help)(guarded(with_options(run, groups, CONTEXT)))
-
-
-def launch(path: str, backend: Backend[Any], given: dict[str, Any]) -> int:
+def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any]) -> int:
     """Submit the members of a sweep that are neither finished nor on their way."""
     groups = [SweepOptions, JobOptions, WorkerOptions, TableOptions, backend.resources]
     settings = read_settings(groups, given, backend.name)
@@ -88,7 +83,7 @@ def launch(path: str, backend: Backend[Any], given: dict[str, Any]) -> int:
     if table_options.json and not options.dry_run:
         raise UsageError("--json requires --dry-run; see `results --json` after the submission")
     refuse(list(_conflicts(sweep_options, options, backend, resources)))
-    sweep = read_sweep(path, sweep_options.out, current_folder(os.environ))
+    sweep = read_sweep(context.obj, sweep_options.out, current_folder(os.environ))
     states, failures = state.member_states(sweep)
     for warning in (*sweep.warnings, *failures):
         say(f"warning: {warning}")
@@ -100,8 +95,7 @@ def launch(path: str, backend: Backend[Any], given: dict[str, Any]) -> int:
     if options.dry_run:
         _show_members(sweep, states, todo, table_options.json)
         return 0
-    merges = tuple(member.merge for member in todo)
-    request = Request(merges, backend, options, worker, resources)
+    request = Request(backend, options, worker, resources)
     for warning in jobs.check_members(request, sweep, todo):
         say(f"warning: {warning}")
     return _submit(request, sweep, todo, sweep_options)
@@ -140,16 +134,14 @@ def _show_members(
 
 
 def _submit(request: Request, sweep: Sweep, todo: Sequence[Member], options: SweepOptions) -> int:
-    already = len(sweep.members) - len(todo)
-    if already:
+    if already := len(sweep.members) - len(todo):
         say(f"{already} of {len(sweep.members)} are done or on their way; see `results`")
     if not todo:
         return 0
     if options.one_pass:
         submitted = jobs.submit_one_pass(request, todo)
     elif options.array:
-        sizes = arrays.ArraySizes(options.array_size, options.at_once)
-        submitted = arrays.submit_arrays(request, sweep, todo, sizes)
+        submitted = arrays.submit_arrays(request, sweep, todo, options)
     else:
         submitted = jobs.submit_each(request, todo)
     count = 0
@@ -171,8 +163,7 @@ def _submit(request: Request, sweep: Sweep, todo: Sequence[Member], options: Swe
 
 def results(context: typer.Context, given: dict[str, Any]) -> int:
     """Print a row for each member: its state, its values and the results printed by `--then`."""
-    given.pop("profile", None)
-    (options,) = layers.resolve([ResultOptions], [layers.flags(given)])
+    (options,) = precedence.resolve([ResultOptions], [precedence.flags(given)])
     sweep = read_sweep(context.obj, options.out, current_folder(os.environ))
     states, failures = state.member_states(sweep)
     rows, result_names = sweep_results.rows(sweep, states)

@@ -14,7 +14,7 @@ from merge_worker.options import options_of
 from ..errors import refuse
 from ..settings.groups import JobOptions, WorkerOptions
 from .payload import EmbeddedFile, Payload
-from .source import Merge, safe_name
+from .source import Merge, job_folder, safe_name
 
 # Accepted by PBS, Torque and Slurm. Torque cuts names at 15 characters, and qstat shows no more.
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
@@ -113,9 +113,7 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Folder beside OUT for the job's text, its log and its exit code."""
-        out = Path(self.merge.out)
-        return str(out.with_name(f"{safe_name(out.name)}.job"))
+        return str(job_folder(self.merge.out))
 
     @property
     def log(self) -> str:

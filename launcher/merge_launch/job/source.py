@@ -178,3 +178,8 @@ def safe_name(text: str) -> str:
     """Return a name that files, schedulers and shells all accept; it begins with a letter."""
     plain = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
     return plain if re.match(r"[A-Za-z]", plain) else f"merge-{plain}".rstrip("-")
+
+
+def job_folder(out: str) -> Path:
+    """Return the folder beside OUT for the texts of jobs, their logs and exit codes."""
+    return Path(out).with_name(f"{safe_name(Path(out).name)}.job")

@@ -16,16 +16,19 @@ directive = ["-l storage=gdata/ab12"]
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from merge_worker.messages import nearest, printable
 
 from .. import backends
-from ..errors import UsageError, refuse
+from ..errors import LauncherError, UsageError, refuse
 from ..settings.groups import JobOptions, MergeOptions, SweepOptions, WorkerOptions
 from ..settings.options import options_of
 
@@ -36,11 +39,6 @@ PROFILE_KEYS = {"about", "extends"}
 FILE_KEYS = {"profile", "default_profile"}
 
 Table = Mapping[str, Any]
-
-
-def find(folder: Path, config_folder: Path) -> Path | None:
-    """Return the nearest file of profiles, if there is one."""
-    return next((f for d in (folder, config_folder) if (f := d / FILE_NAME).is_file()), None)
 
 
 def sites() -> dict[str, Path]:
@@ -62,6 +60,12 @@ class ProfileFile:
         refuse(list(file.faults()))
         return file
 
+    @classmethod
+    def here(cls) -> ProfileFile:
+        """Read the file here, or else in the user's config folder, if there is one."""
+        folders = (Path.cwd(), Path(platformdirs.user_config_dir("merge-launch")))
+        return cls.read(next((f for d in folders if (f := d / FILE_NAME).is_file()), None))
+
     @property
     def profiles(self) -> Table:
         """The profiles in the file, by name."""
@@ -70,10 +74,7 @@ class ProfileFile:
 
     def names(self) -> dict[str, str]:
         """Return every profile with its origin."""
-        return {
-            **dict.fromkeys(sites(), "built in"),
-            **dict.fromkeys(self.profiles, str(self.path)),
-        }
+        return dict.fromkeys(sites(), "built in") | dict.fromkeys(self.profiles, str(self.path))
 
     def chain(self, name: str | None) -> list[tuple[Table, str]]:
         """Return the tables in force, nearest first: the profile, those it extends, the file.
@@ -103,10 +104,8 @@ class ProfileFile:
             return _parse(sites()[name]), site
         if visited and (own in visited or site in visited):
             raise UsageError(f"{referrer}: profile '{printable(name)}' extends itself")
-        known = ", ".join(self.names())
-        raise UsageError(
-            f"{referrer}: no profile '{printable(name)}'{nearest(name, self.names())}: {known}"
-        )
+        hint = f"{nearest(name, self.names())}: {', '.join(self.names())}"
+        raise UsageError(f"{referrer}: no profile '{printable(name)}'{hint}")
 
     def faults(self) -> Iterator[str]:
         """Yield every fault; a misspelled key would otherwise be silently ignored."""
@@ -124,23 +123,31 @@ class ProfileFile:
         yield from table_faults(rest, place, FILE_KEYS)
 
 
+def complete(incomplete: str) -> list[str]:
+    """Return the profiles that begin with `incomplete`, for completion in the shell."""
+    try:
+        return [name for name in ProfileFile.here().names() if name.startswith(incomplete)]
+    except LauncherError:
+        return []
+
+
 def table_faults(table: Table, place: str, more: set[str]) -> Iterator[str]:
     """Yield the unknown and misplaced keys of a profile or of the top of a file."""
     common = {option.name for group in COMMON for option in options_of(group)}
-    tables = backend_keys()
     for key, value in table.items():
         if key in backends.names() and isinstance(value, dict):
             own = {option.name for option in options_of(backends.get(key).resources)}
-            yield from _unknown(value, common | own, f"{place}: [{key}]", tables)
+            yield from _unknown(value, common | own, f"{place}: [{key}]", common | own)
         elif key in more:
             if not isinstance(value, str):
                 yield f"{place}: '{key}' must be a string"
         else:
             known = common | more | set(backends.names())
-            yield from _unknown({key: value}, known, place, tables, known | set(tables))
+            yield from _unknown({key: value}, known, place, known | set(_backend_keys()))
 
 
-def backend_keys() -> dict[str, str]:
+@functools.cache
+def _backend_keys() -> dict[str, str]:
     """Return the keys that only some backends have, with the tables that may hold them."""
     tables: dict[str, list[str]] = {}
     for name in backends.names():
@@ -149,23 +156,13 @@ def backend_keys() -> dict[str, str]:
     return {name: " or ".join(places) for name, places in tables.items()}
 
 
-def _unknown(
-    table: Table,
-    known: set[str],
-    place: str,
-    elsewhere: Mapping[str, str],
-    near: set[str] | None = None,
-) -> Iterator[str]:
-    """Yield the unknown keys of a table.
-
-    `elsewhere`: keys of other tables, and which ones. `near`: the keys to suggest instead.
-    """
+def _unknown(table: Table, known: set[str], place: str, suggested: set[str]) -> Iterator[str]:
     for key, value in table.items():
         name = key.replace("-", "_")
-        if name in elsewhere and name not in known:
-            yield f"{place}: '{printable(key)}' belongs in {elsewhere[name]}"
+        if name not in known and name in _backend_keys():
+            yield f"{place}: '{printable(key)}' belongs in {_backend_keys()[name]}"
         elif name not in known:
-            yield f"{place}: unknown key '{printable(key)}'{nearest(key, near or known)}"
+            yield f"{place}: unknown key '{printable(key)}'{nearest(key, suggested)}"
         elif isinstance(value, dict):
             yield f"{place}: '{printable(key)}' must be a value, not a table"
         elif key in (*FILE_KEYS, *backends.names()):

@@ -1,6 +1,6 @@
 """Options as dataclass fields: one field is a flag, an environment variable and a profile key.
 
-Values of every origin are read here; which origin wins is decided in `profiles/layers.py`.
+Values of every origin are read here; which origin wins is decided in `profiles/precedence.py`.
 """
 
 from __future__ import annotations

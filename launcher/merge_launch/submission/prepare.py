@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from merge_worker.errors import WorkerError
@@ -15,7 +14,8 @@ from ..errors import LauncherError, refuse
 from ..job import payload, preflight
 from ..job.job import Job
 from ..job.source import Merge, current_folder, read_source
-from ..profiles import file, layers
+from ..profiles import precedence
+from ..profiles.file import ProfileFile
 from ..settings.groups import JobOptions, MergeOptions, WorkerOptions
 from .render import render
 
@@ -32,39 +32,26 @@ class Findings(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """Merges for one backend and the options of their jobs. All jobs carry the same payload."""
+    """A backend and the options of its jobs. All jobs carry the same payload."""
 
-    merges: tuple[Merge, ...]
     backend: Backend[Any]
     options: JobOptions
     worker: WorkerOptions
     resources: Any
-
-    @classmethod
-    def from_words(
-        cls, backend: Backend[Any], words: list[str], given: Mapping[str, Any]
-    ) -> Request:
-        """Read the SOURCE words and the flags of a command. Raises with every fault of them."""
-        groups = [MergeOptions, JobOptions, WorkerOptions, backend.resources]
-        merge_options, options, worker, resources = read_settings(groups, given, backend.name)
-        folder = current_folder(os.environ)
-        merge = read_source(words, merge_options, worker.dtype, folder)
-        return cls((merge,), backend, options, worker, resources)
 
     @property
     def runs_in_foreground(self) -> bool:
         """Whether the command itself runs the jobs and waits for them."""
         return isinstance(self.backend, LocalBackend) and not self.backend.detached(self.resources)
 
-    def check(self) -> list[str]:
-        """Plan every merge whose models are here; return warnings. Raises with every fault."""
-        findings = [self.findings(merge) for merge in self.merges]
-        errors = [error for each in findings for error in each.errors]
+    def check(self, merge: Merge) -> list[str]:
+        """Plan a merge if its models are here; return warnings. Raises with every fault."""
+        errors, warnings = self.findings(merge)
         if len(errors) == 1:
             raise errors[0]
         if errors:
             raise type(errors[0])("\n".join(map(str, errors)))
-        return [warning for each in findings for warning in each.warnings]
+        return warnings
 
     def findings(self, merge: Merge) -> Findings:
         """Check the job of one merge, and its plan as the worker will make it."""
@@ -84,12 +71,11 @@ class Request:
                 errors.append(error)
         return Findings(errors, warnings)
 
-    def jobs(self) -> list[JobChain]:
-        """Return the jobs of every merge. Raises UsageError if the backend cannot express one."""
-        return [self.jobs_of(merge) for merge in self.merges]
+    def jobs(self, *merges: Merge) -> JobChain:
+        """Return the jobs of one merge, or of several made in one pass over their inputs.
 
-    def jobs_of(self, *merges: Merge) -> JobChain:
-        """Return the jobs of one merge, or of several made in one pass over their inputs."""
+        Raises UsageError if the backend cannot express them.
+        """
         jobs = self._split(self.job(*merges))
         refuse(self.backend.faults(jobs[0], self.resources))
         return jobs
@@ -97,10 +83,8 @@ class Request:
     def job(self, *merges: Merge) -> Job:
         """Return one job that does all, `--then` included."""
         python = self.options.python or self.backend.python()
-        first, *further = merges
-        return Job(
-            first, self.options, self.worker, payload.build(), python, further=tuple(further)
-        )
+        further = merges[1:]
+        return Job(merges[0], self.options, self.worker, payload.build(), python, further=further)
 
     def _split(self, job: Job) -> JobChain:
         return job.split() if self.backend.dependencies else (job,)
@@ -110,14 +94,22 @@ class Request:
         return render(self.backend, job, self.resources)
 
 
+def read_request(
+    backend: Backend[Any], words: list[str], given: Mapping[str, Any]
+) -> tuple[Request, Merge]:
+    """Read the SOURCE words and the flags of a command. Raises with every fault of them."""
+    groups = [MergeOptions, JobOptions, WorkerOptions, backend.resources]
+    merge_options, options, worker, resources = read_settings(groups, given, backend.name)
+    merge = read_source(words, merge_options, worker.dtype, current_folder(os.environ))
+    return Request(backend, options, worker, resources), merge
+
+
 def read_settings(groups: list[Any], given: Mapping[str, Any], backend: str | None) -> list[Any]:
     """Return an instance of each option group, from flags, environment and profiles.
 
     Raises UsageError with every fault.
     """
-    flags = {name: value for name, value in given.items() if name != "profile"}
-    variables = layers.environment(os.environ)
-    profile = given.get("profile") or variables.values.get("profile")
-    path = file.find(Path.cwd(), layers.config_folder())
-    profiles = layers.load(path, None if profile is None else str(profile), backend)
-    return layers.resolve(groups, [layers.flags(flags), variables, *profiles])
+    flags, variables = precedence.flags(given), precedence.environment(os.environ)
+    name = given.get("profile") or os.environ.get("MERGE_LAUNCH_PROFILE")
+    profile = precedence.profile(ProfileFile.here(), name, backend)
+    return precedence.resolve(groups, [flags, variables, *profile])

@@ -34,14 +34,9 @@ def yaml_text(value: object) -> str:
 
     JSON escapes characters beyond the BMP as two surrogates, which YAML does not join.
     """
-    text = json.dumps(value)
-    pair = r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})"
-    return re.sub(pair, _joined, text)
-
-
-def _joined(match: re.Match[str]) -> str:
-    high, low = int(match[2], 16), int(match[3], 16)
-    return f"{match[1]}\\U{0x10000 + ((high - 0xD800) << 10) + low - 0xDC00:08x}"
+    text = json.dumps(value, ensure_ascii=False)
+    text = re.sub(r"[^\x00-\x7e\U00010000-\U0010ffff]", lambda m: f"\\u{ord(m[0]):04x}", text)
+    return re.sub(r"[^\x00-\x7e]", lambda m: f"\\U{ord(m[0]):08x}", text)
 
 
 def yaml_block(text: str, columns: int) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
+import socket
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from merge_worker.messages import printable
+from merge_worker.output.files import write_file
 
 from .. import backends
 from ..backends.base import JobState, LocalBackend, Scheduler, Service, Status
 from ..errors import ClusterError, LauncherError, OutputError
 from ..job.job import Job
-from ..process import CommandFailed, answer, find, foreground
+from ..process import answer, find, foreground
 from ..tracking import records
 from ..tracking.records import Record
 from .prepare import JobChain, Request
@@ -28,40 +30,28 @@ class Refused(ClusterError):
 
 def run_here(request: Request, job: Job) -> int:
     """Run a job in this terminal, from a temporary file. Returns its exit code."""
-    import tempfile
-
-    handle, name = tempfile.mkstemp(prefix="merge-launch-", suffix=".sh")
-    os.close(handle)
-    path = Path(name)
-    try:
-        _write(path, request.render(job))
-        return foreground(_local_argv(request, name), _notify_variable(job))
-    finally:
-        path.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(prefix="merge-launch-", suffix=".sh") as script:
+        script.write(_bytes(request.render(job)))
+        script.flush()
+        return _run(request, job, Path(script.name))
 
 
 def run_here_logged(request: Request, job: Job) -> int:
     """Run a job in this terminal and copy its output to its log. Returns its exit code."""
-    backend: Any = request.backend
-    script = Path(job.folder) / f"{job.name}.{backend.suffix}"
+    script = Path(unsubmitted(request, job).script)
     with job_files(script, request.render(job)):
         # An interrupt is for the job, not for tee, which copies its last output.
         tee = '"${@:2}" 2>&1 | tee -ai "$1"; exit "${PIPESTATUS[0]}"'
-        argv = [find("bash"), "-c", tee, "bash", job.log, *_local_argv(request, str(script))]
-        return foreground(argv, _notify_variable(job))
+        return _run(request, job, script, [find("bash"), "-c", tee, "bash", job.log])
 
 
-def _local_argv(request: Request, script: str) -> list[str]:
+def _run(request: Request, job: Job, script: Path, wrapper: Sequence[str] = ()) -> int:
     backend = request.backend
     if not isinstance(backend, LocalBackend):
         raise TypeError(f"{backend.name} does not run on this machine")
-    program, *words = backend.run_argv(script)
-    return [find(program), *words]
-
-
-def _notify_variable(job: Job) -> dict[str, str]:
-    notify = job.options.notify
-    return {} if notify is None else {"MERGE_LAUNCH_NOTIFY": notify}
+    program, *words = backend.run_argv(str(script))
+    variables = {} if job.options.notify is None else {"MERGE_LAUNCH_NOTIFY": job.options.notify}
+    return foreground([*wrapper, find(program), *words], variables)
 
 
 def submit(request: Request, jobs: JobChain) -> list[Record]:
@@ -90,9 +80,7 @@ def submit(request: Request, jobs: JobChain) -> list[Record]:
 
 def submit_job(request: Request, job: Job, text: str, after: Sequence[Record] = ()) -> Record:
     """Write the files of one job and submit it, to wait for the job in `after`, if any."""
-    record = unsubmitted(request, job)
-    if after:
-        record = dataclasses.replace(record, after=after[0].job_id)
+    record = unsubmitted(request, job, after)
     with job_files(Path(record.script), text, job):
         return submit_script(scheduler_of(request), record)
 
@@ -104,8 +92,8 @@ def scheduler_of(request: Request) -> Scheduler[Any]:
     return request.backend
 
 
-def unsubmitted(request: Request, job: Job) -> Record:
-    """Return the record of a job that has no id yet."""
+def unsubmitted(request: Request, job: Job, after: Sequence[Record] = ()) -> Record:
+    """Return the record of a job that has no id yet, and waits for the job in `after`, if any."""
     backend = scheduler_of(request)
     return Record(
         job_id="",
@@ -115,6 +103,7 @@ def unsubmitted(request: Request, job: Job) -> Record:
         log=job.log,
         name=job.name,
         script=str(Path(job.folder) / f"{job.name}.{backend.suffix}"),
+        after=after[0].job_id if after else "",
     )
 
 
@@ -126,23 +115,22 @@ def job_files(script: Path, text: str | bytes, job: Job | None = None) -> Iterat
     """
     before = script.read_bytes() if script.is_file() else None
     new_folders = [folder for folder in script.parents if not folder.exists()]
-    secrets: Mapping[str, str] = {}
-    if job is not None and job.options.notify is not None:
-        secrets = {job.notify_file: job.options.notify}
+    files = [script]
     try:
         script.parent.mkdir(parents=True, exist_ok=True)
-        _write(script, text)
-        for name, value in secrets.items():
-            Path(name).touch(mode=0o600)
-            Path(name).chmod(0o600)
-            Path(name).write_text(value + "\n")
+        write_file(script, text if isinstance(text, bytes) else _bytes(text))
+        if job is not None and job.options.notify is not None:
+            files.append(Path(job.notify_file))
+            files[-1].touch(mode=0o600)
+            files[-1].chmod(0o600)
+            files[-1].write_text(job.options.notify + "\n")
     except OSError as error:
         raise OutputError(f"{script}: {error.strerror}; choose another OUT") from None
     try:
         yield
     except Refused:
         with contextlib.suppress(OSError):
-            for file in (script, *map(Path, secrets)):
+            for file in files:
                 file.unlink(missing_ok=True)
             if before is not None:
                 script.write_bytes(before)
@@ -151,12 +139,9 @@ def job_files(script: Path, text: str | bytes, job: Job | None = None) -> Iterat
         raise
 
 
-def _write(path: Path, text: str | bytes) -> None:
-    """Write the text of a job. File names in it need not be UTF-8; their bytes stay as they are."""
-    from merge_worker.output.files import write_file
-
-    data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
-    write_file(path, data)
+def _bytes(text: str) -> bytes:
+    """Encode the text of a job; file names in it that are not UTF-8 keep their bytes."""
+    return text.encode(errors="surrogateescape")
 
 
 def submit_script(backend: Scheduler[Any], record: Record, words: Sequence[str] = ()) -> Record:
@@ -167,10 +152,7 @@ def submit_script(backend: Scheduler[Any], record: Record, words: Sequence[str] 
     *program, script = backend.submit_argv(record.script, record.after or None)
     argv = [*program, *words, script]
     try:
-        find(argv[0])
         reply = answer(argv)
-    except CommandFailed as error:
-        raise Refused(str(error)) from None
     except ClusterError as error:
         if error.unanswered:
             raise ClusterError(f"{error}; the job may have been submitted all the same") from None
@@ -185,7 +167,7 @@ def submit_script(backend: Scheduler[Any], record: Record, words: Sequence[str] 
 def with_id(record: Record, job_id: str) -> Record:
     """Return the record of a job that was submitted just now, from this host."""
     return dataclasses.replace(
-        record, job_id=job_id, host=records.this_host(), submitted_s=time.time()
+        record, job_id=job_id, host=socket.gethostname(), submitted_s=time.time()
     )
 
 
@@ -196,7 +178,7 @@ def _submit_to_service(backend: Service[Any], record: Record, text: str) -> Reco
     path = records.path_of(record, ".txt")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, text)
+        write_file(path, _bytes(text))
         record = dataclasses.replace(record, script=str(path))
     return record
 

@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ..backends.arrays import Arrays
 from ..errors import ClusterError, LauncherError, UsageError
 from ..job.job import SHORT_NAME
-from ..job.source import safe_name
+from ..job.source import job_folder, safe_name
 from ..process import answer
+from ..settings.groups import SweepOptions
 from ..submission.prepare import JobChain, Request
 from ..submission.submit import job_files, scheduler_of, submit_script, unsubmitted, with_id
 from ..tracking.records import Record
@@ -21,18 +21,10 @@ from .jobs import SubmittedMember, submit_after, submit_each
 
 ARRAY_LIMIT = 1000
 """Members of an array if the scheduler does not report its limit; the default of most sites."""
-UNLIMITED = 1_000_000
-
-
-class ArraySizes(NamedTuple):
-    """Limits that the user gives: members of one array, and members that run at once."""
-
-    members: int | None = None
-    at_once: int | None = None
 
 
 def submit_arrays(
-    request: Request, sweep: Sweep, members: Sequence[Member], sizes: ArraySizes
+    request: Request, sweep: Sweep, members: Sequence[Member], options: SweepOptions
 ) -> Iterator[SubmittedMember]:
     """Submit arrays as large as the site allows.
 
@@ -40,13 +32,14 @@ def submit_arrays(
     it runs at the end of the member's own job.
     """
     arrays = _arrays_of(request)
-    most = min(sizes.members or UNLIMITED, _site_limit(arrays))
+    limit = _site_limit(arrays)
+    most = min(options.array_size or limit, limit)
     for number, start in enumerate(range(0, len(members), most)):
         some = members[start : start + most]
         if len(some) < arrays.minimum_size:
             yield from submit_each(request, some)
         else:
-            yield from _submit_array(request, sweep, some, number, sizes.at_once)
+            yield from _submit_array(request, sweep, some, number, options.at_once)
 
 
 def _arrays_of(request: Request) -> Arrays:
@@ -67,12 +60,11 @@ def _submit_array(
 ) -> Iterator[SubmittedMember]:
     backend, arrays = scheduler_of(request), _arrays_of(request)
     chains: list[JobChain] = [
-        request.jobs_of(member.merge) if arrays.members_awaitable else (request.job(member.merge),)
+        request.jobs(member.merge) if arrays.members_awaitable else (request.job(member.merge),)
         for member in members
     ]
     records = [unsubmitted(request, chain[0]) for chain in chains]
-    out, stem = Path(sweep.out), safe_name(sweep.stem)
-    folder = out.with_name(f"{safe_name(out.name)}.job")
+    folder, stem = job_folder(sweep.out), safe_name(Path(sweep.path).stem)
     worker = chains[0][0].payload.embedded
     # Builds of the worker differ in name: a later array leaves the worker of a queued one alone.
     worker_file = folder / f"{worker.digest[:16]}-{worker.name}"

@@ -21,13 +21,17 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
+
 from merge_worker.errors import UsageError as RecipeError
 from merge_worker.messages import nearest, printable
+from merge_worker.recipe import parse
+from merge_worker.recipe.yaml_document import read_documents
 
 from ..errors import UsageError, refuse
 from ..job.source import Merge, absolute, decoded, safe_name
@@ -61,10 +65,6 @@ class Sweep:
     members: tuple[Member, ...]
     warnings: tuple[str, ...]
 
-    @property
-    def stem(self) -> str:
-        return Path(self.path).stem
-
 
 def read_sweep(path: str, out: str | None, folder: str) -> Sweep:
     """Read a sweep file. Raises UsageError with every fault of the file, and of all members."""
@@ -82,13 +82,14 @@ def read_sweep(path: str, out: str | None, folder: str) -> Sweep:
     for row, labeled, name in zip(rows, values, names, strict=True):
         try:
             text = _recipe_text(base, row)
-            merge = _read_merge(text, f"{path}: {name}", str(Path(target) / name), folder)
+            recipe = parse(text, f"{path}: {name}")
         except (RecipeError, PlaceError) as error:
             faults += [(name, entry) for entry in error_entries(error)]
             continue
-        for line in merge.recipe.warnings:
+        for line in recipe.warnings:
             ignored = any(place.begins(_without_place(line, name)) for place in row)
             (faults if ignored else warnings).append((name, line))
+        merge = Merge(text.encode(), recipe, str(Path(target) / name), folder)
         members.append(Member(name, labeled, merge))
     refuse(group_lines(path, len(rows), faults))
     refuse(list(_duplicates(members, path)))
@@ -123,8 +124,6 @@ def _without_place(line: str, name: str) -> str:
 
 
 def _read_table(path: str) -> dict[str, Any]:
-    from merge_worker.recipe.yaml_document import read_documents
-
     try:
         text = decoded(Path(path).expanduser().read_bytes(), path)
     except OSError as error:
@@ -133,33 +132,27 @@ def _read_table(path: str) -> dict[str, Any]:
     table = documents[0].value if len(documents) == 1 else None
     if not isinstance(table, dict) or "recipe" not in table:
         raise UsageError(f"{path}: a sweep is a mapping with 'recipe' and 'grid' or 'list'")
-    faults = [
-        f"{path}: unknown key '{printable(str(key))}'{nearest(str(key), KEYS)}"
-        for key in table
-        if key not in KEYS
-    ]
-    faults += [f"{documents[0].place(key)} is given twice" for key in documents[0].duplicates]
-    for key in ("out", "name"):
-        if not isinstance(table.get(key, ""), str):
-            faults.append(f"{path}: '{key}' must be text")
-    refuse(faults)
+    unknown = [str(key) for key in table if key not in KEYS]
+    not_text = [key for key in ("out", "name") if not isinstance(table.get(key, ""), str)]
+    refuse(
+        [f"{path}: unknown key '{printable(key)}'{nearest(key, KEYS)}" for key in unknown]
+        + [f"{documents[0].place(key)} is given twice" for key in documents[0].duplicates]
+        + [f"{path}: '{key}' must be text" for key in not_text]
+    )
     return table
 
 
 def _base_recipe(given: Any, path: str, folder: str) -> Any:
     """Return the base recipe as plain values."""
-    from merge_worker.recipe.yaml_document import read_documents
-
     if isinstance(given, dict):
         return given
     if not isinstance(given, str):
         raise UsageError(f"{path}: 'recipe' must be the path of a recipe, or the recipe itself")
     try:
-        documents = read_documents(
-            decoded(Path(absolute(given, folder)).read_bytes(), given), given
-        )
+        text = decoded(Path(absolute(given, folder)).read_bytes(), given)
     except OSError as error:
         raise UsageError(f"{path}: recipe {given}: {error.strerror}") from None
+    documents = read_documents(text, given)
     if len(documents) != 1 or not isinstance(documents[0].value, dict):
         raise UsageError(f"{given}: the base of a sweep must be one document with one mapping")
     return documents[0].value
@@ -171,16 +164,15 @@ def _rows(table: Mapping[str, Any], path: str) -> Iterator[dict[Place, Any]]:
     faults = []
     if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
         faults.append(f"{path}: 'grid' must have a list of values for each path")
-    if not isinstance(sets, list) or not all(isinstance(each, dict) for each in sets):
+    if not isinstance(sets, list) or not all(isinstance(entry, dict) for entry in sets):
         faults.append(f"{path}: 'list' must be a list of mappings from path to value")
     if not grid and sets == [{}]:
         faults.append(f"{path}: nothing varies; give 'grid' or 'list'")
     refuse(faults)
     count = len(sets) * math.prod(len(values) for values in grid.values())
     if count > MOST_MEMBERS:
-        raise UsageError(
-            f"{path}: {count} members, more than {MOST_MEMBERS}; make the grid smaller"
-        )
+        limit = f"more than {MOST_MEMBERS}; make the grid smaller"
+        raise UsageError(f"{path}: {count} members, {limit}")
     axes = [(Place.read(str(key), path), values) for key, values in grid.items()]
     for entry in sets:
         row = {Place.read(str(key), path): value for key, value in entry.items()}
@@ -192,10 +184,6 @@ def _rows(table: Mapping[str, Any], path: str) -> Iterator[dict[Place, Any]]:
 
 def _recipe_text(base: Any, row: Mapping[Place, Any]) -> str:
     """Return a recipe as YAML if that reads back unchanged, else as JSON, which always does."""
-    import yaml
-
-    from merge_worker.recipe.yaml_document import read_documents
-
     recipe = copy.deepcopy(base)
     for place, value in row.items():
         put(recipe, place, copy.deepcopy(value))
@@ -204,17 +192,10 @@ def _recipe_text(base: Any, row: Mapping[Place, Any]) -> str:
     return text if unchanged else json.dumps(recipe, indent=1, default=str) + "\n"
 
 
-def _read_merge(text: str, where: str, out: str, folder: str) -> Merge:
-    from merge_worker.recipe import parse
-
-    return Merge(text.encode(), parse(text, where), out, folder)
-
-
 def _duplicates(members: Sequence[Member], path: str) -> Iterator[str]:
     first: dict[bytes, str] = {}
     for member in members:
-        if member.merge.text in first:
-            other = first[member.merge.text]
+        if other := first.get(member.merge.text):
             yield f"{path}: {member.name} is the same recipe as {other}; drop one of them"
         first.setdefault(member.merge.text, member.name)
 
@@ -249,30 +230,23 @@ class Place:
         )
 
 
-def put(recipe: Any, place: Place, value: Any) -> None:
+def put(node: Any, place: Place, value: Any) -> None:
     """Set a value in a recipe of plain values; missing mappings on the way are created."""
-    _put(recipe, place.parts, value, place.text)
-
-
-def _put(node: Any, parts: tuple[str, ...], value: Any, text: str) -> None:
-    part, rest = parts[0], parts[1:]
+    part, *rest = place.parts
+    keys: Iterable[Any] = [part]
     if isinstance(node, list):
-        for position in _positions(node, part, text):
-            if rest:
-                _put(node[position], rest, value, text)
-            else:
-                node[position] = value
-    elif isinstance(node, dict):
-        if not rest:
-            node[part] = value
-            return
-        if node.get(part) is None:
-            if rest[0].isdecimal() or rest[0] == EVERY:
-                raise PlaceError(f"{text}: the base recipe has no list '{part}'")
-            node[part] = {}
-        _put(node[part], rest, value, text)
-    else:
-        raise PlaceError(f"{text}: '{part}' would be within {printable(repr(node))[:40]}")
+        keys = _positions(node, part, place.text)
+    elif not isinstance(node, dict):
+        raise PlaceError(f"{place.text}: '{part}' would be within {printable(repr(node))[:40]}")
+    elif rest and node.get(part) is None:
+        if rest[0].isdecimal() or rest[0] == EVERY:
+            raise PlaceError(f"{place.text}: the base recipe has no list '{part}'")
+        node[part] = {}
+    for key in keys:
+        if rest:
+            put(node[key], Place(place.text, tuple(rest)), value)
+        else:
+            node[key] = value
 
 
 def _positions(node: list[Any], part: str, text: str) -> range:
@@ -325,11 +299,8 @@ def member_name(pattern: str | None, values: Mapping[str, Any], where: str) -> s
 
 def _filled(label: str, values: Mapping[str, Any], where: str) -> str:
     if label not in values:
-        known = ", ".join(f"{{{each}}}" for each in values)
-        raise UsageError(
-            f"{where}: name: unknown placeholder '{{{printable(label)}}}'"
-            f"{nearest(label, values)}; known are {known}"
-        )
+        hint = f"{nearest(label, values)}; known are {', '.join(f'{{{key}}}' for key in values)}"
+        raise UsageError(f"{where}: name: unknown placeholder '{{{printable(label)}}}'{hint}")
     return name_of_value(values[label])
 
 
@@ -340,7 +311,7 @@ def name_of_value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, list) and all(isinstance(v, str | int | float) for v in value):
-        return "-".join(name_of_value(each) for each in value)
+        return "-".join(map(name_of_value, value))
     if isinstance(value, int | float):
         # Names separate values by '-', which would hide a minus.
         return str(value).replace("-", "m")

@@ -53,7 +53,7 @@ def submit_each(request: Request, members: Sequence[Member]) -> Iterator[Submitt
     failures: list[MemberFailed] = []
     for member in members:
         try:
-            yield member, _start(request, request.jobs_of(member.merge))
+            yield member, _start(request, request.jobs(member.merge))
         except MemberFailed as error:
             failures.append(error)
     if failures:
@@ -62,13 +62,13 @@ def submit_each(request: Request, members: Sequence[Member]) -> Iterator[Submitt
 
 def submit_one_pass(request: Request, members: Sequence[Member]) -> Iterator[SubmittedMember]:
     """Submit one job that reads the inputs once; `--then` of each member is a job of its own."""
-    merge, *_ = request.jobs_of(*(member.merge for member in members))
+    merge, *_ = request.jobs(*(member.merge for member in members))
     outs = tuple(member.merge.out for member in members[1:])
     started = _start(request, (merge,))
     started = [dataclasses.replace(record, also=outs) for record in started]
     failures: list[LauncherError] = []
     for member in members:
-        later = request.jobs_of(member.merge)[1:] if started else ()
+        later = request.jobs(member.merge)[1:] if started else ()
         yield member, [*started, *submit_after(request, started, later, failures)]
     if failures:
         raise failures[0]

@@ -15,9 +15,10 @@ from merge_worker.messages import counted, first_names, nearest, printable
 from .. import backends
 from ..backends.base import Service
 from ..errors import LauncherError, UsageError
+from ..job.source import job_folder
 from ..tracking import logs
 from .definition import Member, Sweep, labels
-from .state import MemberState, job_folder
+from .state import MemberState
 
 MOST_COLUMNS = 6
 """Columns of results that are shown without --column."""
@@ -38,20 +39,18 @@ def rows(sweep: Sweep, states: Mapping[str, MemberState]) -> tuple[list[Row], li
     table = []
     for member in sweep.members:
         state = states[member.name]
+        job_id = state.merge.job_id if state.merge else None
         row: Row = {"member": member.name}
-        row |= {label: member.values.get(label) for label in sweep.labels}
-        row["state"] = state.text
+        row |= {label: member.values.get(label) for label in sweep.labels} | {"state": state.text}
         row |= {name_of[path]: results[member.name].get(path) for path in paths}
-        row |= {"job": state.merge.job_id if state.merge else None, "out": member.merge.out}
-        table.append(row)
+        table.append(row | {"job": job_id, "out": member.merge.out})
     return table, list(name_of.values())
 
 
 def printed_values(member: Member, state: MemberState) -> dict[tuple[str, ...], Any]:
     """Return the last JSON object that `--then` printed, by path; else its last line."""
     text, is_of_then = _log_text(member, state)
-    objects = [each for each in _objects(text) if EVENT not in each]
-    if objects:
+    if objects := [values for values in _objects(text) if EVENT not in values]:
         return dict(_flat(objects[-1], ()))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return {("result",): _number(lines[-1])} if is_of_then and lines else {}
@@ -68,9 +67,9 @@ def _log_text(member: Member, state: MemberState) -> tuple[str, bool]:
                 return "", False
     if state.then is not None:
         return _read(Path(state.then.log)), True
+    folder = job_folder(member.merge.out)
     for pattern, is_of_then in ((f"*{THEN}", True), ("*.log", False)):
-        files = sorted(job_folder(member).glob(pattern), key=lambda path: path.stat().st_mtime)
-        if files:
+        if files := sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime):
             return _read(files[-1]), is_of_then
     return "", False
 
@@ -122,14 +121,12 @@ def in_order(table: list[Row], column: str | None, descending: bool) -> list[Row
         return table
     names = list(dict.fromkeys(name for row in table for name in row))
     if column not in names:
-        raise UsageError(
-            f"--sort {printable(column)}: no such column{nearest(column, names)}: "
-            f"{first_names(names, 20)}"
-        )
+        hint = f"{nearest(column, names)}: {first_names(names, 20)}"
+        raise UsageError(f"--sort {printable(column)}: no such column{hint}")
     numbers = [row for row in table if _is_number(row.get(column))]
     rest = [row for row in table if not _is_number(row.get(column))]
     # NaN differs from itself.
-    missing = [row for row in rest if row.get(column) is None or row.get(column) != row.get(column)]
+    missing = [row for row in rest if row.get(column) is None or row[column] != row[column]]
     texts = [row for row in rest if row not in missing]
     return [
         *sorted(numbers, key=lambda row: row[column], reverse=descending),
@@ -159,15 +156,10 @@ def columns(
     return ["member", *sweep.labels, "state", *shown, "job"], note
 
 
-def for_people(row: Row) -> dict[str, object]:
+def for_people(row: Row) -> Row:
     """Return a row with short numbers, and '-' for missing values."""
-    return {name: _cell(value) for name, value in row.items()}
-
-
-def _cell(value: Any) -> object:
-    if value is None:
-        return "-"
-    return f"{value:.6g}" if isinstance(value, float) else value
+    shown = {name: "-" if value is None else value for name, value in row.items()}
+    return {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in shown.items()}
 
 
 def write_csv(table: Sequence[Row], target: TextIO) -> None:

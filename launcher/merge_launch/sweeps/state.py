@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from merge_worker.output.files import MANIFEST, RECIPE
 
 from ..backends.base import JobState, Status
 from ..errors import in_one_line
-from ..job.source import safe_name
+from ..job.source import job_folder
 from ..tracking import records
 from ..tracking import status as job_status
 from ..tracking.records import Record
@@ -41,11 +41,6 @@ class MemberState:
     @property
     def is_active(self) -> bool:
         return self.state in (JobState.QUEUED, JobState.RUNNING)
-
-
-def job_folder(member: Member) -> Path:
-    out = Path(member.merge.out)
-    return out.with_name(f"{safe_name(out.name)}.job")
 
 
 def is_merged(member: Member) -> bool:
@@ -82,14 +77,11 @@ def _jobs(sweep: Sweep) -> list[tuple[Record | None, Record | None]]:
             by_out.setdefault(out, []).append(record)
     pairs = []
     for member in sweep.members:
-        own = by_out.get(member.merge.out) or records.copies_in(job_folder(member))
+        own = by_out.get(member.merge.out) or records.copies_in(job_folder(member.merge.out))
         merge = next((record for record in own if not record.after), None)
-        pairs.append((merge, merge and _waiting_for(merge, own)))
+        key = merge and (merge.backend, merge.job_id)
+        pairs.append((merge, next((job for job in own if (job.backend, job.after) == key), None)))
     return pairs
-
-
-def _waiting_for(merge: Record, own: Sequence[Record]) -> Record | None:
-    return next((e for e in own if (e.backend, e.after) == (merge.backend, merge.job_id)), None)
 
 
 def _state(

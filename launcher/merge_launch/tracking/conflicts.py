@@ -23,17 +23,11 @@ def warning(fresh: Sequence[Record]) -> str | None:
     except OSError:
         return None
     ids = {record.job_id for record in fresh}
-    unfinished = [
-        record
-        for record in recorded
-        if _same_out(record, fresh[0]) and record.job_id not in ids and not _has_ended(record)
-    ]
+    rivals = [job for job in recorded if _same_out(job, fresh[0]) and job.job_id not in ids]
+    unfinished = [job for job in rivals if not _has_ended(job)]
     statuses, failures = status.query(unfinished, timeout_s=PATIENCE_S)
-    busy = [
-        record
-        for record in unfinished
-        if statuses[status.key(record)].state in (JobState.QUEUED, JobState.RUNNING)
-    ]
+    active = (JobState.QUEUED, JobState.RUNNING)
+    busy = [job for job in unfinished if statuses[status.key(job)].state in active]
     if not busy:
         return None
     job = busy[0].job_id

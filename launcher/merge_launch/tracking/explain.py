@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from ..backends.base import JobState, Status
@@ -62,13 +63,12 @@ def explain(
 
 def telling_lines(log: Iterable[str]) -> list[str]:
     """Return the last lines that report an error, or else the last two lines."""
-    all_lines: list[str] = []
-    noted: list[str] = []
+    last: deque[str] = deque(maxlen=2)
+    noted: deque[str] = deque(maxlen=LINES)
     for line in log:
         shown = clean(line, color=False).rstrip()
-        if not shown.strip() or PROGRESS.search(shown):
-            continue
-        all_lines = [*all_lines[1 - LINES :], shown]
-        if NOTED.search(shown):
-            noted = [*noted[1 - LINES :], shown]
-    return noted or all_lines[-2:]
+        if shown.strip() and not PROGRESS.search(shown):
+            last.append(shown)
+            if NOTED.search(shown):
+                noted.append(shown)
+    return list(noted or last)

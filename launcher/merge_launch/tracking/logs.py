@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from ..backends.base import Status
+from ..table import wants_color
 from .records import Record
 
 POLL_S = 1.0
@@ -19,11 +22,6 @@ ASK_EVERY_S = 60.0
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
 PROGRESS = re.compile(r": \d+(\.\d+)? % \(|^\{\"event\": \"progress\"|\d+%\|")
 """Matches progress lines of the worker, of its JSON output and of tqdm."""
-
-
-def wants_color(target: TextIO) -> bool:
-    """Return whether a stream takes colors."""
-    return target.isatty() and not os.environ.get("NO_COLOR")
 
 
 def clean(line: str, color: bool) -> str:
@@ -36,18 +34,12 @@ def clean(line: str, color: bool) -> str:
 
 def fold_progress(lines: Iterable[str], color: bool = False) -> Iterator[str]:
     """Yield lines, keeping only the last of consecutive progress lines."""
-    progress: str | None = None
-    for line in lines:
-        shown = clean(line, color)
-        if PROGRESS.search(shown):
-            progress = shown
-            continue
-        if progress is not None:
-            yield progress
-            progress = None
-        yield shown
-    if progress is not None:
-        yield progress
+    shown = (clean(line, color) for line in lines)
+    for is_progress, run in itertools.groupby(shown, lambda line: bool(PROGRESS.search(line))):
+        if is_progress:
+            yield from deque(run, maxlen=1)
+        else:
+            yield from run
 
 
 def files(record: Record) -> list[Path]:
@@ -69,15 +61,6 @@ def is_of_earlier_job(record: Record) -> bool:
     """Return whether the log was written only by an earlier job for the same OUT."""
     last = max((path.stat().st_mtime for path in files(record)), default=0.0)
     return record.exit_code() is None and last < record.submitted_s
-
-
-def show(record: Record, target: TextIO) -> bool:
-    """Print the log; return False if it is empty."""
-    if not files(record):
-        return False
-    for line in fold_progress(lines(record), wants_color(target)):
-        print(line, file=target)
-    return True
 
 
 def size(record: Record) -> int:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import platformdirs
+
 from merge_worker.messages import first_names, nearest, printable
+from merge_worker.output.files import write_file
 
 from ..backends.base import JobState, Status
 from ..errors import UsageError
@@ -64,14 +66,8 @@ class Record:
         return dataclasses.replace(self, state=status.state.name, detail=status.detail)
 
 
-def this_host() -> str:
-    return socket.gethostname()
-
-
 def folder() -> Path:
     """Return the folder of all records."""
-    import platformdirs
-
     return Path(platformdirs.user_state_dir("merge-launch")) / "jobs"
 
 
@@ -83,22 +79,16 @@ def path_of(record: Record, suffix: str = ".json") -> Path:
 def save(record: Record) -> None:
     """Write a record to the state folder. Raises OSError if it cannot be written."""
     folder().mkdir(parents=True, exist_ok=True)
-    _write(path_of(record), text_of(record))
+    write_file(path_of(record), _text(record))
 
 
 def save_copy(record: Record) -> None:
     """Write a copy to OUT.job/, if there is one, so that other machines find the job by OUT."""
     if Path(record.log).parent.is_dir() and Path(record.log).is_absolute():
-        _write(record.exit_file.with_suffix(".json"), text_of(record))
+        write_file(record.exit_file.with_suffix(".json"), _text(record))
 
 
-def _write(path: Path, text: str) -> None:
-    from merge_worker.output.files import write_file
-
-    write_file(path, text)
-
-
-def text_of(record: Record) -> str:
+def _text(record: Record) -> str:
     return json.dumps(dataclasses.asdict(record), indent=1) + "\n"
 
 
@@ -124,7 +114,7 @@ def _record(values: Any) -> Record:
     # Keys of later versions are ignored.
     known = {field.name for field in dataclasses.fields(Record)}
     record = Record(**{key: value for key, value in values.items() if key in known})
-    return replace(record, also=tuple(record.also))  # JSON has lists only
+    return dataclasses.replace(record, also=tuple(record.also))  # JSON has lists only
 
 
 def find(word: str) -> Record:
@@ -133,24 +123,18 @@ def find(word: str) -> Record:
     Raises UsageError if there is none.
     """
     recorded, faults = load()
-    out = str(Path.cwd() / Path(word).expanduser())
-    for matches in (
-        [job for job in recorded if job.job_id == word],
-        [job for job in recorded if job.name == word or job.out.rstrip("/") == out.rstrip("/")],
-    ):
-        if matches:
-            return _merge_first(matches)
+    out = str(Path.cwd() / Path(word).expanduser()).rstrip("/")
+    same_id = [job for job in recorded if job.job_id == word]
+    if matches := same_id or [j for j in recorded if j.name == word or j.out.rstrip("/") == out]:
+        return _merge_first(matches)
     candidates = [job for job in recorded if job.job_id.startswith(word)] if word else []
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
         some = first_names((job.job_id for job in candidates), 4)
-        raise UsageError(
-            f"{printable(word)}: {len(candidates)} jobs begin with this ({some}); "
-            f"give more of the id"
-        )
-    copies = copies_in(Path(f"{out.rstrip('/')}.job"))
-    if copies:
+        count = f"{len(candidates)} jobs begin with this"
+        raise UsageError(f"{printable(word)}: {count} ({some}); give more of the id")
+    if copies := copies_in(Path(f"{out}.job")):
         return _merge_first(copies)
     known = [name for job in recorded for name in (job.job_id, job.name) if name]
     more = f"\n  {faults[0]}" if faults else ""
@@ -172,6 +156,5 @@ def _merge_first(matches: list[Record]) -> Record:
 
 def waiting_for(record: Record) -> list[Record]:
     """Return the jobs that start after this one."""
-    recorded, _ = load()
-    same_backend = [job for job in recorded if job.backend == record.backend]
-    return [job for job in same_backend if job.after == record.job_id]
+    key = record.backend, record.job_id
+    return [job for job in load()[0] if (job.backend, job.after) == key]

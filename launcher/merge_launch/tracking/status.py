@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import socket
+from collections.abc import Sequence
+from typing import Any
 
 from .. import backends
 from ..backends.base import JobState, LocalBackend, Scheduler, Service, Status, state_of_exit
@@ -76,13 +77,11 @@ def status_from_exit_code(record: Record) -> Status | None:
 def final_status(record: Record, reported: Status | None) -> Status:
     """Combine report and exit code; the exit code is more exact, except after a cancellation."""
     by_code = status_from_exit_code(record)
-    if reported is not None and (by_code is None or not reported.state.has_ended):
-        return reported
-    if reported is not None and reported.state is JobState.CANCELLED:
-        return reported
-    if by_code is not None:
-        reasons = () if reported is None else reported.reasons
-        return dataclasses.replace(by_code, reasons=reasons)
+    if by_code is not None and reported is not None:
+        is_final = reported.state.has_ended and reported.state is not JobState.CANCELLED
+        return dataclasses.replace(by_code, reasons=reported.reasons) if is_final else reported
+    if known := reported or by_code:
+        return known
     if is_settled(record):
         return record.last_status
     backend = backends.get(record.backend)
@@ -105,7 +104,7 @@ def _query_backend(
     if isinstance(backend, LocalBackend):
         # Processes of other machines are not visible here.
         for record in group:
-            if record.host not in ("", records.this_host()) and record.exit_code() is None:
+            if record.host not in ("", socket.gethostname()) and record.exit_code() is None:
                 detail = f"started on {record.host}; query it there"
                 remote[record.job_id] = Status(JobState.UNKNOWN, detail)
     local = [job_id for job_id in ids if job_id not in remote]
@@ -124,61 +123,47 @@ def _from_sources(
         # A scheduler that did not answer would not answer the next call either.
         if not missing or (isinstance(failure, ClusterError) and failure.unanswered):
             break
-        question = Question(missing, dialect, timeout_s)
-        reported, failed = _from_source(backend, source, formats, question)
+        reported, failed = _from_source(backend, source, formats, missing, dialect, timeout_s)
         failure = failure or failed
         statuses |= {job_id: reported[job_id] for job_id in missing if job_id in reported}
     return statuses, failure if len(statuses) < len(ids) else None
 
 
-class Question(NamedTuple):
-    """The jobs of one call, with their dialect and a time limit."""
-
-    ids: Sequence[str]
-    dialect: str
-    timeout_s: float
-
-
 def _from_source(
-    backend: Scheduler[Any], source: str, formats: list[str], question: Question
+    backend: Scheduler[Any],
+    source: str,
+    formats: list[str],
+    ids: Sequence[str],
+    dialect: str,
+    timeout_s: float,
 ) -> tuple[dict[str, Status], LauncherError | None]:
     """Query one source; unusable formats are removed from the list, also for later sources."""
-    words = f"{source} {formats[0]}".strip()
-    argv = backend.status_argv(words, question.ids, question.dialect)
+    argv = backend.status_argv(f"{source} {formats[0]}".strip(), ids, dialect)
     if argv is None:
         return {}, None
-    text, failure = _reply(argv, question.timeout_s)
-    error = "" if failure is None else str(failure)
-    supported = not re.search(backend.unsupported_format_pattern, error)
+    failure: LauncherError | None = None
+    try:
+        text = answer(argv, timeout_s)
+    except ClusterError as error:
+        # Known jobs are printed even if the exit status is that of an unknown one.
+        text = error.output if isinstance(error, CommandFailed) else ""
+        failure = error
+    message = "" if failure is None else str(failure)
+    supported = not re.search(backend.unsupported_format_pattern, message)
     statuses = backend.parse_status(source, text) if supported else None
     if statuses is None and len(formats) > 1:
         del formats[0]
-        return _from_source(backend, source, formats, question)
-    if re.search(backend.unknown_job_pattern, error):
-        failure = None
-    return statuses or {}, failure
+        return _from_source(backend, source, formats, ids, dialect, timeout_s)
+    known_failure = re.search(backend.unknown_job_pattern, message)
+    return statuses or {}, None if known_failure else failure
 
 
-def _reply(argv: Sequence[str], timeout_s: float) -> tuple[str, LauncherError | None]:
-    # Known jobs are printed even if the exit status is that of an unknown one.
+def query_patiently(record: Record) -> Status:
+    """Query one job that is followed; UNKNOWN if the server cannot be reached."""
     try:
-        return answer(argv, timeout_s), None
-    except CommandFailed as error:
-        return error.output, error
-    except ClusterError as error:
-        return "", error
-
-
-def patient_query() -> Callable[[Record], Status]:
-    """Return a query for following a job, which reports an unreachable server as UNKNOWN."""
-
-    def ask(record: Record) -> Status:
-        try:
-            return query_one(record)
-        except LauncherError as error:
-            return Status(JobState.UNKNOWN, in_one_line(error))
-
-    return ask
+        return query_one(record)
+    except LauncherError as error:
+        return Status(JobState.UNKNOWN, in_one_line(error))
 
 
 def query_reasons(record: Record) -> tuple[str, ...]:

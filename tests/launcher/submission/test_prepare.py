@@ -8,54 +8,57 @@ import pytest
 
 from merge_launch import backends
 from merge_launch.errors import UsageError
-from merge_launch.submission.prepare import Request
+from merge_launch.job.source import Merge
+from merge_launch.submission.prepare import Request, read_request
 from merge_worker.errors import InputError
 
 
-def request_of(backend: str, *words: object, **given: Any) -> Request:
-    return Request.from_words(backends.get(backend), [str(word) for word in words], given)
+def request_of(backend: str, *words: object, **given: Any) -> tuple[Request, Merge]:
+    return read_request(backends.get(backend), [str(word) for word in words], given)
+
+
+def check(backend: str, *words: object, **given: Any) -> list[str]:
+    request, merge = request_of(backend, *words, **given)
+    return request.check(merge)
 
 
 def test_words_and_flags(models, work: Path) -> None:
-    request = request_of("slurm", "out", *models, then="ls", dtype="float16", mem="7G")
-    assert [merge.out for merge in request.merges] == [str(work / "out")]
+    request, merge = request_of("slurm", "out", *models, then="ls", dtype="float16", mem="7G")
+    assert merge.out == str(work / "out")
     assert (request.options.then, request.worker.dtype, request.resources.mem) == (
         *("ls", "float16", "7G"),
     )
-    assert request.check() == []
+    assert request.check(merge) == []
 
 
 @pytest.mark.parametrize(("backend", "count"), [("slurm", 2), ("local", 1)])
 def test_what_follows_is_a_job_of_its_own_where_jobs_can_wait(
     models, backend: str, count: int
 ) -> None:
-    request = request_of(backend, "out", *models, then="ls")
-    ((first, *later),) = request.jobs()
+    request, merge = request_of(backend, "out", *models, then="ls")
+    first, *later = request.jobs(merge)
     assert len([first, *later]) == count
     assert (first.then is None) == (count == 2)
     assert request.runs_in_foreground == (backend == "local")
-    assert not request_of("local", "out", *models, detach=True).runs_in_foreground
+    assert not request_of("local", "out", *models, detach=True)[0].runs_in_foreground
 
 
 def test_several_merges_in_one_pass(models) -> None:
-    request = request_of("slurm", "out", *models, then="ls")
-    other = dataclasses.replace(request.merges[0], out="/elsewhere/other")
-    request = dataclasses.replace(request, merges=(*request.merges, other))
-    assert [jobs[0].merge for jobs in request.jobs()] == list(request.merges)
-    merge, _ = request.jobs_of(*request.merges)
-    assert [name for name, _ in merge.recipes()] == ["recipe.yml", "recipe-2.yml"]
-    assert "/elsewhere/other" in request.render(merge)
+    request, merge = request_of("slurm", "out", *models, then="ls")
+    job, _ = request.jobs(merge, dataclasses.replace(merge, out="/elsewhere/other"))
+    assert [name for name, _ in job.recipes()] == ["recipe.yml", "recipe-2.yml"]
+    assert "/elsewhere/other" in request.render(job)
 
 
 def test_faults_of_job_and_plan_together(models) -> None:
     weights = models[1] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        request_of("slurm", "out", *models).check()
+        check("slurm", "out", *models)
     with pytest.raises(UsageError, match=r"(?s)--array=1.*model\.safetensors"):
-        request_of("slurm", "out", *models, directive=["--array=1"]).check()
+        check("slurm", "out", *models, directive=["--array=1"])
 
 
 def test_mergekit_reads_the_models_itself(models) -> None:
     (models[1] / "model.safetensors").write_bytes(b"")
-    assert request_of("slurm", "out", *models, engine="mergekit").check() == []
+    assert check("slurm", "out", *models, engine="mergekit") == []

@@ -1,4 +1,4 @@
-"""A second job for one OUT: told in a line, late, and never at the cost of the submission."""
+"""A second job for one OUT: a warning, late, and never at the cost of the submission."""
 
 import json
 import os
@@ -16,7 +16,7 @@ ASKED = {"pbs": "qstat", "slurm": "squeue"}
 
 @pytest.fixture
 def twice(launch, fakes, models):
-    """Submits for one OUT what is there already; what is told, and the calls of it."""
+    """Submit a job for an OUT that is taken; return the warning, and the calls made for it."""
 
     def submit(backend: str, out: str = "out", *words: object) -> tuple[str, list[str]]:
         before = len(fakes.calls())
@@ -34,10 +34,10 @@ def test_the_first_still_waits(backend: str, twice) -> None:
     assert twice(backend) == ("", [submits])
     first = IDS[backend][0]
     # Another recipe is another merge of the same folder, which is worse.
-    told, calls = twice(backend, "out/", "--weights", "2,1,1")
-    assert told == (
-        f"merge-launch: warning: {first} is queued for the same OUT, and only one of them can write "
-        f"it: merge-launch status {first}, merge-launch cancel {first}\n"
+    warning, calls = twice(backend, "out/", "--weights", "2,1,1")
+    assert warning == (
+        f"merge-launch: warning: {first} is queued for the same OUT, and only one of them can "
+        f"write it: merge-launch status {first}, merge-launch cancel {first}\n"
     )
     assert calls == [submits, ASKED[backend]]
 
@@ -45,8 +45,8 @@ def test_the_first_still_waits(backend: str, twice) -> None:
 def test_of_several_the_newest_is_named(twice) -> None:
     twice("pbs")
     twice("pbs")
-    told, calls = twice("pbs")
-    assert "13.pbs-server (and 1 more) is queued" in told
+    warning, calls = twice("pbs")
+    assert "13.pbs-server (and 1 more) is queued" in warning
     assert calls == ["qsub", "qstat"]
 
 
@@ -58,16 +58,16 @@ def test_another_out_or_backend_is_none(twice) -> None:
 
 def test_what_waits_for_the_first_is_not_counted(twice) -> None:
     twice("pbs", "out", "--then", "true")
-    told, _ = twice("pbs", "out", "--then", "true")
-    assert "12.pbs-server is queued" in told
+    warning, _ = twice("pbs", "out", "--then", "true")
+    assert "12.pbs-server is queued" in warning
 
 
 @both
 def test_the_code_beside_out_needs_no_question(backend: str, twice, work: Path) -> None:
     twice(backend)
     (work / "out.job" / f"{IDS[backend][0]}.exit").write_text("4\n")
-    told, calls = twice(backend)
-    assert (told, len(calls)) == ("", 1)
+    warning, calls = twice(backend)
+    assert (warning, len(calls)) == ("", 1)
 
 
 def test_what_was_seen_to_end_needs_none(twice, launch, fakes) -> None:
@@ -158,6 +158,6 @@ def test_why_does_not_quote_the_first(twice, launch, fakes, python) -> None:
     assert "m2 is truncated" in launch("why", "12.pbs-server").out
     twice("pbs")
     launch("cancel", "13.pbs-server")
-    said = launch("why", "13.pbs-server").out
-    assert "The job never ran" in said and "m2 is truncated" not in said
+    reasons = launch("why", "13.pbs-server").out
+    assert "The job never ran" in reasons and "m2 is truncated" not in reasons
     assert "m2 is truncated" in launch("why", "12.pbs-server").out

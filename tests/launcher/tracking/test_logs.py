@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from merge_launch.backends.base import JobState, Status
+from merge_launch.table import wants_color
 from merge_launch.tracking import explain, logs
 from merge_launch.tracking.logs import Screen
 from merge_launch.tracking.records import Record
@@ -46,12 +47,12 @@ def test_lines_as_a_terminal_leaves_them(line: str, shown: str) -> None:
     assert logs.clean(line, color=False) == shown
 
 
-def test_colours_are_for_terminals_that_want_them(monkeypatch) -> None:
+def test_colors_are_for_terminals_that_want_them(monkeypatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert logs.wants_color(Terminal()) and not logs.wants_color(io.StringIO())
+    assert wants_color(Terminal()) and not wants_color(io.StringIO())
     assert logs.clean("\x1b[31mred\x1b[0m\x1b[K", color=True) == "\x1b[31mred\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not logs.wants_color(Terminal())
+    assert not wants_color(Terminal())
 
 
 def test_a_terminal_keeps_progress_on_one_line() -> None:
@@ -66,9 +67,8 @@ def test_a_terminal_keeps_progress_on_one_line() -> None:
 def test_what_the_scheduler_adds_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "out.log").write_text("merged\n")
     (tmp_path / "out.end").write_text("=>> PBS: job killed: walltime 60 exceeded limit 50\n")
-    target = io.StringIO()
-    assert logs.show(record(tmp_path), target)
-    assert target.getvalue() == "merged\n=>> PBS: job killed: walltime 60 exceeded limit 50\n"
+    lines = ["merged\n", "=>> PBS: job killed: walltime 60 exceeded limit 50\n"]
+    assert list(logs.lines(record(tmp_path))) == lines
 
 
 def test_a_log_that_begins_anew_is_read_anew(tmp_path: Path) -> None:
@@ -92,6 +92,6 @@ def test_the_lines_that_name_a_fault() -> None:
 
 @pytest.mark.parametrize("state", JobState)
 def test_every_state_is_explained(state: JobState) -> None:
-    found = explain.explain("5", Status(state, "its words"), None, [], [])
-    assert found[0] in explain.STATES.values()
-    assert "its words" in found
+    sentences = explain.explain("5", Status(state, "its words"), None, [], [])
+    assert sentences[0] in explain.STATES.values()
+    assert "its words" in sentences

@@ -74,7 +74,7 @@ def test_a_beginning_of_many_ids(launch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("words", "completions"),
     [
         ("merge-launch logs so", ["soup"]),
         ("merge-launch logs 3", ["34.server"]),
@@ -83,7 +83,7 @@ def test_a_beginning_of_many_ids(launch) -> None:
         ("merge-launch slurm --engine mergekit", ["mergekit"]),
     ],
 )
-def test_the_shell_completes(words: str, found: list[str]) -> None:
+def test_the_shell_completes(words: str, completions: list[str]) -> None:
     records.save(Record("34.server", "pbs", "", "/out", "/log", name="soup"))
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     code = "import sys; sys.argv[0] = 'merge-launch'; from merge_launch import cli; cli.main()"
@@ -94,7 +94,7 @@ def test_the_shell_completes(words: str, found: list[str]) -> None:
         **asked,
     }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.stdout.split() == found, done.stderr
+    assert done.stdout.split() == completions, done.stderr
 
 
 def test_an_interrupt_leaves_the_job_alone(launch, fakes, models, monkeypatch) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from merge_launch import backends
 from merge_launch.errors import UsageError
-from merge_launch.profiles import file
-from merge_launch.profiles import layers as profile_layers
+from merge_launch.profiles import file, precedence
+from merge_launch.profiles.file import ProfileFile
 from merge_launch.settings.groups import JobOptions, WorkerOptions
 
 PBS = backends.get("pbs").resources
@@ -35,12 +35,12 @@ directive = ["-l storage=gdata/ab12"]
 def settings(tmp_path: Path, flags=None, variables=None, name=None, text: str = FILE):
     path = tmp_path / file.FILE_NAME
     path.write_text(text)
-    layers = [
-        profile_layers.flags(flags or {}),
-        profile_layers.environment(variables or {}),
-        *profile_layers.load(path, name, "pbs"),
+    origins = [
+        precedence.flags(flags or {}),
+        precedence.environment(variables or {}),
+        *precedence.profile(ProfileFile.read(path), name, "pbs"),
     ]
-    return profile_layers.resolve([JobOptions, WorkerOptions, PBS], layers)
+    return precedence.resolve([JobOptions, WorkerOptions, PBS], origins)
 
 
 def test_built_in_where_nobody_says_anything(tmp_path: Path) -> None:
@@ -86,12 +86,12 @@ def test_the_nearest_value_of_a_variable_wins(tmp_path: Path) -> None:
 def test_a_list_that_does_not_add_up_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / file.FILE_NAME
     path.write_text('[beaker]\ncluster = ["ai2/jupiter"]\n')
-    layers = [
-        profile_layers.flags({"cluster": ["ai2/saturn"]}),
-        *profile_layers.load(path, None, "beaker"),
+    origins = [
+        precedence.flags({"cluster": ["ai2/saturn"]}),
+        *precedence.profile(ProfileFile.read(path), None, "beaker"),
     ]
-    (found,) = profile_layers.resolve([backends.get("beaker").resources], layers)
-    assert found.cluster == ("ai2/saturn",)
+    (beaker,) = precedence.resolve([backends.get("beaker").resources], origins)
+    assert beaker.cluster == ("ai2/saturn",)
 
 
 def test_faults_of_all_origins_at_once(tmp_path: Path) -> None:
@@ -184,11 +184,11 @@ def test_the_default_profile(tmp_path: Path) -> None:
 
 
 def test_a_site_without_a_file() -> None:
-    layers = profile_layers.load(None, "gadi", "pbs")
-    (pbs,) = profile_layers.resolve([PBS], layers)
+    origins = precedence.profile(ProfileFile.read(None), "gadi", "pbs")
+    (pbs,) = precedence.resolve([PBS], origins)
     assert (pbs.dialect, pbs.queue) == ("gadi", "gpuvolta")
     with pytest.raises(UsageError, match="--profile gady: no profile 'gady'"):
-        profile_layers.load(None, "gady", "pbs")
+        precedence.profile(ProfileFile.read(None), "gady", "pbs")
 
 
 def test_dashes_and_underscores_are_one(tmp_path: Path) -> None:
@@ -245,11 +245,11 @@ def test_show(launch, work: Path) -> None:
     text = "threads = 4\n[profile.mine]\nextends = 'gadi'\npbs = {mem = '5gb'}\n"
     (work / file.FILE_NAME).write_text(text)
     rows = json.loads(launch("profile", "show", "mine", "--json").out)
-    found = {row["option"]: (row["value"], row["from"]) for row in rows}
+    shown = {row["option"]: (row["value"], row["from"]) for row in rows}
     here = str(work / file.FILE_NAME)
-    assert found["mem"] == ("5gb", f"{here}: profile.mine: [pbs]")
-    assert found["threads"] == (4, here)
-    assert found["queue"] == ("gpuvolta", "built in: gadi: [pbs]")
+    assert shown["mem"] == ("5gb", f"{here}: profile.mine: [pbs]")
+    assert shown["threads"] == (4, here)
+    assert shown["queue"] == ("gpuvolta", "built in: gadi: [pbs]")
     assert "gpuvolta" in launch("profile", "show", "mine").out
     assert "env " in (table := launch("profile", "show", "gadi").out)
     assert " HF_HUB_OFFLINE=1 " in table and "['" not in table
@@ -269,7 +269,7 @@ def test_check(launch, work: Path) -> None:
 @pytest.mark.parametrize("site", file.sites())
 def test_every_site_makes_a_job(site: str, launch) -> None:
     for backend in ("pbs", "slurm"):
-        own = profile_layers.load(None, site, backend)
+        own = precedence.profile(ProfileFile.read(None), site, backend)
         if any(f"[{backend}]" in layer.origin for layer in own):
             charged = ("--project", "ab12") if backend == "pbs" else ()
             done = launch("render", backend, "out", "m1", "m2", "--profile", site, *charged)
@@ -281,6 +281,6 @@ def test_every_site_makes_a_job(site: str, launch) -> None:
 
 def test_profiles_are_completed(work: Path) -> None:
     (work / file.FILE_NAME).write_text("[profile.gamma]\nthreads = 1\n")
-    assert profile_layers.complete("ga") == ["gadi", "gadi-a100", "gamma"]
+    assert file.complete("ga") == ["gadi", "gadi-a100", "gamma"]
     (work / file.FILE_NAME).write_text("[profile")
-    assert profile_layers.complete("ga") == []
+    assert file.complete("ga") == []

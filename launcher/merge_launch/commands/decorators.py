@@ -1,4 +1,4 @@
-"""How a function becomes a command: options from dataclasses, errors as lines and exit codes."""
+"""Decorators of commands: options from dataclasses, errors as lines and exit codes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ import typer
 from merge_worker.errors import WorkerError
 
 from ..errors import LauncherError
-from ..profiles import layers
-from ..profiles.file import FILE_NAME
+from ..profiles.file import FILE_NAME, complete
 from ..settings.options import parameters
-
-SOURCE_HELP = "OUT MODEL MODEL…, or RECIPE.yml [OUT]"
 
 Command = Callable[..., int]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -46,7 +43,18 @@ def guarded(command: Command) -> Callable[..., NoReturn]:
 SOURCE = inspect.Parameter(
     "source",
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    annotation=Annotated[list[str], typer.Argument(help=SOURCE_HELP, metavar="SOURCE")],
+    annotation=Annotated[
+        list[str], typer.Argument(help="OUT MODEL MODEL…, or RECIPE.yml [OUT]", metavar="SOURCE")
+    ],
+)
+PROFILE = inspect.Parameter(
+    "profile",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option(help=f"a profile of {FILE_NAME}", metavar="NAME", autocompletion=complete),
+    ],
 )
 
 
@@ -63,18 +71,7 @@ def with_options(
     def run(**given: Any) -> int:
         return command(given.pop(argument.name), given)
 
-    profile = inspect.Parameter(
-        "profile",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[
-            str | None,
-            typer.Option(
-                help=f"a profile of {FILE_NAME}", metavar="NAME", autocompletion=layers.complete
-            ),
-        ],
-    )
-    signature = inspect.Signature([argument, *parameters(groups), profile])
+    signature = inspect.Signature([argument, *parameters(groups), PROFILE])
     # Public hooks of inspect and typing, which is where typer looks.
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
