@@ -17,7 +17,7 @@ DELTA = 0.001
 """How far the benchmark's models are from each other: what nearswap's t is measured by."""
 
 DENSITY = {"density": 0.5}
-EACH: dict[str, dict[str, float]] = {
+PER_MODEL: dict[str, dict[str, float]] = {
     "ties": DENSITY,
     "dare_ties": DENSITY,
     "dare_linear": DENSITY,
@@ -45,10 +45,10 @@ def recipe(method: str, models: list[Path], dtype: str, turn: int = 0) -> dict[s
         taken = models[:1]
     listed = []
     for number, path in enumerate(taken[1:] if based else taken):
-        each = dict(EACH.get(method, {}))
+        values = dict(PER_MODEL.get(method, {}))
         if method not in UNWEIGHTED:
-            each["weight"] = 1.0 + turn * number / 8
-        listed.append({"model": str(path), "parameters": each})
+            values["weight"] = 1.0 + turn * number / 8
+        listed.append({"model": str(path), "parameters": values})
     parameters = dict(GLOBAL.get(method, {}))
     if "t" in parameters:
         parameters["t"] /= 1 + turn

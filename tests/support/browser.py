@@ -32,9 +32,11 @@ class Browser:
         line = f'exec "$@" 3<&{ask_read} 4>&{replies_write}'
         words = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
         self.process = subprocess.Popen(
-            ["bash", "-c", line, "bash", *words], pass_fds=(ask_read, replies_write),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            ["bash", "-c", line, "bash", *words],
+            pass_fds=(ask_read, replies_write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(ask_read)
         os.close(replies_write)
         self.events: list[dict[str, Any]] = []

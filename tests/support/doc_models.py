@@ -112,7 +112,14 @@ def _adapter(folder: Path, seed: int) -> None:
         tensors[f"{place}.lora_A.weight"] = torch.randn(2, 8, generator=chance) / 8
         tensors[f"{place}.lora_B.weight"] = torch.randn(rows, 2, generator=chance) / 8
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "adapter_config.json", {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4,
-        "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "models/base",
-    })  # fmt: skip
+    write_json(
+        folder / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["q_proj", "v_proj"],
+            "base_model_name_or_path": "models/base",
+        },
+    )

@@ -176,10 +176,10 @@ def run(mistake: Mistake, world: World, patch: pytest.MonkeyPatch) -> Answer:
         if mistake.system is not None:
             mistake.system(system, world)
         answer = _run(mistake.command, world, patch, mistake.env or {})
-    return Answer(answer.code, normalised(answer.text, world))
+    return Answer(answer.code, normalized(answer.text, world))
 
 
-def normalised(text: str, world: World) -> str:
+def normalized(text: str, world: World) -> str:
     """Return the text without parts that differ between machines."""
     # The folder's path is long and different each time.
     text = text.replace(f"{world}/", "").replace(str(world), ".").replace(sys.executable, "python3")

@@ -44,17 +44,33 @@ TOKENIZERS: dict[str, Any] = {
     "vocab.txt": b"<s>\na\nb\n",
 }
 CONFIG: dict[str, Any] = {
-    "model_type": "olmo_hybrid", "num_hidden_layers": 2, "vocab_size": 2, "hidden_size": 2,
-    "layer_types": ["linear_attention", "full_attention"], "tie_word_embeddings": False,
-    "full_attention_interval": 2, "eos_token_id": [0, 1], "torch_dtype": "float32",
+    "model_type": "olmo_hybrid",
+    "num_hidden_layers": 2,
+    "vocab_size": 2,
+    "hidden_size": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+    "tie_word_embeddings": False,
+    "full_attention_interval": 2,
+    "eos_token_id": [0, 1],
+    "torch_dtype": "float32",
     "text_config": {"num_hidden_layers": 2, "sliding_window_pattern": 2, "vocab_size": 2},
-    "quantization_config": None, "no_split": {"a": [0, 1]}, "mlp_layer_types": "*-",
-}  # fmt: skip
+    "quantization_config": None,
+    "no_split": {"a": [0, 1]},
+    "mlp_layer_types": "*-",
+}
 ADAPTER: dict[str, Any] = {
-    "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "use_dora": False,
-    "rank_pattern": {"layers.0.q": 2, "layers.\\d+.up": 2}, "alpha_pattern": {".*q": 8},
-    "fan_in_fan_out": False, "bias": "none", "target_modules": ["q", "up"], "modules_to_save": None,
-}  # fmt: skip
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 4,
+    "use_rslora": False,
+    "use_dora": False,
+    "rank_pattern": {"layers.0.q": 2, "layers.\\d+.up": 2},
+    "alpha_pattern": {".*q": 8},
+    "fan_in_fan_out": False,
+    "bias": "none",
+    "target_modules": ["q", "up"],
+    "modules_to_save": None,
+}
 CARD = (
     "---\nlicense: apache-2.0\nlicense_name: x\ntags: [a, &b b, *b]\nbase_model: [a/b]\n---\n# A\n"
 )
@@ -100,8 +116,10 @@ def header(chance: random.Random) -> bytes:
         for extent in shape:
             count *= extent
         tensors[f"t{number}"] = {
-            "dtype": "F32", "shape": shape, "data_offsets": [offset, offset + count],
-        }  # fmt: skip
+            "dtype": "F32",
+            "shape": shape,
+            "data_offsets": [offset, offset + count],
+        }
         offset += count
     for _ in range(chance.choice([0, 1, 1, 2, 3])):
         tensors = bent(chance, tensors) if tensors else {chance.choice(WORDS): value(chance)}

@@ -45,17 +45,24 @@ def main(kind: str, seed: int, count: int, folder: Path) -> None:
     for number in range(SEEDS):
         (kept / f"seed-{number}").write_bytes(MAKERS[kind](chance)[:LONGEST])
 
-    def one(case: bytes) -> None:
+    def run_case(case: bytes) -> None:
         with contextlib.suppress(WorkerError):
             fuzz_runner.timed(kind, case)
 
     argv = [
-        sys.argv[0], f"-runs={count}", f"-seed={seed + 1}", f"-max_len={LONGEST}",
-        f"-timeout={HANGS_S}", f"-rss_limit_mb={fuzz_runner.MEMORY_BYTES >> 20}",
-        f"-dict={words(folder)}", f"-artifact_prefix={folder}/{kind}-found-", "-verbosity=1",
-        "-print_final_stats=1", str(kept),
-    ]  # fmt: skip
-    atheris.Setup(argv, one)
+        sys.argv[0],
+        f"-runs={count}",
+        f"-seed={seed + 1}",
+        f"-max_len={LONGEST}",
+        f"-timeout={HANGS_S}",
+        f"-rss_limit_mb={fuzz_runner.MEMORY_BYTES >> 20}",
+        f"-dict={words(folder)}",
+        f"-artifact_prefix={folder}/{kind}-found-",
+        "-verbosity=1",
+        "-print_final_stats=1",
+        str(kept),
+    ]
+    atheris.Setup(argv, run_case)
     atheris.Fuzz()
 
 

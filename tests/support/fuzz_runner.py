@@ -81,8 +81,12 @@ def folder() -> Path:
         names += ["embed_tokens.weight", "lm_head.weight"]
         (place / name / "model.safetensors").write_bytes(_tensors(names))
     (place / "lora").mkdir()
-    parts = [f"layers.{n}.{part}.lora_{side}.weight" for n in (0, 1) for part in ("q", "up")
-             for side in "AB"]  # fmt: skip
+    parts = [
+        f"layers.{n}.{part}.lora_{side}.weight"
+        for n in (0, 1)
+        for part in ("q", "up")
+        for side in "AB"
+    ]
     (place / "lora" / "adapter_model.safetensors").write_bytes(
         _tensors([f"base_model.model.{part}" for part in parts])
     )

@@ -5,7 +5,6 @@ of fine-tunes are exact in float32 and have few equal magnitudes, as the order o
 undefined where a method cuts by rank.
 """
 
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -176,7 +175,3 @@ def make_models_of_16_bits(folder: Path, dtype: torch.dtype = torch.bfloat16) ->
         for kind, values in (("", tensors), ("loud-", louder(tensors))):
             rounded = {key: tensor.bfloat16().to(dtype) for key, tensor in values.items()}
             write_checkpoint(folder / f"{kind}{name}", rounded, config=config)
-
-
-def write_config(folder: Path, **changes: Any) -> None:
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}), encoding="utf-8")

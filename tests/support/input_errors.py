@@ -81,77 +81,196 @@ def header(text: bytes, length: int | None = None) -> object:
 
 OF_PLACES = [
     Mistake("A model that is not there", "merge-worker average out m1 m22", 3),
-    Mistake("A model of the hub, without a network", "merge-worker average out m1 allenai/OLMo", 3,
-            env={"HF_HUB_OFFLINE": "1"}),
+    Mistake(
+        "A model of the hub, without a network",
+        "merge-worker average out m1 allenai/OLMo",
+        3,
+        env={"HF_HUB_OFFLINE": "1"},
+    ),
     Mistake("An empty folder", AVERAGE, 3, prepare=emptied("m2")),
-    Mistake("Only a GGUF file", AVERAGE, 3, made="`m2` holds nothing but `model-q4.gguf`.",
-            prepare=both(emptied("m2"), write("m2/model-q4.gguf", b"GGUF"))),
+    Mistake(
+        "Only a GGUF file",
+        AVERAGE,
+        3,
+        made="`m2` holds nothing but `model-q4.gguf`.",
+        prepare=both(emptied("m2"), write("m2/model-q4.gguf", b"GGUF")),
+    ),
     Mistake("An adapter for a model", "merge-worker average out m1 lora", 3, prepare=adapter()),
-    Mistake("A model that may not be read", AVERAGE, 3,
-            made="The system denies `m2/model.safetensors`.",
-            system=refuses("open", errno.EACCES, path=WEIGHTS)),
-]  # fmt: skip
+    Mistake(
+        "A model that may not be read",
+        AVERAGE,
+        3,
+        made="The system denies `m2/model.safetensors`.",
+        system=refuses("open", errno.EACCES, path=WEIGHTS),
+    ),
+]
 
 OF_WEIGHTS = [
-    Mistake("A copy that was cut off", AVERAGE, 3, made="`m2` lacks its last 100 bytes.",
-            prepare=cut_short),
+    Mistake(
+        "A copy that was cut off",
+        AVERAGE,
+        3,
+        made="`m2` lacks its last 100 bytes.",
+        prepare=cut_short,
+    ),
     Mistake("A shard that is missing", AVERAGE, 3, prepare=lambda w: into_shards(w, 2)),
-    Mistake("A shard that is missing, without an index", AVERAGE, 3, prepare=lambda w: (
-        into_shards(w, 2),
-        (w / "m2/model.safetensors.index.json").unlink())),
-    Mistake("A damaged index", AVERAGE, 3,
-            prepare=write("m2/model.safetensors.index.json", '{"weight_map": ')),
-    Mistake("An index that leads out of the folder", AVERAGE, 3, prepare=write(
-        "m2/model.safetensors.index.json", '{"weight_map": {"a": "../../etc/passwd"}}')),
-    Mistake("A pointer of Git LFS", AVERAGE, 3, prepare=write(
-        WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")),
-    Mistake("A page of HTML", AVERAGE, 3, made="The download was an error page.",
-            prepare=write(WEIGHTS, "<!DOCTYPE html><title>401</title>")),
-    Mistake("A pickle under the name of safetensors", AVERAGE, 3,
-            prepare=write(WEIGHTS, b"\x80\x02}q\x00X\x05\x00\x00\x00model")),
+    Mistake(
+        "A shard that is missing, without an index",
+        AVERAGE,
+        3,
+        prepare=lambda w: (into_shards(w, 2), (w / "m2/model.safetensors.index.json").unlink()),
+    ),
+    Mistake(
+        "A damaged index",
+        AVERAGE,
+        3,
+        prepare=write("m2/model.safetensors.index.json", '{"weight_map": '),
+    ),
+    Mistake(
+        "An index that leads out of the folder",
+        AVERAGE,
+        3,
+        prepare=write(
+            "m2/model.safetensors.index.json", '{"weight_map": {"a": "../../etc/passwd"}}'
+        ),
+    ),
+    Mistake(
+        "A pointer of Git LFS",
+        AVERAGE,
+        3,
+        prepare=write(
+            WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+        ),
+    ),
+    Mistake(
+        "A page of HTML",
+        AVERAGE,
+        3,
+        made="The download was an error page.",
+        prepare=write(WEIGHTS, "<!DOCTYPE html><title>401</title>"),
+    ),
+    Mistake(
+        "A pickle under the name of safetensors",
+        AVERAGE,
+        3,
+        prepare=write(WEIGHTS, b"\x80\x02}q\x00X\x05\x00\x00\x00model"),
+    ),
     Mistake("A header that lies about its length", AVERAGE, 3, prepare=header(b"{}", 1 << 60)),
     Mistake("A header that is not JSON", AVERAGE, 3, prepare=header(b'{"a": ')),
-    Mistake("A tensor outside of its file", AVERAGE, 3, prepare=header(
-        b'{"a": {"dtype": "BF16", "shape": [8, 8], "data_offsets": [4096, 4224]}}')),
-    Mistake("A name that would command a terminal", AVERAGE, 3,
-            prepare=change("m2", **{"\x1b[2Jmodel__norm.weight": MATRIX})),
+    Mistake(
+        "A tensor outside of its file",
+        AVERAGE,
+        3,
+        prepare=header(b'{"a": {"dtype": "BF16", "shape": [8, 8], "data_offsets": [4096, 4224]}}'),
+    ),
+    Mistake(
+        "A name that would command a terminal",
+        AVERAGE,
+        3,
+        prepare=change("m2", **{"\x1b[2Jmodel__norm.weight": MATRIX}),
+    ),
     Mistake("A FIFO in place of a file", AVERAGE, 3, prepare=replaced_by("fifo")),
-    Mistake("A device in place of a file", AVERAGE, 3,
-            made="`m2/model.safetensors` is a link to `/dev/zero`.",
-            prepare=replaced_by("link", "/dev/zero")),
+    Mistake(
+        "A device in place of a file",
+        AVERAGE,
+        3,
+        made="`m2/model.safetensors` is a link to `/dev/zero`.",
+        prepare=replaced_by("link", "/dev/zero"),
+    ),
     Mistake("A link to itself", AVERAGE, 3, prepare=replaced_by("link", "model.safetensors")),
     Mistake("A damaged config", AVERAGE, 3, prepare=write("m1/config.json", "{'model_type': 1}")),
-    Mistake("A disk that fails", AVERAGE, 3, made="Reading `m2` ends with an input/output error.",
-            system=refuses("preadv", errno.EIO, path=WEIGHTS)),
-    Mistake("A file server that has lost the file", AVERAGE, 3,
-            made="`m2` was replaced on the file server: the handle is stale.",
-            system=refuses("preadv", errno.ESTALE, path=WEIGHTS)),
-]  # fmt: skip
+    Mistake(
+        "A disk that fails",
+        AVERAGE,
+        3,
+        made="Reading `m2` ends with an input/output error.",
+        system=refuses("preadv", errno.EIO, path=WEIGHTS),
+    ),
+    Mistake(
+        "A file server that has lost the file",
+        AVERAGE,
+        3,
+        made="`m2` was replaced on the file server: the handle is stale.",
+        system=refuses("preadv", errno.ESTALE, path=WEIGHTS),
+    ),
+]
 
 OF_FAMILIES = [
-    Mistake("Another hidden size", AVERAGE, 3, prepare=both(
-        configured("m2", hidden_size=16),
-        change("m2", model__norm__weight=torch.ones(16, dtype=torch.bfloat16),
-               model__layers__0__mlp__down_proj__weight=torch.ones(16, 8, dtype=torch.bfloat16)))),
-    Mistake("Another architecture", AVERAGE, 3, made="`m2` has other names for everything.",
-            prepare=change("m2", **{name.replace(".", "__"): None for name in (
-                "model.norm.weight", "model.layers.0.mlp.down_proj.weight")},
-                backbone__norm_f__weight=torch.ones(8, dtype=torch.bfloat16))),
+    Mistake(
+        "Another hidden size",
+        AVERAGE,
+        3,
+        prepare=both(
+            configured("m2", hidden_size=16),
+            change(
+                "m2",
+                model__norm__weight=torch.ones(16, dtype=torch.bfloat16),
+                model__layers__0__mlp__down_proj__weight=torch.ones(16, 8, dtype=torch.bfloat16),
+            ),
+        ),
+    ),
+    Mistake(
+        "Another architecture",
+        AVERAGE,
+        3,
+        made="`m2` has other names for everything.",
+        prepare=change(
+            "m2",
+            **{
+                name.replace(".", "__"): None
+                for name in ("model.norm.weight", "model.layers.0.mlp.down_proj.weight")
+            },
+            backbone__norm_f__weight=torch.ones(8, dtype=torch.bfloat16),
+        ),
+    ),
     Mistake("A tensor less", AVERAGE, 3, prepare=change("m2", model__norm__weight=None)),
     Mistake("A tensor more", AVERAGE, 3, prepare=change("m2", value_head__weight=MATRIX)),
-    Mistake("A tensor of whole numbers", AVERAGE, 3,
-            prepare=change("m2", model__norm__weight=torch.ones(8, dtype=torch.int32))),
-    Mistake("Quantized weights", AVERAGE, 3, made="`m2` was quantized by GPTQ.",
-            prepare=configured("m2", quantization_config={"quant_method": "gptq", "bits": 4})),
-    Mistake("Other numbers of tokens", AVERAGE, 3, made="`m2` has two more rows.", prepare=change(
-        "m2", lm_head__weight=torch.ones(18, 8, dtype=torch.bfloat16),
-        model__embed_tokens__weight=torch.ones(18, 8, dtype=torch.bfloat16))),
-    Mistake("An adapter of another kind", "merge-worker average out m1 m2+lora", 3,
-            prepare=adapter(peft_type="IA3")),
-    Mistake("An adapter of another model", "merge-worker average out m1 m2+lora", 3,
-            prepare=adapter(module="transformer.h.0.attn.c_attn")),
-    Mistake("An adapter of another rank than it says", "merge-worker average out m1 m2+lora",
-            3, prepare=adapter(r=8)),
-    Mistake("A base with a typo", "merge-worker check recipe.yml", 3,
-            recipe=f"merge_method: ties\nbase_model: bass\n{TWO}"),
-]  # fmt: skip
+    Mistake(
+        "A tensor of whole numbers",
+        AVERAGE,
+        3,
+        prepare=change("m2", model__norm__weight=torch.ones(8, dtype=torch.int32)),
+    ),
+    Mistake(
+        "Quantized weights",
+        AVERAGE,
+        3,
+        made="`m2` was quantized by GPTQ.",
+        prepare=configured("m2", quantization_config={"quant_method": "gptq", "bits": 4}),
+    ),
+    Mistake(
+        "Other numbers of tokens",
+        AVERAGE,
+        3,
+        made="`m2` has two more rows.",
+        prepare=change(
+            "m2",
+            lm_head__weight=torch.ones(18, 8, dtype=torch.bfloat16),
+            model__embed_tokens__weight=torch.ones(18, 8, dtype=torch.bfloat16),
+        ),
+    ),
+    Mistake(
+        "An adapter of another kind",
+        "merge-worker average out m1 m2+lora",
+        3,
+        prepare=adapter(peft_type="IA3"),
+    ),
+    Mistake(
+        "An adapter of another model",
+        "merge-worker average out m1 m2+lora",
+        3,
+        prepare=adapter(module="transformer.h.0.attn.c_attn"),
+    ),
+    Mistake(
+        "An adapter of another rank than it says",
+        "merge-worker average out m1 m2+lora",
+        3,
+        prepare=adapter(r=8),
+    ),
+    Mistake(
+        "A base with a typo",
+        "merge-worker check recipe.yml",
+        3,
+        recipe=f"merge_method: ties\nbase_model: bass\n{TWO}",
+    ),
+]

@@ -35,9 +35,13 @@ OF_COMMANDS = [
     ),
     Mistake("The page of a method with a typo", "merge-worker methods della-liner", 2),
     Mistake("A pattern that fits nothing", "merge-worker average out m1 m2 --include vision", 2),
-    Mistake("Two merges into one folder", f"{MERGE.replace('merge ', 'merge -a ', 1)} "
-            "-a recipe.yml out", 2, recipe=LINEAR),
-]  # fmt: skip
+    Mistake(
+        "Two merges into one folder",
+        f"{MERGE.replace('merge ', 'merge -a ', 1)} -a recipe.yml out",
+        2,
+        recipe=LINEAR,
+    ),
+]
 
 OF_FILES = [
     Mistake("A recipe that is not there", "merge-worker check recepe.yml", 3),
@@ -71,46 +75,103 @@ OF_RECIPES = [
     Mistake("No method", CHECK, 2, recipe=TWO),
     Mistake("An unknown method", CHECK, 2, recipe=f"merge_method: dare\n{TWO}"),
     Mistake("No models", CHECK, 2, recipe="merge_method: linear\n"),
-    Mistake("Models and slices", CHECK, 2,
-            recipe=f"{LINEAR}slices:\n- sources: [{{model: m1, layer_range: [0, 1]}}]\n"),
+    Mistake(
+        "Models and slices",
+        CHECK,
+        2,
+        recipe=f"{LINEAR}slices:\n- sources: [{{model: m1, layer_range: [0, 1]}}]\n",
+    ),
     Mistake("A model twice", CHECK, 2, recipe=LINEAR.replace("m2", "m1")),
-    Mistake("A weight forgotten", CHECK, 2, recipe="merge_method: linear\nmodels:\n"
-            "- {model: m1, parameters: {weight: 1}}\n- model: m2\n"),
+    Mistake(
+        "A weight forgotten",
+        CHECK,
+        2,
+        recipe="merge_method: linear\nmodels:\n"
+        "- {model: m1, parameters: {weight: 1}}\n- model: m2\n",
+    ),
     Mistake("A weight in words", CHECK, 2, recipe=LINEAR.replace("1}", "much}", 1)),
     Mistake("A weight that is not a number", CHECK, 2, recipe=LINEAR.replace("1}", ".nan}", 1)),
     Mistake("Weights that cancel", CHECK, 2, recipe=LINEAR.replace("1}", "-1}", 1)),
     Mistake("A gradient of nothing", CHECK, 2, recipe=LINEAR.replace("1}", "[]}", 1)),
-    Mistake("A parameter with a typo", CHECK, 0, made="It is a warning, and an error with "
-            "`--strict`.", recipe=f"{LINEAR}parameters: {{normalise: true}}\n"),
-    Mistake("A parameter with a typo, strictly", f"{CHECK} --strict", 2,
-            recipe=f"{LINEAR}parameters: {{normalise: true}}\n"),
+    Mistake(
+        "A parameter with a typo",
+        CHECK,
+        0,
+        made="It is a warning, and an error with `--strict`.",
+        recipe=f"{LINEAR}parameters: {{normalise: true}}\n",
+    ),
+    Mistake(
+        "A parameter with a typo, strictly",
+        f"{CHECK} --strict",
+        2,
+        recipe=f"{LINEAR}parameters: {{normalise: true}}\n",
+    ),
     Mistake("No base", CHECK, 2, recipe=f"merge_method: ties\n{TWO}"),
-    Mistake("A density below zero", CHECK, 2, recipe="merge_method: ties\nbase_model: base\n"
-            f"parameters: {{density: -0.5}}\n{TWO}"),
-    Mistake("Three models for slerp", CHECK, 2, recipe="merge_method: slerp\nbase_model: m1\n"
-            "parameters: {t: 0.5}\nmodels: [{model: m1}, {model: m2}, {model: m3}]\n"),
-    Mistake("slerp without t", CHECK, 2, recipe="merge_method: slerp\nbase_model: m1\n"
-            "models: [{model: m1}, {model: m2}]\n"),
+    Mistake(
+        "A density below zero",
+        CHECK,
+        2,
+        recipe=f"merge_method: ties\nbase_model: base\nparameters: {{density: -0.5}}\n{TWO}",
+    ),
+    Mistake(
+        "Three models for slerp",
+        CHECK,
+        2,
+        recipe="merge_method: slerp\nbase_model: m1\n"
+        "parameters: {t: 0.5}\nmodels: [{model: m1}, {model: m2}, {model: m3}]\n",
+    ),
+    Mistake(
+        "slerp without t",
+        CHECK,
+        2,
+        recipe="merge_method: slerp\nbase_model: m1\nmodels: [{model: m1}, {model: m2}]\n",
+    ),
     Mistake("A dtype by its short name, in a recipe", CHECK, 2, recipe=f"{LINEAR}dtype: bf16\n"),
     Mistake("Layers that the model has not", CHECK, 2, recipe=STACKED.format("[0, 32]")),
     Mistake("Layers backwards", CHECK, 2, recipe=STACKED.format("[2, 0]")),
-    Mistake("Slices of different depth", CHECK, 2, recipe="merge_method: linear\n"
-            "parameters: {weight: 1}\nslices:\n- sources:\n"
-            "  - {model: m1, layer_range: [0, 2]}\n  - {model: m2, layer_range: [0, 1]}\n"),
-    Mistake("A union of tokens where there are no tokenizers", CHECK, 3,
-            recipe=f"{LINEAR}tokenizer_source: union\n"),
+    Mistake(
+        "Slices of different depth",
+        CHECK,
+        2,
+        recipe="merge_method: linear\n"
+        "parameters: {weight: 1}\nslices:\n- sources:\n"
+        "  - {model: m1, layer_range: [0, 2]}\n  - {model: m2, layer_range: [0, 1]}\n",
+    ),
+    Mistake(
+        "A union of tokens where there are no tokenizers",
+        CHECK,
+        3,
+        recipe=f"{LINEAR}tokenizer_source: union\n",
+    ),
     Mistake("A chat template with a typo", CHECK, 2, recipe=f"{LINEAR}chat_template: chatlm\n"),
-    Mistake("Two documents of one name", CHECK, 2,
-            recipe=f"name: x\n{LINEAR}---\nname: x\n{LINEAR}"),
-    Mistake("Documents that need each other", CHECK, 2, recipe="".join(
-        f"---\nname: {a}\nmerge_method: linear\nparameters: {{weight: 1}}\n"
-        f"models: [{{model: {b}}}, {{model: m1}}]\n" for a, b in ("xy", "yx"))
+    Mistake(
+        "Two documents of one name", CHECK, 2, recipe=f"name: x\n{LINEAR}---\nname: x\n{LINEAR}"
+    ),
+    Mistake(
+        "Documents that need each other",
+        CHECK,
+        2,
+        recipe="".join(
+            f"---\nname: {a}\nmerge_method: linear\nparameters: {{weight: 1}}\n"
+            f"models: [{{model: {b}}}, {{model: m1}}]\n"
+            for a, b in ("xy", "yx")
+        )
         + "---\nmerge_method: linear\nparameters: {weight: 1}\n"
-        "models: [{model: x}, {model: m1}]\n"),
-    Mistake("Values of several models that are missing or wrong", CHECK, 2,
-            recipe="merge_method: ties\nbase_model: base\n"
-            "models:\n- {model: m1, parameters: {weight: 1, density: 20}}\n"
-            "- {model: m2, parameters: {density: 0.2}}\n"),
-    Mistake("Several mistakes at once", CHECK, 2, recipe="merge_method: tie\nbase_modle: base\n"
-            "dtype: half\nmodels:\n- {model: m1, parameters: {wieght: 1}}\n- {model: m1}\n"),
-]  # fmt: skip
+        "models: [{model: x}, {model: m1}]\n",
+    ),
+    Mistake(
+        "Values of several models that are missing or wrong",
+        CHECK,
+        2,
+        recipe="merge_method: ties\nbase_model: base\n"
+        "models:\n- {model: m1, parameters: {weight: 1, density: 20}}\n"
+        "- {model: m2, parameters: {density: 0.2}}\n",
+    ),
+    Mistake(
+        "Several mistakes at once",
+        CHECK,
+        2,
+        recipe="merge_method: tie\nbase_modle: base\n"
+        "dtype: half\nmodels:\n- {model: m1, parameters: {wieght: 1}}\n- {model: m1}\n",
+    ),
+]

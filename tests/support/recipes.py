@@ -115,10 +115,18 @@ def step(count: int, block: int, dtypes: tuple[str, ...], reads: int = 1, scratc
         StoredTensor("x", BY_NAME[d], (count,), "f", 8, count * BY_NAME[d].bytes) for d in dtypes
     )
     fields: dict[str, Any] = {
-        "name": f"t{count}", "dtype": sources[0].dtype, "shape": (count,), "sources": sources,
-        "task": None, "method": None, "grid": Grid(count, block, None), "reads": reads,
-        "scratch": scratch, "shard": 0, "offset": 8,
-    }  # fmt: skip
+        "name": f"t{count}",
+        "dtype": sources[0].dtype,
+        "shape": (count,),
+        "sources": sources,
+        "task": None,
+        "method": None,
+        "grid": Grid(count, block, None),
+        "reads": reads,
+        "scratch": scratch,
+        "shard": 0,
+        "offset": 8,
+    }
     return Step(**fields)
 
 

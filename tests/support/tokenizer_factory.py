@@ -57,8 +57,10 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, **settings: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    write_json(folder / "tokenizer_config.json",
-               {"tokenizer_class": "PreTrainedTokenizerFast", **named, **settings})  # fmt: skip
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", **named, **settings},
+    )
 
 
 def write_json(path: Path, value: object) -> None:
@@ -167,5 +169,5 @@ def tiktoken_lines(tokens: Sequence[bytes]) -> bytes:
     return b"".join(b"%s %d\n" % (base64.b64encode(t), n) for n, t in enumerate(tokens))
 
 
-def equal(one: Tensor, two: Tensor) -> bool:
-    return torch.equal(one, two)
+def equal(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left, right)

@@ -108,8 +108,10 @@ def gpt2(folder: Path, added: Sequence[str]) -> None:
     end = {"content": "<|endoftext|>", **FLAGS, "special": True}
     listed = {str(len(vocabulary) + n): {**end, "content": t} for n, t in enumerate(added)}
     decoder = {str(vocabulary["<|endoftext|>"]): end, **listed}
-    write_json(folder / "tokenizer_config.json",
-               {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": decoder})  # fmt: skip
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": decoder},
+    )
 
 
 def bert(folder: Path, added: Sequence[str]) -> None:
