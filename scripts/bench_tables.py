@@ -13,14 +13,15 @@ ALIKE = 0.001
 """How far apart models are if nothing is said: as fine-tunes of one base, by a twentieth."""
 
 Case = Mapping[str, Any]
+Row = dict[str, str]
+"""The cells of a line by the names of their columns."""
 
 
 class Table(NamedTuple):
-    """A heading, names of columns, cells."""
+    """A heading and rows, which all have the same columns."""
 
     title: str
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: list[Row]
 
 
 def median(case: Case, name: str, part: str | None = None) -> float | None:
@@ -58,108 +59,73 @@ def short(count: float) -> str:
 def tables(cases: Sequence[Case]) -> list[Table]:
     """Return tables of whole commands, ranks, several merges in one pass, and adapters."""
     merges = [case for case in cases if case["method"] != EXTRACTION]
-    result = [_whole(merges), _ranks(merges), _together(merges), _adapters(cases)]
+    result = [
+        Table("Whole commands", list(_whole(merges))),
+        Table("Ranks, each a process on this machine", list(_ranks(merges))),
+        Table("Several recipes in one pass over the inputs", list(_together(merges))),
+        Table("Adapters out of fine-tunes", list(_adapters(cases))),
+    ]
     return [table for table in result if table.rows]
 
 
-def _whole(cases: Sequence[Case]) -> Table:
-    head = (
-        "method",
-        "merge-worker s",
-        "streaming s",
-        "floor s",
-        "streaming × floor",
-        "peer s",
-        "peer × worker",
-        "peak GiB",
-        "peer GiB",
-    )
-    return Table("Whole commands", ("models", "cache", *head), list(_whole_rows(cases)))
-
-
-def _whole_rows(cases: Sequence[Case]) -> Iterator[tuple[str, ...]]:
+def _whole(cases: Sequence[Case]) -> Iterator[Row]:
     for case in cases:
         whole, streaming = median(case, "worker"), median(case, "worker", "stream_s")
         bottom, peer = median(case, "floor"), median(case, "peer")
         if whole is not None:
-            yield (
-                setting(case),
-                case["cache"],
-                f"{case['method']} {case['options']}".strip(),
-                cell(whole),
-                cell(streaming),
-                cell(bottom),
-                cell(ratio(streaming, bottom)),
-                cell(peer),
-                cell(ratio(peer, whole), 1),
-                cell(peak_gib(case, "worker")),
-                cell(peak_gib(case, "peer")),
-            )
+            yield {
+                "models": setting(case),
+                "cache": case["cache"],
+                "method": f"{case['method']} {case['options']}".strip(),
+                "merge-worker s": cell(whole),
+                "streaming s": cell(streaming),
+                "floor s": cell(bottom),
+                "streaming × floor": cell(ratio(streaming, bottom)),
+                "peer s": cell(peer),
+                "peer × worker": cell(ratio(peer, whole), 1),
+                "peak GiB": cell(peak_gib(case, "worker")),
+                "peer GiB": cell(peak_gib(case, "peer")),
+            }
 
 
-def _ranks(cases: Sequence[Case]) -> Table:
-    head = ("models", "cache", "method", "options", "ranks", "s", "streaming s", "× faster")
-    rows: list[tuple[str, ...]] = []
+def _ranks(cases: Sequence[Case]) -> Iterator[Row]:
     for case in cases:
         counts = sorted(int(n[6:]) for n in case["runs"] if re.fullmatch(r"ranks \d+", n))
         alone = median(case, "worker", "stream_s")
         for name, count in [("worker", 1), *((f"ranks {n}", n) for n in counts)]:
             streaming = median(case, name, "stream_s")
-            faster = cell(ratio(alone, streaming))
             if counts and streaming is not None:
-                rows.append(
-                    (
-                        setting(case),
-                        case["cache"],
-                        case["method"],
-                        case["options"] or "none",
-                        str(count),
-                        cell(median(case, name)),
-                        cell(streaming),
-                        faster,
-                    )
-                )
-    return Table("Ranks, each a process on this machine", head, rows)
+                yield {
+                    "models": setting(case),
+                    "cache": case["cache"],
+                    "method": case["method"],
+                    "options": case["options"] or "none",
+                    "ranks": str(count),
+                    "s": cell(median(case, name)),
+                    "streaming s": cell(streaming),
+                    "× faster": cell(ratio(alone, streaming)),
+                }
 
 
-def _together(cases: Sequence[Case]) -> Table:
-    head = (
-        "models",
-        "cache",
-        "method",
-        "recipes",
-        "one run s",
-        "one pass s",
-        "as many runs s",
-        "pass × run",
-        "floor s",
-    )
-    rows: list[tuple[str, ...]] = []
+def _together(cases: Sequence[Case]) -> Iterator[Row]:
     for case in cases:
-        one, passed = median(case, "worker"), median(case, "one pass")
-        if passed is not None:
-            times = (cell(one), cell(passed), cell(median(case, "runs")))
-            rest = (cell(ratio(passed, one)), cell(median(case, "floor of the pass")))
-            recipes = str(case["together"])
-            rows.append((setting(case), case["cache"], case["method"], recipes, *times, *rest))
-    return Table("Several recipes in one pass over the inputs", head, rows)
+        alone, one_pass = median(case, "worker"), median(case, "one pass")
+        if one_pass is not None:
+            yield {
+                "models": setting(case),
+                "cache": case["cache"],
+                "method": case["method"],
+                "recipes": str(case["together"]),
+                "one run s": cell(alone),
+                "one pass s": cell(one_pass),
+                "as many runs s": cell(median(case, "runs")),
+                "pass × run": cell(ratio(one_pass, alone)),
+                "floor s": cell(median(case, "floor of the pass")),
+            }
 
 
-def _adapters(cases: Sequence[Case]) -> Table:
-    """Return the table of adapters; errors are relative, the peer's those of the best possible."""
-    head = (
-        "models",
-        "cache",
-        "extract-lora s",
-        "peer s",
-        "peer × worker",
-        "peak GiB",
-        "peer GiB",
-        "largest error",
-        "peer's",
-        "worst × peer's",
-    )
-    rows: list[tuple[str, ...]] = []
+def _adapters(cases: Sequence[Case]) -> Iterator[Row]:
+    """Yield rows on adapters; errors are relative, the peer's those of the best possible."""
     for case in (case for case in cases if case["method"] == EXTRACTION):
         worker, peer = median(case, "worker"), median(case, "peer")
         own, best = (
@@ -167,21 +133,18 @@ def _adapters(cases: Sequence[Case]) -> Table:
             for name in ("worker", "peer")
         )
         worst = max((own[name] / best[name] for name in own.keys() & best.keys()), default=0)
-        rows.append(
-            (
-                setting(case),
-                case["cache"],
-                cell(worker),
-                cell(peer),
-                cell(ratio(peer, worker), 1),
-                cell(peak_gib(case, "worker")),
-                cell(peak_gib(case, "peer")),
-                cell(max(own.values(), default=None), 4),
-                cell(max(best.values(), default=None), 4),
-                cell(worst or None, 4),
-            )
-        )
-    return Table("Adapters out of fine-tunes", head, rows)
+        yield {
+            "models": setting(case),
+            "cache": case["cache"],
+            "extract-lora s": cell(worker),
+            "peer s": cell(peer),
+            "peer × worker": cell(ratio(peer, worker), 1),
+            "peak GiB": cell(peak_gib(case, "worker")),
+            "peer GiB": cell(peak_gib(case, "peer")),
+            "largest error": cell(max(own.values(), default=None), 4),
+            "peer's": cell(max(best.values(), default=None), 4),
+            "worst × peer's": cell(worst or None, 4),
+        }
 
 
 def cell(value: float | None, digits: int = 2) -> str:
@@ -189,19 +152,20 @@ def cell(value: float | None, digits: int = 2) -> str:
 
 
 def plain(table: Table) -> str:
-    lines = [table.head, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-    rows = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    """Format a table for the screen, its columns aligned."""
+    lines = [list(table.rows[0]), *(list(row.values()) for row in table.rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    rows = ["  ".join(map(str.rjust, line, widths)) for line in lines]
     return "\n".join([table.title, *rows])
 
 
 def markdown(table: Table) -> str:
     """Format a table as Markdown, without empty columns."""
-    kept = [i for i in range(len(table.head)) if any(row[i] for row in table.rows)]
-    lines = [[line[i] for i in kept] for line in (table.head, *table.rows)]
+    kept = [name for name in table.rows[0] if any(row[name] for row in table.rows)]
     words = {"models", "cache", "method", "options"}
-    rule = ["---" if table.head[i] in words else "---:" for i in kept]
-    rows = [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
+    rule = ["---" if name in words else "---:" for name in kept]
+    lines = [kept, rule, *([row[name] for name in kept] for row in table.rows)]
+    rows = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([f"**{table.title}**", "", *rows])
 
 

@@ -72,8 +72,8 @@ def test_every_method_has_a_recipe_that_is_understood(scripts: None) -> None:
     models = [Path(name) for name in ("a", "b", "c")]
     for name in methods.names():
         for turn in (0, 2):
-            found = parse(json.dumps(recipe(name, models, "bfloat16", turn)))
-            assert found.method == name and found.warnings == ()
+            parsed = parse(json.dumps(recipe(name, models, "bfloat16", turn)))
+            assert parsed.method == name and parsed.warnings == ()
     one, other = (json.dumps(recipe("slerp", models, "bfloat16", turn)) for turn in (0, 1))
     assert one != other
 
@@ -84,11 +84,11 @@ def test_tables(scripts: None) -> None:
     more = {"ranks 2": [{**RUN, "parts": {"stream_s": 0.75}}], "one pass": [{**RUN, "wall_s": 4.0}]}
     runs = {"worker": [RUN], "floor": [FLOOR], "peer": [{**FLOOR, "wall_s": 50.0}], **more}
     whole, ranks, together = bench_tables.tables([case(runs=runs, together=5)])
-    cells = dict(zip(whole.head, whole.rows[0], strict=True))
+    (cells,) = whole.rows
     assert cells["models"] == "3 × 1.1 B bfloat16"
     assert cells["streaming × floor"] == "3.00" and cells["peer × worker"] == "25.0"
-    assert [row[-1] for row in ranks.rows] == ["1.00", "2.00"]
-    assert together.rows[0][together.head.index("pass × run")] == "2.00"
+    assert [row["× faster"] for row in ranks.rows] == ["1.00", "2.00"]
+    assert together.rows[0]["pass × run"] == "2.00"
     assert "| ties |" in bench_tables.markdown(whole)
     assert len(bench_tables.tables([case()])) == 1
     assert "peer" not in bench_tables.markdown(bench_tables.tables([case()])[0])
@@ -99,12 +99,14 @@ def test_adapters_have_a_table_of_their_own(scripts: None) -> None:
 
     ours = {**RUN, "parts": {"q": 0.808, "v": 0.5}}
     theirs = {**RUN, "wall_s": 30.0, "parts": {"q": 0.8, "v": 0.5}}
-    found = case(method="extract-lora", models=2, runs={"worker": [ours], "peer": [theirs]})
-    (table,) = bench_tables.tables([found])
-    cells = dict(zip(table.head, table.rows[0], strict=True))
+    extraction = case(method="extract-lora", models=2, runs={"worker": [ours], "peer": [theirs]})
+    (table,) = bench_tables.tables([extraction])
+    (cells,) = table.rows
     assert cells["peer × worker"] == "15.0" and cells["worst × peer's"] == "1.0100"
     assert (cells["largest error"], cells["peer's"]) == ("0.8080", "0.8000")
-    assert bench_tables.tables([found, case()])[0].rows == bench_tables.tables([case()])[0].rows
+    assert (
+        bench_tables.tables([extraction, case()])[0].rows == bench_tables.tables([case()])[0].rows
+    )
 
 
 def test_errors_of_an_adapter_are_those_of_its_matrices(scripts: None, tmp_path: Path) -> None:

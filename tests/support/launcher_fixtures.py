@@ -28,6 +28,14 @@ FAKES = ROOT / "tests/fakes"
 GOLDENS = ROOT / "tests/goldens"
 # Keeps goldens independent of the worker's source.
 STAND_IN = Payload(b"archive", b"packed archive", "0.0.0")
+SWEEP = """
+recipe:
+  merge_method: linear
+  models: [{model: m1, parameters: {weight: 1}}, {model: m2, parameters: {weight: 1}}]
+out: runs
+name: "w{weight}"
+grid: {models.1.parameters.weight: [1, 3, 7]}
+"""
 
 
 class Outcome(NamedTuple):
@@ -68,6 +76,13 @@ def model(folder: Path, value: float) -> Path:
         "norm": torch.full((3,), 10 * value),
     }
     return write_checkpoint(folder, tensors, config={"model_type": "tiny"})
+
+
+@pytest.fixture
+def sweep(work: Path, models: list[Path]) -> Path:
+    """Write a sweep of three members, s.yml; return the folder of their outputs."""
+    (work / "s.yml").write_text(SWEEP)
+    return work / "runs"
 
 
 @pytest.fixture

@@ -6,15 +6,6 @@ from typing import NamedTuple
 
 import pytest
 
-SWEEP = """
-recipe:
-  merge_method: linear
-  models: [{model: m1, parameters: {weight: 1}}, {model: m2, parameters: {weight: 1}}]
-out: runs
-name: "w{weight}"
-grid: {models.1.parameters.weight: [1, 3]}
-"""
-
 
 class Cluster(NamedTuple):
     """A scheduler's programs, and what each failure makes them say."""
@@ -56,9 +47,8 @@ TABLES = ("jobs", "sweep s.yml results")
 
 
 @pytest.fixture(params=list(CLUSTERS))
-def backend(request, launch, fakes, models, work: Path) -> str:
+def backend(request, launch, fakes, models, sweep) -> str:
     """With a job that waits, and one of a sweep that does."""
-    (work / "s.yml").write_text(SWEEP)
     assert launch(request.param, "out", *models).code == 0
     return str(request.param)
 

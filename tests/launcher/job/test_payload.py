@@ -146,40 +146,24 @@ def test_chunks(size: int) -> None:
     assert len(embedded.chunks) == 1 + (size * 4 // 3 > 96 * 1024)
 
 
-SWEEP = """
-recipe:
-  merge_method: linear
-  models: [{model: m1, parameters: {weight: 1}}, {model: m2, parameters: {weight: 1}}]
-out: runs
-name: "w{weight}"
-grid: {models.1.parameters.weight: [1, 3, 7]}
-"""
-
-
 def workers_in(script: Path) -> int:
     return script.read_text().count(payload.build().embedded.lines[:500])
 
 
-@pytest.fixture
-def runs(work: Path, models: list[Path]) -> Path:
-    (work / "s.yml").write_text(SWEEP)
-    return work / "runs"
-
-
 @pytest.mark.parametrize(("backend", "ending"), [("slurm", "sbatch"), ("pbs", "pbs")])
 def test_an_array_keeps_the_worker_in_one_file(
-    backend: str, ending: str, launch, runs: Path, fakes
+    backend: str, ending: str, launch, sweep: Path, fakes
 ) -> None:
     assert launch("sweep", "s.yml", backend, "--array").code == 0
-    members = [runs / f"w{n}.job" / f"w{n}.{ending}" for n in (1, 3, 7)]
-    array = runs.with_name("runs.job") / f"s-0.{ending}"
+    members = [sweep / f"w{n}.job" / f"w{n}.{ending}" for n in (1, 3, 7)]
+    array = sweep.with_name("runs.job") / f"s-0.{ending}"
     assert [workers_in(script) for script in (*members, array)] == [0, 0, 0, 0]
     (worker,) = array.parent.glob("*-merge-worker.pyz.bz2")
     assert worker.read_bytes() == payload.build().packed
 
 
-def test_one_pass_over_several_recipes_holds_it_once(launch, runs: Path, fakes) -> None:
+def test_one_pass_over_several_recipes_holds_it_once(launch, sweep: Path, fakes) -> None:
     assert launch("sweep", "s.yml", "slurm", "--one-pass").code == 0
-    (script,) = runs.parent.rglob("*.sbatch")
+    (script,) = sweep.parent.rglob("*.sbatch")
     assert workers_in(script) == 1
     assert script.read_text().count("\nMERGE_RECIPE_YML\n") == 3

@@ -14,26 +14,13 @@ from safetensors.torch import load_file
 
 from merge_launch.job import payload
 from merge_launch.profiles import file
+from support.launcher_fixtures import SWEEP
 
-SWEEP = """
-recipe:
-  merge_method: linear
-  models: [{model: m1, parameters: {weight: 1}}, {model: m2, parameters: {weight: 1}}]
-out: runs
-name: "w{weight}"
-grid: {models.1.parameters.weight: [1, 3, 7]}
-"""
 # `--then`: a JSON object over several lines, below a line of something else.
 THEN = (
     """echo loaded; printf '{\\n "model": "x",\\n "loss": {"valid": 0.%s}\\n}\\n' "${PWD##*w}" """
 )
 PYTHON = ("--python", sys.executable)
-
-
-@pytest.fixture
-def sweep(work: Path, models) -> Path:
-    (work / "s.yml").write_text(SWEEP)
-    return work / "runs"
 
 
 @pytest.fixture

@@ -9,14 +9,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-SWEEP = """
-recipe:
-  merge_method: linear
-  models: [{model: m1, parameters: {weight: 1}}, {model: m2, parameters: {weight: 1}}]
-out: runs
-name: "w{weight}"
-grid: {models.1.parameters.weight: [1, 3, 7]}
-"""
 WORDS = ("sweep", "s.yml", "pbs", "--array", "--python")
 # What a merge leaves, of a worker that needs no time.
 MERGE = """
@@ -24,12 +16,6 @@ MERGE = """
 mkdir -p "$4" && cp "$3" "$4/mergekit_config.yml" && echo '{}' > "$4/merge_manifest.json"
 """
 RESULTS = ("sweep", "s.yml", "results")
-
-
-@pytest.fixture
-def sweep(work: Path, models) -> Path:
-    (work / "s.yml").write_text(SWEEP)
-    return work / "runs"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from support import real_slurm
 from support.checkpoint_factory import write_checkpoint
+from support.launcher_fixtures import SWEEP
 from support.real_slurm import Cluster, until
 
 pytestmark = pytest.mark.slow
@@ -232,18 +233,8 @@ def test_two_ranks_on_two_nodes(slurm, launch, slow: Slow, work: Path, undisturb
     assert not list((work / "out.job").glob("run.*"))
 
 
-SWEEP = """
-recipe:
-  merge_method: linear
-  models: [{model: m1, parameters: {weight: 1}}, {model: m2, parameters: {weight: 1}}]
-out: runs
-name: "w{weight}"
-grid: {models.1.parameters.weight: [1, 2, 3, 4, 5, 6]}
-"""
-
-
 def test_an_array_with_one_member_that_fails(slurm, launch, models, work: Path) -> None:
-    (work / "s.yml").write_text(SWEEP)
+    (work / "s.yml").write_text(SWEEP.replace("[1, 3, 7]", "[1, 2, 3, 4, 5, 6]"))
     (work / "runs" / "w4").mkdir(parents=True)
     (work / "runs" / "w4" / ".merge-partial").touch()
     then = """printf '{"loss": {"valid": 0.%s}}\\n' "${PWD: -1}" """
