@@ -62,26 +62,27 @@ def member_states(sweep: Sweep) -> tuple[dict[str, MemberState], list[str]]:
 
     Each scheduler is asked once, about all members.
     """
-    jobs = {member.name: pair for member, pair in zip(sweep.members, _jobs(sweep), strict=True)}
+    jobs = _jobs(sweep)
     wanted = [record for pair in jobs.values() for record in pair if record is not None]
     statuses, failures = job_status.query(wanted)
     states = {m.name: _state(m, *jobs[m.name], statuses) for m in sweep.members}
     return states, [in_one_line(failure) for failure in failures]
 
 
-def _jobs(sweep: Sweep) -> list[tuple[Record | None, Record | None]]:
-    """Return the newest merge job of each member, and the job that waits for it."""
+def _jobs(sweep: Sweep) -> dict[str, tuple[Record | None, Record | None]]:
+    """Return the newest merge job of each member, by its name, and the job that waits for it."""
     by_out: dict[str, list[Record]] = {}
     for record in records.load()[0]:
         for out in (record.out, *record.also):
             by_out.setdefault(out, []).append(record)
-    pairs = []
+    jobs = {}
     for member in sweep.members:
         own = by_out.get(member.merge.out) or records.copies_in(job_folder(member.merge.out))
         merge = next((record for record in own if not record.after), None)
         key = merge and (merge.backend, merge.job_id)
-        pairs.append((merge, next((job for job in own if (job.backend, job.after) == key), None)))
-    return pairs
+        then = next((job for job in own if (job.backend, job.after) == key), None)
+        jobs[member.name] = merge, then
+    return jobs
 
 
 def _state(

@@ -196,15 +196,13 @@ def test_dashes_and_underscores_are_one(tmp_path: Path) -> None:
     assert worker.shard_size == "1GB"
 
 
-def test_here_before_the_config_folder(tmp_path: Path) -> None:
-    here, config = tmp_path / "here", tmp_path / "config"
-    for folder in (here, config):
-        folder.mkdir()
-    assert file.find(here, config) is None
-    (config / file.FILE_NAME).touch()
-    assert file.find(here, config) == config / file.FILE_NAME
-    (here / file.FILE_NAME).touch()
-    assert file.find(here, config) == here / file.FILE_NAME
+def test_here_before_the_config_folder(tmp_path: Path, work: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert ProfileFile.here().path is None
+    for folder in (tmp_path / "merge-launch", work):
+        folder.mkdir(exist_ok=True)
+        (folder / file.FILE_NAME).touch()
+        assert ProfileFile.here().path == folder / file.FILE_NAME
 
 
 def test_a_profile_reaches_the_job(launch, work: Path) -> None:
@@ -270,7 +268,7 @@ def test_check(launch, work: Path) -> None:
 def test_every_site_makes_a_job(site: str, launch) -> None:
     for backend in ("pbs", "slurm"):
         own = precedence.profile(ProfileFile.read(None), site, backend)
-        if any(f"[{backend}]" in layer.origin for layer in own):
+        if any(f"[{backend}]" in origin.name for origin in own):
             charged = ("--project", "ab12") if backend == "pbs" else ()
             done = launch("render", backend, "out", "m1", "m2", "--profile", site, *charged)
             assert done.code == 0, done.err
