@@ -81,7 +81,7 @@ class _Pass:
             threads, accelerated = options.thread_count, options.accelerated
             self.memory = budget(steps, options.memory_bytes, threads, accelerated)
         self.progress.names = [item.step.name for item in self.work]
-        if self.rank.world > 1:  # progress is that of its shares share
+        if self.rank.world > 1:  # progress counts this rank's share alone
             self.progress.done_before = 0
             self.progress.total_out = sum(map(_result_bytes, self.work))
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 
 from ..errors import OutputError, Stopped
@@ -37,17 +38,23 @@ ALREADY_THERE = "this merge is already there; nothing to do"
 OTHERS_FINISH = "another rank finishes"
 
 
+class MergeState(Enum):
+    """Progress of a merge, as one of several ranks sees it."""
+
+    TO_DO = "to do"
+    DONE = "done"
+    LEFT_TO_OTHERS = "left to others"  # another rank gives the files their final names
+
+
 @dataclass
 class RunningMerge:
-    """One merge in this process. `summary` is the line to print; empty while there is work to do.
-
-    A merge ends for this process when it is finished, or when another rank finishes it.
-    """
+    """One merge in this process. `summary` is the line to print once it is not TO_DO."""
 
     store: PartialOutput
     target: Target
     options: RunOptions
     rank: Rank
+    state: MergeState = MergeState.TO_DO
     summary: str = ""
 
     @property
@@ -56,11 +63,14 @@ class RunningMerge:
 
     @property
     def to_do(self) -> bool:
-        return not self.summary
+        return self.state is MergeState.TO_DO
+
+    def end(self, state: MergeState, summary: str) -> None:
+        self.state, self.summary = state, summary
 
     def leave_to_others(self, reason: str) -> None:
         share = f"share {self.rank.number + 1} of {self.rank.world} is done"
-        self.summary = f"{self.store.out}: {share}; {reason}"
+        self.end(MergeState.LEFT_TO_OTHERS, f"{self.store.out}: {share}; {reason}")
 
 
 def run_merges(
@@ -75,11 +85,9 @@ def run_merges(
     for merge in merges:
         _prepare(merge, clock)
     with contextlib.ExitStack() as locks:
-        for merge in merges:
-            _unless_others_finish(merge, lambda merge: _open_output(merge, locks))
+        _claim(merges, locks)
         differing = _stream(merges, options, rank, clock)
-        for merge in merges:
-            _unless_others_finish(merge, lambda merge: _finish_output(merge, differing, clock), 2)
+        _finish(merges, differing, clock)
     for merge in merges:
         _remove_stages(merge)
     return [merge.summary for merge in merges]
@@ -92,7 +100,7 @@ def _inspect(plan: Plan, out: Path, options: RunOptions, rank: Rank) -> RunningM
         print(f"warning: {line}", file=sys.stderr)
     merge = RunningMerge(PartialOutput(out, plan), target, options, rank)
     if target.state is State.FINISHED:
-        merge.summary = f"{out}: {ALREADY_THERE}"
+        merge.end(MergeState.DONE, f"{out}: {ALREADY_THERE}")
     return merge
 
 
@@ -123,6 +131,13 @@ def _run_stages(merge: RunningMerge, clock: Clock) -> None:
             time.sleep(WAIT_S)
 
 
+def _claim(merges: Sequence[RunningMerge], locks: contextlib.ExitStack) -> None:
+    """Take the output folders for this rank until `locks` are released."""
+    for merge in merges:
+        if merge.to_do:
+            _unless_others_finish(merge, lambda merge: _open_output(merge, locks))
+
+
 def _stream(
     merges: Sequence[RunningMerge], options: RunOptions, rank: Rank, clock: Clock
 ) -> list[str]:
@@ -140,15 +155,18 @@ def _stream(
         return []
 
 
+def _finish(merges: Sequence[RunningMerge], differing: list[str], clock: Clock) -> None:
+    for merge in merges:
+        if merge.to_do:
+            _unless_others_finish(
+                merge, lambda merge: _finish_output(merge, differing, clock), tries=2
+            )
+
+
 def _unless_others_finish(
     merge: RunningMerge, act: Callable[[RunningMerge], None], tries: int = 1
 ) -> None:
-    """Call `act` on an unfinished merge.
-
-    An OutputError is expected if another rank finishes and takes the folder away.
-    """
-    if not merge.to_do:
-        return
+    """Call `act`; an OutputError is expected if another rank finishes and takes the folder away."""
     try:
         with output_errors(merge.store.out):
             act(merge)
@@ -167,7 +185,7 @@ def _open_output(merge: RunningMerge, locks: contextlib.ExitStack) -> None:
     if merge.target.state is State.COMMIT:
         with _lock(store, "finish"):
             commit(store.out, merge.target.replaces)
-        merge.summary = f"{store.out}: finished what an earlier run had merged"
+        merge.end(MergeState.DONE, f"{store.out}: finished what an earlier run had merged")
         return
     with output_errors(store.out):
         store.folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +197,7 @@ def _open_output(merge: RunningMerge, locks: contextlib.ExitStack) -> None:
         # Other ranks finished since OUT was inspected. Looked at only after the folder was made:
         # if they take that away, OUT is complete already.
         remove_partial(store.out)
-        merge.summary = f"{store.out}: {ALREADY_THERE}"
+        merge.end(MergeState.DONE, f"{store.out}: {ALREADY_THERE}")
         return
     if merge.options.sha256 and rank.world == 1:
         headers = [shard.header for shard in store.plan.layout.shards]
@@ -198,11 +216,8 @@ def _finish_output(merge: RunningMerge, differing: list[str], clock: Clock) -> N
     with _lock(store, "finish"):
         with stop_on_signal(StopFlag()):
             identical = check_result(store, Progress(merge.options.progress, 0, ""))
-        # Manifests of intermediate results are removed with them.
-        manifests = [read_manifest(s.folder) or {} for s in store.plan.stages if s.folder]
-        notes = [str(note) for manifest in manifests for note in manifest.get("notes", ())]
         run = {
-            "notes": [*saved_notes(store.folder), *notes],
+            "notes": [*saved_notes(store.folder), *_notes_of_stages(store.plan)],
             "identical_to": [public_text(store.plan, label) for label in identical],
             "nonfinite": store.nonfinite(),
             "differing_copies": differing,
@@ -210,7 +225,7 @@ def _finish_output(merge: RunningMerge, differing: list[str], clock: Clock) -> N
             "gib_per_s": round(clock.gib_per_s, 3),
         }
         finish(store, merge.target, run, merge.options.sha256)
-    merge.summary = _summary(merge.plan, store.out, clock, differing)
+    merge.end(MergeState.DONE, _summary(merge.plan, store.out, clock, differing))
 
 
 def _remove_stages(merge: RunningMerge) -> None:
@@ -222,6 +237,12 @@ def _remove_stages(merge: RunningMerge) -> None:
                 shutil.rmtree(stage, ignore_errors=True)
         with contextlib.suppress(OSError):  # other files are in it
             folder.rmdir()
+
+
+def _notes_of_stages(plan: Plan) -> list[str]:
+    """Return the notes in the manifests of intermediate results, which are removed with them."""
+    folders = [stage.folder for stage in plan.stages if stage.folder]
+    return [str(note) for f in folders for note in (read_manifest(f) or {}).get("notes", ())]
 
 
 def _lock(store: PartialOutput, name: str) -> Lock:
