@@ -1,4 +1,4 @@
-"""Request: merges, a backend and options as given → checked jobs → their texts."""
+"""Options as given → a request; merges → checked jobs → their texts."""
 
 from __future__ import annotations
 
