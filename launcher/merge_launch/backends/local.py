@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
 
 # A job id ends with the process id and is an argument of the process, so that a later process with
-# the same number is not mistaken for the job.
+# the same number is not mistaken for the job. The process prints the id once it has it as argument.
 START_SCRIPT = """
 start() {
     exec bash -c 'MERGE_LAUNCH_JOB=local-$(date +%y%m%d%H%M%S)-$$ || exit
 export MERGE_LAUNCH_JOB
 exec 3>&1 >> "$2" 2>&1 < /dev/null || exit
-printf "%s\\n" "$MERGE_LAUNCH_JOB" >&3
-exec 3>&- bash "$1" "$MERGE_LAUNCH_JOB"' bash "$@"
+exec bash -c "$3" "$1" "$MERGE_LAUNCH_JOB"' bash "$@" 'printf "%s\\n" "$1" >&3; exec 3>&-; . "$0"'
 }
 export -f start
 trap '' HUP
