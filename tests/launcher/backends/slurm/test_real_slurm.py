@@ -140,8 +140,8 @@ def test_what_follows_runs_after_the_merge(slurm, launch, models, work: Path) ->
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--cpus", "99"), "over what this partition has"),
-        (("--time", "10:00:00"), "over the limit of the partition"),
+        (("--cpus", "99"), "exceeds the resources or limits of this partition"),
+        (("--time", "10:00:00"), "exceeds the limit of this partition"),
         (("--nodes", "2", "--cpus", "2"), None),
     ],
 )
