@@ -103,7 +103,7 @@ def test_recipes_of_the_page(
 
 def test_the_page_has_every_key() -> None:
     text = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    assert [key for key in TOP_LEVEL_KEYS.split() if f"`{key}`" not in text] == []
+    assert [key for key in TOP_LEVEL_KEYS if f"`{key}`" not in text] == []
 
 
 @pytest.mark.parametrize("row", mergekit_options.TABLE, ids=lambda row: row.option)

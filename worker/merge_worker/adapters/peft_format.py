@@ -25,8 +25,14 @@ _SLOW = re.compile(r"[)\]][*+{]")
 """What may take ages to match: repeated groups and sets. Patterns are names of modules, mostly."""
 
 _OTHER_KINDS = (
-    *("layer_replication", "use_qalora", "use_bdlora", "arrow_config", "kasa_config"),
-    *("monteclora_config", "alora_invocation_tokens", "trainable_token_indices"),
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
 )
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 

@@ -34,8 +34,15 @@ def is_quantized(checkpoint: Checkpoint) -> str | None:
         return f"quantized ({printable(str(method.get('quant_method', 'quantization_config')))})"
     packed = [n for n, info in checkpoint.tensors.items() if info.dtype.kind is Kind.PACKED]
     suffixes = (
-        *(".qweight", ".qzeros", ".g_idx", ".weight_scale", ".weight_scale_inv"),
-        *(".weight_packed", ".absmax", ".quant_state", ".SCB"),
+        ".qweight",
+        ".qzeros",
+        ".g_idx",
+        ".weight_scale",
+        ".weight_scale_inv",
+        ".weight_packed",
+        ".absmax",
+        ".quant_state",
+        ".SCB",
     )
     packed += [n for n in checkpoint.tensors if n.endswith(suffixes)]
     return f"quantized: {first_names(packed)}" if packed else None

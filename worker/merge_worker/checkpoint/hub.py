@@ -27,7 +27,11 @@ _LARGE_SUFFIXES = (
 )
 _LARGE = [
     *(f"*.{suffix}" for suffix in _LARGE_SUFFIXES.split()),
-    *("original/*", "onnx/*", "runs/*", "coreml/*", ".git*"),
+    "original/*",
+    "onnx/*",
+    "runs/*",
+    "coreml/*",
+    ".git*",
 ]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _REVISION = re.compile(r"[\w./-]+")

@@ -14,9 +14,17 @@ from ..messages import printable
 STORAGES = {
     f"torch {name}Storage": dtype
     for name, dtype in (
-        *(("Double", "float64"), ("Float", "float32"), ("Half", "float16")),
-        *(("BFloat16", "bfloat16"), ("Long", "int64"), ("Int", "int32"), ("Short", "int16")),
-        *(("Char", "int8"), ("Byte", "uint8"), ("Bool", "bool"), ("ComplexFloat", "complex64")),
+        ("Double", "float64"),
+        ("Float", "float32"),
+        ("Half", "float16"),
+        ("BFloat16", "bfloat16"),
+        ("Long", "int64"),
+        ("Int", "int32"),
+        ("Short", "int16"),
+        ("Char", "int8"),
+        ("Byte", "uint8"),
+        ("Bool", "bool"),
+        ("ComplexFloat", "complex64"),
     )
 } | {"torch.storage UntypedStorage": ""}
 """Dtypes by the class that stands for them in a pickle."""

@@ -44,7 +44,12 @@ def model_card(plan: Plan, title: str) -> str:
         "---",
         *(["base_model:", *hub, "base_model_relation: merge"] if hub else []),
         *(f"{key}: {json.dumps(value)}" for key, value in _license(plan).items()),
-        *("library_name: transformers", "tags:", "- merge", "- merge-launch", "---", ""),
+        "library_name: transformers",
+        "tags:",
+        "- merge",
+        "- merge-launch",
+        "---",
+        "",
         f"# {title}",
         "",
         f"A merge of {counted(len(refs), 'models')} by "

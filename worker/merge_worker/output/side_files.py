@@ -15,13 +15,37 @@ from ..tokenizer.files import LARGEST, is_tokenizer_file
 from .files import CARD, MANIFEST, PARTIAL, RECIPE, write_file
 
 _WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack"),
-    *(".onnx", ".onnx_data", ".ot", ".npz", ".npy", ".pkl", ".nemo", ".distcp", ".mlmodel"),
-    *(".tflite", ".index.json", ".lock", ".incomplete"),
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".ggml",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".ot",
+    ".npz",
+    ".npy",
+    ".pkl",
+    ".nemo",
+    ".distcp",
+    ".mlmodel",
+    ".tflite",
+    ".index.json",
+    ".lock",
+    ".incomplete",
 )
 _NOT_FILES = {
-    *(CARD, MANIFEST, RECIPE, CONFIG),
-    *("trainer_state.json", "adapter_config.json", ".gitattributes"),
+    CARD,
+    MANIFEST,
+    RECIPE,
+    CONFIG,
+    "trainer_state.json",
+    "adapter_config.json",
+    ".gitattributes",
 }
 _NOT_FOLDERS = {".git", ".cache", PARTIAL, "original", "onnx", "runs", "__pycache__"}
 

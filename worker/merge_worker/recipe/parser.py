@@ -30,8 +30,22 @@ from .validation import broken_rules
 from .yaml_document import Document, Path, read_documents
 
 TOP_LEVEL_KEYS = (
-    "merge_method models slices modules base_model parameters dtype out_dtype tokenizer "
-    "tokenizer_source chat_template name key_map include exclude dequantize"
+    "merge_method",
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer",
+    "tokenizer_source",
+    "chat_template",
+    "name",
+    "key_map",
+    "include",
+    "exclude",
+    "dequantize",
 )
 
 
@@ -71,7 +85,7 @@ class _Reader:
         self.warnings.append(f"{self.document.place(path)}: {text}")
 
     def recipe(self, text: str) -> Recipe:
-        top = self.mapping(self.document.value, (), "a recipe", TOP_LEVEL_KEYS.split())
+        top = self.mapping(self.document.value, (), "a recipe", TOP_LEVEL_KEYS)
         if self.faults:
             raise UsageError(self.faults[0])
         for path in self.document.duplicates:

@@ -26,12 +26,30 @@ def config_vocab_size(config: Mapping[str, Any]) -> int | None:
 
 
 _EMBEDDINGS = (
-    *("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "shared"),
-    *("embeddings", "embedding", "token_embedding", "emb", "embed", "embed_tokens_per_layer"),
+    "embed_tokens",
+    "wte",
+    "embed_in",
+    "word_embeddings",
+    "tok_embeddings",
+    "shared",
+    "embeddings",
+    "embedding",
+    "token_embedding",
+    "emb",
+    "embed",
+    "embed_tokens_per_layer",
 )
 _HEADS = (
-    *("lm_head", "embed_out", "output_layer", "output", "vocab_projector", "head"),
-    *("decoder", "predictions", "lm_head_bias", "unembed"),
+    "lm_head",
+    "embed_out",
+    "output_layer",
+    "output",
+    "vocab_projector",
+    "head",
+    "decoder",
+    "predictions",
+    "lm_head_bias",
+    "unembed",
 )
 
 

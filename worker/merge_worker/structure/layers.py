@@ -13,8 +13,16 @@ from ..tensors.source import TensorSource
 
 # Fields of config.json that hold the number of layers; names of fields, no architectures.
 FIELDS = (
-    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers"),
-    *("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers", "depth"),
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_transformer_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "num_encoder_layers",
+    "depth",
 )
 LISTS = ("layers_block_type", "layer_types", "hybrid_override_pattern", "block_configs")
 _TEXT = ("text_config", "llm_config", "language_config", "text_model", "thinker_config", "text")
