@@ -66,6 +66,7 @@ QUICK = ("llama", "olmo_hybrid", "jamba", "t5")
 TYPES = [pytest.param(t, marks=() if t in QUICK else pytest.mark.slow) for t in ARCHITECTURES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", TYPES)
 def test_equal_models_give_equal_answers(model_type: str, tmp_path: Path) -> None:
     rows = len(tokenizer(make("unigram", tmp_path / "tokens")))

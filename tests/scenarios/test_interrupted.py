@@ -72,6 +72,7 @@ def kill_until_done(
         killed += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "centered"])
 @pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGKILL]])
 @pytest.mark.usefixtures("centered_method")

@@ -96,6 +96,7 @@ def check_same_end(faults: Faults, out: Path, inputs: list[Path], whole: dict[st
     assert not list(out.glob(f"{PARTIAL}*")) or not unfinished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.ESTALE]
 )

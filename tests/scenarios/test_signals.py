@@ -74,6 +74,7 @@ def test_any_phase(
     assert digest(out) == digest(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["merges", "hashes the result"])
 def test_long_operations_do_not_delay_the_exit(
     tmp_path: Path, big: list[Path], whole: Path, forks: Forks, phase: str

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 class Cluster(NamedTuple):
     """A scheduler's programs, and what each failure makes them say."""

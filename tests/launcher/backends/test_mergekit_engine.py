@@ -8,6 +8,8 @@ import pytest
 from merge_launch import backends
 from merge_launch.job.payload import build
 
+pytestmark = pytest.mark.slow
+
 FAKE = Path(__file__).resolve().parents[2] / "fakes" / "mergekit_yaml.py"
 RECIPE = "merge_method: linear\nmodels: [{model: m1}, {model: m2}]\nparameters: {weight: 1}\n"
 WORDS = ["recipe.yml", "out", "--engine", "mergekit"]

@@ -83,6 +83,7 @@ def test_methods_are_explained(worker) -> None:
     assert "model soup" in worker("methods", "linear")
 
 
+@pytest.mark.slow
 def test_adapters(worker, place: Path) -> None:
     worker("extract-lora", "a", "b", "lora", "--rank", "2")
     worker("merge-adapters", "loras", "lora", "lora")

@@ -80,6 +80,7 @@ def test_one_job_each(launch, sweep: Path, fakes, runs) -> None:
     assert [call.split()[0] for call in fakes.calls()[asked:]] == ["squeue"]
 
 
+@pytest.mark.slow
 def test_results_for_programs(launch, sweep: Path, fakes, runs) -> None:
     launch("sweep", "s.yml", "slurm", *PYTHON, "--then", THEN)
     rows = list(csv.DictReader(io.StringIO(launch("sweep", "s.yml", "results", "--csv").out)))
@@ -100,6 +101,7 @@ def test_results_for_programs(launch, sweep: Path, fakes, runs) -> None:
         assert words in done.err and "did you mean 'valid'?" in done.err
 
 
+@pytest.mark.slow
 def test_an_array_split_under_the_limit(launch, sweep: Path, fakes, runs) -> None:
     """The fake's MaxArraySize is 3, so numbers go up to 2; here --array-size makes it fewer."""
     words = ("--array", "--array-size", "2", "--at-once", "1", *PYTHON, "--then", THEN)

@@ -104,6 +104,7 @@ def test_submission(beaker, beaker_server, bare_bash) -> None:
     assert bare_bash("-n", "-c", task["arguments"][0]).code == 0
 
 
+@pytest.mark.slow
 def test_what_arrived_merges(beaker, beaker_server, bare_bash, models, work, tmp_path) -> None:
     words = ["out", *models, "--image", "ada/torch", "--weka", f"bucket:{work}"]
     assert beaker("beaker", *words, "--python", sys.executable).code == 0
@@ -120,6 +121,7 @@ def test_what_arrived_merges(beaker, beaker_server, bare_bash, models, work, tmp
     assert set(merged.flatten().tolist()) == {2.0}
 
 
+@pytest.mark.slow
 def test_a_recipe_that_no_argument_holds_travels_in_several(
     beaker, beaker_server, bare_bash, models, work: Path
 ) -> None:
@@ -136,6 +138,7 @@ def test_a_recipe_that_no_argument_holds_travels_in_several(
     assert (work / "out" / "mergekit_config.yml").read_text().startswith(comment)
 
 
+@pytest.mark.slow
 def test_many_recipes_of_one_pass_are_further_arguments(
     beaker, beaker_server, bare_bash, models, work: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_stream_that_breaks_goes_on_where_it_was(launch, job, beaker_server, m
     assert (done.code, done.out.splitlines()) == (0, lines), done.err
 
 
+@pytest.mark.slow
 def test_following_through_a_preemption(launch_process, job, beaker_server) -> None:
     preempted = {"lines": ["begun"], "canceled_code": PREEMPTED}
     course = [

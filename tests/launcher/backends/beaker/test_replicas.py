@@ -30,6 +30,7 @@ def test_replicas_share_one_merge(launch) -> None:
     assert "--then: conflicts with --replicas and --overwrite" in refused.err
 
 
+@pytest.mark.slow
 def test_what_follows_replicas_runs_once_after_all(models, work, launch) -> None:
     words = ["out", *models, "--image", "ada/torch", "--weka", f"bucket:{work}", "--replicas", "2"]
     words += ["--python", sys.executable, "--then", "echo ran >> ../then; ls *.safetensors"]

@@ -37,6 +37,7 @@ def ids(text: str) -> list[str]:
     return re.findall(r"^(\S+)  w\d$", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_from_the_queue_to_the_verdicts(launch, sweep: Path, fakes) -> None:
     done = launch(*WORDS, sys.executable, "--at-once", "2")
     assert done.code == 0, done.err

@@ -11,6 +11,8 @@ import pytest
 
 from merge_launch.tracking import records
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = "12.pbs-server", "13.pbs-server"
 # A worker that notes its runs, and goes on until it is told to stop.
 ENDLESS = 'echo run >> "$HOME/runs"; trap "exit 75" TERM; while :; do sleep 0.05; done'
