@@ -37,6 +37,7 @@ def batch(kind: str, seed: int, count: int) -> None:
         assert 0.3 * count < int(match[1]) < count, "both kinds come up"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKERS)
 def test_some(kind: str) -> None:
     batch(kind, 0, min(1000, COUNTS.get(kind, 4_000) // 10))

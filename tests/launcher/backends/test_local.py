@@ -74,6 +74,7 @@ def test_a_recipe_travels_and_its_relative_paths_are_ours(
     assert (work / "out" / "mergekit_config.yml").read_text() == RECIPE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["local", "beaker"])
 def test_names_that_shells_take_apart(
     backend: str, job_argv, models, bare_bash, work: Path, tmp_path: Path

@@ -19,6 +19,7 @@ IDS = {"pbs": "12.pbs-server", "slurm": "34"}
 both = pytest.mark.parametrize("backend", IDS)
 
 
+@pytest.mark.slow
 @both
 def test_a_job_from_submission_to_verdict(
     backend: str, launch, fakes, models, work: Path, monkeypatch
