@@ -200,7 +200,7 @@ def _stages(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _role(plan: Plan, number: int) -> str:
-    """Name the role of a model; the first provides tokenizer and config if there is no base."""
+    """Name the role of a model; without a base, the first provides tokenizer and config."""
     base = plan.recipe.base
     if base is not None and plan.labels[number] == str(base):
         return "base"

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..conversion.suggest import suggest_rules
-from ..dtypes import DType, Kind
+from ..dtypes import Kind
 from ..errors import InputError, UsageError
 from ..messages import counted, first_names, printable
 from ..structure.components import is_computed
 from ..structure.selection import unused_patterns
-from ..tensors.source import TensorSource
+from ..tensors.source import TensorSource, declared_dtype
 from .groups import Group
 from .options import MatchOptions
 
@@ -165,11 +165,15 @@ class _Matcher:
             if names:
                 yield f"{counted(len(names), fact)}: {first_names(names)}"
         # One line when models store the same tensors with different precision.
-        mixed = [m for m in self.tensors if m.merged and len({_dtype(i) for _, i in m.sources}) > 1]
+        mixed = [
+            m
+            for m in self.tensors
+            if m.merged and len({declared_dtype(i) for _, i in m.sources}) > 1
+        ]
         if mixed:
             models = mixed[0].group.slice.models
             dtypes = ", ".join(
-                f"{self.labels[models[number]]} {_dtype(source).torch_name}"
+                f"{self.labels[models[number]]} {declared_dtype(source).torch_name}"
                 for number, source in mixed[0].sources
             )
             yield f"{counted(len(mixed), 'tensors are stored with different dtypes')} ({dtypes})"
@@ -178,11 +182,6 @@ class _Matcher:
 def _is_weight(source: TensorSource) -> bool:
     """Return whether a tensor holds trained values, and not a buffer computed from the config."""
     return source.dtype.kind is Kind.FLOAT and not is_computed(source.name, source.shape)
-
-
-def _dtype(source: TensorSource) -> DType:
-    """Return the dtype the source declares, which may differ from the dtype it is read in."""
-    return source.declared_dtype or source.dtype
 
 
 def _names(sources: Mapping[Pair, Sequence[TensorSource]]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ..recipe.schedules import schedule_weights
 from ..recipe.schema import Recipe, plays_base
 from ..structure.layers import depths as stack_depths
 from ..structure.layers import fraction, layer_of
-from ..tensors.source import TensorSource
+from ..tensors.source import TensorSource, declared_dtype
 from .groups import SliceInputs
 from .matching import Match, Matches
 from .options import PlanOptions
@@ -263,6 +263,6 @@ class _Resolver:
     def _out_dtype(self, first: TensorSource) -> DType:
         asked = self.options.dtype or self.recipe.out_dtype or self.recipe.dtype or "same"
         if asked == "same":
-            return first.declared_dtype or first.dtype
+            return declared_dtype(first)
         dtype = from_torch_name(asked)
         return dtype if dtype.kind is Kind.FLOAT else first.dtype

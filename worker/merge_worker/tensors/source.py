@@ -99,6 +99,7 @@ TensorSource = StoredTensor | DerivedTensor
 
 
 def declared_dtype(source: TensorSource) -> DType:
+    """Return the dtype a source declares, which may differ from the dtype it is read in."""
     return source.declared_dtype or source.dtype
 
 
