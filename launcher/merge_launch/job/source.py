@@ -92,7 +92,7 @@ def read_source(
     else:
         models, out = _direct(words, options)
         text, where = _direct_recipe(models, options, dtype, folder), "the command"
-    recipe = parse(decoded(text, where), where)
+    recipe = parse(decoded(text, where), where, Path(folder))
     name = out or default_name(recipe.method, [ref.path for ref in recipe.model_refs()])
     return Merge(text, recipe, absolute(name, folder), folder)
 
@@ -135,11 +135,15 @@ def _one_out(words: Sequence[str], options: MergeOptions) -> str | None:
 
 def _direct(words: Sequence[str], options: MergeOptions) -> tuple[list[str], str | None]:
     """Return models and OUT; with --out all words are models."""
+    from merge_worker.output.target import refuse_model_as_out
+
     out = options.out or next(iter(words), None)
     models = list(words) if options.out else list(words[1:])
     if len(models) < 2:
         given = f"{printable(' '.join(words))}: " if words else ""
         raise UsageError(f"{given}a merge needs at least two models; {FORMS}")
+    if not options.out:
+        refuse_model_as_out(words[0], models)
     return models, out
 
 
@@ -155,8 +159,15 @@ def _direct_recipe(
 
 
 def _located(word: str, folder: str) -> str:
-    """Make the parts of BASE+ADAPTER absolute. A folder with '+' in its name needs a recipe."""
-    parts = word.split("+")
+    """Make the paths of a base and its adapter absolute; what is not a model stays as it is."""
+    from merge_worker.recipe.schema import ModelRef, parse_model
+
+    try:
+        ref = parse_model(word, Path(folder))
+    except ValueError:  # reported with the faults of the recipe
+        return word
+    parts = [str(ModelRef(ref.path, ref.revision))]
+    parts += [str(ModelRef(ref.lora, ref.lora_revision))] if ref.lora else []
     return "+".join(part if _on_hub(part) else absolute(part, folder) for part in parts)
 
 

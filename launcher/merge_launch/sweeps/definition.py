@@ -82,7 +82,7 @@ def read_sweep(path: str, out: str | None, folder: str) -> Sweep:
     for row, labeled, name in zip(rows, values, names, strict=True):
         try:
             text = _recipe_text(base, row)
-            recipe = parse(text, f"{path}: {name}")
+            recipe = parse(text, f"{path}: {name}", Path(folder))
         except (RecipeError, PlaceError) as error:
             faults += [(name, entry) for entry in error_entries(error)]
             continue

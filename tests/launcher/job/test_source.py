@@ -55,6 +55,36 @@ def test_a_hub_id_stays_one_and_everything_else_is_a_path(work: Path) -> None:
     ]
 
 
+def test_a_path_that_exists_may_hold_a_plus(work: Path) -> None:
+    (work / "step1+2").mkdir()
+    (work / "user@site").mkdir()
+    merge = read("out", "step1+2", "user@site", "m+lora", folder=str(work))
+    assert models_of(merge) == [f"{work}/step1+2", f"{work}/user@site", f"{work}/m+{work}/lora"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["org/base", "org/m1", "org/m2"], "org/base: looks like a Hub model"),
+        (["runs/soup", "m1", "m2"], "runs/soup: looks like a Hub model"),
+        (["m1", "m1", "m2"], "m1: is one of the models"),
+        (["m1", "m2", "m3"], "m1: holds a model"),
+    ],
+)
+def test_out_forgotten(words: list[str], expected: str, models) -> None:
+    with pytest.raises(WorkerUsageError) as caught:
+        read(*words)
+    assert str(caught.value).startswith(expected)
+    assert str(caught.value).endswith("OUT comes first: OUT MODEL MODEL…")
+
+
+def test_out_that_cannot_be_a_model(work: Path) -> None:
+    (work / "runs").mkdir()
+    assert read("runs/soup", "m1", "m2", folder=str(work)).out == f"{work}/runs/soup"
+    assert read("./org/base", "org/m1", "org/m2", folder=str(work)).out == f"{work}/org/base"
+    assert read("org/m1", "org/m2", folder=str(work), out="org/base").out == f"{work}/org/base"
+
+
 def test_the_home_folder_is_that_of_the_person_who_types(monkeypatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert absolute("~/m1", "/w") == "/home/ada/m1"

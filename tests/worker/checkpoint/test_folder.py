@@ -84,6 +84,30 @@ def test_a_missing_shard(tmp_path: Path) -> None:
     assert "1 of 3 shards in its index are missing" in fault(folder)
 
 
+def test_an_index_left_over_beside_a_single_file(tmp_path: Path) -> None:
+    """The order of transformers, which leaves the old index and shards where it saves again."""
+    folder = write_checkpoint(tmp_path / "m", some_tensors(0), shards=2)
+    save_file({"a": torch.ones(1)}, folder / "model.safetensors")
+    opened = open_checkpoint(folder)
+    assert opened.tensors.keys() == {"a"}
+    assert opened.notes == (
+        f"{folder / INDEX}: left over beside model.safetensors, which is read as transformers does",
+    )
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert open_checkpoint(folder).notes == ()
+
+
+def test_an_index_of_shards_that_were_replaced(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m", some_tensors(0), shards=3)
+    for number in (1, 2, 3):
+        (folder / f"model-0000{number}-of-00003.safetensors").unlink()
+    for number in (1, 2):
+        save_file(
+            {f"w{number}": torch.ones(1)}, folder / f"model-0000{number}-of-00002.safetensors"
+        )
+    assert "remove the left-over model.safetensors.index.json" in fault(folder)
+
+
 def test_a_missing_shard_without_an_index(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m", some_tensors(0), shards=4)
     (folder / INDEX).unlink()
@@ -101,7 +125,7 @@ def test_a_tensor_in_two_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "a/../../x", ""])
 def test_an_index_that_leaves_the_folder(tmp_path: Path, name: str) -> None:
-    folder = write_checkpoint(tmp_path / "m", some_tensors(0))
+    folder = write_checkpoint(tmp_path / "m", some_tensors(0), shards=2)
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     assert "is outside the model folder" in fault(folder)
@@ -109,7 +133,7 @@ def test_an_index_that_leaves_the_folder(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["\0", "x\x1b[2J", ".", "n" * 300])
 def test_an_index_with_odd_names(tmp_path: Path, name: str) -> None:
-    folder = write_checkpoint(tmp_path / "m", some_tensors(0))
+    folder = write_checkpoint(tmp_path / "m", some_tensors(0), shards=2)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     text = fault(folder)
     assert str(folder) in text
@@ -154,7 +178,7 @@ def test_a_config_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "tensors", "words"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, {"a": "F32"}, "quantized (gptq)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, {"a": "I32"}, "quantized (gptq)"),
         ({}, {"a.weight": "F8_E4M3", "b": "BF16"}, "a.weight"),
         ({}, {"a.qweight": "I32", "a.qzeros": "I32"}, "a.qweight, a.qzeros"),
         ({}, {"a.weight": "I8", "a.SCB": "F32"}, "a.SCB"),
@@ -167,7 +191,7 @@ def test_quantized_weights(
     header, offset = {}, 0
     for name, dtype in tensors.items():
         size = sizes.get(dtype, 1)
-        header[name] = entry([1], offset, offset + size, dtype)
+        header[name] = entry([1, 1], offset, offset + size, dtype)
         offset += size
     raw_file(tmp_path / "model.safetensors", header, bytes(offset))
     (tmp_path / "config.json").write_text(json.dumps(config))

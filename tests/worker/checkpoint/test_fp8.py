@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge_worker import cli
 from merge_worker.checkpoint.folder import open_checkpoint
-from merge_worker.checkpoint.fp8 import dequantized
+from merge_worker.checkpoint.fp8 import dequantized, is_quantized, refuse_quantized
 from merge_worker.checkpoint.reader import Files
 from merge_worker.engine.lane import Lane
 from merge_worker.errors import InputError
@@ -125,3 +125,88 @@ def test_codes_without_scales(tmp_path: Path) -> None:
 def test_plain_models_stay_as_they_are(models: list[Path]) -> None:
     opened = open_checkpoint(models[0])
     assert dequantized(opened) is opened
+
+
+def int8(*shape: int, dtype: torch.dtype = torch.int8) -> Tensor:
+    return torch.ones(*shape, dtype=dtype)
+
+
+QUANTIZED = {
+    "MLX": (
+        {"l.weight": int8(4, 1, dtype=torch.uint32), "l.scales": scales(4, 1)},
+        {"quantization": {"bits": 4}},
+    ),
+    "MLX without a config": (
+        {"l.weight": int8(4, 1, dtype=torch.uint32), "l.scales": scales(4, 1)},
+        {},
+    ),
+    "quanto": ({"l.weight._data": int8(4, 8), "l.weight._scale": scales(4, 1)}, {}),
+    "HQQ": (
+        {"l.W_q": int8(2, 8, dtype=torch.uint8), "l.scale": scales(8, 1), "l.zero": scales(8, 1)},
+        {},
+    ),
+    "GPTQ": ({"l.qweight": int8(1, 8, dtype=torch.int32), "l.scales": scales(1, 8)}, {}),
+    "bitsandbytes, 8 bits": ({"l.weight": int8(4, 8), "l.SCB": scales(4)}, {}),
+    "bitsandbytes, 4 bits": (
+        {"l.weight": int8(16, 1, dtype=torch.uint8), "l.weight.absmax": scales(1)},
+        {},
+    ),
+    "compressed-tensors": (
+        {"l.weight_packed": int8(4, 1, dtype=torch.int32), "l.weight_scale": scales(4, 1)},
+        {},
+    ),
+    "AQLM": ({"l.codes": int8(4, 2, 1, dtype=torch.int16), "l.codebooks": scales(1, 8, 1, 8)}, {}),
+    "MXFP4": (
+        {
+            "l.w_blocks": int8(4, 2, 8, dtype=torch.uint8),
+            "l.w_scales": int8(4, 2, dtype=torch.uint8),
+        },
+        {},
+    ),
+    "FP8 without scales": ({"l.weight": codes(4, 8)}, {}),
+    "a label and integers alone": (
+        {"l.weight": int8(4, 8)},
+        {"quantization_config": {"quant_method": "eetq"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_folders_are_refused_by_what_they_hold(kind: str, tmp_path: Path) -> None:
+    tensors, config = QUANTIZED[kind]
+    plain = {"norm.weight": torch.ones(8)}
+    model = open_checkpoint(write_checkpoint(tmp_path / "m", tensors | plain, config=config))
+    with pytest.raises(InputError, match=r"m: quantized( \(|: l\.)"):
+        refuse_quantized([model], ["m"])
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"attn.logit_scale": scales(2, 1, 1), "attn.relative_position_index": int8(4, 4).long()},
+        {"embeddings.position_ids": int8(1, 8).long(), "l.weight": scales(4, 8)},
+        {"mask.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool), "mask.scale": scales(4)},
+        {"bn.num_batches_tracked": torch.tensor(3), "bn.weight": scales(4)},
+    ],
+)
+def test_indices_and_masks_are_not_codes(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    assert is_quantized(open_checkpoint(write_checkpoint(tmp_path / "m", tensors))) is None
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_label_over_plain_weights(
+    inside: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    config: dict[str, object] = {"text_config": {"hidden_size": 4} | label} if inside else label
+    for name in "ab":
+        weights = {"l.weight": torch.full((2, 2), float(ord(name)))}
+        write_checkpoint(tmp_path / name, weights, config={"model_type": "m"} | config)
+    words = ["average", str(tmp_path / "out"), str(tmp_path / "a"), str(tmp_path / "b")]
+    assert cli.main([*words, "--progress", "off"]) == 0
+    assert f"{tmp_path / 'a'}: config.json says quantized, but its weights are plain" in (
+        capsys.readouterr().err
+    )
+    assert float(read_tensors(tmp_path / "out")["l.weight"].mean()) == (ord("a") + ord("b")) / 2
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == {"model_type": "m"} | ({"text_config": {"hidden_size": 4}} if inside else {})

@@ -53,6 +53,15 @@ def test_heads_come_from_all_sources_of_the_last_slice(models: Path) -> None:
     assert merged["model.layers.3.attn.weight"] == 3.05
 
 
+def test_an_empty_slice_at_an_end_gives_the_tensors_there(models: Path) -> None:
+    empty = [source("c", 4, 4)]
+    found = merge(models, recipe("passthrough", [source("b", 0, 0)], [source("a", 0, 2)], empty))
+    assert found["model.embed_tokens.weight"] == 2.0
+    assert found["lm_head.weight"] == found["model.norm.weight"] == 3.9
+    assert [found[f"model.layers.{n}.mlp.weight"] for n in range(2)] == [1.0, 1.1]
+    assert "model.layers.2.mlp.weight" not in found
+
+
 @pytest.mark.parametrize("method", ["slerp", "ties", "nuslerp", "model_stock", "task_arithmetic"])
 def test_a_source_alone_is_taken_as_it_is(models: Path, method: str) -> None:
     # Without any of the parameters that the method needs.

@@ -104,10 +104,10 @@ def test_mixed_precision_is_told(tmp_path: Path) -> None:
 
 def test_quantized_models(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors())
-    write_checkpoint(
-        tmp_path / "b", tensors(), config={"quantization_config": {"quant_method": "fp8"}}
-    )
-    assert fault(tmp_path, "a", "b").startswith("b: quantized (fp8)\n  dequantize first")
+    codes = {"layers.0.w": torch.zeros(2, 2, dtype=torch.int8)}
+    config = {"quantization_config": {"quant_method": "gptq"}}
+    write_checkpoint(tmp_path / "b", tensors() | codes, config=config)
+    assert fault(tmp_path, "a", "b").startswith("b: quantized (gptq)\n  dequantize first")
 
 
 def test_a_stored_head_beside_tied_ones_is_left_out(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def models(tmp_path: Path) -> Path:
             "layers.2.attn.w": torch.full((2, 3), float(value)),
             "norm.weight": torch.full((2,), float(value)),
         }
-        write_checkpoint(tmp_path / name, tensors, config={"model_type": name})
+        write_checkpoint(tmp_path / name, tensors, config={"_name_or_path": name})
     return tmp_path
 
 
@@ -80,7 +80,7 @@ def test_models_in_the_order_of_the_recipe_and_the_base_last(models: Path) -> No
     planned = plan(models, text)
     assert files(planned) == ["b", "a", "base"]
     assert planned.steps[0].task and planned.steps[0].task.has_base
-    assert planned.config == {"model_type": "base"}
+    assert planned.config == {"_name_or_path": "base"}
     assert planned.labels == ("base", "b", "a")
 
 
@@ -89,7 +89,7 @@ def test_a_base_that_joins_keeps_its_place(models: Path) -> None:
     planned = plan(models, JOINED.replace("[base, b, a]", "[b, a]"))
     assert files(planned) == ["b", "a", "base"]
     assert planned.steps[0].task and not planned.steps[0].task.has_base
-    assert planned.config == {"model_type": "base"}
+    assert planned.config == {"_name_or_path": "base"}
 
 
 def test_a_value_that_is_missing(models: Path) -> None:

@@ -1,6 +1,7 @@
 """Recipes from text: what is understood, and every fault with its line, all at once."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,46 @@ modules:
 def test_names_of_models(word: str, ref: ModelRef) -> None:
     assert parse_model(word) == ref
     assert str(ref) == word
+
+
+def test_a_path_that_exists_is_that_path(tmp_path: Path) -> None:
+    for name in ("step1+2", "user@site/m", "m", "a+b+c", "a"):
+        (tmp_path / name).mkdir(parents=True)
+    for word, expected in {
+        "step1+2": ModelRef("step1+2"),
+        "step1+2+m": ModelRef("step1+2", lora="m"),
+        "m+step1+2": ModelRef("m", lora="step1+2"),
+        "user@site/m": ModelRef("user@site/m"),
+        "user@site/m@v2": ModelRef("user@site/m", "v2"),
+        "user@site/m+m": ModelRef("user@site/m", lora="m"),
+        "a+b+c": ModelRef("a+b+c"),
+        "a+x": ModelRef("a", lora="x"),
+        "org/name@main+m": ModelRef("org/name", "main", "m"),
+    }.items():
+        assert parse_model(word, tmp_path) == expected, word
+    models = "[step1+2, {model: {model: {path: m+m}}}, {model: {model: a+b+c}}]"
+    text = f"merge_method: linear\nmodels: {models}"
+    sources = parse(text, folder=tmp_path).modules[0].slices[0].sources
+    assert [source.model.path for source in sources] == ["step1+2", "m+m", "a+b+c"]
+    with pytest.raises(ValueError, match="more than one '\\+'"):
+        parse_model("x+y+z", tmp_path)
+
+
+def test_anchors_under_a_repeated_key_of_their_own() -> None:
+    text = (
+        "const: &A a\nconst: &B b\nmerge_method: linear\nmodels: [*A, *B]\nparameters: {weight: 1}"
+    )
+    recipe = parse(text, "r.yml")
+    assert [str(source.model) for source in recipe.modules[0].slices[0].sources] == ["a", "b"]
+    assert "r.yml:1: const: nothing reads this key" in recipe.warnings
+
+
+def test_an_empty_slice_between_others_is_named() -> None:
+    slices = "".join(
+        f"\n- sources: [{{model: a, layer_range: [{n}, {m}]}}]" for n, m in ((0, 2), (2, 2), (2, 3))
+    )
+    recipe = parse(f"merge_method: passthrough\nslices:{slices}", "r.yml")
+    assert recipe.warnings == ("r.yml:4: slices[1]: takes no layers, so it has no effect",)
 
 
 def test_models_written_out() -> None:
@@ -174,8 +215,12 @@ SLICE = "merge_method: {}\nbase_model: x\nslices:\n- sources:\n{}"
             "r.yml:5: slices[0].sources[0].layer_range: None is not [first, last)",
         ),
         (
+            SLICE.format("linear", "  - {model: a, layer_range: [4, 3]}"),
+            "r.yml:5: slices[0].sources[0].layer_range: [4, 3] is not [first, last)",
+        ),
+        (
             SLICE.format("linear", "  - {model: a, layer_range: [4, 4]}"),
-            "r.yml:5: slices[0].sources[0].layer_range: [4, 4] is not [first, last)",
+            "r.yml:3: slices: no layers at all; a layer_range is [first, last)",
         ),
         (
             SLICE.format(

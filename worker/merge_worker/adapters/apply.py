@@ -33,7 +33,7 @@ class Adapted(Checkpoint):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        config = Checkpoint(self.path, self.shards, {}, dequantized=self.dequantized).config
+        config = Checkpoint(self.path, self.shards, {}).config
         if not config:
             return {}
         text = config.get("text_config")
@@ -77,7 +77,7 @@ class AdapterApplication:
         if faults:
             raise InputError("\n".join(faults))
         shards = (*self.base.shards, self.adapter.shard)
-        return Adapted(base, shards, self.tensors, self.changes, dequantized=self.base.dequantized)
+        return Adapted(base, shards, self.tensors, self.changes, notes=self.base.notes)
 
     def names(self, name: str) -> Iterator[str]:
         yield name

@@ -23,6 +23,7 @@ from .hub import Hub, is_hub_name
 from .torch_zip import read_pickled
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -33,7 +34,7 @@ class Checkpoint:
     path: Path
     shards: tuple[Shard, ...]
     tensors: dict[str, TensorSource] = field(repr=False)
-    dequantized: bool = field(default=False, kw_only=True)  # its config's quantization is obsolete
+    notes: tuple[str, ...] = field(default=(), kw_only=True)  # decisions to warn of
 
     @property
     def folder(self) -> Path | None:
@@ -42,16 +43,48 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Contents of `config.json`, or empty. Raises InputError if it is not JSON."""
+        """Contents of `config.json`, or empty, without what it says of quantization.
+
+        Quantized weights are refused or dequantized, so that no result has any. Raises InputError
+        if the file is not JSON.
+        """
+        return _without_quantization(self._config_file)
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """The entry of `config.json` on quantization, or empty."""
+        text = self._config_file.get("text_config")
+        places = [self._config_file, text if isinstance(text, dict) else {}]
+        entries = (place[key] for place in places for key in place if _is_quantization(key, place))
+        return next(entries, {})
+
+    @cached_property
+    def _config_file(self) -> dict[str, Any]:
         path = self.path / CONFIG
         if self.folder is None or not path.is_file():
             return {}
         value = read_json(path)
         if not isinstance(value, dict):
             raise InputError(f"{path}: not a JSON object; is this a model folder?")
-        if self.dequantized:
-            value.pop("quantization_config", None)
         return value
+
+
+def _is_quantization(key: str, section: Mapping[str, Any]) -> bool:
+    """Whether a field is about quantization: by transformers, compressed-tensors or MLX."""
+    if not isinstance(section[key], dict):
+        return False
+    mlx = key == "quantization" and "bits" in section[key]
+    return mlx or key in ("quantization_config", "compression_config")
+
+
+def _without_quantization(section: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_quantization(value)
+        if key == "text_config" and isinstance(value, dict)
+        else value
+        for key, value in section.items()
+        if not _is_quantization(key, section)
+    }
 
 
 def exists(path: Path) -> bool:
@@ -119,30 +152,49 @@ def open_checkpoint(path: Path, hub: Hub | None = None) -> Checkpoint:
         tensors |= sources
     if not tensors:
         raise InputError(f"{path}: no tensors in its safetensors files")
-    if path.is_dir():
-        _check_index(path, places)
-    return Checkpoint(path, tuple(shards), tensors)
+    notes: tuple[str, ...] = ()
+    if path.is_dir() and (index := _index(path)):
+        if files == [path / _SINGLE[index.name]]:
+            notes = _unused_index(index, files[0])
+        else:
+            _check_index(index, places)
+    return Checkpoint(path, tuple(shards), tensors, notes=notes)
+
+
+_SINGLE = {INDEX: WEIGHTS, PICKLE_INDEX: "pytorch_model.bin"}
+"""Files that hold all weights, by the index that has no meaning beside them."""
 
 
 def _index(folder: Path) -> Path | None:
     """Return the index in use: that of pickles only if there are no safetensors."""
     if (folder / INDEX).is_file():
         return folder / INDEX
-    pickles = folder / "pytorch_model.bin.index.json"
+    pickles = folder / PICKLE_INDEX
     return pickles if pickles.is_file() and not any(folder.glob("*.safetensors")) else None
 
 
 def _shard_files(folder: Path, hub: Hub) -> list[Path]:
-    """Return the weight files: by index, else model.safetensors, else all but duplicates."""
-    remote = hub.names(folder)
-    index = _index(folder)
+    """Return the weight files: model.safetensors, else by index, else all but duplicates.
+
+    This is the order of transformers, which leaves an old index where it saves a single file.
+    """
+    index, remote = _index(folder), hub.names(folder)
     if index is not None:
+        single = _SINGLE[index.name]
+        if single in remote or (folder / single).exists():
+            return [folder / single]
         names = sorted(set(_weight_map(index).values()))
         for name in names:
             if not name or Path(name).is_absolute() or ".." in Path(name).parts:
                 raise InputError(f"{index}: shard '{printable(name)}' is outside the model folder")
         missing = [n for n in names if n not in remote and not os.path.lexists(folder / n)]
-        _refuse_missing(folder, missing, f"{len(names)} shards in its index")
+        others = sorted(
+            path.name for path in folder.glob("*.safetensors") if path.name not in names
+        )
+        hint = "the download or copy is incomplete"
+        if others:
+            hint = f"if the model is {first_names(others)}, remove the left-over {index.name}"
+        _refuse_missing(folder, missing, f"{len(names)} shards in its index", hint)
         return [folder / name for name in names]
     if (folder / WEIGHTS).exists() or WEIGHTS in remote:
         return [folder / WEIGHTS]
@@ -160,11 +212,11 @@ def _shard_files(folder: Path, hub: Hub) -> list[Path]:
     return files
 
 
-def _refuse_missing(folder: Path, missing: Sequence[str], all_shards: str) -> None:
+def _refuse_missing(folder: Path, missing: Sequence[str], all_shards: str, hint: str) -> None:
     if missing:
         raise InputError(
             f"{folder}: {len(missing)} of {all_shards} are missing: {first_names(missing)}\n"
-            f"  the download or copy is incomplete"
+            f"  {hint}"
         )
 
 
@@ -177,7 +229,8 @@ def _check_numbering(folder: Path, names: set[str]) -> None:
         stem, total, end = numbered.groups()
         complete = [f"{stem}-{n:05d}-of-{total}{end}" for n in range(1, int(total) + 1)]
         missing = [file for file in complete if file not in names]
-        _refuse_missing(folder, missing, f"{int(total)} shards")
+        hint = "the download or copy is incomplete"
+        _refuse_missing(folder, missing, f"{int(total)} shards", hint)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -190,13 +243,20 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(folder: Path, places: Mapping[str, str]) -> None:
+def _unused_index(index: Path, single: Path) -> tuple[str, ...]:
+    try:
+        names = set(_weight_map(index).values())
+    except InputError:
+        names = set()
+    if names == {single.name}:
+        return ()
+    return (f"{index}: left over beside {single.name}, which is read as transformers does",)
+
+
+def _check_index(index: Path, places: Mapping[str, str]) -> None:
     """Check that every tensor of the index is in the shard that the index names."""
-    index = _index(folder)
-    if index is None:
-        return
     weight_map = _weight_map(index)
-    paths = {file: str(folder / file) for file in set(weight_map.values())}
+    paths = {file: str(index.parent / file) for file in set(weight_map.values())}
     missing = [n for n, f in weight_map.items() if places.get(n) != paths[f]]
     if missing:
         raise InputError(

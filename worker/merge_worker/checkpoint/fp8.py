@@ -6,6 +6,7 @@ matrix. Weights packed in other ways (GPTQ, AWQ, bitsandbytes, MX) are refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -23,29 +24,57 @@ if TYPE_CHECKING:
 
 FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
 SCALE_SUFFIXES = ("_scale_inv", "_scale")
+_SUFFIXES = (
+    *(".qweight", ".qzeros", ".g_idx", ".weight_scale", ".weight_scale_inv"),
+    *(".weight_packed", ".absmax", ".quant_state", ".SCB"),
+)
+_SCALE = re.compile(r"scale|absmax|SCB|codebook", re.IGNORECASE)
 _UNUSED = (".input_scale", ".weight_scale_ub", ".activation_scale", ".output_scale")
 """Scales of activations, which plain weights do not need."""
 
 
 def is_quantized(checkpoint: Checkpoint) -> str | None:
     """Return the reason why the weights cannot be averaged as stored, or None."""
-    method = checkpoint.config.get("quantization_config", {})
-    if isinstance(method, dict) and method:
-        return f"quantized ({printable(str(method.get('quant_method', 'quantization_config')))})"
-    packed = [n for n, info in checkpoint.tensors.items() if info.dtype.kind is Kind.PACKED]
-    suffixes = (
-        ".qweight",
-        ".qzeros",
-        ".g_idx",
-        ".weight_scale",
-        ".weight_scale_inv",
-        ".weight_packed",
-        ".absmax",
-        ".quant_state",
-        ".SCB",
-    )
-    packed += [n for n in checkpoint.tensors if n.endswith(suffixes)]
-    return f"quantized: {first_names(packed)}" if packed else None
+    label = checkpoint.quantization
+    codes = _codes(checkpoint.tensors, labeled=bool(label))
+    if not codes:
+        return None
+    if label:
+        method = label.get("quant_method") or f"{label.get('bits', 'some')} bits"
+        return f"quantized ({printable(str(method))})"
+    return f"quantized: {first_names(codes)}"
+
+
+def obsolete_labels(models: Sequence[Checkpoint], labels: Sequence[str]) -> list[str]:
+    """Return a warning for each model whose config says quantized, although its weights are not."""
+    return [
+        f"{label}: config.json says quantized, but its weights are plain; merged as they are, "
+        f"without that field"
+        for model, label in zip(models, labels, strict=True)
+        if model.quantization
+        and not any(isinstance(source, DequantizedTensor) for source in model.tensors.values())
+    ]
+
+
+def _codes(tensors: Mapping[str, TensorSource], labeled: bool) -> list[str]:
+    """Return the tensors that stand for other values: packed ones, and integers beside scales.
+
+    Integers of 64 bits are indices. With a label in the config, other matrices of integers count.
+    """
+    codes = [n for n, source in tensors.items() if source.dtype.kind is Kind.PACKED]
+    codes += [n for n in tensors if n.endswith(_SUFFIXES)]
+    small = [
+        n
+        for n, source in tensors.items()
+        if source.dtype.kind is Kind.INTEGER
+        and source.dtype.bits <= 32
+        and source.dtype.name != "BOOL"
+        and len(source.shape) > 1
+    ]
+    parts = [n.rpartition(".") for n in tensors]
+    owners = {module for module, _, last in parts if _SCALE.search(last)}
+    codes += [n for n in small if labeled or n in owners or n.rpartition(".")[0] in owners]
+    return codes
 
 
 def refuse_quantized(models: Sequence[Checkpoint], labels: Sequence[str]) -> None:
@@ -141,7 +170,7 @@ def dequantized(model: Checkpoint) -> Checkpoint:
         raise InputError(
             f"{model.path}: {counted(len(packed), 'tensors have no scales')}: {first_names(packed)}"
         )
-    return replace(model, tensors=tensors, dequantized=True)
+    return replace(model, tensors=tensors)
 
 
 def _plain_dtype(model: Checkpoint) -> DType:
@@ -166,8 +195,7 @@ def _blocks(model: Checkpoint, codes: TensorSource, scales: TensorSource) -> Blo
     elif prod(grid) == matrices:  # one per matrix of a stack
         grid = (*codes.shape[:-2], 1, 1)
     down, across = (1, 1, *grid)[-2:]
-    config = model.config.get("quantization_config")
-    size = config.get("weight_block_size") if isinstance(config, dict) else None
+    size = model.quantization.get("weight_block_size")
     named = size if isinstance(size, list) and len(size) == 2 else [128, 128]
     height, width = _block_size(rows, down, named[0]), _block_size(columns, across, named[1])
     fits = -(-rows // max(1, height)) == down and -(-columns // max(1, width)) == across

@@ -121,9 +121,9 @@ def _open(word: str) -> tuple[Checkpoint, dict[str, Path]]:
 
 def _base_name(name: str | None, word: str, base: Checkpoint) -> tuple[str, str | None]:
     """Return the name and revision of the base for the config: those on the Hub, or the folder."""
-    if name or "+" in word:
-        return name or word, None
     ref = parse_model(word)
+    if name or ref.lora:
+        return name or word, None
     return snapshot(base.path) or (ref.path, ref.revision)
 
 

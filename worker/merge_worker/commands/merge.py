@@ -13,6 +13,7 @@ from ..errors import InputError, UsageError, WorkerError
 from ..messages import print_line
 from ..output.files import MANIFEST
 from ..output.manifest import files_to_upload
+from ..output.target import refuse_model_as_out
 from ..planning.plan import Plan, make_plan
 from ..recipe import parse
 from ..recipe.shorthand import recipe_from_values
@@ -67,8 +68,10 @@ def average_options(parser: argparse.ArgumentParser) -> None:
 
 def average_command(arguments: argparse.Namespace) -> str:
     """Merge models named on the command line, without a recipe."""
+    refuse_model_as_out(arguments.out, arguments.model)
     text = recipe_from_values(arguments.model, vars(arguments))
-    plan = make_plan(parse(text, "average"), plan_options(arguments, arguments.out))
+    options = plan_options(arguments, arguments.out)
+    plan = make_plan(parse(text, "average", options.relative_to), options)
     return _run([(plan, Path(arguments.out))], arguments)
 
 
@@ -92,7 +95,7 @@ def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = No
     text = read_recipe(path)
     if path.suffix == ".json" and (manifest := read_as_manifest(text)):
         return plan_from_manifest(path, manifest, options)
-    return make_plan(parse(text, str(path)), options)
+    return make_plan(parse(text, str(path), options.relative_to), options)
 
 
 def read_recipe(path: Path) -> str:

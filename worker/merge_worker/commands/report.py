@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,8 +174,9 @@ def _summary(comparison: Comparison, notes: Sequence[str]) -> Advice:
         if models.has_base and i in models.own:
             finding += f", cosine of the task vectors {facts.cosine[i][out]:.2f}"
         findings.append(finding)
-    cells = [(row.facts.relative[0][out], row) for row in comparison.cells]
-    distance, row = max(cells, key=lambda cell: cell[0])
-    place = f"{row.place} {row.component}"
-    findings.append(f"farthest from {names[0]} in {place}: {shown(distance, True)}")
+    cells = [(row.facts.relative[i][out], i, row) for row in comparison.cells for i in range(out)]
+    if cells := [cell for cell in cells if not math.isnan(cell[0])]:
+        distance, farthest, row = max(cells, key=lambda cell: cell[0])
+        place = f"{row.place} {row.component}"
+        findings.append(f"farthest from {names[farthest]} in {place}: {shown(distance, True)}")
     return Advice(tuple(warnings), tuple(findings), None, "Where does the merge lie?")

@@ -45,7 +45,7 @@ def plan_from_manifest(path: Path, manifest: Mapping[str, Any], options: PlanOpt
     first: WorkerError | None = None
     for text, start in product(texts, starts):
         try:
-            plan = make_plan(parse(text, str(path)), replace(options, relative_to=start))
+            plan = make_plan(parse(text, str(path), start), replace(options, relative_to=start))
             _check_inputs(path, manifest, plan)
             return replace(plan, known_checksums=checksums)
         except WorkerError as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from ..errors import OutputError
+from ..checkpoint.folder import is_hub_id
+from ..errors import OutputError, UsageError
 from ..messages import first_names, printable
 from ..planning.plan import Plan
 from .files import MANIFEST, PARTIAL, PASSING, finished, output_errors
@@ -58,6 +59,22 @@ def refuse_occupied(plan: Plan, out: Path) -> None:
     _refuse_place(plan, out)
     if out.is_dir() and not finished(out):
         _refuse_foreign(out)
+
+
+def refuse_model_as_out(out: str, models: Sequence[str]) -> None:
+    """Raise UsageError if OUT, the first word of a direct merge, seems to be one of the models."""
+    path = Path(out).expanduser()
+    reason = ""
+    if is_hub_id(out) and (not path.parent.is_dir() or any(map(is_hub_id, models))):
+        reason = f"looks like a Hub model; a folder of this name is written ./{out}"
+    elif out in models:
+        reason = "is one of the models"
+    elif path.is_dir() and not finished(path) and any(path.glob("*.safetensors")):
+        reason = "holds a model"
+    if reason:
+        raise UsageError(
+            f"{printable(out)}: {printable(reason)}\n  OUT comes first: OUT MODEL MODEL…"
+        )
 
 
 def refuse_inputs(out: Path, inputs: Mapping[str, Path]) -> None:

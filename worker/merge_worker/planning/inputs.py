@@ -10,13 +10,14 @@ from pathlib import Path
 
 from ..adapters.apply import open_adapted
 from ..checkpoint.folder import Checkpoint, exists, is_hub_id, open_checkpoint
-from ..checkpoint.fp8 import dequantized, refuse_quantized
+from ..checkpoint.fp8 import dequantized, obsolete_labels, refuse_quantized
 from ..checkpoint.hub import Hub
 from ..conversion.convert import convert_models
 from ..errors import InputError, UsageError
 from ..messages import nearest, printable
 from ..recipe.schema import ModelRef, Recipe, parse_model
 from ..recipe.yaml_document import read_documents
+from ..structure.config_differences import config_differences
 from ..tokenizer.files import SideFiles
 from ..tokenizer.text_side import TokenizerInputs
 from .options import PlanOptions
@@ -53,7 +54,12 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
         numbers=numbers,
         relative_to=options.relative_to,
         find=partial(_find_side_files, options=options, results=results),
-        notes=tuple(notes),
+        notes=(
+            *(note for model in opened for note in model.notes),
+            *obsolete_labels(opened, labels),
+            *config_differences(opened, labels),
+            *notes,
+        ),
     )
 
 
@@ -134,7 +140,7 @@ def missing_models(text: str, folder: Path) -> list[str]:
     faults = []
     for word in dict.fromkeys(w for value in documents for w in _models(value) if w not in results):
         try:
-            ref = parse_model(word)
+            ref = parse_model(word, folder)
             if not is_hub_id(str(replace(ref, lora=None, lora_revision=None))):
                 locate(ref, folder, Hub())
         except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from .. import methods
 from ..dtypes import FLOATS
@@ -23,11 +24,12 @@ from .schema import (
     TokenRule,
     find_method,
     parse_model,
+    parse_path,
     plays_base,
 )
 from .stages import arrange
 from .validation import broken_rules
-from .yaml_document import Document, Path, read_documents
+from .yaml_document import Document, Place, read_documents
 
 TOP_LEVEL_KEYS = (
     "merge_method",
@@ -49,9 +51,10 @@ TOP_LEVEL_KEYS = (
 )
 
 
-def parse(text: str, where: str = "recipe") -> Recipe:
+def parse(text: str, where: str = "recipe", folder: Path = Path()) -> Recipe:
     """Parse a YAML or JSON text; of several documents, return the last one with its stages.
 
+    Relative paths start at `folder`; whether they exist decides what `+` and `@` in them mean.
     Raises UsageError with every fault of all documents, each with its line.
     """
     documents = read_documents(text, where)
@@ -60,7 +63,7 @@ def parse(text: str, where: str = "recipe") -> Recipe:
     recipes, faults = [], []
     for document in documents:
         try:
-            recipes.append(_Reader(document).recipe(text))
+            recipes.append(_Reader(document, folder).recipe(text))
         except UsageError as error:
             faults.append(str(error))
     if faults:
@@ -71,17 +74,18 @@ def parse(text: str, where: str = "recipe") -> Recipe:
 class _Reader:
     """One document on its way to a Recipe; collects faults instead of stopping at the first."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, folder: Path) -> None:
         self.document = document
+        self.folder = folder
         self.faults: list[str] = []
         self.warnings: list[str] = []
         self.method: Method | None = None
         self.base: Source | None = None
 
-    def fault(self, path: Path, text: str) -> None:
+    def fault(self, path: Place, text: str) -> None:
         self.faults.append(f"{self.document.place(path)}: {text}")
 
-    def warn(self, path: Path, text: str) -> None:
+    def warn(self, path: Place, text: str) -> None:
         self.warnings.append(f"{self.document.place(path)}: {text}")
 
     def recipe(self, text: str) -> Recipe:
@@ -89,7 +93,9 @@ class _Reader:
         if self.faults:
             raise UsageError(self.faults[0])
         for path in self.document.duplicates:
-            self.fault(path, "stands twice; the first would be lost")
+            # Recipes keep anchors under one repeated key of their own, which nothing reads.
+            if path[0] in TOP_LEVEL_KEYS:
+                self.fault(path, "stands twice; the first would be lost")
         self.method = self.find_method(top)
         if top.get("base_model"):
             base = self.model(top["base_model"], ("base_model",))
@@ -139,13 +145,13 @@ class _Reader:
         elif given == ["modules"]:
             named = self.mapping(top["modules"], ("modules",), "'modules'")
             for name, body in named.items():
-                path: Path = ("modules", name)
+                path: Place = ("modules", name)
                 inner = self.mapping(body, path, "a module", ["models", "slices", "parameters"])
                 yield self.module(name, inner, path)
         else:
             yield Module("default", tuple(self.slices(top, ())), {})
 
-    def module(self, name: str, body: Mapping[str, object], path: Path) -> Module:
+    def module(self, name: str, body: Mapping[str, object], path: Place) -> Module:
         if bool(body.get("models")) == bool(body.get("slices")):
             self.fault(path, "a module has either 'models' or 'slices'")
             return Module(name, (), {})
@@ -153,7 +159,7 @@ class _Reader:
         parameters = self.parameters(body, path, "shared")
         return Module(name, slices, parameters, self.document.place(path))
 
-    def slices(self, body: Mapping[str, object], path: Path) -> Iterator[Slice]:
+    def slices(self, body: Mapping[str, object], path: Place) -> Iterator[Slice]:
         if body.get("models"):
             here = (*path, "models")
             models = self.sequence(body["models"], here)
@@ -163,10 +169,18 @@ class _Reader:
                 sources.append(self.base)
             yield Slice(tuple(sources), None, {}, self.document.place(here))
             return
-        for number, item in enumerate(self.sequence(body.get("slices"), (*path, "slices"))):
-            yield self.slice(item, (*path, "slices", number))
+        here = (*path, "slices")
+        listed = self.sequence(body.get("slices"), here)
+        parts = [self.slice(item, (*here, number)) for number, item in enumerate(listed)]
+        if parts and all(part.sources and part.length == 0 for part in parts):
+            self.fault(here, "no layers at all; a layer_range is [first, last)")
+        # The first slice gives the tensors before the layers, the last one those after them.
+        for number, part in enumerate(parts[1:-1], start=1):
+            if part.sources and part.length == 0:
+                self.warn((*here, number), "takes no layers, so it has no effect")
+        yield from parts
 
-    def slice(self, item: object, path: Path) -> Slice:
+    def slice(self, item: object, path: Place) -> Slice:
         keys = ["sources", "base_model", "parameters", "residual_weight"]
         body = self.mapping(item, path, "a slice", keys)
         given = body.get("base_model")
@@ -181,7 +195,7 @@ class _Reader:
         return Slice(sources, base, parameters, self.document.place(path))
 
     def source(
-        self, item: object, path: Path, base: ModelRef | None = None, sliced: bool = False
+        self, item: object, path: Place, base: ModelRef | None = None, sliced: bool = False
     ) -> Source | None:
         """Read an entry of `models`, or of the `sources` of a slice, which takes some layers."""
         if isinstance(item, str) and not sliced:
@@ -201,18 +215,18 @@ class _Reader:
         parameters = self.parameters(body, path, "base" if model == base else "model")
         return Source(model, layers, parameters, self.document.place(path))
 
-    def layer_range(self, value: object, path: Path) -> tuple[int, int] | None:
+    def layer_range(self, value: object, path: Place) -> tuple[int, int] | None:
         if isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value):
             first, last = value
-            if 0 <= first < last:
+            if 0 <= first <= last:
                 return first, last
-        self.fault(path, f"{value!r} is not [first, last) with 0 <= first < last")
+        self.fault(path, f"{value!r} is not [first, last) with 0 <= first <= last")
         return None
 
-    def model(self, value: object, path: Path) -> ModelRef:
+    def model(self, value: object, path: Place) -> ModelRef:
         try:
             if isinstance(value, str):
-                return parse_model(value)
+                return parse_model(value, self.folder)
             keys = ["model", "lora", "override_architecture"]
             body = self.mapping(value, path, "a model", keys)
             word, revision = self.located(body.get("model"))
@@ -232,10 +246,9 @@ class _Reader:
             return str(path) if path else None, str(revision) if revision else None
         if not isinstance(value, str):
             return None, None
-        ref = parse_model(value)
-        return ref.path, ref.revision
+        return parse_path(value, self.folder)
 
-    def parameters(self, body: Mapping[str, object], path: Path, owner: str) -> Parameters:
+    def parameters(self, body: Mapping[str, object], path: Place, owner: str) -> Parameters:
         """Read settings; `owner` is "shared", or the "model" or "base" that they belong to."""
         if body.get("parameters") is None:
             return {}
@@ -251,7 +264,7 @@ class _Reader:
                 self.fault(here, str(error))
         return settings
 
-    def check_parameter(self, name: str, setting: Setting, path: Path, owner: str) -> None:
+    def check_parameter(self, name: str, setting: Setting, path: Place, owner: str) -> None:
         """Warn of what nothing reads. ValueError for a value that is not of its type."""
         if self.method is None:
             return
@@ -287,13 +300,13 @@ class _Reader:
         self.fault((key,), f"unknown dtype '{printable(plain)}'{hint}; one of {', '.join(FLOATS)}")
         return None
 
-    def flag(self, value: object, path: Path) -> bool:
+    def flag(self, value: object, path: Place) -> bool:
         if not isinstance(value, bool):
             self.fault(path, f"{value!r} is neither true nor false")
         return value is True
 
     def mapping(
-        self, value: object, path: Path, kind: str, keys: Sequence[str] = ()
+        self, value: object, path: Place, kind: str, keys: Sequence[str] = ()
     ) -> dict[str, object]:
         """Return a mapping with keys as text, and warn of those that are not `keys`, if given."""
         if not isinstance(value, dict):
@@ -305,13 +318,13 @@ class _Reader:
             self.unknown(body, path, keys)
         return body
 
-    def sequence(self, value: object, path: Path) -> list[object]:
+    def sequence(self, value: object, path: Place) -> list[object]:
         if isinstance(value, list) and value:
             return value
         self.fault(path, "a list with at least one entry belongs here")
         return []
 
-    def unknown(self, body: Mapping[str, object], path: Path, allowed: Sequence[str]) -> None:
+    def unknown(self, body: Mapping[str, object], path: Place, allowed: Sequence[str]) -> None:
         for key in body:
             if key not in allowed:
                 self.warn((*path, key), f"nothing reads this key{nearest(key, allowed)}")
@@ -325,7 +338,7 @@ def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoic
     if "tokenizer_source" in top and "tokenizer" in top:
         reader.fault(("tokenizer_source",), "stands beside 'tokenizer'; keep one of the two")
         return None
-    path: Path = ("tokenizer_source",) if long is None else ("tokenizer",)
+    path: Place = ("tokenizer_source",) if long is None else ("tokenizer",)
     place = reader.document.place(path)
     if long is None:
         return TokenizerChoice(_source(reader, short, path), place=place)
@@ -335,14 +348,14 @@ def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoic
     if type(multiple) is not int or multiple < 0:
         reader.fault((*path, "pad_to_multiple_of"), f"expected a number of rows, got {multiple!r}")
         multiple = 0
-    here: Path = (*path, "tokens")
+    here: Place = (*path, "tokens")
     tokens = reader.mapping(body.get("tokens") or {}, here, "'tokens'")
     rules = {token: _rule(reader, value, (*here, token)) for token, value in tokens.items()}
     source = _source(reader, body.get("source") or "union", (*path, "source"))
     return TokenizerChoice(source, rules, multiple, place)
 
 
-def _source(reader: _Reader, value: object, path: Path) -> str | ModelRef:
+def _source(reader: _Reader, value: object, path: Place) -> str | ModelRef:
     if value in ("union", "base"):
         return str(value)
     if isinstance(value, str) and value.startswith("model:"):
@@ -351,7 +364,7 @@ def _source(reader: _Reader, value: object, path: Path) -> str | ModelRef:
     return reader.model(value, path)
 
 
-def _rule(reader: _Reader, value: object, path: Path) -> TokenRule:
+def _rule(reader: _Reader, value: object, path: Place) -> TokenRule:
     body = reader.mapping({} if value is None else value, path, "a token", ["source", "force"])
     source, here = body.get("source"), (*path, "source")
     force = reader.flag(body.get("force") or False, (*path, "force"))
@@ -383,7 +396,7 @@ def read_key_map(reader: _Reader, top: Mapping[str, object]) -> Iterator[KeyRule
     """Read rules for tensors with other names, or in other pieces, in other models."""
     given = top.get("key_map")
     for number, item in enumerate(reader.sequence(given, ("key_map",)) if given else []):
-        path: Path = ("key_map", number)
+        path: Place = ("key_map", number)
         body = reader.mapping(item, path, "a rule")
         model = reader.model(body["model"], (*path, "model")) if body.get("model") else None
         place = reader.document.place(path)

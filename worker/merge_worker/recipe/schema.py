@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .. import methods
 from ..errors import UsageError
@@ -154,19 +157,45 @@ class Recipe:
         return tuple(dict.fromkeys(ref for ref in refs if ref))
 
 
-def parse_model(word: str) -> ModelRef:
-    """Parse PATH, PATH@REVISION or PATH+LORA. Raises ValueError that names the fault."""
-    parts = word.split("+")
-    if len(parts) > 2:
-        raise ValueError(f"'{printable(word)}' has more than one '+'; a model is BASE or BASE+LORA")
-    pairs = []
-    for part in parts:
-        path, *revision = part.split("@")
-        if len(revision) > 1 or not path:
-            raise ValueError(f"'{printable(word)}' is not PATH, PATH@REVISION or PATH+LORA")
-        pairs.append((path, revision[0] if revision else None))
-    lora = pairs[1] if len(pairs) > 1 else (None, None)
-    return ModelRef(*pairs[0], *lora)
+def parse_model(word: str, folder: Path = Path()) -> ModelRef:
+    """Parse `PATH`, `PATH@REVISION`, or two of them joined by `+`: a base and its adapter.
+
+    A path that exists, seen from `folder`, is that path, whatever signs its name holds.
+    Raises ValueError.
+    """
+    if _exists(word, folder):
+        return ModelRef(word)
+    pairs = [(word[: m.start()], word[m.end() :]) for m in re.finditer(r"\+", word)]
+    if not pairs:
+        return ModelRef(*parse_path(word, folder))
+    # Of several signs, one separates a base that exists; the others are part of a name.
+    here = [pair for pair in pairs if _exists(pair[0], folder)]
+    both = [pair for pair in here if _exists(pair[1], folder)]
+    choices = both or here or pairs
+    if len(choices) > 1:
+        raise ValueError(
+            f"'{printable(word)}' has more than one '+'; a model is BASE or BASE+LORA, "
+            f"or a path that exists"
+        )
+    base, lora = (parse_path(part, folder) for part in choices[0])
+    return ModelRef(*base, *lora)
+
+
+def parse_path(word: str, folder: Path) -> tuple[str, str | None]:
+    """Parse `PATH` or `PATH@REVISION`; a path that exists is that path. Raises ValueError."""
+    path, at, revision = word.rpartition("@")
+    if not at or _exists(word, folder):
+        path, revision = word, ""
+    if not path or (at and "@" in path and not _exists(path, folder)):
+        raise ValueError(f"'{printable(word)}' is not PATH, PATH@REVISION or PATH+LORA")
+    return path, revision or None
+
+
+def _exists(word: str, folder: Path) -> bool:
+    try:
+        return bool(word) and os.path.lexists(folder / Path(word).expanduser())
+    except (RuntimeError, ValueError):  # no such user; a null byte
+        return False
 
 
 def find_method(name: str, place: str) -> Method:

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UsageError
 from ..messages import printable
 
-Path = tuple[str | int, ...]
+Place = tuple[str | int, ...]
 
 MAX_ENTRIES = 200_000
 """More entries than any recipe has; aliases that multiply (a 'YAML bomb') end here."""
@@ -25,10 +25,10 @@ class Document:
 
     where: str
     value: Any
-    lines: dict[Path, int] = field(repr=False)
-    duplicates: tuple[Path, ...] = ()
+    lines: dict[Place, int] = field(repr=False)
+    duplicates: tuple[Place, ...] = ()
 
-    def place(self, path: Path) -> str:
+    def place(self, path: Place) -> str:
         """Return `recipe.yml:12: models[1].parameters.weight`, by the nearest known line."""
         known = path
         while known and known not in self.lines:
@@ -52,8 +52,8 @@ def read_documents(text: str, where: str) -> list[Document]:
         nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if node is not None]
         documents = []
         for node in nodes:
-            lines: dict[Path, int] = {}
-            duplicates: list[Path] = []
+            lines: dict[Place, int] = {}
+            duplicates: list[Place] = []
             for path, line, twice in _walk(node, ()):
                 lines.setdefault(path, line)
                 if twice:
@@ -93,7 +93,7 @@ def _construct(loader: Any, node: Any, where: str) -> Any:
         raise UsageError(f"{where}:{line}: not valid YAML: {printable(str(error))}") from None
 
 
-def _walk(node: Any, path: Path) -> Iterator[tuple[Path, int, bool]]:
+def _walk(node: Any, path: Place) -> Iterator[tuple[Place, int, bool]]:
     """Yield paths, 1-based lines, and whether a key stands twice in its mapping, depth first."""
     yield path, node.start_mark.line + 1, False
     if node.id == "sequence":

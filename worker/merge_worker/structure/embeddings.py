@@ -149,7 +149,11 @@ def unify_tied_heads(
         elif tied(model):
             for name in filter(is_head, first.tensors):
                 embedding = _embedding(model.tensors, first.tensors[name].shape)
-                if embedding is not None:
-                    tensors.setdefault(name, replace(embedding, name=name))
+                if embedding is not None and name not in tensors:
+                    tensors[name] = replace(embedding, name=name)
+                    notes.append(
+                        f"{label}: has its embedding for a head, which is merged as {name}, since "
+                        f"{labels[0]}, whose config counts, has a head of its own"
+                    )
         settled.append(replace(model, tensors=tensors) if tensors != model.tensors else model)
     return tuple(settled), notes
