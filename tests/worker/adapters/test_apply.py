@@ -1,5 +1,7 @@
 """Adapters on their bases while they stream, against PEFT's own `merge_and_unload`."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,51 @@ def test_a_head_of_its_own_on_a_tied_base(tmp_path: Path) -> None:
     embedding = read_tensors(base)["model.embed_tokens.weight"]
     assert model.model.embed_tokens.weight.equal(embedding)
     assert torch.allclose(model.lm_head.weight, embedding + 2 * head[1] @ head[0], atol=1e-5)
+
+
+def test_a_stored_head_that_was_trained_apart_from_its_embedding(tmp_path: Path) -> None:
+    """The config ties both, and the file has a copy of the head all the same."""
+    base = save_base(tmp_path / "base", tie_word_embeddings=True)
+    tensors = read_tensors(base)
+    embedding = tensors["model.embed_tokens.weight"]
+    settings = json.loads((base / "config.json").read_text())
+    shutil.rmtree(base)
+    write_checkpoint(base, {**tensors, "lm_head.weight": embedding.clone()}, config=settings)
+    plain = {"target_modules": ["v_proj"]}
+    for name, more in (("whole", {"modules_to_save": ["lm_head"]}), ("factors", {})):
+        adapter = adapt(base, tmp_path / name, **plain, **more)
+        head = torch.randn(embedding.shape)
+        delta = torch.randn(4, 32), torch.randn(128, 4)
+        config, own = read_adapter(adapter)
+        own = {k: v for k, v in own.items() if "lm_head" not in k}
+        if more:
+            own["base_model.model.lm_head.weight"] = head
+        else:
+            head = embedding + 2 * delta[1] @ delta[0]
+            for part, factor in zip("AB", delta, strict=True):
+                own[f"base_model.model.lm_head.lora_{part}.weight"] = factor
+        adapter = write_adapter(tmp_path / f"{name}-head", config, own)
+        assert average(tmp_path / f"out-{name}", [f"{base}+{adapter}"]) == 0
+        model, _ = load(tmp_path / f"out-{name}")
+        assert torch.allclose(model.lm_head.weight, head, atol=1e-5)
+        assert model.model.embed_tokens.weight.equal(embedding)
+
+
+def test_an_embedding_that_got_rows_without_its_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_base(tmp_path / "base")
+    rows = torch.randn(131, 32)
+    tensors = {"base_model.model.model.embed_tokens.weight": rows}
+    config = {"peft_type": "LORA", "r": 4, "modules_to_save": ["embed_tokens"]}
+    adapter = write_adapter(tmp_path / "adapter", config, tensors)
+    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 3
+    text = capsys.readouterr().err
+    assert f"has 131 rows of tokens, but none for lm_head.weight of {base}, which has 128" in text
+    tied = save_base(tmp_path / "tied", tie_word_embeddings=True)
+    assert average(tmp_path / "out", [f"{tied}+{adapter}"]) == 0
+    model, _ = load(tmp_path / "out")
+    assert model.lm_head.weight.equal(rows)
 
 
 @pytest.mark.parametrize(

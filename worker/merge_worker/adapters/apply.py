@@ -19,7 +19,14 @@ from ..conversion.known_layouts import known_layouts
 from ..dtypes import BY_NAME, Kind
 from ..errors import InputError
 from ..messages import counted, first_names, printable
-from ..structure.embeddings import is_head, tied_head, ties_head
+from ..structure.embeddings import (
+    is_head,
+    is_vocabulary,
+    rows_of,
+    tied_head,
+    ties_head,
+    vocabulary_names,
+)
 from ..tensors.lora_delta import LoraTensor, OffsetTensor
 from ..tensors.source import DerivedTensor, StoredTensor, TensorSource, declared_dtype
 from .peft_format import Adapter, Pair, open_adapter
@@ -27,8 +34,13 @@ from .peft_format import Adapter, Pair, open_adapter
 
 @dataclass(frozen=True)
 class Adapted(Checkpoint):
-    """A base with an adapter on it; `changes` are what the config has to say differently."""
+    """A base with the adapter of a folder on it.
 
+    `changes` are what the config has to say differently, `base_rows` the base's rows of tokens.
+    """
+
+    adapter: Path
+    base_rows: int | None
     changes: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -74,10 +86,30 @@ class AdapterApplication:
             )
         if self.mismatched:
             faults.append(f"{path}: does not fit {base}: {'; '.join(self.mismatched[:3])}")
+        if short := self.short_tensors():
+            rows, more = self.tensors[short[0]].shape[0], self.changes["vocab_size"]
+            faults.append(
+                f"{path}: has {more} rows of tokens, but none for {first_names(short)} of {base}, "
+                f"which has {rows}\n"
+                f"  save the adapter with its head: save_embedding_layers=True"
+            )
         if faults:
             raise InputError("\n".join(faults))
         shards = (*self.base.shards, self.adapter.shard)
-        return Adapted(base, shards, self.tensors, self.changes, notes=self.base.notes)
+        facts = (path, rows_of(self.base), self.changes)
+        return Adapted(base, shards, self.tensors, *facts, notes=self.base.notes)
+
+    def short_tensors(self) -> list[str]:
+        """Return tensors that keep the rows of the base beside an embedding that got others."""
+        if "vocab_size" not in self.changes:
+            return []
+        names = [n for n in vocabulary_names(self.base) if not (is_head(n) and self.is_tied)]
+        before = self.base.tensors
+        return [n for n in names if self.tensors[n].shape[:1] == before[n].shape[:1]]
+
+    @property
+    def is_tied(self) -> bool:
+        return ties_head(self.base.config)
 
     def names(self, name: str) -> Iterator[str]:
         yield name
@@ -92,19 +124,21 @@ class AdapterApplication:
     def replace_tensor(self, name: str, trained: StoredTensor) -> None:
         """Take a tensor that was trained as it is, or an embedding that got more rows."""
         match = self.find(name)
+        if is_head(name) and self.is_tied and (match is None or self.names_head()):
+            # PEFT saves the head beside a resized embedding even if both are the same.
+            if self.names_head():
+                self.untie(match or name, replace(trained, declared_dtype=None))
+            return
         if match is None:
-            if is_head(name) and ties_head(self.base.config):
-                # PEFT saves the head beside a resized embedding even if both are the same.
-                if self.names_head():
-                    self.untie(name, replace(trained, declared_dtype=None))
-            elif not self.split_kernel(name, trained):
+            if not self.split_kernel(name, trained):
                 self.unmatched.append(trained.name)
             return
         old = self.tensors[match]
+        of_tokens = is_vocabulary(match) or old.shape[:1] == (self.base.config.get("vocab_size"),)
         resized = old.shape[:1] != trained.shape[:1] and old.shape[1:] == trained.shape[1:]
         if old.shape != trained.shape and not (resized and len(trained.shape) == 2):
             self.mismatch(match, old.shape, trained.shape)
-        elif resized:
+        elif resized and of_tokens:
             self.changes["vocab_size"] = trained.shape[0]
         self.tensors[match] = replace(trained, name=match, declared_dtype=declared_dtype(old))
 
@@ -137,6 +171,8 @@ class AdapterApplication:
         match = self.find(weight)
         if match is not None and not pair.depth:
             self.add_delta(match, pair)
+            if is_head(match) and self.is_tied:
+                self.untie(match, self.tensors[match])
             return
         head = tied_head(weight, pair.sides, self.tensors, self.base.config)
         if head is not None:

@@ -154,6 +154,8 @@ def _parts(
     whole: dict[str, StoredTensor] = {}
     for tensor in tensors:
         name = re.sub(r"^base_model\.model\.", "", tensor.name)
+        if ".original_module." in name:  # of the base, beside a module that was trained whole
+            continue
         match = _FACTOR.fullmatch(name)
         if match is None:
             plain = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", name)
