@@ -9,7 +9,7 @@ import yaml
 
 from merge_worker.tokenizer.chat_template import BUILT_IN, own_template
 from merge_worker.tokenizer.files import SideFiles
-from support.recipes import run
+from support.recipes import average, run
 from support.tokenizer_factory import TURNS, make_models, make_speakers, rendered, write_json
 
 GOLDENS = Path(__file__).resolve().parents[2] / "goldens_mergekit"
@@ -149,6 +149,52 @@ def test_with_the_tokenizer_as_it_is(place: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (place / "out" / name).read_bytes() == (place / "a" / name).read_bytes()
     assert tokenizer(place / "out").chat_template == BUILT_IN["chatml"]
+
+
+def test_a_template_that_the_result_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_speakers(tmp_path)
+    text = (
+        "merge_method: linear\nparameters: {weight: 1}\ntokenizer_source: union\n"
+        "models: [{model: base}, {model: a}, {model: b}]\n"
+    )
+    words = ("--relative-to", tmp_path, "--progress", "off", "--overwrite")
+    (tmp_path / "r.yml").write_text(text)
+    assert run("merge", tmp_path / "r.yml", tmp_path / "out", *words) == 0
+    before, _, line = capsys.readouterr().err.partition("\n  add to the recipe: ")
+    assert "the result: no chat template, since base has none, unlike a, b" in before
+    (tmp_path / "r.yml").write_text(text + line.splitlines()[0] + "\n")
+    assert run("merge", tmp_path / "r.yml", tmp_path / "out", *words) == 0
+    assert own_template(SideFiles(tmp_path / "out")) == own_template(SideFiles(tmp_path / "a"))
+    assert "chat template" not in capsys.readouterr().err
+    # The tokenizer of a model that has one; of one that has none; and none anywhere.
+    for source, models, label in (
+        ("a", "base b", None),
+        ("tied-a", "a tied-a", "tied-a"),
+        ("base", "base tied-a", None),
+    ):
+        listed = ", ".join(f"{{model: {model}}}" for model in models.split())
+        (tmp_path / "r.yml").write_text(
+            f"merge_method: linear\nparameters: {{weight: 1}}\ntokenizer: {{source: {source}}}\n"
+            f"models: [{listed}]\n"
+        )
+        assert run("merge", tmp_path / "r.yml", tmp_path / "out", *words) == 0
+        err = capsys.readouterr().err
+        assert ("no chat template" in err) == bool(label)
+        assert f"since {label} has none" in err or not label
+
+
+def test_the_template_of_an_average_without_a_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_speakers(tmp_path)
+    assert average(tmp_path / "out", [tmp_path / "tied-a", tmp_path / "a"]) == 0
+    text = capsys.readouterr().err
+    assert "merge them by a recipe that says: chat_template: auto" in text
+    (tmp_path / "a" / "tokenizer_config.json").write_text("{")
+    (tmp_path / "a" / "chat_template.jinja").unlink()
+    assert average(tmp_path / "other", [tmp_path / "tied-a", tmp_path / "a"]) == 0
 
 
 @pytest.mark.parametrize(

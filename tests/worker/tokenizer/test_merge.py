@@ -79,6 +79,21 @@ def test_middle_layers_of_a_model_with_other_rows(place: Path) -> None:
     assert len(read_tensors(place / "out")[HEAD]) == 29
 
 
+def test_rows_that_are_not_those_of_the_config(place: Path, capsys: Capture) -> None:
+    """Config and tokenizer are the base's, all rows come from another model."""
+    text = (
+        "merge_method: passthrough\nbase_model: base\nslices:\n"
+        "- {sources: [{model: a, layer_range: [0, 1]}]}\n"
+    )
+    (place / "r.yml").write_text(text)
+    words = ("--relative-to", place, "--progress", "off")
+    assert run("merge", place / "r.yml", place / "out", *words) == 3
+    assert "base has 27 rows of vocabulary, a has 29" in capsys.readouterr().err
+    (place / "r.yml").write_text(f"{text}tokenizer: {{source: a}}\n")
+    assert run("merge", place / "r.yml", place / "out", *words) == 0
+    assert config(place / "out")["vocab_size"] == 29 == len(read_tensors(place / "out")[HEAD])
+
+
 def test_the_same_tokens_keep_their_padding(place: Path, capsys: Capture) -> None:
     """Tokenizer files are copied byte by byte, whatever the recipe says about the source."""
     save_model(place / "b2", Tokenizer.from_file(str(place / "b" / "tokenizer.json")), spare=3)

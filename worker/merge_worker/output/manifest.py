@@ -120,7 +120,7 @@ def _vocabulary(plan: Plan) -> dict[str, Any] | None:
     text = plan.tokenizer
     if text.rows is None:
         return None
-    files = sorted(text.side_files.overrides)
+    files = sorted(name for name, raw in text.side_files.overrides.items() if raw is not None)
     return {"rows": list(text.rows), "appended": list(text.appended), "changed_files": files}
 
 

@@ -85,13 +85,17 @@ def copy_side_files(plan: Plan, into: Path) -> list[str]:
     donor = text.side_files.folder
     if text.foreign and donor:
         taken |= {n: donor for n in side_files(donor) if is_tokenizer_file(n)}
-    for name, place in taken.items():
-        target = into / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(place / name, target)
-    for name, content in text.side_files.overrides.items():
-        write_file(into / name, content)
-    names = list(dict.fromkeys([*taken, *text.side_files.overrides]))
+    contents: dict[str, Path | bytes | None] = {name: place / name for name, place in taken.items()}
+    contents |= text.side_files.overrides
+    for name, content in contents.items():
+        if content is None:
+            continue
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, Path):
+            shutil.copyfile(content, into / name)
+        else:
+            write_file(into / name, content)
+    names = [name for name, content in contents.items() if content is not None]
     config = folder / CONFIG
     if config.is_file():
         value = final_config(plan)

@@ -22,11 +22,9 @@ def check_same_vocabulary(recipe: Recipe, inputs: TokenizerInputs) -> Iterable[s
     first = numbers[0]
     other = next((n for n in numbers if rows[n] != rows[first]), None)
     if other is not None:
-        direct = recipe.where == "average"
-        how = "merge them by a recipe that says" if direct else "add to the recipe"
         raise InputError(
             f"{labels[first]} has {rows[first]} rows of vocabulary, {labels[other]} has "
-            f"{rows[other]}; {how}:\n"
+            f"{rows[other]}; {way_out(recipe)}:\n"
             f"tokenizer:\n  source: union   # or base: tokens that the base lacks are left out"
         )
     for number in numbers[1:]:
@@ -39,10 +37,17 @@ def check_same_vocabulary(recipe: Recipe, inputs: TokenizerInputs) -> Iterable[s
             )
 
 
+def way_out(recipe: Recipe) -> str:
+    """Return the words before the line that a recipe needs."""
+    direct = recipe.where == "average"
+    return "merge them by a recipe that says" if direct else "add to the recipe"
+
+
 def _models_with_rows(recipe: Recipe, inputs: TokenizerInputs) -> list[int]:
-    """Return the models whose vocabulary tensors are merged, not those of middle layers only."""
+    """Return the first model, and those that give more than middle layers."""
     names = [module.name for module in recipe.modules]
-    numbers: set[int] = set()
+    # The config and the tokenizer of the result are those of the first model, whatever its part.
+    numbers = {0} if rows_of(inputs.models[0]) else set()
     for module in recipe.modules:
         for part in (module.slices[0], module.slices[-1]):
             for number in (inputs.numbers[source.model] for source in part.sources):

@@ -9,30 +9,41 @@ from __future__ import annotations
 import base64
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.header import CONFIG
 from ..errors import InputError, UsageError
 from ..messages import printable
 
 FULL, SETTINGS, OLD_ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
-PIECES = "tokenizer.model"
+PIECES, TEKKEN = "tokenizer.model", "tekken.json"
 LARGEST = 512 << 20
 """A larger file is not taken for a tokenizer: it is neither read nor copied blindly (bytes)."""
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-_OF_TOKENIZER = re.compile(
-    r"tokenizer.*|tokenization_.*\.py|special_tokens_map\.json|added_tokens\.json|merges\.txt"
-    r"|vocab(ulary)?\..*|.*\.(tiktoken|spm)|tekken\.json|(spiece|spm|sentencepiece.*|bpe)\.model"
+_VOCABULARY = re.compile(
+    r"tokenizer\.(?!py$).*|merges\.txt|vocab(ulary)?\..*|.*\.(tiktoken|spm)|tekken\.json"
+    r"|(spiece|spm|sentencepiece.*|bpe)\.model"
+)
+_OTHERS = re.compile(
+    r"tokenizer.*|tokenization_.*\.py|special_tokens_map\.json|added_tokens\.json"
     r"|chat_template\..*|additional_chat_templates/.*"
 )
 
 
 def is_tokenizer_file(name: str) -> bool:
-    return _OF_TOKENIZER.fullmatch(name) is not None
+    return holds_vocabulary(name) or _OTHERS.fullmatch(name) is not None
+
+
+def holds_vocabulary(name: str) -> bool:
+    """Whether a file of that name lists tokens: one of the forms in which a tokenizer is saved."""
+    return _VOCABULARY.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -51,10 +62,13 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class SideFiles:
-    """The files beside a model's weights: those of a folder, and what replaces some of them."""
+    """The files beside a model's weights: those of a folder, and what replaces some of them.
+
+    A file that is replaced by None is left out.
+    """
 
     folder: Path | None
-    overrides: Mapping[str, bytes] = field(default_factory=dict)
+    overrides: Mapping[str, bytes | None] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None  # of a tokenizer that is not written yet
 
     def read(self, name: str) -> bytes | None:
@@ -86,7 +100,28 @@ class SideFiles:
         """Return the names of the tokenizer's files."""
         paths = self.folder.iterdir() if self.folder and self.folder.is_dir() else ()
         names = {path.name for path in paths if path.is_file()} | set(self.overrides)
-        return sorted(filter(is_tokenizer_file, names))
+        left_out = {name for name, content in self.overrides.items() if content is None}
+        return sorted(filter(is_tokenizer_file, names - left_out))
+
+    def replaced(self, overrides: Mapping[str, bytes | None]) -> SideFiles:
+        return replace(self, overrides={**self.overrides, **overrides})
+
+    @contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """Yield a folder with the tokenizer's files and the config, for programs that read them."""
+        if self.folder and not self.overrides:
+            yield self.folder
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (*self.names(), CONFIG):
+                content = self.read(name)
+                if content is not None:
+                    (Path(folder) / name).write_bytes(content)
+            yield Path(folder)
+
+
+def has_vocabulary(files: SideFiles) -> bool:
+    return any(map(holds_vocabulary, files.names()))
 
 
 def vocabulary(files: SideFiles) -> Vocabulary | None:
@@ -217,9 +252,10 @@ def _read_by_transformers(files: SideFiles) -> Vocabulary:
         ) from None
     try:
         # Without a word about code of theirs, transformers would ask at the terminal.
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            files.folder, trust_remote_code=False, local_files_only=True
-        )
+        with files.on_disk() as folder:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
         flags = {
             token.content: {key: bool(getattr(token, key)) for key in FLAGS}
             for token in tokenizer.added_tokens_decoder.values()

@@ -8,14 +8,15 @@ from dataclasses import replace
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.header import CONFIG
 from ..errors import InputError
+from ..messages import first_names
 from ..recipe.schema import ModelRef, Recipe, TokenizerChoice
 from ..structure.embeddings import rows_of, unify_tied_heads
-from .chat_template import asked_template, with_template
-from .compatibility import check_same_vocabulary
+from .chat_template import asked_template, own_template, with_template
+from .compatibility import check_same_vocabulary, way_out
 from .files import SideFiles, Vocabulary, to_json, vocabulary, with_rows
 from .row_sources import Alignment
 from .text_side import TokenizerInputs, TokenizerResult, with_token_ids
-from .vocabulary import edited, joined
+from .vocabulary import edited, joined, notes_on_older_forms
 
 GENERATION = "generation_config.json"
 
@@ -26,17 +27,18 @@ def align_by_token(
     """Rows of models, files of the tokenizer, ids in the config. UsageError, InputError."""
     rows = [rows_of(model) or 0 for model in inputs.models]
     vocabularies, notes = _vocabularies(choice, inputs, rows)
-    kept = [with_rows(own, count) for own, count in zip(vocabularies, rows, strict=True)]
     donor = _donor(choice, inputs)
-    files, start = inputs.side_files[0], kept[0]
+    files, start = inputs.side_files[0], with_rows(vocabularies[0], rows[0])
     if donor is not None:
         files, start = donor, _tokens_of(donor, f"{choice.place}: {choice.source}")
+    kept = [with_rows(own, count) for own, count in zip(vocabularies, rows, strict=True)]
     named = list(zip(inputs.labels, kept, strict=True)) if choice.source == "union" else []
     tokens = joined(start, named, choice.tokens)
     if donor is None:
         tokens = replace(tokens, removed=frozenset(vocabularies[0].ids.keys() - start.ids.keys()))
     base = inputs.numbers[recipe.base] if recipe.base else None
     alignment = Alignment(choice, inputs.numbers, [own.ids for own in kept], rows, tokens.ids, base)
+    changed = edited(files, start, tokens)
     text = TokenizerResult(
         replace(files, vocabulary=tokens.vocabulary(start)),
         donor is not None,
@@ -44,9 +46,9 @@ def align_by_token(
         tuple(token for token in tokens.appended if token not in start.ids),
         {number: tokens.ids.get(token) for token, number in kept[0].ids.items()},
         donor.json(CONFIG) if donor else {},
-        (*notes, *tokens.notes),
+        (*notes, *tokens.notes, *notes_on_older_forms(files, changed)),
         files,
-    ).with_overrides(edited(files, start, tokens))
+    ).with_overrides(changed)
     if donor is not None:
         text = text.with_overrides(_generation(inputs.side_files[0], donor, text))
     return alignment.aligned(inputs.models), text
@@ -104,9 +106,8 @@ def merge_tokenizers(
     models, notes = unify_tied_heads(inputs.models, inputs.labels)
     inputs = replace(inputs, models=models)
     if recipe.tokenizer is None:
-        text = TokenizerResult(
-            inputs.side_files[0], notes=tuple(check_same_vocabulary(recipe, inputs))
-        )
+        differences = check_same_vocabulary(recipe, inputs)
+        text = TokenizerResult(inputs.side_files[0], notes=tuple(differences))
     else:
         models, text = align_by_token(recipe, recipe.tokenizer, inputs)
     if recipe.chat_template:
@@ -114,4 +115,24 @@ def merge_tokenizers(
         template = asked_template(recipe.chat_template, side_files, inputs.relative_to, where)
         if template:
             text = text.with_overrides(with_template(text.side_files, template))
+    else:
+        notes += _lost_template(recipe, inputs, text)
     return models, replace(text, notes=(*notes, *text.notes))
+
+
+def _lost_template(recipe: Recipe, inputs: TokenizerInputs, text: TokenizerResult) -> list[str]:
+    """Return a note if models have a chat template and the tokenizer of the result has none."""
+    try:
+        if text.side_files.folder is None or own_template(text.side_files) is not None:
+            return []
+        pairs = zip(inputs.labels, inputs.side_files, strict=True)
+        having = [label for label, files in pairs if own_template(files)]
+    except InputError:  # damaged files, of which only the template would be read
+        return []
+    if not having:
+        return []
+    donor = recipe.tokenizer.source if recipe.tokenizer and text.foreign else inputs.labels[0]
+    return [
+        f"{recipe.name or 'the result'}: no chat template, since {donor} has none, unlike "
+        f"{first_names(having)}\n  {way_out(recipe)}: chat_template: auto"
+    ]

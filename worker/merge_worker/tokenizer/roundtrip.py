@@ -6,12 +6,9 @@ Done before the first weight is read, so that a tokenizer that went wrong costs 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-from ..checkpoint.header import CONFIG
 from ..errors import ResultError
 from ..messages import counted, first_names
 from .files import FULL, OLD_ADDED, SETTINGS, SideFiles, Vocabulary
@@ -31,8 +28,10 @@ SAMPLES = (
 def check_roundtrip(text: TokenizerResult) -> str | None:
     """Raise ResultError if the tokenizer of a result is damaged; return a note if unchecked."""
     before, after = text.before, text.side_files
-    changed = any(name in after.overrides for name in (FULL, SETTINGS, OLD_ADDED))
-    if before is None or after.vocabulary is None or not changed:
+    if before is None or after.vocabulary is None:
+        return None
+    names = (FULL, SETTINGS, OLD_ADDED)
+    if all(after.overrides.get(name) == before.overrides.get(name) for name in names):
         return None
     try:
         faults = list(_faults(text, after.vocabulary, _load(before), _load(after)))
@@ -62,11 +61,7 @@ def _load(files: SideFiles) -> _Tokenizer:
         return _Tokenizer(full.get_vocab(), lambda t: list(full.encode(t, None, False, False).ids))
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (*files.names(), CONFIG):
-            content = files.read(name)
-            if content is not None:
-                (Path(folder) / name).write_bytes(content)
+    with files.on_disk() as folder:
         loaded = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )

@@ -38,9 +38,8 @@ class TokenizerResult:
     notes: tuple[str, ...] = ()
     before: SideFiles | None = None  # files of the tokenizer that was extended
 
-    def with_overrides(self, overrides: Mapping[str, bytes]) -> TokenizerResult:
-        both = {**self.side_files.overrides, **overrides}
-        return replace(self, side_files=replace(self.side_files, overrides=both))
+    def with_overrides(self, overrides: Mapping[str, bytes | None]) -> TokenizerResult:
+        return replace(self, side_files=self.side_files.replaced(overrides))
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a config with the ids and rows of the result."""
@@ -59,8 +58,11 @@ class TokenizerResult:
     def digest(self) -> str:
         """Identify the content that the files of the result depend on."""
         files = self.side_files
-        hashes = [(name, hashlib.sha256(raw).hexdigest()) for name, raw in files.overrides.items()]
-        return repr((self.foreign and str(files.folder), sorted(hashes)))
+        hashes = [
+            (name, None if raw is None else hashlib.sha256(raw).hexdigest())
+            for name, raw in sorted(files.overrides.items())
+        ]
+        return repr((self.foreign and str(files.folder), hashes))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,17 @@ from typing import Any
 
 from ..errors import InputError, UsageError
 from ..messages import counted, first_names, printable
-from .files import FLAGS, FULL, OLD_ADDED, PIECES, SETTINGS, SideFiles, Vocabulary, to_json
+from .files import (
+    FLAGS,
+    FULL,
+    OLD_ADDED,
+    SETTINGS,
+    TEKKEN,
+    SideFiles,
+    Vocabulary,
+    holds_vocabulary,
+    to_json,
+)
 
 PLAIN = {**dict.fromkeys(FLAGS, False), "normalized": True}
 """Flags of a token that was a regular one: its text is found wherever it stands."""
@@ -85,24 +95,26 @@ def _numbered(start: Vocabulary, appended: Iterable[str]) -> dict[str, int]:
     return ids
 
 
-def edited(files: SideFiles, start: Vocabulary, tokens: Tokens) -> dict[str, bytes]:
-    """Return the tokenizer's files that change from `start`.
+def edited(files: SideFiles, start: Vocabulary, tokens: Tokens) -> dict[str, bytes | None]:
+    """Return the tokenizer's files that change from `start`; None for those to leave out.
 
     Raises UsageError if a token cannot be taken out.
     """
     if not tokens.appended and not tokens.removed:
         return {}
-    result: dict[str, bytes] = {}
+    older = older_forms(files)
+    result: dict[str, bytes | None] = dict.fromkeys(name for name in older if name == TEKKEN)
     new = [{"id": tokens.ids[t], "content": t, **flags} for t, flags in tokens.appended.items()]
     full = files.json(FULL)
     if full:
         full["added_tokens"] = _changed(full.get("added_tokens") or [], new, tokens)
-        _take_out(full["model"], tokens.removed, files)
+        if _take_out(full["model"], tokens.removed, files):
+            result |= dict.fromkeys(older)
         result[FULL] = to_json(full)
     settings = files.json(SETTINGS)
     listed = settings.get("added_tokens_decoder") or {}
-    # Programs that read the sentencepiece model know new tokens from this list.
-    if listed or not full or files.read(PIECES) is not None:
+    # Programs that read an older form know new tokens from this list.
+    if listed or not full or set(older) - result.keys():
         old = [{"id": int(number), **token} for number, token in listed.items()]
         if not listed:  # the older file is not read beside this list
             kept = {t: flags for t, flags in start.added.items() if t in tokens.ids}
@@ -116,6 +128,25 @@ def edited(files: SideFiles, start: Vocabulary, tokens: Tokens) -> dict[str, byt
     return result
 
 
+def older_forms(files: SideFiles) -> list[str]:
+    """Return the files that list the tokens of tokenizer.json, too, for programs without it."""
+    names = [name for name in files.names() if holds_vocabulary(name)]
+    return [name for name in names if name != FULL] if FULL in names else []
+
+
+def notes_on_older_forms(files: SideFiles, changed: Mapping[str, bytes | None]) -> list[str]:
+    """Return what becomes of other forms of a vocabulary that changes."""
+    older = older_forms(files) if changed else []
+    left_out = [name for name in older if name in changed]
+    kept = [name for name in older if name not in changed]
+    notes = []
+    if left_out:
+        notes.append(f"{', '.join(left_out)}: left out, since the tokens differ from {FULL} now")
+    if kept:
+        notes.append(f"{', '.join(kept)}: as before; added tokens are in {SETTINGS}")
+    return notes
+
+
 def _changed(
     listed: list[dict[str, Any]], new: list[dict[str, Any]], tokens: Tokens
 ) -> list[dict[str, Any]]:
@@ -124,12 +155,15 @@ def _changed(
     return sorted([*kept, *new], key=lambda token: int(token["id"]))
 
 
-def _take_out(model: dict[str, Any], removed: frozenset[str], files: SideFiles) -> None:
-    """Take regular tokens without a row out of a BPE model, with the merges that make them."""
+def _take_out(model: dict[str, Any], removed: frozenset[str], files: SideFiles) -> bool:
+    """Take regular tokens without a row out of a BPE model, with the merges that make them.
+
+    Return whether there were any.
+    """
     listed = model["vocab"] if isinstance(model["vocab"], dict) else (t for t, *_ in model["vocab"])
     gone = removed & set(listed)
     if not gone:
-        return
+        return False
     if model.get("type") != "BPE":
         raise UsageError(
             f"{files.folder}: {counted(len(gone), 'tokens have no row')}, and cannot be taken "
@@ -138,3 +172,4 @@ def _take_out(model: dict[str, Any], removed: frozenset[str], files: SideFiles) 
     model["vocab"] = {t: n for t, n in model["vocab"].items() if t not in gone}
     pairs = [(m, m.split(" ") if isinstance(m, str) else m) for m in model.get("merges") or ()]
     model["merges"] = [m for m, pair in pairs if not gone & {*pair, "".join(pair)}]
+    return True
