@@ -279,3 +279,18 @@ def test_documents_pass_their_tokenizer_on(place: Path) -> None:
     a, b, c = (read_tensors(place / name)[HEAD].double() for name in "abc")
     assert torch.equal(rows[ids["a"]], ((a[3] + b[3]) / 4 + c[22] / 2).float())
     assert torch.equal(rows[ids["<c>"]], c[27].float())
+
+
+def test_a_document_passes_on_a_tokenizer_from_elsewhere(place: Path) -> None:
+    (place / "r.yml").write_text(
+        "name: first\nmerge_method: linear\nparameters: {weight: 1}\n"
+        "models: [{model: base}, {model: a}]\ntokenizer: {source: c}\n"
+        "---\n"
+        "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: first}, {model: c}]\n"
+    )
+    words = ("--relative-to", place, "--progress", "off")
+    assert run("merge", place / "r.yml", place / "out", *words) == 0
+    out = place / "out"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (place / "c" / name).read_bytes()
+    assert len(read_tensors(out)[HEAD]) == 29 == config(out)["vocab_size"]

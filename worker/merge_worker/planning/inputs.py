@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ..adapters.apply import open_adapted
+from ..adapters.apply import Adapted, open_adapted
 from ..checkpoint.folder import Checkpoint, exists, is_hub_id, open_checkpoint
 from ..checkpoint.fp8 import dequantized, obsolete_labels, refuse_quantized
 from ..checkpoint.hub import Hub
@@ -18,6 +18,8 @@ from ..messages import nearest, printable
 from ..recipe.schema import ModelRef, Recipe, parse_model
 from ..recipe.yaml_document import read_documents
 from ..structure.config_differences import config_differences
+from ..structure.embeddings import rows_of
+from ..tokenizer.adapter_files import adapted_files
 from ..tokenizer.files import SideFiles
 from ..tokenizer.text_side import TokenizerInputs
 from .options import PlanOptions
@@ -41,26 +43,35 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
     refuse_quantized(opened, labels)
     models = opened
     notes: list[str] = []
+    texts = [_side_files(model) for model in opened]
     shapes = [{name: source.shape for name, source in m.tensors.items()} for m in opened]
     if recipe.key_map or any(other != shapes[0] for other in shapes[1:]):
         models, notes = convert_models(opened, labels, recipe.key_map)
     return Inputs(
         models=models,
         labels=labels,
-        side_files=[
-            model.side_files if isinstance(model, PlannedCheckpoint) else SideFiles(model.folder)
-            for model in models
-        ],
+        side_files=[files for files, _ in texts],
         numbers=numbers,
         relative_to=options.relative_to,
         find=partial(_find_side_files, options=options, results=results),
         notes=(
             *(note for model in opened for note in model.notes),
+            *(note for _, found in texts for note in found),
             *obsolete_labels(opened, labels),
             *config_differences(opened, labels),
             *notes,
         ),
     )
+
+
+def _side_files(model: Checkpoint) -> tuple[SideFiles, list[str]]:
+    """Return the side files of a model, and notes on what an adapter does to them."""
+    if isinstance(model, PlannedCheckpoint):
+        return model.side_files, []
+    files = SideFiles(model.folder)
+    if not isinstance(model, Adapted):
+        return files, []
+    return adapted_files(files, model.adapter, rows_of(model))
 
 
 def _open_models(
@@ -99,7 +110,11 @@ def _find_side_files(ref: ModelRef, options: PlanOptions, results: StageResults)
     result = results.get(ref.path)
     if result:
         return result.side_files
-    return SideFiles(locate(ref, options.relative_to, options.hub))
+    files = SideFiles(locate(ref, options.relative_to, options.hub))
+    if ref.lora is None:
+        return files
+    adapter = locate(ModelRef(ref.lora, ref.lora_revision), options.relative_to, options.hub)
+    return adapted_files(files, adapter)[0]
 
 
 def locate(ref: ModelRef, relative_to: Path, hub: Hub) -> Path:

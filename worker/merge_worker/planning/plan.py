@@ -19,6 +19,8 @@ from ..method import Method
 from ..recipe.schema import Recipe
 from ..structure.layer_config import restacked_config
 from ..tensors.source import DerivedTensor, TensorSource
+from ..tokenizer.adapter_files import with_tokenizer_of
+from ..tokenizer.files import SideFiles
 from ..tokenizer.merge import merge_tokenizers
 from ..tokenizer.text_side import TokenizerResult
 from ..units import gigabytes
@@ -135,12 +137,15 @@ def _plan_stage(
     # With the key in its name, so that another recipe's result is in another folder.
     folder = options.stages_folder / f"{number}-{plan.key[:16]}"
     tensors = merge_lazily(plan.steps, dtypes, plan.key)
+    config, text = final_config(declared), declared.tokenizer
+    side_files = text.side_files
     if tensors is not None:
         result = PlannedCheckpoint(folder, (), tensors, like=plan.models[0])
+        if text.foreign:  # the folder of the first model has another tokenizer
+            side_files = with_tokenizer_of(SideFiles(result.folder), side_files)
     else:
         plan = replace(plan, folder=folder)
         result = planned_checkpoint(folder, plan.layout, plan.steps, dtypes)
-    config, side_files = final_config(declared), declared.tokenizer.side_files
     return plan, replace(result, key=plan.key, planned_config=config, side_files=side_files)
 
 

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..messages import first_names
 from ..recipe.schema import ModelRef, Recipe, TokenizerChoice
 from ..structure.embeddings import rows_of, unify_tied_heads
+from .adapter_files import note_on_unnamed_rows, unnamed_rows
 from .chat_template import asked_template, own_template, with_template
 from .compatibility import check_same_vocabulary, way_out
 from .files import SideFiles, Vocabulary, to_json, vocabulary, with_rows
@@ -31,6 +32,8 @@ def align_by_token(
     files, start = inputs.side_files[0], with_rows(vocabularies[0], rows[0])
     if donor is not None:
         files, start = donor, _tokens_of(donor, f"{choice.place}: {choice.source}")
+        vocabularies = _named_by(start, vocabularies, inputs.models)
+    notes += _notes_on_rows(inputs.models, vocabularies)
     kept = [with_rows(own, count) for own, count in zip(vocabularies, rows, strict=True)]
     named = list(zip(inputs.labels, kept, strict=True)) if choice.source == "union" else []
     tokens = joined(start, named, choice.tokens)
@@ -87,6 +90,24 @@ def _vocabularies(
     return [first, *(own or first for own in others)], notes
 
 
+def _named_by(
+    donor: Vocabulary, vocabularies: Sequence[Vocabulary], models: Sequence[Checkpoint]
+) -> list[Vocabulary]:
+    """Return the tokens of models; those of the donor where it alone names rows of an adapter."""
+    return [
+        donor if unnamed_rows(model, own) and own.ids.items() <= donor.ids.items() else own
+        for own, model in zip(vocabularies, models, strict=True)
+    ]
+
+
+def _notes_on_rows(
+    models: Sequence[Checkpoint], vocabularies: Sequence[Vocabulary | None]
+) -> list[str]:
+    pairs = zip(models, vocabularies, strict=True)
+    counts = [(model, unnamed_rows(model, own)) for model, own in pairs]
+    return [note_on_unnamed_rows(model, count) for model, count in counts if count]
+
+
 def _generation(own: SideFiles, donor: SideFiles, text: TokenizerResult) -> dict[str, bytes]:
     """Return the generation config with the ids of a tokenizer from elsewhere."""
     before = own.json(GENERATION)
@@ -107,7 +128,8 @@ def merge_tokenizers(
     inputs = replace(inputs, models=models)
     if recipe.tokenizer is None:
         differences = check_same_vocabulary(recipe, inputs)
-        text = TokenizerResult(inputs.side_files[0], notes=tuple(differences))
+        unnamed = _notes_on_rows(models, [None] * len(models))
+        text = TokenizerResult(inputs.side_files[0], notes=(*differences, *unnamed))
     else:
         models, text = align_by_token(recipe, recipe.tokenizer, inputs)
     if recipe.chat_template:
