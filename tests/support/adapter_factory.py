@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from support.checkpoint_factory import make_model
+from support.checkpoint_factory import TINY, make_model
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -19,6 +19,37 @@ def save_base(folder: Path, model_type: str = "llama", **config: Any) -> Path:
     """Save a float32 base with transformers."""
     make_model(model_type, **config).float().save_pretrained(folder)
     return folder
+
+
+def save_with_vision(folder: Path, text_folder: Path, model_type: str) -> Path:
+    """Save a small model that sees in float32, and its language model apart; return the latter."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    text = {**TINY, "num_hidden_layers": 2, "head_dim": 8}
+    vision: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "image_size": 28,
+        "num_attention_heads": 2,
+        "patch_size": 14,
+        "depth": 1,
+        "embed_dim": 16,
+        "num_heads": 2,
+    }
+    known = {
+        "llava": ("llama", "clip_vision_model"),
+        "gemma3": ("gemma3_text", "siglip_vision_model"),
+    }
+    kinds = [{"model_type": kind} for kind in known[model_type]]
+    sections = {"text_config": text | kinds[0], "vision_config": vision | kinds[1]}
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type, **sections))
+    model.float().save_pretrained(folder)
+    alone = AutoModelForCausalLM.from_config(model.config.text_config).float()
+    alone.model.load_state_dict(model.model.language_model.state_dict())
+    alone.save_pretrained(text_folder)
+    return text_folder
 
 
 def load_base(folder: Path) -> Any:
@@ -36,14 +67,19 @@ def adapt(base: Path, out: Path, seed: int = 0, **config: Any) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(load_base(base), LoraConfig(task_type="CAUSAL_LM", **config))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if weight.requires_grad:
-                    noise = torch.randn(weight.shape, generator=generator)
-                    weight.add_(noise, alpha=0.05 if "magnitude" not in name else 0.01)
-        model.save_pretrained(out)
+        shaken(model, seed).save_pretrained(out)
     return out
+
+
+def shaken(model: Any, seed: int) -> Any:
+    """Move every trainable value of a model of PEFT, and return it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.add_(noise, alpha=0.05 if "magnitude" not in name else 0.01)
+    return model
 
 
 def on_base(base: Path, adapter: Path) -> Any:

@@ -23,6 +23,7 @@ from support.checkpoint_factory import (
     ulps_from_mean,
     write_checkpoint,
 )
+from support.layout_factory import small
 from support.recipes import average
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -55,6 +56,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt2",
         {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True},
     ),
+    "token_rows": (
+        "llama",
+        {"target_modules": ["q_proj"], "trainable_token_indices": [7, 3, 100, 4]},
+    ),
+    "token_rows_tied": (
+        "llama",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [99, 2]}},
+    ),
+    "experts_by_old_names": ("qwen3_moe", {"target_modules": LINEARS, "use_rslora": True}),
+    "experts_by_old_names_of_mixtral": (
+        "mixtral",
+        {"target_modules": ["q_proj", "w1", "w2", "w3"], "rank_pattern": {"down_proj": 3}},
+    ),
+    "every_linear_layer_and_expert": ("mixtral", {"target_modules": "all-linear"}),
+    "kimi_linear": ("kimi_linear", {"target_modules": "all-linear"}),
     "olmo_hybrid": ("olmo_hybrid", {"target_modules": "all-linear"}),
     "qwen3_next": ("qwen3_next", {"target_modules": "all-linear", "target_parameters": EXPERTS}),
     "jamba": ("jamba", {"target_modules": ["in_proj", "x_proj", "q_proj"]}),
@@ -82,7 +98,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_an_adapter_is_applied_as_peft_does(case: str, tmp_path: Path) -> None:
     model_type, config = CASES[case]
     options = {"attention_bias": True} if "bias" in case else {}
-    base = save_base(tmp_path / "base", model_type, **options)
+    options |= {"tie_word_embeddings": True} if "tied" in case else {}
+    base = save_base(tmp_path / "base", model_type, **small(model_type), **options)
     adapter = adapt(base, tmp_path / "adapter", **config)
     peft = read_tensors(merged_by_peft(base, adapter, tmp_path / "peft"))
     assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 0
@@ -201,7 +218,6 @@ def test_an_embedding_that_got_rows_without_its_head(
         ({"peft_type": None}, "of no peft_type"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"r": 5}, "has rank 4, adapter_config.json says 5"),
         ({"use_dora": True}, "DoRA without lora_magnitude_vector"),
         ({"alpha_pattern": {"[": 3}}, "not a table of patterns"),
@@ -263,3 +279,62 @@ def test_what_is_no_adapter_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "only adapter_model.bin" in capsys.readouterr().err
     assert average(tmp_path / "out", [f"{base}+{tmp_path / 'nowhere'}"]) == 3
     assert "nowhere" in capsys.readouterr().err
+
+
+def square_experts(folder: Path, stacked: bool, **config: Any) -> tuple[Path, torch.Tensor]:
+    """Save a base with square experts and an adapter on them. Return BASE+ADAPTER, and B A."""
+    experts, size, rank = 3, 8, 2
+    weights = torch.randn(experts, size, size)
+    name = "model.layers.0.mlp.experts"
+    tensors = {f"{name}.{e}.down_proj.weight": w.clone() for e, w in enumerate(weights)}
+    base = write_checkpoint(folder / "base", {f"{name}.down_proj": weights} if stacked else tensors)
+    a, b = torch.randn(experts * rank, size), torch.randn(size, rank * experts)
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, **config}
+    settings["target_parameters"] = ["down_proj"]
+    factors = {f"base_model.model.{name}.lora_{x}.weight": f for x, f in (("A", a), ("B", b))}
+    adapter = write_adapter(folder / "adapter", settings, factors)
+    # PEFT's own reshaping: B has the experts of each rank side by side.
+    apart = a.view(experts, rank, size), b.view(size, rank, experts)
+    return Path(f"{base}+{adapter}"), torch.einsum("eri,ore->eoi", *apart)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("version", ["0.18.1", "0.19.0", "1.0.0.dev0"])
+def test_the_version_of_peft_tells_the_sides_of_square_experts(
+    version: str, stacked: bool, tmp_path: Path
+) -> None:
+    model, delta = square_experts(tmp_path, stacked, peft_version=version)
+    assert average(tmp_path / "out", [model]) == 0
+    before, after = read_tensors(tmp_path / "base"), read_tensors(tmp_path / "out")
+    change = torch.stack([after[name] - before[name] for name in sorted(before)])
+    expected = delta.mT if version.startswith("0.18") else delta
+    torch.testing.assert_close(change.view_as(expected), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_square_experts_of_an_unknown_version_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = square_experts(tmp_path, stacked=True)
+    assert average(tmp_path / "out", [model]) == 3
+    assert "has no peft_version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"),
+    [
+        ([3, 6], "does not fit"),
+        ([3], "does not fit"),
+        (None, "does not list the tokens of 'embed_tokens.weight'"),
+        ({"wte": [1, 2]}, "does not list the tokens"),
+        ([-1, 2], "does not list the tokens"),
+    ],
+)
+def test_rows_of_tokens_that_do_not_fit(
+    indices: object, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"embed_tokens.weight": torch.randn(6, 8)})
+    config = {"peft_type": "LORA", "r": 4, "trainable_token_indices": indices}
+    name = "base_model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    adapter = write_adapter(tmp_path / "adapter", config, {name: torch.randn(2, 8)})
+    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 3
+    assert text in capsys.readouterr().err

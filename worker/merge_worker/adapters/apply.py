@@ -6,16 +6,16 @@ An adapter names the modules of a model in memory; files name some of them other
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import count, product
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..checkpoint.folder import Checkpoint
 from ..conversion.known_layouts import known_layouts
+from ..conversion.locate import Holders, Locator, Part
 from ..dtypes import BY_NAME, Kind
 from ..errors import InputError
 from ..messages import counted, first_names, printable
@@ -28,8 +28,14 @@ from ..structure.embeddings import (
     vocabulary_names,
 )
 from ..tensors.lora_delta import LoraTensor, OffsetTensor
+from ..tensors.row_gather import RowMap, gather_rows
 from ..tensors.source import DerivedTensor, StoredTensor, TensorSource, declared_dtype
-from .peft_format import Adapter, Pair, open_adapter
+from ..tensors.views import concat, reshape, slice_axis
+from .heads import class_with_head, is_language_head
+from .peft_format import CONFIG, Adapter, Pair, open_adapter
+
+_HEADS = ("attention", "key_value", "key_value")
+"""Fields `num_…_heads` of configs, as queries, keys and values follow each other."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,18 @@ def open_adapted(base: Checkpoint, adapter: Path) -> Adapted:
     return AdapterApplication(base, open_adapter(adapter), dict(base.tensors)).result()
 
 
+class _Sheets(NamedTuple):
+    """The equal matrices (rows, columns) that a parameter consists of: one, or one an expert."""
+
+    experts: int
+    rows: int
+    columns: int
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+
 @dataclass
 class AdapterApplication:
     """An adapter on its way into the `tensors` of the base."""
@@ -69,21 +87,36 @@ class AdapterApplication:
     adapter: Adapter
     tensors: dict[str, TensorSource]
     changes: dict[str, Any] = field(default_factory=dict)
-    unmatched: list[str] = field(default_factory=list)
+    windows: dict[str, dict[int, str]] = field(default_factory=dict)
+    unmatched: list[StoredTensor] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.locator = Locator(self.base.tensors, self.base.config)
+        self.sources: dict[str, TensorSource] = dict(self.base.tensors)
+        self.renamed = self.rename_modules()
 
     def result(self) -> Adapted:
         for name, info in self.adapter.whole.items():
             self.replace_tensor(name, info)
-        for pair in self.adapter.pairs:
+        # Of parameters that one module holds, PEFT wraps the first first.
+        for pair in sorted(self.adapter.pairs, key=lambda pair: -pair.depth):
             self.adapt(pair)
+        for name, info in self.adapter.token_rows.items():
+            self.replace_rows(name, info)
+        self.join_windows()
+        self.add_head()
+        self.refuse_faults()
+        shards = (*self.base.shards, self.adapter.shard)
+        facts = (self.adapter.path, rows_of(self.base), self.changes)
+        return Adapted(self.base.path, shards, self.tensors, *facts, notes=self.base.notes)
+
+    def refuse_faults(self) -> None:
         path, base, faults = self.adapter.path, self.base.path, []
         if self.unmatched:
             fault = counted(len(self.unmatched), "tensors of the adapter match nothing")
-            faults.append(
-                f"{path}: {fault} in {base}: {first_names(self.unmatched)}\n"
-                f"  it was trained on another model"
-            )
+            names = first_names([tensor.name for tensor in self.unmatched])
+            faults.append(f"{path}: {fault} in {base}: {names}\n  it was trained on another model")
         if self.mismatched:
             faults.append(f"{path}: does not fit {base}: {'; '.join(self.mismatched[:3])}")
         if short := self.short_tensors():
@@ -95,45 +128,168 @@ class AdapterApplication:
             )
         if faults:
             raise InputError("\n".join(faults))
-        shards = (*self.base.shards, self.adapter.shard)
-        facts = (path, rows_of(self.base), self.changes)
-        return Adapted(base, shards, self.tensors, *facts, notes=self.base.notes)
 
     def short_tensors(self) -> list[str]:
         """Return tensors that keep the rows of the base beside an embedding that got others."""
         if "vocab_size" not in self.changes:
             return []
         names = [n for n in vocabulary_names(self.base) if not (is_head(n) and self.is_tied)]
-        before = self.base.tensors
-        return [n for n in names if self.tensors[n].shape[:1] == before[n].shape[:1]]
+        before, after = self.base.tensors, self.tensors
+        return [n for n in names if n in after and after[n].shape[:1] == before[n].shape[:1]]
 
     @property
     def is_tied(self) -> bool:
         return ties_head(self.base.config)
 
-    def names(self, name: str) -> Iterator[str]:
-        yield name
-        for pattern, text in known_layouts().names_in_files:
-            renamed = re.sub(pattern, text, name)
-            if renamed != name:
-                yield renamed
+    def rename_modules(self) -> dict[str, str]:
+        """Return the adapter's names, of tensors and modules, as the base begins them."""
+        fits: dict[str, Callable[[str], bool]] = {
+            name: partial(self.has_place, info) for name, info in self.adapter.whole.items()
+        }
+        fits |= {name: self.has_tensor for name in self.adapter.token_rows}
+        pairs: dict[str, list[Pair]] = {}
+        for pair in self.adapter.pairs:
+            pairs.setdefault(pair.module, []).append(pair)
+        fits |= {module: partial(self.takes, group) for module, group in pairs.items()}
+        try:
+            return self.locator.agreed(fits)
+        except ValueError as error:
+            raise InputError(
+                f"{self.adapter.path}: {error} in {self.base.path}\n"
+                f"  rename the modules of the adapter as the base names them"
+            ) from None
 
-    def find(self, name: str) -> str | None:
-        return next((n for n in self.names(name) if n in self.tensors), None)
+    def has_tensor(self, name: str) -> bool:
+        return any(self.locator.holders(name))
+
+    def has_place(self, trained: StoredTensor, name: str) -> bool:
+        """Return whether a trained copy can replace what the base calls `name`."""
+        for holders in self.locator.holders(name):
+            shapes = [self.sources[part].shape for part in chain(*holders)]
+            if len(shapes) > 1 or shapes[0][1:] == trained.shape[1:]:
+                return True
+        return False
+
+    def takes(self, pairs: list[Pair], module: str) -> bool:
+        """Return whether every pair of a module fits a parameter of `module` of the base."""
+        return all(any(self.places(pair, module)) for pair in pairs)
+
+    def parameters(self, pair: Pair) -> list[tuple[str, bool]]:
+        """Return the parameters that a pair may adapt, in the order in which modules have them,
+        and whether each is a target by name."""
+        targets = self.adapter.config.get("target_parameters") or ()
+        named = {
+            name
+            for target in map(str, targets)
+            if f".{pair.module}.{(name := target.rpartition('.')[2])}".endswith(f".{target}")
+        }
+        plain = [] if pair.depth else [("weight", "weight" in named)]
+        others = sorted(named - {"weight"}, key=lambda name: (name.startswith("down"), name))
+        return [*plain, *((name, True) for name in others)]
+
+    def places(self, pair: Pair, module: str) -> Iterator[tuple[Holders, _Sheets, str]]:
+        """Yield the tensors that a pair fits, as sheets, and the key of its scale."""
+        for parameter, by_name in self.parameters(pair):
+            name = f"{module}.{parameter}"
+            windows = (self.window(part, pair) for part in self.locator.parts(name))
+            single = (((window,),) for window in windows if window)
+            for holders in chain(self.locator.holders(name), single):
+                sheets = self.sheets(holders, pair)
+                if sheets and pair.sides in (sheets.sides, sheets.sides[::-1]):
+                    yield holders, sheets, f"{pair.module}.{parameter}" if by_name else pair.module
+
+    def sheets(self, holders: Holders, pair: Pair) -> _Sheets | None:
+        """Return the sheets that tensors of the base form together; None if they form none."""
+        tensors = [self.sources[part] for part in chain(*holders)]
+        shapes = [tensor.shape for tensor in tensors]
+        if any(tensor.dtype.kind is not Kind.FLOAT for tensor in tensors):
+            return None
+        if len(shapes) == 1:
+            shape = shapes[0]
+            if len(shape) == 3 and len(pair.a.shape) == 2 and not pair.rank % shape[0]:
+                return _Sheets(*shape)
+            return _Sheets(1, shape[0], math.prod(shape[1:])) if shape else None
+        # Biases and magnitudes would have to be split, too.
+        joint = pair.bias or pair.magnitude or pair.rank % len(holders)
+        if joint or any(len(shape) != 2 for shape in shapes):
+            return None
+        rows = sum(self.sources[part].shape[0] for part in holders[0])
+        return _Sheets(len(holders), rows, shapes[0][1])
+
+    def window(self, part: Part, pair: Pair) -> str | None:
+        """Name the rows of a tensor that a pair for one of its parts adapts; None if unclear.
+
+        The name is that of a source until `join_windows`.
+        """
+        base, rows = self.sources[part.holder], pair.sides[0]
+        if len(base.shape) != (2 if part.expert is None else 3):
+            return None
+        extent, expert = base.shape[-2], part.expert or 0
+        shares: list[Any] = [1] * part.size
+        if rows * part.size != extent:
+            # Queries have more heads than keys and values.
+            heads = [self.base.config.get(f"num_{kind}_heads") for kind in _HEADS]
+            shares = heads if part.size == len(heads) and all(type(n) is int for n in heads) else []
+        if expert >= base.shape[0] or sum(shares) * rows != extent * sum(shares[part.place :][:1]):
+            return None
+        begin = expert * extent + extent * sum(shares[: part.place]) // sum(shares)
+        name = f"{part.holder}[{begin}:{begin + rows}]"
+        flat = reshape(base, (math.prod(base.shape[:-1]), base.shape[-1]), name)
+        self.sources[name] = slice_axis(flat, 0, begin, begin + rows, name)
+        self.windows.setdefault(part.holder, {})[begin] = name
+        return name
+
+    def join_windows(self) -> None:
+        """Put adapted rows back into the tensors that they are parts of."""
+        for holder, windows in self.windows.items():
+            base = self.sources[holder]
+            flat = reshape(base, (math.prod(base.shape[:-1]), base.shape[-1]), holder)
+            pieces, row = list[TensorSource](), 0
+            for begin, name in sorted(windows.items()):
+                if name in self.tensors:
+                    pieces += [slice_axis(flat, 0, row, begin, holder)] if begin > row else []
+                    pieces.append(self.tensors.pop(name))
+                    row = begin + pieces[-1].shape[0]
+            if pieces:
+                end = flat.shape[0]
+                pieces += [slice_axis(flat, 0, row, end, holder)] if row < end else []
+                joined = reshape(concat(pieces, 0, holder), base.shape, holder)
+                self.tensors[holder] = replace(joined, declared_dtype=declared_dtype(base))
+
+    def is_transposed(self, sheets: _Sheets, pair: Pair, is_parameter: bool) -> bool:
+        """Return whether the delta is (B A)ᵀ. Raises InputError where nothing tells."""
+        if sheets.rows != sheets.columns:
+            return sheets.sides != pair.sides
+        if not is_parameter or sheets.experts == 1:
+            return pair.embedding or bool(self.adapter.config.get("fan_in_fan_out"))
+        if self.base.config.get("model_type") in known_layouts().transposed_experts:
+            return True
+        version = self.adapter.version
+        if version is None:
+            raise InputError(
+                f"{self.adapter.path}: '{printable(pair.module)}' has square matrices, whose "
+                f"factors PEFT 0.19 turned round, and {CONFIG} has no peft_version\n"
+                f'  add "peft_version": "0.18.0" or later, that of the PEFT that wrote it'
+            )
+        return version < (0, 19)
 
     def replace_tensor(self, name: str, trained: StoredTensor) -> None:
         """Take a tensor that was trained as it is, or an embedding that got more rows."""
-        match = self.find(name)
-        if is_head(name) and self.is_tied and (match is None or self.names_head()):
+        holders = next(self.locator.holders(self.renamed[name]), None)
+        if is_head(name) and self.is_tied and (holders is None or self.names_head()):
             # PEFT saves the head beside a resized embedding even if both are the same.
             if self.names_head():
-                self.untie(match or name, replace(trained, declared_dtype=None))
+                head = holders[0][0] if holders else name
+                self.untie(head, replace(trained, name=head, declared_dtype=None))
             return
-        if match is None:
-            if not self.split_kernel(name, trained):
-                self.unmatched.append(trained.name)
+        if holders is None:
+            self.unmatched.append(trained)
             return
-        old = self.tensors[match]
+        names = list(chain(*holders))
+        if len(names) > 1:
+            self.split_tensor(names, trained)
+            return
+        match, old = names[0], self.tensors[names[0]]
         of_tokens = is_vocabulary(match) or old.shape[:1] == (self.base.config.get("vocab_size"),)
         resized = old.shape[:1] != trained.shape[:1] and old.shape[1:] == trained.shape[1:]
         if old.shape != trained.shape and not (resized and len(trained.shape) == 2):
@@ -142,19 +298,35 @@ class AdapterApplication:
             self.changes["vocab_size"] = trained.shape[0]
         self.tensors[match] = replace(trained, name=match, declared_dtype=declared_dtype(old))
 
-    def split_kernel(self, name: str, trained: StoredTensor) -> bool:
-        """Replace the kernels of queries, keys and values by their parts of a joint one."""
-        names = [name.replace(".conv1d.", f".{part}_conv1d.") for part in "qkv"]
-        olds = [self.tensors[n] for n in names if n != name and n in self.tensors]
-        if len(olds) < 3 or sum(old.shape[0] for old in olds) != trained.shape[0]:
-            return False
+    def split_tensor(self, names: list[str], trained: StoredTensor) -> None:
+        """Replace tensors by the parts, one after the other, of what is one in memory."""
+        olds = [self.tensors[name] for name in names]
+        if sum(old.count for old in olds) != trained.count:
+            self.unmatched.append(trained)
+            return
         begin = trained.offset
         for old in olds:
             size = old.count * trained.dtype.bytes
             part = replace(trained, name=old.name, shape=old.shape, offset=begin, nbytes=size)
             self.tensors[old.name] = replace(part, declared_dtype=declared_dtype(old))
             begin += size
-        return True
+
+    def replace_rows(self, name: str, trained: StoredTensor) -> None:
+        """Take the rows of single tokens that were trained, of an embedding or a head."""
+        holders = next(self.locator.holders(self.renamed[name]), None)
+        indices = self.adapter.token_indices(name)
+        if holders is None or len(holders[0]) > 1:
+            self.unmatched.append(trained)
+            return
+        old = self.tensors[holders[0][0]]
+        fits = trained.shape == (len(indices), *old.shape[1:]) and max(indices) < old.shape[0]
+        if not fits:
+            self.mismatch(old.name, old.shape, trained.shape)
+            return
+        rows = [(0, row) for row in range(old.shape[0])]
+        for place, row in enumerate(indices):
+            rows[row] = (1, place)
+        self.tensors[old.name] = gather_rows(0, {0: old, 1: trained}, RowMap(rows))
 
     def names_head(self) -> bool:
         config = self.adapter.config
@@ -166,120 +338,96 @@ class AdapterApplication:
         self.tensors[name] = head
         self.changes["tie_word_embeddings"] = False
 
-    def adapt(self, pair: Pair) -> None:
-        weight = f"{pair.module}.weight"
-        match = self.find(weight)
-        if match is not None and not pair.depth:
-            self.add_delta(match, pair)
-            if is_head(match) and self.is_tied:
-                self.untie(match, self.tensors[match])
-            return
-        head = tied_head(weight, pair.sides, self.tensors, self.base.config)
-        if head is not None:
-            self.untie(weight, head)
-            self.add_delta(weight, pair)
-        elif not self.adapt_experts(pair):
-            self.unmatched.append(pair.b.name)
+    def add_head(self) -> None:
+        """Give a language model the head of the classifier that was trained, in place of its own.
 
-    def add_delta(self, name: str, pair: Pair) -> None:
-        """Add the delta of a matrix, or of a kernel as a matrix, and that of its bias."""
-        base, sides = self.tensors[name], pair.sides
-        shape = (base.shape[0], math.prod(base.shape[1:])) if base.shape else (0, 0)
-        square = shape[0] == shape[1] and bool(self.adapter.config.get("fan_in_fan_out"))
-        transposed = pair.embedding or square or shape != sides
-        if shape != _sides(pair, transposed) or base.dtype.kind is not Kind.FLOAT:
-            self.mismatch(name, base.shape, sides)
+        Raises InputError if the adapter does not tell of which class the result is.
+        """
+        saved = self.adapter.config.get("modules_to_save") or ()
+        heads = [tensor for tensor in self.unmatched if tensor.name.split(".")[0] in saved]
+        if not heads or len(heads) < len(self.unmatched) or self.mismatched:
             return
-        listed = self.adapter.config.get("target_parameters") or ()
-        weight = f"{pair.module}.weight"
-        wrapped = any(f".{weight}".endswith(f".{name}") for name in listed)
-        scale = self.adapter.scale(weight if wrapped else pair.module, pair.rank)
-        inputs = (base, pair.a, pair.b, *([pair.magnitude] if pair.magnitude else []))
-        self.put(name, inputs, sheet=shape, scale=scale, transposed=transposed)
-        if pair.bias is not None:
-            self.add_bias(name.removesuffix("weight") + "bias", pair.bias, scale)
+        changes = class_with_head(self.base.config, self.adapter.config, heads)
+        if changes is None:
+            names = first_names([tensor.name for tensor in heads])
+            raise InputError(
+                f"{self.adapter.path}: brings a head of its own, {names}, which {self.base.path} "
+                f"does not have\n  set task_type in {CONFIG} to the kind of head, such as SEQ_CLS"
+            )
+        dtype = declared_dtype(max(self.tensors.values(), key=lambda tensor: tensor.count))
+        # Files of a model without a head begin names without its name.
+        shorter = [(old, new) for old, new in self.renamed.items() if old.endswith(f".{new}")]
+        begin = shorter[0][0].removesuffix(shorter[0][1]) if shorter else ""
+        body = {n: tensor for n, tensor in self.tensors.items() if not is_language_head(n)}
+        self.tensors = {begin + n: reshape(t, t.shape, begin + n) for n, t in body.items()}
+        self.tensors |= {head.name: replace(head, declared_dtype=dtype) for head in heads}
+        self.changes |= changes
+        self.unmatched = []
+
+    def adapt(self, pair: Pair) -> None:
+        module = self.renamed[pair.module]
+        for holders, sheets, key in self.places(pair, module):
+            first = holders[0][0]
+            self.tensors.setdefault(first, self.sources[first])
+            if not isinstance(self.tensors[first], LoraTensor):
+                self.add_delta(holders, sheets, pair, key)
+                if is_head(first) and self.is_tied:
+                    self.untie(first, self.tensors[first])
+                return
+        weight = f"{module}.weight"
+        match = None if pair.depth else next(self.locator.holders(weight), None)
+        head = tied_head(weight, pair.sides, self.tensors, self.base.config)
+        if match is not None:
+            self.mismatch(match[0][0], self.tensors[match[0][0]].shape, pair.sides)
+        elif head is not None:
+            self.untie(weight, head)
+            self.add_delta(((weight,),), _Sheets(1, *head.shape), pair, pair.module)
+        else:
+            self.unmatched.append(pair.b)
+
+    def add_delta(self, holders: Holders, sheets: _Sheets, pair: Pair, key: str) -> None:
+        """Add the delta of a pair to the tensors that hold its parameter, and that of its bias."""
+        transposed = self.is_transposed(sheets, pair, key != pair.module)
+        scale = self.adapter.scale(key, pair.rank // sheets.experts)
+        factors = (pair.a, pair.b, *([pair.magnitude] if pair.magnitude else []))
+        facts: dict[str, Any] = {"scale": scale, "transposed": transposed}
+        names = list(chain(*holders))
+        if len(names) == 1:
+            facts |= {"sheet": sheets.sides, "experts": sheets.experts}
+            self.put(names[0], factors, **facts)
+            if pair.bias is not None:
+                self.add_bias(names[0].removesuffix("weight") + "bias", pair.bias, scale)
+            return
+        for expert, parts in enumerate(holders):
+            row = 0
+            for name in parts:
+                rows = self.tensors[name].shape[0]
+                place: dict[str, Any] = {"experts": sheets.experts, "expert": expert, "row": row}
+                self.put(name, factors, sheet=(rows, sheets.columns), **place, **facts)
+                row += rows
 
     def add_bias(self, name: str, trained: StoredTensor, scale: float) -> None:
         base = self.tensors.get(name)
         if base is None:
-            self.unmatched.append(trained.name)
+            self.unmatched.append(trained)
         elif base.shape != trained.shape:
             self.mismatch(name, base.shape, trained.shape)
         else:
-            self.put(name, (base, trained), OffsetTensor, scale=scale)
-
-    def adapt_experts(self, pair: Pair) -> bool:
-        """Adapt parameters that are no `weight`: matrices of all experts, stacked or one by one."""
-        full: list[str] = []
-        for target in self.adapter.config.get("target_parameters") or ():
-            module, _, name = str(target).rpartition(".")
-            if f".{pair.module}".endswith(f".{module}"):
-                full += self.names(f"{pair.module}.{name}")
-        usual = self.base.config.get("model_type") in known_layouts().transposed_experts
-        # Up and down of experts without a gate have each other's sides.
-        return any(
-            self.adapt_stacked(name, pair, transposed) or self.adapt_single(name, pair, transposed)
-            for transposed, name in product((usual, not usual), full)
-        )
-
-    def adapt_stacked(self, name: str, pair: Pair, transposed: bool) -> bool:
-        parent, _, last = name.rpartition(".experts.")
-        for match in (name, f"{parent}.{known_layouts().stacked_experts.get(last)}.weight"):
-            base = self.tensors.get(match)
-            if base is None or isinstance(base, LoraTensor) or len(base.shape) not in (2, 3):
-                continue
-            if len(base.shape) == 2:
-                self.add_delta(match, pair)
-                return True
-            experts, sheet = base.shape[0], (base.shape[1], base.shape[2])
-            if sheet == _sides(pair, transposed):
-                key = f"{pair.module}.{name.rpartition('.')[2]}"
-                how: dict[str, Any] = {"experts": experts, "transposed": transposed}
-                how["scale"] = self.adapter.scale(key, pair.rank // experts)
-                self.put(match, (base, pair.a, pair.b), sheet=sheet, **how)
-                return True
-        return False
-
-    def adapt_single(self, name: str, pair: Pair, transposed: bool) -> bool:
-        parent, _, last = name.rpartition(".")
-        for parts in known_layouts().single_experts.get(last, ()):
-            pattern = f"{parent}.{{}}.{parts[0]}.weight"
-            experts = next(n for n in count() if pattern.format(n) not in self.tensors)
-            names = [[f"{parent}.{n}.{part}.weight" for part in parts] for n in range(experts)]
-            if not names or any(n not in self.tensors for row in names for n in row):
-                continue
-            first, shapes = self.tensors[names[0][0]], [self.tensors[n].shape for n in names[0]]
-            sheet = (sum(shape[0] for shape in shapes), shapes[0][1])
-            if sheet != _sides(pair, transposed) or isinstance(first, LoraTensor):
-                continue
-            scale = self.adapter.scale(f"{pair.module}.{last}", pair.rank // experts)
-            how: dict[str, Any] = {"experts": experts, "scale": scale, "transposed": transposed}
-            for expert, number in product(range(experts), range(len(parts))):
-                base = self.tensors[names[expert][number]]
-                row = sum(shape[0] for shape in shapes[:number])
-                sheet = (base.shape[0], base.shape[1])
-                inputs = (base, pair.a, pair.b)
-                self.put(base.name, inputs, sheet=sheet, expert=expert, row=row, **how)
-            return True
-        return False
+            self.put(name, (trained,), OffsetTensor, scale=scale)
 
     def put(
         self,
         name: str,
-        inputs: tuple[TensorSource, ...],
+        factors: tuple[TensorSource, ...],
         kind: Callable[..., DerivedTensor] = LoraTensor,
         **facts: Any,
     ) -> None:
-        declared, shape = declared_dtype(inputs[0]), inputs[0].shape
+        base = self.tensors[name]
+        declared = declared_dtype(base)
         # Sums are computed and passed on in a wider dtype, so that only the result is rounded.
         dtype = BY_NAME["F64" if declared.bits > 16 else "F32"]
-        self.tensors[name] = kind(name, dtype, shape, inputs, declared, **facts)
+        self.tensors[name] = kind(name, dtype, base.shape, (base, *factors), declared, **facts)
 
     def mismatch(self, name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> None:
         shapes = f"{list(base)} in the base, {list(adapter)} in the adapter"
         self.mismatched.append(f"{printable(name)} is {shapes}")
-
-
-def _sides(pair: Pair, transposed: bool) -> tuple[int, int]:
-    """Return (out, in) of one expert's matrix; its delta is (B A)ᵀ if `transposed`."""
-    return pair.sides[::-1] if transposed else pair.sides

@@ -21,6 +21,7 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB]|lora_magnitude_vector)"
     r"(?:\.default)?(?:\.(?P<end>weight|bias))?"
 )
+_TOKENS = re.compile(r"\.token_adapter\.trainable_tokens_delta(\.default)?$")
 _SLOW = re.compile(r"[)\]][*+{]")
 """What may take ages to match: repeated groups and sets. Patterns are names of modules, mostly."""
 
@@ -32,7 +33,6 @@ _OTHER_KINDS = (
     "kasa_config",
     "monteclora_config",
     "alora_invocation_tokens",
-    "trainable_token_indices",
 )
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -66,13 +66,36 @@ class Pair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter: pairs in the order of the file, and tensors that replace those of a base."""
+    """A LoRA adapter: pairs in the order of the file, and tensors that replace those of a base.
+
+    `token_rows` are rows of single tokens, by the name of the tensor whose rows they replace.
+    """
 
     path: Path
     config: Mapping[str, Any] = field(repr=False)
     shard: Shard = field(repr=False)
     pairs: tuple[Pair, ...]
     whole: Mapping[str, StoredTensor]
+    token_rows: Mapping[str, StoredTensor] = field(default_factory=dict)
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """Return the version of PEFT that wrote the adapter, which says so since 0.18."""
+        match = re.match(r"(\d{1,9})\.(\d{1,9})", str(self.config.get("peft_version") or ""))
+        return (int(match[1]), int(match[2])) if match else None
+
+    def token_indices(self, name: str) -> list[int]:
+        """Return the rows of the tensor `name` that were trained. Raises InputError."""
+        given = self.config.get("trainable_token_indices")
+        module = "." + name.removesuffix(".weight")
+        if isinstance(given, dict):
+            given = next((v for k, v in given.items() if module.endswith(f".{k}")), None)
+        if not isinstance(given, list) or not given or not all(_is_index(row) for row in given):
+            raise InputError(
+                f"{self.path / CONFIG}: 'trainable_token_indices' does not list the tokens of "
+                f"'{printable(name)}'"
+            )
+        return given
 
     def scale(self, name: str, rank: int) -> float:
         """Return the factor of B A for the module or parameter `name`.
@@ -104,6 +127,10 @@ class Adapter:
         return value
 
 
+def _is_index(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
 def open_adapter(path: Path) -> Adapter:
     """Read config and header of an adapter folder. InputError also for kinds other than LoRA."""
     if not exists(path):
@@ -122,11 +149,11 @@ def open_adapter(path: Path) -> Adapter:
             )
         raise InputError(f"{path}: no {WEIGHTS}")
     shard = read_shard(path / WEIGHTS)
-    pairs, whole = _parts(path, shard.tensors)
+    pairs, whole, token_rows = _parts(path, shard.tensors)
     bare = [pair.module for pair in pairs if pair.magnitude is None]
     if bare and config.get("use_dora"):
         raise InputError(f"{path}: DoRA without lora_magnitude_vector: {first_names(bare)}")
-    return Adapter(path, config, shard, pairs, whole)
+    return Adapter(path, config, shard, pairs, whole, token_rows)
 
 
 def _refuse_other_kinds(path: Path, config: Mapping[str, Any]) -> None:
@@ -148,8 +175,9 @@ def _refuse_other_kinds(path: Path, config: Mapping[str, Any]) -> None:
 
 def _parts(
     path: Path, tensors: Iterable[StoredTensor]
-) -> tuple[tuple[Pair, ...], dict[str, StoredTensor]]:
-    """Sort the tensors of the file into pairs of factors and trained copies."""
+) -> tuple[tuple[Pair, ...], dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """Sort the tensors of the file into pairs of factors, trained copies and rows of tokens."""
+    token_rows: dict[str, StoredTensor] = {}
     factors: dict[str, dict[str, StoredTensor]] = {}
     whole: dict[str, StoredTensor] = {}
     for tensor in tensors:
@@ -157,16 +185,18 @@ def _parts(
         if ".original_module." in name:  # of the base, beside a module that was trained whole
             continue
         match = _FACTOR.fullmatch(name)
-        if match is None:
+        if _TOKENS.search(name):
+            token_rows[_TOKENS.sub(".weight", name)] = tensor
+        elif match is None:
             plain = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", name)
             whole[plain] = replace(tensor, name=plain)
-            continue
-        bias = ".bias" if match["end"] == "bias" else ""
-        factors.setdefault(match["module"], {})[match["kind"] + bias] = tensor
+        else:
+            bias = ".bias" if match["end"] == "bias" else ""
+            factors.setdefault(match["module"], {})[match["kind"] + bias] = tensor
     pairs = tuple(_pair(path, name, factors[name]) for name in factors)
-    if not pairs and not whole:
+    if not (pairs or whole or token_rows):
         raise InputError(f"{path}: no tensors in {WEIGHTS}")
-    return pairs, whole
+    return pairs, whole, token_rows
 
 
 def _pair(path: Path, name: str, factors: Mapping[str, StoredTensor]) -> Pair:

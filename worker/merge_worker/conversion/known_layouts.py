@@ -18,10 +18,7 @@ class KnownLayouts(NamedTuple):
     rules: tuple[LayoutRule, ...]
     rules_by_head: tuple[LayoutRule, ...]
     prefixes: Pairs
-    stacked_experts: Mapping[str, str]
-    single_experts: Mapping[str, Sequence[Sequence[str]]]
     transposed_experts: Sequence[str]
-    names_in_files: Pairs
     names_in_memory: Pairs
 
     def rules_of(self, config: Mapping[str, Any]) -> tuple[LayoutRule, ...]:

@@ -72,6 +72,10 @@ def check_adapters(adapters: Sequence[Adapter], method: str) -> None:
             raise InputError(
                 f"{adapter.path}: lora_bias is supported by cat and svd, not by {method}"
             )
+        if adapter.token_rows:
+            raise InputError(
+                f"{adapter.path}: trainable_token_indices are not supported\n{ON_BASE}"
+            )
         if adapter.config.get("target_parameters"):
             raise InputError(
                 f"{adapter.path}: target_parameters (experts) are not supported\n{ON_BASE}"

@@ -206,7 +206,9 @@ def write_adapter(extraction: Extraction, parts: AdapterParts, base: tuple[str, 
         fan_in_fan_out=any(t.transposed and t.kind == "linear" for t in targets),
     )
     parameters = sorted(target.parameter for target in targets if target.parameter)
-    config |= {"target_parameters": parameters} if parameters else {}
+    if parameters:
+        # The factors of experts have the sides that PEFT gives them since 0.19.
+        config |= {"target_parameters": parameters, "peft_version": "0.19.0"}
     if extraction.tuned.config.get("is_encoder_decoder"):
         config["task_type"] = "SEQ_2_SEQ_LM"
     config["modules_to_save"] = _complete_modules(extraction, parts.wholes) or None

@@ -80,6 +80,26 @@ def find(rule: LayoutRule, names: Sequence[str]) -> dict[Key, dict[Layout, Membe
     return instances
 
 
+def match(
+    rule: LayoutRule, layout: Layout, name: str, names: Sequence[str]
+) -> tuple[Key, int, int | None] | None:
+    """Return key, place and number of `name` in a layout of a model with the sorted `names`.
+
+    The number is None where the layout stacks; the result is None if the name does not fit.
+    """
+    for place, template in enumerate(layout.names):
+        literal, pattern = _compiled(template, rule.stacked)
+        hit = pattern.fullmatch(name) if literal in name else None
+        if hit is None:
+            continue
+        values = hit.groupdict()
+        if layout.sibling and not _begins(names, values["_"] + layout.sibling):
+            continue
+        number = values.pop(rule.stacked, None)
+        return tuple(sorted(values.items())), place, None if number is None else int(number)
+    return None
+
+
 def _begins(names: Sequence[str], beginning: str) -> bool:
     place = bisect_left(names, beginning)
     return place < len(names) and names[place].startswith(beginning)

@@ -1,0 +1,170 @@
+"""Adapters whose modules are called otherwise than the tensors of the base."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.adapter_factory import (
+    adapt,
+    load_base,
+    merged_by_peft,
+    read_adapter,
+    save_base,
+    save_with_vision,
+    write_adapter,
+)
+from support.checkpoint_factory import read_tensors, write_checkpoint
+from support.recipes import average
+
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+
+
+def adapter_on(folder: Path, modules: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """Save an adapter on modules with the given sides. Return what it adds, by module."""
+    factors: dict[str, Tensor] = {}
+    deltas: dict[str, Tensor] = {}
+    for module, (rows, columns) in modules.items():
+        a, b = torch.randn(2, columns), torch.randn(rows, 2)
+        factors |= {
+            f"base_model.model.{module}.lora_{x}.weight": f for x, f in (("A", a), ("B", b))
+        }
+        deltas[module] = 2 * b @ a
+    write_adapter(folder, CONFIG, factors)
+    return deltas
+
+
+@pytest.mark.parametrize(
+    ("in_file", "in_adapter"),
+    [
+        ("model.language_model.layers.", "model.layers."),
+        ("language_model.model.layers.", "model.layers."),
+        ("language_model.model.layers.", "model.language_model.layers."),
+        ("model.layers.", "model.language_model.layers."),
+        ("thinker.model.layers.", "model.layers."),
+        ("thinker.model.layers.", "model.language_model.layers."),
+        ("thinker.visual.blocks.", "model.visual.blocks."),
+        ("visual.blocks.", "model.visual.blocks."),
+        ("h.", "transformer.h."),
+        ("transformer.h.", "h."),
+        ("encoder.layer.", "bert.encoder.layer."),
+        ("roberta.encoder.layer.", "encoder.layer."),
+        ("layers.", "gpt_neox.layers."),
+        ("model.llm.layers.", "model.layers."),
+    ],
+)
+def test_names_that_begin_otherwise(in_file: str, in_adapter: str, tmp_path: Path) -> None:
+    mine = {f"{in_file}{n}.attn.{x}.weight": torch.randn(6, 8) for n in (0, 11) for x in "qk"}
+    # A tower beside it, with layers of the same names and other sizes.
+    other = {f"audio.layers.{n}.attn.{x}.weight": torch.randn(4, 8) for n in (0, 11) for x in "qk"}
+    base = write_checkpoint(tmp_path / "base", mine | other)
+    modules = {f"{in_adapter}{n}.attn.q": (6, 8) for n in (0, 11)}
+    deltas = adapter_on(tmp_path / "adapter", modules)
+    assert average(tmp_path / "out", [f"{base}+{tmp_path / 'adapter'}"]) == 0
+    expected = mine | other
+    for module, delta in deltas.items():
+        expected[in_file + module.removeprefix(in_adapter) + ".weight"] += delta
+    result = read_tensors(tmp_path / "out")
+    assert result.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(result[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "llava"])
+def test_an_adapter_of_the_language_model_alone(model_type: str, tmp_path: Path) -> None:
+    text = save_with_vision(tmp_path / "base", tmp_path / "text", model_type)
+    adapter = adapt(text, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    peft = read_tensors(merged_by_peft(text, adapter, tmp_path / "peft"))
+    assert average(tmp_path / "out", [f"{tmp_path / 'base'}+{adapter}"]) == 0
+    before, after = read_tensors(tmp_path / "base"), read_tensors(tmp_path / "out")
+    ends = {name.removeprefix("model."): tensor for name, tensor in peft.items()}
+    adapted = 0
+    for name, tensor in before.items():
+        end = next((e for e in ends if name.endswith(f".{e}") and "vision" not in name), "")
+        expected = ends[end] if end.startswith("layers.") else tensor
+        torch.testing.assert_close(after[name], expected, atol=1e-5, rtol=1e-5)
+        adapted += not after[name].equal(tensor)
+    assert adapted == len(read_adapter(adapter)[1]) // 2 > 0
+
+
+REFUSED: dict[str, tuple[list[str], list[str], str]] = {
+    "two meanings": (
+        ["model.language_model.layers.0.q", "model.text_model.layers.0.q"],
+        ["model.layers.0.q"],
+        "'model.layers.…' could mean 'model.language_model.layers.…' or 'model.text_model.",
+    ),
+    "a layer too many": (
+        ["language_model.model.layers.0.q"],
+        ["model.layers.0.q", "model.layers.1.q"],
+        "2 tensors of the adapter match nothing",
+    ),
+    "found in two places": (
+        ["model.layers.0.q", "model.language_model.layers.0.q", "model.language_model.layers.1.q"],
+        ["model.layers.0.q", "model.layers.1.q"],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_names_that_are_not_clear(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_file, in_adapter, text = REFUSED[case]
+    tensors = {f"{name}.weight": torch.randn(6, 8) for name in in_file}
+    base = write_checkpoint(tmp_path / "base", tensors)
+    deltas = adapter_on(tmp_path / "adapter", dict.fromkeys(in_adapter, (6, 8)))
+    code = average(tmp_path / "out", [f"{base}+{tmp_path / 'adapter'}"])
+    if text:
+        assert code == 3 and text in capsys.readouterr().err
+        return
+    # Only one beginning has all layers: the other tensor of the same name is left alone.
+    result = read_tensors(tmp_path / "out")
+    assert result["model.layers.0.q.weight"].equal(tensors["model.layers.0.q.weight"])
+    expected = tensors["model.language_model.layers.0.q.weight"] + deltas["model.layers.0.q"]
+    torch.testing.assert_close(result["model.language_model.layers.0.q.weight"], expected)
+
+
+def test_projections_that_the_file_has_fused(tmp_path: Path) -> None:
+    heads, key_heads, size = 4, 2, 3
+    fused = torch.randn((heads + 2 * key_heads) * size, 8)
+    name = "model.layers.0.self_attn"
+    tensors = {
+        f"{name}.qkv_proj.weight": fused,
+        "model.layers.0.mlp.gate_up_proj.weight": fused.clone(),
+    }
+    config = {"num_attention_heads": heads, "num_key_value_heads": key_heads}
+    base = write_checkpoint(tmp_path / "base", tensors, config=config)
+    modules = {f"{name}.q_proj": (12, 8), f"{name}.v_proj": (6, 8)}
+    modules["model.layers.0.mlp.up_proj"] = (12, 8)
+    deltas = list(adapter_on(tmp_path / "adapter", modules).values())
+    assert average(tmp_path / "out", [f"{base}+{tmp_path / 'adapter'}"]) == 0
+    result = read_tensors(tmp_path / "out")
+    attention = fused + torch.cat([deltas[0], torch.zeros(6, 8), deltas[1]])
+    torch.testing.assert_close(result[f"{name}.qkv_proj.weight"], attention)
+    mlp = fused + torch.cat([torch.zeros(12, 8), deltas[2]])
+    torch.testing.assert_close(result["model.layers.0.mlp.gate_up_proj.weight"], mlp)
+
+
+def test_experts_that_the_file_has_stacked(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "qwen3_moe")
+    stacked = tmp_path / "stacked"
+    load_base(base).save_pretrained(stacked, save_original_format=False)
+    shapes: dict[str, Any] = {
+        name.removesuffix(".weight"): tensor.shape
+        for name, tensor in read_tensors(base).items()
+        if ".experts." in name or "q_proj" in name
+    }
+    adapter_on(tmp_path / "adapter", shapes)
+    for name in ("base", "stacked"):
+        model = f"{tmp_path / name}+{tmp_path / 'adapter'}"
+        assert average(tmp_path / f"{name}-out", [model]) == 0
+    apart, together = (load_base(tmp_path / f"{n}-out").state_dict() for n in ("base", "stacked"))
+    changed = 0
+    for name, tensor in apart.items():
+        torch.testing.assert_close(together[name], tensor, atol=1e-5, rtol=1e-5)
+        changed += not tensor.equal(load_base(base).state_dict()[name])
+    assert changed == 2 * 3  # queries, gates with ups, downs in two layers
