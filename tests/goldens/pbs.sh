@@ -29,14 +29,22 @@ merge_fail() {
 
 merge_folder=$(mktemp -d)
 readonly merge_folder
+merge_ended=
 finish() {
     local code=$?
     # A signal now would interrupt the cleanup.
     trap '' TERM INT HUP USR1
-    rm -rf -- "$merge_folder"
+    if [ "$code" -eq 0 ] && [ -z "$merge_ended" ]; then
+        printf 'merge-launch: ended before the merge was done; does --setup exit?\n' >&2
+        code=1
+    fi
     printf '%s\n' "$code" > /home/me/work/runs/out.job/"${PBS_JOBID:-${SLURM_JOB_ID:-job}}".exit || :
+    rm -rf -- "$merge_folder" || :
+    exit "$code"
 }
 trap finish EXIT
+# A signal during --setup or --then is no success; the worker has traps of its own.
+trap 'exit 75' TERM INT HUP USR1
 rm -f -- /home/me/work/runs/out.job/"${PBS_JOBID:-${SLURM_JOB_ID:-job}}".exit
 printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
 
@@ -94,9 +102,10 @@ while :; do
     wait "$worker" || code=$?
     [ -n "$asked" ] || break
 done
-trap - TERM INT HUP USR1
+trap 'exit 75' TERM INT HUP USR1
 # A worker that the signal killed before its first byte has nothing to clean up; bash 5.2 reports -1
 # for one that ended while the signal was being forwarded.
 if [ -n "$stopped" ] && [[ $code -gt 128 || $code -lt 0 ]]; then code=75; fi
 [ "$code" -eq 0 ] || exit "$code"
+merge_ended=1
 

@@ -32,14 +32,22 @@ merge_fail() {
 # A folder that every node sees.
 merge_folder=$(mktemp -d -- /home/me/work/runs/out.job/run.XXXXXX) || merge_fail 'this node does not see the folder that the job was submitted from'
 readonly merge_folder
+merge_ended=
 finish() {
     local code=$?
     # A signal now would interrupt the cleanup.
     trap '' TERM INT HUP USR1
-    rm -rf -- "$merge_folder"
+    if [ "$code" -eq 0 ] && [ -z "$merge_ended" ]; then
+        printf 'merge-launch: ended before the merge was done; does --setup exit?\n' >&2
+        code=1
+    fi
     printf '%s\n' "$code" > /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit || :
+    rm -rf -- "$merge_folder" || :
+    exit "$code"
 }
 trap finish EXIT
+# A signal during --setup or --then is no success; the worker has traps of its own.
+trap 'exit 75' TERM INT HUP
 rm -f -- /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit
 printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
 
@@ -113,7 +121,7 @@ while :; do
     wait "$worker" || code=$?
     [ -n "$asked" ] || break
 done
-trap - TERM INT HUP
+trap 'exit 75' TERM INT HUP
 # Launchers have exit codes of their own; the codes that the ranks left count, once all are visible.
 merge_patience=$((code == 0 ? 60 : 5))
 while :; do
@@ -146,4 +154,5 @@ if [ "$code" -eq 75 ] && [ -z "$stopped" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 
     trap finish EXIT
 fi
 [ "$code" -eq 0 ] || exit "$code"
+merge_ended=1
 

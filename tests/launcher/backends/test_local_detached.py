@@ -72,6 +72,24 @@ def test_running_cancelled_retried(detached, launch, python, work: Path) -> None
     assert "ready\n" in (log := launch("logs", "out").out) and "second\n" in log
 
 
+def test_cancelled_during_the_setup(launch_process, launch, models, work: Path) -> None:
+    done = launch_process("local", "out", *models, "--detach", "--setup", "echo ready; sleep 100")
+    job = done.out.split()[1]
+    until(lambda: "ready" in launch("logs", job).out)
+    assert launch("cancel", job).code == 0
+    until(lambda: (work / "out.job" / f"{job}.exit").exists())
+    assert launch("status", job).out.startswith(f"{job}  stopped, resumable  (exit code 75)")
+    assert not (work / "out").exists()
+
+
+def test_a_setup_that_ends_the_job(launch_process, launch, models, work: Path) -> None:
+    done = launch_process("local", "out", *models, "--detach", "--setup", "exit 0")
+    job = done.out.split()[1]
+    until(lambda: (work / "out.job" / f"{job}.exit").exists())
+    assert launch("status", job).out.startswith(f"{job}  failed  (exit code 1)")
+    assert "ended before the merge was done; does --setup exit?" in launch("logs", job).out
+
+
 def test_a_process_that_was_killed(detached, launch) -> None:
     job = detached(ENDLESS)
     until(lambda: "ready" in launch("logs", job).out)

@@ -22,7 +22,7 @@ def settings(**values):
 
 
 def test_golden(make_job, render_job, golden) -> None:
-    job = make_job("runs/out", "m1", "m2", "m3", name="soup")
+    job = make_job("./runs/out", "m1", "m2", "m3", name="soup")
     text = render_job(
         "pbs",
         job,

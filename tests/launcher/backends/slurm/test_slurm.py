@@ -19,7 +19,7 @@ def directives(text: str) -> list[str]:
 def test_golden(make_job, render_job, golden) -> None:
     text = render_job(
         "slurm",
-        make_job("runs/out", "m1", "m2", "m3", name="soup"),
+        make_job("./runs/out", "m1", "m2", "m3", name="soup"),
         gpus="a100:2",
         cpus=16,
         mem="80g",
@@ -32,7 +32,7 @@ def test_golden(make_job, render_job, golden) -> None:
 
 
 def test_golden_of_several_nodes(make_job, render_job, golden) -> None:
-    job = make_job("runs/out", "m1", "m2", setup=("module load python",))
+    job = make_job("./runs/out", "m1", "m2", setup=("module load python",))
     golden("slurm-nodes.sh", render_job("slurm", job, nodes=4, gpus="8", cpus=32, time="1:00:00"))
 
 
