@@ -67,7 +67,7 @@ def test_no_model(tmp_path: Path) -> None:
     assert "no such folder" in fault(tmp_path / "gone")
     assert "is it a model?" in fault(tmp_path)
     (tmp_path / "weights.pth").write_bytes(b"x")
-    assert "only weights.pth" in fault(tmp_path) and "save_pretrained" in fault(tmp_path)
+    assert "only weights.pth" in fault(tmp_path) and "pytorch_model.bin" in fault(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
     assert "a LoRA adapter" in fault(tmp_path)

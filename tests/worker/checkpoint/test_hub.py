@@ -57,6 +57,26 @@ def assert_mean(tmp_path: Path, out: Path) -> None:
     assert all(torch.equal(merged[name], expected[name]) for name in merged)
 
 
+def test_repositories_that_are_not_one_model(hub: Hub, tmp_path: Path) -> None:
+    """Their files are known from the list of the Hub, none is downloaded."""
+    contents = {
+        "quantized": ("q4.gguf", "config.json"),
+        "pipeline": ("unet/weights.safetensors", "vae/x.bin", "model_index.json"),
+    }
+    for name, files in contents.items():
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_bytes(b"{}")
+        hub.add(f"org/{name}", tmp_path / name)
+    (home := tmp_path / "home").mkdir()
+    done = worker(hub, home, "average", "out", "org/quantized", "org/pipeline")
+    assert done.returncode == 3
+    assert "no safetensors, only GGUF: q4.gguf" in done.stderr
+    assert "a pipeline of several models: unet, vae" in done.stderr
+    assert "run 'hf download org/pipeline', then name the same component folder" in done.stderr
+    assert sorted(hub.fetched()) == ["config.json", "model_index.json"]
+
+
 def test_an_average_of_two_models(hub: Hub, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -95,7 +115,7 @@ def test_a_fault_shows_before_weights_are_fetched(hub: Hub, tmp_path: Path) -> N
     odd = {"layers.0.w": torch.ones(3)}
     hub.add("org/odd", write_checkpoint(tmp_path / "odd", odd, config=CONFIG))
     done = worker(hub, tmp_path, "average", "out", "org/one", "org/odd")
-    assert done.returncode == 3 and "org/odd: 5 tensors of org/one are missing" in done.stderr
+    assert done.returncode == 3 and "org/odd has 1 layer, org/one has 6" in done.stderr
     assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
 
 

@@ -20,6 +20,7 @@ from ..messages import counted, first_names, printable
 from ..tensors.source import TensorSource
 from .header import CONFIG, INDEX, MAX_HEADER_BYTES, WEIGHTS, Shard, read_shard
 from .hub import Hub, is_hub_name
+from .other_forms import adapter_tensors, describe_folder, refuse_adapted
 from .torch_zip import read_pickled
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -158,7 +159,10 @@ def open_checkpoint(path: Path, hub: Hub | None = None) -> Checkpoint:
             notes = _unused_index(index, files[0])
         else:
             _check_index(index, places)
-    return Checkpoint(path, tuple(shards), tensors, notes=notes)
+    checkpoint = Checkpoint(path, tuple(shards), tensors, notes=notes)
+    if found := adapter_tensors(tensors):
+        refuse_adapted(path, found, checkpoint.config)
+    return checkpoint
 
 
 _SINGLE = {INDEX: WEIGHTS, PICKLE_INDEX: "pytorch_model.bin"}
@@ -207,7 +211,7 @@ def _shard_files(folder: Path, hub: Hub) -> list[Path]:
     if not files and (folder / "pytorch_model.bin").exists():
         return [folder / "pytorch_model.bin"]
     if not files:
-        raise InputError(_nothing_found(folder))
+        raise InputError(describe_folder(folder, hub.listed(folder)))
     _check_numbering(folder, {file.name for file in files})
     return files
 
@@ -264,16 +268,3 @@ def _check_index(index: Path, places: Mapping[str, str]) -> None:
             f"{first_names(missing)}\n"
             f"  the download or copy is incomplete, or the index belongs to another version"
         )
-
-
-def _nothing_found(folder: Path) -> str:
-    suffixes = (".bin", ".pt", ".gguf", ".pth")
-    others = [path.name for path in sorted(folder.glob("*")) if path.suffix in suffixes]
-    if (folder / "adapter_config.json").exists():
-        return f"{folder}: a LoRA adapter, not a model; name it as 'BASE+{folder}'"
-    if others:
-        return (
-            f"{folder}: no safetensors, only {first_names(others)}\n"
-            f"  convert it once: AutoModel.from_pretrained(…).save_pretrained(…)"
-        )
-    return f"{folder}: no *.safetensors in this folder; is it a model?"

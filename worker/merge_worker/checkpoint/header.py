@@ -150,7 +150,7 @@ def what_it_is(head: bytes, size: int) -> str:
             "a PyTorch pickle with the name of a safetensors file; rename it to pytorch_model.bin"
         )
     if head.startswith(b"GGUF"):
-        return "a GGUF file with the name of a safetensors file, which cannot be merged"
+        return "a GGUF file, which cannot be merged; name the model that it was made from"
     return f"not a safetensors file, or a damaged one (its header would end after its {size} bytes)"
 
 

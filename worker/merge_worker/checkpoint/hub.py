@@ -66,6 +66,7 @@ class Hub:
     def __init__(self) -> None:
         self.pins: dict[tuple[str, str | None], str] = {}
         self._files: dict[str, _RemoteFile] = {}
+        self._listed: dict[Path, list[str]] = {}
         self._busy: dict[str, threading.Lock] = {}
         self._downloaded: set[str] = set()
         self._guard = threading.Lock()
@@ -73,6 +74,10 @@ class Hub:
     def names(self, folder: Path) -> list[str]:
         """Return the names of the weight files that belong to a folder of the cache."""
         return [file.name for path, file in self._files.items() if Path(path).parent == folder]
+
+    def listed(self, folder: Path) -> list[str]:
+        """Return all files of the repository whose snapshot a folder is, as far as asked for."""
+        return self._listed.get(folder, [])
 
     def is_not_downloaded(self, path: str) -> bool:
         """Return whether a file is on the Hub but not in the cache."""
@@ -107,6 +112,7 @@ class Hub:
 
     def _register(self, folder: Path, name: str, sizes: dict[str, int]) -> None:
         """Remember the weight files; download at once what cannot be read in parts."""
+        self._listed[folder] = list(sizes)
         index = folder / INDEX
         weights = [n for n in sizes if "/" not in n and n.endswith(".safetensors")]
         if index.is_file():
