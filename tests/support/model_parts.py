@@ -1,6 +1,6 @@
 """Synthetic tensors of parts of models, whole and in pieces, and merges of two of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -68,14 +68,19 @@ def beginning(old: str, new: str) -> Callable[[Tensors], Tensors]:
 
 
 def average(
-    folder: Path, first: Tensors, second: Tensors, recipe: str = "", **config: object
+    folder: Path,
+    first: Tensors,
+    second: Tensors,
+    recipe: str = "",
+    options: Sequence[str] = (),
+    **config: object,
 ) -> int:
     for name, tensors in (("a", first), ("b", second)):
         write_checkpoint(folder / name, tensors, config=config or None)
     path = folder / "r.yml"
     models = f"models: [{folder / 'a'}, {folder / 'b'}]\nparameters: {{weight: 1}}\n"
     path.write_text(f"merge_method: linear\n{models}{recipe}")
-    return cli.main(["merge", str(path), str(folder / "out"), "--progress", "off"])
+    return cli.main(["merge", str(path), str(folder / "out"), "--progress", "off", *options])
 
 
 def assert_mean(folder: Path, first: Tensors, second: Tensors) -> None:

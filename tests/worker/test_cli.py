@@ -143,9 +143,12 @@ def test_models_that_do_not_fit(tmp_path: Path, models: list[Path], capsys: Capt
         )
 
     out = tmp_path / "out"
-    lost = other("lost", **{"layers.1.weight": None, "norm.weight": None})
+    lost = other("lost", **{"norm.weight": None})
     text = refused(capsys, 3, "average", out, models[0], lost)
-    assert "2 tensors of" in text and "layers.1.weight, norm.weight" in text and "--missing" in text
+    assert "1 tensor of" in text and "is missing: norm.weight" in text and "--missing" in text
+    flat = other("flat", **{"layers.1.weight": None, "norm.weight": None})
+    text = refused(capsys, 3, "average", out, models[0], flat)
+    assert "flat has 1 layer" in text and "has 2: see slices" in text and "--missing" not in text
     more = other("more", **{"extra\x1b": torch.ones(3, dtype=torch.bfloat16)})
     text = refused(capsys, 3, "average", out, models[0], more)
     assert "extra\\x1b" in text and "--surplus drop" in text

@@ -60,6 +60,32 @@ def test_missing_and_surplus_tensors_are_named(tmp_path: Path) -> None:
     assert len(planned.warnings) == 2
 
 
+def test_only_options_that_help_are_offered(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a", tensors(bias=torch.ones(3)))
+    write_checkpoint(tmp_path / "b", tensors())
+    assert fault(tmp_path, "a", "b").splitlines()[1:] == [
+        "  --missing copy takes missing tensors from the base"
+    ]
+    assert fault(tmp_path, "b", "a").splitlines()[1:] == ["  --surplus drop omits extra ones"]
+
+
+def test_layers_of_another_architecture(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a", tensors())
+    other = {"model.embed_tokens.weight": torch.ones(4, 2), "layers.0.mixer.in": torch.ones(5, 2)}
+    write_checkpoint(tmp_path / "b", other)
+    assert fault(tmp_path, "a", "b").splitlines()[2:] == [
+        "  b: no layer has the same tensors; are these models of one architecture?"
+    ]
+
+
+def test_prediction_heads_may_be_missing(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 1, "num_nextn_predict_layers": 1}
+    write_checkpoint(tmp_path / "a", tensors(**{"layers.1.w": torch.ones(2, 3)}), config=config)
+    write_checkpoint(tmp_path / "b", tensors(), config=config)
+    assert "--missing copy" in fault(tmp_path, "a", "b")
+    assert "--surplus drop" in fault(tmp_path, "b", "a")
+
+
 def test_copied_tensors_get_the_dtype_too(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(bias=torch.ones(3), steps=torch.arange(3)))
     write_checkpoint(tmp_path / "b", tensors(steps=torch.arange(3)))
@@ -84,6 +110,26 @@ def test_floats_beside_integers(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(x=torch.ones(3)))
     write_checkpoint(tmp_path / "b", tensors(x=torch.ones(3, dtype=torch.int64)))
     assert "x is float32 in a but int64 in b" in fault(tmp_path, "a", "b")
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_positions_are_those_that_are_stored_as_integers(tmp_path: Path, order: str) -> None:
+    """Models compute them; a float may have rounded them."""
+    name = "embeddings.position_ids"
+    write_checkpoint(tmp_path / "a", tensors(**{name: torch.arange(600)[None]}))
+    write_checkpoint(tmp_path / "b", tensors(**{name: torch.arange(600)[None].bfloat16()}))
+    planned = plan(tmp_path, *order)
+    (step,) = [step for step in planned.steps if step.name == name]
+    assert step.task is None and step.dtype.name == "I64"
+    assert [Path(info.file).parent.name for info in step.sources] == ["a"]  # type: ignore[union-attr]
+    assert planned.warnings == (f"1 buffer that models compute is copied: {name}",)
+
+
+def test_positions_of_two_lengths(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a", tensors(position_ids=torch.arange(6)))
+    write_checkpoint(tmp_path / "b", tensors(position_ids=torch.arange(9)))
+    (step,) = [step for step in plan(tmp_path, "a", "b").steps if step.name == "position_ids"]
+    assert step.task is None and step.shape == (6,)
 
 
 def test_integers_are_copied_from_the_first(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.checkpoint_factory import read_tensors
 from support.model_parts import (
     H,
     Tensors,
@@ -165,3 +166,43 @@ def test_nothing_is_suggested_where_two_could_be_meant(
     assert average(tmp_path, projections(0), second) == 3
     error = capsys.readouterr().err
     assert "are missing" in error and "key_map" not in error
+
+
+def beside(tensors: Tensors, *places: str) -> Tensors:
+    return tensors | {f"{place}.layers.0.w": torch.ones(3, 3) for place in places}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_rules_for_a_part_of_a_model(
+    swapped: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that thinks, fine-tuned alone, beside the whole that also talks."""
+    whole = beside(
+        beginning("model.", "thinker.model.")(projections(0)), "thinker.visual", "talker"
+    )
+    whole = beside(whole, "thinker.audio_tower", "token2wav")
+    part = beside(projections(9), "visual", "audio_tower")
+    pair = (part, whole) if swapped else (whole, part)
+    assert average(tmp_path / "1", *pair) == 3
+    error = capsys.readouterr().err
+    text = error[error.index("key_map:") :]
+    names = [("visual.{b}", "thinker.visual.{b}"), ("audio_tower.{b}", "thinker.audio_tower.{b}")]
+    for old, new in (pair[::-1] if swapped else pair for pair in names):
+        assert f'from: "{old}", to: "{new}"' in text
+    option = ("--surplus", "drop") if swapped else ("--missing", "copy")
+    assert f"add to the recipe, with {' '.join(option)} for the others:" in error
+    assert average(tmp_path / "2", *pair, text, options=option) == 0
+    merged = read_tensors(tmp_path / "2" / "out")
+    assert merged.keys() == pair[0].keys()
+    if not swapped:
+        query = "model.layers.1.self_attn.q_proj.weight"
+        assert torch.equal(
+            merged[f"thinker.{query}"], (whole[f"thinker.{query}"] + part[query]) / 2
+        )
+
+
+def test_no_rule_drops_what_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = {n.replace("q_proj.", "q_proj.inner."): tensor for n, tensor in projections(1).items()}
+    second["model.layers.1.self_attn.q_proj.down"] = torch.ones(2, H)
+    assert average(tmp_path, projections(0), second) == 3
+    assert "key_map" not in capsys.readouterr().err

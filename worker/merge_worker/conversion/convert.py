@@ -174,7 +174,9 @@ class _Conversion:
         if not fused or fused.groups > 1 or shapes is None or len(members) != rule.size:
             return
         sources = [self.tensors[members[place, 0]] for place in range(rule.size)]
-        if [shape[:1] for shape in shapes] != [source.shape[:1] for source in sources]:
+        own = [source.shape for source in sources]
+        # Of two sizes, the tensors themselves are compared later.
+        if own != list(shapes) and _joined_shape(own) == _joined_shape(shapes):
             joined = {(0, 0): concat(sources, 0, sources[0].name)}
             result = regroup(rule, key, (fused, joined), (layout, shapes))
             self.put(result, members.values(), "cut in other places")
@@ -219,6 +221,12 @@ def _refuse_two(instance: Instance, begin: str) -> None:
         raise ValueError(
             f"{begin} both {first} and {second}, two forms of the same; remove one of them"
         )
+
+
+def _joined_shape(shapes: Shapes) -> object:
+    """Return the shape of tensors one after the other; their shapes if they do not fit."""
+    fit = all(shapes) and len({shape[1:] for shape in shapes}) == 1
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if fit else shapes
 
 
 def _some(members: Members) -> str:

@@ -7,7 +7,7 @@ between are what a rule exchanges.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -43,12 +43,32 @@ class _Change(NamedTuple):
         return old_name, new_name
 
 
-def suggest_rules(absent: Sequence[TensorSource], extra: Sequence[TensorSource]) -> str | None:
-    """Return lines for a recipe that rename all of `extra` to `absent`; None if unclear."""
+class Suggestion(NamedTuple):
+    """Lines for a recipe, and the names that keep no partner."""
+
+    lines: str
+    absent: Sequence[str]
+    extra: Sequence[str]
+
+
+def suggest_rules(
+    absent: Sequence[TensorSource], extra: Sequence[TensorSource]
+) -> Suggestion | None:
+    """Suggest rules that rename `extra` to `absent`, all of one of them; None if unclear."""
     wanted, given = _kinds(absent), _kinds(extra)
+    of_wanted = [[_change(o, n) for o in given if given[o] == wanted[n]] for n in wanted]
+    of_given = [[_change(o, n, 2) for n in wanted if given[o] == wanted[n]] for o in given]
+    for changes in (of_wanted, of_given):
+        rules = _rules(changes)
+        if rules and (suggestion := _suggestion(rules, absent, extra)):
+            return suggestion
+    return None
+
+
+def _rules(changes: Iterable[Iterable[_Change | None]]) -> Mapping[str, str] | None:
+    """Return the rules of the likeliest change of each tensor; None if two are as likely."""
     rules: dict[str, str] = {}
-    for kind, shapes in wanted.items():
-        alike = (_change(other, kind) for other in given if given[other] == shapes)
+    for alike in changes:
         fits = [change for change in alike if change]
         most = max((fit.likeness() for fit in fits), default=None)
         best = [fit for fit in fits if fit.likeness() == most]
@@ -57,12 +77,32 @@ def suggest_rules(absent: Sequence[TensorSource], extra: Sequence[TensorSource])
         old, new = best[0].rule()
         if rules.setdefault(old, new) != new:
             return None
-    if not rules or len(rules) > MOST_RULES:
+    if len(rules) > MOST_RULES:
         return None
-    if not {source.name for source in absent} <= _applied(rules, extra):
+    # Those for more words first, before a rule for fewer of them takes their tensors.
+    return dict(sorted(rules.items(), key=lambda rule: -rule[0].count(".")))
+
+
+def _suggestion(
+    rules: Mapping[str, str], absent: Sequence[TensorSource], extra: Sequence[TensorSource]
+) -> Suggestion | None:
+    """Return the rules, if they do what they should and leave no part of a module behind."""
+    wanted, names = [source.name for source in absent], _applied(rules, extra)
+    left_absent = sorted(set(wanted) - set(names.values()))
+    left_extra = [old for old, new in names.items() if new not in set(wanted)]
+    if not names or (left_absent and left_extra):
+        return None
+    # `q_proj.x.weight` as `q_proj.weight` beside `q_proj.y.weight`: y is training, as of a LoRA.
+    wrapped = {new.rpartition(".")[0] + "." for old, new in names.items() if _is_inside(old, new)}
+    if any(name.startswith(tuple(wrapped)) for name in left_extra):
         return None
     lines = [f"  - {{from: {json.dumps(o)}, to: {json.dumps(n)}}}" for o, n in rules.items()]
-    return "\n".join(["key_map:", *lines])
+    return Suggestion("\n".join(["key_map:", *lines]), left_absent, left_extra)
+
+
+def _is_inside(old: str, new: str) -> bool:
+    module, _, leaf = new.rpartition(".")
+    return old.startswith(f"{module}.") and old.endswith(f".{leaf}") and old != new
 
 
 def _kinds(sources: Sequence[TensorSource]) -> Mapping[Words, Mapping[Words, object]]:
@@ -75,14 +115,17 @@ def _kinds(sources: Sequence[TensorSource]) -> Mapping[Words, Mapping[Words, obj
     return kinds
 
 
-def _change(old: Words, new: Words) -> _Change | None:
-    """Return the words left of two names without their common start and end; None if unfit."""
+def _change(old: Words, new: Words, common: int = 1) -> _Change | None:
+    """Return the words left of two names without their common start and end; None if unfit.
+
+    At least `common` words are the same in both.
+    """
     before = _common_start(old, new)
     old, new = old[len(before) :], new[len(before) :]
     after = _common_start(old[::-1], new[::-1])[::-1]
     change = _Change(before, old[: len(old) - len(after)], new[: len(new) - len(after)], after)
     numbers = "*" in change.old or "*" in change.new
-    return None if numbers or not (before or after) else change
+    return None if numbers or change.likeness()[0] < common else change
 
 
 def _common_start(old: Words, new: Words) -> Words:
@@ -91,12 +134,15 @@ def _common_start(old: Words, new: Words) -> Words:
     )
 
 
-def _applied(rules: Mapping[str, str], sources: Sequence[TensorSource]) -> set[str]:
-    """Return the names after all rules."""
-    names = {source.name for source in sources}
+def _applied(rules: Mapping[str, str], sources: Sequence[TensorSource]) -> Mapping[str, str]:
+    """Return the names after all rules, by the names before; none if two become one."""
+    before = {source.name: source.name for source in sources}
     for old, new in rules.items():
         rule = parse_rule({"from": old, "to": new})
-        for key, instance in find(rule, sorted(names)).items():
-            names -= set(instance.get(rule.layouts[0], {}).values())
-            names.add(name_of(new, key, rule))
-    return names
+        for key, instance in find(rule, sorted(before)).items():
+            for name in instance.get(rule.layouts[0], {}).values():
+                renamed = name_of(new, key, rule)
+                if renamed in before:
+                    return {}
+                before[renamed] = before.pop(name)
+    return {old: new for new, old in before.items()}

@@ -19,10 +19,11 @@ from ..recipe.schema import ModelRef, Recipe, parse_model
 from ..recipe.yaml_document import read_documents
 from ..structure.config_differences import config_differences
 from ..structure.embeddings import rows_of
+from ..structure.sizes import Sized, depth_fault, width_fault
 from ..tokenizer.adapter_files import adapted_files
 from ..tokenizer.files import SideFiles
 from ..tokenizer.text_side import TokenizerInputs
-from .options import PlanOptions
+from .options import MatchOptions, PlanOptions
 from .stages import PlannedCheckpoint, StageResults
 
 
@@ -36,11 +37,13 @@ class Inputs(TokenizerInputs):
 def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> Inputs:
     """Open every model that a document refers to.
 
-    Raises InputError with all models that cannot be opened, are quantized or differ in layout,
-    and UsageError for a `key_map` that does not fit.
+    Raises InputError with all models that cannot be opened, are quantized, or differ in size or
+    layout, and UsageError for a `key_map` that does not fit.
     """
     numbers, labels, opened = _open_models(recipe.own_refs(), options, results)
     refuse_quantized(opened, labels)
+    if [module.name for module in recipe.modules] == ["default"]:
+        _refuse_other_sizes(opened, labels, options.matching_of(recipe), recipe.modules[0].sliced)
     models = opened
     notes: list[str] = []
     texts = [_side_files(model) for model in opened]
@@ -103,6 +106,23 @@ def _open_models(
     if faults:
         raise InputError("\n".join(faults))
     return numbers, tuple(labels), tuple(models)
+
+
+def _refuse_other_sizes(
+    models: Sequence[Checkpoint], labels: Sequence[str], options: MatchOptions, sliced: bool
+) -> None:
+    """Raise InputError for models of another width than the first, or depth if merged whole."""
+    sized = [Sized.of(m, n, options.merges) for m, n in zip(models, labels, strict=True)]
+    faults = []
+    for other in sized[1:]:
+        width, depth = width_fault(sized[0], other), depth_fault(sized[0], other)
+        if width:
+            faults.append(width)
+        # Layers that only one has are left to the user who asked for it.
+        elif depth and not sliced and not options.allows(surplus=depth.deeper):
+            faults.append(depth.text)
+    if faults:
+        raise InputError("\n".join(faults))
 
 
 def _find_side_files(ref: ModelRef, options: PlanOptions, results: StageResults) -> SideFiles:

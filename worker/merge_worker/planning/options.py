@@ -9,6 +9,7 @@ from typing import Any
 
 from ..checkpoint.hub import Hub
 from ..options import DEFAULTS, with_defaults
+from ..recipe.schema import Recipe
 from ..structure.selection import is_selected
 from ..system.machine import usable_cpus
 from ..units import parse_size
@@ -27,6 +28,10 @@ class MatchOptions:
     def merges(self, name: str) -> bool:
         """Return whether the patterns select a tensor for merging."""
         return is_selected(name, self.include, self.exclude)
+
+    def allows(self, *, surplus: bool) -> bool:
+        """Return whether tensors may be in a model only (`surplus`), or missing from it."""
+        return self.surplus == "drop" if surplus else self.missing == "copy"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ class PlanOptions:
             block=block_for(given["device"]),
             stages_folder=stage_folder(out),
         )
+
+    def matching_of(self, recipe: Recipe) -> MatchOptions:
+        """Return the rules of the command line with the patterns of a recipe added."""
+        rules = self.matching
+        include, exclude = (*recipe.include, *rules.include), (*recipe.exclude, *rules.exclude)
+        return replace(rules, include=include, exclude=exclude)
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that a result depends on, under their names in the manifest."""

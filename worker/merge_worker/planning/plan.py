@@ -28,7 +28,7 @@ from .groups import Restacked, group_sources
 from .inputs import open_inputs
 from .matching import Matches, match_tensors
 from .memory import Memory, budget
-from .options import MatchOptions, PlanOptions
+from .options import PlanOptions
 from .resolve import place_steps, resolve_parameters
 from .shards import ShardLayout, assign_shards
 from .stages import LazilyMerged, PlannedCheckpoint, StageResults, merge_lazily, planned_checkpoint
@@ -101,7 +101,7 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     inputs = open_inputs(recipe, options, results)
     models, tokenizer = merge_tokenizers(recipe, inputs)
     groups = group_sources(recipe, models, inputs.numbers)
-    matches = match_tensors(groups.groups, inputs.labels, _matching(recipe, options))
+    matches = match_tensors(groups.groups, inputs.labels, options.matching_of(recipe))
     resolved = resolve_parameters(recipe, method, options, matches)
     layout = assign_shards([step.output for step in resolved], options.shard_bytes)
     steps = place_steps(resolved, layout, options.block)
@@ -161,13 +161,6 @@ def _with_stages(final: Plan, plans: Sequence[Plan]) -> Plan:
             f"result meanwhile"
         )
     return replace(final, stages=stages, lazy=lazy, warnings=tuple(warnings))
-
-
-def _matching(recipe: Recipe, options: PlanOptions) -> MatchOptions:
-    """Return the command line's options with the patterns of the recipe added."""
-    matching = options.matching
-    include, exclude = (*recipe.include, *matching.include), (*recipe.exclude, *matching.exclude)
-    return replace(matching, include=include, exclude=exclude)
 
 
 def _config(

@@ -9,9 +9,12 @@ import re
 
 from .layers import is_input, layer_of
 
-# Buffers that old versions of transformers stored beside the weights: rotary frequencies and
-# causal masks. Models compute them, and new versions store none.
-_ALWAYS = re.compile(r"(^|\.)(rotary\w*\.(inv_freq|\w+_cached)|(attn|attention)\.masked_bias)$")
+# Buffers that old versions of transformers stored beside the weights: rotary frequencies, causal
+# masks and numbers of positions. Models compute them, and new versions store none.
+_ALWAYS = re.compile(
+    r"(^|\.)(rotary\w*\.(inv_freq|\w+_cached)|(attn|attention)\.masked_bias"
+    r"|position_ids|token_type_ids|relative_position_index)$"
+)
 _MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 
 

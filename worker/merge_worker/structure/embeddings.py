@@ -105,10 +105,15 @@ def _embedding(tensors: Mapping[str, TensorSource], shape: tuple[int, ...]) -> T
     return next((info for info in embeddings if info.shape[1:] == shape[1:]), None)
 
 
+def embeddings(tensors: Mapping[str, TensorSource]) -> list[TensorSource]:
+    """Return the matrices whose names say that they embed tokens."""
+    matrices = (info for info in tensors.values() if len(info.shape) == 2)
+    return [info for info in matrices if _word(info.name) in _EMBEDDINGS]
+
+
 def rows_of(model: Checkpoint) -> int | None:
     """Return the rows of the token embedding; None if no tensor looks like it."""
-    matrices = [info for info in model.tensors.values() if len(info.shape) == 2]
-    rows = [info.shape[0] for info in matrices if _word(info.name) in _EMBEDDINGS]
+    rows = [info.shape[0] for info in embeddings(model.tensors)]
     declared = config_vocab_size(model.config)
     return declared if declared in rows else rows[0] if rows else None
 

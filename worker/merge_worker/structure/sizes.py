@@ -1,0 +1,114 @@
+"""Widths and depths of models, compared before their layouts and tensors are.
+
+A field of the config counts where shapes confirm it: tensors of one name have its values as
+extents, or stacks of layers have them as depths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..checkpoint.folder import Checkpoint
+from ..messages import counted, first_names, printable
+from ..tensors.source import TensorSource
+from .components import is_computed
+from .embeddings import embeddings, is_vocabulary
+from .layers import counts, gradient_depths
+
+_WIDTH = re.compile(
+    r".*(hidden|width|d_model|embd|embed|dim|intermediate|inner|ffn|d_ff|state|rank|experts).*"
+)
+MOST = 4
+
+
+class Sized(NamedTuple):
+    """A model as far as it is merged: its name in messages, its config, the tensors selected."""
+
+    label: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorSource]
+
+    @classmethod
+    def of(cls, model: Checkpoint, label: str, merges: Callable[[str], bool]) -> Sized:
+        return cls(label, model.config, {n: t for n, t in model.tensors.items() if merges(n)})
+
+
+class Depths(NamedTuple):
+    """A difference in depth: its message, and whether the second model has more layers."""
+
+    text: str
+    deeper: bool
+
+
+def width_fault(first: Sized, other: Sized) -> str | None:
+    """Return how two models differ in width, with a tensor that shows it; None if they do not."""
+    examples: dict[tuple[int, int], str] = {}
+    for name, source in first.tensors.items():
+        peer = other.tensors.get(name)
+        if peer is None or peer.shape == source.shape:
+            continue
+        shown = f"{printable(name)} is {list(source.shape)} in {first.label}"
+        shown = f"\n  {shown} but {list(peer.shape)} in {other.label}"
+        examples = {**dict.fromkeys(_unequal(source, peer), shown), **examples}
+    columns = [{s.shape[1] for s in embeddings(each.tensors)} for each in (first, other)]
+    apart = all(columns) and not columns[0] & columns[1]
+    widest = (max(columns[0]), max(columns[1])) if apart else (0, 0)
+    theirs = dict(_widths(other.config, ""))
+    pairs = {key: (value, theirs.get(key, value)) for key, value in _widths(first.config, "")}
+    fields = {key: pair for key, pair in pairs.items() if pair in {*examples, widest}}
+    if apart and widest not in fields.values():
+        fields["columns of embeddings"] = widest
+    if not fields:
+        return None
+    listed = [f"{key} {new} against {old}" for key, (old, new) in fields.items()]
+    example = next((examples[pair] for pair in fields.values() if pair in examples), "")
+    return f"{other.label}: {first_names(listed, MOST)}; widths cannot be merged{example}"
+
+
+def depth_fault(first: Sized, other: Sized) -> Depths | None:
+    """Return how two models differ in depth; None if they do not."""
+    mine, theirs = _declared_depths(first), _declared_depths(other)
+    if not all(counts(model.config) for model in (first, other)):
+        mine, theirs = (gradient_depths(m.tensors, m.config) for m in (first, other))
+    pairs = {(theirs[k], n): k for k, n in reversed(mine.items()) if theirs.get(k, n) != n}
+    if not pairs:
+        return None
+    lines = []
+    for (new, old), key in pairs.items():
+        place = f" ({key.rstrip('.')})" if "_config." in key or len(pairs) > 1 else ""
+        lines.append(
+            f"{other.label} has {counted(new, 'layers')}{place}, {first.label} has {old}: "
+            f"see slices"
+        )
+    return Depths("\n".join(lines), any(new > old for new, old in pairs))
+
+
+def _unequal(source: TensorSource, peer: TensorSource) -> Iterator[tuple[int, int]]:
+    """Yield the extents that differ, without rows of tokens and buffers that models compute."""
+    if len(source.shape) != len(peer.shape) or is_computed(source.name, source.shape):
+        return
+    begin = 1 if is_vocabulary(source.name) else 0
+    for pair in zip(source.shape[begin:], peer.shape[begin:], strict=True):
+        if pair[0] != pair[1]:
+            yield pair
+
+
+def _widths(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]]:
+    """Yield the fields about widths, by dotted name without `text_config`."""
+    for key, value in section.items():
+        if type(value) is int and _WIDTH.fullmatch(key):
+            yield prefix + key, value
+        elif isinstance(value, dict) and key.endswith("_config"):
+            yield from _widths(value, prefix if key == "text_config" else f"{prefix}{key}.")
+
+
+def _declared_depths(model: Sized) -> dict[str, int]:
+    """Return the layer counts of the config that a stack confirms, by field."""
+    stacks = gradient_depths(model.tensors, model.config).values()
+    return {
+        ".".join(count.path).removeprefix("text_config."): count.value
+        for count in counts(model.config)
+        if count.value in stacks
+    }
