@@ -95,6 +95,48 @@ OF_PLACES = [
         made="`m2` holds nothing but `model-q4.gguf`.",
         prepare=both(emptied("m2"), write("m2/model-q4.gguf", b"GGUF")),
     ),
+    Mistake(
+        "A folder of a training run",
+        AVERAGE,
+        3,
+        made="`m2` holds `checkpoint-500` and `checkpoint-1000`.",
+        prepare=both(
+            emptied("m2"),
+            write("m2/checkpoint-500/model.safetensors", b""),
+            write("m2/checkpoint-1000/model.safetensors", b""),
+        ),
+    ),
+    Mistake(
+        "A pipeline of diffusers",
+        AVERAGE,
+        3,
+        made="`m2` holds `model_index.json`, `unet` and `vae`.",
+        prepare=both(
+            emptied("m2"),
+            write("m2/model_index.json", "{}"),
+            write("m2/unet/diffusion_pytorch_model.safetensors", b""),
+            write("m2/vae/diffusion_pytorch_model.safetensors", b""),
+        ),
+    ),
+    Mistake(
+        "A distributed checkpoint",
+        AVERAGE,
+        3,
+        made="`m2` holds `.metadata` and `__0_0.distcp`.",
+        prepare=both(emptied("m2"), write("m2/.metadata", b""), write("m2/__0_0.distcp", b"")),
+    ),
+    Mistake(
+        "A model with its adapter inside",
+        AVERAGE,
+        3,
+        made="`m2` was saved by PEFT before its adapter was merged.",
+        prepare=change(
+            "m2",
+            model__layers__0__self_attn__q_proj__weight=None,
+            model__layers__0__self_attn__q_proj__base_layer__weight=MATRIX,
+            model__layers__0__self_attn__q_proj__lora_A__default__weight=MATRIX[:2].clone(),
+        ),
+    ),
     Mistake("An adapter for a model", "merge-worker average out m1 lora", 3, prepare=adapter()),
     Mistake(
         "A model that may not be read",
@@ -124,14 +166,15 @@ OF_WEIGHTS = [
         "A damaged index",
         AVERAGE,
         3,
-        prepare=write("m2/model.safetensors.index.json", '{"weight_map": '),
+        prepare=both(into_shards, write("m2/model.safetensors.index.json", '{"weight_map": ')),
     ),
     Mistake(
         "An index that leads out of the folder",
         AVERAGE,
         3,
-        prepare=write(
-            "m2/model.safetensors.index.json", '{"weight_map": {"a": "../../etc/passwd"}}'
+        prepare=both(
+            into_shards,
+            write("m2/model.safetensors.index.json", '{"weight_map": {"a": "../../etc/passwd"}}'),
         ),
     ),
     Mistake(
@@ -210,6 +253,22 @@ OF_FAMILIES = [
         ),
     ),
     Mistake(
+        "Another depth",
+        AVERAGE,
+        3,
+        made="`m2` has three layers.",
+        prepare=both(
+            configured("m2", num_hidden_layers=3),
+            change(
+                "m2",
+                **{
+                    f"model__layers__2__{name}__weight": MATRIX.clone()
+                    for name in ("mlp__down_proj", "self_attn__q_proj", "self_attn__v_proj")
+                },
+            ),
+        ),
+    ),
+    Mistake(
         "Another architecture",
         AVERAGE,
         3,
@@ -236,7 +295,10 @@ OF_FAMILIES = [
         AVERAGE,
         3,
         made="`m2` was quantized by GPTQ.",
-        prepare=configured("m2", quantization_config={"quant_method": "gptq", "bits": 4}),
+        prepare=both(
+            configured("m2", quantization_config={"quant_method": "gptq", "bits": 4}),
+            change("m2", model__layers__0__mlp__down_proj__qweight=torch.ones(1, 8).int()),
+        ),
     ),
     Mistake(
         "Other numbers of tokens",
