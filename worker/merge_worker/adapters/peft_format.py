@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoint.folder import exists, read_json
 from ..checkpoint.header import Shard, read_shard
+from ..checkpoint.other_forms import nested_adapters
 from ..errors import InputError
 from ..messages import first_names, printable
 from ..tensors.source import StoredTensor
@@ -136,7 +137,10 @@ def open_adapter(path: Path) -> Adapter:
     if not exists(path):
         raise InputError(f"{path}: no such folder; is the adapter's path right?")
     if not exists(path / CONFIG):
-        raise InputError(f"{path}: no {CONFIG}; an adapter is a folder as PEFT saves it")
+        nested = nested_adapters(path)
+        hint = f"; name a sub-folder that has one, such as {nested[-1]}" if nested else ""
+        hint = hint or "; an adapter is a folder as PEFT saves it"
+        raise InputError(f"{path}: no {CONFIG}{hint}")
     config = read_json(path / CONFIG)
     if not isinstance(config, dict):
         raise InputError(f"{path / CONFIG}: not a JSON object")

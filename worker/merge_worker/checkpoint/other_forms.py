@@ -34,6 +34,12 @@ def describe_folder(folder: Path, remote: Iterable[str] = ()) -> str:
     return f"{folder}: {text}"
 
 
+def nested_adapters(folder: Path) -> list[Path]:
+    """Return the sub-folders that are adapters, such as checkpoints of a run, the latest last."""
+    files = [file for file in islice(_files(folder), MOST_FILES) if "/" in file]
+    return [folder / place for place in _parents(_matching(files, "adapter_config.json"))]
+
+
 def _files(folder: Path) -> Iterator[str]:
     for place, folders, names in os.walk(folder):
         inner = Path(place).relative_to(folder)
