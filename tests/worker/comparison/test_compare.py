@@ -259,7 +259,9 @@ def test_mistakes(
     write_checkpoint(tmp_path / "a", {"x": torch.ones(3)})
     write_checkpoint(tmp_path / "b", {"y": torch.ones(3)})
     config = {"quantization_config": {"quant_method": "gptq"}}
-    write_checkpoint(tmp_path / "q", {"x": torch.ones(3)}, config=config)
+    write_checkpoint(
+        tmp_path / "q", {"x": torch.ones(3), "w.qweight": torch.ones(2).int()}, config=config
+    )
     assert run("compare", *words, "--progress", "off") == code
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
