@@ -26,6 +26,7 @@ def changes(config: dict[str, Any], layers: list[int], **options: Any) -> dict[s
     return {key: value for key, value in restacked.items() if value != config.get(key)}
 
 
+STAGES = ["stem", *(f"stage{number}" for number in range(1, 7))]
 TURNED = [0, 1, 2, 1, 2, 3, 4, 5]
 
 
@@ -104,6 +105,64 @@ TURNED = [0, 1, 2, 1, 2, 3, 4, 5]
             [3, 0],
             {"mlp_layer_types": ["S", "d"]},
         ),
+        # A table by number, as transformers pads it.
+        (
+            {"per_layer_config": {"1": {"head_dim": 16}, "5": {"head_dim": 32}}},
+            TURNED,
+            {
+                "per_layer_config": {
+                    "1": {"head_dim": 16},
+                    "3": {"head_dim": 16},
+                    "7": {"head_dim": 32},
+                }
+            },
+        ),
+        (
+            {"per_layer_config": {"1": {}}},
+            [*range(6), *range(6)],
+            {"per_layer_config": {"1": {}, "7": {}}},
+        ),
+        (
+            {"per_layer_config": {"0": {}, "5": {}}},
+            [*range(6), *range(6)],
+            {"per_layer_config": {"00": {}, "05": {}, "06": {}, "11": {}}},
+        ),
+        ({"moe_layers_enum": "2,3,5"}, TURNED, {"moe_layers_enum": "2,4,5,7"}),
+        ({"sliding_window_layers": [0, 2, 4]}, [2, 3, 4], {"sliding_window_layers": [0, 2]}),
+        ({"sliding_window_layers": [True] * 5 + [False]}, [5], {"sliding_window_layers": [False]}),
+        ({"sliding_window_pattern": "LLG"}, [0, 1, 2, 0, 1, 2], {}),
+        (
+            {"sliding_window_pattern": "LLG"},
+            [1, 2],
+            {"layer_types": ["sliding_attention", "full_attention"]},
+        ),
+        (
+            {"kv_source_layers": [0, 0, 2, 2, 2, 5]},
+            [0, 1, 0, 1, 5],
+            {"kv_source_layers": [0, 0, 2, 2, 4]},
+        ),
+        ({"scale_depth": 1.5}, [*range(6)] * 4, {"scale_depth": 3.0}),
+        ({"scale_depth": 1.5, "mup_denominator": 32}, [0], {}),
+        ({"scale_attn_by_inverse_layer_idx": True}, [0, 1, 2], {}),
+        ({"scale_attn_by_inverse_layer_idx": False}, [2], {}),
+        ({"dense_attention_every_n_layers": 2}, [2, 3, 4], {}),
+        # Outputs of a backbone, by numbers and by names; the last layer stays the last.
+        (
+            {
+                "stage_names": STAGES,
+                "out_features": ["stem", "stage3", "stage6"],
+                "out_indices": [0, 3, -1],
+            },
+            [0, 2, 4],
+            {
+                "stage_names": STAGES[:4],
+                "out_features": ["stem", "stage2", "stage3"],
+                "out_indices": [0, 2, 3],
+            },
+        ),
+        ({"stage_names": STAGES[:3], "out_features": ["stage2"], "out_indices": [2]}, [0], {}),
+        # Periods longer than the models are deep, and sections with layers of their own.
+        ({"expert_log_step": 1000, "vision": {"num_layers": 6, "moe_layers": [1]}}, [1], {}),
         # Not of layers, though as long.
         ({"eos_token_id": [1, 2, 3, 4, 5, 6], "mlp_multipliers": [1] * 6}, [0], {}),
     ],
@@ -119,6 +178,40 @@ def test_fields_follow(config: dict[str, Any], layers: list[int], expected: dict
         ({"attn_layer_period": 3}, [0, 0, 1, 2, 3], "no period has the layers 0-1, 4"),
         ({"moe_layer_freq": 2}, [1, 2], "layers moved to another place in its period of 2"),
         ({"cross_layer_interval": 2}, [1], "layers moved to another place in its period of 2"),
+        (
+            {"dense_attention_every_n_layers": 2},
+            [1],
+            "layers moved to another place in its period of 2",
+        ),
+        ({"mamba_step": 2}, [3, 3], "layers moved to another place in its period of 2"),
+        ({"cross_attention_frequency": 2}, [1], "layers moved to another place in its period of 2"),
+        (
+            {"stagger_local_blocks": True},
+            [1],
+            "every other layer staggers its blocks, and layers moved by one",
+        ),
+        (
+            {"scale_attn_by_inverse_layer_idx": True},
+            [1],
+            "layers compute with their own numbers, which changed",
+        ),
+        ({"model_type": "diffllama"}, [1], "layers compute with their own numbers, which changed"),
+        ({"model_type": "minimax"}, [0], "layers compute with the number of layers, which changed"),
+        (
+            {"kv_source_layers": [0, 0, 2, 2, 2, 2]},
+            [1],
+            "layer 1 uses layer 0, not taken before it",
+        ),
+        (
+            {"hidden_size_per_layer_input": 8},
+            [0, 1],
+            "tensors outside the layers hold a part for each layer",
+        ),
+        (
+            {"out_indices": [2, 6], "stage_names": STAGES},
+            [0, 2],
+            "it names the output of layer 1, which is not taken",
+        ),
         ({"num_kv_shared_layers": 2}, [0, 1], "layers share weights or states with other layers"),
         ({"num_mem_blocks": 2}, [0], "layers share weights or states with other layers"),
         ({"moe_layer_start_index": 3}, [3, 0, 4], "it is one run of layers, which now are 0, 2"),
@@ -181,6 +274,33 @@ def test_encoder_and_decoder() -> None:
     bart |= {"num_hidden_layers": 3}
     changed = {**bart, "encoder_layers": 2, "num_hidden_layers": 2}
     assert restack(bart, [0, 1], "model.encoder.layers.", depth=3)[0] == changed
+
+
+def test_sparse_layers_by_their_number() -> None:
+    config = {"is_encoder_decoder": True, "num_layers": 6, "num_decoder_layers": 6}
+    config |= {"num_sparse_encoder_layers": 3, "encoder_sparse_step": 2, "decoder_sparse_step": 3}
+    changed = {**config, "num_layers": 8, "num_sparse_encoder_layers": 4}
+    assert restack(config, [0, 1, *range(6)], "encoder.block.", depth=6)[0] == changed
+    for layers, fault in ([1, 2], "num_sparse_encoder_layers"), ([0], "no number of sparse layers"):
+        with pytest.raises(UsageError, match=fault):
+            restack(config, layers, "encoder.block.", depth=6)
+    with pytest.raises(UsageError) as caught:
+        restack(config, [1], "decoder.block.", depth=6)
+    assert str(caught.value) == (
+        "config.json: decoder_sparse_step cannot follow the layers taken: "
+        "layers moved to another place in its period of 3"
+    )
+
+
+def test_an_encoder_and_a_decoder_in_sections_of_their_own() -> None:
+    part = {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]}
+    config = {"is_encoder_decoder": True, "encoder": part, "decoder": part}
+    changed = {"num_hidden_layers": 1, "layer_types": ["c"]}
+    for name in ("encoder", "decoder"):
+        assert restack(config, [2], f"model.{name}.layers.", depth=3)[0] == {
+            **config,
+            name: changed,
+        }
 
 
 def test_a_config_that_does_not_know_its_layers() -> None:

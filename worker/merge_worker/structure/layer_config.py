@@ -1,19 +1,23 @@
 """The `config.json` of a model whose layers were picked: fields about single layers follow them.
 
-Found by the names of fields and by their lengths, not by architectures: the number of layers,
-lists and strings with an entry per layer, lists of layer numbers, periods and counts.
+Found by the names of fields and by their lengths: the number of layers, lists and strings with an
+entry per layer, lists of layer numbers, periods and counts. Fields that the model class computes
+are written out where it would compute other values for the layers taken.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import UsageError
 from ..messages import counted, printable
 from .components import is_vision_or_audio
+from .implied_fields import computed_from, forced_last, implied_fields, unknown_fields
 from .layer_fields import (
+    ANY_VALUE,
     HANDLERS,
     INDEX_LIST,
     OVERRULED_BY,
@@ -22,10 +26,11 @@ from .layer_fields import (
     Inexpressible,
     View,
     index_list,
+    keep_phase,
     per_layer,
     says_each_layer,
 )
-from .layers import Count, Pick, counts
+from .layers import FIELDS, Count, Pick, counts
 
 
 def restacked_config(
@@ -38,28 +43,88 @@ def restacked_config(
 
     `depths` are the old layer counts by model. Raises UsageError for fields that cannot follow.
     """
-    config = copy.deepcopy(dict(configs[0]))
-    if not config or list(picks) == [Pick(0, number) for number in range(depths[0])]:
-        return config, []
+    if not configs[0] or list(picks) == [Pick(0, number) for number in range(depths[0])]:
+        return copy.deepcopy(dict(configs[0])), []
+    complete = {n: _complete(configs[n]) for n in {0, *(pick.model for pick in picks)}}
+    config = copy.deepcopy(complete[0])
     fields = _fields(config, prefix, depths[0])
     if not fields:
         if len(picks) == depths[0]:
-            return config, []
+            return copy.deepcopy(dict(configs[0])), []
         known = ", ".join(f"{'.'.join(c.path)} {c.value}" for c in counts(config)) or "none"
         raise UsageError(
             f"the config has no field with its {counted(depths[0], 'layers')} ({prefix}*); "
             f"fields with layer counts: {known}"
         )
     path = fields[0].path[:-1]
-    models = {0, *(pick.model for pick in picks)}
-    sections = {n: _section(configs[n], path) or _section(config, path) for n in models}
-    view = View(sections, picks, depths)
     section = _section(config, path)
+    _refuse_unknown(section)
+    sections = {
+        n: _section(each, path) or _section(complete[0], path) for n, each in complete.items()
+    }
+    view = View(sections, picks, depths, _other_stack(config, prefix, section))
     notes = _follow(section, view, ".".join(path))
+    _refuse_forced(section)
     for count in fields:
         if not count.listed:
             section[count.path[-1]] = len(picks)
+    _leave_out_implied(config, configs[0])
     return config, notes
+
+
+def _complete(config: Mapping[str, Any], kind: Any = None) -> dict[str, Any]:
+    """Return a config with the fields that its class, or `kind` if not named, would compute."""
+    kind = config.get("model_type", kind)
+    full = {
+        k: _complete(v, f"{kind}_text") if isinstance(v, dict) else v for k, v in config.items()
+    }
+    return full | implied_fields(config, kind, _depth(config))
+
+
+def _leave_out_implied(config: dict[str, Any], given: Mapping[str, Any], kind: Any = None) -> None:
+    """Undo `_complete` where the class computes the same, so that the config stays as short."""
+    kind = config.get("model_type", kind)
+    for key, value in config.items():
+        if isinstance(value, dict) and isinstance(given.get(key), dict):
+            _leave_out_implied(value, given[key], f"{kind}_text")
+    added = [key for key in config if key not in given or given[key] in (None, [])]
+    rest = {key: value for key, value in config.items() if key not in added}
+    for key, value in implied_fields(rest, kind, _depth(config)).items():
+        if config.get(key) == value:
+            del config[key]
+            if key in given:
+                config[key] = given[key]
+
+
+def _refuse_unknown(section: Mapping[str, Any]) -> None:
+    """Raise UsageError if the class computes a field by a rule that is not known."""
+    for key in unknown_fields(section):
+        raise UsageError(
+            f"config.json: {key} not given; model_type {section['model_type']} computes it from "
+            f"the number of layers\n"
+            f"  write it into config.json, as transformers does when it saves the model"
+        )
+
+
+def _refuse_forced(section: Mapping[str, Any]) -> None:
+    """Raise UsageError if the class would change the kind of the last layer."""
+    for key, last in forced_last(section).items():
+        if section[key][-1:] != [last]:
+            raise UsageError(
+                f"config.json: {key} cannot follow the layers taken: model_type "
+                f"{section['model_type']} always makes the last layer {last}"
+            )
+
+
+def _depth(config: Mapping[str, Any]) -> int:
+    return next((config[key] for key in FIELDS if type(config.get(key)) is int), 0)
+
+
+def _other_stack(config: Mapping[str, Any], prefix: str, section: Mapping[str, Any]) -> str:
+    """Return which of encoder and decoder was not sliced, where one section describes both."""
+    if not (config.get("is_encoder_decoder") or section.get("is_encoder_decoder")):
+        return ""
+    return "encoder" if "decoder" in prefix.lower() else "decoder"
 
 
 def _follow(section: dict[str, Any], view: View, path: str) -> list[str]:
@@ -68,19 +133,19 @@ def _follow(section: dict[str, Any], view: View, path: str) -> list[str]:
     faults, notes = [], []
     for key, value in view.first.items():
         handler = _handler(key, value, view)
-        if isinstance(value, dict) and any(map(INDEX_LIST.fullmatch, value)):
-            # A section with lists of layer numbers, such as Kimi's linear_attn_config.
+        if isinstance(value, dict) and _lists_layers(key, value):
             inner = {n: s.get(key, value) for n, s in view.sections.items()}
-            notes += _follow(section[key], View(inner, view.picks, view.depths), f"{path}.{key}")
+            notes += _follow(section[key], replace(view, sections=inner), f"{path}.{key}")
         elif handler is not None:
             try:
                 changed |= _changed(handler, view, key)
             except Inexpressible as error:
-                if not any(view.first.get(other) for other in OVERRULED_BY.get(key, ())):
+                same = computed_from(view.first.get("model_type"), key)
+                if not any(view.first.get(other) for other in (*same, *OVERRULED_BY.get(key, ()))):
                     name = f"{path}.{key}".strip(".")
                     faults.append(f"config.json: {name} cannot follow the layers taken: {error}")
-        elif SUSPECT.fullmatch(key) and type(value) is int and value > 1:
-            notes.append(f"config.json: {path}{'.' * bool(path)}{key} is kept as it is")
+            if handler is keep_phase and key not in HANDLERS:
+                notes.append(f"config.json: {path}{'.' * bool(path)}{key} is kept as it is")
     if faults:
         raise UsageError("\n".join(faults))
     section.update(changed)
@@ -96,20 +161,41 @@ def _changed(handler: Handler, view: View, key: str) -> dict[str, Any]:
         raise Inexpressible(f"{shown} is not a value that models have there") from None
 
 
+def _lists_layers(key: str, value: Mapping[str, Any]) -> bool:
+    """Whether a part of the section lists layer numbers, as Kimi's `linear_attn_config` does."""
+    if is_vision_or_audio(key) or any(name in FIELDS for name in value):
+        return False
+    return any(INDEX_LIST.fullmatch(name) and isinstance(v, list) for name, v in value.items())
+
+
 def _handler(key: str, value: Any, view: View) -> Handler | None:
     """Return the handler of a field, or None if the field does not describe layers."""
-    has_entries = isinstance(value, list | str) and len(value) == view.depths[0]
-    if key in HANDLERS and value and not isinstance(value, bool):
-        if has_entries:
-            return per_layer
-        if isinstance(value, int | list):
-            return HANDLERS[key]
-    if isinstance(value, list) and value:
-        numbers = all(type(n) is int for n in value)
-        if INDEX_LIST.fullmatch(key) and numbers and len(set(value)) == len(value):
-            return index_list
-        return per_layer if has_entries and says_each_layer(key, len(value)) else None
-    return per_layer if isinstance(value, str) and "pattern" in key and has_entries else None
+    if not value or (view.other and view.other in key):
+        return None
+    named = HANDLERS.get(key)
+    if named in ANY_VALUE:
+        return named
+    if isinstance(value, list | str):
+        return _handler_of_entries(key, value, named, view.depths[0])
+    if type(value) is not int:
+        return None
+    suspect = SUSPECT.fullmatch(key) and 1 < value <= max(view.depths.values())
+    return named or (keep_phase if suspect else None)
+
+
+def _handler_of_entries(
+    key: str, value: list[Any] | str, named: Handler | None, depth: int
+) -> Handler | None:
+    """Return the handler of a list or text, which may have an entry per layer."""
+    has_entries = len(value) == depth
+    if named is not None:
+        return per_layer if has_entries else named
+    if isinstance(value, str):
+        return per_layer if "pattern" in key and has_entries else None
+    numbers = all(type(n) is int and 0 <= n <= depth for n in value)
+    if INDEX_LIST.fullmatch(key) and numbers and len(set(value)) == len(value):
+        return index_list
+    return per_layer if has_entries and says_each_layer(key, len(value)) else None
 
 
 def _fields(config: Mapping[str, Any], prefix: str, depth: int) -> list[Count]:
@@ -120,9 +206,10 @@ def _fields(config: Mapping[str, Any], prefix: str, depth: int) -> list[Count]:
     fields = [c for c in fields if sees == is_vision_or_audio(".".join(c.path))] or fields
     if config.get("is_encoder_decoder"):
         own, other = ("decoder", "encoder") if "decoder" in words else ("encoder", "decoder")
+        fields = [c for c in fields if other not in ".".join(c.path)] or fields
         both = "num_hidden_layers" if own == "encoder" else own
         named = [c for c in fields if own in c.path[-1] or c.path[-1] == both]
-        fields = named or [c for c in fields if other not in c.path[-1]]
+        fields = named or fields
     elif not sees:
         fields = [count for count in fields if count.main] or fields
     if len({count.path[:-1] for count in fields}) > 1:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from .implied_fields import other_lists
 from .layers import Pick
 
 Section = Mapping[str, Any]
@@ -30,6 +31,7 @@ class View:
     sections: Mapping[int, Section]
     picks: Sequence[Pick]
     depths: Mapping[int, int]
+    other: str = ""  # the stack that was not sliced, of an encoder and a decoder in one section
 
     @property
     def first(self) -> Section:
@@ -60,6 +62,44 @@ def index_list(view: View, key: str) -> dict[str, Any]:
     first = int(any(view.depths[m] in _indices(s) for m, s in view.sections.items()))
     flags = view.each(lambda section, layer: layer + first in (section.get(key) or ()))
     return {key: [number + first for number, flag in enumerate(flags) if flag]}
+
+
+def index_text(view: View, key: str) -> dict[str, Any]:
+    """Renumber layer numbers written as text, such as `4,5,6`."""
+
+    def numbers(section: Section) -> list[int]:
+        return [int(number) for number in section.get(key, "").split(",") if number.strip()]
+
+    sections = {n: {**s, key: numbers(s)} for n, s in view.sections.items()}
+    renumbered = index_list(replace(view, sections=sections), key)[key]
+    return {key: ",".join(map(str, renumbered))}
+
+
+def by_number(view: View, key: str) -> dict[str, Any]:
+    """Renumber a table whose keys are layer numbers, padded with zeros to one width."""
+    tables = {n: {int(k): v for k, v in s.get(key, {}).items()} for n, s in view.sections.items()}
+    taken = {
+        number: tables[pick.model][pick.layer]
+        for number, pick in enumerate(view.picks)
+        if pick.layer in tables[pick.model]
+    }
+    width = len(str(max(taken, default=0)))
+    return {key: {str(number).zfill(width): value for number, value in taken.items()}}
+
+
+def sources(view: View, key: str) -> dict[str, Any]:
+    """Renumber the layer whose keys and values each layer uses: its own or an earlier one."""
+    last: dict[Pick, int] = {}
+    numbers = []
+    for number, pick in enumerate(view.picks):
+        last[pick] = number
+        source = pick._replace(layer=view.sections[pick.model][key][pick.layer])
+        if source not in last:
+            raise Inexpressible(
+                f"layer {pick.layer} uses layer {source.layer}, not taken before it"
+            )
+        numbers.append(last[source])
+    return {key: numbers}
 
 
 def _indices(section: Section) -> set[int]:
@@ -120,9 +160,8 @@ def every(list_key: str, words: Sequence[Any]) -> Handler:
     """The last of every n layers: kept where it still fits, else written out as `list_key`."""
 
     def handler(view: View, key: str) -> dict[str, Any]:
-        flags = view.each(lambda section, layer: (layer + 1) % section[key] == 0)
-        length = view.first[key]
-        fits = flags == [(number + 1) % length == 0 for number in range(len(flags))]
+        flags = view.each(lambda section, layer: _is_last(section[key], layer))
+        fits = flags == [_is_last(view.first[key], number) for number in range(len(flags))]
         if fits or view.first.get(list_key):
             return {}
         if words:
@@ -132,8 +171,18 @@ def every(list_key: str, words: Sequence[Any]) -> Handler:
     return handler
 
 
+def _is_last(pattern: int | str, layer: int) -> bool:
+    """Whether a layer is the last of its period, given as a number or spelled out, as `LLLG`."""
+    if isinstance(pattern, str):
+        return pattern[layer % len(pattern)] == pattern[-1]
+    return (layer + 1) % pattern == 0
+
+
 def sparse_step(view: View, key: str) -> dict[str, Any]:
     """Qwen MoE: sparse are the last of every n layers, but those of `mlp_only_layers`."""
+
+    if view.other:  # encoder-decoders have no list of dense layers
+        return keep_phase(view, key)
 
     def dense(section: Section, layer: int) -> bool:
         listed = section.get("mlp_only_layers") or ()
@@ -178,6 +227,77 @@ def refuse(view: View, key: str) -> dict[str, Any]:
     raise Inexpressible("layers share weights or states with other layers")
 
 
+def same_numbers(view: View, key: str) -> dict[str, Any]:
+    """Layers that compute with their own numbers: each keeps its number or cannot be taken."""
+    if all(pick.layer == number for number, pick in enumerate(view.picks)):
+        return {}
+    raise Inexpressible("layers compute with their own numbers, which changed")
+
+
+def staggered(view: View, key: str) -> dict[str, Any]:
+    """PEGASUS-X: every other layer of the encoder staggers its blocks."""
+    moved = any((pick.layer - number) % 2 for number, pick in enumerate(view.picks))
+    if moved and view.other != "encoder":
+        raise Inexpressible("every other layer staggers its blocks, and layers moved by one")
+    return {}
+
+
+def model_type(view: View, key: str) -> dict[str, Any]:
+    """Layers whose code computes with their number or the number of layers, without a field."""
+    kinds = {str(view.sections[pick.model].get(key)) for pick in view.picks}
+    if any(view.depths[pick.model] != len(view.picks) for pick in view.picks) and kinds & USE_DEPTH:
+        raise Inexpressible("layers compute with the number of layers, which changed")
+    return same_numbers(view, key) if kinds & USE_NUMBERS else {}
+
+
+def root_of_depth(view: View, key: str) -> dict[str, Any]:
+    """Keep the quotient of the value and the root of the number of layers, which layers use."""
+    if view.first.get("mup_denominator"):
+        return {}  # MiniCPM 4 divides by that instead
+    quotients = set(view.each(lambda section, layer: section[key])), set(view.depths.values())
+    if any(len(values) > 1 for values in quotients):
+        raise Inexpressible("the models scale their layers in different ways")
+    return {key: view.first[key] * (len(view.picks) / view.depths[0]) ** 0.5}
+
+
+def sparse_count(view: View, key: str) -> dict[str, Any]:
+    """Switch Transformers: the last of every n layers are sparse, n = layers // this count."""
+    steps = {view.depths[pick.model] // view.sections[pick.model][key] for pick in view.picks}
+    step, size = min(steps), len(view.picks)
+    moved = any((pick.layer - number) % step for number, pick in enumerate(view.picks))
+    count = size // step
+    if len(steps) > 1 or moved or not count or size // count != step:
+        raise Inexpressible(f"no number of sparse layers has one in every {step} of {size}")
+    return {key: count}
+
+
+def stages(view: View, key: str) -> dict[str, Any]:
+    """Renumber outputs of backbones: `stage3` or 3 is that of the third layer."""
+    depth, size = view.depths[0], len(view.picks)
+    if len(view.first.get("stage_names") or ()) != depth + 1:
+        return {}  # a stage is more than a layer
+
+    def moved(number: int) -> int:
+        last = [n + 1 for n, pick in enumerate(view.picks) if pick == Pick(0, number - 1)][-1:]
+        if number not in (0, depth) and not last:
+            raise Inexpressible(f"it names the output of layer {number - 1}, which is not taken")
+        return {0: 0, depth: size}.get(number, *last)
+
+    if key == "stage_names":
+        return {key: [f"stage{number}" if number else "stem" for number in range(size + 1)]}
+    if key == "out_indices":
+        return {key: [moved(number % (depth + 1)) for number in view.first[key]]}
+    numbers = [view.first["stage_names"].index(name) for name in view.first[key]]
+    return {key: [f"stage{moved(number)}" if number else "stem" for number in numbers]}
+
+
+def parts_outside(view: View, key: str) -> dict[str, Any]:
+    """Gemma 3n and 4: embeddings and a projection hold a part for each layer."""
+    if [pick.layer for pick in view.picks] == list(range(view.depths[0])):
+        return {}
+    raise Inexpressible("tensors outside the layers hold a part for each layer")
+
+
 def where(flags: Sequence[bool]) -> str:
     """Return the numbers of the flagged layers, as `0-2, 5`."""
     numbers = [number for number, flag in enumerate(flags) if flag]
@@ -199,16 +319,47 @@ HANDLERS: dict[str, Handler] = {
     "no_rope_layer_interval": every("no_rope_layers", (0, 1)),
     "decoder_sparse_step": sparse_step,
     "moe_layer_freq": keep_phase,
+    "num_sparse_encoder_layers": sparse_count,
+    "num_sparse_decoder_layers": sparse_count,
     "moe_layer_start_index": moe_range,
     "global_attn_every_n_layers": keep_phase,
     "cross_layer_interval": keep_phase,
     "layer_group_size": keep_phase,
+    "n_layers_per_attn_res_block": keep_phase,
     "block_types": cycle,
     "attention_types": attention_types,
+    "scale_attn_by_inverse_layer_idx": same_numbers,
+    "stagger_local_blocks": staggered,
+    "scale_depth": root_of_depth,
+    "model_type": model_type,
+    "moe_layers_enum": index_text,
+    "per_layer_config": by_number,
+    "kv_source_layers": sources,
+    "stage_names": stages,
+    "out_features": stages,
+    "out_indices": stages,
     "num_mem_blocks": refuse,
     "num_kv_shared_layers": refuse,
+    "hidden_size_per_layer_input": parts_outside,
+    "aligner_num_add_layers": refuse,
 }
 """How a field of that name follows the layers. Lists with an entry per layer need no name."""
+
+ANY_VALUE = (
+    by_number,
+    index_text,
+    model_type,
+    root_of_depth,
+    same_numbers,
+    sources,
+    staggered,
+    stages,
+)
+"""Handlers that take values of other kinds than numbers and lists, or more kinds of lists."""
+
+USE_NUMBERS = {"diffllama", "minimax"}
+USE_DEPTH = {"esmc", "minimax"}
+"""Model types whose code computes with the number of a layer, or with the number of layers."""
 
 OVERRULED_BY = {
     "full_attention_interval": ("layer_types",),
@@ -226,8 +377,7 @@ OVERRULED_BY = {
 
 INDEX_LIST = re.compile(
     r".*(layer|attn|attention|block)s?_(indices|indexes|idxs?|ids|indics)|.*attn_idxs"
-    r"|mlp_only_layers|moe_layers|cross_attention_layers|full_attn_layers|kda_layers"
-    r"|deepstack_visual_indexes|global_attention_blocks|kv_source_layers|global_attn_layers"
+    r"|(?!no_rope|kv_source).*_layers|deepstack_visual_indexes|global_attention_blocks"
 )
 """Names of lists of layer numbers."""
 
@@ -243,8 +393,12 @@ CHANCE = 8
 def says_each_layer(key: str, count: int) -> bool:
     """Whether a list with as many entries as there are layers has one for each of them."""
     named = PER_LAYER.fullmatch(key) is not None
-    return named or (count > CHANCE and NOT_PER_LAYER.fullmatch(key) is None)
+    by_chance = count <= CHANCE or NOT_PER_LAYER.fullmatch(key) or key in other_lists()
+    return named or not by_chance
 
 
-SUSPECT = re.compile(r".*(layer|block|attn|expert|moe).*(every|interval|period|freq|step|offset).*")
-"""Numbers that may be about single layers, though nothing is known of them."""
+SUSPECT = re.compile(
+    r"(?=.*(layer|block|attn|attention|expert|moe|mamba|sparse))(?!.*time_)"
+    r".*(every|interval|period|freq|step).*"
+)
+"""Numbers that may be periods of layers, though nothing is known of them."""

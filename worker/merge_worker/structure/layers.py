@@ -23,6 +23,7 @@ FIELDS = (
     "encoder_layers",
     "num_encoder_layers",
     "depth",
+    "num_blocks",
 )
 LISTS = ("layers_block_type", "layer_types", "hybrid_override_pattern", "block_configs")
 _TEXT = ("text_config", "llm_config", "language_config", "text_model", "thinker_config", "text")
