@@ -146,3 +146,26 @@ def test_a_head_whose_embedding_is_not_found_stays(tmp_path: Path) -> None:
     assert tied(model)
     (settled,), notes = unify_tied_heads([model], ["m"])
     assert settled is model and notes == []
+
+
+def test_a_head_that_is_not_the_embedding_stays_whatever_the_config_says(tmp_path: Path) -> None:
+    for value, name in enumerate("ab", start=1):
+        tensors = {
+            EMBEDDING: torch.full((8, 4), 1.0 * value),
+            HEAD: torch.full((8, 4), 3.0 * value),
+        }
+        write_checkpoint(tmp_path / name, tensors, config={"tie_word_embeddings": True})
+    out = tmp_path / "out"
+    assert run("average", out, tmp_path / "a", tmp_path / "b", "--progress", "off") == 0
+    merged = read_tensors(out)
+    assert torch.equal(merged[HEAD], torch.full((8, 4), 4.5))
+    assert torch.equal(merged[EMBEDDING], torch.full((8, 4), 1.5))
+
+
+def test_a_copy_of_the_embedding_is_not_a_head_of_its_own(tmp_path: Path) -> None:
+    tensors = {EMBEDDING: torch.arange(32.0).view(8, 4), HEAD: torch.arange(32.0).view(8, 4)}
+    path = write_checkpoint(tmp_path / "m", tensors, config={"tie_word_embeddings": True})
+    assert tied(open_checkpoint(path))
+    tensors[HEAD][7, 3] = -1.0
+    path = write_checkpoint(tmp_path / "n", tensors, config={"tie_word_embeddings": True})
+    assert not tied(open_checkpoint(path))

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint.folder import Checkpoint
-from ..tensors.source import TensorSource
+from ..checkpoint.reader import samples_differ
+from ..tensors.source import StoredTensor, TensorSource
 from .components import is_vision_or_audio
 
 
@@ -65,15 +66,30 @@ def _declared_tie(config: Mapping[str, Any]) -> object:
 
 
 def tied(model: Checkpoint) -> bool:
-    """Whether the head is the embedding: as the config says, else whether none is stored."""
+    """Whether the head is the embedding: as the config says, else whether none is stored.
+
+    A stored head with other values is a head of its own, whatever the config says: transformers 5
+    loads it as such.
+    """
     return _tied(model.config, model.tensors)
 
 
 def _tied(config: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> bool:
     declared = _declared_tie(config)
     if declared is not None:
-        return bool(declared)
+        return bool(declared) and not _has_own_head(tensors)
     return bool(config) and not any(map(is_head, tensors))
+
+
+def _has_own_head(tensors: Mapping[str, TensorSource]) -> bool:
+    """Whether a stored head differs from the embedding, as far as samples of both show."""
+    pairs = ((tensors[n], _embedding(tensors, tensors[n].shape)) for n in filter(is_head, tensors))
+    return any(
+        isinstance(head, StoredTensor)
+        and isinstance(embedding, StoredTensor)
+        and samples_differ(head, embedding)
+        for head, embedding in pairs
+    )
 
 
 def is_head(name: str) -> bool:
