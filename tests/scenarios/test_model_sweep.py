@@ -11,14 +11,14 @@ from support.paths import ROOT
 
 TABLE = ROOT / "tests" / "goldens" / "model_sweep.md"
 SAMPLE = (
-    *("LlamaForCausalLM", "GPT2LMHeadModel"),
-    *("MixtralForCausalLM", "DeepseekV3ForCausalLM"),
-    *("JambaForCausalLM", "NemotronHForCausalLM"),
-    *("Gemma3ForConditionalGeneration", "Qwen2VLForConditionalGeneration"),
-    *("Llama4ForConditionalGeneration", "T5ForConditionalGeneration"),
-    *("BartForConditionalGeneration", "WhisperForConditionalGeneration"),
-    *("Wav2Vec2ForCTC", "BertForMaskedLM"),
-    *("ModernBertForMaskedLM", "CLIPModel"),
+    *("MistralForCausalLM", "GPT2LMHeadModel"),
+    *("FalconH1ForCausalLM", "GraniteMoeHybridForCausalLM"),
+    *("GPTNeoXForCausalLM", "Gemma2ForCausalLM"),
+    *("Gemma3ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+    *("LlavaForConditionalGeneration", "T5ForConditionalGeneration"),
+    *("MBartForConditionalGeneration", "WavLMForCTC"),
+    *("RobertaForMaskedLM", "DebertaV2ForMaskedLM"),
+    *("CLIPModel", "Speech2TextForConditionalGeneration"),
 )
 """One of each kind of layout: fused, stacked experts, hybrids, towers, two stacks, encoders."""
 

@@ -21,7 +21,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from merge_worker.cli import main as merge_worker
-from merge_worker.structure.layers import depths
+from merge_worker.structure.layers import counts, depths
 from support.checkpoint_factory import read_tensors
 from support.tiny_models import retrain, tiny_model
 
@@ -175,7 +175,9 @@ def _stack(first: Any, place: Path, loading: Loading) -> str:
         raise Unable("no layers")
     text = first.config.get_text_config(decoder=True)
     counted = getattr(text, "num_hidden_layers", None)
-    chosen = max(stacks, key=lambda s: (stacks[s] == counted, "decoder" in s, stacks[s]))
+    known = {count.value for count in counts(first.config.to_dict())}
+    ranked = {s: (d == counted, d in known, "decoder" in s, d) for s, d in stacks.items()}
+    chosen = max(ranked, key=lambda s: ranked[s])
     depth = stacks[chosen]
     source = str(place / "a")
     ranges = ([0, depth], [1, depth])
