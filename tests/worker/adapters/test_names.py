@@ -168,3 +168,20 @@ def test_experts_that_the_file_has_stacked(tmp_path: Path) -> None:
         torch.testing.assert_close(together[name], tensor, atol=1e-5, rtol=1e-5)
         changed += not tensor.equal(load_base(base).state_dict()[name])
     assert changed == 2 * 3  # queries, gates with ups, downs in two layers
+
+
+def test_a_module_that_layers_share_is_adapted_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "model.layers.1.shared.q"
+    base = write_checkpoint(tmp_path / "base", {f"{name}.weight": torch.zeros(6, 8)})
+    delta = adapter_on(tmp_path / "one", {name: (6, 8)})[name]
+    config, factors = read_adapter(tmp_path / "one")
+    again = {n.replace("layers.1.", "layers.5."): tensor.clone() for n, tensor in factors.items()}
+    shared = write_adapter(tmp_path / "shared", config, factors | again)
+    assert average(tmp_path / "out", [f"{base}+{shared}"]) == 0
+    torch.testing.assert_close(read_tensors(tmp_path / "out")[f"{name}.weight"], delta)
+    again = {n: tensor + 1 for n, tensor in again.items()}
+    different = write_adapter(tmp_path / "different", config, factors | again)
+    assert average(tmp_path / "none", [f"{base}+{different}"]) == 3
+    assert "1 tensor of the adapter matches nothing" in capsys.readouterr().err

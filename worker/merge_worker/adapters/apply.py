@@ -6,6 +6,7 @@ An adapter names the modules of a model in memory; files name some of them other
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -77,6 +78,10 @@ class _Sheets(NamedTuple):
     @property
     def sides(self) -> tuple[int, int]:
         return self.rows, self.columns
+
+
+def _without_layer(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name, count=1)
 
 
 @dataclass
@@ -382,8 +387,22 @@ class AdapterApplication:
         elif head is not None:
             self.untie(weight, head)
             self.add_delta(((weight,),), _Sheets(1, *head.shape), pair, pair.module)
-        else:
+        elif not self.is_shared(pair):
             self.unmatched.append(pair.b)
+
+    @cached_property
+    def twins(self) -> dict[str, list[Pair]]:
+        """Pairs on modules of the base, by their names without the number of the layer."""
+        twins: dict[str, list[Pair]] = {}
+        for pair in self.adapter.pairs:
+            if f"{self.renamed[pair.module]}.weight" in self.sources:
+                twins.setdefault(_without_layer(pair.module), []).append(pair)
+        return twins
+
+    def is_shared(self, pair: Pair) -> bool:
+        """Return whether layers share a module, of which the base has one copy and PEFT many."""
+        twins = self.twins.get(_without_layer(pair.module), ())
+        return any(self.adapter.are_copies(pair, twin) for twin in twins)
 
     def add_delta(self, holders: Holders, sheets: _Sheets, pair: Pair, key: str) -> None:
         """Add the delta of a pair to the tensors that hold its parameter, and that of its bias."""

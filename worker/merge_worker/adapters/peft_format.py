@@ -85,6 +85,20 @@ class Adapter:
         match = re.match(r"(\d{1,9})\.(\d{1,9})", str(self.config.get("peft_version") or ""))
         return (int(match[1]), int(match[2])) if match else None
 
+    def are_copies(self, pair: Pair, other: Pair) -> bool:
+        """Return whether two pairs hold the same bytes."""
+        with (self.path / WEIGHTS).open("rb") as file:
+
+            def read(tensor: StoredTensor, most: int) -> tuple[object, bytes]:
+                file.seek(tensor.offset)
+                return (tensor.dtype, tensor.shape), file.read(min(most, tensor.nbytes))
+
+            # Most differ from the start.
+            factors = ((pair.a, other.a), (pair.b, other.b))
+            most = max(pair.a.nbytes, pair.b.nbytes)
+            sizes = (1 << 12, most)
+            return all(read(a, n) == read(b, n) for n in sizes for a, b in factors)
+
     def token_indices(self, name: str) -> list[int]:
         """Return the rows of the tensor `name` that were trained. Raises InputError."""
         given = self.config.get("trainable_token_indices")

@@ -76,7 +76,10 @@ class Locator:
             plain = [layout for layout in rule.layouts if _is_plain(layout)]
             for layout in plain:
                 if hit := match(rule, layout, name, self.names):
-                    yield from ((rule, layout, other, hit) for other in plain if other != layout)
+                    begin = dict(hit[0]).get("_", "")
+                    for other in plain:
+                        if other != layout and self._begins(begin + other.sibling):
+                            yield rule, layout, other, hit
 
     def agreed(self, fits: Mapping[str, Callable[[str], bool]]) -> dict[str, str]:
         """Return names as this model begins them, by the given names.
