@@ -33,7 +33,7 @@ FAMILIES = (
 """Auto mappings that are swept, in this order; base models of the types in none of them follow."""
 PART = re.compile(r".*_(vision|audio|text|encoder|decoder)(_model)?")
 """Types that are a section of another model's config, and are swept with that model."""
-OWN_NUMBER = re.compile(r".*(idx|index|layer_id|layer_number|drop_(prob|path).*)|training|_.*")
+OWN_NUMBER = re.compile(r".*(idx|index|layer_id|layer_number|drop_(prob|path).*)|seed|training|_.*")
 """Attributes of a layer that say where it stands, not of what kind it is."""
 RIGHT, REFUSED, WRONG, ABSENT = "right", "refused", "wrong", "-"
 OPERATIONS = ("average", "stack", "adapter")

@@ -83,13 +83,13 @@ def _tied(config: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> boo
 
 def _has_own_head(tensors: Mapping[str, TensorSource]) -> bool:
     """Whether a stored head differs from the embedding, as far as samples of both show."""
-    pairs = ((tensors[n], _embedding(tensors, tensors[n].shape)) for n in filter(is_head, tensors))
-    return any(
-        isinstance(head, StoredTensor)
-        and isinstance(embedding, StoredTensor)
-        and samples_differ(head, embedding)
-        for head, embedding in pairs
-    )
+    stored = [info for info in tensors.values() if isinstance(info, StoredTensor)]
+    embeddings = [info for info in stored if _word(info.name) in _EMBEDDINGS]
+    for head in (info for info in stored if is_head(info.name)):
+        alike = [info for info in embeddings if info.shape == head.shape]
+        if alike and all(samples_differ(head, embedding) for embedding in alike):
+            return True
+    return False
 
 
 def is_head(name: str) -> bool:
