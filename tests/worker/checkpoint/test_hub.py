@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from merge_worker.checkpoint import hub as hub_module
 from support.adapter_factory import write_adapter
@@ -174,6 +175,29 @@ def test_pickles_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     done = worker(hub, tmp_path, "average", "out", "org/one", "org/pickled")
     assert done.returncode == 0, done.stderr
     assert_mean(tmp_path, tmp_path / "out")
+
+
+def test_modules_and_data_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    """Weights of sub-folders are known by their headers, and data is fetched once it is copied."""
+    for number, name in enumerate(("one", "two")):
+        folder = tmp_path / name
+        write_checkpoint(folder / "2_Dense", {"linear.weight": torch.full((2, 2), float(number))})
+        (folder / "voices").mkdir()
+        (folder / "voices" / "af.pt").write_bytes(b"voice")
+        hub.add(f"org/{name}", folder)
+    (tmp_path / "r.yml").write_text(
+        "merge_method: linear\nmodels: [org/one, org/two]\nparameters: {weight: 1}\n"
+    )
+    done = worker(hub, tmp_path, "check", "r.yml")
+    assert "voices/af.pt" in done.stdout and "7 merged" in done.stdout, done.stderr
+    assert "(not downloaded: part of the model's page): picture.png" in done.stdout
+    assert not [name for name in hub.fetched() if name.endswith((".safetensors", ".pt"))]
+    done = worker(hub, tmp_path, "merge", "r.yml", "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "voices" / "af.pt").read_bytes() == b"voice"
+    merged = load_file(tmp_path / "out" / "2_Dense" / "model.safetensors")
+    assert torch.equal(merged["linear.weight"], torch.full((2, 2), 0.5))
+    assert [name for name in hub.fetched() if name.endswith(".pt")] == ["voices/af.pt"]
 
 
 @pytest.mark.parametrize(

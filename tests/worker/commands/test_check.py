@@ -115,10 +115,39 @@ def test_shards_are_listed(models: list[Path]) -> None:
     assert facts["shards"] == [f"model-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)]
 
 
+def test_files_are_listed(models: list[Path]) -> None:
+    write_checkpoint(models[0] / "part", {"linear.weight": torch.ones(2)})
+    for name in ("tokenizer.json", "spk_dict.pt", "optimizer.pt", "scheduler.pt", "model.gguf"):
+        (models[0] / name).write_text("x")
+    (models[0] / "onnx").mkdir()
+    (models[0] / "onnx" / "model.onnx").write_text("x")
+    plan = plan_of(models)
+    assert as_json(plan)["files"] == {
+        "merged": ["model.safetensors"],
+        "copied": ["config.json", "part/model.safetensors", "spk_dict.pt", "tokenizer.json"],
+        "left_out": {
+            "model.gguf": "another format of the weights",
+            "onnx/": "export of the model",
+            "optimizer.pt": "state of the training",
+            "scheduler.pt": "state of the training",
+        },
+    }
+    text = describe(plan)
+    assert "files      1 merged, 4 copied, 4 left out\n" in text
+    copied = "config.json, part/model.safetensors, spk_dict.pt, tokenizer.json"
+    assert f"           copied: {copied}\n" in text
+    assert "           left out (state of the training): optimizer.pt, scheduler.pt\n" in text
+    assert "weights that are copied, not merged: part/model.safetensors" in text
+
+
 def test_the_disk(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(models)
     needs = plan.output_bytes + SPARE_BYTES
     assert as_json(plan)["disk"] == {"needs_bytes": needs, "free_bytes": None, "quotas": []}
+    (models[0] / "5gram.bin").write_bytes(bytes(1000))
+    more = as_json(plan_of(models))["disk"]["needs_bytes"]
+    (models[0] / "5gram.bin").unlink()
+    assert more == needs + 1000, "data is copied"
     assert f"disk       needs {size(needs)} with a margin\n" in describe(plan) + "\n"
     quota = Quota("user anna", Limit(5 << 20, hard=100 << 20))
     monkeypatch.setattr(space, "quotas_of", lambda folder: (quota, Quota("group b", Limit(soft=9))))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from merge_worker.output import commit
 from merge_worker.output.checksums import checksum
@@ -56,6 +58,8 @@ def sharded(tmp_path: Path) -> list[Path]:
         (models[-1] / "tokenizer.json").write_text("{}")
         (models[-1] / "extra").mkdir()
         (models[-1] / "extra" / "template.jinja").write_text("x")
+        head = {"linear.weight": torch.full((2, 3), float(seed))}
+        save_file(head, models[-1] / "extra" / "model.safetensors")
     return models
 
 
@@ -72,6 +76,7 @@ def test_files_after_the_commit(tmp_path: Path, sharded: list[Path]) -> None:
         *(f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)),
         *("model.safetensors.index.json", "config.json", "tokenizer.json", "README.md"),
         *("extra/template.jinja", "mergekit_config.yml", "merge_manifest.json"),
+        "extra/model.safetensors",
     }
     assert set(read_tensors(out)) == set(some_tensors(0))
     listed = manifest(out)["outputs"]
@@ -162,6 +167,19 @@ def test_replacing_another_merge_stopped_at_any_rename(
         assert average(out, sharded, *SHARDS, "--overwrite") == 0
         assert {n: c for n, c in digest(out).items() if not n.startswith(PARTIAL)} == whole
         assert "old" not in json.loads((out / "config.json").read_text())
+
+
+def test_nothing_of_a_replaced_merge_stays(tmp_path: Path, sharded: list[Path]) -> None:
+    for name in ("extra/old.py", "extra/deep/old.json", "gone/old.json"):
+        (sharded[0] / name).parent.mkdir(exist_ok=True)
+        (sharded[0] / name).write_text("old")
+    out = tmp_path / "out"
+    assert average(out, sharded) == 0
+    assert (out / "extra" / "deep" / "old.json").is_file()
+    assert average(out, sharded[::-1], "--overwrite") == 0
+    listed = {entry["file"] for entry in manifest(out)["outputs"]} | {"merge_manifest.json"}
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert found == listed and "extra/model.safetensors" in found
 
 
 def test_a_full_disk_during_the_commit(

@@ -26,6 +26,7 @@ def test_all_documented_fields(tmp_path: Path, models: list[Path]) -> None:
     assert (value["seed"], value["dtype"]) == (7, "float32")
     counts = {"merged": 6, "copied": 2, "missing": 0, "surplus": 0}
     assert value["counts"] == counts
+    assert value["files"] == {"merged": 1, "copied": 1, "left_out": {}}
     assert value["nonfinite"] == 0
     assert set(value["timings"]) == {"plan_s", "stream_s", "total_s"}
     assert all(seconds >= 0 for seconds in value["timings"].values())

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from merge_worker.output import side_files
 from merge_worker.planning.plan import final_config
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import average, manifest, plan_of, run
@@ -17,15 +16,23 @@ TAKEN = [
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "merges.txt"),
     *("chat_template.jinja", "generation_config.json", "preprocessor_config.json", "LICENSE"),
     *("modeling_own.py", "configuration_own.py", "1_Pooling/config.json", "modules.json"),
-    "additional_chat_templates/tool.jinja",
+    *("additional_chat_templates/tool.jinja", "campplus.onnx", "spk_dict.pt", "prosody.npz"),
+    *("language_model/5gram.bin", "voices/af.pt", "assets/vocoder/model.onnx", "arpa/x.bin"),
 ]
 LEFT = [
     *("README.md", "mergekit_config.yml", "merge_manifest.json", "adapter_config.json"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf", "x.onnx", "flax.msgpack"),
+    *(
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "model.gguf",
+        "model.onnx",
+        "flax.msgpack",
+    ),
     *("training_args.bin", "trainer_state.json", "optimizer.pt", ".gitattributes", "a.lock"),
     *(".git/HEAD", ".cache/huggingface/x", "original/params.json", "onnx/config.json"),
     *("runs/events", "__pycache__/x.pyc", "checkpoint-5/trainer_state.json"),
-    *("checkpoint-5/tokenizer.json", "consolidated.safetensors"),
+    *("checkpoint-5/tokenizer.json", "consolidated.safetensors", "model_q4.onnx_data"),
+    *("openvino/graph.xml", "openvino/graph.bin", "coreml/text/weights.bin", "openvino_model.bin"),
 ]
 
 
@@ -63,13 +70,14 @@ def test_links_are_followed_and_odd_files_left(tmp_path: Path, folder: Path) -> 
     assert not (tmp_path / "out" / "nowhere.json").exists()
 
 
-def test_huge_files_are_not_copied(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(side_files, "LARGEST", 100)
-    (folder / "large.txt").write_text("x" * 101)
+def test_a_linked_folder_is_copied(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "voice.npy").write_text("x")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "linked" / "again").symlink_to(folder)
     assert average(tmp_path / "out", [folder]) == 0
-    assert not (tmp_path / "out" / "large.txt").exists()
+    assert (tmp_path / "out" / "linked" / "deep" / "voice.npy").read_text() == "x"
+    assert not (tmp_path / "out" / "linked" / "again").exists(), "a loop"
 
 
 def test_names_that_are_not_utf8(tmp_path: Path, folder: Path) -> None:

@@ -112,9 +112,9 @@ class AdapterApplication:
         self.join_windows()
         self.add_head()
         self.refuse_faults()
-        shards = (*self.base.shards, self.adapter.shard)
-        facts = (self.adapter.path, rows_of(self.base), self.changes)
-        return Adapted(self.base.path, shards, self.tensors, *facts, notes=self.base.notes)
+        base, shards = self.base, (*self.base.shards, self.adapter.shard)
+        facts = (self.adapter.path, rows_of(base), self.changes)
+        return Adapted(base.path, shards, self.tensors, *facts, notes=base.notes, files=base.files)
 
     def refuse_faults(self) -> None:
         path, base, faults = self.adapter.path, self.base.path, []

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder import exists, read_json
+from ..checkpoint.folder import exists
 from ..checkpoint.header import Shard, read_shard
+from ..checkpoint.json_files import read_json
 from ..checkpoint.other_forms import nested_adapters
 from ..errors import InputError
 from ..messages import first_names, printable

@@ -7,7 +7,6 @@ offline mode apply. Files in the cache are not downloaded again.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import threading
 from collections.abc import Iterable
@@ -21,12 +20,19 @@ from .header import INDEX, WEIGHTS, Shard, read_shard, shard_of
 HEAD_BYTES = 1 << 20
 """First bytes of a file to fetch: more than most headers, and still little."""
 
+PAGE_SUFFIXES = (
+    *(".zip", ".tar.gz", ".parquet", ".pdf"),
+    *(".png", ".jpg", ".jpeg", ".gif", ".mp4"),
+)
+"""Endings of files that belong to the page of a model on the Hub, and are not downloaded."""
+
 _LARGE_SUFFIXES = (
     "safetensors bin pt pth ckpt gguf ggml h5 msgpack onnx ot onnx_data npz npy pkl nemo distcp "
-    "mlmodel tflite zip tar.gz png jpg jpeg gif mp4 pdf parquet"
+    "mlmodel tflite"
 )
 _LARGE = [
     *(f"*.{suffix}" for suffix in _LARGE_SUFFIXES.split()),
+    *(f"*{suffix}" for suffix in PAGE_SUFFIXES),
     "original/*",
     "onnx/*",
     "runs/*",
@@ -34,6 +40,9 @@ _LARGE = [
     ".git*",
 ]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_ADAPTER = re.compile(r"adapter_model\.(safetensors|bin)")
+_IN_PARTS = re.compile(r"(?!adapter_).*\.safetensors")
+_WHOLE = re.compile(r"adapter_model\.(safetensors|bin)|(diffusion_)?pytorch_model.*\.bin")
 _REVISION = re.compile(r"[\w./-]+")
 _SNAPSHOT = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
 
@@ -50,6 +59,14 @@ def snapshot(path: Path) -> tuple[str, str] | None:
     return (f"{match[1]}/{match[2]}", match[3]) if match else None
 
 
+def in_snapshot(path: Path) -> tuple[str, str, str] | None:
+    """Return Hub name, commit and relative name of a file in the Hub's cache, else None."""
+    for folder in path.absolute().parents:
+        if origin := snapshot(folder):
+            return *origin, path.absolute().relative_to(folder).as_posix()
+    return None
+
+
 class _RemoteFile(NamedTuple):
     repository: str
     commit: str
@@ -58,7 +75,7 @@ class _RemoteFile(NamedTuple):
 
 
 class Hub:
-    """Weight files on the Hub that one command may read, by their paths in the cache.
+    """Files on the Hub that one command may read, by their paths in the cache.
 
     `pins` maps names and revisions of models to the commits to use instead. Threads share it.
     """
@@ -66,18 +83,13 @@ class Hub:
     def __init__(self) -> None:
         self.pins: dict[tuple[str, str | None], str] = {}
         self._files: dict[str, _RemoteFile] = {}
-        self._listed: dict[Path, list[str]] = {}
         self._busy: dict[str, threading.Lock] = {}
         self._downloaded: set[str] = set()
         self._guard = threading.Lock()
 
     def names(self, folder: Path) -> list[str]:
-        """Return the names of the weight files that belong to a folder of the cache."""
-        return [file.name for path, file in self._files.items() if Path(path).parent == folder]
-
-    def listed(self, folder: Path) -> list[str]:
-        """Return all files of the repository whose snapshot a folder is, as far as asked for."""
-        return self._listed.get(folder, [])
+        """Return the names of the files on the Hub that belong to a folder of the cache."""
+        return [file.name for path, file in self._files.items() if path == str(folder / file.name)]
 
     def is_not_downloaded(self, path: str) -> bool:
         """Return whether a file is on the Hub but not in the cache."""
@@ -111,24 +123,13 @@ class Hub:
         return folder
 
     def _register(self, folder: Path, name: str, sizes: dict[str, int]) -> None:
-        """Remember the weight files; download at once what cannot be read in parts."""
-        self._listed[folder] = list(sizes)
-        index = folder / INDEX
-        weights = [n for n in sizes if "/" not in n and n.endswith(".safetensors")]
-        if index.is_file():
-            with contextlib.suppress(ValueError, AttributeError):  # reported when it is opened
-                weights = list(dict.fromkeys(json.loads(index.read_text())["weight_map"].values()))
-        elif WEIGHTS in weights:
-            weights = [WEIGHTS]
-        whole = [n for n in weights if n.startswith("adapter_")]
-        if not weights:
-            whole = [n for n in sizes if re.fullmatch(r"(pytorch|adapter)_model.*\.bin", n)]
-        for file in (*weights, *whole):
-            if file in sizes:
-                path = str(folder / file)
-                self._files[path] = _RemoteFile(name, folder.name, file, sizes[file])
-                if file in whole:
-                    self.download(path)
+        """Remember all files; download at once what cannot be read in parts: adapters, pickles."""
+        for file, size in sizes.items():
+            self._files[str(folder / file)] = _RemoteFile(name, folder.name, file, size)
+        if INDEX not in sizes and WEIGHTS not in sizes:
+            parts = any("/" not in n and _IN_PARTS.fullmatch(n) for n in sizes)
+            for file in filter((_ADAPTER if parts else _WHOLE).fullmatch, sizes):
+                self.download(str(folder / file))
 
     def read_header(self, path: Path) -> Shard:
         """Fetch only the header of a file. Raises InputError."""

@@ -11,6 +11,7 @@ from ..dtypes import Kind
 from ..errors import UsageError, WorkerError, input_errors
 from ..messages import counted, printable
 from ..output.files import finished
+from ..output.side_files import by_treatment, side_file_bytes
 from ..output.space import SPARE_BYTES, DiskSpace, disk_space
 from ..output.target import refuse_occupied
 from ..planning.inputs import with_missing_models
@@ -94,6 +95,7 @@ def as_json(
         "bytes_in": plan.input_bytes,
         "bytes_out": plan.output_bytes,
         "shards": [shard.name for shard in plan.layout.shards],
+        "files": dict(zip(("merged", "copied", "left_out"), by_treatment(plan), strict=True)),
         "dtypes": sorted({step.dtype.torch_name for step in plan.steps}),
         "memory": {
             "lanes": plan.memory.lanes,
@@ -135,7 +137,7 @@ def _transferred_bytes(plan: Plan) -> int:
 def _disk(plan: Plan, disk: DiskSpace | None) -> dict[str, Any]:
     """Return the bytes needed, with a margin, and those available if OUT is known."""
     if disk is None:
-        stored = sum(stage.output_bytes for stage in (plan, *plan.stages))
+        stored = sum(s.output_bytes + side_file_bytes(s) for s in (plan, *plan.stages))
         return {"needs_bytes": stored + SPARE_BYTES, "free_bytes": None, "quotas": []}
     quotas = [quota.as_json() for quota in disk.quotas]
     return {"needs_bytes": disk.needs, "free_bytes": disk.free, "quotas": quotas}
@@ -176,6 +178,7 @@ def describe(plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None 
         *([("vocabulary", plan.tokenizer.summary)] if plan.tokenizer.summary else []),
         ("reads", size(plan.input_bytes)),
         ("writes", f"{size(plan.output_bytes)} in {shards}, {dtypes}"),
+        *_files(facts["files"]),
         (
             "memory",
             f"at most {size(memory.bound)} of buffers in {counted(memory.lanes, 'lanes')}{forced}",
@@ -216,6 +219,17 @@ def _shares(components: dict[str, int]) -> list[tuple[str, str]]:
         ("", f"{count:>{width},}  {100 * count / total:5.1f} %  {component}")
         for component, count in components.items()
     ]
+
+
+def _files(files: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a row with the counts of files, then one for each reason why some are not merged."""
+    merged, copied, left_out = (files[key] for key in ("merged", "copied", "left_out"))
+    counts = f"{len(merged)} merged, {len(copied)} copied, {len(left_out)} left out"
+    groups: dict[str, list[str]] = {"copied": copied} if copied else {}
+    for name, reason in left_out.items():
+        groups.setdefault(f"left out ({reason})", []).append(name)
+    rows = [("", f"{group}: {', '.join(map(printable, n))}") for group, n in groups.items()]
+    return [("files", counts), *rows]
 
 
 def _space(disk: dict[str, Any]) -> str:

@@ -108,7 +108,7 @@ def _open(word: str) -> tuple[Checkpoint, dict[str, Path]]:
     except ValueError as error:
         raise UsageError(str(error)) from None
     folders = {word: locate(ModelRef(ref.path, ref.revision), Path.cwd(), hub)}
-    model = open_checkpoint(folders[word], hub)
+    model = open_checkpoint(folders[word], hub).with_weights(())
     if ref.lora:
         folders[ref.lora] = locate(ModelRef(ref.lora), Path.cwd(), hub)
         model = open_adapted(model, folders[ref.lora])

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import zlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder import open_checkpoint
 from ..checkpoint.header import read_shard
 from ..dtypes import Kind
 from ..errors import InputError, input_errors
@@ -25,6 +25,9 @@ from ..units import size
 
 CHUNK = 8 << 20
 """Bytes read at a time."""
+
+_CHECKSUMS = frozenset({"sum128", "sha256", "crc32"})
+"""Keys in a manifest of which every merged file has one."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +53,7 @@ def command(arguments: argparse.Namespace) -> str:
     if faults:
         hint = "  to write it again, run its command with --overwrite"
         raise InputError("\n".join([*faults, hint]))
-    nonfinite = _count_nonfinite(out)
+    nonfinite = _count_nonfinite(out, outputs)
     if nonfinite.total() != expected:
         names = "; ".join(f"{printable(n)}: {count}" for n, count in list(nonfinite.items())[:3])
         raise InputError(f"{out}: {counted(nonfinite.total(), 'values are NaN or Inf')} ({names})")
@@ -122,12 +125,14 @@ def _crc32(path: Path) -> str:
     return f"{crc:08x}"
 
 
-def _count_nonfinite(out: Path) -> Counter[str]:
-    """Count NaN and Inf by tensor, reading CHUNK bytes at a time."""
+def _count_nonfinite(out: Path, outputs: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """Count NaN and Inf by tensor of the merged files, reading CHUNK bytes at a time."""
     import torch
 
     counts: Counter[str] = Counter()
-    for info in (info for shard in open_checkpoint(out).shards for info in shard.tensors):
+    merged = (out / entry["file"] for entry in outputs if _CHECKSUMS & entry.keys())
+    shards = [read_shard(path) for path in merged if path.suffix == ".safetensors"]
+    for info in (info for shard in shards for info in shard.tensors):
         if info.dtype.kind is not Kind.FLOAT:
             continue
         dtype = getattr(torch, info.dtype.torch_name)

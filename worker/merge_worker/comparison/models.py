@@ -12,6 +12,7 @@ from ..dtypes import Kind
 from ..errors import InputError
 from ..messages import counted, first_names, printable
 from ..method import matrix_shape
+from ..planning.shared_weights import share_weights
 from ..structure.components import component_of, place_of
 from ..structure.embeddings import tied_head
 from ..tensors.source import StoredTensor, TensorSource
@@ -118,7 +119,10 @@ def align(models: Sequence[Checkpoint], labels: tuple[str, ...], has_base: bool)
             f"these models do not share an architecture"
         )
     left_out = tuple(_left_out(sorted(missing), shapes, integers))
-    return Models(labels, has_base, tuple(_in_layers(shared)), left_out, not (missing or shapes))
+    # Modules in sub-folders that only some models have do not keep the others from being merged.
+    kept, _ = share_weights(models, labels)
+    mergeable = not shapes and not any(missing & model.tensors.keys() for model in kept)
+    return Models(labels, has_base, tuple(_in_layers(shared)), left_out, mergeable)
 
 
 def _find(model: Checkpoint, name: str, info: TensorSource) -> StoredTensor | None:

@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.header import CONFIG, INDEX
+from ..checkpoint.header import CONFIG
 from ..errors import ResultError
 from ..planning.plan import Plan
-from ..planning.shards import index_json
 from .checksums import Hashes, checksum, total
 from .files import CARD, MANIFEST, PARTIAL, RECIPE, output_errors, unfinished, write_file
 from .journal import COMMITTING
@@ -26,6 +25,7 @@ from .side_files import copy_side_files
 from .store import PartialOutput, remove_partial
 from .target import Target
 
+_INDEX = ".safetensors.index.json"
 FINAL_FILES = "files"
 """A folder in PARTIAL: files of the result other than shards, under their final names."""
 
@@ -39,9 +39,10 @@ def finish(
     with output_errors(out):
         staged.mkdir(exist_ok=True)
         names = copy_side_files(plan, staged)
-        if len(plan.layout.shards) > 1:
-            write_file(staged / INDEX, index_json(plan.layout.shards))
-            names.append(INDEX)
+        for index, text in plan.layout.indexes():
+            (staged / index).parent.mkdir(parents=True, exist_ok=True)
+            write_file(staged / index, text)
+            names.append(index)
         write_file(staged / CARD, model_card(plan, out.resolve().name))
         write_file(staged / RECIPE, plan.recipe.text)
         outputs = _outputs(store, sha256)
@@ -57,7 +58,7 @@ def finish(
 
 def loaders_last(names: Iterable[str]) -> list[str]:
     """Sort the files that a loader looks for first behind all others."""
-    return sorted(names, key=lambda name: (name == CONFIG, name == INDEX))
+    return sorted(names, key=lambda name: (name == CONFIG, name.endswith(_INDEX)))
 
 
 def _check_reproduced(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
@@ -96,13 +97,14 @@ def commit(out: Path, replaces: Sequence[str]) -> None:
     with output_errors(out):
         if last.exists():
             names = [entry["file"] for entry in json.loads(last.read_text())["outputs"]]
-            _remove_old(out, replaces, {name.split("/")[0] for name in names})
+            _remove_old(out, replaces, {*names})
             for name in names:
                 source = _source(out, name)
                 if source is not None:
                     (out / name).parent.mkdir(parents=True, exist_ok=True)
                     source.replace(out / name)
-            _sync(out)
+            for folder in {(out / name).parent for name in names}:
+                _sync(folder)
             last.replace(out / MANIFEST)
         _sync(out)
     remove_partial(out)
@@ -130,14 +132,19 @@ def _remove_old(out: Path, replaces: Sequence[str], names: set[str]) -> None:
     Files of the same name go too: old and new files together are not a model.
     """
     (out / MANIFEST).unlink(missing_ok=True)
-    for name in replaces:
-        path = out / name
-        if name in names and (path.is_dir() or _source(out, name) is None):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+    for top in replaces:
+        path = out / top
+        if path.is_symlink() or not path.is_dir():
+            old = [path]
+        elif any(name.startswith(f"{top}/") for name in names):
+            old = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
         else:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path)
+            continue
+        for file in old:
+            name = file.relative_to(out).as_posix()
+            if name not in names or _source(out, name) is not None:
+                file.unlink(missing_ok=True)
 
 
 def _outputs(store: PartialOutput, sha256: bool) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def unfinished(name: str) -> str:
-    """Return the name of a file of weights until it is whole."""
-    return f"{name}.partial"
+    """Return the name of a file of weights in PARTIAL until it is whole, without a folder."""
+    return f"{name.replace('/', '%2F')}.partial"
 
 
 def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:

@@ -10,18 +10,21 @@ from typing import Any
 
 from .. import __version__
 from ..adapters.peft_format import WEIGHTS as ADAPTER_WEIGHTS
-from ..checkpoint.folder import Checkpoint, read_json
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.hub import snapshot
+from ..checkpoint.json_files import read_json
 from ..errors import InputError
 from ..planning.plan import Plan
 from .files import MANIFEST, RECIPE
 from .model_card import public_name, public_text
+from .side_files import by_treatment
 
 
 def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest of a merge; `run` holds timings, counts and notes of this run."""
     notes = (*plan.warnings, *run.pop("notes", ()))
     merged = sum(step.task is not None for step in plan.steps)
+    written, copied, left_out = by_treatment(plan)
     order = {str(ref): public_name(ref) for ref in plan.recipe.model_refs()}
     recipe = plan.recipe
     return {
@@ -47,6 +50,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
             "missing": len(plan.matches.missing),
             "surplus": len(plan.matches.surplus),
         },
+        "files": {"merged": len(written), "copied": len(copied), "left_out": left_out},
         "notes": list(dict.fromkeys(public_text(plan, note) for note in notes)),
         **run,
     }
@@ -103,10 +107,17 @@ def _input(label: str, model: Checkpoint) -> dict[str, Any]:
         "bytes": sum(shard.size for shard in model.shards),
         "tensors": sum(len(shard.tensors) for shard in model.shards),
         "shards": [
-            {"file": Path(s.path).name, "bytes": s.size, "header_sha256": s.header_sha256}
+            {"file": _place(s.path, model), "bytes": s.size, "header_sha256": s.header_sha256}
             for s in model.shards
         ],
     }
+
+
+def _place(file: str, model: Checkpoint) -> str:
+    """Return the name of a file of weights in the folder of its model or adapter."""
+    path = Path(file)
+    inside = model.folder is not None and path.is_relative_to(model.path)
+    return path.relative_to(model.path).as_posix() if inside else path.name
 
 
 def _commit(folder: Path) -> dict[str, str]:

@@ -44,7 +44,7 @@ def model_card(plan: Plan, title: str) -> str:
         "---",
         *(["base_model:", *hub, "base_model_relation: merge"] if hub else []),
         *(f"{key}: {json.dumps(value)}" for key, value in _license(plan).items()),
-        "library_name: transformers",
+        f"library_name: {_library(plan)}",
         "tags:",
         "- merge",
         "- merge-launch",
@@ -69,6 +69,14 @@ def model_card(plan: Plan, title: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _library(plan: Plan) -> str:
+    """Return the library that loads the result, as the files of the first model show."""
+    files = plan.models[0].files.copied
+    if "modules.json" in files:
+        return "sentence-transformers"
+    return "diffusers" if "_class_name" in plan.config else "transformers"
 
 
 def _hub_ids(plan: Plan) -> Iterator[str]:

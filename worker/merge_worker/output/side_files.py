@@ -3,99 +3,81 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoint.folder import read_json
 from ..checkpoint.header import CONFIG
+from ..checkpoint.json_files import read_json
+from ..checkpoint.model_files import survey
 from ..planning.plan import Plan, final_config
-from ..tokenizer.files import LARGEST, is_tokenizer_file
-from .files import CARD, MANIFEST, PARTIAL, RECIPE, write_file
+from ..tokenizer.files import is_tokenizer_file
+from .files import CARD, MANIFEST, RECIPE, write_file
 
-_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".ggml",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".onnx_data",
-    ".ot",
-    ".npz",
-    ".npy",
-    ".pkl",
-    ".nemo",
-    ".distcp",
-    ".mlmodel",
-    ".tflite",
-    ".index.json",
-    ".lock",
-    ".incomplete",
-)
-_NOT_FILES = {
-    CARD,
-    MANIFEST,
-    RECIPE,
-    CONFIG,
-    "trainer_state.json",
-    "adapter_config.json",
-    ".gitattributes",
-}
-_NOT_FOLDERS = {".git", ".cache", PARTIAL, "original", "onnx", "runs", "__pycache__"}
+_NEW = {CARD, MANIFEST, RECIPE, CONFIG}
+"""Files that every merge writes anew."""
+
+VOCABULARY = "another vocabulary than the result's"
 
 
-def side_files(folder: Path) -> Iterator[str]:
-    """Yield relative names of the files to copy: tokenizer, processor, templates, `*.py`, …"""
-    for here, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = sorted(f for f in folders if f not in _NOT_FOLDERS and not f.startswith("."))
-        if "trainer_state.json" in names and Path(here) != folder:
-            folders[:] = []
-            continue
-        for name in sorted(names):
-            path = Path(here) / name
-            # In a subfolder, a config belongs to a component (pooling, a speech adapter).
-            if (name in _NOT_FILES and Path(here) == folder) or not _wanted(path, name):
-                continue
-            yield path.relative_to(folder).as_posix()
+def side_files(plan: Plan) -> dict[str, Path | bytes]:
+    """Return the files beside the weights and the config by name: paths to copy, or contents.
+
+    They are the base's, with the tokenizer that the recipe asks for.
+    """
+    model, text = plan.models[0], plan.tokenizer
+    folder = model.folder or model.path  # which an earlier stage will write
+    if folder.is_file():
+        return {}
+    own = (n for n in model.files.copied if not (text.foreign and is_tokenizer_file(n)))
+    contents: dict[str, Path | bytes | None] = {name: folder / name for name in own}
+    donor = text.side_files.folder
+    if text.foreign and donor:
+        others = filter(is_tokenizer_file, survey(donor, plan.options.hub).copied)
+        contents |= {name: donor / name for name in others}
+    contents |= text.side_files.overrides
+    return {n: c for n, c in contents.items() if c is not None and n not in _NEW}
 
 
-def _refuse(error: OSError) -> None:
-    raise error  # of an unreadable folder, which os.walk would skip
+def side_file_bytes(plan: Plan) -> int:
+    """Return the bytes of the side files, without those of results that are not there yet."""
+    hub, total = plan.options.hub, 0
+    for content in side_files(plan).values():
+        if isinstance(content, bytes):
+            total += len(content)
+        elif hub.is_not_downloaded(str(content)):
+            total += hub.size(str(content))
+        elif content.exists():
+            total += content.stat().st_size
+    return total
 
 
-def _wanted(path: Path, name: str) -> bool:
-    if name.endswith(_WEIGHTS) or name.startswith("training_args"):
-        return False
-    # Links are followed: the hub's cache consists of them. FIFOs and devices are not opened.
-    return path.is_file() and path.stat().st_size <= LARGEST
+def by_treatment(plan: Plan) -> tuple[list[str], list[str], dict[str, str]]:
+    """Return the merged files of the result, the copied ones, and those that are left out.
+
+    These are the first model's, with their reasons.
+    """
+    merged, copied = [shard.name for shard in plan.layout.shards], {*side_files(plan)}
+    if plan.config:
+        copied.add(CONFIG)
+    overrides, left_out = plan.tokenizer.side_files.overrides, plan.models[0].files.left_out
+    stale = dict.fromkeys((n for n, raw in overrides.items() if raw is None), VOCABULARY)
+    return merged, sorted(copied), dict(sorted({**left_out, **stale}.items()))
 
 
 def copy_side_files(plan: Plan, into: Path) -> list[str]:
     """Copy the base's side files and write `config.json` below `into`; returns all names."""
-    folder, text = plan.models[0].folder, plan.tokenizer
+    folder = plan.models[0].folder
     if folder is None:
         return []
-    taken = {n: folder for n in side_files(folder) if not (text.foreign and is_tokenizer_file(n))}
-    donor = text.side_files.folder
-    if text.foreign and donor:
-        taken |= {n: donor for n in side_files(donor) if is_tokenizer_file(n)}
-    contents: dict[str, Path | bytes | None] = {name: place / name for name, place in taken.items()}
-    contents |= text.side_files.overrides
+    contents = side_files(plan)
     for name, content in contents.items():
-        if content is None:
-            continue
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, Path):
+            plan.options.hub.download(str(content))
             shutil.copyfile(content, into / name)
         else:
             write_file(into / name, content)
-    names = [name for name, content in contents.items() if content is not None]
+    names = list(contents)
     config = folder / CONFIG
     if config.is_file():
         value = final_config(plan)

@@ -30,6 +30,7 @@ from ..planning.plan import Plan
 from ..system.machine import Mount, mount_of, read_ascii
 from ..units import gigabytes
 from .files import PARTIAL, unfinished
+from .side_files import side_file_bytes
 
 SPARE_BYTES = 64 << 20
 SPARE_FILES = 16
@@ -80,7 +81,7 @@ def disk_space(plan: Plan, out: Path) -> DiskSpace:
     needs, files = SPARE_BYTES, SPARE_FILES
     for part, folder in ((plan, out / PARTIAL), *((stage, stage.folder) for stage in plan.stages)):
         if folder is not None and _nearest(folder).stat().st_dev == device:
-            needs += part.output_bytes - sum(_taken(folder))
+            needs += part.output_bytes + side_file_bytes(part) - sum(_taken(folder))
             files += len(part.layout.shards)
     disk = os.statvfs(place)
     free, free_files = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None

@@ -69,7 +69,7 @@ def refuse_model_as_out(out: str, models: Sequence[str]) -> None:
         reason = f"looks like a Hub model; a folder of this name is written ./{out}"
     elif out in models:
         reason = "is one of the models"
-    elif path.is_dir() and not finished(path) and any(path.glob("*.safetensors")):
+    elif any(path.glob("*.safetensors")) and not (finished(path) or (path / PARTIAL).is_dir()):
         reason = "holds a model"
     if reason:
         raise UsageError(

@@ -24,6 +24,7 @@ from ..tokenizer.adapter_files import adapted_files
 from ..tokenizer.files import SideFiles
 from ..tokenizer.text_side import TokenizerInputs
 from .options import MatchOptions, PlanOptions
+from .shared_weights import share_weights
 from .stages import PlannedCheckpoint, StageResults
 
 
@@ -41,6 +42,7 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
     layout, and UsageError for a `key_map` that does not fit.
     """
     numbers, labels, opened = _open_models(recipe.own_refs(), options, results)
+    opened, file_notes = share_weights(opened, labels)
     refuse_quantized(opened, labels)
     if [module.name for module in recipe.modules] == ["default"]:
         _refuse_other_sizes(opened, labels, options.matching_of(recipe), recipe.modules[0].sliced)
@@ -60,6 +62,7 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
         notes=(
             *(note for model in opened for note in model.notes),
             *(note for _, found in texts for note in found),
+            *file_notes,
             *obsolete_labels(opened, labels),
             *config_differences(opened, labels),
             *notes,

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import methods
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.hub import snapshot
+from ..checkpoint.hub import in_snapshot
 from ..errors import UsageError, input_errors
 from ..messages import counted
 from ..method import Method
@@ -103,7 +103,8 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     groups = group_sources(recipe, models, inputs.numbers)
     matches = match_tensors(groups.groups, inputs.labels, options.matching_of(recipe))
     resolved = resolve_parameters(recipe, method, options, matches)
-    layout = assign_shards([step.output for step in resolved], options.shard_bytes)
+    outputs, sets = [step.output for step in resolved], models[0].files.sets
+    layout = assign_shards(outputs, options.shard_bytes, sets)
     steps = place_steps(resolved, layout, options.block)
     memory = budget(steps, options.memory_bytes, options.thread_count, options.accelerated)
     config, config_notes = _config(recipe, models, groups.restacked, tokenizer)
@@ -139,14 +140,16 @@ def _plan_stage(
     tensors = merge_lazily(plan.steps, dtypes, plan.key)
     config, text = final_config(declared), declared.tokenizer
     side_files = text.side_files
+    files = plan.models[0].files
     if tensors is not None:
         result = PlannedCheckpoint(folder, (), tensors, like=plan.models[0])
         if text.foreign:  # the folder of the first model has another tokenizer
             side_files = with_tokenizer_of(SideFiles(result.folder), side_files)
     else:
-        plan = replace(plan, folder=folder)
+        plan, files = replace(plan, folder=folder), replace(files, sets=plan.layout.sets())
         result = planned_checkpoint(folder, plan.layout, plan.steps, dtypes)
-    return plan, replace(result, key=plan.key, planned_config=config, side_files=side_files)
+    result = replace(result, key=plan.key, files=files, planned_config=config)
+    return plan, replace(result, side_files=side_files)
 
 
 def _with_stages(final: Plan, plans: Sequence[Plan]) -> Plan:
@@ -222,8 +225,8 @@ def _key(
         for shard in model.shards:
             files[shard.path] = len(files)
             path = Path(shard.path)
-            if commit := snapshot(path.parent):  # which may not be downloaded
-                add([*commit, path.name, shard.header_sha256])
+            if place := in_snapshot(path):  # which may not be downloaded
+                add([*place, shard.header_sha256])
                 continue
             real = path.resolve()
             add([real, shard.size, real.stat().st_mtime_ns, shard.header_sha256])

@@ -93,7 +93,8 @@ def _has_own_head(tensors: Mapping[str, TensorSource]) -> bool:
 
 
 def is_head(name: str) -> bool:
-    return name.rsplit(".", 2)[-2:] == ["lm_head", "weight"]
+    """Return whether a tensor is the head of the model itself, and of no module in a sub-folder."""
+    return name.rsplit(".", 2)[-2:] == ["lm_head", "weight"] and "/" not in name
 
 
 def _word(name: str) -> str:

@@ -159,6 +159,8 @@ def find_stack(tensors: Mapping[str, TensorSource], config: Mapping[str, Any]) -
     Raises UsageError (without the model's name) if there are none or several.
     """
     stacks = depths(tensors)
+    # Modules in sub-folders have layers of their own.
+    stacks = {stack: depth for stack, depth in stacks.items() if "/" not in stack} or stacks
     if not stacks:
         raise UsageError(" has no layers in its tensor names; it cannot be sliced")
     prefix = _choose(stacks, config)

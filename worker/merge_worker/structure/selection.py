@@ -38,7 +38,7 @@ def _place(module: str, name: str) -> tuple[int, int] | None:
     """Return the place of a module's words in a name; the earliest, then the longest, owns it."""
     places = []
     for synonym in _SYNONYMS.get(module, (module.strip("."),)):
-        before, match, _ = f".{name}.".partition(f".{synonym}.")
+        before, match, _ = _dotted(name).partition(f".{synonym}.")
         if match:
             places.append((before.count("."), -synonym.count(".") - 1))
     return min(places, default=None)
@@ -50,11 +50,16 @@ def _place(module: str, name: str) -> tuple[int, int] | None:
 def matches_pattern(pattern: str, name: str) -> bool:
     """Match whole names if the pattern has `*`, `?` or `[`, else consecutive words of the name.
 
-    `mlp.gate` is in `model.layers.3.mlp.gate.weight`, not in `…mlp.gate_proj.weight`.
+    `mlp.gate` is in `model.layers.3.mlp.gate.weight`, not in `…mlp.gate_proj.weight`. A sub-folder
+    with weights of its own is the first word of their names.
     """
     if any(sign in pattern for sign in "*?["):
         return fnmatchcase(name, pattern)
-    return f".{pattern.strip('.')}." in f".{name}."
+    return f".{pattern.strip('./')}." in _dotted(name)
+
+
+def _dotted(name: str) -> str:
+    return f".{name}.".replace("/", ".")
 
 
 def is_selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -65,7 +70,7 @@ def is_selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bo
 
 def unused_patterns(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
     """Describe the patterns that no name matches."""
-    words = {word for name in names for word in name.split(".") if not word.isdigit()}
+    words = {word for name in names for word in _dotted(name).split(".") if not word.isdigit()}
     return [
         f"no tensor matches '{printable(pattern)}'{nearest(pattern.strip('.*'), words)}"
         for pattern in patterns

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoint.folder import exists, read_json
+from ..checkpoint.folder import exists
+from ..checkpoint.json_files import read_json
 from ..errors import UsageError
 from ..messages import nearest, printable
 from .files import SETTINGS, SideFiles, to_json

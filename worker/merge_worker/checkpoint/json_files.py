@@ -1,0 +1,41 @@
+"""JSON files of a model folder, read with their faults in one line: config, index of shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .header import MAX_HEADER_BYTES
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file. Raises InputError naming the file if it is not JSON."""
+    try:
+        if path.stat().st_size > MAX_HEADER_BYTES:
+            raise InputError(f"{path}: larger than {MAX_HEADER_BYTES} bytes; is this a model?")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not valid JSON; is it complete?"
+        raise InputError(f"{path}: {reason}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of which little is needed; empty if there is none."""
+    try:
+        value = read_json(path)
+    except InputError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Return the shard of every tensor in an index. Raises InputError if it is damaged."""
+    value = read_json(index)
+    places = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise InputError(f"{index}: no 'weight_map'; the index is damaged")
+    if not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"{index}: 'weight_map' has a shard that is not a file name")
+    return places
