@@ -52,13 +52,17 @@ def save_with_vision(folder: Path, text_folder: Path, model_type: str) -> Path:
     return text_folder
 
 
-def load_base(folder: Path) -> Any:
+def load_base(folder: Path, rows: int | None = None) -> Any:
+    """Load a model, with another number of `rows` of tokens if it is given."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if rows:
+        model.resize_token_embeddings(rows)
+    return model
 
 
-def adapt(base: Path, out: Path, seed: int = 0, **config: Any) -> Path:
+def adapt(base: Path, out: Path, seed: int = 0, rows: int | None = None, **config: Any) -> Path:
     """Save an adapter on `base` with PEFT, after moving every trainable value."""
     from peft import LoraConfig, get_peft_model
 
@@ -66,7 +70,7 @@ def adapt(base: Path, out: Path, seed: int = 0, **config: Any) -> Path:
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(load_base(base), LoraConfig(task_type="CAUSAL_LM", **config))
+        model = get_peft_model(load_base(base, rows), LoraConfig(task_type="CAUSAL_LM", **config))
         shaken(model, seed).save_pretrained(out)
     return out
 
@@ -82,12 +86,12 @@ def shaken(model: Any, seed: int) -> Any:
     return model
 
 
-def on_base(base: Path, adapter: Path) -> Any:
+def on_base(base: Path, adapter: Path, rows: int | None = None) -> Any:
     from peft import PeftModel
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(load_base(base), adapter)
+        return PeftModel.from_pretrained(load_base(base, rows), adapter)
 
 
 def merged_by_peft(base: Path, adapter: Path, out: Path) -> Path:

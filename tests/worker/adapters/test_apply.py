@@ -12,6 +12,7 @@ from support.adapter_factory import (
     LINEARS,
     adapt,
     merged_by_peft,
+    on_base,
     read_adapter,
     save_base,
     write_adapter,
@@ -191,6 +192,32 @@ def test_a_stored_head_that_was_trained_apart_from_its_embedding(tmp_path: Path)
         model, _ = load(tmp_path / f"out-{name}")
         assert torch.allclose(model.lm_head.weight, head, atol=1e-5)
         assert model.model.embed_tokens.weight.equal(embedding)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT warns of tied embeddings
+@pytest.mark.parametrize(
+    ("tied", "config"),
+    [
+        (False, {"target_modules": ["embed_tokens", "lm_head", "v_proj"]}),
+        (False, {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]}),
+        (True, {"target_modules": ["embed_tokens", "v_proj"]}),
+        (True, {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]}),
+        (True, {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    ],
+)
+def test_a_vocabulary_that_was_resized_for_training(
+    tied: bool, config: dict[str, Any], tmp_path: Path
+) -> None:
+    base = save_base(tmp_path / "base", tie_word_embeddings=tied)
+    adapter = adapt(base, tmp_path / "adapter", rows=131, **config)
+    expected = on_base(base, adapter, rows=131).merge_and_unload().state_dict()
+    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 0
+    model, info = load(tmp_path / "out")
+    assert {kind: keys for kind, keys in info.items() if keys} == {}
+    found = model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, atol=1e-5), name
 
 
 def test_an_embedding_that_got_rows_without_its_head(

@@ -281,9 +281,9 @@ class AdapterApplication:
     def replace_tensor(self, name: str, trained: StoredTensor) -> None:
         """Take a tensor that was trained as it is, or an embedding that got more rows."""
         holders = next(self.locator.holders(self.renamed[name]), None)
-        if is_head(name) and self.is_tied and (holders is None or self.names_head()):
+        if is_head(name) and self.is_tied and (holders is None or self.trains_apart()):
             # PEFT saves the head beside a resized embedding even if both are the same.
-            if self.names_head():
+            if self.trains_apart():
                 head = holders[0][0] if holders else name
                 self.untie(head, replace(trained, name=head, declared_dtype=None))
             return
@@ -301,7 +301,8 @@ class AdapterApplication:
             self.mismatch(match, old.shape, trained.shape)
         elif resized and of_tokens:
             self.changes["vocab_size"] = trained.shape[0]
-        self.tensors[match] = replace(trained, name=match, declared_dtype=declared_dtype(old))
+        new = replace(trained, name=match, declared_dtype=declared_dtype(old))
+        self.tensors[match] = self.sources[match] = new  # to which factors are added, with its rows
 
     def split_tensor(self, names: list[str], trained: StoredTensor) -> None:
         """Replace tensors by the parts, one after the other, of what is one in memory."""
@@ -333,10 +334,16 @@ class AdapterApplication:
             rows[row] = (1, place)
         self.tensors[old.name] = gather_rows(0, {0: old, 1: trained}, RowMap(rows))
 
-    def names_head(self) -> bool:
+    def trains_apart(self) -> bool:
+        """Whether training moved the head and the embedding of a tied base apart."""
         config = self.adapter.config
-        listed = [config.get(key) or [] for key in ("modules_to_save", "target_modules")]
-        return any("lm_head" in words for words in listed)
+        saved, targets = (config.get(key) or [] for key in ("modules_to_save", "target_modules"))
+        if "lm_head" in saved or "lm_head" in targets:
+            return True
+        # PEFT trains a copy of the embedding, unless it is asked to tie the head to that.
+        return not config.get("ensure_weight_tying") and any(
+            is_vocabulary(f"{word}.weight") for word in saved
+        )
 
     def untie(self, name: str, head: TensorSource) -> None:
         """Give a base without a head of its own the one that the adapter makes."""
@@ -381,7 +388,8 @@ class AdapterApplication:
                 return
         weight = f"{module}.weight"
         match = None if pair.depth else next(self.locator.holders(weight), None)
-        head = tied_head(weight, pair.sides, self.tensors, self.base.config)
+        head = self.tensors.get(weight) if is_head(weight) else None
+        head = head or tied_head(weight, pair.sides, self.tensors, self.base.config)
         if match is not None:
             self.mismatch(match[0][0], self.tensors[match[0][0]].shape, pair.sides)
         elif head is not None:
