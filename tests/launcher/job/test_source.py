@@ -10,6 +10,7 @@ from merge_launch.errors import UsageError
 from merge_launch.job.source import absolute, current_folder, default_name, read_source, safe_name
 from merge_launch.settings.groups import MergeOptions
 from merge_worker.errors import UsageError as WorkerUsageError
+from merge_worker.errors import WorkerError
 
 RECIPE = b"merge_method: linear\nmodels:\n- model: a\n- model: org/name\n- model: ../b\n"
 
@@ -63,17 +64,18 @@ def test_a_path_that_exists_may_hold_a_plus(work: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "expected", "code"),
     [
-        (["org/base", "org/m1", "org/m2"], "org/base: looks like a Hub model"),
-        (["runs/soup", "m1", "m2"], "runs/soup: looks like a Hub model"),
-        (["m1", "m1", "m2"], "m1: is one of the models"),
-        (["m1", "m2", "m3"], "m1: holds a model"),
+        (["org/base", "org/m1", "org/m2"], "org/base: looks like a Hub model", 2),
+        (["runs/soup", "m1", "m2"], "runs/soup: looks like a Hub model", 2),
+        (["m1", "m1", "m2"], "m1: is one of the models", 4),
+        (["m1", "m2", "m3"], "m1: holds a model", 4),
     ],
 )
-def test_out_forgotten(words: list[str], expected: str, models) -> None:
-    with pytest.raises(WorkerUsageError) as caught:
+def test_out_forgotten(words: list[str], expected: str, code: int, models) -> None:
+    with pytest.raises(WorkerError) as caught:
         read(*words)
+    assert caught.value.exit_code == code
     assert str(caught.value).startswith(expected)
     assert str(caught.value).endswith("OUT comes first: OUT MODEL MODEL…")
 

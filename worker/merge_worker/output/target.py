@@ -62,19 +62,20 @@ def refuse_occupied(plan: Plan, out: Path) -> None:
 
 
 def refuse_model_as_out(out: str, models: Sequence[str]) -> None:
-    """Raise UsageError if OUT, the first word of a direct merge, seems to be one of the models."""
-    path = Path(out).expanduser()
-    reason = ""
-    if is_hub_id(out) and (not path.parent.is_dir() or any(map(is_hub_id, models))):
-        reason = f"looks like a Hub model; a folder of this name is written ./{out}"
-    elif out in models:
-        reason = "is one of the models"
-    elif any(path.glob("*.safetensors")) and not (finished(path) or (path / PARTIAL).is_dir()):
-        reason = "holds a model"
-    if reason:
-        raise UsageError(
-            f"{printable(out)}: {printable(reason)}\n  OUT comes first: OUT MODEL MODEL…"
-        )
+    """Refuse an OUT, the first word of a direct merge, that seems to be one of the models.
+
+    UsageError if it looks like a model of the Hub, OutputError if it is there and a model.
+    """
+    path, order = Path(out).expanduser(), "OUT comes first: OUT MODEL MODEL…"
+    with output_errors(path):
+        if is_hub_id(out) and (not path.parent.exists() or any(map(is_hub_id, models))):
+            fact = f"looks like a Hub model; a folder of this name is written ./{printable(out)}"
+            raise UsageError(f"{printable(out)}: {fact}\n  {order}")
+        if out in models:
+            raise OutputError(f"{printable(out)}: is one of the models\n  {order}")
+        unfinished = (path / PARTIAL).is_dir()
+        if any(path.glob("*.safetensors")) and not unfinished and not finished(path):
+            raise OutputError(f"{printable(out)}: holds a model\n  {order}")
 
 
 def refuse_inputs(out: Path, inputs: Mapping[str, Path]) -> None:
