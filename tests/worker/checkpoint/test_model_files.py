@@ -1,6 +1,7 @@
 """Files of a model folder by what becomes of them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from merge_worker.checkpoint.model_files import (
     FORMAT,
     INDEXES,
     LOGS,
+    NO_FILE,
     SAME,
     TRAINING,
     survey,
 )
+from merge_worker.errors import InputError
 from support.checkpoint_factory import write_checkpoint
 
 WEIGHTS = {"layers.0.weight": torch.ones(3, 2), "norm.weight": torch.ones(2)}
@@ -98,6 +101,27 @@ def test_a_sub_folder_with_the_model_again_is_left_out(model: Path) -> None:
     opened = open_checkpoint(model)
     assert opened.files.left_out == {"epoch-3/": SAME} and len(opened.shards) == 1
     assert not [name for name in opened.files.copied if name.startswith("epoch")]
+
+
+@pytest.mark.parametrize("name", ["extra.safetensors", "deep/extra.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop"])
+def test_devices_and_loops_are_no_weights(model: Path, name: str, kind: str) -> None:
+    place = model / name
+    place.parent.mkdir(exist_ok=True)
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/zero" if kind == "device" else place.name)
+    files = survey(model, Hub())
+    assert len(files.sets) == 1
+    assert files.left_out == {name: NO_FILE}
+
+
+def test_a_module_whose_weights_are_missing_is_refused(model: Path) -> None:
+    (model / "2_Dense").mkdir()
+    (model / "2_Dense" / "model.safetensors").symlink_to("nowhere")
+    with pytest.raises(InputError, match="2_Dense"):
+        open_checkpoint(model)
 
 
 def test_pickles_beside_the_weights(model: Path) -> None:

@@ -218,11 +218,17 @@ def _weights(
             duplicate = stem.startswith(CONSOLIDATED) and (usual or (main and not where))
             if duplicate or not weights.paths or taken & {*weights.paths}:
                 continue
-            if weights.index and not weights.files and stem != usual:
-                continue  # an index alone
+            if stem != usual and not _is_whole(folder, weights):
+                continue  # an index alone, a device: no loader looks for it
             short = where and stem == usual
             prefix = f"{where}/" if short else f"{where}/{stem}/".lstrip("/")
             yield completed(folder, replace(weights, prefix=prefix), names)
+
+
+def _is_whole(folder: Path, weights: WeightSet) -> bool:
+    """Return whether a set has weights, in regular files or in files to be downloaded."""
+    paths = [folder / name for name in weights.files]
+    return bool(paths) and all(path.is_file() or not os.path.lexists(path) for path in paths)
 
 
 def _modules(folder: Path) -> tuple[str, ...]:
