@@ -63,14 +63,19 @@ def load_base(folder: Path, rows: int | None = None) -> Any:
 
 
 def adapt(base: Path, out: Path, seed: int = 0, rows: int | None = None, **config: Any) -> Path:
-    """Save an adapter on `base` with PEFT, after moving every trainable value."""
-    from peft import LoraConfig, get_peft_model
+    """Save an adapter on `base` with PEFT, after moving every trainable value.
 
-    config.setdefault("r", 4)
+    It is a LoRA, or rows of tokens alone if the config has `token_indices`.
+    """
+    from peft import LoraConfig, TrainableTokensConfig, get_peft_model
+
+    kind = TrainableTokensConfig if "token_indices" in config else LoraConfig
+    if kind is LoraConfig:
+        config.setdefault("r", 4)
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(load_base(base, rows), LoraConfig(task_type="CAUSAL_LM", **config))
+        model = get_peft_model(load_base(base, rows), kind(task_type="CAUSAL_LM", **config))
         shaken(model, seed).save_pretrained(out)
     return out
 

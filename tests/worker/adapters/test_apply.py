@@ -11,6 +11,7 @@ import torch
 from support.adapter_factory import (
     LINEARS,
     adapt,
+    load_base,
     merged_by_peft,
     on_base,
     read_adapter,
@@ -194,28 +195,61 @@ def test_a_stored_head_that_was_trained_apart_from_its_embedding(tmp_path: Path)
         assert model.model.embed_tokens.weight.equal(embedding)
 
 
+VOCABULARIES: list[tuple[bool, int | None, dict[str, Any]]] = [
+    (False, 131, {"target_modules": ["embed_tokens", "lm_head", "v_proj"]}),
+    (False, 131, {"modules_to_save": ["embed_tokens"]}),
+    (False, 131, {"trainable_token_indices": [128, 130, 5]}),
+    (True, 131, {"target_modules": ["embed_tokens", "v_proj"]}),
+    (True, 131, {"modules_to_save": ["embed_tokens"]}),
+    (True, 131, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    (True, 131, {"trainable_token_indices": [128, 130, 5]}),
+    (True, None, {"modules_to_save": ["embed_tokens"]}),
+    (True, None, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    (True, None, {"trainable_token_indices": {"embed_tokens": [3, 7], "lm_head": [7, 2]}}),
+]
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT warns of tied embeddings
-@pytest.mark.parametrize(
-    ("tied", "config"),
-    [
-        (False, {"target_modules": ["embed_tokens", "lm_head", "v_proj"]}),
-        (False, {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]}),
-        (True, {"target_modules": ["embed_tokens", "v_proj"]}),
-        (True, {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]}),
-        (True, {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
-    ],
-)
-def test_a_vocabulary_that_was_resized_for_training(
-    tied: bool, config: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(("tied", "rows", "config"), VOCABULARIES)
+def test_a_vocabulary_that_was_trained_or_resized(
+    tied: bool, rows: int | None, config: dict[str, Any], tmp_path: Path
 ) -> None:
     base = save_base(tmp_path / "base", tie_word_embeddings=tied)
-    adapter = adapt(base, tmp_path / "adapter", rows=131, **config)
-    expected = on_base(base, adapter, rows=131).merge_and_unload().state_dict()
-    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 0
-    model, info = load(tmp_path / "out")
+    adapter = adapt(
+        base, tmp_path / "adapter", rows=rows, **{"target_modules": ["v_proj"]} | config
+    )
+    compare_with_peft(base, adapter, tmp_path / "out", rows)
+
+
+def test_a_head_that_encoder_and_decoder_share_is_not_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"is_encoder_decoder": True, "tie_word_embeddings": True}
+    shared = {"shared.weight": torch.randn(6, 8)}
+    base = write_checkpoint(tmp_path / "base", shared, config=settings)
+    names = [f"base_model.model.lm_head.lora_{x}.weight" for x in "AB"]
+    factors = dict(zip(names, (torch.randn(2, 8), torch.randn(6, 2)), strict=True))
+    adapter = write_adapter(tmp_path / "adapter", {"peft_type": "LORA", "r": 2}, factors)
+    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 3
+    assert "ties both to those of encoder and decoder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [None, 131])
+def test_an_adapter_that_only_has_rows_of_tokens(rows: int | None, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", tie_word_embeddings=True)
+    adapt(base, tmp_path / "adapter", rows=rows, token_indices=[7, rows - 1 if rows else 2])
+    compare_with_peft(base, tmp_path / "adapter", tmp_path / "out", rows)
+
+
+def compare_with_peft(base: Path, adapter: Path, out: Path, rows: int | None) -> None:
+    """Merge an adapter with its base, and compare the model that loads with PEFT's merge."""
+    expected = on_base(base, adapter, rows).merge_and_unload().state_dict()
+    assert average(out, [f"{base}+{adapter}"]) == 0
+    model, info = load(out)
     assert {kind: keys for kind, keys in info.items() if keys} == {}
-    found = model.state_dict()
+    found, before = model.state_dict(), load_base(base).state_dict()
     assert found.keys() == expected.keys()
+    assert not all(expected[name].equal(before[name]) for name in before)
     for name, tensor in expected.items():
         assert torch.allclose(found[name], tensor, atol=1e-5), name
 

@@ -54,6 +54,13 @@ def adapter_on(folder: Path, modules: Mapping[str, tuple[int, int]]) -> dict[str
         ("roberta.encoder.layer.", "encoder.layer."),
         ("layers.", "gpt_neox.layers."),
         ("model.llm.layers.", "model.layers."),
+        ("language_model.model.blocks.", "model.language_model.layers."),
+        ("language_model.model.blocks.", "model.layers."),
+        ("blocks.", "model.visual.blocks."),
+        ("model.sam_model.blocks.", "model.vision_tower.sam_encoder.layers."),
+        ("roberta.encoder.layers.", "roberta.layers."),
+        ("encoder.encoder.layer.", "encoder.encoder.layers."),
+        ("paligemma_with_expert.gemma_expert.model.layers.", "model.dit.layers."),
     ],
 )
 def test_names_that_begin_otherwise(in_file: str, in_adapter: str, tmp_path: Path) -> None:
@@ -71,6 +78,59 @@ def test_names_that_begin_otherwise(in_file: str, in_adapter: str, tmp_path: Pat
     assert result.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(result[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("in_file", "in_adapter"),
+    [
+        ("encoder.layer.3.attention.attention.query", "layers.3.attention.q_proj"),
+        ("encoder.encoder.layer.3.attention.output.dense", "encoder.layers.3.attention.o_proj"),
+        ("a.encoder.layer.3.attention.output", "a.encoder.layer.3.attention.o_proj"),
+        ("encoder.layer.3.intermediate.dense", "layers.3.mlp.fc1"),
+        ("encoder.layer.3.output.dense", "layers.3.mlp.fc2"),
+        ("transformer.decoder.layers.0.linear1", "decoder.layers.0.mlp.fc1"),
+        ("layers.0.self_attn.to_out", "model.language_model.layers.0.self_attn.o_proj"),
+        (
+            "model.transf_decoder._decoder.layers.0.second_sub_layer.key_net",
+            "model.decoder.layers.0.encoder_attn.k_proj",
+        ),
+        ("model.encoder_decoder_proj", "model.decoder.proj"),
+        ("mlp_AR.linear_1", "model.projector.linear_1"),
+        ("model.projector.layers", "model.multi_modal_projector"),
+        ("state_proj", "embed_action_time.state_proj"),
+        ("mm_projector.proj.2", "model.mm_projector.out_proj"),
+        ("model.vision_tower.patchifier", "model.vision_tower.patch_embed"),
+    ],
+)
+def test_modules_that_the_file_calls_otherwise(
+    in_file: str, in_adapter: str, tmp_path: Path
+) -> None:
+    weight = torch.randn(6, 8)
+    base = write_checkpoint(tmp_path / "base", {f"{in_file}.weight": weight})
+    delta = adapter_on(tmp_path / "adapter", {in_adapter: (6, 8)})[in_adapter]
+    assert average(tmp_path / "out", [f"{base}+{tmp_path / 'adapter'}"]) == 0
+    torch.testing.assert_close(read_tensors(tmp_path / "out")[f"{in_file}.weight"], weight + delta)
+
+
+def test_projections_that_torch_has_as_one_parameter(tmp_path: Path) -> None:
+    fused, name = torch.randn(18, 8), "decoder.layers.0.self_attn"
+    base = write_checkpoint(tmp_path / "base", {f"{name}.in_proj_weight": fused})
+    delta = adapter_on(tmp_path / "adapter", {f"{name}.k_proj": (6, 8)})[f"{name}.k_proj"]
+    assert average(tmp_path / "out", [f"{base}+{tmp_path / 'adapter'}"]) == 0
+    after = read_tensors(tmp_path / "out")[f"{name}.in_proj_weight"]
+    expected = fused + torch.cat([torch.zeros(6, 8), delta, torch.zeros(6, 8)])
+    torch.testing.assert_close(after, expected)
+
+
+def test_a_part_of_another_size_than_the_heads_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The config has no number of heads that would tell where the queries end."""
+    name = "model.layers.0.self_attn"
+    base = write_checkpoint(tmp_path / "base", {f"{name}.qkv_proj.weight": torch.randn(20, 8)})
+    adapter_on(tmp_path / "adapter", {f"{name}.q_proj": (12, 8)})
+    assert average(tmp_path / "out", [f"{base}+{tmp_path / 'adapter'}"]) == 3
+    assert "1 tensor of the adapter matches nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model_type", ["gemma3", "llava"])

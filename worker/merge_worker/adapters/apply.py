@@ -21,10 +21,12 @@ from ..dtypes import BY_NAME, Kind
 from ..errors import InputError
 from ..messages import counted, first_names, printable
 from ..structure.embeddings import (
+    embeddings,
     is_head,
     is_vocabulary,
     rows_of,
     tied_head,
+    tied_name,
     ties_head,
     vocabulary_names,
 )
@@ -107,7 +109,9 @@ class AdapterApplication:
         # Of parameters that one module holds, PEFT wraps the first first.
         for pair in sorted(self.adapter.pairs, key=lambda pair: -pair.depth):
             self.adapt(pair)
-        for name, info in self.adapter.token_rows.items():
+        for name, info in sorted(
+            self.adapter.token_rows.items(), key=lambda rows: is_head(rows[0])
+        ):
             self.replace_rows(name, info)
         self.join_windows()
         self.add_head()
@@ -121,7 +125,11 @@ class AdapterApplication:
         if self.unmatched:
             fault = counted(len(self.unmatched), "tensors of the adapter match nothing")
             names = first_names([tensor.name for tensor in self.unmatched])
-            faults.append(f"{path}: {fault} in {base}: {names}\n  it was trained on another model")
+            faults.append(
+                f"{path}: {fault} in {base}: {names}\n"
+                f"  it was trained on another model, or on modules that the files call otherwise; "
+                f"in the latter case merge with PEFT: model.merge_and_unload().save_pretrained(…)"
+            )
         if self.mismatched:
             faults.append(f"{path}: does not fit {base}: {'; '.join(self.mismatched[:3])}")
         if short := self.short_tensors():
@@ -233,9 +241,13 @@ class AdapterApplication:
         shares: list[Any] = [1] * part.size
         if rows * part.size != extent:
             # Queries have more heads than keys and values.
-            heads = [self.base.config.get(f"num_{kind}_heads") for kind in _HEADS]
+            text = self.base.config.get("text_config")
+            config = text if isinstance(text, dict) else self.base.config
+            heads = [config.get(f"num_{kind}_heads") for kind in _HEADS]
             shares = heads if part.size == len(heads) and all(type(n) is int for n in heads) else []
-        if expert >= base.shape[0] or sum(shares) * rows != extent * sum(shares[part.place :][:1]):
+        if not shares or expert >= base.shape[0]:
+            return None
+        if sum(shares) * rows != extent * shares[part.place]:
             return None
         begin = expert * extent + extent * sum(shares[: part.place]) // sum(shares)
         name = f"{part.holder}[{begin}:{begin + rows}]"
@@ -301,6 +313,9 @@ class AdapterApplication:
             self.mismatch(match, old.shape, trained.shape)
         elif resized and of_tokens:
             self.changes["vocab_size"] = trained.shape[0]
+        elif self.is_tied and self.trains_apart() and (tied := tied_name(old, self.base.config)):
+            # A copy of the embedding was trained; the head stayed what it was.
+            self.untie(tied, self.tensors.get(tied, old))
         new = replace(trained, name=match, declared_dtype=declared_dtype(old))
         self.tensors[match] = self.sources[match] = new  # to which factors are added, with its rows
 
@@ -319,9 +334,12 @@ class AdapterApplication:
 
     def replace_rows(self, name: str, trained: StoredTensor) -> None:
         """Take the rows of single tokens that were trained, of an embedding or a head."""
-        holders = next(self.locator.holders(self.renamed[name]), None)
         indices = self.adapter.token_indices(name)
-        if holders is None or len(holders[0]) > 1:
+        holders = next(self.locator.holders(self.renamed[name]), ())
+        if not holders and is_head(name) and self.is_tied:
+            alike = (e for e in embeddings(self.base.tensors) if e.shape[1:] == trained.shape[1:])
+            holders = tuple((embedding.name,) for embedding in alike)[:1]
+        if len(list(chain(*holders))) != 1:
             self.unmatched.append(trained)
             return
         old = self.tensors[holders[0][0]]
@@ -346,8 +364,17 @@ class AdapterApplication:
         )
 
     def untie(self, name: str, head: TensorSource) -> None:
-        """Give a base without a head of its own the one that the adapter makes."""
-        self.tensors[name] = head
+        """Give a base without a head of its own the one that the adapter makes, or leaves.
+
+        Raises InputError where encoder and decoder share the embedding: the config unties them all.
+        """
+        if self.base.config.get("is_encoder_decoder"):
+            raise InputError(
+                f"{self.adapter.path}: trains a head apart from its embedding, and "
+                f"{self.base.path} ties both to those of encoder and decoder\n"
+                f"  merge it with PEFT: model.merge_and_unload().save_pretrained(…)"
+            )
+        self.tensors[name] = replace(head, name=name)
         self.changes["tie_word_embeddings"] = False
 
     def add_head(self) -> None:

@@ -23,9 +23,14 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB]|lora_magnitude_vector)"
     r"(?:\.default)?(?:\.(?P<end>weight|bias))?"
 )
-_TOKENS = re.compile(r"\.token_adapter\.trainable_tokens_delta(\.default)?$")
+_TOKENS = re.compile(r"(\.token_adapter)?\.trainable_tokens_delta(\.default)?$")
+_WRAPPERS = re.compile(r"\.(token_adapter|base_layer|modules_to_save(\.default)?)(?=\.)")
 _SLOW = re.compile(r"[)\]][*+{]")
 """What may take ages to match: repeated groups and sets. Patterns are names of modules, mostly."""
+
+_TOKENS_ALONE = "TRAINABLE_TOKENS"
+_TOKENS_BESIDE = "trainable_token_indices"
+"""The kind of adapter that has rows of tokens alone, and the field of a LoRA with such rows."""
 
 _OTHER_KINDS = (
     "layer_replication",
@@ -102,14 +107,14 @@ class Adapter:
 
     def token_indices(self, name: str) -> list[int]:
         """Return the rows of the tensor `name` that were trained. Raises InputError."""
-        given = self.config.get("trainable_token_indices")
+        key = "token_indices" if self.config["peft_type"] == _TOKENS_ALONE else _TOKENS_BESIDE
+        given = self.config.get(key)
         module = "." + name.removesuffix(".weight")
         if isinstance(given, dict):
             given = next((v for k, v in given.items() if module.endswith(f".{k}")), None)
         if not isinstance(given, list) or not given or not all(_is_index(row) for row in given):
             raise InputError(
-                f"{self.path / CONFIG}: 'trainable_token_indices' does not list the tokens of "
-                f"'{printable(name)}'"
+                f"{self.path / CONFIG}: '{key}' does not list the tokens of '{printable(name)}'"
             )
         return given
 
@@ -177,7 +182,7 @@ def open_adapter(path: Path) -> Adapter:
 
 def _refuse_other_kinds(path: Path, config: Mapping[str, Any]) -> None:
     kind = str(config.get("peft_type") or "of no peft_type")
-    if kind != "LORA":
+    if kind not in ("LORA", _TOKENS_ALONE):
         raise InputError(
             f"{path}: the adapter is {printable(kind)}, and only LORA can be applied to weights as "
             f"they stream; merge it with PEFT: model.merge_and_unload().save_pretrained(…)"
@@ -207,7 +212,7 @@ def _parts(
         if _TOKENS.search(name):
             token_rows[_TOKENS.sub(".weight", name)] = tensor
         elif match is None:
-            plain = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", name)
+            plain = _WRAPPERS.sub("", name)
             whole[plain] = replace(tensor, name=plain)
         else:
             bias = ".bias" if match["end"] == "bias" else ""

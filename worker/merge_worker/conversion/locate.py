@@ -109,7 +109,9 @@ class Locator:
         level, seen = [begin], {begin}
         pairs = [x for pair in known_layouts().prefixes for x in (pair, pair[::-1])]
         for _ in range(3):
-            yield [new for new in level if new == begin or self._begins(new)]
+            # A name without a number is whole, and its end may be called otherwise, too.
+            whole = not begin.endswith(".")
+            yield [new for new in level if whole or new == begin or self._begins(new)]
             replaced = (
                 new + word.removeprefix(old)
                 for word in level

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -114,6 +115,21 @@ def tied_head(
         return None
     embedding = _embedding(tensors, shape)
     return replace(embedding, name=name) if embedding and embedding.shape == shape else None
+
+
+def tied_name(embedding: TensorSource, config: Mapping[str, Any]) -> str | None:
+    """Return the name of the head that a tied language model makes of an embedding.
+
+    None if the tensor is not an embedding of tokens, or the model has no head.
+    """
+    classes = config.get("architectures") or ()
+    has_head = any(re.search(r"For(CausalLM|Conditional)|LMHead", str(name)) for name in classes)
+    word = _word(embedding.name)
+    if not has_head or word not in _EMBEDDINGS or word.endswith("_per_layer"):
+        return None
+    # The head stands beside the model of the text, not in it.
+    place = re.match(r"((?:\w+\.)*?)(model|transformer)\.", embedding.name)
+    return f"{place[1] if place else ''}lm_head.weight"
 
 
 def _embedding(tensors: Mapping[str, TensorSource], shape: tuple[int, ...]) -> TensorSource | None:
