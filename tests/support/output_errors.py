@@ -117,13 +117,13 @@ OF_OUTPUTS = [
         4,
         prepare=write("notes.txt", "mine"),
     ),
-    Mistake("OUT is an input", "merge-worker average m1 m1 m2", 2),
+    Mistake("OUT is an input", "merge-worker average m1 m1 m2", 4),
     Mistake("OUT is inside of an input", "merge-worker average m1/merged m1 m2", 4),
     Mistake("OUT contains the inputs", "merge-worker average . m1 m2", 4),
     Mistake(
         "OUT is a link to an input",
         "merge-worker average out m1 m2",
-        2,
+        4,
         prepare=lambda w: (w / "out").symlink_to(w / "m1"),
     ),
     Mistake(

@@ -158,7 +158,8 @@ def test_quantized_models(tmp_path: Path) -> None:
 
 def test_a_stored_head_beside_tied_ones_is_left_out(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", tensors(), config=TIED)
-    write_checkpoint(tmp_path / "b", tensors() | HEAD, config={"text_config": TIED})
+    copy = {"lm_head.weight": tensors()["model.embed_tokens.weight"].clone()}
+    write_checkpoint(tmp_path / "b", tensors() | copy, config={"text_config": TIED})
     write_checkpoint(tmp_path / "c", tensors() | HEAD, config={"tie_word_embeddings": False})
     planned = plan(tmp_path, "a", "b")
     assert "lm_head.weight" not in {step.name for step in planned.steps}

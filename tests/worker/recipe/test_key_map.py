@@ -176,17 +176,15 @@ def beside(tensors: Tensors, *places: str) -> Tensors:
 def test_rules_for_a_part_of_a_model(
     swapped: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A model that thinks, fine-tuned alone, beside the whole that also talks."""
-    whole = beside(
-        beginning("model.", "thinker.model.")(projections(0)), "thinker.visual", "talker"
-    )
-    whole = beside(whole, "thinker.audio_tower", "token2wav")
+    """One of two models in a file, fine-tuned alone; the layouts do not know the prefix."""
+    whole = beside(beginning("model.", "mind.model.")(projections(0)), "mind.visual", "talker")
+    whole = beside(whole, "mind.audio_tower", "token2wav")
     part = beside(projections(9), "visual", "audio_tower")
     pair = (part, whole) if swapped else (whole, part)
     assert average(tmp_path / "1", *pair) == 3
     error = capsys.readouterr().err
     text = error[error.index("key_map:") :]
-    names = [("visual.{b}", "thinker.visual.{b}"), ("audio_tower.{b}", "thinker.audio_tower.{b}")]
+    names = [("visual.{b}", "mind.visual.{b}"), ("audio_tower.{b}", "mind.audio_tower.{b}")]
     for old, new in (pair[::-1] if swapped else pair for pair in names):
         assert f'from: "{old}", to: "{new}"' in text
     option = ("--surplus", "drop") if swapped else ("--missing", "copy")
@@ -196,9 +194,7 @@ def test_rules_for_a_part_of_a_model(
     assert merged.keys() == pair[0].keys()
     if not swapped:
         query = "model.layers.1.self_attn.q_proj.weight"
-        assert torch.equal(
-            merged[f"thinker.{query}"], (whole[f"thinker.{query}"] + part[query]) / 2
-        )
+        assert torch.equal(merged[f"mind.{query}"], (whole[f"mind.{query}"] + part[query]) / 2)
 
 
 def test_no_rule_drops_what_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,3 +202,14 @@ def test_no_rule_drops_what_was_trained(tmp_path: Path, capsys: pytest.CaptureFi
     second["model.layers.1.self_attn.q_proj.down"] = torch.ones(2, H)
     assert average(tmp_path, projections(0), second) == 3
     assert "key_map" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_known_part_of_a_model(swapped: bool, tmp_path: Path) -> None:
+    """A thinker of Qwen Omni, fine-tuned alone, beside the whole that also talks."""
+    part = beside(projections(9), "visual", "audio_tower") | {"lm_head.weight": torch.ones(4, 3)}
+    whole = beside({f"thinker.{name}": tensor for name, tensor in part.items()}, "talker")
+    option = ("--surplus", "drop") if swapped else ("--missing", "copy")
+    pair = (part, whole) if swapped else (whole, part)
+    assert average(tmp_path, *pair, options=option) == 0
+    assert read_tensors(tmp_path / "out").keys() == pair[0].keys()
