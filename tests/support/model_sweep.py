@@ -33,7 +33,9 @@ FAMILIES = (
 """Auto mappings that are swept, in this order; base models of the types in none of them follow."""
 PART = re.compile(r".*_(vision|audio|text|encoder|decoder)(_model)?")
 """Types that are a section of another model's config, and are swept with that model."""
-OWN_NUMBER = re.compile(r".*(idx|index|layer_id|layer_number|drop_(prob|path).*)|seed|training|_.*")
+OWN_NUMBER = re.compile(
+    r".*(idx|index|layer_id|layer_num(ber)?|cache_key|drop_(prob|path).*)|seed|training|_.*"
+)
 """Attributes of a layer that say where it stands, not of what kind it is."""
 RIGHT, REFUSED, WRONG, ABSENT = "right", "refused", "wrong", "-"
 OPERATIONS = ("average", "stack", "adapter")
@@ -232,7 +234,7 @@ def _layer_faults(first: Any, stacked: Any, picks: Sequence[int]) -> Iterator[st
 def _traits(layer: torch.nn.Module) -> set[str]:
     """Return the settings of a layer and of its parts, apart from its own number."""
     return {
-        f"{name}.{key} = {value!r}"
+        f"{name}.{key} = {round(value, 12) if isinstance(value, float) else value!r}"
         for name, module in layer.named_modules()
         for key, value in [("class", type(module).__name__), *vars(module).items()]
         if isinstance(value, bool | int | float | str | None) and not OWN_NUMBER.fullmatch(key)
@@ -243,7 +245,8 @@ def _config_faults(first: Any, stacked: Any, picks: Sequence[int]) -> Iterator[s
     """Yield lists of the config with an entry per layer that did not follow the layers."""
     old, new = (model.config.get_text_config(decoder=True) for model in (first, stacked))
     for key, value in old.to_dict().items():
-        listed = isinstance(value, list) and len(value) == max(picks) + 1
+        depth = max(picks) + 1
+        listed = isinstance(value, list) and len(value) == depth and value != list(range(depth))
         if listed and re.search(r"layer|type|pattern|block|window", key):
             found = new.to_dict().get(key)
             if found != [value[pick] for pick in picks]:

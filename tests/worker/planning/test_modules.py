@@ -71,6 +71,33 @@ def test_vision_towers_are_not_the_layers_that_slices_cut(tmp_path: Path) -> Non
     assert written == {"text_config": {"num_hidden_layers": 5}, "vision_config": {"depth": 7}}
 
 
+def test_two_stacks_that_one_number_counts(tmp_path: Path) -> None:
+    tensors = {**plain(1, 4, "model.layers."), **plain(1, 4, "model.cross_layers.")}
+    write_checkpoint(tmp_path / "a", tensors, config={"num_hidden_layers": 4})
+    taken = [{"sources": [source("a", 0, 3)]}, {"sources": [source("a", 1, 4)]}]
+    modules = {"model.layers": {"slices": taken}}
+    text = {"merge_method": "passthrough", "base_model": "a", "modules": modules}
+    assert "counts the layers of model.layers.* and of model.cross_layers.*" in fault(
+        tmp_path, json.dumps(text)
+    )
+    modules["model.cross_layers"] = {"slices": taken}
+    merged = merge(tmp_path, json.dumps(text))
+    assert merged["model.layers.3.mlp.weight"] == merged["model.cross_layers.3.mlp.weight"] == 1.1
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == {"num_hidden_layers": 6}
+
+
+def test_a_tensor_that_only_the_last_layer_has(tmp_path: Path) -> None:
+    tensors = {**plain(1), "model.layers.3.attn.bias": torch.zeros(2)}
+    write_checkpoint(tmp_path / "a", tensors, config={"num_hidden_layers": 4})
+    assert fault(tmp_path, recipe("passthrough", [source("a", 0, 4)], [source("a", 1, 4)])) == (
+        "recipe.yml: model.layers.*: layer 3 cannot be an inner layer, which differs in attn.bias\n"
+        "  leave the first and the last layer in their places"
+    )
+    merged = merge(tmp_path, recipe("passthrough", [source("a", 0, 3)], [source("a", 1, 4)]))
+    assert [name for name in merged if name.endswith("bias")] == ["model.layers.5.attn.bias"]
+
+
 def owners(modules: list[str], names: str) -> dict[str, list[str]]:
     tensors: dict[str, Any] = dict.fromkeys(names.split())
     return {module: list(tensors_of(module, modules, tensors)) for module in modules}

@@ -177,7 +177,11 @@ def test_fields_follow(config: dict[str, Any], layers: list[int], expected: dict
         ({"first_k_dense_replace": 1}, [3, 0], "it counts layers at the start, which now are 1"),
         ({"attn_layer_period": 3}, [0, 0, 1, 2, 3], "no period has the layers 0-1, 4"),
         ({"moe_layer_freq": 2}, [1, 2], "layers moved to another place in its period of 2"),
-        ({"cross_layer_interval": 2}, [1], "layers moved to another place in its period of 2"),
+        (
+            {"cross_layer_interval": 2},
+            [0, 1, 2, 3],
+            "tensors outside the layers hold a part for each layer",
+        ),
         (
             {"dense_attention_every_n_layers": 2},
             [1],
@@ -333,3 +337,67 @@ def test_prediction_heads() -> None:
     assert extra_layers({"num_nextn_predict_layers": 1}) == 1
     assert extra_layers({"text_config": {"num_nextn_predict_layers": 2}}) == 2
     assert extra_layers({"num_nextn_predict_layers": None}) == 0
+
+
+def misplaced(parts: list[str], layers: list[int], config: dict[str, Any]) -> None:
+    """Take layers whose tensors are these letters."""
+    config = {"num_hidden_layers": len(parts), **config}
+    names = {number: frozenset(f".{part}" for part in each) for number, each in enumerate(parts)}
+    picks = [Pick(0, layer) for layer in layers]
+    restacked_config([config], "h.", {0: len(parts)}, picks, {0: names})
+
+
+TO_THE_LAST = ["w", "w", "w", "wb"]
+FROM_THE_FIRST = ["wr", "w", "w", "w"]
+KINDS = {"layer_types": ["s", "f", "f", "f"]}
+
+
+@pytest.mark.parametrize(
+    ("parts", "layers", "place"),
+    [
+        (TO_THE_LAST, [0, 1, 2, 3, 1, 2, 3], "layer 3 cannot be an inner layer"),
+        (TO_THE_LAST, [0, 1, 2], "layer 2 cannot be the last layer"),
+        (TO_THE_LAST, [0, 3, 3], "layer 3 cannot be an inner layer"),
+        (FROM_THE_FIRST, [1, 2, 3], "layer 1 cannot be the first layer"),
+        (FROM_THE_FIRST, [0, 1, 0, 1], "layer 0 cannot be an inner layer"),
+    ],
+)
+def test_ends_with_tensors_of_their_own(parts: list[str], layers: list[int], place: str) -> None:
+    own = "b" if parts is TO_THE_LAST else "r"
+    with pytest.raises(UsageError) as caught:
+        misplaced(parts, layers, {})
+    assert str(caught.value) == (
+        f"h.*: {place}, which differs in {own}\n"
+        "  leave the first and the last layer in their places"
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "layers", "config"),
+    [
+        (TO_THE_LAST, [0, 1, 2, 1, 2, 3], {}),
+        (FROM_THE_FIRST, [0, 1, 2, 1, 2, 3], {}),
+        (["w"] * 4, [3, 2, 1, 0], {}),
+        # What the config says of a layer explains its tensors.
+        (FROM_THE_FIRST, [1, 2, 0, 3], KINDS),
+        (FROM_THE_FIRST, [1, 2, 3], {"first_k_dense_replace": 1}),
+        (FROM_THE_FIRST[:2], [0, 1, 1, 1], {}),
+    ],
+)
+def test_layers_whose_tensors_fit_into_their_places(
+    parts: list[str], layers: list[int], config: dict[str, Any]
+) -> None:
+    misplaced(parts, layers, config)
+
+
+def test_lists_of_other_things_than_these_layers() -> None:
+    assert changes({"target_layer_ids": [1, 3, 5], "encode_proj_layers": [2]}, [2, 3]) == {}
+    assert changes({"target_layer_ids": [0, 1, 2, 3, 4, 5]}, [2, 3]) == {}
+
+
+def test_windows_and_numbers_beyond_the_last_layer() -> None:
+    windows = {"attention_window": [8, 16, 8, 16, 8, 16]}
+    assert changes(windows, [1, 2]) == {"attention_window": [16, 8]}
+    assert changes({"global_attn_indexes": [2, 7, 11]}, [2, *range(6)]) == {
+        "global_attn_indexes": [0, 3]
+    }

@@ -17,6 +17,7 @@ from ..recipe.parameters import Parameters
 from ..recipe.schema import ModelRef, Module, Recipe, Slice, Source
 from ..structure.layers import (
     Pick,
+    Restacked,
     Stack,
     depth_fraction,
     depths,
@@ -62,15 +63,6 @@ class Group:
         if self.stack_depths is None:
             return self.gradient
         return depth_fraction(name, self.stack_depths)
-
-
-@dataclass(frozen=True)
-class Restacked:
-    """A stack of layers of the first model, and the layers that replace its own."""
-
-    stack: Stack
-    picks: tuple[Pick, ...]
-    depths: Mapping[int, int]  # before, by number of the model
 
 
 @dataclass(frozen=True)
@@ -179,8 +171,7 @@ class _Grouper:
                 yield Group(inputs, tensors, gradient=fraction(k, stop - first))
                 picks.append(Pick(inputs.models[inputs.reference], start + k))
         yield self._outside_layers(slices[-1], stacks, len(picks), before=False)
-        depths_before = {number: stack.depth for number, stack in stacks.items()}
-        self.restacked.append(Restacked(stacks[0], tuple(picks), depths_before))
+        self.restacked.append(Restacked(stacks, tuple(picks)))
 
     def _check_layers(self, inputs: SliceInputs, stacks: Mapping[int, Stack]) -> None:
         """Check that every source has the layers that the recipe takes from it."""

@@ -17,14 +17,15 @@ from ..errors import UsageError, input_errors
 from ..messages import counted
 from ..method import Method
 from ..recipe.schema import Recipe
-from ..structure.layer_config import restacked_config
+from ..structure.layer_config import layers_followed
+from ..structure.layers import Restacked
 from ..tensors.source import DerivedTensor, TensorSource
 from ..tokenizer.adapter_files import with_tokenizer_of
 from ..tokenizer.files import SideFiles
 from ..tokenizer.merge import merge_tokenizers
 from ..tokenizer.text_side import TokenizerResult
 from ..units import gigabytes
-from .groups import Restacked, group_sources
+from .groups import group_sources
 from .inputs import open_inputs
 from .matching import Matches, match_tensors
 from .memory import Memory, budget
@@ -176,17 +177,12 @@ def _config(
 
     Raises UsageError where the config cannot describe the layers that were picked.
     """
-    configs = [dict(model.config) for model in models]
-    notes: list[str] = []
-    for change in restacked:
-        try:
-            configs[0], new_notes = restacked_config(
-                configs, change.stack.prefix, change.depths, change.picks
-            )
-        except UsageError as error:
-            raise UsageError(f"{recipe.where}: {error}") from None
-        notes += new_notes
-    return tokenizer.config(configs[0]), notes
+    configs = [model.config for model in models]
+    try:
+        config, notes = layers_followed(configs, restacked, models[0].tensors)
+    except UsageError as error:
+        raise UsageError(f"{recipe.where}: {error}") from None
+    return tokenizer.config(config), notes
 
 
 def final_config(plan: Plan) -> dict[str, Any]:

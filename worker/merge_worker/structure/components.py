@@ -22,7 +22,6 @@ def is_computed(name: str, shape: tuple[int, ...]) -> bool:
     return bool(_ALWAYS.search(name) or (len(shape) == 4 and _MASK.search(name)))
 
 
-_VISION_OR_AUDIO = re.compile(r"vision|visual|image|audio|speech")
 ATTENTION, LINEAR, MLP, EXPERTS = "attention", "linear attention/SSM", "MLP", "experts"
 NORMS, EMBEDDINGS, OTHER = "norms", "embeddings", "other"
 
@@ -63,11 +62,6 @@ def component_of(name: str) -> str:
         if any(pattern.fullmatch(word) for word in words):
             return component
     return OTHER
-
-
-def is_vision_or_audio(name: str) -> bool:
-    """Return whether a name of tensors or of a config section has a word for such a tower."""
-    return _VISION_OR_AUDIO.search(name) is not None
 
 
 def place_of(name: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.reader import samples_differ
 from ..tensors.source import StoredTensor, TensorSource
-from .components import is_vision_or_audio
+from .layers import is_vision_or_audio
 
 
 def sections(config: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:

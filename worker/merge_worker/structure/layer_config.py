@@ -8,16 +8,17 @@ are written out where it would compute other values for the layers taken.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import UsageError
-from ..messages import counted, printable
-from .components import is_vision_or_audio
+from ..messages import counted, first_names, printable
 from .implied_fields import computed_from, forced_last, implied_fields, unknown_fields
+from .layer_counts import counts_of, refuse_shared
 from .layer_fields import (
     ANY_VALUE,
+    ELSEWHERE,
     HANDLERS,
     INDEX_LIST,
     OVERRULED_BY,
@@ -30,7 +31,41 @@ from .layer_fields import (
     per_layer,
     says_each_layer,
 )
-from .layers import FIELDS, Count, Pick, counts
+from .layers import FIELDS, Count, Pick, Restacked, counts, depths, is_vision_or_audio
+
+Parts = Mapping[int, frozenset[str]]
+"""The names of the tensors of each layer."""
+
+
+def layers_followed(
+    configs: Sequence[Mapping[str, Any]], restacked: Sequence[Restacked], names: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the first model's config after all changes of its layers, and notes on that.
+
+    `names` are those of its tensors. Raises UsageError where no config describes the layers.
+    """
+    config, notes = copy.deepcopy(dict(configs[0])), list[str]()
+    changed = [change for change in restacked if config and not change.same]
+    complete = _complete(config)
+    stacks = depths(names) if changed else {}
+    stacks |= {change.prefix: change.depths[0] for change in changed}
+    followed: list[tuple[list[Count], tuple[Pick, ...]]] = []
+    for change in changed:
+        alike = [other.prefix for other in changed if other.picks == change.picks]
+        refuse_shared(complete, change.prefix, stacks, alike)
+        counted_by = counts_of(complete, change.prefix, change.depths[0])
+        if (counted_by, change.picks) in followed:
+            continue
+        followed.append((counted_by, change.picks))
+        config, new_notes = restacked_config(
+            [config, *configs[1:]],
+            change.prefix,
+            change.depths,
+            change.picks,
+            {number: stack.parts() for number, stack in change.stacks.items()},
+        )
+        notes += new_notes
+    return config, notes
 
 
 def restacked_config(
@@ -38,16 +73,18 @@ def restacked_config(
     prefix: str,
     depths: Mapping[int, int],
     picks: Sequence[Pick],
+    parts: Mapping[int, Parts] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the first model's config for layers `picks` of the stack `prefix`, and notes.
 
-    `depths` are the old layer counts by model. Raises UsageError for fields that cannot follow.
+    `depths` are the old layer counts and `parts` the names in each layer, by model. Raises
+    UsageError for fields that cannot follow, and for layers that fit into their old places only.
     """
     if not configs[0] or list(picks) == [Pick(0, number) for number in range(depths[0])]:
         return copy.deepcopy(dict(configs[0])), []
     complete = {n: _complete(configs[n]) for n in {0, *(pick.model for pick in picks)}}
     config = copy.deepcopy(complete[0])
-    fields = _fields(config, prefix, depths[0])
+    fields = counts_of(config, prefix, depths[0])
     if not fields:
         if len(picks) == depths[0]:
             return copy.deepcopy(dict(configs[0])), []
@@ -64,6 +101,8 @@ def restacked_config(
     }
     view = View(sections, picks, depths, _other_stack(config, prefix, section))
     notes = _follow(section, view, ".".join(path))
+    for number in range(len(picks)) if parts else ():
+        _refuse_misplaced(parts or {}, view, number, prefix)
     _refuse_forced(section)
     for count in fields:
         if not count.listed:
@@ -114,6 +153,40 @@ def _refuse_forced(section: Mapping[str, Any]) -> None:
                 f"config.json: {key} cannot follow the layers taken: model_type "
                 f"{section['model_type']} always makes the last layer {last}"
             )
+
+
+def _refuse_misplaced(parts: Mapping[int, Parts], view: View, number: int, prefix: str) -> None:
+    """Raise UsageError if the class gives a layer in that place other tensors than it has.
+
+    The first and last layer may have tensors of their own, as those before of the same kind show.
+    """
+    pick, end = view.picks[number], len(view.picks) - 1
+    of_layer, last = parts[pick.model], view.depths[pick.model] - 1
+    places: dict[str, Sequence[int]] = {"the first": (0,)} if number == 0 else {}
+    places |= {"the last": (last,)} if number == end else {}
+    for place, layers in (places or {"an inner": range(1, last)}).items():
+        own = of_layer.get(pick.layer, frozenset())
+        others = {of_layer.get(n, frozenset()): n for n in layers}
+        if own in others:
+            continue
+        kind = _kind(view, pick)
+        for names, layer in others.items():
+            if kind and kind == _kind(view, Pick(pick.model, layer)):
+                differ = first_names(sorted(name.lstrip(".") for name in names ^ own))
+                raise UsageError(
+                    f"{prefix}*: layer {pick.layer} cannot be {place} layer, which differs "
+                    f"in {differ}\n  leave the first and the last layer in their places"
+                )
+
+
+def _kind(view: View, pick: Pick) -> dict[str, Any] | None:
+    """Return what the config says of a layer; None where it does not say that of single layers."""
+    section = copy.deepcopy(dict(view.first))
+    try:
+        _follow(section, replace(view, picks=[pick]), "")
+    except UsageError:
+        return None
+    return section
 
 
 def _depth(config: Mapping[str, Any]) -> int:
@@ -170,7 +243,7 @@ def _lists_layers(key: str, value: Mapping[str, Any]) -> bool:
 
 def _handler(key: str, value: Any, view: View) -> Handler | None:
     """Return the handler of a field, or None if the field does not describe layers."""
-    if not value or (view.other and view.other in key):
+    if not value or key in ELSEWHERE or (view.other and view.other in key):
         return None
     named = HANDLERS.get(key)
     if named in ANY_VALUE:
@@ -192,30 +265,11 @@ def _handler_of_entries(
         return per_layer if has_entries else named
     if isinstance(value, str):
         return per_layer if "pattern" in key and has_entries else None
-    numbers = all(type(n) is int and 0 <= n <= depth for n in value)
+    beyond = "ind" in key  # numbers beyond the last layer mean nothing yet
+    numbers = all(type(n) is int and n >= 0 and (n <= depth or beyond) for n in value)
     if INDEX_LIST.fullmatch(key) and numbers and len(set(value)) == len(value):
         return index_list
     return per_layer if has_entries and says_each_layer(key, len(value)) else None
-
-
-def _fields(config: Mapping[str, Any], prefix: str, depth: int) -> list[Count]:
-    """Return the layer counts of the stack, all in one section. Raises UsageError if unclear."""
-    words = prefix.lower()
-    fields = [count for count in counts(config) if count.value == depth]
-    sees = is_vision_or_audio(words)
-    fields = [c for c in fields if sees == is_vision_or_audio(".".join(c.path))] or fields
-    if config.get("is_encoder_decoder"):
-        own, other = ("decoder", "encoder") if "decoder" in words else ("encoder", "decoder")
-        fields = [c for c in fields if other not in ".".join(c.path)] or fields
-        both = "num_hidden_layers" if own == "encoder" else own
-        named = [c for c in fields if own in c.path[-1] or c.path[-1] == both]
-        fields = named or fields
-    elif not sees:
-        fields = [count for count in fields if count.main] or fields
-    if len({count.path[:-1] for count in fields}) > 1:
-        listed = ", ".join(".".join(count.path) for count in fields)
-        raise UsageError(f"config.json: {listed} could all be the layers of {prefix}*")
-    return fields
 
 
 def _section(config: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:

@@ -292,7 +292,7 @@ def stages(view: View, key: str) -> dict[str, Any]:
 
 
 def parts_outside(view: View, key: str) -> dict[str, Any]:
-    """Gemma 3n and 4: embeddings and a projection hold a part for each layer."""
+    """Gemma 3n and 4, Idefics: tensors outside the layers hold a part for each, or for some."""
     if [pick.layer for pick in view.picks] == list(range(view.depths[0])):
         return {}
     raise Inexpressible("tensors outside the layers hold a part for each layer")
@@ -323,7 +323,7 @@ HANDLERS: dict[str, Handler] = {
     "num_sparse_decoder_layers": sparse_count,
     "moe_layer_start_index": moe_range,
     "global_attn_every_n_layers": keep_phase,
-    "cross_layer_interval": keep_phase,
+    "cross_layer_interval": parts_outside,
     "layer_group_size": keep_phase,
     "n_layers_per_attn_res_block": keep_phase,
     "block_types": cycle,
@@ -381,11 +381,14 @@ INDEX_LIST = re.compile(
 )
 """Names of lists of layer numbers."""
 
+ELSEWHERE = {"target_layer_ids", "encode_proj_layers"}
+"""Lists with numbers of other things: the layers of another model, levels of features."""
+
 NOT_PER_LAYER = re.compile(
     r"architectures|.*_token_ids?|.*_token_index|time_step_.*|.*_names|id2label|.*_multipliers"
     r"|keys_to_ignore.*|mtp_.*|.*mean|.*std|.*_section|suppress_tokens|begin_suppress_tokens"
 )
-PER_LAYER = re.compile(r".*(layer|block|pattern|types|ffn_multipliers).*")
+PER_LAYER = re.compile(r".*(layer|block|pattern|types|ffn_multipliers|attention_window).*")
 CHANCE = 8
 """A longer list than this is as long as the model is deep for no other reason than its layers."""
 

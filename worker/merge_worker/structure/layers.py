@@ -24,9 +24,15 @@ FIELDS = (
     "num_encoder_layers",
     "depth",
     "num_blocks",
+    "layers",
+    "encoder_num_hidden_layers",
+    "decoder_num_hidden_layers",
 )
 LISTS = ("layers_block_type", "layer_types", "hybrid_override_pattern", "block_configs")
 _TEXT = ("text_config", "llm_config", "language_config", "text_model", "thinker_config", "text")
+
+
+_VISION_OR_AUDIO = re.compile(r"vision|visual|image|audio|speech")
 
 
 class Count(NamedTuple):
@@ -36,6 +42,11 @@ class Count(NamedTuple):
     value: int
     main: bool = False  # of the language model, as far as sections tell
     listed: bool = False  # the field is a list with an entry per layer
+
+
+def is_vision_or_audio(name: str) -> bool:
+    """Return whether a name of tensors or of a config section has a word for such a tower."""
+    return _VISION_OR_AUDIO.search(name) is not None
 
 
 def counts(config: Mapping[str, Any]) -> list[Count]:
@@ -62,13 +73,15 @@ def _counts(section: Mapping[str, Any], path: tuple[str, ...]) -> list[Count]:
             fields.append(Count((*path, key), value))
         elif isinstance(value, dict) and len(path) < 3:
             fields += _counts(value, (*path, key))
-    if not any(count.path[:-1] == path for count in fields):
+    # A backbone with `depths` of its stages lists stages, not layers.
+    if not any(count.path[:-1] == path for count in fields) and "depths" not in section:
         lists = {key: section[key] for key in LISTS if isinstance(section.get(key), list | str)}
         fields += [Count((*path, k), len(v), listed=True) for k, v in lists.items() if v]
     return fields
 
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
+_DIGITS = re.compile(r"\d+")
 _INPUT = re.compile(
     r"wte|wpe|emb|emb_ln|shared|project_in|rotary.*|vision.*|visual.*|image.*|audio.*|speech.*"
     r"|multi_modal.*|mm_.*|.*projector|.*connector|patch.*|merger|perceiver.*|resampler.*"
@@ -152,6 +165,32 @@ class Stack:
     beyond: dict[int, dict[str, TensorSource]]
     loose: dict[str, TensorSource]
 
+    def parts(self) -> dict[int, frozenset[str]]:
+        """Return the names of tensors of every layer, without numbers of experts and the like."""
+        return {n: frozenset(_DIGITS.sub("#", rest) for rest in r) for n, r in self.layers.items()}
+
+
+@dataclass(frozen=True)
+class Restacked:
+    """A stack of layers, by number of the model, and the layers that replace those of the first."""
+
+    stacks: Mapping[int, Stack]
+    picks: tuple[Pick, ...]
+
+    @property
+    def prefix(self) -> str:
+        return self.stacks[0].prefix
+
+    @property
+    def depths(self) -> dict[int, int]:
+        """Layer counts before, by number of the model."""
+        return {number: stack.depth for number, stack in self.stacks.items()}
+
+    @property
+    def same(self) -> bool:
+        """Whether the first model keeps its layers."""
+        return self.picks == tuple(Pick(0, number) for number in range(self.stacks[0].depth))
+
 
 def find_stack(tensors: Mapping[str, TensorSource], config: Mapping[str, Any]) -> Stack:
     """Return the only stack, or the one as deep as the language model of the config.
@@ -187,7 +226,8 @@ def _choose(stacks: Mapping[str, int], config: Mapping[str, Any]) -> str:
         return next(iter(stacks))
     declared = {count.value for count in counts(config) if count.main}
     fits = [s for s, d in stacks.items() if d - _beyond(d, config) in declared]
-    if len(fits) == 1 and not config.get("is_encoder_decoder"):
+    tower = any(map(is_vision_or_audio, fits)) and not all(map(is_vision_or_audio, stacks))
+    if len(fits) == 1 and not tower and not config.get("is_encoder_decoder"):
         return fits[0]
     listed = ", ".join(f"{stack}* {depth}" for stack, depth in stacks.items())
     raise UsageError(

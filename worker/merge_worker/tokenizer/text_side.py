@@ -12,8 +12,8 @@ from typing import Any
 from ..checkpoint.folder import Checkpoint
 from ..messages import counted
 from ..recipe.schema import ModelRef
-from ..structure.components import is_vision_or_audio
 from ..structure.embeddings import config_vocab_size, sections
+from ..structure.layers import is_vision_or_audio
 from .files import SideFiles
 
 _IDS = re.compile(
