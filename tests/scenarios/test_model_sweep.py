@@ -11,16 +11,26 @@ from support.paths import ROOT
 
 TABLE = ROOT / "tests" / "goldens" / "model_sweep.md"
 SAMPLE = (
-    *("MistralForCausalLM", "GPT2LMHeadModel"),
-    *("FalconH1ForCausalLM", "GraniteMoeHybridForCausalLM"),
-    *("GPTNeoXForCausalLM", "Gemma2ForCausalLM"),
-    *("Gemma3ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
-    *("LlavaForConditionalGeneration", "T5ForConditionalGeneration"),
-    *("MBartForConditionalGeneration", "WavLMForCTC"),
-    *("RobertaForMaskedLM", "DebertaV2ForMaskedLM"),
-    *("CLIPModel", "Speech2TextForConditionalGeneration"),
+    "MistralForCausalLM",
+    "GPT2LMHeadModel",
+    "FalconH1ForCausalLM",
+    "GraniteMoeHybridForCausalLM",
+    "GPTNeoXForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
+    "LlavaForConditionalGeneration",
+    "T5ForConditionalGeneration",
+    "MBartForConditionalGeneration",
+    "WavLMForCTC",
+    "RobertaForMaskedLM",
+    "DebertaV2ForMaskedLM",
+    "CLIPModel",
+    "Speech2TextForConditionalGeneration",
+    "Kosmos2_5ForConditionalGeneration",
+    "GPTNeoXJapaneseForCausalLM",
 )
-"""One of each kind of layout: fused, stacked experts, hybrids, towers, two stacks, encoders."""
+"""One of each kind of layout: fused, stacked experts, hybrids, towers, two stacks, encoders, odd ends."""
 
 
 @pytest.mark.slow
