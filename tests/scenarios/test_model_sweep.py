@@ -30,7 +30,7 @@ SAMPLE = (
     "Kosmos2_5ForConditionalGeneration",
     "GPTNeoXJapaneseForCausalLM",
 )
-"""One of each kind of layout: fused, stacked experts, hybrids, towers, two stacks, encoders, odd ends."""
+"""One of each layout: fused, stacked experts, hybrids, towers, two stacks, encoders, odd ends."""
 
 
 @pytest.mark.slow
