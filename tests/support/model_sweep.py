@@ -21,6 +21,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from merge_worker.cli import main as merge_worker
+from merge_worker.structure.layer_fields import ELSEWHERE
 from merge_worker.structure.layers import counts, depths
 from support.checkpoint_factory import read_tensors
 from support.tiny_models import retrain, tiny_model
@@ -247,7 +248,7 @@ def _config_faults(first: Any, stacked: Any, picks: Sequence[int]) -> Iterator[s
     for key, value in old.to_dict().items():
         depth = max(picks) + 1
         listed = isinstance(value, list) and len(value) == depth and value != list(range(depth))
-        if listed and re.search(r"layer|type|pattern|block|window", key):
+        if listed and key not in ELSEWHERE and re.search(r"layer|type|pattern|block|window", key):
             found = new.to_dict().get(key)
             if found != [value[pick] for pick in picks]:
                 yield f"config {key} is {found}"

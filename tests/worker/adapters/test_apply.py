@@ -117,6 +117,19 @@ def test_an_adapter_is_applied_as_peft_does(case: str, tmp_path: Path) -> None:
     assert {kind: keys for kind, keys in info.items() if keys} == {}
 
 
+def test_a_square_matrix_of_conv1d_follows_its_class(tmp_path: Path) -> None:
+    """PEFT keeps the flag of the module it adapted last, which may be another kind of module."""
+    base = save_base(tmp_path / "base", "gpt2", **small("gpt2"))
+    adapter = adapt(base, tmp_path / "adapter", target_modules=["c_proj"], fan_in_fan_out=True)
+    peft = read_tensors(merged_by_peft(base, adapter, tmp_path / "peft"))
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"fan_in_fan_out": False}))
+    assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 0
+    ours = read_tensors(tmp_path / "out")
+    for name, expected in peft.items():
+        torch.testing.assert_close(ours[name], expected)
+
+
 def test_an_average_of_adapters_is_rounded_once(tmp_path: Path) -> None:
     base = tmp_path / "base"
     make_model("llama").save_pretrained(base)

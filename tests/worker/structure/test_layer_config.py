@@ -36,6 +36,7 @@ TURNED = [0, 1, 2, 1, 2, 3, 4, 5]
         ({"layer_types": list("abcdef")}, TURNED, {"layer_types": list("abcbcdef")}),
         ({"layers_block_type": list("abcdef")}, [5, 0], {"layers_block_type": ["f", "a"]}),
         ({"block_configs": [{"n": n} for n in range(6)]}, [4], {"block_configs": [{"n": 4}]}),
+        ({"depths": [1, 2, 3, 4, 5, 6]}, [5, 0], {"depths": [6, 1]}),
         ({"hybrid_override_pattern": "M*M-ME"}, [1, 2, 3], {"hybrid_override_pattern": "*M-"}),
         ({"attn_layer_indices": [1, 4]}, TURNED, {"attn_layer_indices": [1, 3, 6]}),
         ({"full_attn_idxs": [2, 5]}, [2, 2, 5], {"full_attn_idxs": [0, 1, 2]}),
@@ -208,6 +209,11 @@ def test_fields_follow(config: dict[str, Any], layers: list[int], expected: dict
         ),
         (
             {"hidden_size_per_layer_input": 8},
+            [0, 1],
+            "tensors outside the layers hold a part for each layer",
+        ),
+        (
+            {"use_mid_position_embeddings": True},
             [0, 1],
             "tensors outside the layers hold a part for each layer",
         ),

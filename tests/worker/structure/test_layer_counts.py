@@ -86,3 +86,11 @@ def test_two_stacks_and_two_counts_that_no_word_connects() -> None:
         "the layers of model.layers.*"
     )
     assert refusal(config, depths) == refusal(config, depths, "expert.layers.") == unclear
+
+
+def test_a_tower_that_its_name_does_not_tell() -> None:
+    config = {"text_config": {"encoder_layers": 6}, "vision_config": COUNT}
+    depths = {"model.encoder.layers.": 6, "model.decoder.layers.": 8}
+    with pytest.raises(UsageError, match=r"could all be the layers of model\.encoder\."):
+        refuse_shared(config, "model.encoder.layers.", depths, [])
+    refuse_shared(config, "model.encoder.layers.", {**depths, "vision_tower.layers.": 6}, [])

@@ -1,5 +1,6 @@
 """Models of other width or depth are answered by their sizes, whatever else differs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def test_a_part_of_another_width_may_be_left_out(tmp_path: Path) -> None:
     model(tmp_path / "m1")
     model(tmp_path / "m2", intermediate_size=10)
     assert plan(tmp_path, MatchOptions(exclude=("mlp",))).steps
+
+
+def test_widths_of_parts_that_the_model_does_not_have(tmp_path: Path) -> None:
+    """A width of 0 is equal in both, and no tensor shows it."""
+    for name in ("m1", "m2"):
+        config = {"hidden_size": 4, "num_hidden_layers": 2, "projection_dim": 0}
+        folder = model(tmp_path / name)
+        (folder / "config.json").write_text(json.dumps(config))
+    assert len(plan(tmp_path).steps) > 0
 
 
 def test_a_config_that_no_tensor_confirms(tmp_path: Path) -> None:

@@ -278,7 +278,9 @@ class AdapterApplication:
         if sheets.rows != sheets.columns:
             return sheets.sides != pair.sides
         if not is_parameter or sheets.experts == 1:
-            return pair.embedding or bool(self.adapter.config.get("fan_in_fan_out"))
+            known = known_layouts().is_transposed(self.base.config, pair.module)
+            given = bool(self.adapter.config.get("fan_in_fan_out"))  # of PEFT's last module
+            return pair.embedding or (given if known is None else known)
         if self.base.config.get("model_type") in known_layouts().transposed_experts:
             return True
         version = self.adapter.version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ class KnownLayouts(NamedTuple):
     rules_by_head: tuple[LayoutRule, ...]
     prefixes: Pairs
     transposed_experts: Sequence[str]
+    transposed_modules: str
+    transposed_modules_of: Sequence[str]
     names_in_memory: Pairs
 
     def rules_of(self, config: Mapping[str, Any]) -> tuple[LayoutRule, ...]:
@@ -29,6 +32,13 @@ class KnownLayouts(NamedTuple):
         layouts = [rule.layouts for rule in self.rules_by_head]
         by_head = (LayoutRule((*x[:-1], x[-1]._replace(groups=heads))) for x in layouts)
         return (*self.rules, *by_head)
+
+    def is_transposed(self, config: Mapping[str, Any], module: str) -> bool | None:
+        """Return whether a linear module is stored as (in, out); None if its code is unknown."""
+        sections = (config, *(value for value in config.values() if isinstance(value, dict)))
+        if not any(section.get("model_type") in self.transposed_modules_of for section in sections):
+            return None
+        return re.fullmatch(self.transposed_modules, module) is not None
 
 
 @cache

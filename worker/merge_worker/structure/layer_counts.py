@@ -26,6 +26,12 @@ def refuse_shared(
     `depths` are those of all stacks of the model, `alike` the stacks of which the same was taken.
     """
     depth, tower = depths[prefix], is_vision_or_audio(prefix)
+    if "encoder" in prefix.lower() and not tower:
+        # It may be the tower that the config has and no other stack of the model looks like.
+        towers = [count for count in counts(config) if is_vision_or_audio(".".join(count.path))]
+        found = any(is_vision_or_audio(stack) for stack in depths)
+        if nameless := [count for count in towers if count.value == depth and not found]:
+            raise _unclear([*_candidates(config, prefix, depth), *nameless], prefix)
     owned = {
         stack: {count.path for count in _candidates(config, stack, depth)}
         for stack, other in depths.items()

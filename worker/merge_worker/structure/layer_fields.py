@@ -292,7 +292,7 @@ def stages(view: View, key: str) -> dict[str, Any]:
 
 
 def parts_outside(view: View, key: str) -> dict[str, Any]:
-    """Gemma 3n and 4, Idefics: tensors outside the layers hold a part for each, or for some."""
+    """Gemma 3n and 4, Idefics, YOLOS: tensors outside the layers hold a part for each or some."""
     if [pick.layer for pick in view.picks] == list(range(view.depths[0])):
         return {}
     raise Inexpressible("tensors outside the layers hold a part for each layer")
@@ -341,6 +341,7 @@ HANDLERS: dict[str, Handler] = {
     "num_mem_blocks": refuse,
     "num_kv_shared_layers": refuse,
     "hidden_size_per_layer_input": parts_outside,
+    "use_mid_position_embeddings": parts_outside,
     "aligner_num_add_layers": refuse,
 }
 """How a field of that name follows the layers. Lists with an entry per layer need no name."""
@@ -349,6 +350,7 @@ ANY_VALUE = (
     by_number,
     index_text,
     model_type,
+    parts_outside,
     root_of_depth,
     same_numbers,
     sources,
@@ -388,7 +390,9 @@ NOT_PER_LAYER = re.compile(
     r"architectures|.*_token_ids?|.*_token_index|time_step_.*|.*_names|id2label|.*_multipliers"
     r"|keys_to_ignore.*|mtp_.*|.*mean|.*std|.*_section|suppress_tokens|begin_suppress_tokens"
 )
-PER_LAYER = re.compile(r".*(layer|block|pattern|types|ffn_multipliers|attention_window).*")
+PER_LAYER = re.compile(
+    r".*(layer|block|pattern|types|ffn_multipliers|attention_window).*|depths|num_heads"
+)
 CHANCE = 8
 """A longer list than this is as long as the model is deep for no other reason than its layers."""
 

@@ -54,11 +54,11 @@ def width_fault(first: Sized, other: Sized) -> str | None:
         examples = {**dict.fromkeys(_unequal(source, peer), shown), **examples}
     columns = [{s.shape[1] for s in embeddings(each.tensors)} for each in (first, other)]
     apart = all(columns) and not columns[0] & columns[1]
-    widest = (max(columns[0]), max(columns[1])) if apart else (0, 0)
+    widest = (max(columns[0]), max(columns[1])) if apart else None
     theirs = dict(_widths(other.config, ""))
     pairs = {key: (value, theirs.get(key, value)) for key, value in _widths(first.config, "")}
     fields = {key: pair for key, pair in pairs.items() if pair in {*examples, widest}}
-    if apart and widest not in fields.values():
+    if widest and widest not in fields.values():
         fields["columns of embeddings"] = widest
     if not fields:
         return None
