@@ -180,6 +180,31 @@ def test_a_head_of_its_own_on_a_tied_base(tmp_path: Path) -> None:
     assert torch.allclose(model.lm_head.weight, embedding + 2 * head[1] @ head[0], atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT warns of tied embeddings
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["lm_head"], "ensure_weight_tying": True},
+    ],
+)
+def test_factors_of_a_tied_head_keep_what_the_model_computes(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    """PEFT's own merge adds the factors of head and embedding to both, as they are one tensor."""
+    base = save_base(tmp_path / "base", tie_word_embeddings=True)
+    adapter = adapt(base, tmp_path / "adapter", **config)
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        expected = on_base(base, adapter)(tokens).logits
+        assert average(tmp_path / "out", [f"{base}+{adapter}"]) == 0
+        found = load_base(tmp_path / "out")(tokens).logits
+        before = load_base(base)(tokens).logits
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, before, atol=1e-2)
+
+
 def test_a_stored_head_that_was_trained_apart_from_its_embedding(tmp_path: Path) -> None:
     """The config ties both, and the file has a copy of the head all the same."""
     base = save_base(tmp_path / "base", tie_word_embeddings=True)

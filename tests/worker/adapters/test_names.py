@@ -100,6 +100,39 @@ def test_names_that_begin_otherwise(in_file: str, in_adapter: str, tmp_path: Pat
         ("state_proj", "embed_action_time.state_proj"),
         ("mm_projector.proj.2", "model.mm_projector.out_proj"),
         ("model.vision_tower.patchifier", "model.vision_tower.patch_embed"),
+        (
+            "pixel_level_module.encoder.encoder.layers.0.blocks.1.attention.self.query",
+            "pixel_level_module.encoder.swin.encoder.layers.0.blocks.1.attention.q_proj",
+        ),
+        (
+            "model.encoder.encoder.layers.0.blocks.1.output.dense",
+            "model.encoder.swin.encoder.layers.0.blocks.1.mlp.fc2",
+        ),
+        (
+            "encoder.encoder.layers.0.downsample.reduction",
+            "encoder.swin.encoder.layers.0.downsample.reduction",
+        ),
+        ("radio_model.model.blocks.0.attn.proj", "encoder.layer.0.attention.o_proj"),
+        ("vision_model.radio_model.model.blocks.0.mlp.fc1", "vision_model.encoder.layer.0.mlp.fc1"),
+        ("radio_model.model.patch_generator.embedder", "embeddings.patch_projection"),
+        ("new.encoder.layer.0.mlp.down_proj", "new.layers.0.mlp.down_proj"),
+        ("vision_model.encoder.layers.0.mlp.fc2", "model.vision_tower.layers.0.mlp.fc2"),
+        ("mlp1.3", "model.multi_modal_projector.linear_2"),
+        ("mlp1.1", "multi_modal_projector.linear_1"),
+        (
+            "model.layers.3.share_expert.up_proj",
+            "model.language_model.layers.3.mlp.shared_experts.up_proj",
+        ),
+        ("vit_large_projector", "model.multi_modal_projector"),
+        ("vision_tower.encoder.blocks.0.mlp.fc0", "model.vision_tower.layers.0.mlp.fc1"),
+        ("vision_tower.encoder.blocks.0.mlp.fc1", "model.vision_tower.layers.0.mlp.fc2"),
+        ("patch_merge_mlp.linear_1", "model.multi_modal_projector.merge_linear_1"),
+        (
+            "language_model.backbone.layers.0.mixer.o_proj",
+            "language_model.model.layers.0.mixer.o_proj",
+        ),
+        ("model.vision_projector", "model.projector"),
+        ("head.linear1", "projection_head.linear1"),
     ],
 )
 def test_modules_that_the_file_calls_otherwise(
@@ -112,14 +145,54 @@ def test_modules_that_the_file_calls_otherwise(
     torch.testing.assert_close(read_tensors(tmp_path / "out")[f"{in_file}.weight"], weight + delta)
 
 
-def test_projections_that_torch_has_as_one_parameter(tmp_path: Path) -> None:
-    fused, name = torch.randn(18, 8), "decoder.layers.0.self_attn"
-    base = write_checkpoint(tmp_path / "base", {f"{name}.in_proj_weight": fused})
-    delta = adapter_on(tmp_path / "adapter", {f"{name}.k_proj": (6, 8)})[f"{name}.k_proj"]
+@pytest.mark.parametrize(
+    ("in_file", "in_adapter"),
+    [
+        ("decoder.layers.0.self_attn.in_proj_weight", "decoder.layers.0.self_attn.k_proj"),
+        ("new.encoder.layer.0.attention.qkv_proj.weight", "new.layers.0.self_attn.k_proj"),
+        ("radio_model.model.blocks.0.attn.qkv.weight", "encoder.layer.0.attention.k_proj"),
+        (
+            "vision_model.encoder.layers.0.attn.qkv.weight",
+            "model.vision_tower.layers.0.attention.k_proj",
+        ),
+    ],
+)
+def test_projections_that_files_have_as_one_parameter(
+    in_file: str, in_adapter: str, tmp_path: Path
+) -> None:
+    fused = torch.randn(18, 8)
+    base = write_checkpoint(tmp_path / "base", {in_file: fused})
+    delta = adapter_on(tmp_path / "adapter", {in_adapter: (6, 8)})[in_adapter]
     assert average(tmp_path / "out", [f"{base}+{tmp_path / 'adapter'}"]) == 0
-    after = read_tensors(tmp_path / "out")[f"{name}.in_proj_weight"]
     expected = fused + torch.cat([torch.zeros(6, 8), delta, torch.zeros(6, 8)])
-    torch.testing.assert_close(after, expected)
+    torch.testing.assert_close(read_tensors(tmp_path / "out")[in_file], expected)
+
+
+def test_a_module_whose_parts_the_file_has_under_another_name(tmp_path: Path) -> None:
+    place = "language_model.model.layers.0.block_sparse_moe.shared_experts"
+    names = [f"{place}.{part}_proj.weight" for part in ("gate", "up")]
+    before = {name: torch.randn(6, 8) for name in names}
+    base = write_checkpoint(tmp_path / "base", before)
+    module = "model.language_model.layers.0.mlp.shared_experts.gate_up_proj"
+    delta = adapter_on(tmp_path / "adapter", {module: (12, 8)})[module]
+    assert average(tmp_path / "out", [f"{base}+{tmp_path / 'adapter'}"]) == 0
+    after = read_tensors(tmp_path / "out")
+    for name, part in zip(names, delta.chunk(2), strict=True):
+        torch.testing.assert_close(after[name], before[name] + part)
+
+
+def test_layers_that_share_a_module_cannot_be_trained_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base has the module once; a layer that it lacks is one of another model."""
+    own = {f"model.layers.{n}.mamba.q.weight": torch.randn(6, 8) for n in (0, 1)}
+    shared = {"model.layers.0.shared.q.weight": torch.randn(6, 8)}
+    base = write_checkpoint(tmp_path / "base", own | shared)
+    for layer, text in ((1, "trains apart what layers of"), (2, "matches nothing in")):
+        modules = dict.fromkeys([f"model.layers.{n}.shared.q" for n in (0, layer)], (6, 8))
+        adapter_on(tmp_path / f"adapter-{layer}", modules)
+        assert average(tmp_path / "out", [f"{base}+{tmp_path / f'adapter-{layer}'}"]) == 3
+        assert text in capsys.readouterr().err
 
 
 def test_a_part_of_another_size_than_the_heads_is_refused(

@@ -96,6 +96,7 @@ class AdapterApplication:
     changes: dict[str, Any] = field(default_factory=dict)
     windows: dict[str, dict[int, str]] = field(default_factory=dict)
     unmatched: list[StoredTensor] = field(default_factory=list)
+    apart: list[StoredTensor] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -127,8 +128,15 @@ class AdapterApplication:
             names = first_names([tensor.name for tensor in self.unmatched])
             faults.append(
                 f"{path}: {fault} in {base}: {names}\n"
-                f"  it was trained on another model, or on modules that the files call otherwise; "
-                f"in the latter case merge with PEFT: model.merge_and_unload().save_pretrained(…)"
+                f"  it was trained on another model, or on modules that the files hold otherwise, "
+                f"or that share the weights of others; in the latter cases merge with PEFT: "
+                f"model.merge_and_unload().save_pretrained(…)"
+            )
+        if self.apart:
+            names = first_names([tensor.name for tensor in self.apart])
+            faults.append(
+                f"{path}: trains apart what layers of {base} share: {names}\n"
+                f"  one model cannot hold both, and PEFT's merge adds them up; load it with PEFT"
             )
         if self.mismatched:
             faults.append(f"{path}: does not fit {base}: {'; '.join(self.mismatched[:3])}")
@@ -424,8 +432,8 @@ class AdapterApplication:
         elif head is not None:
             self.untie(weight, head)
             self.add_delta(((weight,),), _Sheets(1, *head.shape), pair, pair.module)
-        elif not self.is_shared(pair):
-            self.unmatched.append(pair.b)
+        else:
+            self.skip_shared(pair)
 
     @cached_property
     def twins(self) -> dict[str, list[Pair]]:
@@ -436,10 +444,14 @@ class AdapterApplication:
                 twins.setdefault(_without_layer(pair.module), []).append(pair)
         return twins
 
-    def is_shared(self, pair: Pair) -> bool:
-        """Return whether layers share a module, of which the base has one copy and PEFT many."""
+    def skip_shared(self, pair: Pair) -> None:
+        """Skip a copy of a pair, on a module that layers share: the base has one, PEFT many."""
         twins = self.twins.get(_without_layer(pair.module), ())
-        return any(self.adapter.are_copies(pair, twin) for twin in twins)
+        if any(self.adapter.are_copies(pair, twin) for twin in twins):
+            return
+        layer = re.match(r".*?\.\d+\.", self.renamed[pair.module])
+        is_apart = twins and layer and any(name.startswith(layer[0]) for name in self.sources)
+        (self.apart if is_apart else self.unmatched).append(pair.b)
 
     def add_delta(self, holders: Holders, sheets: _Sheets, pair: Pair, key: str) -> None:
         """Add the delta of a pair to the tensors that hold its parameter, and that of its bias."""
