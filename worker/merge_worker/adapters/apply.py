@@ -291,14 +291,7 @@ class AdapterApplication:
             return pair.embedding or (given if known is None else known)
         if self.base.config.get("model_type") in known_layouts().transposed_experts:
             return True
-        version = self.adapter.version
-        if version is None:
-            raise InputError(
-                f"{self.adapter.path}: '{printable(pair.module)}' has square matrices, whose "
-                f"factors PEFT 0.19 turned round, and {CONFIG} has no peft_version\n"
-                f'  add "peft_version": "0.18.0" or later, that of the PEFT that wrote it'
-            )
-        return version < (0, 19)
+        return self.adapter.turns_square_experts(pair)
 
     def replace_tensor(self, name: str, trained: StoredTensor) -> None:
         """Take a tensor that was trained as it is, or an embedding that got more rows."""

@@ -91,6 +91,16 @@ class Adapter:
         match = re.match(r"(\d{1,9})\.(\d{1,9})", str(self.config.get("peft_version") or ""))
         return (int(match[1]), int(match[2])) if match else None
 
+    def turns_square_experts(self, pair: Pair) -> bool:
+        """Return whether experts have (B A)ᵀ added. Raises InputError if the version is unknown."""
+        if self.version is None:
+            raise InputError(
+                f"{self.path}: '{printable(pair.module)}' has square matrices, whose factors "
+                f"PEFT 0.19 turned round, and {CONFIG} has no peft_version\n"
+                f'  add "peft_version": "0.18.0" or later, that of the PEFT that wrote it'
+            )
+        return self.version < (0, 19)
+
     def are_copies(self, pair: Pair, other: Pair) -> bool:
         """Return whether two pairs hold the same bytes."""
         with (self.path / WEIGHTS).open("rb") as file:
