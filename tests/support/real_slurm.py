@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import pytest
 
+from .debian import install
+
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 PACKAGES = ("slurm-wlm", "munge")
 SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -153,15 +155,9 @@ def why_not() -> str | None:
         return "a real Slurm is started by root only"
     if _missing() and shutil.which("apt-get") is None:
         return f"not installed: {', '.join(_missing())}"
-    for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        if not _missing():
-            break
-        variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        done = subprocess.run(
-            ["apt-get", "-q", *words], env=variables, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            return f"apt-get {words[0]} failed: {done.stderr.strip()[-200:]}"
+    failure = install(*PACKAGES) if _missing() else None
+    if failure is not None:
+        return failure
     return f"not installed: {', '.join(_missing())}" if _missing() else None
 
 

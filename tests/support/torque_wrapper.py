@@ -5,12 +5,13 @@ of Perl is installed if apt can do that, as root; else the tests that need them 
 """
 
 import functools
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from .debian import apt_get, install
 
 PACKAGE = "slurm-wlm-torque"
 NEEDS = ("libslurm-perl", "libslurmdb-perl", "libswitch-perl")
@@ -19,32 +20,19 @@ COMMANDS = ("qsub", "qstat", "qdel")
 SLURM = ("sbatch", "salloc", "srun")
 
 
-def _apt(*words: str, cwd: Path | None = None) -> str | None:
-    """Run apt; returns why it failed, or None."""
-    done = subprocess.run(
-        ["apt-get", "-q", *words],
-        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-    )
-    return f"apt-get {words[0]}: {done.stderr.strip()[-200:]}" if done.returncode else None
-
-
 @functools.cache
 def _perl() -> str | None:
     """Return why its Perl is not available, or None."""
     if subprocess.run(["perl", "-e", "use Slurm ':all'"], capture_output=True).returncode == 0:
         return None
-    return _apt("update") or _apt("install", "-y", "--no-install-recommends", *NEEDS)
+    return install(*NEEDS)
 
 
 def unpacked(folder: Path) -> Path:
     """Return the folder to put first on PATH."""
     if shutil.which("dpkg-deb") is None or shutil.which("perl") is None:
         pytest.skip(f"{PACKAGE} is Debian's, and Perl")
-    failure = _perl() or _apt("download", PACKAGE, cwd=folder)
+    failure = _perl() or apt_get("download", PACKAGE, cwd=folder)
     if failure is not None:
         pytest.skip(failure)
     (package,) = folder.glob("*.deb")
