@@ -193,7 +193,9 @@ def _open_weights(
 
 def _check_index(index: Path, places: Mapping[str, Path]) -> None:
     """Check that every tensor of the index is in the shard that the index names."""
-    missing = [n for n, f in weight_map(index).items() if places.get(n) != index.parent / f]
+    named = weight_map(index)
+    files = {file: index.parent / file for file in set(named.values())}
+    missing = [name for name, file in named.items() if places.get(name) != files[file]]
     if missing:
         raise InputError(
             f"{index}: {counted(len(missing), 'tensors are not in the shard it names')}: "

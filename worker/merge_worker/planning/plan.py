@@ -244,4 +244,5 @@ def _source_key(source: TensorSource, files: Mapping[str, int]) -> list[object]:
         inputs = [_source_key(item, files) for item in source.inputs]
         return [source.kind, source.fingerprint(), inputs]
     # A tensor that a lazy document copies is in the key of that document.
-    return [files.get(source.file, Path(source.file).name), source.offset]
+    number = files.get(source.file)
+    return [Path(source.file).name if number is None else number, source.offset]
