@@ -100,8 +100,7 @@ def test_a_process_of_another_merge_is_refused(path: Path) -> None:
         refuse_others(path.parent, "this")
         with pytest.raises(Busy, match="of another recipe"):
             refuse_others(path.parent, "that")
-    path.with_name("lock-0-of-2").write_text(json.dumps({"pid": 1, "about": "dead"}))
-    os.utime(path.with_name("lock-0-of-2"), (1, 1))
+    owner(path.with_name("lock-0-of-2"), started=1, about="dead")
     refuse_others(path.parent, "that")
 
 
@@ -111,12 +110,109 @@ def test_a_reused_process_id(path: Path) -> None:
         pass
 
 
-def test_a_silent_host(path: Path) -> None:
-    owner(path, host="elsewhere")
-    old = time.time() - lock.STALE_AFTER_S - 5
-    os.utime(path, (old, old))
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let locks of other hosts expire after 30 looks of 10 ms."""
+    monkeypatch.setattr(lock, "POLL_S", 0.01)
+    monkeypatch.setattr(lock, "STALE_AFTER_S", 0.3)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("age_s", [-1e6, 0, 200, 1e6])
+def test_a_silent_host(path: Path, age_s: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clocks of two hosts and a file server differ: none of them is asked."""
+    owner(path, host="elsewhere", pid=7)
+    os.utime(path, (time.time() - age_s,) * 2)
     with Lock(path):
         assert json.loads(path.read_text())["host"] != "elsewhere"
+    out = path.parent.parent
+    told = f"{out}: waiting up to 0 s for a sign of life of process 7 on elsewhere\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("changes", [{"boot": "other"}, {"boot": ""}, {"space": "pid:[1]"}, {}])
+def test_another_host_of_the_same_name(
+    path: Path, changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that beats is respected, whatever this host knows of its process and its clock."""
+    monkeypatch.setattr(lock, "POLL_S", 0.01)
+    owner(path, pid=1 << 22, **changes)
+    if not changes:  # as versions wrote it that knew nothing of boots
+        text = json.loads(path.read_text())
+        path.write_text(json.dumps({key: text[key] for key in ("host", "space", "pid", "started")}))
+    beats, over = iter(range(1, 10_000)), threading.Event()
+
+    def live() -> None:
+        while not over.wait(0.05):
+            os.utime(path, (next(beats),) * 2)  # of a clock that is decades behind
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(Busy, match="process 4194304 on"), Lock(path):
+            pass
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_only_looks_count(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was suspended while it watched has seen nothing in that time."""
+    monkeypatch.setattr(lock, "POLL_S", 0.1)
+    owner(path, host="elsewhere")
+    looks, now = [0], [0.0]
+    real = lock._look
+
+    def look(at: Path) -> object:
+        looks[0] += 1
+        now[0] += 1000.0
+        return real(at)
+
+    monkeypatch.setattr(lock, "_look", look)
+    monkeypatch.setattr(lock.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: None)
+    with Lock(path):
+        pass
+    assert looks[0] > lock.STALE_AFTER_S / 0.1
+
+
+@pytest.mark.usefixtures("hasty")
+def test_many_silent_locks_are_watched_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        owner(path.with_name(f"lock-{number}-of-40"), host="elsewhere", about="that")
+    naps = list[float]()
+    monkeypatch.setattr(lock.time, "sleep", naps.append)
+    refuse_others(path.parent, "this")
+    assert len(naps) == 30
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("text", [b"", b"[1]", b"\xff\xfe", b"{" * 9000, b'{"pid": "\\u001b"}'])
+def test_a_damaged_lock(path: Path, text: bytes) -> None:
+    path.write_bytes(text)
+    refuse_others(path.parent, "this")
+    with Lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("change", ["other", "gone", "folder"])
+def test_a_lost_lock_is_noticed(path: Path, change: str) -> None:
+    with Lock(path) as held:
+        held.check()
+        stranger = b"other"
+        if change == "other":
+            path.write_bytes(stranger)
+        elif change == "gone":
+            path.unlink()
+        else:
+            path.parent.rename(path.parent.with_name("trash"))
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        held.check(age_s=60)  # looked at just now
+        with pytest.raises(OutputError, match="has removed or taken over"):
+            held.check()
+        assert not path.exists() or path.stat().st_mtime_ns == before
 
 
 def test_a_host_that_is_alive(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,29 +232,6 @@ def test_a_host_that_is_alive(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     finally:
         over.set()
         thread.join()
-
-
-def test_a_host_that_died_just_now_is_waited_for(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "POLL_S", 0.01)
-    monkeypatch.setattr(lock, "STALE_AFTER_S", 0.3)
-    owner(path, host="elsewhere")
-    began = time.monotonic()
-    with Lock(path):
-        assert 0.1 < time.monotonic() - began < 10
-
-
-def test_an_invalid_lock_file(path: Path) -> None:
-    path.write_text("")
-    old = time.time() - lock.HEARTBEAT_S - 5
-    os.utime(path, (old, old))
-    with Lock(path):
-        pass
-    path.write_text("[1]")
-    os.utime(path, (old, old))
-    with Lock(path):
-        pass
 
 
 def test_the_heartbeat_is_renewed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,10 @@ def _finish(merges: Sequence[RunningMerge], differing: list[str], clock: Clock) 
 def _unless_others_finish(
     merge: RunningMerge, act: Callable[[RunningMerge], None], tries: int = 1
 ) -> None:
-    """Call `act`; an OutputError is expected if another rank finishes and takes the folder away."""
+    """Call `act`; an OutputError is expected if another process finishes, which takes the folder.
+
+    This may also be the same command, started twice.
+    """
     try:
         with output_errors(merge.store.out):
             act(merge)
@@ -175,6 +178,8 @@ def _unless_others_finish(
             merge.leave_to_others(OTHERS_FINISH)
         elif tries > 1 and isinstance(error, Busy):
             _unless_others_finish(merge, act, tries - 1)  # the holder of the lock has died
+        elif _is_there(merge):
+            merge.end(MergeState.DONE, f"{merge.store.out}: {ALREADY_THERE}")
         else:
             raise
 
@@ -254,8 +259,14 @@ def _others_finish(merge: RunningMerge) -> bool:
     store = merge.store
     if is_held(store.folder / "lock-finish"):
         return True
-    # A rank that starts after the end makes the folder for a moment; with --overwrite a folder
+    return _is_there(merge)
+
+
+def _is_there(merge: RunningMerge) -> bool:
+    """Return whether this very merge is finished in OUT, by whichever process."""
+    # A process that starts after the end makes the folder for a moment; with --overwrite a folder
     # beside a manifest of this key is a merge that replaces it.
+    store = merge.store
     replacing = merge.options.overwrite and store.folder.exists()
     return _key_in(store.out) == store.plan.key and not replacing
 
