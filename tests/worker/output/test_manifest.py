@@ -1,6 +1,7 @@
 """merge_manifest.json: the recipe, inputs, options and result."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_all_documented_fields(tmp_path: Path, models: list[Path]) -> None:
     assert value["nonfinite"] == 0
     assert set(value["timings"]) == {"plan_s", "stream_s", "total_s"}
     assert all(seconds >= 0 for seconds in value["timings"].values())
-    assert value["gib_per_s"] > 0
+    assert value["gib_per_s"] >= 0
     for entry, model in zip(value["inputs"], models, strict=True):
         raw = (model / "model.safetensors").read_bytes()
         assert entry["model"] == model.name and entry["bytes"] == len(raw)
@@ -83,10 +84,50 @@ def test_differing_integers_are_reported(
 
 def test_damaged_manifests(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) is None
-    (tmp_path / "merge_manifest.json").write_text("[]")
-    assert read_manifest(tmp_path) == {}
+    (tmp_path / "merge_manifest.json").write_text("{}")
+    assert read_manifest(tmp_path) == {}, "an earlier release may have written less"
     (tmp_path / "merge_manifest.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ([], ""),
+        ({"outputs": 3}, "outputs"),
+        ({"outputs": [{"bytes": 3}]}, "outputs[0]"),
+        ({"outputs": [{"file": "a", "bytes": True}]}, "outputs[0].bytes"),
+        ({"outputs": [{"file": "a", "bytes": 1, "sum128": 3}]}, "outputs[0].sum128"),
+        ({"inputs": [{"model": "m"}, {"model": ["m"]}]}, "inputs[1].model"),
+        ({"inputs": [{"model": "m", "shards": [{}]}]}, "inputs[0].shards[0]"),
+        ({"inputs": [{"model": "m", "adapter": "x"}]}, "inputs[0].adapter"),
+        ({"recipe": "linear"}, "recipe"),
+        ({"options": {"dtype": "int3"}}, "options.dtype"),
+        ({"options": {"block": 0}}, "options.block"),
+        ({"options": {"rules": {"missing": "ignore"}}}, "options.rules.missing"),
+        ({"nonfinite": -1}, "nonfinite"),
+        ({"notes": [1]}, "notes[0]"),
+    ],
+)
+def test_a_value_of_another_form(tmp_path: Path, value: object, place: str) -> None:
+    (tmp_path / "merge_manifest.json").write_text(json.dumps(value))
+    with pytest.raises(InputError) as raised:
+        read_manifest(tmp_path)
+    assert f"damaged{place and ': '}{place}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../precious", "..", "/etc/passwd", ".", "", "a/../../precious", "a\0b", "\ud800"),
+        *(".merge-partial", ".merge-partial/key.json"),
+    ],
+)
+def test_a_name_that_is_none_of_a_result(tmp_path: Path, name: str) -> None:
+    value = {"outputs": [{"file": name, "bytes": 0}]}
+    (tmp_path / "merge_manifest.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"damaged: outputs\[0\]\.file"):
         read_manifest(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """The model card: Hub ids, no local paths, the recipe as written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,35 @@ def test_folders_below_another_start_are_no_hub_ids(
 
 def test_a_title_from_any_folder_name(tmp_path: Path, models: list[Path]) -> None:
     assert "# x y\n" in model_card(plan_of(models), "x y")
+
+
+def test_names_are_text_and_a_recipe_cannot_end_its_block(tmp_path: Path) -> None:
+    (first, second) = some_models(tmp_path / "in", 2)
+    odd = first.rename(first.with_name("<img src=x>[a](b)`\x1b[2J\n# b"))
+    plan = plan_of([odd, second])
+    plan = replace(plan, recipe=replace(plan.recipe, text="a: 1\n````\n<script>\n"))
+    text = model_card(plan, "*t*")
+    assert "\n# \\*t\\*\n" in text
+    assert "\n- \\<img src=x\\>\\[a\\](b)\\`\\\\x1b\\[2J\\\\n# b\n" in text
+    assert "\n`````yaml\na: 1\n````\n<script>\n`````\n" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("license: mit", "mit"),
+        ("license: 'mit'  # free", "mit"),
+        ("license:\tmit ", "mit"),
+        ("license:mit", None),
+        ("license: [mit]", None),
+        ("license: &a mit", None),
+        ("license: # none", None),
+        ("license: a" + " " * 900_000 + "b#", "a" + " " * 900_000 + "b"),
+        ("license: " + " " * 900_000 + "#", None),
+    ],
+)
+def test_a_license_in_a_card(models: list[Path], line: str, value: str | None) -> None:
+    for model in models:
+        (model / "README.md").write_text(f"---\n{line}\nother: x\n---\n")
+    text = model_card(plan_of(models), "x")
+    assert front_matter(text).get("license") == value

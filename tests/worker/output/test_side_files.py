@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from merge_worker.checkpoint.model_files import LINK, SECRET
 from merge_worker.planning.plan import final_config
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import average, manifest, plan_of, run
@@ -59,8 +60,8 @@ def test_which_files_are_copied(tmp_path: Path, folder: Path) -> None:
 
 
 def test_links_are_followed_and_odd_files_left(tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "blob").write_text("real")
-    (folder / "linked.json").symlink_to(tmp_path / "blob")
+    (folder / "real.json").write_text("real")
+    (folder / "linked.json").symlink_to(folder / "real.json")
     (folder / "nowhere.json").symlink_to(tmp_path / "gone")
     os.mkfifo(folder / "fifo")
     assert average(tmp_path / "out", [folder]) == 0
@@ -70,10 +71,88 @@ def test_links_are_followed_and_odd_files_left(tmp_path: Path, folder: Path) -> 
     assert not (tmp_path / "out" / "nowhere.json").exists()
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Write what is the user's, outside of any model."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "id_rsa").write_text("PRIVATE")
+    (tmp_path / "home" / "config.json").write_text('{"token": "PRIVATE"}')
+    return tmp_path / "home"
+
+
+def test_nothing_private_is_copied(
+    tmp_path: Path, folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linked = ["notes.txt", "chat_template.jinja", "tokenizer.json", "data.npy"]
+    for name in linked:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(home / "id_rsa")
+    (folder / "environment.txt").symlink_to("/proc/self/environ")
+    (folder / "keys").symlink_to(home)
+    secrets = [".env", ".env.local", ".netrc", ".git-credentials", ".bash_history", "id_ed25519"]
+    secrets += ["tls.key", "credentials.json", "hf_token", "deep/secrets.yaml"]
+    logs = ["wandb/run-1/config.yaml", "logs/x.txt", "train.log", "slurm-17.out", ".hidden"]
+    for name in (*secrets, *logs):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("PRIVATE")
+    out = tmp_path / "out"
+    assert average(out, [folder], "--dtype", "float32") == 0
+    texts = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert not [name for name, raw in texts.items() if b"PRIVATE" in raw]
+    reasons = manifest(out)["files"]["left_out"]
+    assert {reasons[name] for name in secrets} == {SECRET}
+    outside = [*linked, "environment.txt", "keys/id_rsa", "keys/config.json"]
+    assert {reasons[name] for name in outside if name != "keys/id_rsa"} == {LINK}
+    assert {"wandb/", "logs/", "train.log", "slurm-17.out", ".hidden"} <= reasons.keys()
+    assert "they may hold secrets or are links out of the folder" in capsys.readouterr().err
+
+
+def test_a_config_that_is_a_link_elsewhere(
+    tmp_path: Path, folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(home / "config.json")
+    assert average(tmp_path / "out", [folder]) == 3
+    assert "config.json: link out of the model folder" in capsys.readouterr().err
+
+
+def test_a_folder_of_links_to_another_model(tmp_path: Path, folder: Path, home: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in folder.iterdir():
+        (links / path.name).symlink_to(path)
+    (links / "notes.txt").symlink_to(home / "id_rsa")
+    assert average(tmp_path / "out", [links]) == 0
+    for name in TAKEN:
+        assert (tmp_path / "out" / name).read_text() == f"content of {name}"
+    assert not (tmp_path / "out" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("blobs", ["real", "link"])
+def test_links_in_the_cache_of_the_hub(
+    tmp_path: Path, folder: Path, home: Path, blobs: str
+) -> None:
+    cache = tmp_path / "models--o--n"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    folder.rename(cache / "kept")
+    if blobs == "real":
+        (cache / "kept").rename(cache / "blobs")
+    else:
+        (cache / "blobs").symlink_to(cache / "kept")
+        (cache / "kept" / "modules.json").unlink()
+        (cache / "kept" / "modules.json").symlink_to(home / "config.json")
+    names = ["config.json", "model.safetensors", "modules.json"]
+    for name in names:
+        (snapshot / name).symlink_to(Path("../../blobs") / name)
+    assert average(tmp_path / "out", [snapshot]) == 0
+    assert (tmp_path / "out" / "modules.json").exists() == (blobs == "real")
+
+
 def test_a_linked_folder_is_copied(tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
-    (tmp_path / "elsewhere" / "deep" / "voice.npy").write_text("x")
-    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "elsewhere" / "deep").mkdir(parents=True)
+    (folder / "elsewhere" / "deep" / "voice.npy").write_text("x")
+    (folder / "linked").symlink_to("elsewhere")
     (folder / "linked" / "again").symlink_to(folder)
     assert average(tmp_path / "out", [folder]) == 0
     assert (tmp_path / "out" / "linked" / "deep" / "voice.npy").read_text() == "x"

@@ -131,13 +131,53 @@ def test_a_manifest_from_elsewhere_removes_nothing_outside(
     out = tmp_path / "deep" / "out"
     assert average(out, models) == 0
     value = manifest(out)
-    evil = ["../precious", "..", "/etc/passwd", ".", "", "a/../../precious"]
-    value["outputs"] += [{"file": name, "bytes": 0} for name in evil]
-    (out / "merge_manifest.json").write_text(json.dumps(value))
     (tmp_path / "deep" / "precious").write_text("mine")
-    average(out, other, "--overwrite")
+    for name in ("../precious", "..", "/etc/passwd", ".", "", "a/../../precious"):
+        listed = [*value["outputs"], {"file": name, "bytes": 0}]
+        (out / "merge_manifest.json").write_text(json.dumps({**value, "outputs": listed}))
+        assert average(out, other, "--overwrite") == 3
     assert (tmp_path / "deep" / "precious").read_text() == "mine"
     assert all(model.is_dir() for model in models)
+
+
+@pytest.mark.parametrize(
+    ("replaces", "named"),
+    [
+        (["../precious"], []),
+        (["/precious", 3], []),
+        ([], ["../profile"]),
+        ([], ["sub/../../profile"]),
+    ],
+)
+def test_a_commit_leads_nowhere_outside(
+    tmp_path: Path, plan: Plan, half: Path, replaces: list[object], named: list[str]
+) -> None:
+    """Notes of a commit that no merge wrote: OUT may be open to others, or a copy of theirs."""
+    partial, precious = half / PARTIAL, half.parent / "precious"
+    (precious / "deep").mkdir(parents=True)
+    (half.parent / "profile").write_text("mine")
+    (partial / COMMITTING).write_text(json.dumps({"replaces": replaces}))
+    (partial / "files").mkdir()
+    outputs = [{"file": name, "bytes": 0} for name in named]
+    (partial / "files" / "merge_manifest.json").write_text(json.dumps({"outputs": outputs}))
+    (partial / "profile").write_text("theirs")
+    assert average(half, [model.path for model in plan.models]) == 0
+    assert (precious / "deep").is_dir()
+    assert (half.parent / "profile").read_text() == "mine"
+    assert run("verify", half) == 0
+
+
+def test_a_link_in_out_is_not_written_through(tmp_path: Path, plan: Plan, half: Path) -> None:
+    partial, elsewhere = half / PARTIAL, half.parent / "elsewhere"
+    elsewhere.mkdir()
+    (half / "sub").symlink_to(elsewhere)
+    (partial / COMMITTING).write_text(json.dumps({"replaces": []}))
+    (partial / "files" / "sub").mkdir(parents=True)
+    (partial / "files" / "sub" / "profile").write_text("theirs")
+    outputs = [{"file": "sub/profile", "bytes": 6}]
+    (partial / "files" / "merge_manifest.json").write_text(json.dumps({"outputs": outputs}))
+    assert average(half, [model.path for model in plan.models]) == 4
+    assert not list(elsewhere.iterdir())
 
 
 def test_out_is_a_file_or_below_one(tmp_path: Path, plan: Plan) -> None:

@@ -1,5 +1,6 @@
 """Uploads of a merge: everything it needs, and no local path."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from merge_worker.checkpoint.hub import snapshot
-from merge_worker.errors import InputError
+from merge_worker.errors import InputError, OutputError
 from merge_worker.output.manifest import files_to_upload
 from merge_worker.output.model_card import public_name
 from merge_worker.recipe.schema import ModelRef
@@ -49,6 +50,20 @@ def test_no_path_is_uploaded(tmp_path: Path, models: list[Path]) -> None:
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == (
         tmp_path / "out" / "model.safetensors"
     ).read_bytes()
+
+
+def test_nothing_outside_is_uploaded(tmp_path: Path, models: list[Path]) -> None:
+    out = tmp_path / "out"
+    assert average(out, models) == 0
+    value = manifest(out)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "id_rsa").write_text("private")
+    (out / "sub").symlink_to(tmp_path / "home")
+    for name, error in (("../home/id_rsa", InputError), ("sub/id_rsa", OutputError)):
+        value["outputs"] = [{"file": name, "bytes": 7}]
+        (out / "merge_manifest.json").write_text(json.dumps(value))
+        with pytest.raises(error):
+            list(files_to_upload(out))
 
 
 def test_unfinished_folders(tmp_path: Path) -> None:

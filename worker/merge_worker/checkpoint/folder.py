@@ -18,7 +18,8 @@ from ..tensors.source import TensorSource
 from .header import CONFIG, Shard, read_shard
 from .hub import Hub, is_hub_name
 from .json_files import read_json, weight_map
-from .model_files import SAME, ModelFiles, survey
+from .links import leads_out
+from .model_files import LINK, SAME, ModelFiles, survey
 from .other_forms import adapter_tensors, describe_folder, refuse_adapted
 from .torch_zip import read_pickled
 from .weight_sets import WeightSet, left_over_index, owner
@@ -78,6 +79,8 @@ class Checkpoint:
         path = self.path / CONFIG
         if self.folder is None or not path.is_file():
             return {}
+        if leads_out(self.path, CONFIG):
+            raise InputError(f"{path}: {LINK}\n  put the file itself in place of the link")
         value = read_json(path)
         if not isinstance(value, dict):
             raise InputError(f"{path}: not a JSON object; is this a model folder?")
@@ -157,6 +160,11 @@ def open_checkpoint(path: Path, hub: Hub | None = None) -> Checkpoint:
             notes.append(f"{index}: left over beside {read}, which is read as transformers does")
     if not tensors:
         raise InputError(f"{path}: no tensors in its safetensors files")
+    if files.untrusted:
+        notes.append(
+            f"{path}: left out, since they may hold secrets or are links out of the folder: "
+            f"{first_names(files.untrusted)}"
+        )
     files = _weights_among_copied(path, files, tensors)
     checkpoint = Checkpoint(path, tuple(shards), tensors, notes=tuple(notes), files=files)
     if found := adapter_tensors(tensors):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError, UsageError
 from ..messages import printable
 from .header import INDEX, WEIGHTS, Shard, read_shard, shard_of
+from .json_files import is_inside
 
 HEAD_BYTES = 1 << 20
 """First bytes of a file to fetch: more than most headers, and still little."""
@@ -125,6 +126,8 @@ class Hub:
     def _register(self, folder: Path, name: str, sizes: dict[str, int]) -> None:
         """Remember all files; download at once what cannot be read in parts: adapters, pickles."""
         for file, size in sizes.items():
+            if not is_inside(file):
+                raise InputError(f"{name}: the Hub lists a file elsewhere: '{printable(file)}'")
             self._files[str(folder / file)] = _RemoteFile(name, folder.name, file, size)
         if INDEX not in sizes and WEIGHTS not in sizes:
             parts = any("/" not in n and _IN_PARTS.fullmatch(n) for n in sizes)

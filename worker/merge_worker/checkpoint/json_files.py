@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import InputError
 from .header import MAX_HEADER_BYTES
+
+
+def is_inside(name: object) -> bool:
+    """Return whether a name that stands in a file is that of a file beside it or below it.
+
+    What files name is read, replaced, removed and uploaded: no name may lead out of a folder.
+    """
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half of a character, which JSON can escape
+        return False
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def read_json(path: Path) -> Any:

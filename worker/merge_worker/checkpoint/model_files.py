@@ -17,6 +17,7 @@ from ..errors import InputError
 from .header import CONFIG
 from .hub import PAGE_SUFFIXES, Hub
 from .json_files import read_json, read_object
+from .links import leads_out
 from .weight_sets import (
     CONSOLIDATED,
     MAIN,
@@ -35,24 +36,29 @@ FORMAT, SAME, EXPORT = (
     "export of the model",
 )
 LOGS, CACHE, INDEXES, ADAPTER = "logs", "cache", "index of weight files", "adapter beside a model"
-HIDDEN = "hidden folder"
+HIDDEN, SECRET, LINK = "hidden", "may hold a secret", "link out of the model folder"
 NO_FILE, NOT_FETCHED = "not a regular file", "not downloaded: part of the model's page"
 
 _FORMATS = "onnx|openvino|coreml|tflite|litert|tensorrt|ctranslate2|executorch|gguf|ggml|mlx|metal"
 _FOLDERS = (
     (HIDDEN, r"\..*"),
     (CACHE, r"__pycache__"),
-    (LOGS, r"runs|wandb|tensorboard"),
+    (LOGS, r"runs|wandb|tensorboard|mlruns|lightning_logs|swanlog|logs?"),
     (TRAINING, r"global_step\d+|(pytorch_model_fsdp|optimizer)_\d+"),
     (FORMAT, r"original"),
     (EXPORT, rf"({_FORMATS})([_-].*)?|.*[_-]({_FORMATS})|saved_model|.*\.(mlpackage|mlmodelc)"),
 )
 _FILES = (
+    (SECRET, r"\.(env.*|netrc|git-credentials|npmrc|pypirc|pgpass|htpasswd|\w+_history)"),
+    (SECRET, r".*\.(env|pem|key|p12|pfx|ppk|kdbx|jks|keystore)|_netrc|id_(rsa|dsa|ecdsa|ed25519)"),
+    (SECRET, r"secrets?\..*|(.*[_-])?credentials?(\..*)?|kaggle\.json|service[_-]account.*\.json"),
+    (SECRET, r"(hf_|stored_)?tokens?|hf_token\..*|api[_-]?keys?(\..*)?"),
     (CACHE, r".*\.(lock|incomplete)|\.gitattributes|\.DS_Store"),
+    (HIDDEN, r"\..*"),
     (TRAINING, r"optimizer[\w.-]*\.(pt|pth|bin|safetensors)|.*_optim_states\.pt|.*\.distcp"),
     (TRAINING, r"(scheduler|scaler)\.(pt|bin)|rng_state[\w.-]*\.pth|random_states[\w.-]*\.pkl"),
     (TRAINING, r"training_args.*|trainer_state\.json"),
-    (LOGS, r"events\.out\.tfevents\..*"),
+    (LOGS, r"events\.out\.tfevents\..*|.*\.log|trainer_log\.jsonl|nohup\.out|slurm-.*\.out"),
     (
         FORMAT,
         r".*\.(gguf|ggml|msgpack|ot|nemo|mlmodel)|(tf_|keras_)?model.*\.(h5|keras)|ggml-.*\.bin",
@@ -84,6 +90,11 @@ class ModelFiles:
     copied: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)  # the reason by `file` or `folder/`
     unmerged: tuple[str, ...] = ()  # those of the copied that hold weights
+
+    @property
+    def untrusted(self) -> tuple[str, ...]:
+        """The files left out that are of the user rather than of the model, or may be."""
+        return tuple(name for name, why in self.left_out.items() if why in (SECRET, LINK))
 
     @property
     def data(self) -> tuple[str, ...]:
@@ -142,7 +153,7 @@ def survey(folder: Path, hub: Hub) -> ModelFiles:
             name = f"{where}/{file}" if where else file
             if name in merged:
                 continue
-            if reason := _reason(rules, file) or _absence(folder / name, name in remote):
+            if reason := _reason(rules, file) or _absence(folder, name, name in remote):
                 left_out[name] = reason
             else:
                 copied.append(name)
@@ -186,13 +197,13 @@ def _reason(rules: Sequence[tuple[str, str]], name: str) -> str:
     return next((reason for reason, pattern in rules if re.fullmatch(pattern, name)), "")
 
 
-def _absence(path: Path, remote: bool) -> str:
-    """Return why a file cannot be copied; links are followed, since the Hub's cache has them."""
-    if path.is_file():
-        return ""
+def _absence(folder: Path, name: str, remote: bool) -> str:
+    """Return why a file cannot be copied."""
+    if (folder / name).is_file():
+        return LINK if leads_out(folder, name) else ""
     if not remote:
         return NO_FILE
-    return NOT_FETCHED if path.name.endswith(PAGE_SUFFIXES) else ""
+    return NOT_FETCHED if name.endswith(PAGE_SUFFIXES) else ""
 
 
 def _weights(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..messages import first_names, printable
-from .json_files import weight_map
+from .json_files import is_inside, weight_map
 
 STANDARD = ("model", "diffusion_pytorch_model")
 """Stems that loaders look for: transformers and sentence-transformers, diffusers."""
@@ -152,7 +152,7 @@ def completed(folder: Path, weights: WeightSet, names: Collection[str]) -> Weigh
     index = folder / weights.index
     shards = sorted(set(weight_map(index).values()))
     for shard in shards:
-        if not shard or Path(shard).is_absolute() or ".." in Path(shard).parts:
+        if not is_inside(shard):
             raise InputError(f"{index}: shard '{printable(shard)}' is outside the model folder")
     files = tuple(_relative(weights.folder, shard) for shard in shards)
     missing = [n for n in files if n not in names and not os.path.lexists(folder / n)]

@@ -27,8 +27,8 @@ from ..checkpoint.folder import is_hub_id, open_checkpoint
 from ..errors import InputError, OutputError, ResultError, Stopped, UsageError, input_errors
 from ..messages import first_names
 from ..output.checksums import file_sha256
-from ..output.commit import FINAL_FILES, commit, loaders_last, seal
-from ..output.files import CARD, PARTIAL, RECIPE, output_errors, write_file
+from ..output.commit import commit, loaders_last, seal
+from ..output.files import CARD, FINAL_FILES, PARTIAL, RECIPE, output_errors, write_file
 from ..output.journal import KEY, pending_commit, read_key
 from ..output.lock import Lock, refuse_others
 from ..output.manifest import read_manifest, worker_facts

@@ -12,6 +12,7 @@ from typing import Any
 from ..checkpoint.hub import Hub
 from ..errors import InputError, UsageError, WorkerError
 from ..output.files import MANIFEST, RECIPE
+from ..output.manifest import well_formed
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
 from ..recipe import parse
@@ -22,7 +23,7 @@ def read_as_manifest(text: str) -> dict[str, Any] | None:
     """Return the manifest in a JSON file given as a recipe, or None if it is a recipe."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and "inputs" in value and "recipe" in value else None
 
@@ -34,6 +35,9 @@ def plan_from_manifest(path: Path, manifest: Mapping[str, Any], options: PlanOpt
     The recipe beside a manifest has the folders of its models; a manifest alone has only their
     names, which are searched from `--relative-to`.
     """
+    manifest = well_formed(manifest, path)
+    if not all(entry.get("shards") for entry in manifest["inputs"]):
+        raise InputError(f"{path}: damaged: an input without shards")
     options = _recorded_options(path, manifest, options)
     for entry in manifest["inputs"]:
         _pin_commit(entry, options.hub)

@@ -17,17 +17,25 @@ from ..checkpoint.header import CONFIG
 from ..errors import ResultError
 from ..planning.plan import Plan
 from .checksums import Hashes, checksum, total
-from .files import CARD, MANIFEST, PARTIAL, RECIPE, output_errors, unfinished, write_file
+from .files import (
+    CARD,
+    FINAL_FILES,
+    MANIFEST,
+    PARTIAL,
+    RECIPE,
+    output_errors,
+    path_inside,
+    unfinished,
+    write_file,
+)
 from .journal import COMMITTING
-from .manifest import manifest
+from .manifest import manifest, result_names
 from .model_card import model_card
 from .side_files import copy_side_files
 from .store import PartialOutput, remove_partial
 from .target import Target
 
 _INDEX = ".safetensors.index.json"
-FINAL_FILES = "files"
-"""A folder in PARTIAL: files of the result other than shards, under their final names."""
 
 
 def finish(
@@ -96,13 +104,14 @@ def commit(out: Path, replaces: Sequence[str]) -> None:
     last = out / PARTIAL / FINAL_FILES / MANIFEST
     with output_errors(out):
         if last.exists():
-            names = [entry["file"] for entry in json.loads(last.read_text())["outputs"]]
+            names = result_names(last)
             _remove_old(out, replaces, {*names})
             for name in names:
                 source = _source(out, name)
                 if source is not None:
-                    (out / name).parent.mkdir(parents=True, exist_ok=True)
-                    source.replace(out / name)
+                    place = path_inside(out, name)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    source.replace(place)
             for folder in {(out / name).parent for name in names}:
                 _sync(folder)
             last.replace(out / MANIFEST)

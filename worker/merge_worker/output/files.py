@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..checkpoint.json_files import is_inside
 from ..errors import InputError, OutputError
 from ..messages import printable
 
@@ -17,6 +18,9 @@ CARD = "README.md"
 
 PARTIAL = ".merge-partial"
 """The folder in OUT that holds everything until the commit."""
+
+FINAL_FILES = "files"
+"""A folder in PARTIAL: files of the result other than shards, under their final names."""
 
 PASSING = (".", "lock-", "claim-")
 """How names in PARTIAL begin that ranks create and remove at any time: locks, temporary files."""
@@ -28,6 +32,19 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def unfinished(name: str) -> str:
     """Return the name of a file of weights in PARTIAL until it is whole, without a folder."""
     return f"{name.replace('/', '%2F')}.partial"
+
+
+def is_result_name(name: object) -> bool:
+    """Return whether a name that stands in a file can be that of a file of a finished merge."""
+    return is_inside(name) and not str(name).startswith(PARTIAL)
+
+
+def path_inside(out: Path, name: str) -> Path:
+    """Return the path of a file of a merge in OUT. OutputError if a link leads it elsewhere."""
+    path = out / name
+    if not path.parent.resolve().is_relative_to(out.resolve()):
+        raise OutputError(f"{printable(str(path))}: a link leads out of the output folder")
+    return path
 
 
 def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:

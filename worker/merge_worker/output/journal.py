@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.json_files import read_object
+from ..errors import InputError
 from ..planning.step import Piece
 from .checksums import DIGITS, Checksum, parse
-from .files import unfinished
+from .files import FINAL_FILES, MANIFEST, is_result_name, unfinished
+from .manifest import result_names
 
 KEY = "key.json"
 """File in the partial folder: the key of its plan."""
@@ -48,12 +50,13 @@ def parse_line(line: bytes) -> Entry | None:
     """Parse a journal line; None if it is torn, damaged, or of a version with other checksums."""
     text, _, check = line.strip().rpartition(b" ")
     fields = text.split()
-    if len(fields) != 5 or not check.isdigit() or zlib.crc32(text) != int(check):
+    if len(fields) != 5 or check != str(zlib.crc32(text)).encode() or len(fields[3]) != DIGITS:
         return None
-    if len(fields[3]) != DIGITS:
+    try:
+        step, first, blocks, nonfinite = (int(fields[number]) for number in (0, 1, 2, 4))
+        return Entry(step, Piece(first, blocks), parse(fields[3]), nonfinite)
+    except ValueError:
         return None
-    step, first, blocks, nonfinite = (int(fields[number]) for number in (0, 1, 2, 4))
-    return Entry(step, Piece(first, blocks), parse(fields[3]), nonfinite)
 
 
 def read_key(folder: Path) -> str | None:
@@ -61,15 +64,20 @@ def read_key(folder: Path) -> str | None:
     shards = False
     with contextlib.suppress(OSError):  # shards first: the key is written before them
         shards = any(path.name.endswith(unfinished("")) for path in folder.iterdir())
-    try:
-        return str(json.loads((folder / KEY).read_text())["key"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return "" if shards else None
+    key = read_object(folder / KEY).get("key")
+    return key if isinstance(key, str) else "" if shards else None
 
 
 def pending_commit(partial: Path) -> tuple[str, ...] | None:
-    """Return the files an interrupted commit replaces; None if no commit has begun."""
-    try:
-        return tuple(json.loads((partial / COMMITTING).read_text())["replaces"])
-    except (OSError, ValueError, LookupError, TypeError):
+    """Return the files an interrupted commit replaces; None if no commit has begun.
+
+    A note that no commit writes is none: it may be damaged, or lead out of the folder.
+    """
+    names = read_object(partial / COMMITTING).get("replaces")
+    if not isinstance(names, list) or not all(map(is_result_name, names)):
         return None
+    try:
+        result_names(partial / FINAL_FILES / MANIFEST)
+    except InputError:
+        return None
+    return tuple(names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.hub import snapshot
 from ..checkpoint.json_files import read_json
 from ..errors import InputError
+from ..options import OPTIONS
 from ..planning.plan import Plan
-from .files import MANIFEST, RECIPE
+from .files import MANIFEST, RECIPE, is_result_name, path_inside
 from .model_card import public_name, public_text
 from .side_files import by_treatment
 
@@ -62,12 +63,88 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        value = read_json(path)
+        return well_formed(read_json(path), path)
     except InputError:
         if path.is_file():
             raise
         return None  # just removed, by another rank that replaces this merge
-    return value if isinstance(value, dict) else {}
+
+
+def result_names(path: Path) -> list[str]:
+    """Return the files that a manifest names, in its order; none if there is no manifest.
+
+    Raises InputError if it is damaged.
+    """
+    value = well_formed(read_json(path), path) if path.is_file() else {}
+    return [entry["file"] for entry in value.get("outputs", ())]
+
+
+def well_formed(value: Any, path: Path) -> dict[str, Any]:
+    """Return the manifest in a file if all that is ever read of it has the form it is written in.
+
+    Manifests come with folders of others, and earlier releases wrote less. InputError.
+    """
+    place = _misfit(value, _FORM)
+    if place is not None:
+        raise InputError(f"{path}: damaged{place and f': {place} is not as merges write it'}")
+    manifest: dict[str, Any] = value
+    return manifest
+
+
+def _misfit(value: Any, form: Any, place: str = "") -> str | None:
+    """Return the first place where a JSON value is not of a form, which see; None if it is."""
+    inner: Iterable[tuple[Any, Any, str]] = ()
+    if isinstance(form, dict):
+        fits = isinstance(value, dict)
+        present = [key for key in form if fits and value.get(key.rstrip("?")) is not None]
+        fits = fits and all(key in present or key.endswith("?") for key in form)
+        names = [(key, key.rstrip("?")) for key in present]
+        inner = ((value[name], form[key], f"{place}.{name}".lstrip(".")) for key, name in names)
+    elif isinstance(form, list):
+        fits = isinstance(value, list)
+        items = enumerate(value) if fits else ()
+        inner = ((item, form[0], f"{place}[{number}]") for number, item in items)
+    elif isinstance(form, type):
+        fits = type(value) is form
+    else:
+        fits = bool(form(value))
+    if not fits:
+        return place
+    return next((p for each in inner if (p := _misfit(*each)) is not None), None)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+_CHOICES = {option.name: option.choices for option in OPTIONS}
+_COMMIT = {"hub?": str, "commit?": str}
+_FORM = {
+    "key?": str,
+    "recipe?": {"text?": str, "base_model?": str},
+    "options?": {
+        "dtype?": _CHOICES["dtype"].__contains__,
+        "shard_bytes?": lambda value: _is_count(value) and value > 0,
+        "seed?": int,
+        "dequantize?": bool,
+        "rules?": {
+            "missing?": _CHOICES["missing"].__contains__,
+            "surplus?": _CHOICES["surplus"].__contains__,
+            "include?": [str],
+            "exclude?": [str],
+        },
+        "block?": lambda value: _is_count(value) and 1 << 10 <= value <= 1 << 30,
+    },
+    "inputs?": [
+        {"model": str, **_COMMIT, "adapter?": _COMMIT, "shards?": [{"header_sha256": str}]},
+    ],
+    "outputs?": [
+        {"file": is_result_name, "bytes": _is_count, "sum128?": str, "sha256?": str, "crc32?": str}
+    ],
+    "nonfinite?": _is_count,
+    "notes?": [str],
+}
+"""What is read of manifests: dicts by key (`?`: may be missing), lists, types, and tests."""
 
 
 def files_to_upload(out: Path) -> Iterator[tuple[str, Path | bytes]]:
@@ -76,13 +153,14 @@ def files_to_upload(out: Path) -> Iterator[tuple[str, Path | bytes]]:
     Files to upload hold no path of this machine: the recipe names models as the card does.
     """
     value = read_manifest(out)
-    if not value or not isinstance(value.get("outputs"), list):
+    if not value or not value.get("outputs") or "text" not in value.get("recipe", {}):
         raise InputError(f"{out}: no {MANIFEST}; not a finished merge")
     recipe = str(value["recipe"]["text"]).encode()
     for entry in value["outputs"]:
-        if entry["file"] == RECIPE:
+        name = entry["file"]
+        if name == RECIPE:
             entry["bytes"] = len(recipe)
-        yield entry["file"], recipe if entry["file"] == RECIPE else out / entry["file"]
+        yield name, recipe if name == RECIPE else path_inside(out, name)
     yield MANIFEST, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from .. import __version__
 from ..checkpoint.folder import Checkpoint, is_hub_id
 from ..checkpoint.hub import snapshot
-from ..messages import counted
+from ..checkpoint.links import leads_out
+from ..messages import counted, printable
 from ..planning.plan import Plan
 from ..recipe.schema import ModelRef
 from ..structure.embeddings import is_vocabulary
-from .files import MANIFEST
+from .files import CARD, MANIFEST
 
 LONGEST_CARD = 1 << 20
 _LICENSE = ("license", "license_name", "license_link")
@@ -39,6 +40,8 @@ def _public(path: str, revision: str | None) -> str:
 def model_card(plan: Plan, title: str) -> str:
     """Return README.md: front matter for the Hub, models and tensors, the recipe."""
     refs, recipe = plan.recipe.model_refs(), plan.recipe
+    text = public_text(plan, recipe.text).rstrip()
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     hub = [f"- {json.dumps(name)}" for name in dict.fromkeys(_hub_ids(plan))]
     lines = [
         "---",
@@ -50,12 +53,15 @@ def model_card(plan: Plan, title: str) -> str:
         "- merge-launch",
         "---",
         "",
-        f"# {title}",
+        f"# {_markdown(title)}",
         "",
         f"A merge of {counted(len(refs), 'models')} by "
         f"[{plan.method.name}]({plan.method.reference}), made with merge-launch {__version__}.",
         "",
-        *(f"- {public_name(ref)}{' (base)' if ref == recipe.base else ''}" for ref in refs),
+        *(
+            f"- {_markdown(public_name(ref))}{' (base)' if ref == recipe.base else ''}"
+            for ref in refs
+        ),
         "",
         "| | tensors |",
         "|---|---|",
@@ -63,9 +69,9 @@ def model_card(plan: Plan, title: str) -> str:
         "",
         f"Everything else about this merge is in `{MANIFEST}`, which merges again.",
         "",
-        "```yaml",
-        public_text(plan, plan.recipe.text).rstrip(),
-        "```",
+        f"{fence}yaml",
+        text,
+        fence,
         "",
     ]
     return "\n".join(lines)
@@ -116,18 +122,30 @@ def _front_matter(model: Checkpoint) -> dict[str, str]:
 
     Read without a YAML parser: cards are not trusted, and no other field is needed.
     """
-    path = model.path / "README.md"
+    path = model.path / CARD
     try:
-        if not path.is_file():
+        if not path.is_file() or leads_out(model.path, CARD):
             return {}
         with path.open(encoding="utf-8") as file:
             text = file.read(LONGEST_CARD)
     except (OSError, ValueError):
         return {}
     front = text.split("---\n", 2)[1] if text.startswith("---\n") else ""
-    scalar = r"[ \t]+([^\s\[{&*!|>#][^#\n]*?)[ \t]*(#.*)?$"
-    matches = {key: re.search(f"^{key}:{scalar}", front, re.M) for key in _LICENSE}
-    return {key: match[1].strip("\"'") for key, match in matches.items() if match}
+    pairs = [line.partition(":")[::2] for line in front.split("\n")]
+    given = {key: _scalar(text) for key, text in reversed(pairs) if key in _LICENSE}
+    return {key: given[key] for key in _LICENSE if given.get(key)}
+
+
+def _scalar(text: str) -> str:
+    """Return the plain or quoted scalar after a colon of YAML; empty for anything else."""
+    value = text.partition("#")[0].strip()
+    plain = text[:1] in (" ", "\t") and value[:1] not in ("[", "{", "&", "*", "!", "|", ">")
+    return value.strip("\"'") if plain else ""
+
+
+def _markdown(text: str) -> str:
+    """Escape text in a line of Markdown: names of folders may hold anything."""
+    return re.sub(r"([\\`*\[\]<>&])", r"\\\1", printable(text))
 
 
 def public_text(plan: Plan, text: str) -> str:

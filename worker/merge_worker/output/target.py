@@ -8,7 +8,8 @@ import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..checkpoint.folder import is_hub_id
 from ..errors import OutputError, UsageError
@@ -180,22 +181,16 @@ def _key(partial: Path, plan: Plan) -> str | None:
     return key
 
 
-def _files_of(finished: dict[str, object]) -> tuple[str, ...]:
+def _files_of(finished: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the top-level names that a finished merge wrote."""
-    names = [str(entry.get("file", "")).split("/")[0] for entry in _outputs(finished)]
-    # A manifest may be forged; nothing outside OUT may ever be removed for it.
-    return (*dict.fromkeys(name for name in names if name not in ("", ".", "..")), MANIFEST)
+    names = (PurePosixPath(entry["file"]).parts[0] for entry in finished.get("outputs", ()))
+    return (*dict.fromkeys(names), MANIFEST)
 
 
-def _outputs(finished: dict[str, object]) -> list[dict[str, object]]:
-    outputs = finished.get("outputs")
-    return [o for o in outputs if isinstance(o, dict)] if isinstance(outputs, list) else []
-
-
-def _unchanged(out: Path, finished: dict[str, object]) -> None:
-    for entry in _outputs(finished):
-        path = out / str(entry.get("file"))
-        if not path.is_file() or path.stat().st_size != entry.get("bytes"):
+def _unchanged(out: Path, finished: Mapping[str, Any]) -> None:
+    for entry in finished.get("outputs", ()):
+        path = out / entry["file"]
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise OutputError(
                 f"{path}: missing or changed since this merge was finished\n"
                 f"  --overwrite merges again from the start"

@@ -92,9 +92,10 @@ class PlanOptions:
 
     def with_recorded(self, recorded: Mapping[str, Any]) -> PlanOptions:
         """Return these options with the recorded ones of a manifest in place of their own."""
-        values = {name: recorded[name] for name in self.recorded() if name in recorded}
-        if "rules" in values:
-            values["matching"] = MatchOptions(**values.pop("rules"))
+        values = {n: recorded[n] for n in self.recorded() if recorded.get(n) is not None}
+        if rules := values.pop("rules", None):
+            known = {n: rules[n] for n in asdict(self.matching) if rules.get(n) is not None}
+            values["matching"] = MatchOptions(**known)
         return replace(self, **values)
 
     @property

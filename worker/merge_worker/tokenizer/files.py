@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.header import CONFIG
+from ..checkpoint.links import leads_out
 from ..errors import InputError, UsageError
 from ..messages import printable
 
@@ -75,9 +76,11 @@ class SideFiles:
         """Return the content of a file, None without it. Raises InputError if it is unreadable."""
         if name in self.overrides:
             return self.overrides[name]
-        path = self.folder / name if self.folder else None
+        if self.folder is None:
+            return None
+        path = self.folder / name
         try:
-            if path is None or not path.is_file():
+            if not path.is_file() or leads_out(self.folder, name):
                 return None
             if path.stat().st_size > LARGEST:
                 raise InputError(f"{path}: {path.stat().st_size} bytes are no tokenizer's")
