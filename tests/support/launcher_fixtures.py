@@ -197,14 +197,17 @@ def job_argv(launch: Callable[..., Outcome], tmp_path: Path) -> Callable[..., li
 
 @pytest.fixture
 def python(tmp_path: Path) -> Callable[..., Path]:
-    """Make a program in place of Python: `unpacking` and `running` are its two steps in bash."""
+    """Make a program in place of Python: `unpacking` and `running` are its two steps in bash.
+
+    It says that it can import what it is asked to.
+    """
 
     def make(unpacking: str = 'exec "$real" "$@"', running: str = ":") -> Path:
         program = tmp_path / "bin" / "their-python"
         program.parent.mkdir()
         program.write_text(
             f"#!/bin/bash\nreal={sys.executable}\n"
-            f'if [ "$1" = -I ]; then\n{unpacking}\nexit\nfi\n{running}\n'
+            f'if [ "$1" = -I ]; then\n{unpacking}\nexit\nfi\n[ "$1" != -c ] || exit 0\n{running}\n'
         )
         program.chmod(0o755)
         return program

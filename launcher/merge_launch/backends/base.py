@@ -122,6 +122,18 @@ class Backend(ABC, Generic[R]):
         """Return the default Python interpreter."""
         return "python3"
 
+    def own_settings(self) -> tuple[str, Mapping[str, object]]:
+        """Return a name and the values of a config file that other clients of the backend use."""
+        return "", {}
+
+    def site(self, resources: R) -> str | None:
+        """Return the built-in site whose values apply where nothing else sets them."""
+        return None
+
+    def assumptions(self, job: Job, resources: R) -> list[str]:
+        """Return what no option sets, with its source, such as `mount weka:b (from the path)`."""
+        return []
+
 
 @dataclass(frozen=True)
 class Submitted:

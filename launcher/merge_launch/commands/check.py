@@ -20,7 +20,7 @@ def check_command(source: list[str], given: dict[str, Any]) -> int:
     from merge_worker.commands.check import report_plan
 
     groups = [MergeOptions, WorkerOptions, CheckOptions]
-    merge_options, worker_options, check_options = read_settings(groups, given, None)
+    (merge_options, worker_options, check_options), _ = read_settings(groups, given, None)
     folder = current_folder(os.environ)
     try:
         merge = read_source(source, merge_options, worker_options.dtype, folder)

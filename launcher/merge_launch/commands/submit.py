@@ -24,6 +24,8 @@ def launch(request: Request, merge: Merge) -> int:
         return run_here(request, jobs[0])  # the worker prints its warnings itself
     for warning in warnings:
         say(f"warning: {warning}")
+    if sources := request.sources(jobs[0]):
+        say(sources)
     return report_submitted(submit(request, jobs), request.options.follow)
 
 
@@ -34,6 +36,8 @@ def show(request: Request, merge: Merge) -> int:
     obstacles = request.backend.obstacles(jobs[0], request.resources)
     for warning in (*merge.recipe.warnings, *obstacles):
         say(f"warning: {warning}")
+    if sources := request.sources(jobs[0]):
+        say(sources)
     sys.stdout.write("".join(texts))
     return 0
 

@@ -78,7 +78,7 @@ def add(app: typer.Typer, sweep: typer.Typer) -> None:
 def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any]) -> int:
     """Submit the members of a sweep that are neither finished nor on their way."""
     groups = [SweepOptions, JobOptions, WorkerOptions, TableOptions, backend.resources]
-    settings = read_settings(groups, given, backend.name)
+    settings, taken = read_settings(groups, given, backend)
     sweep_options, options, worker, table_options, resources = settings
     if table_options.json and not options.dry_run:
         raise UsageError("--json requires --dry-run; see `results --json` after the submission")
@@ -95,9 +95,11 @@ def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any])
     if options.dry_run:
         _show_members(sweep, states, todo, table_options.json)
         return 0
-    request = Request(backend, options, worker, resources)
+    request = Request(backend, options, worker, resources, taken)
     for warning in jobs.check_members(request, sweep, todo):
         say(f"warning: {warning}")
+    if todo and (sources := request.sources(request.job(todo[0].merge))):
+        say(sources)
     return _submit(request, sweep, todo, sweep_options)
 
 

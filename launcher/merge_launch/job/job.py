@@ -124,6 +124,17 @@ class Job:
         """File that holds the notify address, which may be a secret, instead of the job's text."""
         return str(Path(self.folder) / f"{self.name}.notify")
 
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        return (self.merge, *self.further)
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """Packages that the worker needs besides torch, by the module that it imports."""
+        on_hub = self.worker.push is not None or any(merge.hub_models() for merge in self.merges)
+        hub = {"huggingface_hub": "huggingface_hub"} if on_hub else {}
+        return {"yaml": "pyyaml", **hub}
+
     def recipes(self) -> list[tuple[str, Merge]]:
         """Return each merge with the name of its recipe file on the node."""
         further = [(f"recipe-{number}.yml", merge) for number, merge in enumerate(self.further, 2)]

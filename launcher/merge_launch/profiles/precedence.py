@@ -16,6 +16,7 @@ from ..settings.options import Fault, Option, options_of, read
 from .file import ProfileFile
 
 Group = TypeVar("Group")
+FLAG, ENVIRONMENT = "flag", "environment"
 
 
 class Origin(NamedTuple):
@@ -25,21 +26,22 @@ class Origin(NamedTuple):
     name: str
 
     def place(self, option: Option) -> str:
-        if self.name == "flag":
+        if self.name == FLAG:
             return option.flag
-        return option.variable if self.name == "env" else f"{self.name}: {option.name}"
+        return option.variable if self.name == ENVIRONMENT else f"{self.name}: {option.name}"
 
 
 def flags(given: Mapping[str, object]) -> Origin:
     """Return the values of the command line."""
-    return Origin({k: v for k, v in given.items() if v is not None and v != []}, "flag")
+    return Origin({k: v for k, v in given.items() if v is not None and v != []}, FLAG)
 
 
 def environment(variables: Mapping[str, str]) -> Origin:
     """Return the values of the variables MERGE_LAUNCH_…"""
     prefix = "MERGE_LAUNCH_"
     own = {key: value for key, value in variables.items() if key.startswith(prefix)}
-    return Origin({key.removeprefix(prefix).lower(): value for key, value in own.items()}, "env")
+    values = {key.removeprefix(prefix).lower(): value for key, value in own.items()}
+    return Origin(values, ENVIRONMENT)
 
 
 def profile(file: ProfileFile, name: str | None, backend: str | None) -> list[Origin]:
@@ -50,6 +52,20 @@ def profile(file: ProfileFile, name: str | None, backend: str | None) -> list[Or
             origins.append(_origin(table[backend], f"{place}: [{backend}]"))
         origins.append(_origin(table, place))
     return origins
+
+
+def taken(group: type, origins: Sequence[Origin]) -> list[str]:
+    """Return the options of a group that no flag sets, by origin: `mem 32G (built in: slurm)`."""
+    by_origin: dict[str, list[str]] = {}
+    for option in options_of(group):
+        setting = [origin for origin in origins if option.name in origin.values]
+        for origin in setting if option.spec.accumulates else setting[:1]:
+            if origin.name != FLAG:
+                value = read(option, origin.values[option.name])
+                shown = " ".join(value) if isinstance(value, tuple) else str(value)
+                words = printable(f"{option.flag.removeprefix('--')} {shown}")
+                by_origin.setdefault(origin.name.partition(": [")[0], []).append(words)
+    return [f"{', '.join(words)} ({origin})" for origin, words in by_origin.items()]
 
 
 def _origin(table: Mapping[str, Any], name: str) -> Origin:

@@ -38,6 +38,8 @@ class Request:
     options: JobOptions
     worker: WorkerOptions
     resources: Any
+    taken: tuple[str, ...] = ()
+    """The options of the backend that were not in the command, with their origins."""
 
     @property
     def runs_in_foreground(self) -> bool:
@@ -86,6 +88,10 @@ class Request:
         further = merges[1:]
         return Job(merges[0], self.options, self.worker, payload.build(), python, further=further)
 
+    def sources(self, job: Job) -> str:
+        """Return one line: what the job takes from elsewhere than the command, and from where."""
+        return ", ".join([*self.backend.assumptions(job, self.resources), *self.taken])
+
     def _split(self, job: Job) -> JobChain:
         return job.split() if self.backend.dependencies else (job,)
 
@@ -99,17 +105,29 @@ def read_request(
 ) -> tuple[Request, Merge]:
     """Read the SOURCE words and the flags of a command. Raises with every fault of them."""
     groups = [MergeOptions, JobOptions, WorkerOptions, backend.resources]
-    merge_options, options, worker, resources = read_settings(groups, given, backend.name)
+    (merge_options, options, worker, resources), taken = read_settings(groups, given, backend)
     merge = read_source(words, merge_options, worker.dtype, current_folder(os.environ))
-    return Request(backend, options, worker, resources), merge
+    return Request(backend, options, worker, resources, taken), merge
 
 
-def read_settings(groups: list[Any], given: Mapping[str, Any], backend: str | None) -> list[Any]:
-    """Return an instance of each option group, from flags, environment and profiles.
+def read_settings(
+    groups: list[Any], given: Mapping[str, Any], backend: Backend[Any] | None
+) -> tuple[list[Any], tuple[str, ...]]:
+    """Return an instance of each option group, and what the backend's options took from where.
 
-    Raises UsageError with every fault.
+    Origins are flags, environment, profiles, the backend's own config file and its site. Raises
+    UsageError with every fault.
     """
     flags, variables = precedence.flags(given), precedence.environment(os.environ)
-    name = given.get("profile") or os.environ.get("MERGE_LAUNCH_PROFILE")
-    profile = precedence.profile(ProfileFile.here(), name, backend)
-    return precedence.resolve(groups, [flags, variables, *profile])
+    chosen = given.get("profile") or os.environ.get("MERGE_LAUNCH_PROFILE")
+    name = None if backend is None else backend.name
+    origins = [flags, variables, *precedence.profile(ProfileFile.here(), chosen, name)]
+    if backend is None:
+        return precedence.resolve(groups, origins), ()
+    place, values = backend.own_settings()
+    origins.append(precedence.Origin(values, place))
+    (resources,) = precedence.resolve([backend.resources], origins)
+    if (site := backend.site(resources)) is not None:
+        origins += precedence.profile(ProfileFile.read(None), site, name)
+    taken = precedence.taken(backend.resources, origins)
+    return precedence.resolve(groups, origins), tuple(taken)

@@ -266,13 +266,13 @@ def test_check(launch, work: Path) -> None:
 
 @pytest.mark.parametrize("site", file.sites())
 def test_every_site_makes_a_job(site: str, launch) -> None:
-    for backend in ("pbs", "slurm"):
+    for backend in ("pbs", "slurm", "beaker"):
         own = precedence.profile(ProfileFile.read(None), site, backend)
         if any(f"[{backend}]" in origin.name for origin in own):
             charged = ("--project", "ab12") if backend == "pbs" else ()
             done = launch("render", backend, "out", "m1", "m2", "--profile", site, *charged)
             assert done.code == 0, done.err
-            assert done.out.startswith("#!/bin/bash\n")
+            assert done.out.startswith("# linear" if backend == "beaker" else "#!/bin/bash\n")
             return
     raise AssertionError(f"{site} is for no backend")
 
@@ -282,3 +282,25 @@ def test_profiles_are_completed(work: Path) -> None:
     assert file.complete("ga") == ["gadi", "gadi-a100", "gamma"]
     (work / file.FILE_NAME).write_text("[profile")
     assert file.complete("ga") == []
+
+
+def test_a_line_says_what_a_job_takes_from_where(launch, fakes, models, work: Path) -> None:
+    path = work / file.FILE_NAME
+    path.write_text(
+        "default_profile = 'a'\n[profile.a]\nextends = 'openpbs'\n[pbs]\nqueue = 'long'\n"
+        "[slurm]\nmem = '32G'\n"
+    )
+    (work / "recipe.yml").write_text(
+        "merge_method: linear\nmodels: [{model: m1}, {model: m2}]\nparameters: {weight: 1}\n"
+    )
+    done = launch("pbs", "--ngpus", "2", "recipe.yml")
+    assert done.code == 0, done.err
+    taken = f"ncpus 8, mem 32gb, walltime 04:00:00 (built in: openpbs), queue long ({path})"
+    assert done.err == f"merge-launch: {taken}\n"
+    assert f"out     {work}/linear-m1-m2\n" in done.out
+    done = launch("slurm", "--gpus", "2", "recipe.yml", "--profile", "slurm")
+    assert done.code == 0, done.err
+    taken = "cpus 8, mem 32G, time 04:00:00 (built in: slurm)"
+    assert done.err == f"merge-launch: {taken}\n"
+    assert f"out     {work}/linear-m1-m2\n" in done.out
+    assert launch("slurm", "--gpus", "2", "--mem", "1G", "out", *models).err == ""

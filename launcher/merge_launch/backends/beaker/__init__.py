@@ -14,9 +14,10 @@ from merge_worker.messages import printable
 
 from ...errors import ClusterError, UsageError
 from ..base import Run, Service, Status, Submitted, seconds
+from . import config
 from .client import connected, submit_spec
 from .log import lines
-from .options import BeakerResources, covered, mounts
+from .options import BeakerResources, Mount, covered, implied_mounts, requested_mounts
 from .spec import ARGUMENTS_BYTES, faults
 from .status import event_lines, last_run, workload_status
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from ...job.job import Job
 
 RESULTS = "/results"
-NO_IMAGE = "author/image-to-be-chosen"
+IMAGE = "docker://pytorch/pytorch:2.7.1-cuda12.8-cudnn9-runtime"
+"""A public image with Python and torch; the job installs what else the worker needs."""
 LONGEST_DESCRIPTION = 500
 
 
@@ -49,27 +51,35 @@ class Beaker(Service[BeakerResources]):
         return []
 
     def obstacles(self, job: Job, resources: BeakerResources) -> list[str]:
-        obstacles = []
-        if resources.image is None:
-            obstacles.append(
-                "image missing: add --image AUTHOR/NAME, with python, torch and pyyaml"
-            )
-        paths = [mount.path for mount in mounts(resources)]
-        uncovered = [path for path in job.merge.local_models() if not covered(path, paths)]
+        paths = [mount.path for mount in mounts(job, resources)]
+        models = [path for merge in job.merges for path in merge.local_models()]
+        uncovered = [path for path in dict.fromkeys(models) if not covered(path, paths)]
         if resources.replicas == 1:  # each replica has a results folder of its own
             paths.append(RESULTS)
-        if not covered(job.merge.out, paths):
-            uncovered.append(job.merge.out)
-        if uncovered:
-            obstacles.append(
-                f"no mount covers {', '.join(printable(path) for path in uncovered)}: "
-                f"add --weka BUCKET:{printable(posixpath.dirname(uncovered[0]))} or "
-                f"--mount SOURCE:/PATH, or use paths below a mount"
-            )
-        return obstacles
+        uncovered += [merge.out for merge in job.merges if not covered(merge.out, paths)]
+        if not uncovered:
+            return []
+        return [
+            f"no mount covers {', '.join(printable(path) for path in uncovered)}: "
+            f"add --weka BUCKET:{printable(posixpath.dirname(uncovered[0]))} or "
+            f"--mount SOURCE:/PATH, or use paths below a mount, such as /weka/BUCKET"
+        ]
+
+    def own_settings(self) -> tuple[str, Mapping[str, object]]:
+        return str(config.path()), config.defaults()
+
+    def site(self, resources: BeakerResources) -> str | None:
+        owner, slash, _ = (resources.workspace or "").partition("/")
+        organization = owner if slash else config.defaults().get("org", config.ORGANIZATION)
+        return organization if organization == config.ORGANIZATION else None
+
+    def assumptions(self, job: Job, resources: BeakerResources) -> list[str]:
+        image = [f"image {IMAGE} (built in)"] if resources.image is None else []
+        implied = implied_mounts(resources, paths_of(job))
+        return image + [f"mount weka:{mount.source} (from the path)" for mount in implied]
 
     def context(self, job: Job, resources: BeakerResources) -> dict[str, object]:
-        image = resources.image or NO_IMAGE
+        image = resources.image or IMAGE
         docker = image.startswith("docker://")
         about = resources.description or f"{job.merge.title()} into {job.merge.out}"
         cpus = None if resources.cpus is None else float(resources.cpus)
@@ -78,7 +88,7 @@ class Beaker(Service[BeakerResources]):
             "description": about[:LONGEST_DESCRIPTION],
             "image": {"docker" if docker else "beaker": image.removeprefix("docker://")},
             "cpus": int(cpus) if cpus is not None and cpus.is_integer() else cpus,
-            "mounts": mounts(resources),
+            "mounts": mounts(job, resources),
             "secrets": dict(pair.split("=", 1) for pair in resources.secret),
             "results": RESULTS,
         }
@@ -126,6 +136,16 @@ class Beaker(Service[BeakerResources]):
             if job_id not in client.workloads([job_id]):
                 raise ClusterError(f"beaker: job {printable(job_id)} not found")
             client.call("CancelWorkloads", workload_ids=[job_id])
+
+
+def paths_of(job: Job) -> list[str]:
+    """Return the paths of models and outputs that a job uses."""
+    return [path for merge in job.merges for path in (*merge.local_models(), merge.out)]
+
+
+def mounts(job: Job, resources: BeakerResources) -> list[Mount]:
+    """Return the mounts of a job: those requested, and those that follow from its paths."""
+    return requested_mounts(resources) + implied_mounts(resources, paths_of(job))
 
 
 BACKEND = Beaker()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import posixpath
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -30,7 +32,7 @@ class BeakerResources(Resources):
     )
     workspace: str | None = option(
         None,
-        "workspace (default: that of your Beaker config)",
+        "workspace (default: that of the Beaker config)",
         "ORG/NAME",
         OWNED,
         "such as ai2/merging",
@@ -50,7 +52,7 @@ class BeakerResources(Resources):
     )
     image: str | None = option(
         None,
-        "an image with python, torch and pyyaml; docker://TAG for a Docker image",
+        "an image with python and torch; docker://TAG for a Docker image",
         "AUTHOR/NAME",
         r"(docker://)?[A-Za-z0-9][A-Za-z0-9_.:/@-]*",
         "AUTHOR/NAME or docker://TAG",
@@ -101,7 +103,7 @@ class Mount(NamedTuple):
     path: str
 
 
-def mounts(resources: BeakerResources) -> list[Mount]:
+def requested_mounts(resources: BeakerResources) -> list[Mount]:
     """Return the mounts that --weka and --mount request."""
     result = []
     for word in resources.weka:
@@ -112,6 +114,20 @@ def mounts(resources: BeakerResources) -> list[Mount]:
         kind = "hostPath" if source.startswith("/") else "beaker"
         result.append(Mount(kind, source, "".join(sub), path))
     return result
+
+
+def implied_mounts(resources: BeakerResources, paths: Iterable[str]) -> list[Mount]:
+    """Return the buckets of `paths` below /weka/BUCKET, except beside requested mounts there."""
+    requested = [mount.path.lower() for mount in requested_mounts(resources)]
+    result: dict[str, Mount] = {}
+    for path in paths:
+        match = re.match(rf"/weka/({WORD})(?=/|$)", posixpath.normpath(path))
+        if match is None:
+            continue
+        place = match[0].lower()
+        if not covered(place, requested) and not any(covered(path, [place]) for path in requested):
+            result.setdefault(match[0], Mount("weka", match[1], "", match[0]))
+    return list(result.values())
 
 
 def covered(path: str, by: list[str]) -> bool:
