@@ -17,15 +17,18 @@ from .errors import ClusterError
 TIMEOUT_S = 120.0
 # Slurm settings that belong to the site, not to the job that merge-launch may run in.
 SITE_VARIABLES = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+# The user's defaults for these commands would hide jobs from them, or change what they print.
+DEFAULTS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT")
 
 
 class CommandFailed(ClusterError):
-    """A program that ended with an error. `output` is its stdout."""
+    """A program that ended with an error. `output` is its stdout, `errors` its stderr."""
 
-    def __init__(self, message: str, status: int, output: str) -> None:
+    def __init__(self, message: str, status: int, output: str, errors: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.output = output
+        self.errors = errors
 
 
 def find(name: str) -> str:
@@ -48,7 +51,7 @@ def answer(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
             [program, *argv[1:]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=without_outer_job(os.environ),
+            env=for_schedulers(os.environ),
             timeout=timeout_s,
             check=False,
         )
@@ -63,19 +66,22 @@ def answer(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
         # Some wrappers of qsub report their errors on stdout.
         reason = error_lines(errors) or error_lines(output) or "no error message"
         message = f"{argv[0]} failed with status {process.returncode}: {reason}"
-        raise CommandFailed(message, process.returncode, output)
+        raise CommandFailed(message, process.returncode, output, errors)
     return output
 
 
-def without_outer_job(variables: Mapping[str, str]) -> dict[str, str]:
-    """Drop the variables of a Slurm job that merge-launch runs in.
+def for_schedulers(variables: Mapping[str, str]) -> dict[str, str]:
+    """Drop the user's defaults of Slurm's commands, and the variables of a job around this process.
 
-    sbatch would pass them on: srun fails if memory is given twice, and the task number of an outer
-    array would be taken for the new job's own.
+    sbatch would pass the latter on: srun fails if memory is given twice, and the task number of an
+    outer array would be taken for the new job's own.
     """
-    if "SLURM_JOB_ID" not in variables:
-        return dict(variables)
-    return {k: v for k, v in variables.items() if k in SITE_VARIABLES or not k.startswith("SLURM_")}
+    dropped = (*DEFAULTS, "SLURM_") if "SLURM_JOB_ID" in variables else DEFAULTS
+    return {
+        name: value
+        for name, value in variables.items()
+        if name in SITE_VARIABLES or not name.startswith(dropped)
+    }
 
 
 def error_lines(text: str) -> str:

@@ -26,3 +26,13 @@ run_job() {
     env -i PATH="$PATH" HOME="$HOME" "$@" bash "$script" >> "$log" 2>&1 < /dev/null || code=$?
     printf '%s\n' "$code" > "$FAKES/$id.ended"
 }
+
+# A Slurm that has no database of clusters knows none by name.
+other_cluster() {
+    refuse "error: No cluster '${1#*=}' known by database." 1
+}
+
+# Time of submission, user and name of a job of Slurm.
+origin() {
+    cat "$FAKES/${1%%_*}.origin" 2> /dev/null || echo "2026-01-02T03:04:05|$UID|unnamed"
+}

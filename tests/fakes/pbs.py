@@ -5,7 +5,7 @@ Torque's states if $FAKE_PBS is torque.
 
 Settings are files in $FAKES/pbs: `down` (no server), `no-history`, `quota` (one job a user),
 `array-limit` (holds a number), `no-json` (PBS Pro 13), `raw-json` (later, but not by much),
-`variables` (of every job).
+`first-only` (JSON of OpenPBS since 2023-12), `variables` (of every job).
 `schedule` is for tests: it runs what may run, one job after the other (`schedule begin`: starts it
 only). With $FAKE_RUN each job runs at once.
 """
@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from pbs_jobs import (
@@ -100,7 +101,7 @@ def qsub(words: list[str]) -> None:
     if "\r" in script.read_bytes().decode(errors="replace"):
         raise Refused("script contains cr, lf", 1)
     job = {"state": "Q", "comment": "", "runs": 0, "depend": "", "text": text, "queue": "workq"}
-    job["cwd"] = str(Path.cwd())
+    job |= {"cwd": str(Path.cwd()), "ctime": time.ctime()}
     spoken = [f"{option} {value}" for option, value in zip(given[::2], given[1::2], strict=True)]
     # The command line wins.
     for line in directives(text) + spoken:
@@ -144,12 +145,24 @@ def array(value: str | None) -> list[int]:
     return members
 
 
-def qdel(words: list[str]) -> None:
-    job = jobs().get(words[-1])
+def qdel(words: list[str]) -> int:
+    """Delete jobs; the exit status is that of the last one that cannot be."""
+    status = 0
+    for job_id in words:
+        try:
+            delete(job_id)
+        except Refused as error:
+            print(f"qdel: {error}", file=sys.stderr)
+            status = error.status
+    return status
+
+
+def delete(job_id: str) -> None:
+    job = jobs().get(job_id)
     if job is None:
-        raise Refused(f"Unknown Job Id {words[-1]}", 153)
+        raise Refused(f"Unknown Job Id {job_id}", 153)
     if job["state"] == "F":
-        raise Refused(f"Job has finished {words[-1]}", 35)
+        raise Refused(f"Job has finished {job_id}", 35)
     running = job["state"] == "R"
     if running:
         stop(job)

@@ -1,6 +1,8 @@
 """The output of qstat of the fake PBS: jobs in full, as text or JSON, and the server."""
 
 import json
+import os
+import pwd
 import re
 import sys
 
@@ -33,7 +35,9 @@ def variables() -> list[tuple[str, str]]:
 
 
 def fields(job: dict) -> dict[str, object]:
-    result: dict[str, object] = {"Job_Name": job["N"], "Job_Owner": "me@login"}
+    owner = pwd.getpwuid(os.getuid()).pw_name
+    result: dict[str, object] = {"Job_Name": job["N"], "Job_Owner": f"{owner}@login"}
+    result["ctime"] = job["ctime"]
     result |= {"job_state": letter(job), "queue": job.get("q", "workq")}
     if job["depend"] and job["state"] == "H":
         result |= {"Hold_Types": "s", "depend": job["depend"] + "@pbs-server"}
@@ -70,7 +74,7 @@ def coerced(value: str) -> object:
 def as_json(shown: list[dict]) -> str:
     answer: dict[str, object] = {"timestamp": 1764100000, "pbs_version": "23.06.06"}
     answer["pbs_server"] = "pbs-server"
-    for job in shown:
+    for job in shown[: 1 if switched("first-only") else None]:
         listed = fields(job)
         listed["Variable_List"] = {name: coerced(value) for name, value in variables()}
         answer.setdefault("Jobs", {})[job["id"]] = listed

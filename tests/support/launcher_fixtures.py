@@ -142,6 +142,8 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     folder = tmp_path / "fakes"
     folder.mkdir()
     monkeypatch.setenv("FAKES", str(folder))
+    (folder / "slurm.conf").write_text("# A site.\nClusterName=cluster\n")
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     monkeypatch.setenv("PATH", f"{FAKES}:{os.environ['PATH']}")
     return Fakes(folder)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from merge_worker.messages import printable
@@ -40,6 +40,18 @@ class JobState(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Name, user and time of submission of a job, as far as its scheduler reports them.
+
+    Ids come again: after a new installation, and on another cluster.
+    """
+
+    name: str = ""
+    user: str = ""
+    submitted_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Status:
     """The state of a job as its scheduler reports it.
 
@@ -50,6 +62,7 @@ class Status:
     state: JobState
     detail: str = ""
     reasons: tuple[str, ...] = ()
+    origin: Origin = field(default=Origin(), compare=False)
 
 
 def state_of_exit(code: int) -> JobState:
@@ -197,6 +210,29 @@ class Scheduler(Backend[R]):
         """Return the job arrays of the scheduler, or None if it has none."""
         return None
 
+    def array_of(self, job_id: str) -> str:
+        """Return the id of the array whose member has this id, or "" for another job."""
+        return ""
+
+    def user(self) -> str:
+        """Return this user as the scheduler reports the user of a job, or "" if it does not."""
+        return ""
+
+    def cluster(self) -> str:
+        """Return the name of the cluster that the commands here reach.
+
+        It is "" if that is unknown, or part of the ids.
+        """
+        return ""
+
+    def parse_cluster(self, text: str) -> str:
+        """Return the cluster in the output of the submitting command, or ""."""
+        return ""
+
+    def cluster_options(self, cluster: str) -> list[str]:
+        """Return the options with which the commands here reach another cluster."""
+        return []
+
     @abstractmethod
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
         """Return the command that submits the script at `path`.
@@ -225,6 +261,14 @@ class Scheduler(Backend[R]):
         the text is not readable in this format.
         """
 
+    def listed(self, text: str) -> Collection[str] | None:
+        """Return the ids of all jobs in the output of a source, those without a status included.
+
+        None if a source leaves out the jobs that it does not know. Otherwise it fails for them by
+        name: a job is not forgotten merely because an answer leaves it out.
+        """
+        return None
+
     def why_argv(self, job_id: str, dialect: str) -> list[str] | None:
         """Return a command with more reasons than `parse_status` gives, if there is one."""
         return None
@@ -234,7 +278,8 @@ class Scheduler(Backend[R]):
         return ()
 
     @abstractmethod
-    def cancel_argv(self, job_id: str) -> list[str]: ...
+    def cancel_argv(self, ids: Sequence[str]) -> list[str]:
+        """Return the command that cancels jobs."""
 
 
 class LocalBackend(Scheduler[R]):

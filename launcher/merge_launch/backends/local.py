@@ -50,8 +50,12 @@ for id; do
 done
 """
 STOP_SCRIPT = f"""{IS_RUNNING_FUNCTION}
-is_running "$1" || exit 35
-kill -TERM -- "-${{1##*-}}" 2> /dev/null || kill -TERM "${{1##*-}}"
+code=0
+for id; do
+    if ! is_running "$id"; then code=35
+    else kill -TERM -- "-${{id##*-}}" 2> /dev/null || kill -TERM "${{id##*-}}" || code=1; fi
+done
+exit "$code"
 """
 
 
@@ -95,8 +99,8 @@ class Local(LocalBackend[LocalResources]):
     def parse_status(self, source: str, text: str) -> dict[str, Status]:
         return dict.fromkeys(text.splitlines(), Status(JobState.RUNNING, "process is running"))
 
-    def cancel_argv(self, job_id: str) -> list[str]:
-        return ["bash", "-c", STOP_SCRIPT, "bash", job_id]
+    def cancel_argv(self, ids: Sequence[str]) -> list[str]:
+        return ["bash", "-c", STOP_SCRIPT, "bash", *ids]
 
     def python(self) -> str:
         """Return this interpreter if it has torch, so that environments work without activation."""

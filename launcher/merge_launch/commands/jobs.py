@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import sys
@@ -16,7 +15,7 @@ from merge_worker.units import ago
 
 from .. import backends, table
 from ..backends.base import JobState, Service, Status
-from ..errors import ClusterError, in_one_line
+from ..errors import ClusterError, LauncherError, in_one_line
 from ..submission.submit import resubmit
 from ..tracking import conflicts, explain, logs, records
 from ..tracking import status as job_status
@@ -52,15 +51,13 @@ def jobs_command(
         say(f"warning: {fault}")
     shown = known if every else known[:NEWEST]
     statuses, failures = job_status.query(shown)
-    rows = [row(record, statuses[job_status.key(record)]) for record in shown]
+    rows = [row(record, statuses[record.key]) for record in shown]
     table.show(rows, COLUMNS, as_json)
     if not known and not as_json:
         say("nothing was submitted from here yet")
     if len(shown) < len(known) and not as_json:
         say(f"{len(known) - len(shown)} older ones with --all")
-    for failure in failures:
-        say(f"{in_one_line(failure)}; showing the last known states")
-    return failures[0].exit_code if failures else 0
+    return _told(failures)
 
 
 def row(record: Record, status: Status) -> dict[str, object]:
@@ -81,23 +78,36 @@ def row(record: Record, status: Status) -> dict[str, object]:
 
 
 def status_command(job: JobWord, as_json: AsJson = False) -> int:
-    """Print the state of a job."""
-    record = records.find(job)
-    status = job_status.query_one(record)
+    """Print the state of a job, or of each job of an array or a sweep."""
+    found = records.find_all(job)
+    if len(found) == 1:
+        statuses = {found[0].key: job_status.query_one(found[0])}
+        failures: list[LauncherError] = []
+    else:
+        statuses, failures = job_status.query(found)
+    rows = [row(record, statuses[record.key]) for record in found]
     if as_json:
-        print(json.dumps(row(record, status), indent=1))
-        return 0
-    detail = f"  ({printable(status.detail)})" if status.detail else ""
-    print(f"{record.job_id}  {status.state.value}{detail}  {printable(record.out)}")
-    return 0
+        print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=1))
+    for record in () if as_json else found:
+        status = statuses[record.key]
+        detail = f"  ({printable(status.detail)})" if status.detail else ""
+        print(f"{record.job_id}  {status.state.value}{detail}  {printable(record.out)}")
+    return _told(failures)
+
+
+def _told(failures: list[LauncherError]) -> int:
+    """Tell which schedulers did not answer; return the exit code."""
+    for failure in failures:
+        say(f"{in_one_line(failure)}; showing the last known states")
+    return failures[0].exit_code if failures else 0
 
 
 def logs_command(job: JobWord, follow: Follow = False) -> int:
-    """Print the log of a job, its progress folded."""
+    """Print the log of a job, its progress folded; with -f, end with the job's exit code."""
     record = records.find(job)
     if follow or isinstance(backends.get(record.backend), Service):
-        _print_live_log(record, follow)
-    elif logs.files(record):
+        return _print_live_log(record, follow)
+    if logs.files(record):
         for line in logs.fold_progress(logs.lines(record), table.wants_color(sys.stdout)):
             print(line)
     else:
@@ -105,20 +115,31 @@ def logs_command(job: JobWord, follow: Follow = False) -> int:
     return 0
 
 
-def _print_live_log(record: Record, follow: bool, position: int = 0) -> int | None:
-    """Print a log as it grows, or as a service returns it. Returns the job's exit code, if any."""
+def _print_live_log(record: Record, follow: bool, position: int = 0) -> int:
+    """Print a log as it grows, or as a service returns it. Return the job's exit code if it ended.
+
+    Raises LauncherError if the service cannot tell how the job ended.
+    """
     backend = backends.get(record.backend)
     try:
-        if not isinstance(backend, Service):
-            return logs.follow(record, sys.stdout, job_status.query_patiently, position)
-        lines = backend.log_lines(record.job_id, follow)
-        colored = table.wants_color(sys.stdout)
-        for line in lines if follow else logs.fold_progress(lines, colored):
-            print(logs.clean(line, colored), flush=follow)
+        if isinstance(backend, Service):
+            lines = backend.log_lines(record.job_id, follow)
+            colored = table.wants_color(sys.stdout)
+            for line in lines if follow else logs.fold_progress(lines, colored):
+                print(logs.clean(line, colored), flush=follow)
+            if not follow:
+                return 0
+            status = job_status.query_one(record)
+        else:
+            status = logs.follow(record, sys.stdout, job_status.query_patiently, position)
     except KeyboardInterrupt:
         cancel = shlex.join(["merge-launch", "cancel", record.job_id])
         say(f"the job goes on; to cancel it: {cancel}")
-    return None
+        return 0
+    code = job_status.exit_code_of(record, status)
+    if code != 0:
+        say(f"{record.job_id}  {status.state.value}  ({printable(status.detail)})")
+    return code
 
 
 def why_command(job: JobWord, as_json: AsJson = False) -> int:
@@ -126,7 +147,9 @@ def why_command(job: JobWord, as_json: AsJson = False) -> int:
     record = records.find(job)
     # Jobs that ended are asked about too: the scheduler may know more than the record.
     status = job_status.query_one(record, include_settled=True)
-    more, code = job_status.query_reasons(record), explain.exit_code_of(status, record.exit_code())
+    # What another job with this id waits for is no reason.
+    more = () if isinstance(status, job_status.Absent) else job_status.query_reasons(record)
+    code = explain.exit_code_of(status, record.exit_code())
     backend = backends.get(record.backend)
     if isinstance(backend, Service):
         log = backend.log_lines(record.job_id, follow=False)
@@ -143,24 +166,26 @@ def why_command(job: JobWord, as_json: AsJson = False) -> int:
 
 
 def cancel_command(job: JobWord) -> int:
-    """Cancel a job; finished work is kept."""
-    record = records.find(job)
-    if job_status.is_settled(record):
-        print(f"{record.job_id}  was over already ({record.last_status.state.value})")
-        return 0
-    for later in records.waiting_for(record):
-        with contextlib.suppress(ClusterError):
-            job_status.cancel(later)
-    if not job_status.cancel(record):
-        print(f"{record.job_id}  was over already")
-        return 0
-    print(f"{record.job_id}  asked to end; finished work is kept, and 'retry' resumes it")
-    return 0
+    """Cancel a job, or all jobs of an array or a sweep; finished work is kept."""
+    found = records.find_all(job, exact=True)
+    open_jobs = [record for record in found if not job_status.is_settled(record)]
+    statuses = job_status.cancel([*records.waiting_for(open_jobs), *open_jobs])
+    code = 0
+    for record in found:
+        status = statuses.get(record.key, record.last_status)
+        if status.state.has_ended:
+            print(f"{record.job_id}  was over already ({status.state.value})")
+        elif isinstance(status, job_status.Absent):
+            say(f"{record.job_id}: not cancelled: {printable(status.detail)}")
+            code = ClusterError.exit_code
+        else:
+            print(f"{record.job_id}  asked to end; finished work is kept, and 'retry' resumes it")
+    return code
 
 
 def retry_command(job: JobWord, follow: Follow = False) -> int:
     """Submit a job once more: it resumes its output."""
-    record = records.find(job)
+    record = records.find(job, exact=True)
     status = job_status.query_one(record)
     if not status.state.has_ended and status.state is not JobState.UNKNOWN:
         say(f"{record.job_id} is {status.state.value}; cancel it first, or wait for its end")
@@ -181,11 +206,10 @@ def report_submitted(submitted: list[Record], follow: bool) -> int:
     print(f"cancel  {shlex.join(['merge-launch', 'cancel', first.job_id])}", flush=True)
     for later in submitted[1:]:
         print(f"then    {later.job_id}  (after it; log {printable(later.log)})", flush=True)
-    position = logs.size(first)
     keep_records(submitted)
     if conflict := conflicts.warning(submitted):
         say(f"warning: {conflict}")
-    return (_print_live_log(first, follow, position) or 0) if follow else 0
+    return _print_live_log(first, follow, first.log_bytes) if follow else 0
 
 
 def keep_records(submitted: list[Record]) -> None:

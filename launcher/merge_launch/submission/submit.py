@@ -20,6 +20,8 @@ from ..errors import ClusterError, LauncherError, OutputError
 from ..job.job import Job
 from ..process import answer, find, foreground
 from ..tracking import records
+from ..tracking import status as job_status
+from ..tracking.logs import size_of
 from ..tracking.records import Record
 from .prepare import JobChain, Request
 
@@ -71,9 +73,8 @@ def submit(request: Request, jobs: JobChain) -> list[Record]:
         try:
             submitted.append(submit_job(request, job, text, submitted[-1:]))
         except LauncherError:
-            for record in submitted:
-                with contextlib.suppress(LauncherError):
-                    answer(scheduler_of(request).cancel_argv(record.job_id))
+            with contextlib.suppress(LauncherError):
+                job_status.ask_to_end(submitted)
             raise
     return submitted
 
@@ -104,6 +105,7 @@ def unsubmitted(request: Request, job: Job, after: Sequence[Record] = ()) -> Rec
         name=job.name,
         script=str(Path(job.folder) / f"{job.name}.{backend.suffix}"),
         after=after[0].job_id if after else "",
+        log_bytes=size_of(job.log),
     )
 
 
@@ -161,7 +163,8 @@ def submit_script(backend: Scheduler[Any], record: Record, words: Sequence[str] 
     if job_id is None:
         text = printable(reply.strip())[:200] or "nothing"
         raise Refused(f"{argv[0]}: expected a job id, got: {text}")
-    return with_id(record, job_id)
+    cluster = backend.parse_cluster(reply) or backend.cluster()
+    return with_id(dataclasses.replace(record, cluster=cluster, user=backend.user()), job_id)
 
 
 def with_id(record: Record, job_id: str) -> Record:
@@ -192,14 +195,17 @@ def resubmit(record: Record) -> list[Record]:
         raise OutputError(
             f"{record.script or record.job_id}: {error.strerror}; submit the merge anew"
         ) from None
-    first = dataclasses.replace(record, after="").with_status(Status(JobState.UNKNOWN))
+    # A member of an array is submitted alone, with a name of its own.
+    first = dataclasses.replace(record, after="", job_name="").with_status(Status(JobState.UNKNOWN))
     if isinstance(backend, Service):
         return [_submit_to_service(backend, first, text)]
     if not isinstance(backend, Scheduler):
         raise TypeError(f"cannot submit to a {type(backend).__name__}")
     Path(record.script).parent.mkdir(parents=True, exist_ok=True)
-    submitted = [submit_script(backend, first)]
-    for later in records.waiting_for(record):
-        after = dataclasses.replace(later, after=submitted[0].job_id)
+    submitted = [submit_script(backend, dataclasses.replace(first, log_bytes=size_of(first.log)))]
+    for later in records.waiting_for([record]):
+        after = dataclasses.replace(
+            later, after=submitted[0].job_id, log_bytes=size_of(later.log), job_name=""
+        )
         submitted.append(submit_script(backend, after))
     return submitted

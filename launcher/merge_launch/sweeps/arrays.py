@@ -14,7 +14,7 @@ from ..job.source import job_folder, safe_name
 from ..process import answer
 from ..settings.groups import SweepOptions
 from ..submission.prepare import JobChain, Request
-from ..submission.submit import job_files, scheduler_of, submit_script, unsubmitted, with_id
+from ..submission.submit import job_files, scheduler_of, submit_script, unsubmitted
 from ..tracking.records import Record
 from .definition import Member, Sweep
 from .jobs import SubmittedMember, submit_after, submit_each
@@ -79,11 +79,13 @@ def _submit_array(
         for merge, record, text in zip(merges, records, texts, strict=True):
             files.enter_context(job_files(Path(record.script), text, merge))
         files.enter_context(job_files(script, array_text(texts[0], records, arrays.index_variable)))
-        array = dataclasses.replace(records[0], script=str(script))
-        array_id = submit_script(backend, array, words).job_id
+        array = dataclasses.replace(records[0], script=str(script), job_name=name)
+        array = submit_script(backend, array, words)
     failures: list[LauncherError] = []
     for position, (member, chain, record) in enumerate(zip(members, chains, records, strict=True)):
-        submitted = with_id(record, arrays.member_id(array_id, position))
+        own = {key: getattr(record, key) for key in ("out", "log", "name", "script", "log_bytes")}
+        job_id = arrays.member_id(array.job_id, position)
+        submitted = dataclasses.replace(array, job_id=job_id, **own)
         yield member, [submitted, *submit_after(request, [submitted], chain[1:], failures)]
     if failures:
         raise failures[0]

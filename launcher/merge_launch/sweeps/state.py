@@ -79,8 +79,8 @@ def _jobs(sweep: Sweep) -> dict[str, tuple[Record | None, Record | None]]:
     for member in sweep.members:
         own = by_out.get(member.merge.out) or records.copies_in(job_folder(member.merge.out))
         merge = next((record for record in own if not record.after), None)
-        key = merge and (merge.backend, merge.job_id)
-        then = next((job for job in own if (job.backend, job.after) == key), None)
+        later = (job for job in own if merge is not None and records.waits_for(job, merge))
+        then = next(later, None)
         jobs[member.name] = merge, then
     return jobs
 
@@ -89,10 +89,10 @@ def _state(
     member: Member,
     merge: Record | None,
     then: Record | None,
-    statuses: Mapping[job_status.Key, Status],
+    statuses: Mapping[str, Status],
 ) -> MemberState:
-    status = statuses[job_status.key(merge)] if merge is not None else None
-    then_status = statuses[job_status.key(then)] if then is not None else None
+    status = statuses[merge.key] if merge is not None else None
+    then_status = statuses[then.key] if then is not None else None
     running = status is not None and status.state is JobState.RUNNING
     if is_merged(member) and not running:
         # A failed job with a finished merge: `--then`, at the end of the same job, failed.

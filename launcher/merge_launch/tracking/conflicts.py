@@ -22,18 +22,18 @@ def warning(fresh: Sequence[Record]) -> str | None:
         recorded, _ = records.load()
     except OSError:
         return None
-    ids = {record.job_id for record in fresh}
-    rivals = [job for job in recorded if _same_out(job, fresh[0]) and job.job_id not in ids]
+    own = {record.key for record in fresh}
+    rivals = [job for job in recorded if _same_out(job, fresh[0]) and job.key not in own]
     unfinished = [job for job in rivals if not _has_ended(job)]
     statuses, failures = status.query(unfinished, timeout_s=PATIENCE_S)
     active = (JobState.QUEUED, JobState.RUNNING)
-    busy = [job for job in unfinished if statuses[status.key(job)].state in active]
+    busy = [job for job in unfinished if statuses[job.key].state in active]
     if not busy:
         return None
     job = busy[0].job_id
     more = f" (and {len(busy) - 1} more)" if len(busy) > 1 else ""
     seen = "was last seen" if failures else "is"
-    state = statuses[status.key(busy[0])].state.value
+    state = statuses[busy[0].key].state.value
     commands = [shlex.join(["merge-launch", verb, job]) for verb in ("status", "cancel")]
     return (
         f"{job}{more} {seen} {state} for the same OUT, and only one of them can write it: "

@@ -15,9 +15,12 @@ from typing import TextIO
 from ..backends.base import Status
 from ..table import wants_color
 from .records import Record
+from .status import FORGOTTEN
 
 POLL_S = 1.0
 ASK_EVERY_S = 60.0
+ASK_AGAIN_S = 5.0
+"""For a job that left an exit code, or that is forgotten: its exit code may still be on its way."""
 # Colors and cursor movements.
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
 PROGRESS = re.compile(r": \d+(\.\d+)? % \(|^\{\"event\": \"progress\"|\d+%\|")
@@ -59,46 +62,41 @@ def lines(record: Record) -> Iterator[str]:
 
 def is_of_earlier_job(record: Record) -> bool:
     """Return whether the log was written only by an earlier job for the same OUT."""
-    last = max((path.stat().st_mtime for path in files(record)), default=0.0)
-    return record.exit_code() is None and last < record.submitted_s
+    return record.exit_code() is None and size_of(record.log) == record.log_bytes
 
 
-def size(record: Record) -> int:
-    """Return the size of the log in bytes, 0 if there is none."""
+def size_of(log: str) -> int:
+    """Return the size of a log in bytes, 0 if there is none."""
     try:
-        return Path(record.log).stat().st_size
+        return Path(log).stat().st_size
     except OSError:
         return 0
 
 
 def follow(
-    record: Record,
-    target: TextIO,
-    ask: Callable[[Record], Status],
-    position: int = 0,
-    poll_s: float = POLL_S,
-) -> int | None:
-    """Copy the log from a position on as it grows, until the job has ended.
-
-    Return the exit code of the job, or None if it left none.
-    """
+    record: Record, target: TextIO, ask: Callable[[Record], Status], position: int = 0
+) -> Status:
+    """Copy the log from a position on as it grows, until the job has ended. Return its status."""
     screen = Screen(target)
-    asked_s, shown_detail = 0.0, None
+    code: int | None = None
+    shown, forgotten, ask_at_s = None, 0, 0.0
     while True:
-        ended = record.exit_code() is not None
-        if time.monotonic() - asked_s > ASK_EVERY_S or not asked_s:
-            asked_s = time.monotonic()
-            status = ask(record)
-            # A restarted job has left an exit code before.
-            ended = status.state.has_ended or (ended and status.state.value != "queued")
-            if status.detail != shown_detail and not ended:
-                shown_detail = status.detail
-                print(f"merge-launch: {status.state.value} ({shown_detail})", file=sys.stderr)
+        left = record.exit_code()
+        if time.monotonic() >= ask_at_s or left != code:
+            status, code = ask(record), left
+            # An exit code may also be that of an earlier run: the scheduler knows.
+            forgotten = forgotten + 1 if status == FORGOTTEN else 0
+            ended = status.state.has_ended or forgotten > 1
+            soon = code is not None or forgotten
+            ask_at_s = time.monotonic() + (ASK_AGAIN_S if soon else ASK_EVERY_S)
+            if status.detail != shown and not ended:
+                shown = status.detail
+                print(f"merge-launch: {status.state.value} ({shown})", file=sys.stderr)
         position = copy_new_text(Path(record.log), screen, position)
         if ended:
             screen.end()
-            return record.exit_code()
-        time.sleep(poll_s)
+            return status
+        time.sleep(POLL_S)
 
 
 def copy_new_text(log: Path, screen: Screen, position: int) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import platformdirs
 from merge_worker.messages import first_names, nearest, printable
 from merge_worker.output.files import write_file
 
-from ..backends.base import JobState, Status
+from .. import backends
+from ..backends.base import JobState, Scheduler, Status
 from ..errors import UsageError
+from ..job.source import job_folder, safe_name
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,23 @@ class Record:
     ticket: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     """The OUTs of further merges of the same job."""
+    cluster: str = ""
+    user: str = ""
+    job_name: str = ""
+    """The scheduler's name of the job if it is not `name`; members have that of their array."""
+    log_bytes: int = 0
+    """The size of the log at submission."""
     state: str = JobState.UNKNOWN.name
     detail: str = ""
+    superseded: bool = False
+    """Whether a later record has the same id on the same cluster."""
+
+    @property
+    def key(self) -> str:
+        """The identity of the job: ids come again, on another cluster and after a while."""
+        submitted = str(int(self.submitted_s)) if self.submitted_s else ""
+        words = (self.backend, self.cluster, quote(self.job_id, safe="[]"), submitted)
+        return ".".join(word for word in words if word)
 
     @property
     def exit_file(self) -> Path:
@@ -73,7 +91,7 @@ def folder() -> Path:
 
 def path_of(record: Record, suffix: str = ".json") -> Path:
     """Return the file of a record; other suffixes are for texts of jobs without an OUT.job/."""
-    return folder() / f"{record.backend}.{quote(record.job_id, safe='[]')}{suffix}"
+    return folder() / f"{record.key}{suffix}"
 
 
 def save(record: Record) -> None:
@@ -89,12 +107,22 @@ def save_copy(record: Record) -> None:
 
 
 def _text(record: Record) -> str:
-    return json.dumps(dataclasses.asdict(record), indent=1) + "\n"
+    values = dataclasses.asdict(record)
+    del values["superseded"]
+    return json.dumps(values, indent=1) + "\n"
 
 
 def load() -> tuple[list[Record], list[str]]:
     """Return all records, newest first, and a message for each unreadable one."""
-    return _read(folder().glob("*.json"))
+    recorded, faults = _read(folder().glob("*.json"))
+    marked: dict[str, Record] = {}
+    ids = set()
+    for record in recorded:
+        same = record.backend, record.cluster, record.job_id
+        # Earlier versions wrote a file without the time of submission.
+        marked.setdefault(record.key, dataclasses.replace(record, superseded=same in ids))
+        ids.add(same)
+    return list(marked.values()), faults
 
 
 def _read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
@@ -117,30 +145,90 @@ def _record(values: Any) -> Record:
     return dataclasses.replace(record, also=tuple(record.also))  # JSON has lists only
 
 
-def find(word: str) -> Record:
-    """Return the job with an id, name, OUT or unique beginning of an id; the newest of several.
+def find(word: str, exact: bool = False) -> Record:
+    """Return the job of a word as in `find_all`. Raises UsageError if it is several."""
+    found = find_all(word, exact)
+    if len(found) > 1:
+        some = first_names((job.job_id for job in found), 4)
+        raise UsageError(f"{printable(word)}: {len(found)} jobs ({some}); name one of them")
+    return found[0]
 
-    Raises UsageError if there is none.
+
+def find_all(word: str, exact: bool = False) -> list[Record]:
+    """Return the job with an id, name or OUT, the newest of several.
+
+    The word may also stand for several jobs: the id of an array, or the folder of a sweep. Unless
+    `exact`, the unique beginning of an id will do. Raises UsageError if there is none.
     """
     recorded, faults = load()
     out = str(Path.cwd() / Path(word).expanduser()).rstrip("/")
     same_id = [job for job in recorded if job.job_id == word]
-    if matches := same_id or [j for j in recorded if j.name == word or j.out.rstrip("/") == out]:
-        return _merge_first(matches)
-    candidates = [job for job in recorded if job.job_id.startswith(word)] if word else []
-    if len(candidates) == 1:
-        return candidates[0]
-    if candidates:
-        some = first_names((job.job_id for job in candidates), 4)
-        count = f"{len(candidates)} jobs begin with this"
+    numbered = [job for job in recorded if job.job_id.partition(".")[0] == word]
+    if same_id or len({job.job_id for job in numbered}) == 1:
+        return [min(same_id or numbered, key=_is_elsewhere)]
+    if members := [job for job in recorded if word in _array_words(job)]:
+        first = _array(min(members, key=_is_elsewhere))
+        return _in_order(job for job in members if _array(job) == first)
+    names = (word, safe_name(word)) if word else ()
+    if matches := [job for job in recorded if job.name in names or job.out.rstrip("/") == out]:
+        return [_merge_first(matches)]
+    is_folder = word.strip("./") != ""
+    below = [job for job in recorded if str(Path(job.out).parent) == out]
+    if below and is_folder:
+        return _newest_of_each_out(below)
+    begun = numbered
+    if word and not exact:
+        begun = [job for job in recorded if job.job_id.startswith(word)]
+    if len(begun) == 1:
+        return begun
+    if begun:
+        some = first_names((job.job_id for job in begun), 4)
+        count = f"{len(begun)} jobs begin with this"
         raise UsageError(f"{printable(word)}: {count} ({some}); give more of the id")
-    if copies := copies_in(Path(f"{out}.job")):
-        return _merge_first(copies)
+    if copies := copies_in(job_folder(out)):
+        return [_merge_first(copies)]
+    folders = Path(out).glob("*.job") if is_folder else ()
+    if copies := [job for folder in folders for job in copies_in(folder)]:
+        return _newest_of_each_out(copies)
     known = [name for job in recorded for name in (job.job_id, job.name) if name]
     more = f"\n  {faults[0]}" if faults else ""
     raise UsageError(
         f"{printable(word)}: no job of this id, name or OUT was submitted from here"
         f"{nearest(word, known)}{more}"
+    )
+
+
+def _is_elsewhere(record: Record) -> bool:
+    backend = backends.get(record.backend)
+    return isinstance(backend, Scheduler) and record.cluster not in ("", backend.cluster())
+
+
+def _array(record: Record) -> tuple[str, str, float]:
+    """Return the identity of the array that a job is a member of; its id is "" for another job."""
+    backend = backends.get(record.backend)
+    array = backend.array_of(record.job_id) if isinstance(backend, Scheduler) else ""
+    return array, record.cluster, record.submitted_s
+
+
+def _array_words(record: Record) -> tuple[str, ...]:
+    """Return the words for an array, such as 29[].server, 29[] and 29, of a member."""
+    array = _array(record)[0]
+    number = array.partition(".")[0]
+    return (array, number, number.removesuffix("[]")) if array else ()
+
+
+def _newest_of_each_out(jobs: Iterable[Record]) -> list[Record]:
+    newest: dict[str, Record] = {}
+    for job in jobs:
+        if not job.after:
+            newest.setdefault(job.out, job)
+    return _in_order(newest.values())
+
+
+def _in_order(jobs: Iterable[Record]) -> list[Record]:
+    """Sort jobs by submission, and members of an array by their numbers."""
+    return sorted(
+        jobs, key=lambda job: (job.submitted_s, [*map(int, re.findall(r"\d+", job.job_id))])
     )
 
 
@@ -154,7 +242,14 @@ def _merge_first(matches: list[Record]) -> Record:
     return next((job for job in matches if not job.after), matches[0])
 
 
-def waiting_for(record: Record) -> list[Record]:
-    """Return the jobs that start after this one."""
-    key = record.backend, record.job_id
-    return [job for job in load()[0] if (job.backend, job.after) == key]
+def waits_for(job: Record, first: Record) -> bool:
+    """Return whether a job starts after another."""
+    same = (job.backend, job.cluster) == (first.backend, first.cluster)
+    return same and job.after == first.job_id and job.out in (first.out, *first.also)
+
+
+def waiting_for(jobs: Sequence[Record]) -> list[Record]:
+    """Return the jobs that start after one of these."""
+    by_id = {(job.backend, job.job_id): job for job in jobs}
+    candidates = ((job, by_id.get((job.backend, job.after))) for job in load()[0] if job.after)
+    return [job for job, first in candidates if first is not None and waits_for(job, first)]

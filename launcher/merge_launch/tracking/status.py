@@ -9,50 +9,94 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from merge_worker.messages import printable
+
 from .. import backends
-from ..backends.base import JobState, LocalBackend, Scheduler, Service, Status, state_of_exit
+from ..backends.base import (
+    JobState,
+    LocalBackend,
+    Origin,
+    Scheduler,
+    Service,
+    Status,
+    state_of_exit,
+)
 from ..errors import ClusterError, LauncherError, in_one_line
+from ..job.job import SHORT_NAME
 from ..process import TIMEOUT_S, CommandFailed, answer
 from . import records
+from .queries import Answer, Questions, on_cluster, portions
 from .records import Record
 
-Key = tuple[str, str]
-FORGOTTEN = "unknown to the scheduler, and no exit code"
+
+class Absent(Status):
+    """The status of a job that the scheduler does not have here."""
 
 
-def key(record: Record) -> Key:
-    """Return the backend and id, which identify a job."""
-    return record.backend, record.job_id
+FORGOTTEN = Absent(JobState.UNKNOWN, "unknown to the scheduler, and no exit code")
+SUPERSEDED = Absent(JobState.UNKNOWN, "its id now belongs to a later job")
+UNMENTIONED = Status(JobState.UNKNOWN, "not in the answer of the scheduler")
+RESUMABLE = 75
+SKEW_S = 24 * 3600.0
+"""How far apart the clocks, and the time zones, of this machine and a scheduler may be."""
 
 
 def query(
     jobs: Sequence[Record], include_settled: bool = False, timeout_s: float = TIMEOUT_S
-) -> tuple[dict[Key, Status], list[LauncherError]]:
-    """Query job states: one scheduler call for all jobs, then exit codes for those it forgot.
+) -> tuple[dict[str, Status], list[LauncherError]]:
+    """Return statuses by the key of the record: one scheduler call for all jobs, then exit codes.
 
     Jobs of a failed call keep their exit code or last recorded status. Changes are recorded.
     """
-    statuses = {key(record): record.last_status for record in jobs if is_settled(record)}
+    statuses = {record.key: record.last_status for record in jobs if is_settled(record)}
     failures: list[LauncherError] = []
-    groups: dict[Key, list[Record]] = {}
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in jobs:
-        if include_settled or not is_settled(record):
-            groups.setdefault((record.backend, record.dialect), []).append(record)
+        if record.superseded:
+            statuses.setdefault(record.key, status_from_exit_code(record) or SUPERSEDED)
+        elif include_settled or not is_settled(record):
+            place = record.backend, record.dialect, record.cluster
+            groups.setdefault(place, []).append(record)
     for group in groups.values():
-        reported, failure = _query_backend(group, timeout_s)
-        if failure is not None:
-            failures.append(failure)
+        found = _query_backend(group, timeout_s)
+        if found.failure is not None:
+            failures.append(found.failure)
         for record in group:
-            if failure is None or record.job_id in reported:
-                statuses[key(record)] = final_status(record, reported.get(record.job_id))
-            else:
-                statuses[key(record)] = status_from_exit_code(record) or record.last_status
+            statuses[record.key] = _status(record, found)
     for record in jobs:
-        now = statuses[key(record)]
+        now = statuses[record.key]
         if (now.state, now.detail) != (record.last_status.state, record.last_status.detail):
             with contextlib.suppress(OSError):
                 records.save(record.with_status(now))
     return statuses, failures
+
+
+def _status(record: Record, found: Answer) -> Status:
+    reported = found.statuses.get(record.job_id)
+    if reported is not None and not is_of(record, reported.origin):
+        other = reported.origin
+        detail = f"{record.job_id} is another job here: '{other.name}' of user {other.user}"
+        return status_from_exit_code(record) or Absent(JobState.UNKNOWN, printable(detail))
+    if reported is None and record.job_id in found.unmentioned:
+        last = record.last_status
+        seen = last if last.state is not JobState.UNKNOWN else UNMENTIONED
+        return status_from_exit_code(record) or seen
+    if reported is None and found.failure is not None:
+        return status_from_exit_code(record) or record.last_status
+    return final_status(record, reported)
+
+
+def is_of(record: Record, origin: Origin) -> bool:
+    """Return whether a job of this origin can be the one that was recorded: ids come again.
+
+    Names may be cut. A requeued job counts as submitted later.
+    """
+    name = record.job_name or record.name
+    cut = len(origin.name) >= SHORT_NAME and name.startswith(origin.name)
+    is_named = not (origin.name and name) or origin.name == name or cut
+    is_owned = not (origin.user and record.user) or origin.user == record.user
+    earliest = record.submitted_s - SKEW_S
+    return is_named and is_owned and (origin.submitted_s is None or origin.submitted_s > earliest)
 
 
 def is_settled(record: Record) -> bool:
@@ -65,7 +109,7 @@ def query_one(record: Record, include_settled: bool = False) -> Status:
     statuses, failures = query([record], include_settled)
     if failures and status_from_exit_code(record) is None and not is_settled(record):
         raise failures[0]
-    return statuses[key(record)]
+    return statuses[record.key]
 
 
 def status_from_exit_code(record: Record) -> Status | None:
@@ -87,75 +131,43 @@ def final_status(record: Record, reported: Status | None) -> Status:
     backend = backends.get(record.backend)
     if isinstance(backend, Scheduler) and backend.status_if_forgotten.detail:
         return backend.status_if_forgotten
-    return Status(JobState.UNKNOWN, FORGOTTEN)
+    return FORGOTTEN
 
 
-def _query_backend(
-    group: Sequence[Record], timeout_s: float
-) -> tuple[dict[str, Status], LauncherError | None]:
+def exit_code_of(record: Record, status: Status) -> int:
+    """Return the exit code of a command that followed a job to this status."""
+    if status.state is JobState.DONE:
+        return 0
+    if status.state in (JobState.STOPPED, JobState.CANCELLED):
+        return RESUMABLE
+    reported = re.search(r"exit code (\d+)$", status.detail)
+    code = int(reported[1]) if reported else record.exit_code()
+    return code or ClusterError.exit_code
+
+
+def _query_backend(group: Sequence[Record], timeout_s: float) -> Answer:
     backend: Any = backends.get(group[0].backend)
     ids = [record.job_id for record in group]
     if isinstance(backend, Service):
         try:
-            return backend.statuses(ids), None
+            return Answer(backend.statuses(ids))
         except LauncherError as error:
-            return {}, error
+            return Answer(failure=error)
     remote: dict[str, Status] = {}
     if isinstance(backend, LocalBackend):
         # Processes of other machines are not visible here.
         for record in group:
             if record.host not in ("", socket.gethostname()) and record.exit_code() is None:
                 detail = f"started on {record.host}; query it there"
-                remote[record.job_id] = Status(JobState.UNKNOWN, detail)
+                remote[record.job_id] = Absent(JobState.UNKNOWN, detail)
     local = [job_id for job_id in ids if job_id not in remote]
-    statuses, failure = _from_sources(backend, local, group[0].dialect, timeout_s)
-    return remote | statuses, failure
-
-
-def _from_sources(
-    backend: Scheduler[Any], ids: Sequence[str], dialect: str, timeout_s: float
-) -> tuple[dict[str, Status], LauncherError | None]:
-    statuses: dict[str, Status] = {}
-    failure: LauncherError | None = None
-    formats = list(backend.formats)
-    for source in backend.sources:
-        missing = [job_id for job_id in ids if job_id not in statuses]
-        # A scheduler that did not answer would not answer the next call either.
-        if not missing or (isinstance(failure, ClusterError) and failure.unanswered):
-            break
-        reported, failed = _from_source(backend, source, formats, missing, dialect, timeout_s)
-        failure = failure or failed
-        statuses |= {job_id: reported[job_id] for job_id in missing if job_id in reported}
-    return statuses, failure if len(statuses) < len(ids) else None
-
-
-def _from_source(
-    backend: Scheduler[Any],
-    source: str,
-    formats: list[str],
-    ids: Sequence[str],
-    dialect: str,
-    timeout_s: float,
-) -> tuple[dict[str, Status], LauncherError | None]:
-    """Query one source; unusable formats are removed from the list, also for later sources."""
-    argv = backend.status_argv(f"{source} {formats[0]}".strip(), ids, dialect)
-    if argv is None:
-        return {}, None
-    failure: LauncherError | None = None
-    try:
-        text = answer(argv, timeout_s)
-    except ClusterError as error:
-        # Known jobs are printed even if the exit status is that of an unknown one.
-        text = error.output if isinstance(error, CommandFailed) else ""
-        failure = error
-    message = "" if failure is None else str(failure)
-    supported = not re.search(backend.unsupported_format_pattern, message)
-    statuses = backend.parse_status(source, text) if supported else None
-    if statuses is None and len(formats) > 1:
-        del formats[0]
-        return _from_source(backend, source, formats, ids, dialect, timeout_s)
-    known_failure = re.search(backend.unknown_job_pattern, message)
-    return statuses or {}, None if known_failure else failure
+    cluster = group[0].cluster
+    found = Questions(backend, group[0].dialect, cluster, timeout_s).ask(local)
+    if found.failure is not None and cluster not in ("", backend.cluster()):
+        # Most clusters cannot be reached from another: that is no failure of the command.
+        return Answer(found.statuses, unmentioned={*local} - {*found.statuses})
+    found.statuses |= remote
+    return found
 
 
 def query_patiently(record: Record) -> Status:
@@ -174,31 +186,49 @@ def query_reasons(record: Record) -> tuple[str, ...]:
             return backend.why(record.job_id)
         if isinstance(backend, Scheduler):
             argv = backend.why_argv(record.job_id, record.dialect)
-            return () if argv is None else backend.parse_why(answer(argv))
+            if argv is not None:
+                return backend.parse_why(answer(on_cluster(backend, argv, record.cluster)))
     return ()
 
 
-def cancel(record: Record) -> bool:
-    """Cancel a job; return False if it had already ended.
+def cancel(jobs: Sequence[Record]) -> dict[str, Status]:
+    """Cancel jobs that have not ended; return the statuses of all, by key, from before.
 
-    Raises ClusterError with the message of the scheduler.
+    Raises ClusterError with the message of the scheduler, or if it has none of the jobs.
     """
-    backend = backends.get(record.backend)
-    if isinstance(backend, Service):
-        backend.cancel(record.job_id)
-        return True
-    if not isinstance(backend, Scheduler):
-        raise TypeError(f"cannot cancel on a {type(backend).__name__}")
-    try:
-        answer(backend.cancel_argv(record.job_id))
-    except CommandFailed as error:
-        if error.status not in backend.already_ended_codes and not _has_ended(record):
-            raise
-        return False
-    return True
+    statuses, failures = query(jobs)
+    if failures:
+        raise failures[0]
+    active = [record for record in jobs if not statuses[record.key].state.has_ended]
+    here = [record for record in active if not isinstance(statuses[record.key], Absent)]
+    if active and not here:
+        raise ClusterError(
+            f"{active[0].backend}: job {active[0].job_id} not found, nothing was cancelled: "
+            f"{statuses[active[0].key].detail}"
+        )
+    ask_to_end(here)
+    return statuses
 
 
-def _has_ended(record: Record) -> bool:
-    with contextlib.suppress(LauncherError):
-        return query_one(record).state.has_ended
-    return False
+def ask_to_end(jobs: Sequence[Record]) -> None:
+    """Cancel jobs. Raises ClusterError with the message of the scheduler."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in jobs:
+        groups.setdefault((record.backend, record.cluster), []).append(record)
+    for (name, cluster), group in groups.items():
+        backend: Any = backends.get(name)
+        ids = [record.job_id for record in group]
+        if isinstance(backend, Service):
+            for job_id in ids:
+                backend.cancel(job_id)
+            continue
+        try:
+            for some in portions(ids):
+                answer(on_cluster(backend, backend.cancel_argv(some), cluster))
+        except CommandFailed as error:
+            # Some may have ended since they were queried.
+            if len(ids) == 1 and error.status in backend.already_ended_codes:
+                continue
+            statuses, _ = query(group)
+            if not all(statuses[record.key].state.has_ended for record in group):
+                raise

@@ -110,7 +110,7 @@ def test_another_process_of_the_same_number(detached, launch) -> None:
     path = records.path_of(record)
     path.write_text(path.read_text().replace(job, other))
     assert launch("status", other).out.startswith(f"{other}  stopped, resumable")
-    assert launch("cancel", other).out == f"{other}  was over already\n"
+    assert launch("cancel", other).out == f"{other}  was over already (stopped, resumable)\n"
 
 
 def test_a_job_of_another_machine(detached, launch) -> None:

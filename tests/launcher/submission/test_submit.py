@@ -181,14 +181,10 @@ def test_a_damaged_record(launch) -> None:
         records.find("5")
 
 
-def follow(record: Record, state: JobState = JobState.RUNNING) -> tuple[int | None, str]:
-    target = StringIO()
-    code = logs.follow(record, target, lambda _: Status(state), poll_s=0.05)
-    return code, target.getvalue()
-
-
-def test_follow_copies_the_log_as_it_grows(tmp_path: Path) -> None:
+def test_follow_copies_the_log_as_it_grows(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(logs, "POLL_S", 0.05)
     record = Record("5", "slurm", "", str(tmp_path / "out"), str(tmp_path / "log"))
+    target = StringIO()
 
     def job() -> None:
         for number in range(4):
@@ -197,18 +193,21 @@ def test_follow_copies_the_log_as_it_grows(tmp_path: Path) -> None:
                 log.write(f"line {number} é\n")
         record.exit_file.write_text("75\n")
 
+    def ask(job: Record) -> Status:
+        return Status(JobState.RUNNING if job.exit_code() is None else JobState.STOPPED)
+
     thread = threading.Thread(target=job)
     thread.start()
-    code, text = follow(record)
+    status = logs.follow(record, target, ask)
     thread.join()
-    assert code == 75
-    assert text == "".join(f"line {number} é\n" for number in range(4))
+    assert status.state is JobState.STOPPED
+    assert target.getvalue() == "".join(f"line {number} é\n" for number in range(4))
 
 
-def test_follow_ends_with_a_job_that_left_no_exit_code(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(logs, "ASK_EVERY_S", 0.1)
+def test_follow_ends_with_a_job_that_left_no_exit_code(tmp_path: Path) -> None:
     record = Record("5", "slurm", "", str(tmp_path / "out"), str(tmp_path / "log"))
-    assert follow(record, JobState.CANCELLED) == (None, "")
+    end = Status(JobState.CANCELLED, "CANCELLED")
+    assert logs.follow(record, StringIO(), lambda _: end) == end
 
 
 def test_a_text_is_replaced_whole_with_the_bytes_of_its_names(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+import pwd
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +15,7 @@ from ..arrays import Arrays, PbsArrays, TorqueArrays
 from ..base import Run, Scheduler, Status, directive_faults, log_faults, seconds
 from . import dialects
 from .resources import PbsResources, refusals
-from .status import statuses
+from .status import parse_qstat, statuses
 
 if TYPE_CHECKING:
     from ...job.job import Job
@@ -92,6 +95,14 @@ class Pbs(Scheduler[PbsResources]):
     def arrays(self, resources: PbsResources) -> Arrays:
         return TorqueArrays() if resources.dialect == "torque" else PbsArrays()
 
+    def array_of(self, job_id: str) -> str:
+        return re.sub(r"\[\d+\]", "[]", job_id) if "[" in job_id else ""
+
+    def user(self) -> str:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwuid(os.getuid()).pw_name
+        return ""
+
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
         return ["qsub", *(["-W", f"depend=afterok:{after}"] if after else []), path]
 
@@ -105,8 +116,11 @@ class Pbs(Scheduler[PbsResources]):
     def parse_status(self, source: str, text: str) -> dict[str, Status] | None:
         return statuses(text)
 
-    def cancel_argv(self, job_id: str) -> list[str]:
-        return ["qdel", job_id]
+    def listed(self, text: str) -> Collection[str]:
+        return parse_qstat(text) or ()
+
+    def cancel_argv(self, ids: Sequence[str]) -> list[str]:
+        return ["qdel", *ids]
 
 
 def umask(resources: PbsResources) -> str | None:

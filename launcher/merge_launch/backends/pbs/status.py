@@ -8,11 +8,14 @@ the rest serves both formats. Variables of a job are left out: JSON changes thei
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import re
+import time
 from typing import Any
 
-from ..base import JobState, Status, state_of_exit
+from ..base import JobState, Origin, Status, state_of_exit
 
 Fields = dict[str, str]
 """The fields of one job by lowercase name."""
@@ -114,7 +117,20 @@ def statuses(text: str) -> dict[str, Status] | None:
     jobs = parse_qstat(text)
     if jobs is None:
         return None
-    return {job_id: _status(fields) for job_id, fields in jobs.items() if not _lost_exit(fields)}
+    return {
+        job_id: dataclasses.replace(_status(fields), origin=_origin(fields))
+        for job_id, fields in jobs.items()
+        if not _lost_exit(fields)
+    }
+
+
+def _origin(fields: Fields) -> Origin:
+    """Return the origin of a job; its time is in the zone of this machine."""
+    user = fields.get("job_owner", "").partition("@")[0]
+    submitted_s = None
+    with contextlib.suppress(ValueError, OverflowError):
+        submitted_s = time.mktime(time.strptime(fields.get("ctime", "")))
+    return Origin(fields.get("job_name", ""), user, submitted_s)
 
 
 def _lost_exit(fields: Fields) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arrays import Arrays, SlurmArrays
@@ -17,6 +21,10 @@ WARNING_S = 60
 """How long before the time limit Slurm signals the job. Slurm may send it a minute early."""
 WARNED_FROM_S = 15 * 60
 """Shorter jobs get no signal, since it could come at once."""
+
+
+CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
+"""Where Debian and Red Hat have it, and where a node without files gets it."""
 
 
 class Slurm(Scheduler[SlurmResources]):
@@ -86,6 +94,24 @@ class Slurm(Scheduler[SlurmResources]):
     def arrays(self, resources: SlurmResources) -> Arrays:
         return SlurmArrays()
 
+    def array_of(self, job_id: str) -> str:
+        array, underscore, _ = job_id.partition("_")
+        return array if underscore else ""
+
+    def user(self) -> str:
+        return str(os.getuid())
+
+    def cluster(self) -> str:
+        named = os.environ.get("SLURM_CLUSTERS", "")
+        return named if re.fullmatch(r"[\w-]+", named) else cluster_name()
+
+    def parse_cluster(self, text: str) -> str:
+        match = re.search(rf"^{self.job_id_pattern}$", text, re.MULTILINE)
+        return match[0].partition(";")[2] if match else ""
+
+    def cluster_options(self, cluster: str) -> list[str]:
+        return [f"--clusters={cluster}"]
+
     def submit_argv(self, path: str, after: str | None = None) -> list[str]:
         # Without --kill-on-invalid-dep the job would stay pending after a failed dependency.
         dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
@@ -95,9 +121,11 @@ class Slurm(Scheduler[SlurmResources]):
         jobs = f"--jobs={','.join(ids)}"
         if source == "squeue":
             # Without --array, all pending members of an array share one line.
-            return [source, "--noheader", "--array", "--states=all", jobs, "--format=%i|%T|%r|%S"]
-        form = ["--allocations", "--noheader", "--parsable2", "--array"]
-        return [source, *form, jobs, "--format=JobID,State,ExitCode,Reason"]
+            form = ["--noheader", "--array", "--states=all"]
+            return [source, *form, jobs, f"--format={status.SQUEUE_FIELDS}"]
+        # Before 23.02 sacct has no --array: members that wait share the line of their array.
+        form = ["--allocations", "--noheader", "--parsable2"]
+        return [source, *form, jobs, f"--format={status.SACCT_FIELDS}"]
 
     def parse_status(self, source: str, text: str) -> dict[str, Status]:
         return status.of_squeue(text) if source == "squeue" else status.of_sacct(text)
@@ -108,8 +136,18 @@ class Slurm(Scheduler[SlurmResources]):
     def parse_why(self, text: str) -> tuple[str, ...]:
         return tuple(status.of_scontrol(text))
 
-    def cancel_argv(self, job_id: str) -> list[str]:
-        return ["scancel", job_id]
+    def cancel_argv(self, ids: Sequence[str]) -> list[str]:
+        return ["scancel", *ids]
+
+
+def cluster_name() -> str:
+    """Return the name of the cluster in the configuration of Slurm, or "" if it is not there."""
+    for path in (os.environ.get("SLURM_CONF", ""), *CONFIGURATIONS):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found = re.search(r"(?mi)^\s*ClusterName\s*=\s*([\w-]+)", Path(path).read_text())
+            if found:
+                return found[1].lower()
+    return ""
 
 
 BACKEND = Slurm()

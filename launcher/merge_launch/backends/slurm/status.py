@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import time
 from collections.abc import Iterator
 
-from ..base import JobState, Status
+from ..base import JobState, Origin, Status
 
 STATES = {
     JobState.QUEUED: "PENDING CONFIGURING REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT",
@@ -74,27 +76,49 @@ def sentence(reason: str) -> str | None:
     return REASONS.get(plain) or next(families, None)
 
 
+SQUEUE_FIELDS = "%i|%T|%r|%S|%V|%U|%j"
+SACCT_FIELDS = "JobID,State,ExitCode,Reason,Submit,UID,JobName"
+
+
 def of_squeue(text: str) -> dict[str, Status]:
-    """Return the status of each job from lines of `%i|%T|%r|%S`: id, state, reason, start."""
-    return {job_id: _status(code, reason, start) for job_id, code, reason, start in _rows(text)}
+    """Return the status of each job from the lines of squeue with SQUEUE_FIELDS."""
+    return {
+        job_id: dataclasses.replace(_status(code, reason, start), origin=origin)
+        for (job_id, code, reason, start), origin in _rows(text)
+    }
 
 
 def of_sacct(text: str) -> dict[str, Status]:
-    """Return the status of each job from lines of `JobID|State|ExitCode|Reason`."""
+    """Return the status of each job from the lines of sacct with SACCT_FIELDS.
+
+    Members of an array that wait have one line, `12_[0-3%2]`; the id of the array has its status.
+    """
     statuses = {}
-    for job_id, words, exit_pair, reason in _rows(text):
+    for (job_id, words, exit_pair, reason), origin in _rows(text):
         # 'CANCELLED by 1000' names the user.
         code, _, by = words.partition(" ")
         status = _status(code, reason, "")
         sentences = [*status.reasons, *([f"Cancelled {by}."] if by else []), *_of_exit(exit_pair)]
         detail = f"{words}: {reason}" if _is_given(reason) else words
-        statuses[job_id] = Status(status.state, detail, tuple(sentences))
+        status = Status(status.state, detail, tuple(sentences), origin)
+        statuses[job_id.partition("_[")[0]] = status
     return statuses
 
 
-def _rows(text: str) -> Iterator[list[str]]:
-    rows = (line.strip().split("|") for line in text.splitlines())
-    return (fields for fields in rows if len(fields) == 4)
+def _rows(text: str) -> Iterator[tuple[list[str], Origin]]:
+    """Yield the fields that the sources differ in, and the origin of each job."""
+    # The name is last: that of another user's job may hold anything.
+    rows = (line.strip().split("|", 6) for line in text.splitlines())
+    for *fields, submitted, user, name in (row for row in rows if len(row) == 7):
+        yield fields, Origin(name, user, _seconds(submitted))
+
+
+def _seconds(time_text: str) -> float | None:
+    """Return a time as Slurm prints it, in the zone of this machine, as Unix seconds."""
+    try:
+        return time.mktime(time.strptime(time_text, "%Y-%m-%dT%H:%M:%S"))
+    except (ValueError, OverflowError):
+        return None
 
 
 def _is_given(reason: str) -> bool:

@@ -140,14 +140,25 @@ def test_cancel_while_it_waits(pbs, launch, fakes) -> None:
 
 @pytest.mark.parametrize("forgotten", [False, True])
 def test_cancel_of_what_ended_meanwhile(forgotten: bool, pbs, launch, fakes) -> None:
-    """qdel fails with 35 then, or with 153 where the server has forgotten it."""
+    """Seen by the code that it left, also where the server has forgotten it."""
     job = pbs(ONCE)
     fakes.pbs("schedule")
     if forgotten:
         (fakes.folder / "pbs" / f"{job}.job").unlink()
     done = launch("cancel", job)
-    assert (done.code, done.out) == (0, f"{job}  was over already\n"), done.err
-    assert f"qdel {job}" in fakes.calls()
+    assert (done.code, done.out) == (0, f"{job}  was over already (done)\n"), done.err
+    assert f"qdel {job}" not in fakes.calls()
+
+
+def test_cancel_of_what_ends_just_then(pbs, launch, fakes) -> None:
+    """qdel fails with 35 then; other codes are failures while the job is there."""
+    job = pbs(ONCE)
+    fakes.answer("qdel", 35, err=f"qdel: Job has finished {job}\n")
+    assert launch("cancel", job).code == 0
+    fakes.answer("qdel", 159, err=f"qdel: Unauthorized Request {job}\n")
+    done = launch("cancel", job)
+    assert (done.code, done.out) == (6, "")
+    assert "Unauthorized Request" in done.err
 
 
 def test_cancel_while_it_runs_and_retry(pbs, launch, fakes, tmp_path: Path, work: Path) -> None:

@@ -1,11 +1,18 @@
 """Statuses from the output of squeue, sacct and scontrol."""
 
+import time
+
 import pytest
 
 from merge_launch import backends
 from merge_launch.backends.base import JobState
 
 SLURM = backends.get("slurm")
+
+
+def rows(text: str) -> str:
+    """Add to each line what tells whose job it is."""
+    return "".join(f"{line}|2026-01-02T03:04:05|1000|out\n" for line in text.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -26,19 +33,35 @@ SLURM = backends.get("slurm")
     ],
 )
 def test_states(text: str, state: str, detail: str) -> None:
-    status = SLURM.parse_status("squeue", text)["34"]
+    status = SLURM.parse_status("squeue", rows(text))["34"]
     assert (status.state, status.detail) == (JobState[state], detail)
 
 
 def test_members_of_arrays_are_jobs() -> None:
     text = "34_1|PENDING|JobArrayTaskLimit|N/A\n34_0|RUNNING|None|2026-01-02T03:04:05\n"
-    reported = SLURM.parse_status("squeue", text)
+    reported = SLURM.parse_status("squeue", rows(text))
     assert {job: status.state.name for job, status in reported.items()} == {
         "34_1": "QUEUED",
         "34_0": "RUNNING",
     }
     # Without it the waiting members are one line, 34_[1-9].
     assert "--array" in SLURM.status_argv("squeue", ["34_0"], "")
+    waiting = SLURM.parse_status("sacct", rows("34_[1-9%2]|PENDING|0:0|None\n34_0|RUNNING|0:0|\n"))
+    assert {job: status.state.name for job, status in waiting.items()} == {
+        "34": "QUEUED",
+        "34_0": "RUNNING",
+    }
+    assert (SLURM.array_of("34_7"), SLURM.array_of("34")) == ("34", "")
+
+
+def test_whose_job_it_is() -> None:
+    (status,) = SLURM.parse_status(
+        "squeue", "3|RUNNING|None|N/A|2026-01-02T03:04:05|7|a|b\n"
+    ).values()
+    assert (status.origin.name, status.origin.user) == ("a|b", "7")
+    assert time.ctime(status.origin.submitted_s) == "Fri Jan  2 03:04:05 2026"
+    (status,) = SLURM.parse_status("squeue", "3|RUNNING|None|N/A|N/A|7|x\n").values()
+    assert status.origin.submitted_s is None
 
 
 @pytest.mark.parametrize(
@@ -51,7 +74,7 @@ def test_members_of_arrays_are_jobs() -> None:
     ],
 )
 def test_states_of_the_database(text: str, state: str, detail: str, reason: str) -> None:
-    status = SLURM.parse_status("sacct", text)["1"]
+    status = SLURM.parse_status("sacct", rows(text))["1"]
     assert (status.state, status.detail) == (JobState[state], detail)
     assert any(reason in sentence for sentence in status.reasons)
 
@@ -75,7 +98,8 @@ def test_answers_that_are_none(text: str) -> None:
     ],
 )
 def test_reasons_in_words(reason: str, words: str) -> None:
-    status = SLURM.parse_status("squeue", f"1|PENDING|{reason}|2026-01-02T03:04:05\n")["1"]
+    text = rows(f"1|PENDING|{reason}|2026-01-02T03:04:05\n")
+    status = SLURM.parse_status("squeue", text)["1"]
     assert words in status.reasons[0]
     assert status.reasons[-1] == "Slurm expects the job to start at 2026-01-02T03:04:05."
 
