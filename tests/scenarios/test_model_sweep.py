@@ -29,8 +29,13 @@ SAMPLE = (
     "Speech2TextForConditionalGeneration",
     "Kosmos2_5ForConditionalGeneration",
     "GPTNeoXJapaneseForCausalLM",
+    "UltrabertForMaskedLM",
+    "Tipsv2Model",
+    "SegformerModel",
+    "DiffusionGemmaForBlockDiffusion",
 )
-"""One of each layout: fused, stacked experts, hybrids, towers, two stacks, encoders, odd ends."""
+"""One of each layout: fused, stacked experts, hybrids, towers, two stacks, encoders, odd ends,
+other names in memory, shared layers."""
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import merge_worker
 
 CHUNK_BYTES = 96 * 1024
 """Base64 in one argument of a program, which Linux limits to 128 KiB."""
-SUFFIXES = (".py", ".html", ".yml")
+SUFFIXES = (".py", ".html", ".json", ".yml")
 ENTRY = "__main__.py"
 
 

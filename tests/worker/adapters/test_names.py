@@ -188,7 +188,7 @@ def test_layers_that_share_a_module_cannot_be_trained_apart(
     own = {f"model.layers.{n}.mamba.q.weight": torch.randn(6, 8) for n in (0, 1)}
     shared = {"model.layers.0.shared.q.weight": torch.randn(6, 8)}
     base = write_checkpoint(tmp_path / "base", own | shared)
-    for layer, text in ((1, "trains apart what layers of"), (2, "matches nothing in")):
+    for layer, text in ((1, "trains apart what modules of"), (2, "matches nothing in")):
         modules = dict.fromkeys([f"model.layers.{n}.shared.q" for n in (0, layer)], (6, 8))
         adapter_on(tmp_path / f"adapter-{layer}", modules)
         assert average(tmp_path / "out", [f"{base}+{tmp_path / f'adapter-{layer}'}"]) == 3

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from merge_worker.conversion.locate import Locator, Part
+from merge_worker.conversion.in_memory import Part
+from merge_worker.conversion.locate import Locator
 from merge_worker.dtypes import BY_NAME
 from merge_worker.tensors.source import StoredTensor
 

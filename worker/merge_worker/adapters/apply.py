@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoint.folder import Checkpoint
+from ..conversion.in_memory import Holders, Part
 from ..conversion.known_layouts import known_layouts
-from ..conversion.locate import Holders, Locator, Part
+from ..conversion.locate import Locator
 from ..dtypes import BY_NAME, Kind
 from ..errors import InputError
-from ..messages import counted, first_names, printable
+from ..messages import first_names
 from ..structure.embeddings import (
     embeddings,
     is_head,
@@ -34,6 +35,7 @@ from ..tensors.lora_delta import LoraTensor, OffsetTensor
 from ..tensors.row_gather import RowMap, gather_rows
 from ..tensors.source import DerivedTensor, StoredTensor, TensorSource, declared_dtype
 from ..tensors.views import concat, reshape, slice_axis
+from .faults import Faults
 from .heads import class_with_head, is_language_head
 from .peft_format import CONFIG, Adapter, Pair, open_adapter
 
@@ -95,12 +97,10 @@ class AdapterApplication:
     tensors: dict[str, TensorSource]
     changes: dict[str, Any] = field(default_factory=dict)
     windows: dict[str, dict[int, str]] = field(default_factory=dict)
-    unmatched: list[StoredTensor] = field(default_factory=list)
-    apart: list[StoredTensor] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.locator = Locator(self.base.tensors, self.base.config)
+        self.faults = Faults(self.adapter.path, self.base.path, self.locator.memory)
         self.sources: dict[str, TensorSource] = dict(self.base.tensors)
         self.renamed = self.rename_modules()
 
@@ -116,39 +116,12 @@ class AdapterApplication:
             self.replace_rows(name, info)
         self.join_windows()
         self.add_head()
-        self.refuse_faults()
+        short = self.short_tensors()
+        rows = self.tensors[short[0]].shape[0] if short else 0
+        self.faults.refuse(short, rows, self.changes.get("vocab_size", rows))
         base, shards = self.base, (*self.base.shards, self.adapter.shard)
         facts = (self.adapter.path, rows_of(base), self.changes)
         return Adapted(base.path, shards, self.tensors, *facts, notes=base.notes, files=base.files)
-
-    def refuse_faults(self) -> None:
-        path, base, faults = self.adapter.path, self.base.path, []
-        if self.unmatched:
-            fault = counted(len(self.unmatched), "tensors of the adapter match nothing")
-            names = first_names([tensor.name for tensor in self.unmatched])
-            faults.append(
-                f"{path}: {fault} in {base}: {names}\n"
-                f"  it was trained on another model, or on modules that the files hold otherwise, "
-                f"or that share the weights of others; in the latter cases merge with PEFT: "
-                f"model.merge_and_unload().save_pretrained(…)"
-            )
-        if self.apart:
-            names = first_names([tensor.name for tensor in self.apart])
-            faults.append(
-                f"{path}: trains apart what layers of {base} share: {names}\n"
-                f"  one model cannot hold both, and PEFT's merge adds them up; load it with PEFT"
-            )
-        if self.mismatched:
-            faults.append(f"{path}: does not fit {base}: {'; '.join(self.mismatched[:3])}")
-        if short := self.short_tensors():
-            rows, more = self.tensors[short[0]].shape[0], self.changes["vocab_size"]
-            faults.append(
-                f"{path}: has {more} rows of tokens, but none for {first_names(short)} of {base}, "
-                f"which has {rows}\n"
-                f"  save the adapter with its head: save_embedding_layers=True"
-            )
-        if faults:
-            raise InputError("\n".join(faults))
 
     def short_tensors(self) -> list[str]:
         """Return tensors that keep the rows of the base beside an embedding that got others."""
@@ -303,7 +276,7 @@ class AdapterApplication:
                 self.untie(head, replace(trained, name=head, declared_dtype=None))
             return
         if holders is None:
-            self.unmatched.append(trained)
+            self.faults.unmatched.append(trained)
             return
         names = list(chain(*holders))
         if len(names) > 1:
@@ -313,7 +286,7 @@ class AdapterApplication:
         of_tokens = is_vocabulary(match) or old.shape[:1] == (self.base.config.get("vocab_size"),)
         resized = old.shape[:1] != trained.shape[:1] and old.shape[1:] == trained.shape[1:]
         if old.shape != trained.shape and not (resized and len(trained.shape) == 2):
-            self.mismatch(match, old.shape, trained.shape)
+            self.faults.mismatch(match, old.shape, trained.shape)
         elif resized and of_tokens:
             self.changes["vocab_size"] = trained.shape[0]
         elif self.is_tied and self.trains_apart() and (tied := tied_name(old, self.base.config)):
@@ -326,7 +299,7 @@ class AdapterApplication:
         """Replace tensors by the parts, one after the other, of what is one in memory."""
         olds = [self.tensors[name] for name in names]
         if sum(old.count for old in olds) != trained.count:
-            self.unmatched.append(trained)
+            self.faults.unmatched.append(trained)
             return
         begin = trained.offset
         for old in olds:
@@ -343,12 +316,12 @@ class AdapterApplication:
             alike = (e for e in embeddings(self.base.tensors) if e.shape[1:] == trained.shape[1:])
             holders = tuple((embedding.name,) for embedding in alike)[:1]
         if len(list(chain(*holders))) != 1:
-            self.unmatched.append(trained)
+            self.faults.unmatched.append(trained)
             return
         old = self.tensors[holders[0][0]]
         fits = trained.shape == (len(indices), *old.shape[1:]) and max(indices) < old.shape[0]
         if not fits:
-            self.mismatch(old.name, old.shape, trained.shape)
+            self.faults.mismatch(old.name, old.shape, trained.shape)
             return
         rows = [(0, row) for row in range(old.shape[0])]
         for place, row in enumerate(indices):
@@ -386,8 +359,8 @@ class AdapterApplication:
         Raises InputError if the adapter does not tell of which class the result is.
         """
         saved = self.adapter.config.get("modules_to_save") or ()
-        heads = [tensor for tensor in self.unmatched if tensor.name.split(".")[0] in saved]
-        if not heads or len(heads) < len(self.unmatched) or self.mismatched:
+        heads = [tensor for tensor in self.faults.unmatched if tensor.name.split(".")[0] in saved]
+        if not heads or len(heads) < len(self.faults.unmatched) or self.faults.mismatched:
             return
         changes = class_with_head(self.base.config, self.adapter.config, heads)
         if changes is None:
@@ -404,7 +377,7 @@ class AdapterApplication:
         self.tensors = {begin + n: reshape(t, t.shape, begin + n) for n, t in body.items()}
         self.tensors |= {head.name: replace(head, declared_dtype=dtype) for head in heads}
         self.changes |= changes
-        self.unmatched = []
+        self.faults.unmatched = []
 
     def adapt(self, pair: Pair) -> None:
         module = self.renamed[pair.module]
@@ -421,7 +394,7 @@ class AdapterApplication:
         head = self.tensors.get(weight) if is_head(weight) else None
         head = head or tied_head(weight, pair.sides, self.tensors, self.base.config)
         if match is not None:
-            self.mismatch(match[0][0], self.tensors[match[0][0]].shape, pair.sides)
+            self.faults.mismatch(match[0][0], self.tensors[match[0][0]].shape, pair.sides)
         elif head is not None:
             self.untie(weight, head)
             self.add_delta(((weight,),), _Sheets(1, *head.shape), pair, pair.module)
@@ -444,7 +417,7 @@ class AdapterApplication:
             return
         layer = re.match(r".*?\.\d+\.", self.renamed[pair.module])
         is_apart = twins and layer and any(name.startswith(layer[0]) for name in self.sources)
-        (self.apart if is_apart else self.unmatched).append(pair.b)
+        (self.faults.apart if is_apart else self.faults.unmatched).append(pair.b)
 
     def add_delta(self, holders: Holders, sheets: _Sheets, pair: Pair, key: str) -> None:
         """Add the delta of a pair to the tensors that hold its parameter, and that of its bias."""
@@ -470,9 +443,9 @@ class AdapterApplication:
     def add_bias(self, name: str, trained: StoredTensor, scale: float) -> None:
         base = self.tensors.get(name)
         if base is None:
-            self.unmatched.append(trained)
+            self.faults.unmatched.append(trained)
         elif base.shape != trained.shape:
-            self.mismatch(name, base.shape, trained.shape)
+            self.faults.mismatch(name, base.shape, trained.shape)
         else:
             self.put(name, (trained,), OffsetTensor, scale=scale)
 
@@ -488,7 +461,3 @@ class AdapterApplication:
         # Sums are computed and passed on in a wider dtype, so that only the result is rounded.
         dtype = BY_NAME["F64" if declared.bits > 16 else "F32"]
         self.tensors[name] = kind(name, dtype, base.shape, (base, *factors), declared, **facts)
-
-    def mismatch(self, name: str, base: tuple[int, ...], adapter: tuple[int, ...]) -> None:
-        shapes = f"{list(base)} in the base, {list(adapter)} in the adapter"
-        self.mismatched.append(f"{printable(name)} is {shapes}")

@@ -7,37 +7,30 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import NamedTuple
 
 from ..recipe.key_map import Key, Layout, LayoutRule, match, name_of
 from ..tensors.source import TensorSource
+from .in_memory import Holders, Part, in_memory
 from .known_layouts import known_layouts
-
-Holders = tuple[tuple[str, ...], ...]
-"""Names of the tensors that hold a parameter: for each expert, its parts one below the other."""
-
-
-class Part(NamedTuple):
-    """Part `place` of `size` that lie one below the other in `holder`, or in matrix `expert`."""
-
-    holder: str
-    place: int
-    size: int
-    expert: int | None
 
 
 class Locator:
     """The tensors of a model, found by the names of other layouts."""
 
     def __init__(self, tensors: Mapping[str, TensorSource], config: Mapping[str, object]) -> None:
-        self.names = sorted(tensors)
         self.present = frozenset(tensors)
+        self.memory = in_memory(tensors, config)
+        self.memory_names = sorted(self.memory.names())
+        self.names = sorted(self.present.union(self.memory_names))
         self.rules = known_layouts().rules_of(config)
 
     def holders(self, name: str) -> Iterator[Holders]:
-        """Yield the tensors that hold `name`: that of the same name, then those of each rule."""
+        """Yield the tensors that hold `name`: as the class has it, that of the same name, then
+        those of each rule."""
+        if name in self.memory.holders:
+            yield self.memory.holders[name]
         if name in self.present:
             yield ((name,),)
         for rule, layout, other, (key, place, number) in self._layouts(name):
@@ -59,6 +52,8 @@ class Locator:
 
     def parts(self, name: str) -> Iterator[Part]:
         """Yield the parts of single tensors that hold `name`."""
+        if name in self.memory.parts:
+            yield self.memory.parts[name]
         for rule, layout, other, (key, place, number) in self._layouts(name):
             expert = None if rule.is_numbered(other.names[0]) else number
             fused = len(other.names) < len(layout.names)
@@ -96,6 +91,8 @@ class Locator:
                 good = [
                     new for new in level if all(fits[n](new + n.removeprefix(begin)) for n in names)
                 ]
+                # Of a name in memory and one in files, the former is meant.
+                good = [new for new in good if self._begins(new, self.memory_names)] or good
                 if len(good) > 1:
                     listed = " or ".join(f"'{new}…'" for new in good)
                     raise ValueError(f"'{begin}…' could mean {listed}")
@@ -121,9 +118,10 @@ class Locator:
             level = [word for word in dict.fromkeys(replaced) if word not in seen]
             seen.update(level)
 
-    def _begins(self, beginning: str) -> bool:
-        place = bisect_left(self.names, beginning)
-        return place < len(self.names) and self.names[place].startswith(beginning)
+    def _begins(self, beginning: str, names: Sequence[str] | None = None) -> bool:
+        listed = self.names if names is None else names
+        place = bisect_left(listed, beginning)
+        return place < len(listed) and listed[place].startswith(beginning)
 
 
 def _is_plain(layout: Layout) -> bool:
