@@ -9,7 +9,15 @@ from torch import Tensor
 from merge_worker import methods
 from merge_worker.dtypes import from_torch_name
 from merge_worker.engine.buffers import Pool
-from merge_worker.method import SCALED_SCRATCH, BaseRole, Block, Method, StatisticsPass, Task
+from merge_worker.method import (
+    SCALED_SCRATCH,
+    BaseRole,
+    Block,
+    Method,
+    StatisticsPass,
+    Task,
+    working_dtype,
+)
 from merge_worker.planning.step import CPU_BLOCK, Grid, block_grid
 
 
@@ -57,8 +65,7 @@ def make_task(
             assert len(value) == len(models), f"one {parameter.name} per model"
         resolved[parameter.name] = value
     assert not values, f"{method.name} has no parameters {list(values)}"
-    work = "float64" if out.bits > 16 else "float32"
-    shape = tuple(first.shape)
+    shape, work = tuple(first.shape), working_dtype(out, resolved)
     return Task("t", shape, out, len(models), base is not None, resolved, 0, work)
 
 
@@ -79,7 +86,9 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
             here = out[item.start : item.start + item.tensors[0].numel()]
             current.merge(item, here.view(item.tensors[0].shape))
     if places.blocks:
-        assert passes <= method.algorithm.reads(method, task.values), "more passes than declared"
+        reads = method.algorithm.reads(method, task.values)
+        reads += 2 * getattr(method.algorithm, "lengths", False)  # where vectors cancel
+        assert passes <= reads, "more passes than declared"
         per_element = method.algorithm.scratch_bytes(method, len(sources))
         per_element += SCALED_SCRATCH if task.scale != 1.0 else 0
         allowed = per_element * min(places.block, places.count)

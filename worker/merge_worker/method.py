@@ -89,6 +89,21 @@ class Task:
     scale: float = 1.0  # of the result's difference from the base (LiNeS)
 
 
+COMMON = 1e12
+"""Numbers of a recipe that are larger than this, or smaller than its inverse, take float64: their
+products and quotients would leave the range of float32."""
+
+
+def working_dtype(result: DType, values: Mapping[str, Any], scale: float = 1.0) -> str:
+    """Return the torch name of the dtype to compute a result in, given the values of its task."""
+    numbers = [abs(scale)]
+    for value in values.values():
+        several = value if isinstance(value, tuple) else (value,)
+        numbers += [abs(number) for number in several if isinstance(number, float)]
+    common = all(number == 0 or 1 / COMMON <= number <= COMMON for number in numbers)
+    return "float32" if result.bits <= 16 and common else "float64"
+
+
 class Scratch(Protocol):
     """Reusable memory of one lane on its device; contents are valid for one block only."""
 

@@ -84,3 +84,37 @@ def test_it_is_the_mean_of_squared_angles() -> None:
 def test_no_steps_give_the_mean_direction() -> None:
     got = merge("karcher", [t(1, 0), t(0, 3)], max_iter=0)
     assert got.tolist() == pytest.approx([2 * 0.5**0.5, 2 * 0.5**0.5])
+
+
+@pytest.mark.parametrize("out", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1,), (700,)])
+def test_opposite_models_are_found_in_any_dtype(
+    shape: tuple[int, ...], dtype: torch.dtype, out: torch.dtype
+) -> None:
+    """The cosine of their rounded products may be above -1 by more than the tolerance allows."""
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        first = torch.randn(shape, generator=noise).to(dtype)
+        factors = [-2, 0.5, -1] if dtype == torch.bfloat16 else [-1.7, 0.3, -0.9]
+        models = [first, *(first * factor for factor in factors)]
+        got = merge("karcher", models, block=64, dtype=out).double()
+        mean = sum(float(x.double().norm()) for x in models) / 4
+        want = first.double() / first.double().norm() * mean
+        assert torch.allclose(got, want, rtol=0.01, atol=1e-3 * mean)
+
+
+def test_a_model_opposite_to_the_mean_of_others_is_found_in_any_dtype() -> None:
+    noise = torch.Generator().manual_seed(1)
+    first, second = torch.randn(2, 500, generator=noise)
+    second = first + 0.2 * second
+    opposite = -(first / first.norm() + second / second.norm())
+    models = [first, second, opposite]
+    exact = merge("karcher", models, dtype=torch.float64)
+    assert torch.allclose(merge("karcher", models, dtype=torch.float16).double(), exact, atol=2e-3)
+
+
+def test_a_tolerance_of_zero_ends_where_no_step_is_left() -> None:
+    assert merge("karcher", [t(1, 0), t(1, 0)], tol=0.0).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="tol must be 0 or more"):
+        merge("karcher", [t(1, 0), t(0, 1)], tol=-1.0)

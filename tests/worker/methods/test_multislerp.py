@@ -80,3 +80,51 @@ def test_weights_that_add_up_to_zero_are_refused() -> None:
 def test_one_model_is_copied() -> None:
     x, base = torch.randn(2, 9).bfloat16()
     assert merge("multislerp", [x], base, weight=[0.3]).equal(x)
+
+
+OUT = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("out", OUT)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_opposite_numbers_are_those_of_the_formula_in_any_dtype(
+    dtype: torch.dtype, out: torch.dtype
+) -> None:
+    """The mean of two directions is of the size of eps, below the rounding of products."""
+    noise = torch.Generator().manual_seed(0)
+    for scale in (1.0, 0.02, 1e-3):
+        for _ in range(50):
+            x, y = (torch.rand(2, 1, generator=noise).add_(0.01) * scale).to(dtype)
+            got = merge("multislerp", [x, -y], dtype=out, weight=[1, 1]).double()
+            a, b = float(x), float(y)
+            mean = 0.5 * (a / (a + 1e-8) - b / (b + 1e-8))
+            summed = (a - b) / 2 if abs(mean) < 1e-8 else (a + b) / 2 * (1 if mean > 0 else -1)
+            if 0.99 < abs(mean) / 1e-8 < 1.01:
+                continue
+            assert got.tolist() == pytest.approx([summed], rel=0.01, abs=1e-9)
+
+
+@pytest.mark.parametrize("out", OUT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_three_directions_that_cancel_are_an_error_in_any_dtype(
+    dtype: torch.dtype, out: torch.dtype
+) -> None:
+    x, y = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    models = [x.to(dtype), y.to(dtype)]
+    third = -(models[0].double() / models[0].double().norm())
+    third -= models[1].double() / models[1].double().norm()
+    models.append(third.to(dtype))
+    weight = [1.0, 1.0, float(third.norm())]
+    if dtype == torch.float64:
+        with pytest.raises(ResultError, match="the directions"):
+            merge("multislerp", models, block=256, dtype=out, weight=weight)
+    else:  # what rounding of the third model leaves is a direction, the same in every dtype
+        got, exact = (merge("multislerp", models, dtype=d, weight=weight) for d in (out, OUT[-1]))
+        assert torch.allclose(got.double(), exact, rtol=0.01, atol=0.05)
+
+
+def test_an_eps_of_zero_is_the_formula_without_it() -> None:
+    got = merge("multislerp", [t(2, 0), t(0, 0)], weight=[1, 1], eps=0.0)
+    assert got.tolist() == pytest.approx([1, 0])
+    with pytest.raises(ValueError, match="eps must be 0 or more"):
+        merge("multislerp", [t(1, 0), t(0, 1)], weight=[1, 1], eps=-1.0)

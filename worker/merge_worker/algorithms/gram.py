@@ -8,16 +8,24 @@ small angles to second order only. Everything else is float64 throughout.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from ..method import Block, MergePass, StatisticsPass, Tensor
+from .tree_sum import TreeSum
 
 RUN = 256
 """Elements whose products are added in float32. On processors that accumulate a run in a single
 register, 1024 elements err by 3e-7 and take a tenth less time."""
+
+PRODUCTS = 1 << 18
+"""Products that exist at a time: those of all runs of a block would outweigh it for many models."""
+
+CANCELS = {"float32": 1e-2, "float64": 1e-6}
+"""Part that is left of the square of a sum of vectors, as against vectors at right angles, below
+which a Gram matrix of that precision does not give the length of the sum to four digits more than
+a result shows."""
 
 
 class Vectors(Enum):
@@ -30,25 +38,30 @@ class Vectors(Enum):
 
 @dataclass
 class TensorGram(StatisticsPass):
-    """The pass that computes the Gram matrix of the first `vectors` sources.
+    """The pass that computes the Gram matrix of the first `vectors` sources, of `count` elements.
 
     With `subtract_base` the last source is subtracted from each. `then` receives the matrix
-    [vectors, vectors] as a float64 tensor and returns the merge pass.
+    [vectors, vectors] as a float64 tensor and returns the pass that follows.
     """
 
     vectors: int
     subtract_base: bool
     dtype: str
-    then: Callable[[Tensor], MergePass]
+    count: int
+    then: Callable[[Tensor], StatisticsPass | MergePass]
 
-    def collect(self, block: Block) -> list[list[Tensor]]:
-        """Return products per run and group of rows; summed later, to keep calls per block few."""
+    def __post_init__(self) -> None:
+        self._sum = TreeSum(self.count)
+
+    def collect(self, block: Block) -> None:
         count = block.tensors[0].numel()
         whole = count - count % RUN
         parts = [(0, whole, RUN), (whole, count - whole, count - whole)]
-        return [self._products(block, *part) for part in parts if part[1]]
+        first, *rest = [self._products(block, *part) for part in parts if part[1]]
+        self._sum.add(block, first.add_(rest[0]) if rest else first)
 
-    def _products(self, block: Block, start: int, count: int, run: int) -> list[Tensor]:
+    def _products(self, block: Block, start: int, count: int, run: int) -> Tensor:
+        """Return the dot products over a part of a block, added up in float64."""
         import torch
 
         k, runs = self.vectors, count // run
@@ -62,16 +75,19 @@ class TensorGram(StatisticsPass):
             x.sub_(base)
         # MKL takes eight times as long for four or more rows of float64 as for two at a time.
         step = 2 if self.dtype == "float64" else k
-        return [torch.bmm(x[:, i : i + step], x.mT).cpu() for i in range(0, k, step)]
+        gram = torch.zeros(k, k, dtype=torch.float64)
+        for some in x.split(max(1, PRODUCTS // (k * k))):  # type: ignore[no-untyped-call]
+            for i in range(0, k, step):
+                products = torch.bmm(some[:, i : i + step], some.mT)
+                gram[i : i + step].add_(products.sum(0, dtype=torch.float64).cpu())
+        return gram
 
-    def next_pass(self, partials: Sequence[list[list[Tensor]]]) -> MergePass:
+    def next_pass(self, partials: Sequence[None]) -> StatisticsPass | MergePass:
         import torch
 
-        products = [part for partial in partials for part in partial]
-        if not products:
-            return self.then(torch.zeros(self.vectors, self.vectors, dtype=torch.float64))
-        groups = zip(*products, strict=True)
-        gram = torch.cat([torch.cat(rows).sum(0, dtype=torch.float64) for rows in groups])
+        gram = self._sum.total()
+        if gram is None:
+            gram = torch.zeros(self.vectors, self.vectors, dtype=torch.float64)
         return self.then(gram.triu() + gram.triu(1).mT)
 
 
@@ -128,31 +144,21 @@ class PerVectorSum(_MatrixPass, MergePass):
 
 @dataclass
 class ColumnGram(_MatrixPass, StatisticsPass):
-    """The pass that computes the Gram matrices of all columns.
-
-    Blocks are added up as they arrive, in the order of the grid: where rows are long, one partial
-    result per block would take as much memory as the tensor.
-    """
+    """The pass that computes the Gram matrices of all columns, in a tensor of `count` elements."""
 
     coefficients: Callable[[Tensor], list[Tensor]]
-    _total: Tensor | None = None
-    _next: int = 0
-    _waiting: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    count: int
+
+    def __post_init__(self) -> None:
+        self._sum = TreeSum(self.count)
 
     def collect(self, block: Block) -> None:
         x, spare = self.matrices(block)
-        gram = vector_gram(x, spare, 0).cpu()
-        with self._lock:
-            self._waiting[block.start] = (block.start + spare.numel(), gram)
-            while self._next in self._waiting:
-                self._next, part = self._waiting.pop(self._next)
-                self._total = part if self._total is None else self._total.add_(part)
+        self._sum.add(block, vector_gram(x, spare, 0).cpu())
 
     def next_pass(self, partials: Sequence[None]) -> MergePass:
-        return PerVectorSum(
-            self.vectors, self.subtract_base, self.length, self.coefficients, self._total
-        )
+        gram = self._sum.total()
+        return PerVectorSum(self.vectors, self.subtract_base, self.length, self.coefficients, gram)
 
 
 def vector_gram(x: Tensor, product: Tensor, axis: int) -> Tensor:
@@ -170,6 +176,52 @@ def vector_gram(x: Tensor, product: Tensor, axis: int) -> Tensor:
     }
     rows = [[entries[min(i, j), max(i, j)] for j in range(k)] for i in range(k)]
     return torch.stack([torch.stack(row) for row in rows])
+
+
+class CancellationError(Exception):
+    """Vectors cancel, and their Gram matrix is not precise enough to tell what is left.
+
+    `coefficients`: those of a sum whose length is wanted; empty if a better matrix will do.
+    """
+
+    def __init__(self, coefficients: Sequence[float] = ()) -> None:
+        super().__init__(coefficients)
+        self.coefficients = tuple(coefficients)
+
+
+KnownLength = tuple[tuple[float, ...], float]
+"""Coefficients, and the length of the sum that they give."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of combinations of vectors, as methods ask for them.
+
+    They follow from the Gram matrix, of products in `work`. Where the terms cancel, a method is
+    interrupted by CancellationError and called again with what it needs: a Gram matrix in float64,
+    then the length of the sum itself, `known` by its coefficients.
+    """
+
+    gram: Sequence[Sequence[float]]
+    work: str = "float64"
+    known: KnownLength = ((), 0.0)
+
+    def __call__(self, coefficients: Sequence[float]) -> float:
+        """Return ‖Σ c_i x_i‖."""
+        if tuple(coefficients) == self.known[0]:
+            return self.known[1]
+        length = combined_length(coefficients, self.gram)
+        apart = math.fsum(
+            c * c * row[i] for i, (c, row) in enumerate(zip(coefficients, self.gram, strict=True))
+        )
+        if length * length < CANCELS[self.work] * apart:
+            raise CancellationError(coefficients if self.work == "float64" else ())
+        return length
+
+    def must_be_exact(self) -> None:
+        """Interrupt the method unless dot products are in float64."""
+        if self.work != "float64":
+            raise CancellationError
 
 
 def combined_length(coefficients: Sequence[float], gram: Sequence[Sequence[float]]) -> float:

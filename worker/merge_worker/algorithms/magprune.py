@@ -19,6 +19,9 @@ from .random_masks import RandomStream, keep_bound
 from .rank_search import as_integers, dtype_name, has_numpy, scalar
 from .sparsify import KEEP_ALL, KEEP_NONE, Mask, RandomDrop, Sparsifier
 
+FINEST = 2.0**-32
+"""Step between the probabilities that random words distinguish."""
+
 
 def magprune(density: float, epsilon: float) -> Sparsifier:
     """Keep each element with probability density − epsilon … density + epsilon, by its rank."""
@@ -33,7 +36,7 @@ def magprune(density: float, epsilon: float) -> Sparsifier:
             f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): "
             f"epsilon must be smaller than {min(density, 1 - density):g}"
         )
-    return MagPrune(density, epsilon) if epsilon > 0 else RandomDrop(density)
+    return MagPrune(density, epsilon) if epsilon >= FINEST else RandomDrop(density)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,8 @@ class CountChanges(StatisticsPass):
         for m in range(self.task.models):
             shared, unique = (sum(p[m][i] for p in partials) for i in (0, 1))
             # epsilon in place of a count of 0, as in mergekit; 0/0 means nothing shared.
-            ratio = shared / max(unique, self.rule.epsilon) if shared else 0.0
+            alone = max(unique, self.rule.epsilon)
+            ratio = (shared / alone if alone else math.inf) if shared else 0.0
             factors.append(1 + self.rule.r * min(max(ratio, 0.0), self.rule.alpha))
         return MergeChanges(self.rule, self.task, factors)
 

@@ -28,6 +28,12 @@ from .task_vectors import (
     sums_by_model,
     task_vectors,
 )
+from .weighted_sum import total_of
+
+FLOAT32_MAX, FLOAT64_MAX = 3.4e38, 1.7e308
+
+LEAST_SHARE = 1e-200
+"""Weights are not told apart below this share of the largest; less would underflow in products."""
 
 CONSENSUS = ("sum", "count")  # how a sign is elected: that of Σ y_m, or that of Σ sign(y_m)
 
@@ -98,8 +104,7 @@ class GeneralizedTaskArithmetic(Rule):
         self, task: Task, masks: dict[int, Mask], rescale: dict[int, float]
     ) -> MergePass:
         """Return the last pass; `rescale` has the factors of the models that are rescaled."""
-        factors = {m: self.weight[m] * rescale.get(m, 1.0) for m in masks}
-        return MergeTaskVectors(self, task.work, masks, factors)
+        return MergeTaskVectors(self, task.work, masks, rescale)
 
 
 @dataclass
@@ -139,33 +144,42 @@ class L1Norms(StatisticsPass):
 
 @dataclass
 class MergeTaskVectors(MergePass):
-    """The merge pass; `factors` are weight · rescale of the models that take part."""
+    """The merge pass over the models in `masks`; `rescale` has the factors of some of them.
+
+    Weights are in units of the largest weight, and their products with `rescale` in units of the
+    largest product: whatever they are, no sum overflows, and a factor of 1 saves a product.
+    """
 
     rule: GeneralizedTaskArithmetic
     work: str
     masks: dict[int, Mask]
-    factors: dict[int, float]
+    rescale: dict[int, float]
 
     def __post_init__(self) -> None:
-        rule, factors = self.rule, self.factors
-        self.divide = [rule.weight[m] for m in factors] if rule.normalize else None
-        # Sums are in units of the first factor, which saves a product; not if a divisor of zero
-        # may have to be replaced by 1.
-        self.unit = 1.0
-        if not self.divide or min(self.divide) > 0:
-            self.unit = abs(next(iter(factors.values())))
-        self.factors = {m: factor / self.unit for m, factor in factors.items()}
-        if self.divide and rule.consensus and min(self.divide) > 0:
-            own = self.divide[0]
-            self.divide = [weight / own for weight in self.divide]
-            self.unit /= own
-        if rule.normalize and not rule.consensus:
-            total = math.fsum(rule.weight)
-            self.unit /= total if abs(total) >= 1e-8 else 1.0
+        rule = self.rule
+        self.heaviest = max(map(abs, rule.weight))
+        # A smaller share counts only where its model is alone, and then cancels.
+        shares = [
+            math.copysign(max(abs(weight / self.heaviest), LEAST_SHARE), weight) if weight else 0.0
+            for weight in rule.weight
+        ]
+        factors = [shares[m] * self.rescale.get(m, 1.0) for m in self.masks]
+        largest = max(map(abs, factors)) or 1.0
+        self.factors = [factor / largest for factor in factors]
+        self.divide = None
+        self.unit = largest
+        if rule.normalize and rule.consensus:
+            self.divide = [shares[m] for m in self.masks]
+        elif rule.normalize and abs(total_of(rule.weight)) >= 1e-8:
+            self.unit /= math.fsum(shares)
+        else:
+            self.unit *= self.heaviest
         self.scale = rule.lambda_ * self.unit
+        if not abs(self.scale) < FLOAT32_MAX:
+            self.work = "float64"
 
     def merge(self, block: Block, out: Tensor) -> None:
-        models = list(self.factors)
+        models = list(self.masks)
         apply = [self.masks[m].on(block) for m in models]
         for part, target in parts_into(block, out):
             base = flat_base(part, self.work)
@@ -176,7 +190,7 @@ class MergeTaskVectors(MergePass):
 
     def combine(self, part: Block, base: Tensor, sparse: TaskVectors) -> Tensor:
         """Return sum (/ divisor) of one part in units of `unit`; overwrites the s_m in `sparse`."""
-        consensus, factors = self.rule.consensus, list(self.factors.values())
+        consensus, factors = self.rule.consensus, self.factors
         if consensus is None:
             return weighted_total(sparse.by_model[0], sparse.by_model, factors)
         if min(factors) <= 0:
@@ -184,7 +198,9 @@ class MergeTaskVectors(MergePass):
                 y.mul_(scalar(factor, self.work))
             factors = [1.0] * len(factors)
         total, divisor = disjoint_sum(part, sparse, consensus, factors, factors, self.divide)
-        return total if divisor is None else _divide(part, total, divisor, self.divide or ())
+        if divisor is None or self.divide is None:
+            return total
+        return _divide(part, total, divisor, self.divide, 1 / self.heaviest)
 
 
 def disjoint_sum(
@@ -227,24 +243,27 @@ def weighted_total(
     import torch
 
     given = list(factors or [1.0] * len(terms))
-    rest = list(zip(terms, given, strict=True))[1:]
-    if given[0] != 1.0:
-        torch.mul(terms[0], scalar(given[0], dtype_name(out.dtype)), out=out)
+    rest = list(zip(terms, given, strict=True))
+    first, own = rest.pop(given.index(1.0) if 1.0 in given else 0)
+    if own != 1.0:
+        torch.mul(first, scalar(own, dtype_name(out.dtype)), out=out)
     elif rest:
         term, factor = rest.pop(0)
-        torch.add(terms[0], term, alpha=factor, out=out)
-    elif out is not terms[0]:
-        out.copy_(terms[0])
+        torch.add(first, term, alpha=factor, out=out)
+    elif out is not first:
+        out.copy_(first)
     for term, factor in rest:
         out.add_(term, alpha=factor)
     return out
 
 
-def _divide(part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float]) -> Tensor:
-    """Return total / divisor, with 1 in place of a divisor of zero."""
+def _divide(
+    part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float], one: float
+) -> Tensor:
+    """Return total / divisor, with `one` in place of a divisor of zero."""
     import torch
 
-    least = min(abs(weight) for weight in weights)
+    least = min(abs(weight) for weight in weights if weight)
     if min(weights) > 0:
         # No model agrees only if all were dropped: the total is 0, over anything.
         divisor.clamp_min_(least / 2)
@@ -252,7 +271,7 @@ def _divide(part: Block, total: Tensor, divisor: Tensor, weights: Sequence[float
         # Weights that cancel do so up to rounding.
         term = part.scratch.take("mask", total.numel(), dtype_name(total.dtype))
         torch.lt(torch.abs(divisor, out=term), 1e-6 * least, out=term)
-        divisor.add_(term)
+        divisor.add_(term, alpha=min(one, FLOAT64_MAX))
     return total.div_(divisor)
 
 

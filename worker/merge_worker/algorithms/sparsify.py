@@ -97,7 +97,7 @@ class Trim(Sparsifier):
         keep = int(self.density * count)
         if self.gamma is None:
             return count - max(1, keep), count
-        first = max(0, count - keep - int(self.gamma * count))
+        first = max(0, count - keep - int(min(1.0, self.gamma) * count))
         return first, first + keep
 
     def ranks(self, count: int) -> list[int]:

@@ -7,7 +7,7 @@ matrix), so the merge pass of all of them is one weighted sum at the speed of me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +16,15 @@ from typing import Any
 
 from ..errors import ResultError
 from ..method import Algorithm, Block, Granularity, MergePass, Method, StatisticsPass, Task, Tensor
-from .gram import ColumnGram, PerVectorSum, TensorGram, Vectors
+from .gram import (
+    CancellationError,
+    ColumnGram,
+    KnownLength,
+    Lengths,
+    PerVectorSum,
+    TensorGram,
+    Vectors,
+)
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,15 @@ class LinearCombination(Algorithm):
     `vectors`: maps parameter values to what counts as one vector: the tensor, its rows or its
         columns. The function then receives the Gram matrix as float64 tensors [model, model, …]
         with one entry per vector, and returns coefficients as tensors.
+    `lengths`: the function receives `Lengths` of whole tensors as well, to ask for the length of
+        a sum that may cancel.
     `exact`: compute dot products in float64 even if the result has 16 bits.
     """
 
     task_vectors: bool = False
     gram: bool = False
     vectors: Callable[[Mapping[str, Any]], Vectors] | None = None
+    lengths: bool = False
     exact: bool = False
 
     def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
@@ -60,33 +71,52 @@ class LinearCombination(Algorithm):
         elif self.vectors is None:
             # Orthogonal unit vectors: parameters that fail for these fail for any vectors.
             indices = range(self._vector_count(task))
-            method.call(task.values, [[float(i == j) for j in indices] for i in indices])
+            gram = [[float(i == j) for j in indices] for i in indices]
+            method.call(task.values, gram, *([Lengths(gram)] if self.lengths else []))
 
     def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if self._has_single_source(task):
             return WeightedSum([1.0], task.work)
         if not self.gram:
-            return WeightedSum(self._per_source(method.call(task.values), task), task.work)
-        subtract_base = self.task_vectors and task.has_base
-        count = self._vector_count(task)
+            return self._merge_pass(method.call(task.values), task)
         vectors = self._vectors(task.values)
         if vectors is Vectors.TENSOR:
-            work = "float64" if self.exact else task.work
-            return TensorGram(count, subtract_base, work, partial(self._sum, method, task))
+            return self._gram_pass(method, task, "float64" if self.exact else task.work)
+        subtract_base, count = self._subtracts_base(task), self._vector_count(task)
         coefficients = partial(method.call, task.values)
         # Columns of a tensor with a single axis are its only row.
         if vectors is Vectors.COLUMNS and len(task.shape) > 1:
-            return ColumnGram(count, subtract_base, math.prod(task.shape[1:]), coefficients)
+            length, size = math.prod(task.shape[1:]), math.prod(task.shape)
+            return ColumnGram(count, subtract_base, length, coefficients, size)
         length = task.shape[-1] if task.shape else 1
         return PerVectorSum(count, subtract_base, length, coefficients)
 
-    def _sum(self, method: Method, task: Task, gram: Tensor) -> MergePass:
-        """Return the merge pass for the Gram matrix of whole tensors."""
+    def _gram_pass(self, method: Method, task: Task, work: str) -> TensorGram:
+        count, size = self._vector_count(task), math.prod(task.shape)
+        then = partial(self._then, method, task, work)
+        return TensorGram(count, self._subtracts_base(task), work, size, then)
+
+    def _then(
+        self,
+        method: Method,
+        task: Task,
+        work: str,
+        gram: Tensor,
+        known: KnownLength = ((), 0.0),
+    ) -> StatisticsPass | MergePass:
+        """Return the pass that follows the Gram matrix of whole tensors."""
         if not bool(gram.isfinite().all()):
             # NaN in the result shows the fault; branches on an angle could hide it.
             return WeightedSum([math.nan] * (task.models + task.has_base), task.work)
         try:
-            coefficients = method.call(task.values, gram if self.vectors else gram.tolist())
+            products = gram.tolist()
+            lengths = [Lengths(products, work, known)] if self.lengths else []
+            coefficients = method.call(task.values, gram if self.vectors else products, *lengths)
+        except CancellationError as wanted:
+            if not wanted.coefficients:
+                return self._gram_pass(method, task, "float64")
+            again = partial(self._then, method, task, work, gram)
+            return SumLength(wanted.coefficients, self._subtracts_base(task), again)
         except (ValueError, ZeroDivisionError) as error:
             raise ResultError(f"tensor '{task.name}': {error}") from None
         # A vector of length 0 adds nothing, whatever a division by its length gives.
@@ -94,7 +124,7 @@ class LinearCombination(Algorithm):
             float(c) if length else 0.0
             for c, length in zip(coefficients, gram.diagonal(), strict=True)
         ]
-        return WeightedSum(self._per_source(coefficients, task), task.work, from_recipe=False)
+        return self._merge_pass(coefficients, task, from_recipe=False)
 
     def _vectors(self, values: Mapping[str, Any]) -> Vectors:
         return self.vectors(values) if self.vectors else Vectors.TENSOR
@@ -105,17 +135,82 @@ class LinearCombination(Algorithm):
     def _vector_count(self, task: Task) -> int:
         return task.models + (task.has_base and not self.task_vectors)
 
-    def _per_source(self, coefficients: Sequence[float], task: Task) -> Sequence[float]:
-        """Return one coefficient per source: the base gets 1 − Σ c_m of its task vectors."""
-        if not (self.task_vectors and task.has_base):
-            return coefficients
-        rest = 1.0 - math.fsum(coefficients)
-        # Weights like 0.1, 0.2, 0.7 add up to 1 in decimal digits but not in binary.
-        noise = 4e-16 * max(1.0, math.fsum(abs(c) for c in coefficients))
-        return [*coefficients, 0.0 if abs(rest) <= noise else rest]
+    def _subtracts_base(self, task: Task) -> bool:
+        return self.task_vectors and task.has_base
+
+    def _merge_pass(
+        self, coefficients: Sequence[float], task: Task, from_recipe: bool = True
+    ) -> MergePass:
+        """Return the weighted sum: the base gets 1 − Σ c_m of its task vectors."""
+        if self._subtracts_base(task):
+            size = total_of(map(abs, coefficients))
+            if size > FAR:
+                return TaskVectorSum(coefficients)
+            rest = 1.0 - math.fsum(coefficients)
+            # Weights like 0.1, 0.2, 0.7 add up to 1 in decimal digits but not in binary.
+            noise = 4e-16 * max(1.0, size)
+            coefficients = [*coefficients, 0.0 if abs(rest) <= noise else rest]
+        return WeightedSum(coefficients, task.work, from_recipe=from_recipe)
+
+
+def total_of(numbers: Iterable[float]) -> float:
+    """Return the sum of any numbers, rounded once; Inf where math.fsum overflows."""
+    numbers = list(numbers)
+    try:
+        return math.fsum(numbers)
+    except OverflowError:
+        return sum(numbers)
+
+
+def scaled(weights: Sequence[float]) -> list[float]:
+    """Return the weights times a power of two with which no sum of them overflows."""
+    exponent = max((math.frexp(w)[1] for w in weights if w), default=0)
+    return [math.ldexp(w, -exponent) for w in weights]
 
 
 LARGE = 16.0  # sum of |coefficients| from which float32 may round worse than 16 bits can show
+
+FAR = 1024.0  # sum of |coefficients| from which 1 − Σ c_m loses too much of the base
+
+
+def task_vector_sum(block: Block, coefficients: Sequence[float], subtract_base: bool) -> Tensor:
+    """Return Σ c_i (x_i − base), or Σ c_i x_i, in float64 in flat scratch memory."""
+    count, base = block.tensors[0].numel(), block.tensors[-1].view(-1)
+    work = "float32" if base.device.type == "mps" else "float64"
+    total, term = (block.scratch.take(slot, count, work) for slot in ("sum", "term"))
+    total.zero_()
+    for c, values in zip(coefficients, block.tensors, strict=False):
+        if c:
+            term.copy_(values.view(-1))
+            total.add_(term.sub_(base) if subtract_base else term, alpha=c)
+    return total
+
+
+@dataclass
+class SumLength(StatisticsPass):
+    """The pass that computes ‖Σ c_i x_i‖ from the sum itself, as `task_vector_sum` gives it."""
+
+    coefficients: Sequence[float]
+    subtract_base: bool
+    then: Callable[[KnownLength], StatisticsPass | MergePass]
+
+    def collect(self, block: Block) -> float:
+        total = task_vector_sum(block, self.coefficients, self.subtract_base)
+        return float(total.dot(total))
+
+    def next_pass(self, partials: Sequence[float]) -> StatisticsPass | MergePass:
+        return self.then((tuple(self.coefficients), math.sqrt(math.fsum(partials))))
+
+
+@dataclass
+class TaskVectorSum(MergePass):
+    """The merge pass out = base + Σ c_m (x_m − base) in float64, for large coefficients."""
+
+    coefficients: Sequence[float]
+
+    def merge(self, block: Block, out: Tensor) -> None:
+        total = task_vector_sum(block, self.coefficients, subtract_base=True)
+        out.copy_(total.add_(block.tensors[-1].view(-1)).view(out.shape))
 
 
 @dataclass
@@ -135,14 +230,15 @@ class WeightedSum(MergePass):
     from_recipe: bool = True
 
     def __post_init__(self) -> None:
-        large = math.fsum(abs(c) for c in self.coefficients) > LARGE
+        large = total_of(map(abs, self.coefficients)) > LARGE
         self.coefficients, self.scale = whole_ratio(self.coefficients)
         exact = all(float(c).is_integer() for c in self.coefficients)
         if large or (self.from_recipe and not exact):
             self.work = "float64"
         self.used = [i for i, c in enumerate(self.coefficients) if c != 0.0]
         first = abs(self.coefficients[self.used[0]]) if self.used else 0.0
-        if math.frexp(first)[0] == 0.5:
+        largest = max(map(abs, self.coefficients), default=0.0)
+        if math.frexp(first)[0] == 0.5 and largest <= FAR * first:
             # A power of two moves into the scale without rounding, and saves a product.
             self.coefficients = [c / first for c in self.coefficients]
             self.scale *= first
@@ -212,7 +308,8 @@ def whole_ratio(
     ratios = [Fraction(c / top).limit_denominator(largest) for c in coefficients]
     common = math.lcm(*(ratio.denominator for ratio in ratios))
     near = all(abs(r - c / top) <= 1e-13 for r, c in zip(ratios, coefficients, strict=True))
-    if not near or common > largest:
+    size = total_of(map(abs, coefficients))
+    if not near or common > largest or math.isinf(size):
         return unchanged
     whole = tuple(float(ratio * common) for ratio in ratios)
-    return whole, math.fsum(map(abs, coefficients)) / math.fsum(map(abs, whole))
+    return whole, size / math.fsum(map(abs, whole))

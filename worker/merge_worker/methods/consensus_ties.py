@@ -62,7 +62,7 @@ class _MergeWithConsensus(MergeTaskVectors):
     """The merge pass of ties, with TALL masks computed from the untrimmed task vectors."""
 
     def __init__(self, rule: _ConsensusTies, task: Task, masks: dict[int, Mask]) -> None:
-        super().__init__(rule, task.work, masks, {m: rule.weight[m] for m in masks})
+        super().__init__(rule, task.work, masks, {})
         self.consensus_rule = rule
         self.scale = rule.lambda_
 

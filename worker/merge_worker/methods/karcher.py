@@ -2,16 +2,23 @@
 
 import math
 
-from ..algorithms.gram import combined_length
+from ..algorithms.gram import Lengths, combined_length
 from ..algorithms.weighted_sum import LinearCombination
 from ..method import merge_method
 
 OPPOSITE = 1e-3
 """Distance from π at which the tangent between opposite points has no direction in float64."""
 
+NEARLY_OPPOSITE = -0.99
+"""Cosine below which products in float32 do not give the angle."""
 
-@merge_method(LinearCombination(gram=True), reference="https://doi.org/10.1002/cpa.3160300502")
-def karcher(gram: list[list[float]], *, max_iter: int = 10, tol: float = 1e-5) -> list[float]:
+
+@merge_method(
+    LinearCombination(gram=True, lengths=True), reference="https://doi.org/10.1002/cpa.3160300502"
+)
+def karcher(
+    gram: list[list[float]], lengths_of: Lengths, *, max_iter: int = 10, tol: float = 1e-5
+) -> list[float]:
     """Point on the unit sphere with the least squared angles to all models, with their mean length.
 
     out = m · mean ‖x_i‖, where m on the unit sphere satisfies Σ log_m(x_i/‖x_i‖) = 0
@@ -23,24 +30,27 @@ def karcher(gram: list[list[float]], *, max_iter: int = 10, tol: float = 1e-5) -
     All models count equally; a `base_model` is one of them. The iterates are combinations of the
     models, so the iteration runs on their dot products alone.
 
-    Edge cases: if the mean of the models vanishes, as for two opposite tensors, the iteration
-    starts at the first. A tensor opposite to the current mean (within 1e-3) has no direction
-    towards it and is left out of that step.
+    Edge cases: if the mean direction of the models vanishes (a length up to tol), as for two
+    opposite tensors, the iteration starts at the first of them. A tensor opposite to the current
+    mean (within 1e-3) has no direction towards it and is left out of that step. Both are decided in
+    float64, whatever the dtypes.
     """
+    if tol < 0:
+        raise ValueError(f"tol must be 0 or more (a length), got {tol:g}")
     lengths = [math.sqrt(g[i]) for i, g in enumerate(gram)]
     valid = [i for i, length in enumerate(lengths) if length > tol]
     if not valid:
         return [0.0] * len(lengths)
     cosines = [[gram[i][j] / (lengths[i] * lengths[j]) for j in valid] for i in valid]
-    mean = [1 / len(valid)] * len(valid)
-    if combined_length(mean, cosines) < tol:
+    size = lengths_of([1 / len(valid) / x if x > tol else 0.0 for x in lengths])
+    if size < tol or size == 0:
         mean = [1.0] + [0.0] * (len(valid) - 1)
     else:
-        mean = _normalized(mean, cosines, 0.0)
+        mean = [1 / len(valid) / size] * len(valid)
     for _ in range(max_iter):
-        step = _step(mean, cosines, tol)
+        step = _step(mean, cosines, tol, lengths_of)
         size = combined_length(step, cosines)
-        if size < tol:
+        if size < tol or size == 0:
             break
         moved = [
             math.cos(size) * m + math.sin(size) / size * s for m, s in zip(mean, step, strict=True)
@@ -54,13 +64,17 @@ def karcher(gram: list[list[float]], *, max_iter: int = 10, tol: float = 1e-5) -
     ]
 
 
-def _step(mean: list[float], cosines: list[list[float]], tol: float) -> list[float]:
+def _step(
+    mean: list[float], cosines: list[list[float]], tol: float, lengths_of: Lengths
+) -> list[float]:
     """Return the mean tangent at `mean` towards all models, as a combination of unit vectors."""
     step = [0.0] * len(mean)
     for i, row in enumerate(cosines):
         c = max(-1.0, min(1.0, math.fsum(x * y for x, y in zip(row, mean, strict=True))))
+        if c < NEARLY_OPPOSITE:
+            lengths_of.must_be_exact()
         angle = math.acos(c)
-        if angle < tol or angle > math.pi - OPPOSITE:
+        if angle < tol or angle == 0 or angle > math.pi - OPPOSITE:
             continue
         pull = angle / math.sin(angle) / len(mean)
         step = [s - pull * c * m for s, m in zip(step, mean, strict=True)]

@@ -1,6 +1,6 @@
 """Linear: weighted average of models (model soups, Wortsman et al., 2022)."""
 
-from ..algorithms.weighted_sum import LinearCombination
+from ..algorithms.weighted_sum import LinearCombination, scaled
 from ..method import merge_method
 
 
@@ -16,6 +16,7 @@ def linear(*, weight: list[float], normalize: bool = True) -> list[float]:
     """
     if not normalize:
         return list(weight)
+    weight = scaled(weight)
     total = sum(weight)
     if total == 0:
         raise ZeroDivisionError("the weights add up to 0: set normalize: false, or other weights")

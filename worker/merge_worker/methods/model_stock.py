@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..algorithms.gram import Vectors
+from ..algorithms.gram import CANCELS, Lengths, Vectors
 from ..algorithms.weighted_sum import LinearCombination
 from ..method import BaseRole, Tensor, merge_method
 
@@ -13,12 +13,14 @@ def _vectors(values: Mapping[str, Any]) -> Vectors:
 
 
 @merge_method(
-    LinearCombination(task_vectors=True, gram=True, vectors=_vectors),
+    LinearCombination(task_vectors=True, gram=True, vectors=_vectors, lengths=True),
     reference="https://arxiv.org/abs/2403.19522",
     base=BaseRole.REQUIRED,
     models=(2, None),
 )
-def model_stock(gram: Tensor, *, filter_wise: bool = False) -> list[Tensor]:
+def model_stock(
+    gram: Tensor, lengths_of: Lengths | None = None, *, filter_wise: bool = False
+) -> list[Tensor]:
     """Average of fine-tuned models, pulled to the base the more, the less they agree.
 
     out = t · mean(x_1 … x_K) + (1−t) · base, with t = K c / (1 + (K−1) c)
@@ -45,5 +47,7 @@ def model_stock(gram: Tensor, *, filter_wise: bool = False) -> list[Tensor]:
     ]
     c = torch.stack(cosines).mean(0)
     divisor = 1 + (k - 1) * c
+    if lengths_of and float(divisor.abs()) < CANCELS["float32"]:
+        lengths_of.must_be_exact()
     t = torch.where(divisor.abs() < 1e-6, 0.0, k * c / divisor)
     return [t / k] * k

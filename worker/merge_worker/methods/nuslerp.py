@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..algorithms.gram import Vectors
-from ..algorithms.weighted_sum import LinearCombination
+from ..algorithms.weighted_sum import LinearCombination, scaled, total_of
 from ..method import BaseRole, Tensor, merge_method
 
 
@@ -47,10 +47,10 @@ def nuslerp(
     """
     import torch
 
-    total = weight[0] + weight[1]
-    t = weight[1] / total if abs(total) >= 1e-6 else 0.5
-    first, second = (gram[i, i].sqrt().clamp(min=1e-7) for i in (0, 1))
-    cosine = (gram[0, 1] / (first * second)).clamp(-1, 1)
+    first, second = scaled(weight)
+    t = second / (first + second) if abs(total_of(weight)) >= 1e-6 else 0.5
+    lengths = [gram[i, i].sqrt().clamp(min=1e-7) for i in (0, 1)]
+    cosine = (gram[0, 1] / (lengths[0] * lengths[1])).clamp(-1, 1)
     angle = cosine.acos()
     # Sums in float64 leave opposite vectors a few 1e-16 from −1.
     parallel = 1 - cosine * cosine <= 1e-14

@@ -29,6 +29,8 @@ def slerp(gram: list[list[float]], *, t: float) -> list[float]:
     t = 0.5 then gives 0.707 of the other tensor, not half of it. A source that is alone in its
     slice is copied.
     """
+    if math.isinf(t * math.pi):
+        raise ValueError(f"t {t:g} is too large: its angle has no sine")
     lengths = [math.sqrt(gram[i][i]) for i in (0, 1)]
     other, base = (length if length > 1e-8 else 1.0 for length in lengths)
     cosine = max(-1.0, min(1.0, gram[0][1] / (other * base)))

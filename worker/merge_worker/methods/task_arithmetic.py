@@ -2,7 +2,7 @@
 
 import math
 
-from ..algorithms.weighted_sum import LinearCombination
+from ..algorithms.weighted_sum import LinearCombination, scaled, total_of
 from ..method import BaseRole, merge_method
 
 
@@ -26,6 +26,7 @@ def task_arithmetic(
     The result is one weighted sum, rounded once at the end, so that small differences survive.
     `density`, `rescale` and `int8_mask`, which mergekit accepts here, have no effect there.
     """
-    total = math.fsum(weight) if normalize else 1.0
-    divisor = 1.0 if abs(total) < 1e-8 else total
-    return [lambda_ * w / divisor for w in weight]
+    if normalize and abs(total_of(weight)) >= 1e-8:
+        weight = scaled(weight)
+        lambda_ /= math.fsum(weight)
+    return [lambda_ * w for w in weight]

@@ -10,7 +10,17 @@ from .. import methods
 from ..dtypes import DType, Kind, from_torch_name
 from ..errors import UsageError
 from ..messages import first_names
-from ..method import LINES, SCALED_SCRATCH, SCHEDULE, BaseRole, Granularity, Method, Parameter, Task
+from ..method import (
+    LINES,
+    SCALED_SCRATCH,
+    SCHEDULE,
+    BaseRole,
+    Granularity,
+    Method,
+    Parameter,
+    Task,
+    working_dtype,
+)
 from ..recipe.parameters import Scalar, Value, convert, look_up
 from ..recipe.schedules import schedule_weights
 from ..recipe.schema import Recipe, plays_base
@@ -142,7 +152,8 @@ class _Resolver:
         dtype = self._out_dtype(match.first)
         sources = tuple(source for _, source in (*models, *base))
         task = self._task(match, dtype, len(models), bool(base), values)
-        task = replace(task, scale=self._scale(match))
+        scale = self._scale(match)
+        task = replace(task, scale=scale, work=working_dtype(dtype, values, scale))
         self.method.algorithm.check(self.method, task)
         output = Output(match.name, dtype, match.first.shape)
         return UnplacedStep(output, sources, task, self.method)
@@ -169,8 +180,7 @@ class _Resolver:
     def _task(
         self, match: Match, dtype: DType, models: int, has_base: bool, values: Mapping[str, Any]
     ) -> Task:
-        work = "float64" if dtype.bits > 16 else "float32"
-        seed = self.options.seed
+        work, seed = working_dtype(dtype, values), self.options.seed
         return Task(match.name, match.first.shape, dtype, models, has_base, values, seed, work)
 
     def _values(self, match: Match, models: Sequence[_Numbered]) -> dict[str, Any]:
