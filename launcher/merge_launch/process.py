@@ -17,6 +17,15 @@ from .errors import ClusterError
 TIMEOUT_S = 120.0
 # Slurm settings that belong to the site, not to the job that merge-launch may run in.
 SITE_VARIABLES = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+# Variables of sbatch that win over the directives of a job, with what to use instead.
+OVERRULING = {
+    "SBATCH_ARRAY_INX": "use merge-launch sweep SWEEP.yml slurm --array",
+    "SBATCH_OUTPUT": "the log is next to OUT",
+    "SBATCH_ERROR": "the log is next to OUT",
+    "SBATCH_TIMELIMIT": "use --time",
+    "SBATCH_WAIT": "use --follow",
+    "SBATCH_JOB_NAME": "use --name",
+}
 # The user's defaults for these commands would hide jobs from them, or change what they print.
 DEFAULTS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT")
 
@@ -80,7 +89,7 @@ def for_schedulers(variables: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in variables.items()
-        if name in SITE_VARIABLES or not name.startswith(dropped)
+        if name in SITE_VARIABLES or not (name in OVERRULING or name.startswith(dropped))
     }
 
 

@@ -131,6 +131,10 @@ class Backend(ABC, Generic[R]):
         """Return the mistakes that prevent submitting the job, but not rendering it."""
         return []
 
+    def ignored_variables(self, variables: Mapping[str, str]) -> list[str]:
+        """Return a line for each variable of the user that would overrule the job's text."""
+        return []
+
     def python(self) -> str:
         """Return the default Python interpreter."""
         return "python3"
@@ -324,13 +328,13 @@ def directive_faults(lines: Iterable[str], reasons: Callable[[str], Iterable[str
     return faults
 
 
-def log_faults(job: Job) -> list[str]:
+def log_faults(job: Job, accepted: str, described: str) -> list[str]:
     """Return a fault if the path of the log has characters that a directive gives a meaning."""
-    if re.fullmatch(r"[A-Za-z0-9_./@+=~ -]+", job.log):
+    if re.fullmatch(accepted, job.log):
         return []
     return [
         f"'{printable(job.log)}': schedulers do not accept this path of the log; "
-        f"choose an OUT in a folder named with letters, digits and ._/@+=~- only"
+        f"choose an OUT in a folder named with {described}"
     ]
 
 

@@ -34,7 +34,7 @@ def show(request: Request, merge: Merge) -> int:
     jobs = request.jobs(merge)
     texts = [request.render(job) for job in jobs]
     obstacles = request.backend.obstacles(jobs[0], request.resources)
-    for warning in (*merge.recipe.warnings, *obstacles):
+    for warning in (*merge.recipe.warnings, *request.notes(jobs[0]), *obstacles):
         say(f"warning: {warning}")
     if sources := request.sources(jobs[0]):
         say(sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from merge_worker.errors import WorkerError
+from merge_worker.messages import counted, first_names
 
 from .. import backends, table
 from ..backends.base import Backend, LocalBackend, Scheduler
@@ -23,7 +25,7 @@ from ..profiles import precedence
 from ..settings.groups import JobOptions, SweepOptions, WorkerOptions
 from ..settings.options import option
 from ..submission.prepare import Request, read_settings
-from ..sweeps import arrays, jobs, state
+from ..sweeps import arrays, jobs, lock, state
 from ..sweeps import results as sweep_results
 from ..sweeps.definition import Member, Sweep, read_sweep
 from ..sweeps.state import MemberState
@@ -84,23 +86,39 @@ def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any])
         raise UsageError("--json requires --dry-run; see `results --json` after the submission")
     refuse(list(_conflicts(sweep_options, options, backend, resources)))
     sweep = read_sweep(context.obj, sweep_options.out, current_folder(os.environ))
+    request = Request(backend, options, worker, resources, taken)
+    if options.dry_run:
+        states, todo = _todo(request, sweep)
+        _show_members(sweep, states, todo, table_options.json)
+        return 0
+    with contextlib.nullcontext() if request.runs_in_foreground else lock.held(sweep, say):
+        _, todo = _todo(request, sweep)
+        for warning in jobs.check_members(request, sweep, todo):
+            say(f"warning: {warning}")
+        if todo and (sources := request.sources(request.job(todo[0].merge))):
+            say(sources)
+        return _submit(request, sweep, todo, sweep_options)
+
+
+def _todo(request: Request, sweep: Sweep) -> tuple[Mapping[str, MemberState], list[Member]]:
+    """Return the states of all members, and the members to submit; print warnings."""
     states, failures = state.member_states(sweep)
     for warning in (*sweep.warnings, *failures):
         say(f"warning: {warning}")
-    todo = [
+    open_members = [
         member
         for member in sweep.members
-        if not states[member.name].is_active and (worker.overwrite or not state.is_merged(member))
+        if not states[member.name].is_active
+        and (request.worker.overwrite or not state.is_merged(member))
     ]
-    if options.dry_run:
-        _show_members(sweep, states, todo, table_options.json)
-        return 0
-    request = Request(backend, options, worker, resources, taken)
-    for warning in jobs.check_members(request, sweep, todo):
-        say(f"warning: {warning}")
-    if todo and (sources := request.sources(request.job(todo[0].merge))):
-        say(sources)
-    return _submit(request, sweep, todo, sweep_options)
+    unseen = [member for member in open_members if states[member.name].may_be_active]
+    if unseen:
+        names = first_names((member.name for member in unseen), 4)
+        say(
+            f"warning: {counted(len(unseen), 'members are left alone')}, since they may be waiting "
+            f"or running: {names}; 'merge-launch retry OUT' submits one all the same"
+        )
+    return states, [member for member in open_members if member not in unseen]
 
 
 def _conflicts(

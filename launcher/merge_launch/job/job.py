@@ -20,6 +20,8 @@ from .source import Merge, job_folder, safe_name
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
 SHORT_NAME = 15
 THEN = "-then"
+KEPT_OF_NAME = SHORT_NAME - len(THEN)
+"""The characters of OUT that are in the names of all of its jobs."""
 SECRET = r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$"
 """Names of variables that hold a secret."""
 MERGEKIT_OPTIONS = tuple(option.flag for option in options_of("mergekit") if option.launch)
@@ -50,10 +52,12 @@ class Job:
 
     def __post_init__(self) -> None:
         faults = []
-        if self.options.name is not None and not re.fullmatch(NAME, self.options.name):
+        name = self.options.name
+        usable = name is None or re.search("[A-Za-z0-9]", name)
+        if not usable or not re.fullmatch(NAME, self.name):
             faults.append(
-                f"--name '{printable(self.options.name)}' must be letters, digits, '_', '.', '-', "
-                f"begin with a letter and have at most 63 characters"
+                f"--name '{printable(name or '')}' must have a letter or digit, and at most 63 "
+                f"characters"
             )
         for flag, texts in (("--setup", self.options.setup), ("--then", [self.options.then or ""])):
             faults += [
@@ -92,9 +96,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        stem = safe_name(Path(self.merge.out).name)
-        name = self.options.name or stem[:SHORT_NAME].rstrip("-.")
-        return name[: SHORT_NAME - len(THEN)] + THEN if self.part is Part.THEN else name
+        stem = safe_name(self.merge.job_name or Path(self.merge.out).name)[:SHORT_NAME].rstrip("-.")
+        name = stem if self.options.name is None else safe_name(self.options.name)
+        return name[:KEPT_OF_NAME] + THEN if self.part is Part.THEN else name
+
+    def notes(self) -> list[str]:
+        """Return what of the options is changed in the job."""
+        given = self.options.name
+        if given is None or given == safe_name(given):
+            return []
+        safe = safe_name(given)
+        return [f"--name '{printable(given)}': schedulers refuse it; the job is called '{safe}'"]
 
     def split(self) -> tuple[Job, ...]:
         """Return the merge and, with `--then`, a job for it that waits for the merge."""

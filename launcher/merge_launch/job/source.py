@@ -29,13 +29,15 @@ LONGEST_NAME = 80
 class Merge:
     """A recipe and its output folder. Paths are absolute; `text` is the recipe as given.
 
-    `folder` is the folder that relative paths in the recipe start at.
+    `folder` is the folder that relative paths in the recipe start at. `job_name` is the name of the
+    job, if that is not the name of OUT.
     """
 
     text: bytes
     recipe: Recipe
     out: str
     folder: str
+    job_name: str | None = None
 
     def local_models(self) -> tuple[str, ...]:
         """Return the paths of the models and adapters that are folders."""

@@ -63,12 +63,13 @@ class Request:
             first = self._split(self.job(merge))[0]
             faults = self.backend.faults(first, self.resources)
             refuse([*faults, *self.backend.obstacles(first, self.resources)])
+            warnings += self.notes(first)
         except LauncherError as error:
             errors.append(error)
         if self.options.engine == "merge-worker":  # mergekit accepts and refuses other recipes
             try:
                 all_here = isinstance(self.backend, LocalBackend)
-                warnings = preflight.check(merge, self.worker, all_here)
+                warnings += preflight.check(merge, self.worker, all_here)
             except WorkerError as error:
                 errors.append(error)
         return Findings(errors, warnings)
@@ -87,6 +88,10 @@ class Request:
         python = self.options.python or self.backend.python()
         further = merges[1:]
         return Job(merges[0], self.options, self.worker, payload.build(), python, further=further)
+
+    def notes(self, job: Job) -> list[str]:
+        """Return what of the options and the environment does not hold for a job."""
+        return [*job.notes(), *self.backend.ignored_variables(os.environ)]
 
     def sources(self, job: Job) -> str:
         """Return one line: what the job takes from elsewhere than the command, and from where."""

@@ -34,6 +34,7 @@ from merge_worker.recipe import parse
 from merge_worker.recipe.yaml_document import read_documents
 
 from ..errors import UsageError, refuse
+from ..job.job import KEPT_OF_NAME
 from ..job.source import Merge, absolute, decoded, safe_name
 
 KEYS = ("recipe", "out", "grid", "list", "name")
@@ -79,7 +80,7 @@ def read_sweep(path: str, out: str | None, folder: str) -> Sweep:
     faults: list[tuple[str, str]] = []
     warnings: list[tuple[str, str]] = []
     members = []
-    for row, labeled, name in zip(rows, values, names, strict=True):
+    for row, labeled, name, job_name in zip(rows, values, names, job_names(names), strict=True):
         try:
             text = _recipe_text(base, row)
             recipe = parse(text, f"{path}: {name}", Path(folder))
@@ -89,7 +90,8 @@ def read_sweep(path: str, out: str | None, folder: str) -> Sweep:
         for line in recipe.warnings:
             ignored = any(place.begins(_without_place(line, name)) for place in row)
             (faults if ignored else warnings).append((name, line))
-        merge = Merge(text.encode(), recipe, str(Path(target) / name), folder)
+        out = str(Path(target) / name)
+        merge = Merge(text.encode(), recipe, out, folder, job_name)
         members.append(Member(name, labeled, merge))
     refuse(group_lines(path, len(rows), faults))
     refuse(list(_duplicates(members, path)))
@@ -283,6 +285,13 @@ def _member_names(pattern: str | None, rows: Sequence[Mapping[str, Any]], path: 
         name if count[name] == 1 else f"{name}-{_digest(json.dumps(values, default=str))}"
         for name, values in zip(names, rows, strict=True)
     ]
+
+
+def job_names(names: Sequence[str]) -> list[str]:
+    """Return a name for the job of each member; they differ in the part that every job keeps."""
+    if len({name[:KEPT_OF_NAME] for name in names}) == len(names):
+        return list(names)
+    return [f"m{number}-{name}" for number, name in enumerate(names, 1)]
 
 
 def member_name(pattern: str | None, values: Mapping[str, Any], where: str) -> str:

@@ -21,13 +21,15 @@ from .definition import Member, Sweep
 class MemberState:
     """State of a member, and its jobs. `state` is None without an output or a job from here.
 
-    `then` is the job that waits for `merge`, and `then_status` its status.
+    `then` is the job that waits for `merge`, and `then_status` its status. A job `may_be_active` if
+    its scheduler did not say that it does not know it.
     """
 
     state: JobState | None
     merge: Record | None = None
     then: Record | None = None
     then_status: Status | None = None
+    may_be_active: bool = False
 
     @property
     def text(self) -> str:
@@ -98,4 +100,8 @@ def _state(
         # A failed job with a finished merge: `--then`, at the end of the same job, failed.
         failed = status if status is not None and status.state is JobState.FAILED else None
         return MemberState(JobState.DONE, merge, then, then_status or failed)
-    return MemberState(status.state if status is not None else None, merge, then, then_status)
+    if status is None:
+        return MemberState(None, merge, then, then_status)
+    gone = (job_status.FORGOTTEN, job_status.SUPERSEDED)
+    may_be_active = status.state is JobState.UNKNOWN and status not in gone
+    return MemberState(status.state, merge, then, then_status, may_be_active)

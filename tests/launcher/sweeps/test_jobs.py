@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 
 from merge_launch.job import payload
 from merge_launch.profiles import file
+from merge_launch.sweeps import lock
 from support.launcher_fixtures import SWEEP
+from support.paths import SOURCES
 
 # `--then`: a JSON object over several lines, below a line of something else.
 THEN = (
@@ -177,6 +180,80 @@ def test_waiting_members_are_not_submitted_twice(launch, sweep: Path, fakes) -> 
     again = launch("sweep", "s.yml", "slurm")
     assert "3 of 3 are done or on their way" in again.err
     assert [call.split()[0] for call in fakes.calls()[before:]] == ["squeue"]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_members_are_left_alone_while_nobody_knows_their_state(
+    seen: bool, launch, sweep: Path, fakes
+) -> None:
+    assert launch("sweep", "s.yml", "slurm").code == 0
+    if seen:
+        assert states(launch) == dict.fromkeys(("w1", "w3", "w7"), "queued")
+    fakes.answer("squeue", 1, err="slurm_load_jobs error: Unable to contact slurm controller\n")
+    fakes.answer("sacct", 1, err="sacct: error: Problem talking to the database\n")
+    before = len(fakes.calls())
+    again = launch("sweep", "s.yml", "slurm")
+    assert not [call for call in fakes.calls()[before:] if call.startswith("sbatch")]
+    left = "3 members are left alone, since they may be waiting or running: w1, w3, w7"
+    assert (left in again.err) is not seen
+    # Those that the scheduler has forgotten are submitted again.
+    for name in ("squeue", "sacct"):
+        (fakes.folder / f"{name}.status").unlink()
+    (fakes.folder / "34.state").unlink()
+    assert launch("sweep", "s.yml", "slurm").out.splitlines()[0] == "37  w1"
+
+
+def test_members_that_a_pbs_does_not_mention_are_left_alone(launch, sweep: Path, fakes) -> None:
+    assert launch("sweep", "s.yml", "pbs").code == 0
+    fakes.switch("first-only")
+    fakes.answer("qstat", 0, out="Job Id: 12.pbs-server\n    job_state = Q\n")
+    before = len(fakes.calls())
+    again = launch("sweep", "s.yml", "pbs")
+    assert "2 members are left alone" in again.err
+    assert not [call for call in fakes.calls()[before:] if call.startswith("qsub")]
+
+
+def test_a_second_shell_waits_and_finds_the_sweep_submitted(
+    launch, sweep: Path, fakes, monkeypatch
+) -> None:
+    paths = []
+    take = lock.Lock
+    monkeypatch.setattr(lock, "Lock", lambda path, about: paths.append(path) or take(path, about))
+    assert launch("sweep", "s.yml", "slurm").code == 0
+    assert not paths[0].exists()
+    first = take(paths[0])
+    first.__enter__()
+    monkeypatch.setattr(lock.time, "sleep", lambda _: first.__exit__())
+    before = len(fakes.calls())
+    second = launch("sweep", "s.yml", "slurm")
+    assert (second.code, second.out) == (0, "")
+    assert "another process is submitting this sweep; waiting for it" in second.err
+    assert "3 of 3 are done or on their way" in second.err
+    assert [call.split()[0] for call in fakes.calls()[before:]] == ["squeue"]
+
+
+@pytest.mark.slow
+def test_two_shells_at_once(sweep: Path, fakes) -> None:
+    argv = [sys.executable, "-m", "merge_launch", "sweep", "s.yml", "slurm"]
+    env = {**os.environ, "PYTHONPATH": SOURCES}
+    shells = [subprocess.Popen(argv, env=env) for _ in range(3)]
+    assert [shell.wait(timeout=300) for shell in shells] == [0, 0, 0]
+    assert len([call for call in fakes.calls() if call.startswith("sbatch")]) == 3
+
+
+def test_without_a_state_folder_there_is_no_lock(launch, sweep: Path, fakes, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    assert launch("sweep", "s.yml", "slurm").out.count("  w") == 3
+
+
+def test_jobs_of_members_differ_in_fifteen_characters(launch, sweep: Path, fakes) -> None:
+    text = SWEEP.replace("w{weight}", "a-long-beginning-{weight}")
+    (sweep.parent / "s.yml").write_text(text)
+    assert launch("sweep", "s.yml", "slurm", "--then", "true").code == 0
+    texts = [path.read_text() for path in sweep.glob("*.job/*.sbatch")]
+    names = re.findall("--job-name=(.*)", "\n".join(texts))
+    assert set(names) == {f"m{n}-a-long-{end}" for n in (1, 2, 3) for end in ("begin", "-then")}
+    assert (sweep / "a-long-beginning-3.job" / "m2-a-long-begin.sbatch").exists()
 
 
 def test_a_member_is_a_job_like_any_other(launch, sweep: Path, fakes, runs) -> None:

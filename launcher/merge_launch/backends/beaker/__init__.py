@@ -103,7 +103,8 @@ class Beaker(Service[BeakerResources]):
         return dict(spec)
 
     def submission_metadata(self, job: Job, resources: BeakerResources) -> dict[str, str]:
-        metadata = {"stem": job.name, "name": job.options.name, "workspace": resources.workspace}
+        name = None if job.options.name is None else job.name
+        metadata = {"stem": job.name, "name": name, "workspace": resources.workspace}
         return {key: value for key, value in metadata.items() if value is not None}
 
     def submit(self, text: str, metadata: Mapping[str, str]) -> Submitted:

@@ -46,7 +46,7 @@ class Pbs(Scheduler[PbsResources]):
 
     def faults(self, job: Job, resources: PbsResources) -> list[str]:
         return [
-            *log_faults(job),
+            *log_faults(job, r"[A-Za-z0-9_./@+=~ -]+", "letters, digits and ._/@+=~- only"),
             *dialects.faults(resources, job.name),
             *directive_faults(resources.directive, refusals),
         ]

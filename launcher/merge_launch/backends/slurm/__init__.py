@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...process import OVERRULING
 from ..arrays import Arrays, SlurmArrays
 from ..base import Run, Scheduler, Status, directive_faults, log_faults
 from . import status
@@ -44,7 +45,15 @@ class Slurm(Scheduler[SlurmResources]):
     unknown_job_pattern = "(?i)invalid job id|accounting storage is disabled"
 
     def faults(self, job: Job, resources: SlurmResources) -> list[str]:
-        return [*log_faults(job), *directive_faults(resources.directive, refusals)]
+        log = log_faults(job, r"[^\x00-\x1f\x7f\"\\%]+", 'characters other than " \\ and %')
+        return [*log, *directive_faults(resources.directive, refusals)]
+
+    def ignored_variables(self, variables: Mapping[str, str]) -> list[str]:
+        return [
+            f"{name}: ignored, since it would overrule the job's text; {instead}"
+            for name, instead in OVERRULING.items()
+            if variables.get(name)
+        ]
 
     def run(self, resources: SlurmResources) -> Run:
         nodes = resources.nodes

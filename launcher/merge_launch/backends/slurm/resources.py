@@ -50,7 +50,8 @@ class SlurmResources(Resources):
         None,
         "memory of each node (--memory bounds the worker's buffers)",
         "80G",
-        r"\d+[KMGTkmgt]?",
+        # A number alone would be megabytes; 0 is all memory of the node.
+        r"0|\d+[KMGTkmgt]",
         "a whole number with K, M, G or T, such as 80G",
     )
     time: str | None = option(

@@ -113,6 +113,15 @@ def test_submit_and_follow(slurm, launch, models, work: Path) -> None:
     assert (row["state"], row["exit_code"]) == ("done", 0)
 
 
+def test_a_folder_with_other_letters(slurm, launch, models, work: Path) -> None:
+    out = work / "Jörg's (übung), #1 & $x; 漢字" / "out"
+    job_id = submitted(launch("slurm", out, *models, *OPTIONS, "--python", sys.executable))
+    slurm.wait(job_id, "COMPLETED")
+    assert (out / "merge_manifest.json").exists()
+    assert "2 tensors merged" in launch("logs", job_id).out
+    assert launch("status", job_id).out.startswith(f"{job_id}  done  (")
+
+
 def test_a_job_that_fails(slurm, launch, models, work: Path) -> None:
     (work / "out").mkdir()
     (work / "out" / ".merge-partial").touch()

@@ -103,6 +103,7 @@ def test_no_way_back_into_the_queue(make_job, render_job) -> None:
         ("--time", "12h"),
         ("--time", "1-"),
         ("--mem", "80GB"),
+        ("--mem", "32"),  # megabytes
         ("--mem", "4GiB"),
         ("--gpus", "two"),
         ("--gpus", "a b:2"),
@@ -245,3 +246,38 @@ def test_a_job_that_no_sbatch_takes(launch, models, fakes, monkeypatch) -> None:
     assert "slurm takes 50000; shorten the recipe" in done.err
     assert fakes.calls() == [] and not Path("out.job").exists()
     assert launch("pbs", "out", *models, "--dry-run").code == 0
+
+
+def test_variables_that_would_overrule_the_job(launch, fakes, models, monkeypatch) -> None:
+    """The fake refuses them; what the user prefers otherwise is passed on."""
+    for name in ("ARRAY_INX", "OUTPUT", "TIMELIMIT", "WAIT"):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    monkeypatch.setenv("SBATCH_WAIT_ALL_NODES", "1")
+    done = launch("slurm", "out", *models)
+    assert done.code == 0, done.err
+    assert "warning: SBATCH_TIMELIMIT: ignored, since it would overrule the job's text" in done.err
+    assert done.err.count("ignored") == 4
+    assert launch("slurm", "out", *models, "--dry-run").err.count("ignored") == 4
+
+
+@pytest.mark.parametrize("backend", ["slurm", "pbs"])
+def test_a_name_with_a_blank_is_made_safe(backend: str, launch, fakes, models) -> None:
+    done = launch(backend, "out", *models, "--name", "my merge")
+    assert done.code == 0, done.err
+    assert (
+        "warning: --name 'my merge': schedulers refuse it; the job is called 'my-merge'" in done.err
+    )
+    for word in ("my merge", "my-merge"):
+        assert "queued" in launch("status", word).out
+
+
+def test_folders_with_other_letters(launch, fakes, models, work: Path) -> None:
+    folder = work / "Jörg's (übung), #1 & $x"
+    done = launch("slurm", folder / "out", *models)
+    assert done.code == 0, done.err
+    text = (folder / "out.job" / "out.sbatch").read_text()
+    assert f'--output="{folder}/out.job/out.log"' in text
+    for letter in '"\\%':
+        refused = launch("slurm", work / f"a{letter}b" / "out", *models)
+        assert refused.code == 2
+        assert "schedulers do not accept this path of the log" in refused.err
