@@ -70,6 +70,20 @@ def job_of(job_id: str, number: int, each: dict[str, Any]) -> pb2.Job:
     return made
 
 
+def begun(request: Any, subject: str) -> tuple[str, int, int]:
+    """The subject of a list, the first of its things to return, and how many."""
+    if request.WhichOneof("opts") == "next_page_token":
+        named, start, size = request.next_page_token.split("|")
+        return named, int(start), int(size)
+    return getattr(request.options, subject), 0, request.options.page_size
+
+
+def page(things: list[Any], named: str, start: int, size: int) -> tuple[list[Any], str]:
+    """One page of a list, newest first, and the token of the next."""
+    token = f"{named}|{start + size}|{size}" if len(things) > start + size else ""
+    return things[start : start + size], token
+
+
 class Service(beaker_pb2_grpc.BeakerServicer):
     def _enter(self, call: str, context: grpc.ServicerContext, **more: Any) -> None:
         note(call, **more)
@@ -109,10 +123,12 @@ class Service(beaker_pb2_grpc.BeakerServicer):
 
     def ListJobs(self, request, context):
         self._enter("ListJobs", context)
-        job_id = request.options.task_id.removesuffix("-t")
+        named, *place = begun(request, "task_id")
+        job_id = named.removesuffix("-t")
         jobs = experiments()[job_id]["jobs"]
         made = [job_of(job_id, number, each) for number, each in enumerate(jobs)]
-        return pb2.ListJobsResponse(jobs=made[::-1][: request.options.page_size])
+        some, token = page(made[::-1], named, *place)
+        return pb2.ListJobsResponse(jobs=some, next_page_token=token)
 
     def StreamJobLogs(self, request, context):
         self._enter("StreamJobLogs", context, job=request.job_id)
@@ -128,13 +144,17 @@ class Service(beaker_pb2_grpc.BeakerServicer):
 
     def ListSummarizedJobEvents(self, request, context):
         self._enter("ListSummarizedJobEvents", context)
-        job_id, _, number = request.options.job_id.rpartition("-j")
+        named, *place = begun(request, "job_id")
+        job_id, _, number = named.rpartition("-j")
         made = []
         for at, (status, text) in enumerate(experiments()[job_id]["jobs"][int(number)]["events"]):
             event = pb2.SummarizedJobEvent(status=status, latest_message=text, occurrences=at + 1)
             event.latest_occurrence.FromSeconds(1_700_000_000 - at)
             made.append(event)
-        return pb2.ListSummarizedJobEventsResponse(summarized_job_events=made)
+        some, token = page(made, named, *place)
+        return pb2.ListSummarizedJobEventsResponse(
+            summarized_job_events=some, next_page_token=token
+        )
 
     def CancelWorkloads(self, request, context):
         self._enter("CancelWorkloads", context, ids=list(request.workload_ids))

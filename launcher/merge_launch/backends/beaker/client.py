@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from .status import ENDED, describe_error
 RPC = "beaker.org:443"
 """The default server of beaker-py."""
 DEADLINE_S = 10.0
-NEWEST = 20
-"""The most runs of a task to fetch. Each answer includes the whole text of the job."""
+PAGE = 20
+"""Runs or events in one answer; that of runs includes the whole text of the job for each."""
 CONFIG = "the config file ($BEAKER_CONFIG or ~/.beaker/config.yml)"
 
 
@@ -114,28 +114,37 @@ class Client:
         answers = {job_id: _or_none(future) for job_id, future in futures.items()}
         return {job_id: answer.workload for job_id, answer in answers.items() if answer is not None}
 
-    def runs(self, workloads: Sequence[Any]) -> list[list[Any]]:
-        """Return the jobs of the first task of each workload, newest first."""
+    def runs(self, workloads: Sequence[Any], known: Collection[str] = ()) -> list[list[Any]]:
+        """Return the jobs of the first task of each workload, newest first.
+
+        Pages after one with a job in `known` are left out.
+        """
         from beaker import BeakerSortOrder
 
         name = self.client.config.default_org
         organization = self.call("ResolveOrganizationName", organization_name=name).organization_id
         options = self.messages.ListJobsRequest.Opts
         newest = options.SortClause(sort_order=BeakerSortOrder.descending.as_pb2(), created={})
-        shared = {"sort_clause": newest, "page_size": NEWEST, "organization_id": organization}
-        futures = [
+        shared = {"sort_clause": newest, "page_size": PAGE, "organization_id": organization}
+        begun = [
             [
-                self.begin("ListJobs", options=options(task_id=task.id, **shared))
+                Pages(self, "ListJobs", options(task_id=task.id, **shared))
                 for task in workload.experiment.tasks[:1]
             ]
             for workload in workloads
         ]
-        return [[job for future in first for job in future.result().jobs] for first in futures]
+        return [[job for pages in first for job in _until(pages, known)] for first in begun]
 
     def events(self, job_id: str) -> list[Any]:
-        """Return the newest events of a job."""
-        options = self.messages.ListSummarizedJobEventsRequest.Opts(job_id=job_id, page_size=NEWEST)
-        return list(self.call("ListSummarizedJobEvents", options=options).summarized_job_events)
+        """Return the events of a job, newest first."""
+        from beaker import BeakerSortOrder
+
+        options = self.messages.ListSummarizedJobEventsRequest.Opts
+        order = BeakerSortOrder.descending.as_pb2()
+        newest = options.SortClause(sort_order=order, latest_occurrence={})
+        wanted = options(job_id=job_id, sort_clause=newest, page_size=PAGE)
+        pages = Pages(self, "ListSummarizedJobEvents", wanted)
+        return [event for page in pages for event in page.summarized_job_events]
 
     def experiment_id(self, author: str, name: str) -> str | None:
         """Return the id of an experiment by its name, or None if there is none."""
@@ -160,6 +169,29 @@ class Client:
         if answer is None:
             raise ClusterError(f"beaker: workspace {printable(f'{owner}/{rest}')} not found")
         return str(answer.workspace_id)
+
+
+class Pages:
+    """The answers to a call that lists things in pages. The first is asked for at once."""
+
+    def __init__(self, client: Client, method: str, options: Any) -> None:
+        self._client, self._method = client, method
+        self._first = client.begin(method, options=options)
+
+    def __iter__(self) -> Iterator[Any]:
+        page = self._first.result()
+        yield page
+        while page.next_page_token:
+            # The token stands for the options: a request has the one or the other.
+            page = self._client.call(self._method, next_page_token=page.next_page_token)
+            yield page
+
+
+def _until(pages: Pages, known: Collection[str]) -> Iterator[Any]:
+    for page in pages:
+        yield from page.jobs
+        if any(job.id in known for job in page.jobs):
+            return
 
 
 def _or_none(future: Any) -> Any | None:

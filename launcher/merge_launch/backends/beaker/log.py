@@ -52,7 +52,7 @@ class Reader:
             raise ClusterError(f"beaker: job {printable(self.job_id)} not found")
         self.job_exists = True
         ended = workload.status in ENDED
-        (runs,) = client.runs([workload])
+        (runs,) = client.runs([workload], self._closed)
         for job in reversed(runs):
             if job.id in self._closed:
                 continue

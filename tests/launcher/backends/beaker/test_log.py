@@ -83,6 +83,51 @@ def test_the_log_of_all_runs(launch, job, beaker_server) -> None:
     assert (done.code, done.out) == (0, "one\nb\u00e4d red\ntwo\n")
 
 
+def test_the_thirtieth_preemption(launch, job, beaker_server) -> None:
+    """Runs and events come in pages."""
+    earlier = [{"lines": [f"run {n}"], "canceled_code": PREEMPTED} for n in range(30)]
+    events = [["Scheduled", f"event {n}"] for n in range(45)]
+    beaker_server.proceed(job, RUNNING, *earlier, {"lines": ["run 30"], "events": events})
+    done = launch("logs", job)
+    assert (done.code, done.out.splitlines()) == (0, [f"run {n}" for n in range(31)])
+    why = launch("why", job)
+    assert "Started 31 times (preempted by the system)." in why.out
+    assert "event 0\n" in why.out
+
+
+def test_only_new_pages_are_read_while_a_log_is_followed(launch, job, beaker_server) -> None:
+    from merge_launch.backends.beaker.client import connected
+    from merge_launch.backends.beaker.log import Reader
+
+    earlier = [{"lines": [f"run {n}"], "canceled_code": PREEMPTED} for n in range(70)]
+    beaker_server.proceed(job, RUNNING, *earlier, {"lines": ["run 70"]})
+    reader = Reader(job)
+    with connected() as client:
+        assert len(list(reader.read_new(client))) == 71
+        asked = len(beaker_server.requests("ListJobs"))
+        assert asked == 4
+        assert list(reader.read_new(client)) == []
+        assert len(beaker_server.requests("ListJobs")) == asked + 1
+
+
+@pytest.mark.parametrize(
+    ("status", "run", "code"),
+    [
+        (SUCCEEDED, {"exit_code": 0}, 0),
+        (FAILED, {"exit_code": 3}, 3),
+        (FAILED, {"exit_code": 75}, 75),
+        (CANCELED, {"canceled_code": MANUAL}, 75),
+        (CANCELED, {"canceled_code": TIMEOUT}, 75),
+    ],
+)
+def test_following_ends_with_the_code_of_the_job(
+    launch, job, beaker_server, status: int, run: dict[str, int], code: int
+) -> None:
+    beaker_server.proceed(job, status, {"lines": ["begun"], **run})
+    done = launch("logs", "-f", job)
+    assert (done.code, done.out) == (code, "begun\n"), done.err
+
+
 def test_a_stream_that_breaks_goes_on_where_it_was(launch, job, beaker_server, monkeypatch) -> None:
     monkeypatch.setattr("merge_launch.backends.beaker.log.POLL_S", 0.01)
     lines = ["one", "two", "three"]
