@@ -38,7 +38,7 @@ from support.tiny_models import tiny_config
 TABLE = Path(__file__).parent.parent / "worker/merge_worker/conversion/names_in_memory.json"
 WAYS = {
     (Chunk,): "split",
-    (Split,): "split",
+    (Split,): "heads",
     (Concatenate,): "join",
     (MergeModulelist,): "stack",
     (MergeModulelist, Concatenate): "stack",
@@ -106,7 +106,10 @@ def rows(model: Any, lists: dict[str, list[Step]]) -> list[Any]:
     found: dict[str | None, list[Step]] = {}
     for transform in get_model_conversion_mapping(model, add_legacy=False):
         found.setdefault(transform.scope_prefix, []).extend(steps(transform))
-    row: list[Any] = [model.base_model_prefix]
+    row: list[Any] = [
+        model.base_model_prefix,
+        sorted({n.split(".")[0] for n in model.state_dict()}),
+    ]
     for scope, listed in found.items():
         name = next((name for name, known in lists.items() if known == listed), None)
         if name is None:
@@ -139,11 +142,16 @@ def main() -> None:
     logging.disable(logging.ERROR)
     lists: dict[str, list[Step]] = {}
     table, shared = {}, {}
-    for kind, listed in classes().items():
+    known = classes()
+    for kind, listed in known.items():
         wanted = [c for c in listed if not sys.argv[1:] or c.__name__ in sys.argv[1:]]
         for model in models(kind, wanted):
+            # Some classes serve other types, too, for which they load in other ways.
+            own = getattr(model.config_class, "model_type", kind)
+            if kind != own and type(model) in known.get(own, ()):
+                continue
             row = rows(model, lists)
-            if row[1:]:
+            if row[2:]:
                 table[type(model).__name__] = row
             if tied := sorted(set(ties(model))):
                 shared[type(model).__name__] = tied

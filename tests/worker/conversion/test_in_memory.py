@@ -13,6 +13,8 @@ from merge_worker.conversion.in_memory import InMemory, Part, in_memory
 from support.paths import ROOT
 
 TABLE = ROOT / "worker" / "merge_worker" / "conversion" / "names_in_memory.json"
+MIXTRAL = "model.layers.0.input_layernorm.weight"
+LANGUAGE = "model.language_model.layers.0.x.weight"
 
 
 def named(model: str, names: Sequence[str]) -> InMemory:
@@ -29,9 +31,15 @@ def named(model: str, names: Sequence[str]) -> InMemory:
             "segformer.encoder.block.1.0.mlp.dense1.weight",
             "segformer.stages.1.blocks.0.mlp.fc1.weight",
         ),
+        # With and without what its pattern may leave out.
+        ("Qwen2VLForConditionalGeneration", "model.layers.0.x.weight", LANGUAGE),
+        ("Qwen2VLForConditionalGeneration", "model.language_model.layers.0.x.weight", LANGUAGE),
         # As of the class, of the model without its head, and of a file that begins without.
         ("SwinModel", "encoder.layers.0.x.output.dense.bias", "encoder.layers.0.x.mlp.fc2.bias"),
-        ("GroundingDinoModel", "input.embeddings.norm.bias", "input.embeddings.norm.bias"),
+        ("GroundingDinoModel", "encoder.embeddings.norm.bias", "encoder.embeddings.norm.bias"),
+        ("MixtralForCausalLM", "layers.0.input_layernorm.weight", MIXTRAL),
+        ("MixtralForCausalLM", "lm_head.weight", "lm_head.weight"),
+        ("SwinModel", "swin.encoder.layers.0.x.bias", "encoder.layers.0.x.bias"),
         ("GPT2LMHeadModel", "h.0.attn.c_attn.weight", None),
     ],
 )
@@ -48,8 +56,8 @@ def test_a_module_has_conversions_of_its_own() -> None:
     for begin in ("", "model."):
         found = named("GroundingDinoForObjectDetection", [begin + tower, begin + other])
         assert found.holders == {
-            begin + wanted: ((begin + tower,),),
-            begin + other: ((begin + other,),),
+            f"model.{wanted}": ((begin + tower,),),
+            f"model.{other}": ((begin + other,),),
         }
 
 
@@ -126,16 +134,16 @@ def test_the_table_is_that_of_transformers() -> None:
 
 
 def _conversions(table: dict[str, dict[str, list[object]]], model: str) -> list[object]:
-    begin, *modules = table["classes"].get(model, [None])
-    return [begin, *([scope, table["lists"][name]] for scope, name in modules)]
+    begin, roots, *modules = table["classes"].get(model, [None, None])
+    return [begin, roots, *([scope, table["lists"][name]] for scope, name in modules)]
 
 
 def test_patterns_of_the_table() -> None:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     for listed in table["lists"].values():
         for patterns, names, *way in listed:
-            assert way in ([], ["rename"], ["join"], ["stack"], ["split"], ["other"])
+            assert way in ([], ["rename"], ["join"], ["stack"], ["split"], ["heads"], ["other"])
             for pattern in patterns if way else [patterns]:
                 assert re.compile(pattern).groups or r"\1" not in names
-    named_lists = {name for _, *modules in table["classes"].values() for _, name in modules}
+    named_lists = {name for _, _, *modules in table["classes"].values() for _, name in modules}
     assert named_lists == set(table["lists"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoint.folder import Checkpoint
-from ..conversion.in_memory import Holders, Part
+from ..conversion.in_memory import Holders, Part, head_shares
 from ..conversion.known_layouts import known_layouts
 from ..conversion.locate import Locator
 from ..dtypes import BY_NAME, Kind
@@ -38,9 +38,6 @@ from ..tensors.views import concat, reshape, slice_axis
 from .faults import Faults
 from .heads import class_with_head, is_language_head
 from .peft_format import CONFIG, Adapter, Pair, open_adapter
-
-_HEADS = ("attention", "key_value", "key_value")
-"""Fields `num_…_heads` of configs, as queries, keys and values follow each other."""
 
 
 @dataclass(frozen=True)
@@ -222,10 +219,8 @@ class AdapterApplication:
         shares: list[Any] = [1] * part.size
         if rows * part.size != extent:
             # Queries have more heads than keys and values.
-            text = self.base.config.get("text_config")
-            config = text if isinstance(text, dict) else self.base.config
-            heads = [config.get(f"num_{kind}_heads") for kind in _HEADS]
-            shares = heads if part.size == len(heads) and all(type(n) is int for n in heads) else []
+            heads = head_shares(self.base.config)
+            shares = heads if part.size == len(heads) else []
         if not shares or expert >= base.shape[0]:
             return None
         if sum(shares) * rows != extent * shares[part.place]:

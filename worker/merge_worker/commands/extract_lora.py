@@ -14,6 +14,7 @@ from ..adapters.apply import open_adapted
 from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..checkpoint.fp8 import is_quantized
 from ..checkpoint.hub import Hub, snapshot
+from ..conversion.in_memory import as_in_memory, in_memory
 from ..dtypes import FLOATS
 from ..errors import InputError, UsageError, input_errors
 from ..messages import counted
@@ -73,6 +74,9 @@ def command(arguments: argparse.Namespace) -> str:
     tuned, tuned_folders = _open(arguments.finetune)
     parts = find_parts(tuned, arguments.embed_lora)
     check_alike(base, tuned, parts.wholes)
+    if names := in_memory(tuned.tensors, tuned.config):
+        base, tuned = (as_in_memory(model, names) for model in (base, tuned))
+        parts = find_parts(tuned, arguments.embed_lora, frozenset(names.changed.values()))
     rank = arguments.rank or (32 if arguments.energy is None else 1 << 30)
     inputs = base_folders | tuned_folders
     with AdapterOutput(Path(arguments.out), inputs, arguments.overwrite) as output:

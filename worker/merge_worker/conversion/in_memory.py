@@ -1,14 +1,15 @@
 """The names that a class of transformers gives the tensors of a file in memory. No torch.
 
 `names_in_memory.json`, which `scripts/names_in_memory.py` writes, has a row for each class whose
-names differ: the beginning of its names, and lists of steps, each with the module for whose tensors
-it holds (null: all), and patterns of tensors that are others, which files therefore leave out. A
-step is [pattern, name] for a renaming, or [patterns, names, way]:
+names differ: how they begin, the first words of all, and lists of steps, each with the module for
+whose tensors it holds (null: all). It also has patterns of tensors that are others, which files
+leave out. A step is [pattern, name] for a renaming, or [patterns, names, way]:
 
 - rename: several renamings, which hold only if the first pattern is there
 - join: the tensors of all patterns lie one below the other in one
 - stack: so do they for each number of an expert, all of which are stacked
 - split: the names are equal parts, one below the other, of one tensor
+- heads: so are they, with as many heads each as the config has
 - other: the elements lie in another order or form
 
 As transformers does, all renamings apply in order, then the first of the other ways that fits.
@@ -20,9 +21,14 @@ import json
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
+
+from ..checkpoint.folder import Checkpoint
+from ..tensors.source import TensorSource
+from ..tensors.views import concat, reshape, slice_axis
 
 Holders = tuple[tuple[str, ...], ...]
 """Names of the tensors that hold a parameter: for each expert, its parts one below the other."""
@@ -35,6 +41,7 @@ class Part(NamedTuple):
     place: int
     size: int
     expert: int | None
+    by_heads: bool = False
 
 
 @dataclass
@@ -43,10 +50,15 @@ class InMemory:
 
     holders: dict[str, Holders] = field(default_factory=dict)
     parts: dict[str, Part] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
-    """Tensors whose elements lie otherwise in the file, which no other name can show."""
+    stacked: set[str] = field(default_factory=set)
+    """Names in `holders` of parameters with an axis of experts."""
+    changed: dict[str, str] = field(default_factory=dict)
+    """Tensors of files by the names that they have in memory, with their elements elsewhere."""
     shared: Sequence[str] = ()
     """Patterns of tensors that are others."""
+
+    def __bool__(self) -> bool:
+        return bool(self.holders or self.parts or self.changed)
 
     def names(self) -> Iterator[str]:
         yield from self.holders
@@ -79,8 +91,8 @@ class _Step(NamedTuple):
         rest = name.removeprefix(before)
         for place, pattern in enumerate(self.patterns):
             if hit := pattern.search(rest):
-                group = hit[1] if pattern.groups else ""
-                all_names = self.way in ("split", "other")
+                group = (hit[1] or "") if pattern.groups else ""
+                all_names = self.way in ("split", "heads", "other")
                 ends = self.names if all_names else (self.names[self._name_of(place)],)
                 new = [rest.replace(hit[0], end.replace(r"\1", group), 1) for end in ends]
                 return place, [before + end for end in new], hit[0]
@@ -94,9 +106,18 @@ def in_memory(names: Iterable[str], config: Mapping[str, Any]) -> InMemory:
     """Return the names that the class of a config gives tensors; none if they are the same."""
     listed = config.get("architectures")
     model = str(listed[0]) if isinstance(listed, list) and listed else ""
-    steps, found = _steps(model), InMemory(shared=_table()["ties"].get(model, ()))
+    begin, roots, *lists = _table()["classes"].get(model, ("", ()))
+    found = InMemory(shared=_table()["ties"].get(model, ()))
+    steps = _steps(begin, lists)
     if not steps:
         return found
+
+    def rooted(name: str) -> str:
+        """Give a name the beginning that it lacks, or take away one that the class lacks."""
+        if name.partition(".")[0] in roots:
+            return name
+        return name.removeprefix(f"{begin}.") if name.startswith(f"{begin}.") else f"{begin}.{name}"
+
     renamed = {name: name for name in names}
     for step in steps:
         if step.way == "rename":
@@ -108,18 +129,20 @@ def in_memory(names: Iterable[str], config: Mapping[str, Any]) -> InMemory:
     for name, new in renamed.items():
         found_step = next(((step, hit) for step in others if (hit := step.renamed(new))), None)
         if found_step is None:
-            found.holders.setdefault(new, ((name,),))
+            found.holders.setdefault(rooted(new), ((name,),))
             continue
         step, hit = found_step
-        if step.way == "split":
-            size = len(hit[1])
-            found.parts |= {n: Part(name, place, size, None) for place, n in enumerate(hit[1])}
+        ends = [rooted(end) for end in hit[1]]
+        if step.way in ("split", "heads"):
+            facts = (len(ends), None, step.way == "heads")
+            found.parts |= {n: Part(name, place, *facts) for place, n in enumerate(ends)}
         elif step.way == "other":
-            found.changed.update(hit[1])
+            found.changed |= dict.fromkeys(ends, name)
         else:
             number = re.findall(r"\.(\d+)\.", hit[2])[-1] if step.way == "stack" else 0
-            groups.setdefault((hit[1][0], step.way), {})[int(number), hit[0]] = name
-    for (new, _), members in groups.items():
+            groups.setdefault((ends[0], step.way), {})[int(number), hit[0]] = name
+    for (new, way), members in groups.items():
+        found.stacked.update([new] if way == "stack" else [])
         experts: dict[int, list[str]] = {}
         for (number, _), name in sorted(members.items()):
             experts.setdefault(number, []).append(name)
@@ -127,18 +150,47 @@ def in_memory(names: Iterable[str], config: Mapping[str, Any]) -> InMemory:
     return found
 
 
-def _steps(model: str) -> list[_Step]:
-    table = _table()
-    row = table["classes"].get(model)
-    if row is None:
-        return []
+def as_in_memory(model: Checkpoint, found: InMemory) -> Checkpoint:
+    """Return a model with the tensors that its class has in memory.
+
+    Tensors with their elements elsewhere keep the names that they have in files.
+    """
+    tensors: dict[str, TensorSource] = {}
+    for name, holders in found.holders.items():
+        parts = [model.tensors[part] for part in chain(*holders)]
+        joined = concat(parts, 0, name) if len(parts) > 1 else parts[0]
+        count, (rows, *sides) = len(holders), joined.shape or (1,)
+        shape = (count, rows // count, *sides) if name in found.stacked else joined.shape
+        tensors[name] = reshape(joined, shape, name)
+    for name, part in found.parts.items():
+        shares = head_shares(model.config) if part.by_heads else [1] * part.size
+        holder = model.tensors[part.holder]
+        begin, end = (
+            holder.shape[0] * sum(shares[:place]) // sum(shares)
+            for place in (part.place, part.place + 1)
+        )
+        tensors[name] = slice_axis(holder, 0, begin, end, name)
+    tensors |= {name: model.tensors[name] for name in found.changed.values()}
+    return replace(model, tensors=tensors)
+
+
+def head_shares(config: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of heads of queries, keys and values; none if the config lacks them."""
+    text = config.get("text_config")
+    section = text if isinstance(text, dict) else config
+    words = ("attention", "key_value", "key_value")
+    heads = [section.get(f"num_{word}_heads") for word in words]
+    return [n for n in heads if type(n) is int and n > 0] if None not in heads else []
+
+
+def _steps(begin: str, lists: Sequence[tuple[str | None, str]]) -> list[_Step]:
     steps = []
-    for module, key in row[1:]:
-        for patterns, names, *way in table["lists"][key]:
+    for module, key in lists:
+        for patterns, names, *way in _table()["lists"][key]:
             if not way:
                 patterns, names, way = [patterns], [names], ["rename"]
             compiled = [re.compile(pattern) for pattern in patterns]
-            steps.append(_Step(row[0], module, compiled, names, way[0]))
+            steps.append(_Step(begin, module, compiled, names, way[0]))
     return steps
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +107,11 @@ class Extraction:
         pairs = [(self.base.tensors[n], self.tuned.tensors[n]) for n in item.parts]
         if all(same_values(lane, base, tuned) for base, tuned in pairs):
             return
+        if item.fixed:
+            raise InputError(
+                f"{self.tuned.path}: '{printable(item.name)}' differs from the base, and its class "
+                f"holds it in memory with its elements in another order, which adapters follow"
+            )
         with self._lock:
             self.kept_whole.append(item)
 
@@ -198,19 +205,20 @@ def write_adapter(extraction: Extraction, parts: AdapterParts, base: tuple[str, 
             "an adapter needs one"
         )
     targets = [result.target for result in changed]
+    task = _task_type(extraction.tuned.config)
+    modules = [t.name for t in targets if not t.parameter]
     config = config_of(
         base[0],
         {result.target.key: result.rank for result in changed},
         revision=base[1],
-        target_modules=_short_names([t.name for t in targets if not t.parameter], parts),
+        task_type=task,
+        target_modules=_short_names(modules, parts) if task == "CAUSAL_LM" else sorted(modules),
         fan_in_fan_out=any(t.transposed and t.kind == "linear" for t in targets),
     )
     parameters = sorted(target.parameter for target in targets if target.parameter)
     if parameters:
         # The factors of experts have the sides that PEFT gives them since 0.19.
         config |= {"target_parameters": parameters, "peft_version": "0.19.0"}
-    if extraction.tuned.config.get("is_encoder_decoder"):
-        config["task_type"] = "SEQ_2_SEQ_LM"
     config["modules_to_save"] = _complete_modules(extraction, parts.wholes) or None
     wrapped = {t.name if t.kind != "experts" else t.name.rpartition(".")[0] for t in targets}
     depths = Counter(t.name.rpartition(".")[0] for t in targets if t.kind == "experts")
@@ -218,9 +226,18 @@ def write_adapter(extraction: Extraction, parts: AdapterParts, base: tuple[str, 
         module, _, end = whole.name.rpartition(".")
         layers = ".base_layer" * max(depths[module], 1) if module in wrapped else ""
         sources = tuple(extraction.tuned.tensors[name] for name in whole.parts)
-        extraction.output.whole[f"{module}{layers}.{end}"] = sources
+        place = f"{module}{layers}." if module else ""
+        extraction.output.whole[place + end] = sources
     with closing(Files()) as files:
         return extraction.output.finish(config, Lane(torch.device("cpu"), files, staged=False))
+
+
+def _task_type(config: Mapping[str, Any]) -> str | None:
+    """Return the kind of model that PEFT wraps; None for models of other kinds than text alone."""
+    classes = config.get("architectures") or ("CausalLM",)
+    if config.get("is_encoder_decoder") and "ForConditional" in str(classes[0]):
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if re.search(r"CausalLM|LMHead", str(classes[0])) else None
 
 
 def _complete_modules(extraction: Extraction, wholes: Sequence[Whole]) -> list[str]:
@@ -232,7 +249,10 @@ def _complete_modules(extraction: Extraction, wholes: Sequence[Whole]) -> list[s
 
 
 def _short_names(names: Sequence[str], parts: AdapterParts) -> list[str]:
-    """Return the last parts of the names if they match no other module, else the full names."""
+    """Return the last parts of the names if they match no other module, else the full names.
+
+    Models other than of text alone have modules in memory that files do not show.
+    """
     lasts = {name.rpartition(".")[2] for name in names}
     modules = [t.name for t in parts.targets]
     modules += [w.name.rpartition(".")[0] for w in parts.wholes if w.name.endswith(".weight")]

@@ -60,12 +60,13 @@ class Whole:
     """A tensor kept unchanged, which consists of tensors of files one after the other.
 
     `module` is set if PEFT can save a trained copy of the module; otherwise PEFT loads the tensor
-    into the base.
+    into the base. A `fixed` one cannot be kept, since memory has its elements in another order.
     """
 
     name: str
     parts: tuple[str, ...]
     module: str | None = None
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,20 @@ class AdapterParts:
     wholes: tuple[Whole, ...]
 
 
-def find_parts(model: Checkpoint, embed_lora: bool = False) -> AdapterParts:
-    """Sort the floating tensors of a model; the tensors of one parameter form one part."""
-    finder = _PartFinder(model, embed_lora)
+def find_parts(
+    model: Checkpoint, embed_lora: bool = False, fixed: frozenset[str] | None = None
+) -> AdapterParts:
+    """Sort the floating tensors of a model; the tensors of one parameter form one part.
+
+    The names are those in memory if there is a set of `fixed` ones, which are in another order.
+    """
+    finder = _PartFinder(model, embed_lora, fixed is not None)
     floats = {n: info for n, info in model.tensors.items() if info.dtype.kind is Kind.FLOAT}
     for name, info in floats.items():
-        finder.add(name, info)
+        if fixed and name in fixed:
+            finder.wholes.append(Whole(name, (name,), fixed=True))
+        else:
+            finder.add(name, info)
     targets = [*finder.targets, *finder.experts()]
     if any(target.kind == "experts" for target in targets):
         targets = [_as_parameter(target) for target in targets]
@@ -104,10 +113,11 @@ def _as_parameter(target: Target) -> Target:
 
 
 class _PartFinder:
-    def __init__(self, model: Checkpoint, embed_lora: bool) -> None:
+    def __init__(self, model: Checkpoint, embed_lora: bool, is_in_memory: bool) -> None:
         self.model = model
+        self.is_in_memory = is_in_memory
         self.kind = str(model.config.get("model_type", ""))
-        self.tied = ties_head(model.config)
+        self.tied = ties_head(model.config) or not any(map(is_head, model.tensors))
         self.embed_lora = embed_lora
         self.targets: list[Target] = []
         self.wholes: list[Whole] = []
@@ -117,7 +127,7 @@ class _PartFinder:
     def add(self, name: str, info: TensorSource) -> None:
         memory = self.in_memory(name)
         module, _, end = memory.rpartition(".")
-        if match := _EXPERT.fullmatch(name):
+        if not self.is_in_memory and (match := _EXPERT.fullmatch(name)):
             place = memory.split(".experts.")[0] + ".experts"
             words = self.separate_experts.setdefault(place, {})
             words.setdefault(match[3], {})[int(match[2])] = info
@@ -162,10 +172,15 @@ class _PartFinder:
         )
 
     def is_norm(self, name: str) -> bool:
-        weight = self.model.tensors.get(re.sub(r"\.bias$", ".weight", name))
-        return weight is not None and len(weight.shape) == 1
+        module = name.rpartition(".")[0]
+        weight = self.model.tensors.get(f"{module}.weight")
+        # PEFT wants all of a module, also statistics that are no floating numbers.
+        has_more = f"{module}.running_mean" in self.model.tensors
+        return weight is not None and len(weight.shape) == 1 and not has_more
 
     def in_memory(self, name: str) -> str:
+        if self.is_in_memory:
+            return name
         if self.kind == "nemotron_h":
             name = re.sub(r"^backbone\.", "model.", name)
         for pattern, text in known_layouts().names_in_memory:
