@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 from typing import TextIO
+
+LONGEST_WORD, MOST_WORDS = 100, 5000
 
 _SINGULAR = {"are": "is", "have": "has", "differ": "differs", "match": "matches", "take": "takes"}
 """Singular of the verbs in messages, by their plural."""
@@ -12,7 +15,11 @@ _SINGULAR = {"are": "is", "have": "has", "differ": "differs", "match": "matches"
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return ` (did you mean 'dare_ties'?)`, or "" if no allowed word is similar."""
-    plain = {name.replace("-", "_").lower(): name for name in allowed}
+    # Longer texts are no words, and take difflib seconds.
+    if len(word) > LONGEST_WORD:
+        return ""
+    some = (name for name in allowed if len(name) <= LONGEST_WORD)
+    plain = {name.replace("-", "_").lower(): name for name in islice(some, MOST_WORDS)}
     matches = get_close_matches(word.replace("-", "_").lower(), plain, n=1, cutoff=0.6)
     return f" (did you mean '{plain[matches[0]]}'?)" if matches else ""
 

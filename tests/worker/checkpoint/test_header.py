@@ -137,6 +137,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ({"a": {"dtype": "F32"}}, "tensor 'a' is"),
         ({"a": 3}, "tensor 'a' is"),
         ({"a": {**entry([3], 0, 12), "dtype": ["F32"]}}, "tensor 'a' is"),
+        ({"a" * 1001: entry([3], 0, 12)}, "a tensor 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'"),
         ({"a": entry([1 << 62, 1 << 62, 1 << 62], 0, 12)}, "tensor 'a' is"),
     ],
 )

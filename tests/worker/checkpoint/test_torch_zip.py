@@ -180,6 +180,26 @@ def test_pickles_without_an_end(tmp_path: Path) -> None:
             read_pickled(tmp_path / "m.bin")
 
 
+ODD_PICKLES = {
+    "copies of one list": b"(" + b"N" * 1_000_000 + b"lq\x00" + b"ctorch\nSize\nh\x00\x85R" * 400,
+    "many dicts": b"}" * 3_000_000,
+    "keys of one hash": b"}("
+    + b"".join(b"\x8a\x0a" + ((2**61 - 1) * n).to_bytes(10, "little") + b"N" for n in range(50_000))
+    + b"u",
+    "places of one hash": b"N" + b"".join(b"p%d\n" % ((2**61 - 1) * n) for n in range(50_000)),
+    "a list as a name": b"]q\x00h\x00h\x00\x93",
+}
+
+
+@pytest.mark.parametrize("case", ODD_PICKLES)
+def test_small_pickles_take_little(case: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.bin", "w") as file:
+        file.writestr("m/data.pkl", b"\x80\x04" + ODD_PICKLES[case] + b".")
+        file.writestr("m/data/0", bytes(64))
+    with pytest.raises(InputError, match="too large|damaged|no tensors by name"):
+        read_pickled(tmp_path / "m.bin")
+
+
 def test_files_that_are_no_such_zip(tmp_path: Path) -> None:
     path = tmp_path / "m.bin"
     torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=False)

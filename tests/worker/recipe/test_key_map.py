@@ -1,11 +1,15 @@
 """Rules of a recipe (`key_map`) and suggested ones: they do what they say, or are refused."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from merge_worker.recipe.key_map import Layout, LayoutRule, find, match, parse_rule
 from support.checkpoint_factory import read_tensors
 from support.model_parts import (
     H,
@@ -102,6 +106,7 @@ WRONG = {
     "{from: a, to: b, transpose: maybe}": "transpose 'maybe'",
     "{from: a, to: b, groups: 2}": "groups 2 is not a number of groups",
     "{from: a, to: [b, c], groups: 0}": "groups 0 is not a number of groups",
+    "{from: 'a.{x}.{x}', to: 'b.{x}'}": "'{x}' stands twice in 'a.{x}.{x}'",
     "{from: a, to: b, axes: 1}": "'axes' is unknown in a rule",
 }
 
@@ -123,6 +128,44 @@ def test_a_name_that_is_there_already(tmp_path: Path, capsys: pytest.CaptureFixt
     text = 'key_map:\n- {from: "{x}.up_proj.weight", to: "{x}.gate_proj.weight"}'
     assert average(tmp_path, projections(0), projections(1), text) == 3
     assert "both model.layers.1.mlp.gate_proj.weight and" in capsys.readouterr().err
+
+
+TEMPLATES = st.lists(st.sampled_from(["{x}", "{y}", "{z}", *"ab.1", "ab", "weight"]), min_size=1)
+NAMES = st.lists(st.sampled_from([*"ab.12", "weight"]), min_size=1).map("".join)
+
+
+@given(st.sampled_from(["", "{_}"]), TEMPLATES, st.sampled_from(["", "{e}.", "{e}{_w}"]), NAMES)
+def test_names_match_as_by_a_regular_expression(
+    begin: str, words: list[str], end: str, name: str
+) -> None:
+    once = [word for n, word in enumerate(words) if "{" not in word or word not in words[:n]]
+    template = "".join([begin, *once, end])
+    known = {"_": "(?:.+[.])?", "_w": "weight|bias", "e": "[0-9]{1,5}"}
+    parts = re.split(r"\{(\w+)\}", template)
+    parts[::2] = map(re.escape, parts[::2])
+    parts[1::2] = [f"(?P<{word}>{known.get(word, '.+')})" for word in parts[1::2]]
+    expected = re.fullmatch("".join(parts), name)
+    rule = LayoutRule((Layout((template,)),))
+    found = match(rule, rule.layouts[0], name, [name])
+    if expected is None or found is None:
+        assert expected is None and found is None
+    else:
+        number = expected.groupdict().get("e")
+        values = {**dict(found[0]), **({"e": number} if number else {})}
+        assert values == expected.groupdict()
+        assert found[2] == (int(number) if number else None)
+
+
+def test_many_wildcards_and_long_names_take_no_time() -> None:
+    template = ".".join(f"{{{letter}}}" for letter in "abcdfghi") + ".end"
+    rule = LayoutRule((Layout((template,)),))
+    assert match(rule, rule.layouts[0], "a." * 50_000 + "fin", []) is None
+    assert match(rule, rule.layouts[0], "a." * 50_000 + "end", []) is not None
+
+
+def test_numbers_that_count_no_tensors() -> None:
+    rule = parse_rule({"from": "e.{n}.w", "to": "w"})
+    assert find(rule, ["e.100000.w", f"e.{'9' * 5000}.w"]) == {}
 
 
 SUGGESTED: dict[str, tuple[Callable[[Tensors], Tensors], list[str]]] = {

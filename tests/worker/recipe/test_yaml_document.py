@@ -64,6 +64,20 @@ def test_a_bomb_of_aliases_ends_soon() -> None:
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize("key", ["k", "<<"])
+def test_a_bomb_behind_one_key(key: str) -> None:
+    """Entries of one path, which a count of paths does not see."""
+    rows = ["a0: &a0 {" + ", ".join(["k: 1"] * 10) + "}"]
+    rows += [f"a{i}: &a{i} {{{', '.join([f'{key}: *a{i - 1}'] * 10)}}}" for i in range(1, 12)]
+    assert "not a recipe" in fault("\n".join(rows))
+
+
+def test_what_is_too_long() -> None:
+    assert "1048577 characters; not a recipe" in fault("a" * (1 + (1 << 20)))
+    assert "a number of 1002 digits" in fault("a: 0x" + "f" * 1000)
+    assert "a number of 5002 digits" in fault("a: {? 0x" + "f" * 5000 + " : 1}")
+
+
 def test_a_node_inside_itself() -> None:
     assert "nested too deeply" in fault("&a [*a]")
 

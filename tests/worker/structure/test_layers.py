@@ -23,6 +23,9 @@ from merge_worker.structure.layers import depth_fraction, depths, fraction, is_i
         ("lm_head.weight", None),
         ("conv1d.weight", None),
         ("blocks.5", None),
+        ("layers.99999.w", ("layers.", 99999, ".w")),
+        ("layers.100000.w", None),
+        (f"layers.{'9' * 900}.w", None),
     ],
 )
 def test_layer_of(name: str, layer: tuple[str, int, str] | None) -> None:

@@ -90,7 +90,12 @@ def test_the_same_tokenizer_is_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "{}", "[]", '{"model": {}}', '{"model": {"vocab": {"a": "b"}}}', '{"model": 1}']
+    "text",
+    [
+        *("{", "{}", "[]", '{"model": {}}', '{"model": {"vocab": {"a": "b"}}}', '{"model": 1}'),
+        *('{"model": {"vocab": {"a": 1000000000}}}', '{"model": {"vocab": {"a": -1}}}'),
+        '{"model": {"vocab": {}}, "added_tokens": [{"id": 4194304, "content": "x"}]}',
+    ],
 )
 def test_damaged_files(text: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text)

@@ -211,7 +211,12 @@ def test_a_model_without_a_tokenizer_has_that_of_the_base(place: Path, capsys: C
         ),
         ("tokenizer: {tokens: {x: {force: true}}}", 2, "'force' without a 'source'"),
         ("tokenizer: {tokens: {x: {source: {kind: one}}}}", 2, "{kind: zero}, or {kind: model_to"),
-        ("tokenizer: {pad_to_multiple_of: 1.5}", 2, "expected a number of rows, got 1.5"),
+        (
+            "tokenizer: {pad_to_multiple_of: 1.5}",
+            2,
+            "expected a number of rows up to 65536, got 1.5",
+        ),
+        ("tokenizer: {pad_to_multiple_of: 65537}", 2, "rows up to 65536, got 65537"),
         ("tokenizer_source: model:a", 2, "write the model alone: a"),
         ("tokenizer: [union]", 2, "'tokenizer' is a mapping of names to values"),
         ("tokenizer_source: ./nowhere", 3, "./nowhere: no such folder"),

@@ -26,6 +26,7 @@ INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
 
+LONGEST_NAME = 1000
 LARGE = 1 << 20
 MAX_ELEMENTS = 1 << 63
 """More than any file holds; a product of absurd extents would take minutes to compute."""
@@ -179,7 +180,15 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
     return header
 
 
+def check_name(file: str | Path, name: str) -> None:
+    """Raise InputError for a name that is too long for a tensor's, and for all that reads names."""
+    if len(name) > LONGEST_NAME:
+        shown = printable(name[:40])
+        raise InputError(f"{file}: damaged: a tensor '{shown}…' with {len(name)} characters")
+
+
 def _tensor(file: str, name: str, entry: Any, begin: int) -> StoredTensor:
+    check_name(file, name)
     named = entry.get("dtype") if isinstance(entry, dict) else None
     if isinstance(named, str) and named not in BY_NAME:
         shown = printable(named)[:40]

@@ -64,7 +64,7 @@ def _parents(files: Iterable[str]) -> list[str]:
     """Return the sub-folders of files, each once, in the order of the numbers in their names."""
     parents = {str(PurePosixPath(file).parent) for file in files} - {"."}
     return sorted(
-        parents, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]
+        parents, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)]
     )
 
 

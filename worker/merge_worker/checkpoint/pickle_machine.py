@@ -30,6 +30,11 @@ STORAGES = {
 """Dtypes by the class that stands for them in a pickle."""
 
 MOST_EXTENTS, MOST_ELEMENTS = 64, 1 << 63
+MOST_OPERATIONS = 2_000_000
+"""Opcodes, and entries that calls copy: a tensor takes about thirty. Keys of dicts and of the memo
+are below LARGEST_KEY, so that no two of them have one hash."""
+
+LARGEST_KEY = (1 << 61) - 2
 
 
 class Refused(Exception):
@@ -64,6 +69,7 @@ def build(data: bytes) -> Any:
     machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(data):
+            machine.count(1)
             machine.do(opcode.name, argument)
             if opcode.name == "STOP":
                 break
@@ -81,6 +87,12 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.operations = 0
+
+    def count(self, operations: int) -> None:
+        self.operations += operations
+        if self.operations > MOST_OPERATIONS:
+            raise Refused("its pickle is too large for a list of tensors")
 
     def do(self, name: str, argument: Any) -> None:
         if name in _PUSHED:
@@ -88,6 +100,8 @@ class _Machine:
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             if name == "STACK_GLOBAL":
                 name, module = self.stack.pop(), self.stack.pop()
+                if type(name) is not str or type(module) is not str:
+                    raise Refused("its pickle is damaged")
                 argument = f"{module} {name}"
             self.stack.append(_known(str(argument)))
         elif name in _ACTIONS:
@@ -105,6 +119,8 @@ class _Machine:
         return values
 
     def put(self, key: int | None = None) -> None:
+        if key is not None and not 0 <= key <= LARGEST_KEY:
+            raise Refused("its pickle is damaged")
         self.memo[len(self.memo) if key is None else key] = self.stack[-1]
 
     def set_items(self, items: list[Any]) -> None:
@@ -126,6 +142,7 @@ class _Machine:
     def call(self) -> None:
         """Push what a known name makes of its arguments, without calling what it names."""
         function, arguments = self.last(2)
+        self.count(sum(len(value) for value in arguments if isinstance(value, list | tuple | dict)))
         self.stack.append(_MADE[function.name](*arguments))
 
 
@@ -140,10 +157,9 @@ def _known(name: str) -> Global:
 def _tensor(storage: Storage, first: int, shape: Any, strides: Any, *more: Any) -> Rebuilt:
     typed = len(more) > 2 and type(more[2]) is Global
     dtype = more[2].name.removeprefix("torch ") if typed else storage.dtype
-    numbers = (first, *shape, *strides)
     # A product of many long numbers would take all memory.
     fit = len(shape) == len(strides) <= MOST_EXTENTS and all(
-        type(n) is int and 0 <= n < MOST_ELEMENTS for n in numbers
+        type(n) is int and 0 <= n < MOST_ELEMENTS for n in (first, *shape, *strides)
     )
     if not fit:
         raise Refused("its pickle has a tensor of impossible shape")
@@ -152,7 +168,11 @@ def _tensor(storage: Storage, first: int, shape: Any, strides: Any, *more: Any) 
 
 def _pairs(items: Any = ()) -> dict[Any, Any]:
     # Other keys would be hashed: tuples of the same tuples, twenty deep, without an end.
-    return {key: value for key, value in items if isinstance(key, str | int)}
+    return {key: value for key, value in items if _is_key(key)}
+
+
+def _is_key(key: object) -> bool:
+    return type(key) is str or (type(key) is int and 0 <= key <= LARGEST_KEY)
 
 
 _MADE: dict[str, Callable[..., Any]] = {

@@ -19,7 +19,15 @@ from ..errors import InputError
 from ..messages import printable
 from ..tensors.source import StoredTensor, TensorSource
 from ..tensors.views import transpose
-from .header import MAX_HEADER_BYTES, Shard, open_regular, read_exactly, stamp_of, what_it_is
+from .header import (
+    MAX_HEADER_BYTES,
+    Shard,
+    check_name,
+    open_regular,
+    read_exactly,
+    stamp_of,
+    what_it_is,
+)
 from .pickle_machine import Rebuilt, Refused, build
 
 _INSIDE = ("state_dict", "model", "module", "model_state_dict")
@@ -122,6 +130,7 @@ def _placed(
 ) -> tuple[StoredTensor, TensorSource]:
     """Return the stored run of a tensor, and the tensor: the run itself, or its transpose."""
     folder, path = where
+    check_name(path, name)
     member = members.get(f"{folder}data/{tensor.storage.key}")
     try:
         dtype = from_torch_name(tensor.dtype)

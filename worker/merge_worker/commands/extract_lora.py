@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..dtypes import FLOATS
 from ..errors import InputError, UsageError, input_errors
 from ..messages import counted
 from ..planning.inputs import locate
+from ..recipe.key_map import NUMBER
 from ..recipe.schema import ModelRef, parse_model
 from ..structure.layers import layer_of
 from ..system.machine import usable_cpus
@@ -188,4 +190,4 @@ def _rows(
 
 def _by_number(name: str) -> tuple[str, int]:
     stack, _, number = name.rpartition(".")
-    return (stack, int(number)) if number.isdigit() else (name, 0)
+    return (stack, int(number)) if re.fullmatch(NUMBER, number) else (name, 0)

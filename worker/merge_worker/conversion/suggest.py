@@ -17,6 +17,9 @@ from ..tensors.source import TensorSource
 MOST_RULES = 12
 """A recipe with more is not written by hand."""
 
+MOST_PAIRS = 100_000
+"""Kinds of tensors to compare with each other; models have some dozens."""
+
 Words = tuple[str, ...]
 
 
@@ -56,6 +59,8 @@ def suggest_rules(
 ) -> Suggestion | None:
     """Suggest rules that rename `extra` to `absent`, all of one of them; None if unclear."""
     wanted, given = _kinds(absent), _kinds(extra)
+    if len(wanted) * len(given) > MOST_PAIRS:
+        return None
     of_wanted = [[_change(o, n) for o in given if given[o] == wanted[n]] for n in wanted]
     of_given = [[_change(o, n, 2) for n in wanted if given[o] == wanted[n]] for o in given]
     for changes in (of_wanted, of_given):

@@ -14,10 +14,11 @@ from typing import NamedTuple
 from ..checkpoint.folder import Checkpoint
 from ..conversion.known_layouts import known_layouts
 from ..dtypes import Kind
+from ..recipe.key_map import NUMBER
 from ..structure.embeddings import is_head, ties_head
 from ..tensors.source import TensorSource
 
-_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
+_EXPERT = re.compile(rf"(.+\.experts)\.({NUMBER})\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 _KERNEL = re.compile(r"(.+\.)([qkv])_(conv1d\.(?:weight|bias))")
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe|shared|relative_attention_bias")
 # Layers of transformers that store their weights as (in, out).

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
-_KNOWN = {"_": r"(?:.+\.)?", "_w": "weight|bias"}
+_AFTER_WORDS = r"(?:(?<=[\s\S]\.)|(?<![\s\S]))"
+"""Behind `{_}`: words that end in a dot, or nothing."""
+
+NUMBER = "[0-9]{1,5}"
+"""The number of a tensor in a stack; longer ones count nothing that a file can hold."""
+
 ANY = "{_}"
 """What stands before a name of the tables: nothing, or words that end in a dot."""
 
@@ -67,11 +72,11 @@ def find(rule: LayoutRule, names: Sequence[str]) -> dict[Key, dict[Layout, Membe
     instances: dict[Key, dict[Layout, Members]] = {}
     for layout in rule.layouts:
         for place, template in enumerate(layout.names):
-            literal, pattern = _compiled(template, rule.stacked)
+            compiled = _template(template, rule.stacked)
             for name in names:
-                if literal not in name or not (hit := pattern.fullmatch(name)):
+                values = compiled.match(name)
+                if values is None:
                     continue
-                values = hit.groupdict()
                 if layout.sibling and not _begins(names, values["_"] + layout.sibling):
                     continue
                 number = int(values.pop(rule.stacked, 0))
@@ -88,11 +93,9 @@ def match(
     The number is None where the layout stacks; the result is None if the name does not fit.
     """
     for place, template in enumerate(layout.names):
-        literal, pattern = _compiled(template, rule.stacked)
-        hit = pattern.fullmatch(name) if literal in name else None
-        if hit is None:
+        values = _template(template, rule.stacked).match(name)
+        if values is None:
             continue
-        values = hit.groupdict()
         if layout.sibling and not _begins(names, values["_"] + layout.sibling):
             continue
         number = values.pop(rule.stacked, None)
@@ -127,24 +130,76 @@ def wildcards(template: str) -> list[str]:
     for name in names:
         if not name.isidentifier() or name.startswith("_"):
             raise ValueError(f"'{{{name}}}' is not a wildcard; give it a name, like {{x}}")
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise ValueError(f"'{{{twice[0]}}}' stands twice in '{template}'; give each a name")
     return names
 
 
-@lru_cache(maxsize=1024)
-def _compiled(template: str, stacked: str) -> tuple[str, re.Pattern[str]]:
-    """The longest literal of a template, for a quick look, and the whole as a pattern."""
-    words = re.split(r"\{(\w+)\}", template)
-    pattern, seen = "", set[str]()
-    for number, word in enumerate(words):
-        if number % 2 == 0:
-            pattern += re.escape(word)
-        elif word in seen:
-            pattern += f"(?P={word})"
-        else:
-            seen.add(word)
-            inner = r"\d+" if word == stacked else _KNOWN.get(word, ".+")
-            pattern += f"(?P<{word}>{inner})"
-    return max(words[::2], key=len), re.compile(pattern)
+class _Chunk(NamedTuple):
+    """What stands in a template between two wildcards that take anything."""
+
+    begin: str  # its text before any other wildcard
+    pattern: re.Pattern[str]
+
+    def last_in(self, name: str, stop: int, *, first: bool, last: bool) -> re.Match[str] | None:
+        """Return the last place before `stop` that fits: from the start if it is the `first` chunk
+        of a template, to the end if it is the `last`."""
+        match = self.pattern.fullmatch if last else self.pattern.match
+        if first:
+            return match(name, 0, stop) if stop >= 0 else None
+        before = stop
+        while before >= 0 and (start := name.rfind(self.begin, 0, before)) >= 0:
+            if hit := match(name, start, stop):
+                return hit
+            before = start + len(self.begin) - 1
+        return None
+
+
+class _Template:
+    """A template of names. Each wildcard takes as much as it can, the first before the others.
+
+    A regular expression does the same, but may try every way to share a name between wildcards.
+    Here each chunk goes as far to the right as it can, the last one first: this gives the first
+    wildcards the most, and where it fails, nothing fits.
+    """
+
+    def __init__(self, template: str, stacked: str) -> None:
+        words = re.split(r"\{(\w+)\}", template)
+        self.literal = max(words[::2], key=len)
+        self.wildcards: list[str] = []
+        self.chunks: list[_Chunk] = []
+        begin, text = words[0], re.escape(words[0])
+        for wildcard, literal in zip(words[1::2], words[2::2], strict=True):
+            if wildcard in (stacked, "_w"):
+                inner = NUMBER if wildcard == stacked else "weight|bias"
+                text += f"(?P<{wildcard}>{inner}){re.escape(literal)}"
+            else:
+                self.wildcards.append(wildcard)
+                self.chunks.append(_Chunk(begin, re.compile(text)))
+                begin = literal
+                text = (_AFTER_WORDS if wildcard == "_" else "") + re.escape(literal)
+        self.chunks.append(_Chunk(begin, re.compile(text)))
+
+    def match(self, name: str) -> dict[str, str] | None:
+        """Return the values of all wildcards, if a whole name fits."""
+        if self.literal not in name:
+            return None
+        values: dict[str, str] = {}
+        begun = stop = len(name)  # where the chunk behind begins, and where this one ends at most
+        for number in range(len(self.wildcards), -1, -1):
+            last = number == len(self.wildcards)
+            hit = self.chunks[number].last_in(name, stop, first=number == 0, last=last)
+            if hit is None:
+                return None
+            values |= hit.groupdict()
+            if not last:
+                values[self.wildcards[number]] = name[hit.end() : begun]
+            begun = hit.start()
+            stop = begun - (number > 0 and self.wildcards[number - 1] != "_")
+        return values
+
+
+_template = lru_cache(maxsize=1024)(_Template)
 
 
 def without_numbers(key: Key) -> Key:

@@ -31,6 +31,9 @@ from .stages import arrange
 from .validation import broken_rules
 from .yaml_document import Document, Place, read_documents
 
+MOST_PADDING = 1 << 16
+"""Rows that a vocabulary is rounded up to; more would be a slip, and fill the disk with zeros."""
+
 TOP_LEVEL_KEYS = (
     "merge_method",
     "models",
@@ -345,8 +348,11 @@ def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoic
     keys = ["source", "tokens", "pad_to_multiple_of"]
     body = reader.mapping(long, path, "'tokenizer'", keys)
     multiple = body.get("pad_to_multiple_of") or 0
-    if type(multiple) is not int or multiple < 0:
-        reader.fault((*path, "pad_to_multiple_of"), f"expected a number of rows, got {multiple!r}")
+    if type(multiple) is not int or not 0 <= multiple <= MOST_PADDING:
+        reader.fault(
+            (*path, "pad_to_multiple_of"),
+            f"expected a number of rows up to {MOST_PADDING}, got {printable(repr(multiple)[:40])}",
+        )
         multiple = 0
     here: Place = (*path, "tokens")
     tokens = reader.mapping(body.get("tokens") or {}, here, "'tokens'")

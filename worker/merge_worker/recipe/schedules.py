@@ -58,7 +58,7 @@ def _beta(schedule: str, number: str) -> float:
 
 
 def _last(schedule: str, number: str, count: int) -> int:
-    if not number.isdecimal() or not 1 <= int(number) <= count:
+    if not number.isdecimal() or len(number) > 9 or not 1 <= int(number) <= count:
         raise UsageError(
             f"schedule {printable(schedule)}: N is a whole number from 1 to {count}, "
             f"the number of checkpoints"

@@ -15,6 +15,9 @@ Place = tuple[str | int, ...]
 MAX_ENTRIES = 200_000
 """More entries than any recipe has; aliases that multiply (a 'YAML bomb') end here."""
 
+MAX_CHARACTERS, MAX_DIGITS = 1 << 20, 1000
+"""Of a recipe, whose parser takes seconds for a megabyte; of a number, which may not be printable."""
+
 MAX_DEPTH = 200
 """Nested brackets; the time of the parser grows with their square."""
 
@@ -46,6 +49,8 @@ def read_documents(text: str, where: str) -> list[Document]:
         import yaml
     except ImportError:
         raise UsageError(f"{where}: pyyaml is missing; install it: pip install pyyaml") from None
+    if len(text) > MAX_CHARACTERS:
+        raise UsageError(f"{where}: {len(text)} characters; not a recipe")
     if _depth(text) > MAX_DEPTH:
         raise UsageError(f"{where}: nested too deeply; not a recipe")
     try:
@@ -54,11 +59,12 @@ def read_documents(text: str, where: str) -> list[Document]:
         for node in nodes:
             lines: dict[Place, int] = {}
             duplicates: list[Place] = []
-            for path, line, twice in _walk(node, ()):
+            # Counted as they are met: keys that stand twice have one path, however often.
+            for count, (path, line, twice) in enumerate(_walk(node, ())):
                 lines.setdefault(path, line)
                 if twice:
                     duplicates.append(path)
-                if len(lines) > MAX_ENTRIES:
+                if count > MAX_ENTRIES:
                     raise UsageError(f"{where}: more than {MAX_ENTRIES} entries; not a recipe")
             value = _construct(yaml.SafeLoader(""), node, where)
             documents.append(Document(where, value, lines, tuple(duplicates)))
@@ -96,14 +102,24 @@ def _construct(loader: Any, node: Any, where: str) -> Any:
 def _walk(node: Any, path: Place) -> Iterator[tuple[Place, int, bool]]:
     """Yield paths, 1-based lines, and whether a key stands twice in its mapping, depth first."""
     yield path, node.start_mark.line + 1, False
+    _refuse_long_number(node)
     if node.id == "sequence":
         for number, item in enumerate(node.value):
             yield from _walk(item, (*path, number))
     elif node.id == "mapping":
         seen: set[str] = set()
         for key, item in node.value:
+            _refuse_long_number(key)
             name = str(key.value)
             inner = (*path, name)
             yield inner, key.start_mark.line + 1, name in seen and name != "<<"
             seen.add(name)
             yield from _walk(item, inner)
+
+
+def _refuse_long_number(node: Any) -> None:
+    import yaml
+
+    if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+        fact = f"a number of {len(node.value)} digits"
+        raise yaml.MarkedYAMLError(problem=fact, problem_mark=node.start_mark)

@@ -80,7 +80,7 @@ def _counts(section: Mapping[str, Any], path: tuple[str, ...]) -> list[Count]:
     return fields
 
 
-_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
+_NUMBER = re.compile(r"(?:^|\.)([0-9]{1,5})(?=\.)")  # longer ones count no layers
 _DIGITS = re.compile(r"\d+")
 _INPUT = re.compile(
     r"wte|wpe|emb|emb_ln|shared|project_in|rotary.*|vision.*|visual.*|image.*|audio.*|speech.*"

@@ -26,6 +26,9 @@ PIECES, TEKKEN = "tokenizer.model", "tekken.json"
 LARGEST = 512 << 20
 """A larger file is not taken for a tokenizer: it is neither read nor copied blindly (bytes)."""
 
+MOST_IDS = 1 << 22
+"""Ids are below this: larger vocabularies are damaged files, whose rows fill all memory."""
+
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 _VOCABULARY = re.compile(
@@ -170,6 +173,8 @@ def _vocabulary(files: SideFiles) -> Vocabulary | None:
         if token not in flags:
             ids[token] = int(number)
             flags[token] = {key: bool(given.get(key)) for key in FLAGS}
+    if not all(0 <= number < MOST_IDS for number in ids.values()):
+        raise ValueError("an id that no vocabulary has")
     return Vocabulary(ids, flags, len(plain))
 
 
