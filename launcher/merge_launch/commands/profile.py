@@ -1,9 +1,10 @@
-"""`merge-launch profile list|show|check`: the known sites, their settings, faults in them."""
+"""`merge-launch profile list|show|check|trust`: the known sites, their settings, faults in them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,15 @@ from merge_worker.messages import printable
 from .. import backends, table
 from ..errors import UsageError, refuse
 from ..profiles import precedence
-from ..profiles.file import COMMON, PROFILE_KEYS, ProfileFile, complete, table_faults
+from ..profiles.file import (
+    COMMON,
+    FILE_NAME,
+    PROFILE_KEYS,
+    ProfileFile,
+    complete,
+    table_faults,
+)
+from ..profiles.trust import accept
 from ..settings.options import options_of
 from .decorators import AsJson, Command, say
 
@@ -92,4 +101,20 @@ def _faults(profiles: ProfileFile, name: str) -> Iterator[str]:
         yield from str(error).split("\n  ")
 
 
-COMMANDS: dict[str, Command] = {"list": list_command, "show": show_command, "check": check_command}
+def trust_command() -> int:
+    """Accept the merge-launch.toml here, though it is not yours, from now on."""
+    path = Path.cwd() / FILE_NAME
+    if not path.is_file():
+        raise UsageError(f"{printable(str(path))}: not found")
+    ProfileFile.read(path)
+    accept(path.parent)
+    print(f"{printable(str(path))}: accepted")
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "list": list_command,
+    "show": show_command,
+    "check": check_command,
+    "trust": trust_command,
+}

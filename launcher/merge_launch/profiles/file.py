@@ -35,6 +35,9 @@ from ..settings.options import options_of
 FILE_NAME = "merge-launch.toml"
 COMMON = (MergeOptions, JobOptions, WorkerOptions, SweepOptions)
 SITES = Path(__file__).resolve().parent / "sites"
+MAX_BYTES, LONGEST_LINE = 1 << 18, 4096
+"""Of a file; the memory that a key with dots takes grows with its square."""
+
 PROFILE_KEYS = {"about", "extends"}
 FILE_KEYS = {"profile", "default_profile"}
 
@@ -175,6 +178,15 @@ def _parse(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        if any(len(line) > LONGEST_LINE for line in text.splitlines()):
+            raise ValueError(f"a line of more than {LONGEST_LINE} characters")
+        table = tomllib.loads(text)
+        repr(table)  # which numbers of thousands of digits and tables in tables do not have
+        return table
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{path}: {printable(str(error))}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deeply") from None

@@ -16,6 +16,7 @@ from ..job.job import Job
 from ..job.source import Merge, current_folder, read_source
 from ..profiles import precedence
 from ..profiles.file import ProfileFile
+from ..profiles.trust import applied
 from ..settings.groups import JobOptions, MergeOptions, WorkerOptions
 from .render import render
 
@@ -126,7 +127,8 @@ def read_settings(
     flags, variables = precedence.flags(given), precedence.environment(os.environ)
     chosen = given.get("profile") or os.environ.get("MERGE_LAUNCH_PROFILE")
     name = None if backend is None else backend.name
-    origins = [flags, variables, *precedence.profile(ProfileFile.here(), chosen, name)]
+    file = applied(ProfileFile.here())
+    origins = [flags, variables, *precedence.profile(file, chosen, name)]
     if backend is None:
         return precedence.resolve(groups, origins), ()
     place, values = backend.own_settings()

@@ -136,7 +136,7 @@ def wildcards(template: str) -> list[str]:
 
 
 class _Chunk(NamedTuple):
-    """What stands in a template between two wildcards that take anything."""
+    """A part of a template between two wildcards that take anything."""
 
     begin: str  # its text before any other wildcard
     pattern: re.Pattern[str]

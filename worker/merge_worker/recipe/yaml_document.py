@@ -16,7 +16,7 @@ MAX_ENTRIES = 200_000
 """More entries than any recipe has; aliases that multiply (a 'YAML bomb') end here."""
 
 MAX_CHARACTERS, MAX_DIGITS = 1 << 20, 1000
-"""Of a recipe, whose parser takes seconds for a megabyte; of a number, which may not be printable."""
+"""Of a recipe, since the parser takes seconds for a megabyte; of a number, or none can print it."""
 
 MAX_DEPTH = 200
 """Nested brackets; the time of the parser grows with their square."""
