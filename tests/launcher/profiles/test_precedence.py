@@ -293,14 +293,15 @@ def test_a_line_says_what_a_job_takes_from_where(launch, fakes, models, work: Pa
     (work / "recipe.yml").write_text(
         "merge_method: linear\nmodels: [{model: m1}, {model: m2}]\nparameters: {weight: 1}\n"
     )
+    named = f"merge-launch: settings of {path} apply\n"
     done = launch("pbs", "--ngpus", "2", "recipe.yml")
     assert done.code == 0, done.err
     taken = f"ncpus 8, mem 32gb, walltime 04:00:00 (built in: openpbs), queue long ({path})"
-    assert done.err == f"merge-launch: {taken}\n"
+    assert done.err == f"{named}merge-launch: {taken}\n"
     assert f"out     {work}/linear-m1-m2\n" in done.out
     done = launch("slurm", "--gpus", "2", "recipe.yml", "--profile", "slurm")
     assert done.code == 0, done.err
     taken = "cpus 8, mem 32G, time 04:00:00 (built in: slurm)"
-    assert done.err == f"merge-launch: {taken}\n"
+    assert done.err == f"{named}merge-launch: {taken}\n"
     assert f"out     {work}/linear-m1-m2\n" in done.out
-    assert launch("slurm", "--gpus", "2", "--mem", "1G", "out", *models).err == ""
+    assert launch("slurm", "--gpus", "2", "--mem", "1G", "out", *models).err == named

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..checkpoint.other_forms import nested_adapters
 from ..errors import InputError
 from ..messages import first_names, printable
 from ..tensors.source import StoredTensor
+from .patterns import PatternTable, TooComplex
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -25,8 +27,6 @@ _FACTOR = re.compile(
 )
 _TOKENS = re.compile(r"(\.token_adapter)?\.trainable_tokens_delta(\.default)?$")
 _WRAPPERS = re.compile(r"\.(token_adapter|base_layer|modules_to_save(\.default)?)(?=\.)")
-_SLOW = re.compile(r"[)\]][*+{]")
-"""What may take ages to match: repeated groups and sets. Patterns are names of modules, mostly."""
 
 _TOKENS_ALONE = "TRAINABLE_TOKENS"
 _TOKENS_BESIDE = "trainable_token_indices"
@@ -143,19 +143,23 @@ class Adapter:
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def _pattern(self, key: str, name: str, default: object) -> Any:
-        patterns = self.config.get(key) or {}
         try:
-            if any(_SLOW.search(p) or sum(map(p.count, "*+{")) > 4 for p in patterns):
-                raise InputError(
-                    f"{self.path / CONFIG}: '{key}' has a pattern too complex to match safely"
-                )
-            values = (v for p, v in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name))
-            value = next(values, default)
+            found = self._tables[key].first(name)
+        except TooComplex as error:
+            raise InputError(
+                f"{self.path / CONFIG}: '{key}' has a pattern too complex to match safely: {error}"
+            ) from None
         except (AttributeError, TypeError, re.error, RecursionError, OverflowError):
             raise InputError(f"{self.path / CONFIG}: '{key}' is not a table of patterns") from None
+        value = default if found is None else self.config[key][found]
         if not isinstance(value, int | float) or type(value) is bool or not -1e300 < value < 1e300:
             raise InputError(f"{self.path / CONFIG}: '{printable(str(value))}' is not a number")
         return value
+
+    @cached_property
+    def _tables(self) -> dict[str, PatternTable]:
+        keys = ("alpha_pattern", "rank_pattern")
+        return {key: PatternTable((self.config.get(key) or {}).keys()) for key in keys}
 
 
 def _is_index(value: object) -> bool:
