@@ -369,13 +369,15 @@ KINDS = {"layer_types": ["s", "f", "f", "f"]}
     ],
 )
 def test_ends_with_tensors_of_their_own(parts: list[str], layers: list[int], place: str) -> None:
+    """The sizes of stages, as Swin has them, do not explain other tensors."""
     own = "b" if parts is TO_THE_LAST else "r"
-    with pytest.raises(UsageError) as caught:
-        misplaced(parts, layers, {})
-    assert str(caught.value) == (
-        f"h.*: {place}, which differs in {own}\n"
-        "  leave the first and the last layer in their places"
-    )
+    for config in ({}, {"depths": [2, 2, 2, 4], "num_heads": [3, 6, 12, 24]}):
+        with pytest.raises(UsageError) as caught:
+            misplaced(parts, layers, config)
+        assert str(caught.value) == (
+            f"h.*: {place}, which differs in {own}\n"
+            "  leave the first and the last layer in their places"
+        )
 
 
 @pytest.mark.parametrize(

@@ -179,14 +179,20 @@ def _refuse_misplaced(parts: Mapping[int, Parts], view: View, number: int, prefi
                 )
 
 
+SIZES_OF_STAGES = ("depths", "num_heads")
+
+
 def _kind(view: View, pick: Pick) -> dict[str, Any] | None:
-    """Return what the config says of a layer; None where it does not say that of single layers."""
+    """Return what the config says of a layer; None where it does not say that of single layers.
+
+    Sizes of stages do not tell which tensors they have.
+    """
     section = copy.deepcopy(dict(view.first))
     try:
         _follow(section, replace(view, picks=[pick]), "")
     except UsageError:
         return None
-    return section
+    return {key: value for key, value in section.items() if key not in SIZES_OF_STAGES}
 
 
 def _depth(config: Mapping[str, Any]) -> int:
