@@ -80,8 +80,13 @@ def command(argv: Sequence[str], log: Path, ranks: int = 1, bind: bool = False) 
         for rank in range(ranks):
             place = {"RANK": str(rank), "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
             own = ["taskset", "-c", str(processors[rank % len(processors)])] if bind else []
+            shared = ["--ranks", "auto"] if ranks > 1 else []
             process = subprocess.Popen(
-                [*own, *argv], stdout=sink, stderr=sink, env={**environment, **place}, cwd=ROOT
+                [*own, *argv, *shared],
+                stdout=sink,
+                stderr=sink,
+                env={**environment, **place},
+                cwd=ROOT,
             )
             waiting.append(threading.Thread(target=wait, args=(process,)))
             waiting[-1].start()

@@ -50,8 +50,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # Files that mount file systems or run a scheduler: one process runs them all, one after another.
 OF_THE_MACHINE = {
     "test_broken_mounts.py",
+    "test_environments.py",
     "test_file_systems.py",
     "test_real_slurm.py",
+    "test_real_verdicts.py",
     "test_real_torque.py",
 }
 

@@ -22,41 +22,45 @@ trap 'merge_warned=1 asked=1; kill -USR1 "${worker:-}" 2> /dev/null || :' USR1
 # To read the worker, write the archive to a file and unpack that with `unzip`:
 #   sed -n '/^base64.*_PYZ/,/^MERGE_WORKER_PYZ$/p' THIS_FILE | sed '1d;$d' | base64 -d | bzip2 -d > merge-worker.pyz
 
-set -euo pipefail
-
-merge_fail() {
-    printf 'merge-launch: %s\n' "$1" >&2
-    exit 3
+# Functions that were exported to this job may stand in place of programs.
+unset -f base64 bash builtin cat cd command date exit head kill mktemp printf rm set sha256sum sleep trap wait
+merge_folder= merge_line= worker= asked=
+merge_stop() {
+    printf 'merge-launch: %s\n' "$2" >&2
+    exit "$1"
 }
-
-# A folder that every node sees.
-merge_folder=$(mktemp -d -- /home/me/work/runs/out.job/run.XXXXXX) || merge_fail 'this node does not see the folder that the job was submitted from'
-readonly merge_folder
-merge_ended=
+merge_fail() {
+    merge_line=
+    printf 'merge-launch: %s ended with exit code %s: %s\n' "$@" >&2
+    # These codes have a meaning only if merge-worker ends with them.
+    case $2 in 0 | [2-6] | 75) exit 1 ;; esac
+    exit "$2"
+}
 finish() {
     local code=$?
     # A signal now would interrupt the cleanup.
-    trap '' TERM INT HUP USR1
-    if [ "$code" -eq 0 ] && [ -z "$merge_ended" ]; then
-        printf 'merge-launch: ended before the merge was done; does --setup exit?\n' >&2
-        code=1
-    fi
+    trap '' TERM INT HUP QUIT XCPU USR2 USR1
+    [ -z "$merge_line" ] || (merge_fail --setup "$code" "$merge_line") || code=$?
     printf '%s\n' "$code" > /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit || :
-    rm -rf -- "$merge_folder" || :
+    [ -z "$merge_folder" ] || rm -rf -- "$merge_folder" || :
     exit "$code"
 }
 trap finish EXIT
 # A signal during --setup or --then is no success; the worker has traps of its own.
-trap 'exit 75' TERM INT HUP
+trap 'merge_line=; exit 75' TERM INT HUP QUIT XCPU USR2
+set -euo pipefail
 rm -f -- /home/me/work/runs/out.job/"${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-job}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}".exit
 printf 'merge-launch: begun on %s at %s\n' "$HOSTNAME" "$(date '+%F %T')" >&2
 
-base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_fail 'the worker in this job is damaged; submit it again'
+# A folder that every node sees.
+merge_folder=$(mktemp -d -- /home/me/work/runs/out.job/run.XXXXXX) || merge_stop 3 'this node does not see the folder that the job was submitted from, or cannot write there'
+readonly merge_folder
+base64 -d <<'MERGE_WORKER_PYZ' > "$merge_folder/merge-worker.pyz.bz2" || merge_stop 3 'the worker in this job is damaged; submit it again'
 cGFja2VkIGFyY2hpdmU=
 MERGE_WORKER_PYZ
 
 # The recipes, unchanged.
-base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_fail 'the recipe in this job is damaged; submit it again'
+base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_stop 3 'the recipe in this job is damaged; submit it again'
 ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
 ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
 CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvbTIiLAogICAicGFyYW1l
@@ -65,19 +69,33 @@ MERGE_RECIPE_YML
 
 # Check the worker and the recipes before anything else runs.
 merge_check() {
-    (cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) || merge_fail 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
+    (cd -- "$merge_folder" && sha256sum -c > /dev/null 2>&1) || merge_stop 3 'the worker or recipe in this job is damaged (SHA-256 differs); submit it again'
 }
 merge_check <<'MERGE_SHA_256'
 ce0bd6e2cfc6bfe849dd751744c81b77c6966e9dc4100b646ec8891a99470470  merge-worker.pyz.bz2
 e27bf5157d6290f2126013a4c22ce8d5b235c9a7dc1320500439915aaeacb672  recipe.yml
 MERGE_SHA_256
 
-cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
-# Scripts of modules and environments use unset variables.
-set +u
-module load python
-set -u
+cd -- /home/me/work || merge_stop 3 'this node does not see the folder that the job was submitted from'
+# What --setup loads is written for shells without -e and -u: only a line of its own that fails ends
+# the job.
+merge_source="${BASH_SOURCE[*]-}"
+merge_line_failed() {
+    [[ $merge_line = *$'\n'* ]] || set -- "$1" "$merge_line"
+    merge_fail --setup "$@"
+}
+set +eu
+trap 'merge_code=$?; [ "${BASH_SOURCE[*]-}" != "$merge_source" ] || merge_line_failed "$merge_code" "$BASH_COMMAND"' ERR
+merge_line='module load python'
+eval "$merge_line"
+merge_line=
+trap - ERR
+set -euo pipefail
+# --setup may have set traps of its own.
+trap finish EXIT
+trap 'merge_line=; exit 75' TERM INT HUP QUIT XCPU USR2
 
+[ -z "${PYTHONHOME:-}" ] || python3 -c '' 2> /dev/null || merge_stop 3 'python3 does not start with this PYTHONHOME; drop it: --setup '"'"'unset PYTHONHOME'"'"''
 # Unpack with the Python that runs the worker, which --setup may have loaded. Isolated (-I), so that
 # a bz2.py in this folder is not imported.
 python3 -I -c 'import bz2, sys
@@ -85,7 +103,7 @@ if sys.version_info < (3, 10):
     sys.exit("this is Python " + sys.version)
 with bz2.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as archive:
     archive.write(packed.read())
-' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_fail 'python3 cannot unpack the worker (the reason is above): requires Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
+' "$merge_folder/merge-worker.pyz.bz2" "$merge_folder/merge-worker.pyz" || merge_stop 3 'python3 cannot unpack the worker (the reason is above): requires Python 3.10 or newer with bz2; name one with --python, or load it with --setup'
 merge_check <<'MERGE_SHA_256'
 0eb3e36bfb24dcd9bb1d1bece1531216b59539a8fde17ee80224af0653c92aa3  merge-worker.pyz
 MERGE_SHA_256
@@ -96,32 +114,64 @@ merge_deadline=$((3420 > SECONDS ? 3420 - SECONDS : 1))
 cat > "$merge_folder/rank.sh" <<'MERGE_RANK'
 set -euo pipefail
 merge_folder=$1 merge_deadline=$2
-trap 'printf "%s\n" "$?" > "$merge_folder/$HOSTNAME.$$.code"' EXIT
+merge_line=
+merge_stop() {
+    printf 'merge-launch: %s\n' "$2" >&2
+    exit "$1"
+}
+merge_fail() {
+    merge_line=
+    printf 'merge-launch: %s ended with exit code %s: %s\n' "$@" >&2
+    # These codes have a meaning only if merge-worker ends with them.
+    case $2 in 0 | [2-6] | 75) exit 1 ;; esac
+    exit "$2"
+}
+finish() {
+    local code=$?
+    [ -z "$merge_line" ] || (merge_fail --setup "$code" "$merge_line") || code=$?
+    printf '%s\n' "$code" > "$merge_folder/$HOSTNAME.$$.code"
+}
+trap finish EXIT
 # Keep this shell waiting for the worker, which gets the signal too.
 trap : TERM INT HUP USR1
-cd -- /home/me/work || { printf 'merge-launch: %s\n' 'this node does not see the folder that the job was submitted from' >&2; exit 3; }
-# Scripts of modules and environments use unset variables.
-set +u
-module load python
-set -u
+export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS
+cd -- /home/me/work || merge_stop 3 'this node does not see the folder that the job was submitted from'
+# What --setup loads is written for shells without -e and -u: only a line of its own that fails ends
+# the job.
+merge_source="${BASH_SOURCE[*]-}"
+merge_line_failed() {
+    [[ $merge_line = *$'\n'* ]] || set -- "$1" "$merge_line"
+    merge_fail --setup "$@"
+}
+set +eu
+trap 'merge_code=$?; [ "${BASH_SOURCE[*]-}" != "$merge_source" ] || merge_line_failed "$merge_code" "$BASH_COMMAND"' ERR
+merge_line='module load python'
+eval "$merge_line"
+merge_line=
+trap - ERR
+set -euo pipefail
 python3 "$merge_folder/merge-worker.pyz" merge \
     "$merge_folder/recipe.yml" /home/me/work/runs/out \
     --deadline="$merge_deadline" \
+    --ranks auto:10m \
+    --expect-gpus 8 \
     --relative-to /home/me/work
 MERGE_RANK
 # Schedulers signal every process of a job, containers only this shell: forward the signal, so that
 # the worker can stop cleanly, and wait for its end.
+stopped=
+trap 'asked=1 stopped=1; [ -z "$worker" ] || kill -USR1 "$worker" 2> /dev/null || :' TERM INT HUP QUIT XCPU USR2
 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=32 bash "$merge_folder/rank.sh" "$merge_folder" "${merge_deadline:-}" &
 worker=$!
-stopped=
-trap 'asked=1 stopped=1; kill -USR1 "$worker" 2> /dev/null || :' TERM INT HUP
+[ -z "$asked" ] || kill -USR1 "$worker" 2> /dev/null || :
 while :; do
     asked=
     code=0
     wait "$worker" || code=$?
     [ -n "$asked" ] || break
 done
-trap 'exit 75' TERM INT HUP
+worker=
+trap 'merge_line=; exit 75' TERM INT HUP QUIT XCPU USR2
 # Launchers have exit codes of their own; the codes that the ranks left count, once all are visible.
 merge_patience=$((code == 0 ? 60 : 5))
 while :; do
@@ -154,5 +204,11 @@ if [ "$code" -eq 75 ] && [ -z "$stopped" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 
     trap finish EXIT
 fi
 [ "$code" -eq 0 ] || exit "$code"
-merge_ended=1
+# The manifest is written last: without it nothing here is done.
+# What another node has written may be visible here only after a while.
+merge_patience=60
+for merge_out in /home/me/work/runs/out; do
+    until [ -e "$merge_out/merge_manifest.json" ] || [ "$((merge_patience -= 1))" -lt 0 ]; do sleep 1; done
+    [ -e "$merge_out/merge_manifest.json" ] || merge_stop 75 "$merge_out holds no finished merge; run the same command to resume"
+done
 

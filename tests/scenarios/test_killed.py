@@ -101,7 +101,7 @@ def start(forks: Forks, recipe: Path, out: Path, world: int) -> list[Fork]:
     forked = []
     for number in range(world):
         place = {"RANK": str(number), "WORLD_SIZE": str(world)} if world > 1 else {}
-        words = ("merge", recipe, out, *OPTIONS)
+        words = ("merge", recipe, out, *OPTIONS, *(["--ranks", "auto"] if world > 1 else []))
         forked.append(forks.start(*words, env={**place, "COUNT_READS": "1"}))
     return forked
 

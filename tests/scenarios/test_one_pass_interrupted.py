@@ -70,6 +70,7 @@ def kill_and_continue(place: Path, folder: Path, forks: Forks, world: int, kills
         ranks = [
             forks.start(
                 *command(folder, place),
+                *(["--ranks", "auto"] if world > 1 else []),
                 env={"RANK": str(n), "WORLD_SIZE": str(world)} if world > 1 else None,
             )
             for n in range(world)

@@ -18,6 +18,7 @@ VARIABLES = [
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("BEAKER_REPLICA_RANK", "BEAKER_REPLICA_COUNT"),
 ]
+TOGETHER, IN_TURN = ("--ranks", "auto"), ("--ranks", "auto:0s")
 pytestmark = pytest.mark.usefixtures("centered_method")
 
 
@@ -45,7 +46,7 @@ def command(out: Path, models: list[Path], *options: object) -> list[object]:
 def test_ranks_give_the_same_bytes(
     tmp_path: Path, big: list[Path], forks: Forks, method: str, world: int, pair: tuple[str, str]
 ) -> None:
-    words = command(tmp_path / "out", big, "--method", method, "--shard-size", "3MB")
+    words = command(tmp_path / "out", big, "--method", method, "--shard-size", "3MB", *TOGETHER)
     ended = together(forks, words, world, pair)
     assert [one.code for one in ended] == [0] * world, ended
     assert not any("Traceback" in one.err for one in ended)
@@ -58,26 +59,28 @@ def test_ranks_give_the_same_bytes(
 
 
 def test_ranks_one_after_the_other(tmp_path: Path, big: list[Path], forks: Forks) -> None:
-    words = command(tmp_path / "out", big)
+    words = command(tmp_path / "out", big, *IN_TURN)
     for number in (2, 0, 1):
         ended = forks.start(*words, env={"RANK": str(number), "WORLD_SIZE": "3"}).wait()
-        assert ended.code == 0
-        assert ("others still work" in ended.out) == (number != 1)
+        assert ended.code == (0 if number == 1 else 75)
+        left = f"share {number + 1} of 3 is done, and no process works on the others"
+        assert (left in ended.err) == (number != 1)
         assert (tmp_path / "out" / "merge_manifest.json").exists() == (number == 1)
     again = forks.start(*words, env={"RANK": "0", "WORLD_SIZE": "3"}).wait()
     assert again.code == 0 and "nothing to do" in again.out
 
 
 def test_more_ranks_than_work(tmp_path: Path, models: list[Path], forks: Forks) -> None:
-    ended = together(forks, command(tmp_path / "out", models), 9)
+    ended = together(forks, command(tmp_path / "out", models, *TOGETHER), 9)
     assert [one.code for one in ended] == [0] * 9, ended
     assert (tmp_path / "out" / "merge_manifest.json").exists()
 
 
 def test_another_number_of_ranks_resumes(tmp_path: Path, big: list[Path], forks: Forks) -> None:
     words = command(tmp_path / "out", big)
-    assert forks.start(*words, env={"RANK": "1", "WORLD_SIZE": "3"}).wait().code == 0
-    assert forks.start(*words, env={"RANK": "0", "WORLD_SIZE": "4"}).wait().code == 0
+    for rank, world in (("1", "3"), ("0", "4")):
+        variables = {"RANK": rank, "WORLD_SIZE": world}
+        assert forks.start(*words, *IN_TURN, env=variables).wait().code == 75
     ended = forks.start(*words).wait()
     assert ended.code == 0 and "tensors merged" in ended.out
     assert average(tmp_path / "alone", big) == 0
@@ -89,10 +92,10 @@ def test_ranks_that_replace_another_merge(
     tmp_path: Path, big: list[Path], forks: Forks, option: str
 ) -> None:
     out = tmp_path / "out"
-    other = forks.start(*command(out, big[::-1]), env={"RANK": "0", "WORLD_SIZE": "2"}).wait()
-    assert other.code == 0 and "others still work" in other.out
-    assert together(forks, command(out, big), 2)[0].code == 4
-    ended = together(forks, command(out, big, option), 3)
+    variables = {"RANK": "0", "WORLD_SIZE": "2"}
+    assert forks.start(*command(out, big[::-1], *IN_TURN), env=variables).wait().code == 75
+    assert together(forks, command(out, big, *TOGETHER), 2)[0].code == 4
+    ended = together(forks, command(out, big, option, *TOGETHER), 3)
     assert [one.code for one in ended] == [0] * 3, ended
     assert average(tmp_path / "alone", big) == 0
     assert shards_of(out) == shards_of(tmp_path / "alone")
@@ -103,8 +106,8 @@ def test_damage_in_the_share_of_a_slower_rank(
 ) -> None:
     """No rank commits the merge while a damaged piece has yet to be redone."""
     out = tmp_path / "out"
-    words = command(out, big)
-    assert forks.start(*words, env={"RANK": "1", "WORLD_SIZE": "2"}).wait().code == 0
+    words = command(out, big, *IN_TURN)
+    assert forks.start(*words, env={"RANK": "1", "WORLD_SIZE": "2"}).wait().code == 75
     partial = out / ".merge-partial" / "model.safetensors.partial"
     with partial.open("r+b") as file:
         file.seek(-300_000, 2)
@@ -115,7 +118,7 @@ def test_damage_in_the_share_of_a_slower_rank(
         os.utime(journal, (time.time() - 120,) * 2)
     # The other rank finishes first; the one with the damage starts later.
     first = forks.start(*words, env={"RANK": "0", "WORLD_SIZE": "2"}).wait()
-    assert first.code == 0 and "others still work" in first.out
+    assert first.code == 75 and "no process works on the others" in first.err
     assert not (out / "merge_manifest.json").exists()
     assert forks.start(*words, env={"RANK": "1", "WORLD_SIZE": "2"}).wait().code == 0
     assert average(tmp_path / "alone", big) == 0

@@ -136,7 +136,7 @@ def test_a_rank_that_starts_after_the_commit(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     before(run, moment, others)
-    assert average(half, big) == 0
+    assert average(half, big, "--ranks", "auto") == 0
     printed = capsys.readouterr().out
     assert "this merge is already there" in printed or "another rank finishes" in printed
     assert not list(half.glob(".merge-partial*"))
@@ -157,7 +157,7 @@ def test_a_stale_commit_lock(
         raise OutputError("no space")
 
     monkeypatch.setattr(PartialOutput, "open", full)
-    assert average(half, big) == 4
+    assert average(half, big, "--ranks", "auto") == 4
 
 
 def test_a_manifest_removed_while_it_is_read(half: Path, big: list[Path], before: Any) -> None:
@@ -198,8 +198,8 @@ def test_the_committing_rank_dies_while_another_waits(
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert average(half, big) == 0
+    assert average(half, big, "--ranks", "auto:0s") == 75
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(run, "_lock", lock)
-    assert average(half, big) == 0 and not left
+    assert average(half, big, "--ranks", "auto") == 0 and not left
     assert (half / MANIFEST).exists()

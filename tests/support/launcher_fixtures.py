@@ -38,6 +38,12 @@ grid: {models.1.parameters.weight: [1, 3, 7]}
 """
 
 
+# The arguments of the worker: archive, command, recipe, OUT.
+LEAVE_MANIFEST = """out=$4
+trap '[ $? -ne 0 ] || { mkdir -p "$out" && : > "$out/merge_manifest.json"; }' EXIT
+"""
+
+
 class Outcome(NamedTuple):
     code: int
     out: str
@@ -111,6 +117,12 @@ def launch_process() -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+def finished(out: Path) -> None:
+    """Make OUT what a finished merge is to the launcher."""
+    out.mkdir(exist_ok=True)
+    (out / "merge_manifest.json").touch()
 
 
 class Fakes(NamedTuple):
@@ -202,6 +214,7 @@ def python(tmp_path: Path) -> Callable[..., Path]:
     """Make a program in place of Python: `unpacking` and `running` are its two steps in bash.
 
     It says that it can import what it is asked to.
+    Where `running` ends with 0, it leaves the manifest that proves it.
     """
 
     def make(unpacking: str = 'exec "$real" "$@"', running: str = ":") -> Path:
@@ -209,7 +222,8 @@ def python(tmp_path: Path) -> Callable[..., Path]:
         program.parent.mkdir()
         program.write_text(
             f"#!/bin/bash\nreal={sys.executable}\n"
-            f'if [ "$1" = -I ]; then\n{unpacking}\nexit\nfi\n[ "$1" != -c ] || exit 0\n{running}\n'
+            f'if [ "$1" = -I ]; then\n{unpacking}\nexit\nfi\n[ "$1" != -c ] || exit 0\n'
+            f"{LEAVE_MANIFEST}{running}\n"
         )
         program.chmod(0o755)
         return program

@@ -105,6 +105,14 @@ OPTIONS = (
         form=_one_of(units.DEVICES),
     ),
     SharedOption(
+        "expect_gpus",
+        RUNS,
+        "GPUs that the job asked for: a warning and a note in the manifest if torch sees fewer",
+        "N",
+        type=units.positive_integer,
+        launch=False,
+    ),
+    SharedOption(
         "threads",
         (*PLANS, *MERGEKIT, *EXTRACTS, *LOOKS),
         "threads that compute; default: as many as there are usable CPUs",
@@ -164,6 +172,15 @@ OPTIONS = (
         "12:00:00",
         pattern=units.DURATION,
         form="such as 12:00:00, 30m or 2h",
+    ),
+    SharedOption(
+        "ranks",
+        (*RUNS, *MERGEKIT),
+        "share the merge with other processes, by variables of torchrun, srun, PMI, Open MPI or "
+        "Beaker; wait TIME (10s) for the others to begin",
+        "auto[:TIME]",
+        type=units.ranks_word,
+        launch=False,
     ),
     SharedOption(
         "progress",

@@ -13,6 +13,7 @@ SIZE = r"(?i)(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?"
 CLOCK = r"\d{1,9}(?::\d{1,9}){0,2}"
 DURATION = rf"{CLOCK}|(?:\d{{1,9}}(?:\.\d{{1,9}})?[smhd])+"
 DEVICE = r"auto|cpu|mps|(cuda|xpu)(:[0-9]{1,4})?"
+RANKS = rf"auto(:({DURATION}))?"
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "xpu", "mps")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -61,6 +62,13 @@ def device_word(word: str) -> str:
     """Check the form of `--device`; for argparse. Only torch knows whether the device exists."""
     if re.fullmatch(DEVICE, word) is None:
         raise argparse.ArgumentTypeError(f"'{printable(word)}' is not one of {', '.join(DEVICES)}")
+    return word
+
+
+def ranks_word(word: str) -> str:
+    """Check the form of `--ranks`; for argparse."""
+    if re.fullmatch(RANKS, word) is None:
+        raise argparse.ArgumentTypeError(f"'{printable(word)}' is not auto, or auto:10m")
     return word
 
 

@@ -74,6 +74,8 @@ def state_of_exit(code: int) -> JobState:
 class Run:
     """The way a job starts its worker; `_worker.sh.j2` reads it.
 
+    `gpus`: GPUs of each node that the job asks for.
+    `patience`: how long a rank waits for those that start later; images may have to be fetched.
     `launcher`: shell words in front of `bash SCRIPT` that start it once on each of several nodes.
     `signal`: the signal that makes this launcher stop the workers cleanly.
     `identity`: shell lines of that script that set RANK and WORLD_SIZE, for launchers that set no
@@ -81,7 +83,9 @@ class Run:
     """
 
     walltime_s: int | None = None
+    gpus: int = 0
     ranks: int = 1
+    patience: str = "10m"
     launcher: str = ""
     signal: str = "TERM"
     identity: str = ""

@@ -147,6 +147,11 @@ class Job:
         hub = {"huggingface_hub": "huggingface_hub"} if on_hub else {}
         return {"yaml": "pyyaml", **hub}
 
+    @property
+    def bytes_on_node(self) -> int:
+        """Bytes of the temporary files of a job: the worker, packed and unpacked, and recipes."""
+        return len(self.payload.archive) + sum(len(file.data) for file in self.embedded_files())
+
     def recipes(self) -> list[tuple[str, Merge]]:
         """Return each merge with the name of its recipe file on the node."""
         further = [(f"recipe-{number}.yml", merge) for number, merge in enumerate(self.further, 2)]

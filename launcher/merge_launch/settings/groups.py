@@ -53,9 +53,16 @@ class JobOptions:
         accumulates=True,
     )
     setup: tuple[str, ...] = option(
-        (), "a shell line to run before the worker (repeatable)", "LINE", accumulates=True
+        (),
+        "a shell line to run before the worker (repeatable); one that fails ends the job",
+        "LINE",
+        accumulates=True,
     )
-    then: str | None = option(None, "a command to run in OUT after a successful merge", "COMMAND")
+    then: str | None = option(
+        None,
+        "a command to run in OUT after a successful merge, by bash with -e and pipefail",
+        "COMMAND",
+    )
     notify: str | None = option(
         None,
         "send a message to this address (such as a Slack webhook) when the job ends",

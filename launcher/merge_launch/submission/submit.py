@@ -32,10 +32,15 @@ class Refused(ClusterError):
 
 def run_here(request: Request, job: Job) -> int:
     """Run a job in this terminal, from a temporary file. Returns its exit code."""
-    with tempfile.NamedTemporaryFile(prefix="merge-launch-", suffix=".sh") as script:
-        script.write(_bytes(request.render(job)))
-        script.flush()
-        return _run(request, job, Path(script.name))
+    text = _bytes(request.render(job))
+    with tempfile.TemporaryDirectory(prefix="merge-launch-") as folder:
+        script = Path(folder) / "job.sh"
+        try:
+            script.write_bytes(text)
+        except OSError as error:
+            place = Path(folder).parent
+            raise OutputError(f"{place}: {error.strerror}; set TMPDIR to another folder") from None
+        return _run(request, job, script)
 
 
 def run_here_logged(request: Request, job: Job) -> int:

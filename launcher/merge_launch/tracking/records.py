@@ -18,7 +18,7 @@ from urllib.parse import quote
 import platformdirs
 
 from merge_worker.messages import first_names, nearest, printable
-from merge_worker.output.files import write_file
+from merge_worker.output.files import MANIFEST, write_file
 
 from .. import backends
 from ..backends.base import JobState, Scheduler, Status
@@ -72,6 +72,12 @@ class Record:
             return int(self.exit_file.read_text())
         except (OSError, ValueError):
             return None
+
+    def lacks_manifest(self) -> bool:
+        """Return whether an OUT that can be seen from here holds no finished merge."""
+        outs = [Path(out) for out in (self.out, *self.also)]
+        is_here = Path(self.log).parent.is_dir()
+        return is_here and not all((out / MANIFEST).is_file() for out in outs)
 
     @property
     def last_status(self) -> Status:

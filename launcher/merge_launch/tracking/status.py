@@ -28,6 +28,8 @@ from . import records
 from .queries import Answer, Questions, on_cluster, portions
 from .records import Record
 
+UNPROVEN = "The job ended without an error, but OUT holds no finished merge; does --setup exit?"
+
 
 class Absent(Status):
     """The status of a job that the scheduler does not have here."""
@@ -115,19 +117,45 @@ def query_one(record: Record, include_settled: bool = False) -> Status:
 def status_from_exit_code(record: Record) -> Status | None:
     """Return the status for the exit code that a job left, or None."""
     code = record.exit_code()
-    return None if code is None else Status(state_of_exit(code), f"exit code {code}")
+    if code is None:
+        return None
+    return _proven(record, Status(state_of_exit(code), f"exit code {code}"))
+
+
+def _proven(record: Record, status: Status) -> Status:
+    """Return the status, or a failure if it is a success without a finished merge."""
+    if status.state is not JobState.DONE or not record.lacks_manifest():
+        return status
+    detail = f"{status.detail}, no finished merge".removeprefix(", ")
+    return Status(JobState.FAILED, detail, (*status.reasons, UNPROVEN))
+
+
+def _dropped(record: Record) -> Status | None:
+    """Return the status of a job that a scheduler forgot because the one before it failed."""
+    before = (job for job in records.load()[0] if record.after == job.job_id)
+    awaited = [job for job in before if records.waits_for(record, job) and is_settled(job)]
+    ended = [job for job in awaited if job.last_status.state is not JobState.DONE]
+    return Status(JobState.CANCELLED, f"never started: {record.after} failed") if ended else None
 
 
 def final_status(record: Record, reported: Status | None) -> Status:
-    """Combine report and exit code; the exit code is more exact, except after a cancellation."""
+    """Combine report and exit code, and believe in success only with the manifest.
+
+    The exit code is more exact, except after a cancellation, which leaves any but 0.
+    """
     by_code = status_from_exit_code(record)
     if by_code is not None and reported is not None:
-        is_final = reported.state.has_ended and reported.state is not JobState.CANCELLED
-        return dataclasses.replace(by_code, reasons=reported.reasons) if is_final else reported
+        cancelled = reported.state is JobState.CANCELLED and by_code.state is not JobState.DONE
+        if cancelled or not reported.state.has_ended:
+            return reported
+        reasons = dict.fromkeys((*by_code.reasons, *reported.reasons))
+        return dataclasses.replace(by_code, reasons=tuple(reasons))
     if known := reported or by_code:
-        return known
+        return _proven(record, known)
     if is_settled(record):
         return record.last_status
+    if record.after and (dropped := _dropped(record)):
+        return dropped
     backend = backends.get(record.backend)
     if isinstance(backend, Scheduler) and backend.status_if_forgotten.detail:
         return backend.status_if_forgotten

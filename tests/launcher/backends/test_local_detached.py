@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from merge_launch.tracking import records
+from support.launcher_fixtures import LEAVE_MANIFEST
 
 ENDLESS = 'trap "exit 75" TERM; echo ready; while :; do sleep 0.05; done'
 
@@ -31,7 +32,8 @@ def python(tmp_path: Path) -> Callable[[str], Path]:
     def make(running: str) -> Path:
         path = tmp_path / "their-python"
         path.write_text(
-            f'#!/bin/bash\nif [ "$1" = -I ]; then exec {sys.executable} "$@"; fi\n{running}\n'
+            f'#!/bin/bash\nif [ "$1" = -I ]; then exec {sys.executable} "$@"; fi\n'
+            f"{LEAVE_MANIFEST}{running}\n"
         )
         path.chmod(0o755)
         return path
@@ -87,7 +89,7 @@ def test_a_setup_that_ends_the_job(launch_process, launch, models, work: Path) -
     job = done.out.split()[1]
     until(lambda: (work / "out.job" / f"{job}.exit").exists())
     assert launch("status", job).out.startswith(f"{job}  failed  (exit code 1)")
-    assert "ended before the merge was done; does --setup exit?" in launch("logs", job).out
+    assert "merge-launch: --setup ended with exit code 0: exit 0" in launch("logs", job).out
 
 
 def test_a_process_that_was_killed(detached, launch) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from merge_launch.tracking import logs
+from support.launcher_fixtures import finished
 
 
 @pytest.fixture(autouse=True)
@@ -12,8 +13,10 @@ def _soon(monkeypatch) -> None:
 
 
 @pytest.fixture
-def job(launch, fakes, models) -> str:
+def job(launch, fakes, models, work) -> str:
+    """Submit a job; its OUT proves whatever success is told of it."""
     assert launch("slurm", "out", *models).code == 0
+    finished(work / "out")
     return "34"
 
 

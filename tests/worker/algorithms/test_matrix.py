@@ -85,7 +85,8 @@ def test_ranks_share_experts(
     for rank in (1, 2, 0):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "3")
-        assert run("merge", path, tmp_path / "three", "--progress", "off") == 0
+        words = ("--progress", "off", "--ranks", "auto:0s")
+        assert run("merge", path, tmp_path / "three", *words) == (0 if rank == 0 else 75)
     alone, three = read_tensors(tmp_path / "alone"), read_tensors(tmp_path / "three")
     assert all(alone[name].equal(three[name]) for name in SHAPES)
 

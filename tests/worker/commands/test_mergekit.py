@@ -200,4 +200,4 @@ def test_it_is_installed_for_the_run(work: Path, monkeypatch) -> None:
 def test_several_ranks_are_refused(ready: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "one process" in refused(capsys, 2)
+    assert "one process" in refused(capsys, 2, "--ranks", "auto")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from merge_worker.engine import device
 from merge_worker.output.files import PARTIAL
 from merge_worker.output.lock import Lock
 from merge_worker.system.machine import usable_cpus
@@ -275,7 +276,7 @@ def test_another_number_of_ranks_at_once(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with Lock(out / PARTIAL / "lock-0-of-1", "another merge"):
-        assert average(out, models) == 4
+        assert average(out, models, "--ranks", "auto") == 4
         assert "another merge writes here" in capsys.readouterr().err
 
 
@@ -284,6 +285,19 @@ def test_the_deadline(tmp_path: Path, models: list[Path], capsys: Capture) -> No
     text = capsys.readouterr().err
     assert "stopped at the deadline at 0 %" in text and text.count("merge-worker: ") == 1
     assert average(tmp_path / "out", models, "--deadline", "1h") == 0
+
+
+def test_gpus_that_the_job_asked_for(
+    tmp_path: Path, models: list[Path], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_visible", lambda kind: [])
+    assert average(tmp_path / "out", models, "--expect-gpus", 2) == 0
+    note = f"the job asked for 2 GPUs, torch {torch.__version__} sees 0; the CPU merges"
+    captured = capsys.readouterr()
+    assert f"warning: {note}\n" in captured.out + captured.err
+    assert note in manifest(tmp_path / "out")["notes"]
+    assert average(tmp_path / "cpu", models, "--expect-gpus", 2, "--device", "cpu") == 0
+    assert note not in manifest(tmp_path / "cpu")["notes"]
 
 
 def test_cpus_that_the_scheduler_granted() -> None:

@@ -104,6 +104,7 @@ def test_a_result_of_several_ranks(
     a, strange = model(tmp_path, "a"), tmp_path / "strange"
     write_checkpoint(strange, {name: torch.randn_like(values) for name, values in BASE.items()})
     words = ("average", tmp_path / "out", a, strange, "--weights", "1,0", "--progress", "off")
+    words = (*words, "--ranks", "auto")
     running = [forks.start(*words, env={"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in range(2)]
     ended = [fork.wait() for fork in running]
     assert [fork.code for fork in ended] == [0, 0], ended

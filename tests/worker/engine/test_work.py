@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from merge_worker.engine.work import cost, share
 from merge_worker.errors import UsageError
 from merge_worker.planning.step import Piece
-from merge_worker.system.ranks import Rank, from_environment
+from merge_worker.system.ranks import Rank, from_environment, rank_of
 from support.recipes import step
 
 PAIRS = [
@@ -33,6 +33,18 @@ def test_the_first_launcher_counts() -> None:
     environment = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "RANK": "3", "WORLD_SIZE": "4"}
     assert from_environment(environment) == Rank(3, 4)
     assert from_environment({}) == Rank(0, 1)
+
+
+@pytest.mark.parametrize(("number", "world"), PAIRS)
+def test_ranks_are_asked_for(number: str, world: str, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {number: "2", world: "5"}
+    assert rank_of("auto", environment) == Rank(2, 5)
+    assert capsys.readouterr().err == ""
+    assert rank_of(None, environment) == Rank()
+    note = f"note: {number}=2 and {world}=5 are ignored, this process makes the whole merge"
+    assert capsys.readouterr().err.startswith(note)
+    assert rank_of(None, {number: "0", world: "1"}) == Rank()
+    assert capsys.readouterr().err == "", "a job of one process"
 
 
 counts = st.integers(0, 5000)

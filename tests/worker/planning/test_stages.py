@@ -106,6 +106,8 @@ def test_ranks_wait_for_each_other(models: Path) -> None:
                 "together",
                 "--progress",
                 "off",
+                "--ranks",
+                "auto",
             ],
             cwd=models,
             env={**os.environ, "PYTHONPATH": SOURCES, "RANK": rank, "WORLD_SIZE": "2"},

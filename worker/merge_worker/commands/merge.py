@@ -17,7 +17,7 @@ from ..output.target import refuse_model_as_out
 from ..planning.plan import Plan, make_plan
 from ..recipe import parse
 from ..recipe.shorthand import recipe_from_values
-from ..system.ranks import from_environment
+from ..system.ranks import rank_of
 from ..system.torch_startup import require_torch
 from .options import add_options, plan_options, run_options
 from .reproduce import plan_from_manifest, read_as_manifest
@@ -81,7 +81,8 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> s
         print_line(f"warning: {warning}", sys.stderr)
     if arguments.push and (len(plans) > 1 or not is_hub_name(arguments.push)):
         raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
-    lines = run_merges(plans, run_options(arguments), from_environment(), arguments.clock)
+    rank = rank_of(arguments.ranks)
+    lines = run_merges(plans, run_options(arguments), rank, arguments.clock)
     out = plans[0][1]
     if arguments.push and (out / MANIFEST).is_file():  # else other ranks are still writing
         print_line("\n".join(lines), sys.stdout)  # the merge is done, even if the upload fails

@@ -37,7 +37,7 @@ from ..recipe import parse
 from ..recipe.schema import ModelRef, Recipe
 from ..structure.components import is_computed
 from ..structure.layers import layer_of
-from ..system.ranks import from_environment
+from ..system.ranks import rank_of
 from ..units import parse_duration
 from .options import add_options
 
@@ -68,7 +68,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 @input_errors("mergekit")
 def command(arguments: argparse.Namespace) -> str:
     """Merge RECIPE into OUT. InputError without mergekit, ResultError if tensors are missing."""
-    if from_environment().world > 1:
+    if rank_of(arguments.ranks).world > 1:
         raise UsageError(
             "mergekit merges in one process; several nodes or replicas are not supported"
         )

@@ -8,6 +8,7 @@ from typing import Any
 from ..engine.options import RunOptions
 from ..options import SharedOption, options_of, with_defaults
 from ..planning.options import PlanOptions
+from ..system.ranks import patience_s
 from ..units import parse_duration
 
 
@@ -40,11 +41,13 @@ def run_options(arguments: argparse.Namespace) -> RunOptions:
     given = with_defaults(vars(arguments))
     return RunOptions(
         device=given["device"],
+        expect_gpus=given["expect_gpus"] or 0,
         overwrite=given["overwrite"],
         resume=not given["no_resume"],
         sha256=given["sha256"],
         progress=given["progress"],
         allow_nonfinite=given["allow_nonfinite"],
         prune=given["prune_downloads"],
+        patience_s=patience_s(given["ranks"]),
         deadline_s=parse_duration(given["deadline"]) if given["deadline"] else None,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import UsageError
+from ..messages import counted
 from ..system import torch_startup
 from ..units import DEVICES
 
@@ -38,6 +39,16 @@ def devices_of_rank(word: str, number: int, count: int) -> list[torch.device]:
     """Return the devices of process `number` of `count`: at least one, and every device is used."""
     devices = select_devices(word)
     return devices[number::count] or [devices[number % len(devices)]]
+
+
+def missing_gpus(word: str, expected: int) -> list[str]:
+    """Return a note if `--device auto` finds fewer accelerators than the job asked for."""
+    devices = [device for device in select_devices("auto") if device.type != "cpu"]
+    if word != "auto" or len(devices) >= expected:
+        return []
+    asked = counted(expected, "GPUs")
+    used = "" if devices else "; the CPU merges"
+    return [f"the job asked for {asked}, torch {torch.__version__} sees {len(devices)}{used}"]
 
 
 def load_linalg(devices: Sequence[torch.device]) -> None:

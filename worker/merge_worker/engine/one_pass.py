@@ -117,12 +117,14 @@ class _Pass:
         clocked = stop_at_deadline(self.stop, self.options.deadline_s, self.clock.began)
         with clocked, fetcher, ahead:
             # Torch takes seconds to load, while the storage reads ahead already.
+            from .device import missing_gpus
             from .sampling import check_inputs
 
             began = time.monotonic()
             processes = None if fetcher.busy else self._start_processes()
             with self.progress, early_writeback([f.fd for s in self.stores for f in s.files]):
-                check_inputs(self.stores, self.files, self.rank, self.progress)
+                notes = missing_gpus(self.options.device, self.options.expect_gpus)
+                check_inputs(self.stores, self.files, self.rank, self.progress, notes)
                 self.progress.restart_clock()
                 if processes is not None:
                     differing = processes.wait(self.stop)

@@ -13,12 +13,14 @@ class RunOptions:
     """Options of a run; none of them changes the bytes of the result."""
 
     device: str = "auto"
+    expect_gpus: int = 0
     overwrite: bool = False
     resume: bool = True
     sha256: bool = False
     progress: str = "auto"
     allow_nonfinite: bool = False
     deadline_s: float | None = None
+    patience_s: float = 10.0  # how long a rank that is done waits for ranks that have not begun
     prune: bool = False  # remove downloaded weights once they are read
 
 

@@ -30,9 +30,13 @@ from ..tokenizer.roundtrip import check_roundtrip
 from ..units import duration, size
 from .one_pass import stream
 from .options import Clock, RunOptions
+from .work import share
 
 WAIT_S = 0.5
 """Seconds between looks at whether the other ranks have finished a stage."""
+
+LOCK = re.compile(r"lock-(\d+)-of-(\d+)")
+"""Matches the name of the lock that a rank holds while it works."""
 
 ALREADY_THERE = "this merge is already there; nothing to do"
 OTHERS_FINISH = "another rank finishes"
@@ -118,16 +122,14 @@ def _prepare(merge: RunningMerge, clock: Clock) -> None:
 
 def _run_stages(merge: RunningMerge, clock: Clock) -> None:
     """Merge the intermediate results of a plan. Ranks wait for each other between stages."""
-    deadline_s = merge.options.deadline_s
     for stage in merge.plan.stages:
         assert stage.folder is not None
         once = replace(merge.options, overwrite=False)
+        part = replace(merge, store=PartialOutput(stage.folder, stage), options=once)
         run_merges([(stage, stage.folder)], once, merge.rank, Clock(clock.began))
         while _key_in(stage.folder) != stage.key:
-            if deadline_s and time.monotonic() - clock.began > deadline_s:
-                raise Stopped(
-                    f"{stage.folder}: stopped at the deadline; run the same command to resume"
-                )
+            if _await_others(part, clock):  # the rank that was to finish it may have died
+                run_merges([(stage, stage.folder)], once, merge.rank, Clock(clock.began))
             time.sleep(WAIT_S)
 
 
@@ -212,9 +214,7 @@ def _open_output(merge: RunningMerge, locks: contextlib.ExitStack) -> None:
 def _finish_output(merge: RunningMerge, differing: list[str], clock: Clock) -> None:
     """Give all files their final names, if this is the last of all ranks."""
     store = merge.store
-    store.read_journals()
-    if not store.complete():
-        merge.leave_to_others("others still work")
+    if not _await_others(merge, clock):
         return
     from .sampling import check_result, saved_notes  # with torch, which is loaded by now
 
@@ -231,6 +231,40 @@ def _finish_output(merge: RunningMerge, differing: list[str], clock: Clock) -> N
         }
         finish(store, merge.target, run, merge.options.sha256)
     merge.end(MergeState.DONE, _summary(merge.plan, store.out, clock, differing))
+
+
+def _await_others(merge: RunningMerge, clock: Clock) -> bool:
+    """Return whether all shares are done; else leave the rest to ranks that are at work.
+
+    Raises Stopped if no process begins to work on the open shares in time.
+    """
+    store, began = merge.store, time.monotonic()
+    while True:
+        store.read_journals()
+        if store.complete():
+            return True
+        if _others_finish(merge):
+            merge.leave_to_others(OTHERS_FINISH)
+            return False
+        if _others_work(store):
+            merge.leave_to_others("others still work")
+            return False
+        now, deadline_s = time.monotonic(), merge.options.deadline_s
+        late = deadline_s is not None and now - clock.began > deadline_s
+        if late or now - began > merge.options.patience_s:
+            raise Stopped(
+                f"{store.out}: share {merge.rank.number + 1} of {merge.rank.world} is done, and "
+                f"no process works on the others; start those ranks, or run this without --ranks"
+            )
+        time.sleep(WAIT_S)
+
+
+def _others_work(store: PartialOutput) -> bool:
+    """Return whether a living rank has an open share. One that only waits, like this, has none."""
+    done, steps = store.done(), store.plan.steps
+    locks = [(path, LOCK.fullmatch(path.name)) for path in store.folder.glob("lock-*")]
+    ranks = [(path, Rank(int(match[1]), int(match[2]))) for path, match in locks if match]
+    return any(share(steps, rank, done) and is_held(path) for path, rank in ranks)
 
 
 def _remove_stages(merge: RunningMerge) -> None:

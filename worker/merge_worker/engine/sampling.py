@@ -151,15 +151,23 @@ class InputSample:
 
 
 def check_inputs(
-    stores: Sequence[PartialOutput], files: Files, rank: Rank, progress: Progress
+    stores: Sequence[PartialOutput],
+    files: Files,
+    rank: Rank,
+    progress: Progress,
+    known: Sequence[str] = (),
 ) -> None:
-    """Warn of what samples of the inputs show, on the first rank, and save it for the manifest."""
+    """Warn of what samples of the inputs show, on the first rank, and save it for the manifest.
+
+    `known` are notes on the machine, of which every rank warns.
+    """
+    print_warnings(known, progress)
     for store in stores if rank.number == 0 else ():
         plans = (*store.plan.lazy, store.plan)
         notes = [note for plan in plans for note in InputSample(plan, files).inputs()]
         print_warnings(notes, progress)
         with output_errors(store.out):
-            write_file(store.folder / NOTES, json.dumps(notes))
+            write_file(store.folder / NOTES, json.dumps([*known, *notes]))
 
 
 def saved_notes(folder: Path) -> list[str]:

@@ -51,6 +51,8 @@ def read_documents(text: str, where: str) -> list[Document]:
         raise UsageError(f"{where}: pyyaml is missing; install it: pip install pyyaml") from None
     if len(text) > MAX_CHARACTERS:
         raise UsageError(f"{where}: {len(text)} characters; not a recipe")
+    if not hasattr(yaml, "compose_all"):
+        raise UsageError(f"{yaml.__file__} hides pyyaml; take its folder out of PYTHONPATH")
     if _depth(text) > MAX_DEPTH:
         raise UsageError(f"{where}: nested too deeply; not a recipe")
     try:

@@ -40,7 +40,13 @@ class Beaker(Service[BeakerResources]):
     max_bytes = ARGUMENTS_BYTES
 
     def run(self, resources: BeakerResources) -> Run:
-        return Run(walltime_s=seconds(resources.timeout), ranks=resources.replicas)
+        return Run(
+            walltime_s=seconds(resources.timeout),
+            gpus=resources.gpus,
+            ranks=resources.replicas,
+            # An image may have variables of another launcher.
+            identity="export RANK=$BEAKER_REPLICA_RANK WORLD_SIZE=$BEAKER_REPLICA_COUNT",
+        )
 
     def faults(self, job: Job, resources: BeakerResources) -> list[str]:
         if resources.replicas > 1 and job.then is not None and job.worker.overwrite:

@@ -56,6 +56,7 @@ class Pbs(Scheduler[PbsResources]):
         mask = umask(resources)
         return Run(
             walltime_s=seconds(resources.walltime),
+            gpus=resources.ngpus or 0,
             ranks=resources.nodes,
             launcher=launcher.format(nodes=resources.nodes) if resources.nodes > 1 else "",
             identity="\n".join(

@@ -62,10 +62,13 @@ class Slurm(Scheduler[SlurmResources]):
         launcher = f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1{cores} bash"
         return Run(
             walltime_s=limit_s(resources.time),
+            gpus=int((resources.gpus or "0").rpartition(":")[2]),
             ranks=nodes,
             launcher=launcher if nodes > 1 else "",
             # At SIGTERM srun kills its tasks; it forwards USR1.
             signal="USR1" if nodes > 1 else "TERM",
+            # Variables of another launcher may have been exported to this job.
+            identity="export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS",
         )
 
     def context(self, job: Job, resources: SlurmResources) -> dict[str, object]:

@@ -1,16 +1,19 @@
 """Slurm 22.05 after squeue has forgotten a job: its sacct has no --array, if it has a database."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from merge_launch.tracking import queries
+from support.launcher_fixtures import finished
 
 
 @pytest.fixture
 def forgotten(launch, fakes, models):
-    """Jobs that only sacct knows."""
+    """Jobs that only sacct knows; OUT proves whatever success is told of them."""
     assert launch("slurm", "out", *models).code == 0
+    finished(Path("out"))
     (fakes.folder / "accounting").touch()
     (fakes.folder / "purged").touch()
 

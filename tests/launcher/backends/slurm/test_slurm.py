@@ -62,7 +62,7 @@ def test_what_follows_asks_for_one_node(make_job, render_job) -> None:
     _, then = make_job(then="ls").split()
     text = render_job("slurm", then, nodes=3, gpus="2")
     assert {"--nodes=1", "--ntasks=1", "--gres=gpu:2"} < set(directives(text))
-    assert "srun" not in text and "scontrol requeue" not in text and "USR1" not in text
+    assert "srun" not in text and "scontrol requeue" not in text and "--signal" not in text
 
 
 @pytest.mark.parametrize(
