@@ -69,6 +69,7 @@ def row(record: Record, status: Status) -> dict[str, object]:
         "detail": status.detail,
         "exit_code": record.exit_code(),
         "backend": record.backend,
+        "cluster": record.cluster,
         "submitted": ago(time.time() - record.submitted_s),
         "submitted_s": record.submitted_s,
         "out": record.out,

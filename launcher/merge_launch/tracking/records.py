@@ -171,9 +171,9 @@ def find_all(word: str, exact: bool = False) -> list[Record]:
     same_id = [job for job in recorded if job.job_id == word]
     numbered = [job for job in recorded if job.job_id.partition(".")[0] == word]
     if same_id or len({job.job_id for job in numbered}) == 1:
-        return [min(same_id or numbered, key=_is_elsewhere)]
+        return [_nearest_cluster(same_id or numbered)]
     if members := [job for job in recorded if word in _array_words(job)]:
-        first = _array(min(members, key=_is_elsewhere))
+        first = _array(_nearest_cluster(members))
         return _in_order(job for job in members if _array(job) == first)
     names = (word, safe_name(word)) if word else ()
     if matches := [job for job in recorded if job.name in names or job.out.rstrip("/") == out]:
@@ -204,9 +204,16 @@ def find_all(word: str, exact: bool = False) -> list[Record]:
     )
 
 
-def _is_elsewhere(record: Record) -> bool:
-    backend = backends.get(record.backend)
-    return isinstance(backend, Scheduler) and record.cluster not in ("", backend.cluster())
+def _nearest_cluster(jobs: Sequence[Record]) -> Record:
+    """Return the first job on the cluster that the commands here reach, or else the first job."""
+    here: dict[str, str] = {}
+    for job in jobs:
+        if job.backend not in here:
+            backend = backends.get(job.backend)
+            here[job.backend] = backend.cluster() if isinstance(backend, Scheduler) else ""
+        if job.cluster in ("", here[job.backend]):
+            return job
+    return jobs[0]
 
 
 def _array(record: Record) -> tuple[str, str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from merge_launch.submission import submit
 from merge_launch.tracking import conflicts, records
 
 both = pytest.mark.parametrize("backend", ["pbs", "slurm"])
@@ -161,3 +162,17 @@ def test_why_does_not_quote_the_first(twice, launch, fakes, python) -> None:
     reasons = launch("why", "13.pbs-server").out
     assert "The job never ran" in reasons and "m2 is truncated" not in reasons
     assert "m2 is truncated" in launch("why", "12.pbs-server").out
+
+
+def test_a_clock_that_is_ahead_hides_no_log(
+    twice, launch, fakes, python, monkeypatch, work
+) -> None:
+    """The clock of a login node is an hour ahead, and the job left no exit code."""
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(submit.time, "time", lambda: now + 3600)
+        twice("pbs", "out", "--python", python(running="echo 'error: m2 is truncated'; exit 3"))
+    fakes.pbs("schedule")
+    (work / "out.job" / "12.pbs-server.exit").unlink()
+    assert "m2 is truncated" in launch("why", "12.pbs-server").out
+    assert "failed" in launch("status", "12.pbs-server").out

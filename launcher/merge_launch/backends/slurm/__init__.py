@@ -115,11 +115,11 @@ class Slurm(Scheduler[SlurmResources]):
 
     def cluster(self) -> str:
         named = os.environ.get("SLURM_CLUSTERS", "")
-        return named if re.fullmatch(r"[\w-]+", named) else cluster_name()
+        return named.lower() if re.fullmatch(r"[\w-]+", named) else cluster_name()
 
     def parse_cluster(self, text: str) -> str:
         match = re.search(rf"^{self.job_id_pattern}$", text, re.MULTILINE)
-        return match[0].partition(";")[2] if match else ""
+        return match[0].partition(";")[2].lower() if match else ""
 
     def cluster_options(self, cluster: str) -> list[str]:
         return [f"--clusters={cluster}"]
