@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,97 @@ ADAPTER: dict[str, Any] = {
 CARD = (
     "---\nlicense: apache-2.0\nlicense_name: x\ntags: [a, &b b, *b]\nbase_model: [a/b]\n---\n# A\n"
 )
+MANIFEST: dict[str, Any] = {
+    "format": 1,
+    "key": "0" * 64,
+    "recipe": {"text": RECIPES[1], "models": ["a", "b"], "base_model": "a", "method": "slerp"},
+    "options": {
+        "dtype": None,
+        "shard_bytes": 5000000000,
+        "seed": 0,
+        "dequantize": False,
+        "rules": {"missing": "error", "surplus": "error", "include": [], "exclude": ["x"]},
+        "block": 131072,
+    },
+    "inputs": [
+        {"model": "a", "bytes": 1, "shards": [{"file": "model.safetensors", "header_sha256": "x"}]},
+        {"model": "b", "hub": "o/b", "commit": "c", "adapter": {"hub": "o/l", "commit": "d"}},
+    ],
+    "outputs": [
+        {"file": "model.safetensors", "bytes": 8, "sum128": "0" * 32},
+        {"file": "mergekit_config.yml", "bytes": 3},
+    ],
+    "nonfinite": 0,
+    "notes": ["n"],
+    "replaces": ["model.safetensors"],
+}
+RECORD: dict[str, Any] = {
+    "job_id": "12.server",
+    "backend": "pbs",
+    "dialect": "openpbs",
+    "out": "/out",
+    "log": "/out.job/12.log",
+    "name": "soup",
+    "host": "login",
+    "submitted_s": 1e9,
+    "ticket": {"a": "b"},
+    "also": ["/other"],
+    "cluster": "c",
+    "log_bytes": 3,
+    "state": "RUNNING",
+    "detail": "x",
+}
+LOCK: dict[str, Any] = {
+    "host": "h",
+    "boot": "b",
+    "space": "s",
+    "pid": 1,
+    "started": 7,
+    "about": "key",
+    "nonce": "n",
+}
+PROFILES = """threads = 8
+default_profile = "mine"
+setup = ["module load x"]
+[slurm]
+partition = "gpu"
+time = 12:00:00
+[profile.mine]
+about = "x"
+extends = "gadi"
+env = ["A=1"]
+[profile.mine.pbs]
+directive = ["-l storage=a"]
+mem = "80gb"
+"""
+TOML = [
+    *(
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "=",
+        ".",
+        '"',
+        "'",
+        "\n",
+        "#",
+        "{",
+        "}",
+        ",",
+        "true",
+        "0x" + "f" * 5000,
+    ),
+    *("9" * 5000, "a.b.c", "1979-05-27", "'''", '"\\u001b"', "\x1b", "nan", "-inf", "[" * 3000),
+]
+JOURNAL = ["0 0 1 " + "0" * 32 + " 0", "1 0 2 " + "f" * 32 + " 3"]
+KEYS = [*"abcxyz", "e", "_", "_w", "", "x.y", "0"]
+TEXTS = ["layers.", "0.", "q", "up", ".weight", "embed_tokens", ".", "99999", "100000", "a" * 300]
+REGEX = [
+    *("a", "b", ".", r"\.", r"\d", "[ab]", "[^a]", "(", ")", "(?:", "|", "*", "+", "?", "{2}"),
+    *("{1,3}", "{0,99999999}", "^", "$", "(?=", "(?i)", r"\1", r"\b", "(a*)*", "(a|aa)+", ".*"),
+    *("q_proj", "]"),
+]
 
 
 def value(chance: random.Random, depth: int = 0) -> Any:
@@ -217,6 +309,53 @@ def card(chance: random.Random) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
+def journal(chance: random.Random) -> bytes:
+    """Return lines of a journal, most of them with the check that belongs to the damaged text."""
+    lines = []
+    for _ in range(chance.randrange(1, 4)):
+        fields = chance.choice(JOURNAL).split()
+        for _ in range(chance.randrange(3)):
+            odd = [*map(repr, NUMBERS[:9]), *WORDS, "9" * 5000, "0x1", "\u0663"]
+            fields[chance.randrange(5)] = chance.choice(odd)
+        text = torn(chance, " ".join(fields).encode(errors="surrogatepass"))
+        check = str(zlib.crc32(text)) if chance.random() < 0.8 else chance.choice(["", "9" * 5000])
+        lines.append(text + b" " + check.encode())
+    return b"\n".join(lines)
+
+
+def profiles(chance: random.Random) -> bytes:
+    text = PROFILES
+    for _ in range(chance.choice([0, 1, 1, 2, 4])):
+        place, bit = chance.randrange(len(text) + 1), chance.choice([*TOML, *WORDS])
+        text = text[:place] + bit + text[place + chance.randrange(8) :]
+    return text.encode(errors="surrogatepass")
+
+
+def template(chance: random.Random) -> str:
+    parts = [
+        f"{{{chance.choice(KEYS)}}}" if chance.random() < 0.5 else chance.choice(TEXTS)
+        for _ in range(chance.randrange(1, 12))
+    ]
+    return "".join(parts)
+
+
+def key_map(chance: random.Random) -> bytes:
+    """Return a recipe with rules of random templates."""
+    rules: Any = [{"from": template(chance), "to": template(chance)} for _ in range(2)]
+    if chance.random() < 0.6:  # with the same wildcards on both sides
+        words = [f"{{{word}}}" for word in chance.sample("abcdfghi", chance.randrange(1, 9))]
+        joint = chance.choice([".", "x.", "", "s.0."])
+        rules = [{"from": ".".join(words), "to": [joint.join(words), "x".join(words)][:1]}]
+    if chance.random() < 0.3:
+        rules = bent(chance, rules)
+    whole = {"merge_method": "linear", "parameters": {"weight": 1}, "key_map": rules}
+    return json.dumps({**whole, "models": [{"model": "a"}, {"model": "b"}]}).encode()
+
+
+def pattern(chance: random.Random) -> bytes:
+    return "".join(chance.choice(REGEX) for _ in range(chance.randrange(1, 15))).encode()
+
+
 MAKERS: dict[str, Callable[[random.Random], bytes]] = {
     "headers": header,
     "indexes": index,
@@ -228,4 +367,11 @@ MAKERS: dict[str, Callable[[random.Random], bytes]] = {
     "configs": settings(CONFIG),
     "adapters": settings(ADAPTER),
     "cards": card,
+    "manifests": settings(MANIFEST),
+    "records": settings(RECORD),
+    "locks": settings(LOCK),
+    "profiles": profiles,
+    "journals": journal,
+    "key_maps": key_map,
+    "patterns": pattern,
 }

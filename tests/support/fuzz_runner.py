@@ -18,17 +18,33 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from merge_launch import backends
+from merge_launch.commands.jobs import row
+from merge_launch.errors import LauncherError, UsageError
+from merge_launch.profiles import precedence
+from merge_launch.profiles.file import ProfileFile
+from merge_launch.settings.groups import JobOptions, WorkerOptions
+from merge_launch.tracking import records
 from merge_worker.checkpoint.folder import open_checkpoint
 from merge_worker.checkpoint.header import shard_of
 from merge_worker.checkpoint.torch_zip import read_pickled
-from merge_worker.errors import WorkerError
+from merge_worker.commands.reproduce import plan_from_manifest, read_as_manifest
+from merge_worker.errors import InputError, WorkerError
+from merge_worker.output import lock
+from merge_worker.output.files import FINAL_FILES, MANIFEST, PARTIAL
+from merge_worker.output.journal import COMMITTING, journal_prefix, parse_line, pending_commit
+from merge_worker.output.lock import is_held, refuse_others
+from merge_worker.output.manifest import files_to_upload
 from merge_worker.output.model_card import model_card
+from merge_worker.output.store import PartialOutput
+from merge_worker.output.target import inspect_output
 from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
 from merge_worker.recipe import parse
+from merge_worker.structure.selection import matches_pattern
 from merge_worker.tokenizer.files import SideFiles, Vocabulary, vocabulary, with_rows
 from merge_worker.tokenizer.vocabulary import edited, joined
-from support.fuzz_cases import MAKERS, RECIPES, TOKENIZERS, archived
+from support.fuzz_cases import ADAPTER, MAKERS, RECIPES, TOKENIZERS, archived
 
 MEMORY_BYTES = 1 << 30
 PATIENCE_S = 5.0
@@ -174,6 +190,95 @@ def read_card(case: bytes) -> None:
     model_card(make_plan(parse(RECIPES[1], "recipe.yml"), PlanOptions(relative_to=place)), "out")
 
 
+def read_a_manifest(case: bytes) -> None:
+    """Read a manifest as a merge, an upload and a repetition do, and as a note of a commit."""
+    place = folder()
+    out, partial = place / "out", place / "out" / PARTIAL
+    for file in (out / MANIFEST, partial / COMMITTING, partial / FINAL_FILES / MANIFEST):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(case)
+    (partial / "key.json").write_bytes(case)
+    for name in pending_commit(partial) or ():
+        assert (out / name).resolve().is_relative_to(out.resolve())
+    plan = make_plan(parse(RECIPES[1], "recipe.yml"), PlanOptions(relative_to=place))
+    refusals: list[WorkerError] = []
+    attempts: list[Callable[[], object]] = [
+        lambda: inspect_output(plan, out, overwrite=True, resume=True),
+        lambda: list(files_to_upload(out)),
+        lambda: plan_again(out / MANIFEST, _text(case)),
+    ]
+    for attempt in attempts:
+        try:
+            attempt()
+        except WorkerError as error:
+            refusals.append(error)
+    if len(refusals) == len(attempts):
+        raise refusals[0]
+
+
+def plan_again(path: Path, text: str) -> None:
+    value = read_as_manifest(text)
+    if value is not None:
+        plan_from_manifest(path, value, PlanOptions(relative_to=folder()))
+
+
+def read_record(case: bytes) -> None:
+    """Read a record of a job, and what the commands for jobs show of it."""
+    os.environ["XDG_STATE_HOME"] = str(folder() / "state")
+    records.folder().mkdir(parents=True, exist_ok=True)
+    (records.folder() / "pbs.1.json").write_bytes(case)
+    loaded, faults = records.load()
+    for record in loaded:
+        records.path_of(record).relative_to(records.folder())
+        row(record, record.last_status)
+        record.exit_code()
+        records.find_all(record.job_id)
+    if faults:
+        raise UsageError(faults[0])
+
+
+def read_lock(case: bytes) -> None:
+    """Ask for the owner of a lock, without waiting for a sign of life."""
+    path = folder() / "lock-0-of-1"
+    path.write_bytes(case)
+    lock.STALE_AFTER_S = 0.0
+    if is_held(path):
+        refuse_others(path.parent, "another")
+
+
+def read_journal(case: bytes) -> None:
+    entries = [parse_line(line) for line in case.splitlines()]
+    plan = make_plan(parse(RECIPES[1], "recipe.yml"), PlanOptions(relative_to=folder()))
+    store = PartialOutput(folder() / "half", plan)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    (store.folder / f"{journal_prefix(plan.key)}-a").write_bytes(case)
+    store.read_journals()
+    store.done()
+    store.nonfinite()
+    if None in entries:
+        raise InputError("a torn line")
+
+
+def read_profiles(case: bytes) -> None:
+    """Read a file of profiles, and resolve each of them for each backend."""
+    path = folder() / "merge-launch.toml"
+    path.write_bytes(case)
+    file = ProfileFile.read(path)
+    for name in (None, *file.profiles):
+        for backend in backends.names():
+            groups: list[Any] = [JobOptions, WorkerOptions, backends.get(backend).resources]
+            precedence.resolve(groups, precedence.profile(file, name, backend))
+
+
+def read_pattern(case: bytes) -> None:
+    """Match a pattern of an adapter, and with it as a filter of tensors."""
+    names = [f"model.layers.{n}.{part}_proj" for n in range(3) for part in ("q", "a" * 50, "ab")]
+    config = ADAPTER | {"rank_pattern": {_text(case): 4, ".*q": 2}}
+    read_adapter(json.dumps(config).encode())
+    for name in names:
+        matches_pattern(_text(case), name)
+
+
 READERS: dict[str, Callable[[bytes], Any]] = {
     "headers": read_header,
     "indexes": read_index,
@@ -185,6 +290,13 @@ READERS: dict[str, Callable[[bytes], Any]] = {
     "configs": read_config,
     "adapters": read_adapter,
     "cards": read_card,
+    "manifests": read_a_manifest,
+    "records": read_record,
+    "locks": read_lock,
+    "profiles": read_profiles,
+    "journals": read_journal,
+    "key_maps": read_plan,
+    "patterns": read_pattern,
 }
 
 
@@ -206,7 +318,7 @@ def main(kind: str, seed: int, count: int) -> int:
         case = MAKERS[kind](chance)
         try:
             timed(kind, case)
-        except WorkerError:
+        except (WorkerError, LauncherError):
             refused += 1
         except BaseException as error:
             print(f"{number}: {error!r} for {case!r:.2000}")

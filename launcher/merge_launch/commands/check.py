@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from merge_worker.errors import WorkerError
+from merge_worker.messages import print_line
 
 from ..job import preflight
 from ..job.source import add_missing_models, current_folder, read_source
@@ -31,7 +33,7 @@ def check_command(source: list[str], given: dict[str, Any]) -> int:
         for warning in plan.warnings:
             say(f"warning: {warning}")
     report = report_plan(plan, Path(merge.out), check_options.json)
-    print(report.text)
+    print_line(report.text, sys.stdout)
     if report.error is not None:
         raise report.error
     return 0

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from merge_worker.errors import WorkerError
+from merge_worker.messages import print_line
 
 from ..errors import LauncherError
 from ..profiles.file import FILE_NAME, complete
@@ -21,8 +22,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def say(text: str) -> None:
-    """Print a note, a warning or an error to stderr."""
-    print(f"merge-launch: {text}", file=sys.stderr)
+    """Print a note, a warning or an error to stderr, with control characters escaped."""
+    print_line(f"merge-launch: {text}", sys.stderr)
 
 
 def guarded(command: Command) -> Callable[..., NoReturn]:

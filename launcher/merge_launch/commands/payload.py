@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from merge_worker.messages import printable
+
 from ..errors import OutputError
 from ..job import payload
 from .decorators import say
@@ -24,6 +26,6 @@ def payload_command(
             output.write_bytes(worker.archive)
         except OSError as error:
             raise OutputError(f"{output}: {error.strerror}") from None
-    print(f"{worker.digest}  {output or 'merge-worker.pyz'}")
+    print(f"{worker.digest}  {printable(str(output or 'merge-worker.pyz'))}")
     say(f"{len(worker.archive)} bytes, {len(worker.embedded.encoded)} in a job")
     return 0

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from merge_worker.errors import WorkerError
-from merge_worker.messages import counted, first_names
+from merge_worker.messages import counted, first_names, printable
 
 from .. import backends, table
 from ..backends.base import Backend, LocalBackend, Scheduler
@@ -176,7 +176,7 @@ def _submit(request: Request, sweep: Sweep, todo: Sequence[Member], options: Swe
         return error.exit_code
     command = ["merge-launch", "sweep", sweep.path, "results"]
     command += ["--out", options.out] if options.out else []
-    print(f"out     {sweep.out}")
+    print(f"out     {printable(str(sweep.out))}")
     print(f"table   {shlex.join(command)}")
     return 0
 

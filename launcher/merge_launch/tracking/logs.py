@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from merge_worker.messages import printable
+
 from ..backends.base import Status
 from ..table import wants_color
 from .records import Record
@@ -91,7 +93,7 @@ def follow(
             ask_at_s = time.monotonic() + (ASK_AGAIN_S if soon else ASK_EVERY_S)
             if status.detail != shown and not ended:
                 shown = status.detail
-                print(f"merge-launch: {status.state.value} ({shown})", file=sys.stderr)
+                print(f"merge-launch: {status.state.value} ({printable(shown)})", file=sys.stderr)
         position = copy_new_text(Path(record.log), screen, position)
         if ended:
             screen.end()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class Record:
     def key(self) -> str:
         """The identity of the job: ids come again, on another cluster and after a while."""
         submitted = str(int(self.submitted_s)) if self.submitted_s else ""
-        words = (self.backend, self.cluster, quote(self.job_id, safe="[]"), submitted)
+        names = (quote(name, safe="[]") for name in (self.backend, self.cluster, self.job_id))
+        words = (*names, submitted)
         return ".".join(word for word in words if word)
 
     @property
@@ -137,8 +139,8 @@ def _read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
     for path in paths:
         try:
             loaded.append(_record(json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError) as error:
-            faults.append(f"{path}: not a readable record of a job ({error})")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            faults.append(printable(f"{path}: not a readable record of a job ({error})"))
     return sorted(loaded, key=lambda record: (-record.submitted_s, record.job_id)), faults
 
 
@@ -146,9 +148,39 @@ def _record(values: Any) -> Record:
     if not isinstance(values, dict):
         raise ValueError("expected a mapping")
     # Keys of later versions are ignored.
-    known = {field.name for field in dataclasses.fields(Record)}
+    known = {field.name: str(field.type) for field in dataclasses.fields(Record)}
+    for key, kind in known.items():
+        if key in values and not _FORMS[kind](values[key]):
+            raise ValueError(f"'{key}' is not as jobs are recorded")
     record = Record(**{key: value for key, value in values.items() if key in known})
+    if not re.fullmatch(r"[^\s-]\S*", record.job_id) or not record.job_id.isprintable():
+        raise ValueError("an id that no scheduler gives")
+    record.key.encode()  # clusters are text, unlike names of files
+    if record.backend not in backends.names():
+        raise ValueError(f"unknown backend '{record.backend}'")
     return dataclasses.replace(record, also=tuple(record.also))  # JSON has lists only
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value can be the name of a file, or part of one."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # half of a character, which JSON can escape
+        return False
+
+
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "str": _is_text,
+    "int": lambda value: type(value) is int and 0 <= value < 1 << 63,
+    "float": lambda value: type(value) in (int, float) and 0 <= value < LATEST,
+    "bool": lambda value: type(value) is bool,
+    "Mapping[str, str]": lambda value: type(value) is dict and all(map(_is_text, value.values())),
+    "tuple[str, ...]": lambda value: type(value) is list and all(map(_is_text, value)),
+}
+"""What the fields of a record may hold, by their type. Records may be copies of other users."""
+
+LATEST = 1e11
+"""Seconds, in the year 5138; times far beyond cannot be shown."""
 
 
 def find(word: str, exact: bool = False) -> Record:

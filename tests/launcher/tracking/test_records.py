@@ -49,6 +49,41 @@ def test_the_same_id_of_two_schedulers() -> None:
     assert records.find("/slurm").backend == "slurm"
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"job_id": 5},
+        {"job_id": "-x"},
+        {"job_id": "5\x1b[2J"},
+        {"job_id": ""},
+        {"backend": "lsf"},
+        {"cluster": "\ud800"},
+        {"out": ["x"]},
+        {"log": "a\0b"},
+        {"submitted_s": "now"},
+        {"submitted_s": 1e300},
+        {"submitted_s": float("nan")},
+        {"ticket": [1]},
+        {"also": "/out"},
+        {"also": [1]},
+        {"log_bytes": -1},
+        {"superseded": 1},
+    ],
+)
+def test_a_record_of_another_form_is_told(odd: dict[str, object], launch) -> None:
+    records.save(Record("5", "pbs", "", "/out", "/log", state="DONE"))
+    whole = {"job_id": "6", "backend": "pbs", "dialect": "", "out": "/o", "log": "/l"}
+    (records.folder() / "pbs.6.json").write_text(json.dumps({**whole, **odd}))
+    done = launch("jobs")
+    assert done.code == 0 and done.out.splitlines()[1].startswith("5 ")
+    assert "pbs.6.json: not a readable record" in done.err and "\x1b" not in done.err
+
+
+def test_a_cluster_is_no_folder() -> None:
+    record = Record("5", "pbs", "", "/out", "/log", cluster="../../x")
+    assert records.path_of(record).parent == records.folder()
+
+
 def test_a_damaged_record_does_not_hide_the_others(launch) -> None:
     records.save(Record("5", "pbs", "", "/out", "/log", state="DONE"))
     (records.folder() / "pbs.6.json").write_text("{")

@@ -33,6 +33,19 @@ def test_journal_lines_come_back(
     assert entry.line().endswith(b"\n") and entry.line().count(b"\n") == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"x 0 1 %032d 0", b"-1 0 1 %032d 0", b"0 -1 1 %032d 0", b"0 0 -3 %032d 0"),
+        *(b"0 0 1 %032d -1", b"9" * 5000 + b" 0 1 %032d 0", b"0 0 1 g%031d 0", b"0 0 1 %033d 0"),
+    ],
+)
+def test_lines_with_a_right_check_and_wrong_fields(text: bytes) -> None:
+    line = text % 0
+    assert parse_line(line + b" %d" % zlib.crc32(line)) is None
+    assert parse_line(line + b" " + b"9" * 5000) is None
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_parse_or_give_none(line: bytes) -> None:
     parse_line(line)

@@ -54,9 +54,11 @@ def parse_line(line: bytes) -> Entry | None:
         return None
     try:
         step, first, blocks, nonfinite = (int(fields[number]) for number in (0, 1, 2, 4))
-        return Entry(step, Piece(first, blocks), parse(fields[3]), nonfinite)
+        checksum = parse(fields[3])
     except ValueError:
         return None
+    entry = Entry(step, Piece(first, blocks), checksum, nonfinite)
+    return entry if min(step, first, blocks, nonfinite) >= 0 else None
 
 
 def read_key(folder: Path) -> str | None:
