@@ -44,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    rounds = "rounds of the storm of kills (default: 3)"
+    parser.addoption("--storm-rounds", type=int, default=3, help=rounds)
     parser.addoption("--update-goldens", action="store_true", help="accept the texts of today")
 
 

@@ -14,9 +14,9 @@ from merge_worker.errors import OutputError, Stopped
 from merge_worker.output import manifest, target
 from merge_worker.output import store as store_module
 from merge_worker.output.files import MANIFEST, PARTIAL
-from merge_worker.output.journal import COMMITTING, read_key
+from merge_worker.output.journal import COMMITTING
 from merge_worker.output.lock import Busy, Lock
-from merge_worker.output.store import PartialOutput, remove_partial
+from merge_worker.output.store import PartialOutput, discard_others, remove_partial
 from merge_worker.output.target import State, inspect_output
 from merge_worker.planning.plan import Plan
 from support.recipes import average, one_tensor_models, plan_of, stream_into
@@ -100,21 +100,19 @@ def test_a_folder_that_never_stops_changing(
         inspect_output(plan, half, overwrite=False, resume=True)
 
 
-def test_the_key_exists_while_an_older_merge_is_removed(
-    half: Path, big: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = plan_of(big[::-1], threads=1, memory_bytes=2 << 20)
-    seen, real = [], Path.unlink
+def test_two_ranks_discard_an_older_merge(half: Path, big: list[Path], before: Any) -> None:
+    """The second does not take what the first has begun for the older merge."""
+    key = PartialOutput(half, plan_of(big[::-1], threads=1)).key
+    new = half / PARTIAL / "new"
 
-    def unlink(path: Path, missing_ok: bool = False) -> None:
-        real(path, missing_ok)
-        seen.append(read_key(half / PARTIAL))
+    def first() -> None:
+        discard_others(half, key)
+        new.parent.mkdir()
+        new.touch()
 
-    monkeypatch.setattr(Path, "unlink", unlink)
-    old = read_key(half / PARTIAL)
-    PartialOutput(half, other).open_or_resume()
-    assert old and set(seen) == {old}
-    assert read_key(half / PARTIAL) == other.key
+    before(store_module, "Lock", first)
+    discard_others(half, key)
+    assert new.exists()
 
 
 @pytest.mark.parametrize("moment", ["_lock", "refuse_others", "inspect_output"])

@@ -116,17 +116,17 @@ def test_an_older_result_is_replaced_as_a_whole(ready: Path) -> None:
 
 
 def test_a_commit_that_was_stopped_is_finished(ready: Path, capsys, monkeypatch) -> None:
-    real = Path.replace
+    real = os.replace
 
-    def replace(self: Path, target: Path) -> Path:
-        if self.name == "model.safetensors":
+    def replace(source: Path | str, target: Path | str, **folders: int) -> None:
+        if Path(source).name == "model.safetensors":
             raise OSError(5, "Input/output error")
-        return real(self, target)
+        real(source, target, **folders)
 
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     assert "cannot write" in refused(capsys, 4)
     assert not (ready / "out" / "merge_manifest.json").exists()
-    monkeypatch.setattr(Path, "replace", real)
+    monkeypatch.setattr(os, "replace", real)
     monkeypatch.setenv("FAKE_MERGEKIT", "fail")  # mergekit does not run again
     assert run("mergekit", "r.yml", "out") == 0
     assert "committed the result of an earlier run" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from support.recipes import (
     digest,
     manifest,
     plan_of,
+    run,
     some_models,
     some_tensors,
     stream_into,
@@ -180,6 +182,102 @@ def test_nothing_of_a_replaced_merge_stays(tmp_path: Path, sharded: list[Path]) 
     listed = {entry["file"] for entry in manifest(out)["outputs"]} | {"merge_manifest.json"}
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert found == listed and "extra/model.safetensors" in found
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_folder_where_a_file_goes(tmp_path: Path, sharded: list[Path], turn: int) -> None:
+    """A name is a folder of the replaced merge and a file of the new one, and the other way."""
+    (sharded[0] / "notes.py").mkdir()
+    (sharded[0] / "notes.py" / "deep.py").write_text("old")
+    (sharded[1] / "notes.py").write_text("new")
+    out = tmp_path / "out"
+    assert average(out, sharded[::turn]) == 0
+    assert average(out, sharded[::-turn], "--overwrite") == 0
+    assert average(tmp_path / "whole", sharded[::-turn]) == 0
+    assert digest(out) == digest(tmp_path / "whole") and not list(out.glob(".*"))
+
+
+def test_files_of_others_in_folders_of_a_merge(
+    tmp_path: Path, sharded: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders are replaced as a whole, so they must hold nothing else."""
+    out = tmp_path / "out"
+    assert average(out, sharded) == 0
+    (out / "extra" / "thesis.txt").write_text("mine")
+    assert average(out, sharded[::-1], "--overwrite") == 4
+    assert "not created by merge-worker: extra/thesis.txt" in capsys.readouterr().err
+    assert (out / "extra" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_that_is_gone_before_its_final_name(
+    tmp_path: Path,
+    sharded: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    old: bool,
+) -> None:
+    """A commit that was stopped does not finish with a file of the replaced merge, or without."""
+    assert average(tmp_path / "whole", sharded) == 0
+    out = tmp_path / "out"
+    overwrite = ("--overwrite",) if old else ()
+    if old:
+        assert average(out, sharded[::-1]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "commit", lambda *words: None)
+        assert average(out, sharded, *overwrite) == 0
+    (out / PARTIAL / "model.safetensors.partial").unlink()
+    before = digest(out)
+    for _ in range(2):
+        assert average(out, sharded, *overwrite) == 4
+        assert "'model.safetensors': removed or replaced before" in capsys.readouterr().err
+        assert digest(out) == before
+    assert average(out, sharded, *overwrite, "--no-resume") == 0
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_out_is_deleted_and_begun_again_at_any_rename(
+    tmp_path: Path, sharded: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge that hung meanwhile neither moves files of the other one nor finishes it."""
+    half, plan = tmp_path / "half", plan_of(sharded, shard_bytes=4000)
+    stream_into(half, plan)
+    (half / PARTIAL / "files").mkdir()
+    for path in (half / PARTIAL).glob("*.partial"):
+        path.write_bytes(bytes(path.stat().st_size))  # of which nothing is right
+    begun = digest(half)
+    for stop in range(100):
+        out, calls = tmp_path / f"out{stop}", 0
+
+        def begin_again(out: Path = out, stop: int = stop) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                shutil.rmtree(out)
+                shutil.copytree(half, out)
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "rename"):
+                real = getattr(os, name)
+
+                def wrapped(
+                    *words: Any, _real: Any = real, _act: Any = begin_again, **named: Any
+                ) -> Any:
+                    _act()
+                    return _real(*words, **named)
+
+                patch.setattr(os, name, wrapped)
+            code = average(out, sharded, *SHARDS)
+        if calls < stop:
+            assert code == 0
+            break
+        if (out / "merge_manifest.json").exists():
+            assert run("verify", out) == 0
+        elif stop:
+            assert code in (0, 4)  # 0 if it was finished before it was deleted
+            assert {n: c for n, c in digest(out).items() if n in begun} == begun, stop
+    assert stop > 15
 
 
 def test_a_full_disk_during_the_commit(

@@ -197,3 +197,20 @@ def test_an_untouched_config_is_copied_byte_by_byte(tmp_path: Path, folder: Path
     (folder / "config.json").write_text(text)
     assert average(tmp_path / "out", [folder]) == 0
     assert (tmp_path / "out" / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["README.md", "mergekit_config.yml"])
+def test_a_folder_named_as_a_file_of_the_result(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that cannot be written at the end is refused before the start."""
+    base = write_checkpoint(tmp_path / "base", {"x": torch.ones(3)})
+    (base / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    (base / name).mkdir()
+    (base / name / "deep.py").write_text("x = 1")
+    (tmp_path / "weights.safetensors").rename(base / "other.safetensors")
+    out = tmp_path / "out"
+    assert average(out, [base]) == 3
+    told = capsys.readouterr().err
+    assert f"{base / name}: a folder, but the result has a file of this name" in told
+    assert not out.exists()

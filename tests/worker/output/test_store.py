@@ -3,6 +3,7 @@
 import json
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from hypothesis import strategies as st
 
 from merge_worker.errors import OutputError, Stopped
 from merge_worker.output.checksums import Checksum
+from merge_worker.output.code import code_digest
 from merge_worker.output.files import PARTIAL, output_errors, write_file
-from merge_worker.output.journal import Entry, parse_line
-from merge_worker.output.store import PartialOutput
+from merge_worker.output.journal import Entry, Head, WorkKey, head_name, parse_line, read_head
+from merge_worker.output.lock import Lock
+from merge_worker.output.store import PartialOutput, discard_others
+from merge_worker.output.target import State, inspect_output
 from merge_worker.planning.plan import Plan
 from merge_worker.planning.step import Piece
 from support.recipes import finish_into, one_tensor_models, plan_of, shards_of, stream_into
@@ -49,6 +53,26 @@ def test_lines_with_a_right_check_and_wrong_fields(text: bytes) -> None:
 @given(st.binary(max_size=60))
 def test_any_bytes_parse_or_give_none(line: bytes) -> None:
     parse_line(line)
+
+
+ODD_HEADS = (
+    *(b"", b"1", b"[1]", b"{}", b"[" * 9000, b"\xff", b'{"inputs": [[1]], "shards": []}'),
+    *(b'{"inputs": [], "shards": [null]}', b'{"inputs": [], "shards": [1e999]}'),
+)
+
+
+@pytest.mark.parametrize("text", ODD_HEADS)
+def test_odd_heads(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / head_name("journal-1")).write_bytes(text)
+    assert read_head(tmp_path, "journal-1") == Head((), ())
+
+
+def test_heads_come_back(tmp_path: Path) -> None:
+    head = Head((("node disk", 5, 7), ("", 0, 0)), (1, 1 << 63))
+    write_file(tmp_path / head_name("journal-1"), head.text())
+    assert read_head(tmp_path, "journal-1") == head
+    assert not head.contradicts(head.inputs) and not head.contradicts((("other disk", 1, 1),))
+    assert head.contradicts((("node disk", 5, 8), ("", 0, 0)))
 
 
 def test_a_line_of_an_earlier_version_is_none() -> None:
@@ -205,7 +229,8 @@ def test_processes_with_one_id_on_two_hosts_write_the_key(
 
     monkeypatch.setattr(Path, "replace", between)
     PartialOutput(tmp_path / "out", plan).open_or_resume()
-    assert json.loads((tmp_path / "out" / PARTIAL / "key.json").read_text()) == {"key": plan.key}
+    written = json.loads((tmp_path / "out" / PARTIAL / "key.json").read_text())
+    assert written == {"key": plan.key, "code": code_digest()}
 
 
 def test_write_file_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +249,129 @@ def test_write_file_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.Monkey
     assert path.read_text() == "new"
     write_file(path, 'a name of other bytes: "\udcff"')
     assert json.loads(path.read_bytes()[23:]) == "\udcff", "as JSON escapes it"
+
+
+def test_a_shard_that_lost_its_name(out: Path, plan: Plan) -> None:
+    """Pieces in a file without a name are in no result, whoever wrote them."""
+    store = reopened(out, plan)
+    store.check_shards()
+    shard = out / PARTIAL / "model.safetensors.partial"
+    raw = shard.read_bytes()
+    for spoil in (shard.unlink, lambda: shard.write_bytes(raw), lambda: os.truncate(shard, 9)):
+        spoil()
+        with pytest.raises(OutputError, match=r"partial: removed or replaced by another process"):
+            store.check_shards()
+    store.close()
+
+
+def test_pieces_in_a_file_that_lost_its_name(out: Path, plan: Plan) -> None:
+    """A slower rank goes on writing to a shard that was removed and that this one has made anew."""
+    slower = reopened(out, plan)
+    (out / PARTIAL / "model.safetensors.partial").unlink()
+    store = reopened(out, plan)
+    assert len(store.entries) == store.drop_damaged(2) > 0
+    number = next(n for n, step in enumerate(plan.steps) if step.name == "small.0")
+    work = (number, plan.steps[number])
+    slower.write(work, Piece(0, 1), memoryview(bytearray(b"x" * 100)), 0)
+    store.read_journals()
+    assert store.entries == {}
+    store.write(work, Piece(0, 1), memoryview(bytearray(b"y" * 100)), 0)
+    store.read_journals()
+    assert len(store.entries) == 1
+    slower.close()
+    store.close()
+    # Nor do later runs take them, though the journals are fresh.
+    again = PartialOutput(out, plan)
+    again.read_journals()
+    assert list(again.entries) == [(number, 0)]
+    again.open()
+    again.drop_damaged(2)
+    assert again.done() in ({}, {number: [Piece(0, 1)]})
+    again.close()
+
+
+def change_in_place(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-9, 2)
+        file.write(b"otherwise")
+
+
+def change_by_name(path: Path) -> None:
+    raw = path.read_bytes()
+    path.with_name("new").write_bytes(raw[:-9] + b"otherwise")
+    path.with_name("new").rename(path)
+
+
+@pytest.mark.parametrize("change", [change_in_place, change_by_name])
+def test_an_input_of_the_same_size_and_mtime(
+    out: Path, plan: Plan, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """Pieces of other bytes are done again, for which neither key nor header speak."""
+    models = [model.path for model in plan.models]
+    weights = models[1] / "model.safetensors"
+    status = weights.stat()
+    change(weights)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    now = plan_of(models, threads=1, memory_bytes=2 << 20)
+    assert now.key == plan.key
+    store = PartialOutput(out, now)
+    store.read_journals()
+    assert store.entries == {} and store.outdated >= 5
+    # A rank on a node with a copy of its own cannot tell, but learns it.
+    other = PartialOutput(out, plan)
+    other.read_journals()
+    assert other.entries == {} and other.outdated == 0
+    finishes_like_a_whole_run(tmp_path, out, now)
+
+
+def test_copies_on_the_disks_of_other_nodes(
+    out: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inode and ctime of a copy elsewhere show nothing; the key is the same."""
+    monkeypatch.setattr("socket.gethostname", lambda: "another-node")
+    copies = PartialOutput(out, plan)
+    assert all(place.startswith("another-node ") for place, _, _ in copies._inputs)
+    copies.__dict__["_inputs"] = tuple((place, 1, 2) for place, _, _ in copies._inputs)
+    copies.read_journals()
+    assert len(copies.entries) >= 5 and copies.outdated == 0
+
+
+def test_work_of_other_code_is_not_continued(
+    out: Path, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merge_worker.output.store.code_digest", lambda: "other")
+    monkeypatch.setattr("merge_worker.output.target.code_digest", lambda: "other")
+    target = inspect_output(plan, out, overwrite=False, resume=True)
+    assert target.state is State.FRESH
+    assert target.warnings == (f"{out}: begun by code that computes otherwise; begun anew",)
+    store = PartialOutput(out, plan)
+    with pytest.raises(OutputError, match="another merge has begun here"):
+        store.open_or_resume()
+    discard_others(out, store.key)
+    assert list(out.iterdir()) == []
+
+
+def test_late_writers_of_another_merge(out: Path, plan: Plan, tmp_path: Path) -> None:
+    """Processes that wake up after another merge took the folder over write to nowhere."""
+    late = reopened(out, plan)
+    other = plan_of([model.path for model in plan.models][::-1], threads=1)
+    discard_others(out, PartialOutput(out, other).key)
+    stream_into(out, other)
+    finish_into(out, other)
+    before = shards_of(out)
+    late.write((0, plan.steps[0]), Piece(0, 1), memoryview(bytearray(b"late" * 20)), 0)
+    late.close()
+    assert shards_of(out) == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_work_of_a_living_process_is_not_discarded(out: Path, plan: Plan, resume: bool) -> None:
+    key = PartialOutput(out, plan).key
+    with Lock(out / PARTIAL / "lock-0-of-1", str(key)):
+        with pytest.raises(OutputError, match="another merge writes here"):
+            discard_others(out, key if not resume else WorkKey("another"), resume)
+        discard_others(out, key)
+    assert (out / PARTIAL / "model.safetensors.partial").exists()
 
 
 def test_messages_of_system_errors(tmp_path: Path) -> None:

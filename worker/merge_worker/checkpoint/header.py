@@ -56,8 +56,9 @@ class Shard:
             first = min((info.offset for info in self.tensors), default=0)
             head_bytes = first - 8 if self.path.endswith(".safetensors") else 0
             header = read_exactly(file.fileno(), head_bytes, 8, path)
-        named = ("another file has its name", "it was written to", "it has another size")
-        changes = [text for text, a, b in zip(named, self.stamp, now, strict=True) if a != b]
+        changes = [text for text, a, b in zip(_CHANGES, self.stamp, now, strict=True) if a != b]
+        if len(changes) > 1 and changes[-1] == _CHANGES[-1]:
+            changes.pop()  # the ctime, which every change sets
         if hashlib.sha256(header).hexdigest() != self.header_sha256 and head_bytes:
             changes.append("its header is another")
         return ", ".join(changes)
@@ -77,8 +78,17 @@ def read_shard(path: Path) -> Shard:
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, ...]:
-    """Return inode, mtime and size, which change when a file is replaced or written to."""
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
+    """Return inode, mtime, size and ctime, which change when a file is replaced or written to."""
+    return (status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns)
+
+
+_CHANGES = (
+    "another file has its name",
+    "it was written to",
+    "it has another size",
+    "it was written to, renamed or linked, or its owner or mode was changed",
+)
+"""What a difference in each field of a stamp shows."""
 
 
 def shard_of(path: Path, size: int, head: bytes) -> Shard:

@@ -46,8 +46,8 @@ def read_pickled(path: Path) -> tuple[Shard, dict[str, TensorSource]]:
     """
     fd = open_regular(path)
     try:
-        stamp = stamp_of(os.fstat(fd))
-        size = stamp[-1]
+        status = os.fstat(fd)
+        size, stamp = status.st_size, stamp_of(status)
         head = read_exactly(fd, min(64, size), 0, path)
         if not head.startswith(b"PK\x03\x04"):
             raise InputError(f"{path}: {_no_zip(head, size)}")

@@ -27,12 +27,12 @@ from ..checkpoint.folder import is_hub_id, open_checkpoint
 from ..errors import InputError, OutputError, ResultError, Stopped, UsageError, input_errors
 from ..messages import first_names
 from ..output.checksums import file_sha256
-from ..output.commit import commit, loaders_last, seal
-from ..output.files import CARD, FINAL_FILES, PARTIAL, RECIPE, output_errors, write_file
-from ..output.journal import KEY, pending_commit, read_key
+from ..output.commit import commit, loaders_last, seal, staging_name
+from ..output.files import CARD, PARTIAL, RECIPE, output_errors, write_file
+from ..output.journal import KEY, WorkKey, pending_commit, read_key
 from ..output.lock import Lock, refuse_others
 from ..output.manifest import read_manifest, worker_facts
-from ..output.store import clear, remove_partial
+from ..output.store import discard_others, remove_partial
 from ..recipe import parse
 from ..recipe.schema import ModelRef, Recipe
 from ..structure.components import is_computed
@@ -82,20 +82,20 @@ def command(arguments: argparse.Namespace) -> str:
             return f"{out}: this merge is already there; nothing to do"
         replaces = pending_commit(out / PARTIAL)
         if replaces is not None and read_key(out / PARTIAL) == key:
-            with Lock(out / PARTIAL / LOCK, key):
-                commit(out, replaces)
+            with Lock(out / PARTIAL / LOCK, key) as lock:
+                commit(out, replaces, lock.check)
             return f"{out}: committed the result of an earlier run"
         replaces = _replaced(out, key, arguments.overwrite)
     began = time.monotonic()
     limit = parse_duration(arguments.deadline) if arguments.deadline else None
-    with _partial(out, key) as staged, mergekit() as (program, python, version):
+    with _partial(out, key) as (staged, lock), mergekit() as (program, python, version):
         print(f"mergekit {version}: {program}", file=sys.stderr)
         _run([program, str(path), str(staged), *flags], limit)
         _check(recipe, staged, python)
         took = round(time.monotonic() - began, 3)
         facts = {"key": key, "engine": "mergekit", "mergekit": version, "seed": arguments.seed}
         facts["timings"] = {"total_s": took}
-        seal(out, _manifest(staged, text, facts), replaces)
+        seal(staged, _manifest(staged, text, facts), replaces, lock.check)
     return f"{out}: merged by mergekit {version} in {took:.0f} s"
 
 
@@ -125,24 +125,24 @@ def _replaced(out: Path, key: str, overwrite: bool) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _partial(out: Path, key: str) -> Iterator[Path]:
+def _partial(out: Path, key: str) -> Iterator[tuple[Path, Lock]]:
     """Create an empty folder for the files of the result; remove it after an error."""
     partial, is_new = out / PARTIAL, not out.exists()
-    staged = partial / FINAL_FILES
+    staged = partial / staging_name()
     with output_errors(out):
+        discard_others(out, WorkKey(key), resume=False)
         partial.mkdir(parents=True, exist_ok=True)
-        with Lock(partial / LOCK, key):
+        with Lock(partial / LOCK, key) as lock:
             try:
                 refuse_others(partial, key)
-                clear(partial)
                 write_file(partial / KEY, json.dumps({"key": key}))
                 staged.mkdir()
-                yield staged
+                yield staged, lock
             except BaseException:
                 # Files that are being committed stay: the next run finishes the commit.
                 if pending_commit(partial) is None:
-                    remove_partial(out)
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError, OutputError):
+                        remove_partial(out, lock.check)
                         if is_new:
                             out.rmdir()
                 raise

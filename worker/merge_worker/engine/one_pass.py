@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from ..checkpoint.header import Shard
 from ..checkpoint.hub import Hub
 from ..checkpoint.reader import Files
 from ..errors import InputError
-from ..messages import counted, first_names, printable
+from ..messages import counted, first_names, print_line, printable
 from ..output.shard_file import early_writeback
 from ..output.store import PartialOutput
 from ..planning.memory import budget
@@ -28,7 +29,10 @@ from .work import Work, join_steps, share
 def stream(
     stores: Sequence[PartialOutput], options: RunOptions, rank: Rank, clock: Clock
 ) -> list[str]:
-    """Do this rank's share of all merges. Return the names of tensors whose copies differ."""
+    """Do this rank's share of all merges. Return the names of tensors whose copies differ.
+
+    The shards stay open.
+    """
     run = _Pass(stores, options, rank, clock)
     try:
         with stop_on_signal(run.stop):
@@ -39,8 +43,6 @@ def stream(
             for store in stores:
                 store.sync(run.drop_cache)
     finally:
-        for store in stores:
-            store.close()
         run.files.close()
     clock.bytes_moved = run.progress.bytes_in + run.progress.bytes_out
     return differing
@@ -88,6 +90,10 @@ class _Pass:
     def _resume(self, store: PartialOutput) -> dict[int, list[Piece]]:
         """Open the output files, and return the intact pieces of earlier runs by step."""
         store.read_journals()
+        if store.outdated:
+            done_again = f"{counted(store.outdated, 'pieces')} of earlier runs are done again"
+            text = f"an input was replaced or written to since; {done_again}"
+            print_line(f"warning: {store.out}: {text}", sys.stderr)
         store.open()
         if store.entries:
             damaged = store.drop_damaged(store.plan.memory.lanes, self.stop)

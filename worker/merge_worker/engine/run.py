@@ -20,7 +20,7 @@ from ..output.files import output_errors
 from ..output.lock import Busy, Lock, is_held, refuse_others
 from ..output.manifest import read_manifest
 from ..output.model_card import public_text
-from ..output.store import PartialOutput, remove_partial
+from ..output.store import PartialOutput, discard_others, remove_partial
 from ..output.target import State, Target, inspect_output
 from ..planning.plan import Plan
 from ..system.progress import Progress
@@ -90,6 +90,8 @@ def run_merges(
         _prepare(merge, clock)
     with contextlib.ExitStack() as locks:
         _claim(merges, locks)
+        for merge in merges:
+            locks.callback(merge.store.close)
         differing = _stream(merges, options, rank, clock)
         _finish(merges, differing, clock)
     for merge in merges:
@@ -190,20 +192,21 @@ def _open_output(merge: RunningMerge, locks: contextlib.ExitStack) -> None:
     """Lock the output folder and open or resume the partial output; or finish an earlier commit."""
     store, rank = merge.store, merge.rank
     if merge.target.state is State.COMMIT:
-        with _lock(store, "finish"):
-            commit(store.out, merge.target.replaces)
+        with _lock(store, "finish") as lock:
+            commit(store.out, merge.target.replaces, lock.check)
         merge.end(MergeState.DONE, f"{store.out}: finished what an earlier run had merged")
         return
     with output_errors(store.out):
+        # Ranks start one after the other, and none may discard work that another has begun.
+        discard_others(store.out, store.key, resume=merge.options.resume or rank.world > 1)
         store.folder.mkdir(parents=True, exist_ok=True)
-    locks.enter_context(_lock(store, f"{rank.number}-of-{rank.world}"))
-    refuse_others(store.folder, store.plan.key)
-    # Ranks start one after the other, and none may discard work that another has begun.
-    store.open_or_resume(resume=merge.options.resume or rank.world > 1)
+    store.locks = [locks.enter_context(_lock(store, f"{rank.number}-of-{rank.world}"))]
+    refuse_others(store.folder, str(store.key))
+    store.open_or_resume()
     if not merge.options.overwrite and _key_in(store.out) == store.plan.key:
         # Other ranks finished since OUT was inspected. Looked at only after the folder was made:
         # if they take that away, OUT is complete already.
-        remove_partial(store.out)
+        remove_partial(store.out, store.check)
         merge.end(MergeState.DONE, f"{store.out}: {ALREADY_THERE}")
         return
     if merge.options.sha256 and rank.world == 1:
@@ -218,7 +221,10 @@ def _finish_output(merge: RunningMerge, differing: list[str], clock: Clock) -> N
         return
     from .sampling import check_result, saved_notes  # with torch, which is loaded by now
 
-    with _lock(store, "finish"):
+    with _lock(store, "finish") as lock:
+        store.locks.append(lock)
+        store.check()
+        store.check_shards()
         with stop_on_signal(StopFlag()):
             identical = check_result(store, Progress(merge.options.progress, 0, ""))
         run = {
@@ -246,6 +252,7 @@ def _await_others(merge: RunningMerge, clock: Clock) -> bool:
         if _others_finish(merge):
             merge.leave_to_others(OTHERS_FINISH)
             return False
+        store.check()
         if _others_work(store):
             merge.leave_to_others("others still work")
             return False
@@ -285,7 +292,7 @@ def _notes_of_stages(plan: Plan) -> list[str]:
 
 
 def _lock(store: PartialOutput, name: str) -> Lock:
-    return Lock(store.folder / f"lock-{name}", store.plan.key)
+    return Lock(store.folder / f"lock-{name}", str(store.key))
 
 
 def _others_finish(merge: RunningMerge) -> bool:

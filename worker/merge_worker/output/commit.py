@@ -5,31 +5,35 @@ Every step is repeatable: a run that is stopped here is finished by the next one
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.header import CONFIG
-from ..errors import ResultError
+from ..errors import OutputError, ResultError
+from ..messages import printable
 from ..planning.plan import Plan
 from .checksums import Hashes, checksum, total
 from .files import (
+    ASIDE,
     CARD,
     FINAL_FILES,
     MANIFEST,
     PARTIAL,
     RECIPE,
+    opened_folder,
     output_errors,
     path_inside,
     unfinished,
     write_file,
 )
 from .journal import COMMITTING
-from .manifest import manifest, result_names
+from .manifest import manifest, result_sizes
 from .model_card import model_card
 from .side_files import copy_side_files
 from .store import PartialOutput, remove_partial
@@ -37,15 +41,22 @@ from .target import Target
 
 _INDEX = ".safetensors.index.json"
 
+GONE = (
+    "removed or replaced before it was finished\n"
+    "  nothing was finished; --no-resume merges again from the start"
+)
+
+Check = Callable[[], None]
+
 
 def finish(
     store: PartialOutput, target: Target, run: dict[str, Any], sha256: bool
 ) -> dict[str, Any]:
     """Give everything its final name; returns the manifest. OutputError leaves it repeatable."""
     plan, out = store.plan, store.out
-    staged = store.folder / FINAL_FILES
+    staged = store.folder / staging_name()
     with output_errors(out):
-        staged.mkdir(exist_ok=True)
+        staged.mkdir()
         names = copy_side_files(plan, staged)
         for index, text in plan.layout.indexes():
             (staged / index).parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +71,14 @@ def finish(
             for name in loaders_last([*names, CARD, RECIPE])
         ]
         value = manifest(plan, outputs, run)
-    seal(out, value, target.replaces)
+    store.check_shards()
+    seal(staged, value, target.replaces, store.check)
     return value
+
+
+def staging_name() -> str:
+    """Return a new name for the folder of files of a result, which no other process writes to."""
+    return f"{FINAL_FILES}-{os.urandom(8).hex()}"
 
 
 def loaders_last(names: Iterable[str]) -> list[str]:
@@ -80,13 +97,14 @@ def _check_reproduced(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]
             )
 
 
-def seal(out: Path, value: Mapping[str, Any], replaces: Sequence[str]) -> None:
-    """Commit a merge whose files are whole in the partial folder, with its manifest.
+def seal(staged: Path, value: Mapping[str, Any], replaces: Sequence[str], check: Check) -> None:
+    """Commit a merge whose files are whole, in the partial folder and in `staged` there.
 
-    `replaces` are the names of an older merge in OUT. OutputError leaves it repeatable.
+    `replaces` are the names of an older merge in OUT, `value` is the manifest. `check` is that of
+    `commit`. OutputError leaves it repeatable.
     """
-    partial = out / PARTIAL
-    staged = partial / FINAL_FILES
+    partial = staged.parent
+    out, note = partial.parent, partial / f"{staged.name}.json"
     with output_errors(out):
         write_file(staged / MANIFEST, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
         # The storage writes small files together: after the first, the others hardly wait.
@@ -94,29 +112,128 @@ def seal(out: Path, value: Mapping[str, Any], replaces: Sequence[str]) -> None:
             if path.is_file():
                 _sync(path)
         _sync(staged)
-        notes = json.dumps({"replaces": list(replaces)})
-        write_file(partial / COMMITTING, notes, durable=True)
-    commit(out, replaces)
+        write_file(note, json.dumps({"replaces": list(replaces)}), durable=True)
+        with _Folders(out) as folders:
+            check()
+            folders.move_within(
+                FINAL_FILES, f"{ASIDE}{staged.name}"
+            )  # of a run that was killed here
+            if not folders.move_within(staged.name, FINAL_FILES):
+                raise OutputError(f"{out}: {GONE}")
+            folders.refuse_missing(result_sizes(partial / FINAL_FILES / MANIFEST), moved=False)
+            folders.move_within(note.name, COMMITTING)
+            os.fsync(folders.partial)
+    commit(out, replaces, check)
 
 
-def commit(out: Path, replaces: Sequence[str]) -> None:
-    """Rename everything; the manifest makes it a model. Repeatable from any point."""
-    last = out / PARTIAL / FINAL_FILES / MANIFEST
-    with output_errors(out):
-        if last.exists():
-            names = result_names(last)
-            _remove_old(out, replaces, {*names})
-            for name in names:
-                source = _source(out, name)
-                if source is not None:
-                    place = path_inside(out, name)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    source.replace(place)
-            for folder in {(out / name).parent for name in names}:
+def commit(out: Path, replaces: Sequence[str], check: Check) -> None:
+    """Rename everything; the manifest makes it a model. Repeatable from any point.
+
+    First all of the older merge goes, its manifest before the rest, so that old and new files are
+    never together; then the note says that nothing is left to replace, and the new files come.
+    `check` raises OutputError if the partial folder is not this process's any more.
+    """
+    partial = out / PARTIAL
+    with output_errors(out), _Folders(out) as folders:
+        check()
+        if sizes := result_sizes(partial / FINAL_FILES / MANIFEST):
+            folders.refuse_missing(sizes, moved=not replaces)
+            if replaces:
+                _set_aside(partial, folders, replaces, check)
+            for name in sizes:
+                path_inside(out, name).parent.mkdir(parents=True, exist_ok=True)
+                folders.move_out(name)
+            folders.refuse_missing(sizes, moved=True)
+            for folder in {(out / name).parent for name in sizes}:
                 _sync(folder)
-            last.replace(out / MANIFEST)
+            if not folders.move_out(MANIFEST):
+                raise OutputError(f"{out}: {GONE}")
+        elif replaces or not (out / MANIFEST).exists():
+            raise OutputError(f"{out}: {GONE}")
         _sync(out)
-    remove_partial(out)
+    with contextlib.suppress(OutputError):  # another process has removed it, or has taken it over
+        remove_partial(out, check)
+
+
+def _set_aside(partial: Path, folders: _Folders, replaces: Sequence[str], check: Check) -> None:
+    """Move an older merge into the partial folder, and note that nothing is left to replace."""
+    aside = f"{ASIDE}{os.urandom(8).hex()}"
+    os.mkdir(aside, dir_fd=folders.partial)
+    for name in sorted(replaces, key=lambda name: name != MANIFEST):
+        check()
+        folders.move_aside(name, aside)
+    os.fsync(folders.out)
+    note = partial / f"{aside}.json"
+    write_file(note, json.dumps({"replaces": []}), durable=True)
+    folders.move_within(note.name, COMMITTING)
+    os.fsync(folders.partial)
+
+
+class _Folders:
+    """OUT and its partial folder, held open as a context.
+
+    Both may be deleted and begun again by others at any moment. Names are looked up in the folders
+    that were opened, and a move between them fails if one of these is no more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _Folders:
+        with contextlib.ExitStack() as opened:
+            self.out = opened.enter_context(opened_folder(self._path))
+            self.partial = opened.enter_context(opened_folder(self._path / PARTIAL))
+            self._close = opened.pop_all().close
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def move_within(self, name: str, new: str) -> bool:
+        """Rename a file or folder of the partial folder; False if there is none."""
+        return _move(name, new, self.partial, self.partial)
+
+    def move_aside(self, name: str, aside: str) -> bool:
+        """Move a file or folder of OUT into a folder in the partial folder."""
+        return _move(name, f"{aside}/{name}", self.out, self.partial)
+
+    def move_out(self, name: str) -> bool:
+        """Give a file of the result its final name; False if it has it already."""
+        return any(_move(place, name, self.partial, self.out) for place in _places(name))
+
+    def refuse_missing(self, sizes: Mapping[str, int], moved: bool) -> None:
+        """Raise OutputError unless all files are whole in the partial folder.
+
+        If `moved`, they may have their final names already.
+        """
+        for name, size in sizes.items():
+            found = [self.partial] * 2 + [self.out] * moved
+            places = (*_places(name), name)
+            sizes_found = (_size(n, folder) for n, folder in zip(places, found, strict=False))
+            if next((one for one in sizes_found if one is not None), None) != size:
+                raise OutputError(f"{self._path}: '{printable(name)}': {GONE}")
+
+
+def _places(name: str) -> tuple[str, str]:
+    """Return the names in the partial folder under which a file may wait for its final name."""
+    return unfinished(name), f"{FINAL_FILES}/{name}"
+
+
+def _move(name: str, new: str, source: int, target: int) -> bool:
+    try:
+        os.replace(name, new, src_dir_fd=source, dst_dir_fd=target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _size(name: str, folder: int) -> int | None:
+    """Return the size of a file; None if it is none."""
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _sync(path: Path) -> None:
@@ -126,34 +243,6 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _source(out: Path, name: str) -> Path | None:
-    """Return where a file waits for its final name; None if it has it already."""
-    partial = out / PARTIAL
-    places = (partial / unfinished(name), partial / FINAL_FILES / name)
-    return next((place for place in places if place.exists()), None)
-
-
-def _remove_old(out: Path, replaces: Sequence[str], names: set[str]) -> None:
-    """Remove the files of an older merge; its manifest first, so that it ends unfinished.
-
-    Files of the same name go too: old and new files together are not a model.
-    """
-    (out / MANIFEST).unlink(missing_ok=True)
-    for top in replaces:
-        path = out / top
-        if path.is_symlink() or not path.is_dir():
-            old = [path]
-        elif any(name.startswith(f"{top}/") for name in names):
-            old = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
-        else:
-            shutil.rmtree(path)
-            continue
-        for file in old:
-            name = file.relative_to(out).as_posix()
-            if name not in names or _source(out, name) is not None:
-                file.unlink(missing_ok=True)
 
 
 def _outputs(store: PartialOutput, sha256: bool) -> list[dict[str, Any]]:

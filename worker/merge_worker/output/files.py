@@ -22,6 +22,9 @@ PARTIAL = ".merge-partial"
 FINAL_FILES = "files"
 """A folder in PARTIAL: files of the result other than shards, under their final names."""
 
+ASIDE = "old-"
+"""How folders in PARTIAL begin that hold an older merge until the new one is committed."""
+
 PASSING = (".", "lock-", "claim-")
 """How names in PARTIAL begin that ranks create and remove at any time: locks, temporary files."""
 
@@ -66,6 +69,16 @@ def write_file(path: Path, content: str | bytes, *, durable: bool = False) -> No
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def opened_folder(path: Path) -> Iterator[int]:
+    """Open a folder, whose names can be looked up in it whatever becomes of its own name."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextmanager

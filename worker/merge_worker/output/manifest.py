@@ -70,13 +70,13 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         return None  # just removed, by another rank that replaces this merge
 
 
-def result_names(path: Path) -> list[str]:
-    """Return the files that a manifest names, in its order; none if there is no manifest.
+def result_sizes(path: Path) -> dict[str, int]:
+    """Return the bytes of the files that a manifest names, in its order; none if there is none.
 
     Raises InputError if it is damaged.
     """
     value = well_formed(read_json(path), path) if path.is_file() else {}
-    return [entry["file"] for entry in value.get("outputs", ())]
+    return {entry["file"]: entry["bytes"] for entry in value.get("outputs", ())}
 
 
 def well_formed(value: Any, path: Path) -> dict[str, Any]:

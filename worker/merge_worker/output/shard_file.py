@@ -41,14 +41,27 @@ class ShardFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        self.path, self.created = path, os.fstat(self.fd).st_size == 0
-        if os.fstat(self.fd).st_size != size:
+        status = os.fstat(self.fd)
+        self.path, self.size = path, size
+        self.inode, self.created = status.st_ino, status.st_size == 0
+        if status.st_size != size:
             os.ftruncate(self.fd, size)
         kind = mount_of(self.fd).kind
         if kind in RESERVES and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.fd, 0, size)
         self._direct = _open_direct(path) if kind in MEASURED else -1
         self._shares = kind in SHARES
+
+    def is_in_place(self) -> bool:
+        """Whether the name of the file is still that of this open file, of the same size.
+
+        An open file keeps its inode for itself, so that no new one can have the same.
+        """
+        try:
+            named, own = self.path.lstat(), os.fstat(self.fd)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, own) and own.st_size == self.size
 
     def write(self, data: memoryview, position: int) -> None:
         """Write `data` at `position`; fastest if address and position have one offset in a page."""

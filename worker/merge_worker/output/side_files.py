@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..checkpoint.header import CONFIG
 from ..checkpoint.json_files import read_json
 from ..checkpoint.model_files import survey
+from ..errors import InputError
 from ..planning.plan import Plan, final_config
 from ..tokenizer.files import is_tokenizer_file
 from .files import CARD, MANIFEST, RECIPE, write_file
@@ -62,6 +63,20 @@ def by_treatment(plan: Plan) -> tuple[list[str], list[str], dict[str, str]]:
     overrides, left_out = plan.tokenizer.side_files.overrides, plan.models[0].files.left_out
     stale = dict.fromkeys((n for n, raw in overrides.items() if raw is None), VOCABULARY)
     return merged, sorted(copied), dict(sorted({**left_out, **stale}.items()))
+
+
+def refuse_conflicts(plan: Plan) -> None:
+    """Raise InputError if a side file lies in a folder named as a file of the result."""
+    merged, copied, _ = by_treatment(plan)
+    indexes = (name for name, _ in plan.layout.indexes())
+    names = {*merged, *copied, *indexes, *_NEW}
+    for name in copied:
+        for parent in map(str, PurePosixPath(name).parents):
+            if parent in names:
+                raise InputError(
+                    f"{plan.models[0].path / parent}: a folder, but the result has a file of this "
+                    f"name\n  rename it, or move it out of the model"
+                )
 
 
 def copy_side_files(plan: Plan, into: Path) -> list[str]:

@@ -10,21 +10,41 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
 from ..errors import OutputError, Stopped
+from ..messages import printable
 from ..planning.plan import Plan
 from ..planning.step import Piece, Step
 from ..system.signals import StopFlag
 from .checksums import Hashes, checksum, total
-from .files import PARTIAL, PASSING, output_errors, unfinished, write_file
-from .journal import KEY, Entry, entry_id, journal_prefix, parse_line, pending_commit, read_key
+from .code import code_digest
+from .files import PARTIAL, opened_folder, output_errors, unfinished, write_file
+from .inputs import Stamp, input_stamps
+from .journal import (
+    KEY,
+    Entry,
+    Head,
+    WorkKey,
+    entry_id,
+    head_name,
+    is_of_others,
+    parse_line,
+    pending_commit,
+    read_head,
+)
+from .lock import HEARTBEAT_S, POLL_S, STALE_AFTER_S, Busy, Lock, refuse_others
 from .shard_file import ShardFile
 
 VERIFY_BYTES = 8 << 20
+DISCARDING = ".lock-discard"
+"""A lock that does not count as work: its owner removes the folder."""
+
 SETTLED_S = 60.0
 """Seconds after which data written on one host can be read on all others."""
 
@@ -36,20 +56,49 @@ class PartialOutput:
         self.out = out
         self.folder = out / PARTIAL
         self.plan = plan
+        self.key = WorkKey(plan.key, code_digest())
         self.entries: dict[tuple[int, int], Entry] = {}
+        self.outdated = 0  # pieces of inputs that were replaced or written to since
         self._journal_of: dict[Entry, str] = {}
+        self._inodes_of: dict[str, tuple[int, ...]] = {}  # of the shards, by journal
         self.files: list[ShardFile] = []
+        self.locks: list[Lock] = []
         self.hashes: Hashes | None = None
         self._journal = -1
         self._lock = threading.Lock()
 
-    def open_or_resume(self, resume: bool = True) -> None:
-        """Create the folder, or resume in it; files of another merge are removed. OutputError."""
+    @cached_property
+    def _inputs(self) -> tuple[Stamp, ...]:
+        return input_stamps(self.plan)
+
+    def open_or_resume(self) -> None:
+        """Create the folder, or resume in it. OutputError if it is another merge's."""
+        self.check()  # others may have finished and removed it since it was locked
         with output_errors(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not resume or read_key(self.folder) not in (None, self.plan.key):
-                self._discard(resume)
-            write_file(self.folder / KEY, json.dumps({"key": self.plan.key}))
+            if is_of_others(self.folder, self.key):
+                raise Busy(
+                    f"{self.out}: another merge has begun here meanwhile; choose another OUT"
+                )
+            write_file(self.folder / KEY, json.dumps({"key": self.key.plan, "code": self.key.code}))
+
+    def check(self, age_s: float = 0.0) -> None:
+        """Raise OutputError if the folder is not that of this process any more.
+
+        It may be deleted and begun again, or taken over, while this process sleeps. `age_s` is
+        that of `Lock.check`.
+        """
+        for lock in self.locks:
+            lock.check(age_s)
+
+    def check_shards(self) -> None:
+        """Raise OutputError if a shard lost its name, as cleaners of scratch space may do."""
+        for file in self.files:
+            if not file.is_in_place():
+                raise OutputError(
+                    f"{printable(str(file.path))}: removed or replaced by another process\n"
+                    f"  nothing was finished; run the same command again, which writes it anew"
+                )
 
     def open(self) -> None:
         """Open all shards at their final size and a journal of this process. OutputError."""
@@ -59,10 +108,13 @@ class PartialOutput:
                 self.files.append(file)
                 file.write(memoryview(shard.header), 0)
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
+            head = Head(self._inputs, tuple(file.inode for file in self.files))
+            write_file(self.folder / head_name(name), head.text())
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self.folder / name, flags, 0o666)
             if pending_commit(self.folder) is not None:
                 self._remove_created()
+        self.check()  # from the lock until now all names were in one folder, which this one has
 
     def _remove_created(self) -> NoReturn:
         """Remove the empty shards just created: another rank is moving the finished ones, and a
@@ -87,6 +139,7 @@ class PartialOutput:
         `same` is an open file and the offset at which it holds the same bytes.
         """
         number, step = work
+        self.check(HEARTBEAT_S)
         with output_errors(self.out):
             file, position = self.files[step.shard], step.file_offset(piece)
             if same is None:
@@ -103,18 +156,40 @@ class PartialOutput:
                 self.entries[number, piece.first] = entry
 
     def read_journals(self) -> None:
-        """Read the finished pieces from the journals of all processes, living and dead."""
+        """Read the finished pieces from the journals of all processes, living and dead.
+
+        Pieces of other inputs are left out; so are, once the shards are open, pieces that another
+        process wrote into files that have lost their names since.
+        """
         with output_errors(self.out):
-            lost: set[str] = set()
+            lost, outdated = set[str](), list[str]()
             for path in self.folder.glob(f"{self._journals}.lost-*"):
                 lost |= set(path.read_text(errors="replace").splitlines())
             for path in sorted(self.folder.glob(f"{self._journals}-*")):
-                for line in path.read_bytes().splitlines():
-                    entry = parse_line(line)
-                    if entry is None or not self._fits(entry) or entry_id(path.name, entry) in lost:
+                head = read_head(self.folder, path.name)
+                self._inodes_of[path.name] = head.shards
+                for entry in filter(None, map(parse_line, path.read_bytes().splitlines())):
+                    name, place = entry_id(path.name, entry), (entry.step, entry.piece.first)
+                    if not self._fits(entry) or name in lost:
                         continue
-                    self.entries[entry.step, entry.piece.first] = entry
-                    self._journal_of[entry] = path.name
+                    if head.contradicts(self._inputs):
+                        outdated.append(name)
+                    elif self.entries.get(place) != entry and self._is_reachable(entry, path.name):
+                        self.entries[place] = entry
+                        self._journal_of[entry] = path.name
+            if outdated and not self.files:
+                self.outdated = len(outdated)
+                self._publish_lost(outdated)
+
+    def _is_reachable(self, entry: Entry, journal: str) -> bool:
+        """Whether a piece is in the shards as this process has opened them."""
+        return not self.files or self._is_same_file(entry, journal) or self._is_intact(entry)
+
+    def _is_same_file(self, entry: Entry, journal: str) -> bool:
+        """Whether a piece was written to the very file that this process has opened."""
+        shard = self.plan.steps[entry.step].shard
+        file, inodes = self.files[shard], self._inodes_of[journal]
+        return not file.created and inodes[shard : shard + 1] == (file.inode,)
 
     def done(self) -> dict[int, list[Piece]]:
         """Return the finished pieces by step, without overlaps."""
@@ -156,31 +231,46 @@ class PartialOutput:
         Fresh journals are left out: data of a living rank may not be visible here yet.
         """
         with output_errors(self.out):
-            note = self.folder / f"{self._journals}.lost-{os.urandom(8).hex()}"
-            note.touch()
-            before = note.stat().st_mtime - SETTLED_S
-            names = {self._journal_of[entry] for entry in lost}
-            old = {n for n in names if (self.folder / n).stat().st_mtime < before}
-            claims = [entry_id(self._journal_of[e], e) for e in lost if self._journal_of[e] in old]
-            write_file(note, "".join(f"{claim}\n" for claim in claims))
+            probe = self.folder / f".{os.urandom(8).hex()}"
+            probe.touch()
+            before = probe.stat().st_mtime - SETTLED_S
+            probe.unlink()
+            pairs = [(entry, self._journal_of[entry]) for entry in lost]
+            old = {n for _, n in pairs if (self.folder / n).stat().st_mtime < before}
+            self._publish_lost(
+                entry_id(n, entry)
+                for entry, n in pairs
+                if n in old or not self._is_same_file(entry, n)
+            )
+
+    def _publish_lost(self, names: Iterable[str]) -> None:
+        note = self.folder / f"{self._journals}.lost-{os.urandom(8).hex()}"
+        write_file(note, "".join(f"{name}\n" for name in names))
 
     def sync(self, drop_cached: bool = False) -> None:
-        """Flush everything to the storage; `drop_cached` frees its memory. OutputError."""
+        """Flush everything to the storage; `drop_cached` frees its memory. OutputError.
+
+        Shards stay open, so that their inodes are theirs; the journal is complete.
+        """
         with output_errors(self.out):
             for fd in (*(file.fd for file in self.files), self._journal):
                 os.fsync(fd)
+                os.close(os.dup(fd))  # some file systems report lost writes only now
+            self._close_journal()
         for file in self.files if drop_cached else ():
             file.drop_cached()
 
     def close(self) -> None:
-        """Close all files. OutputError: some file systems report lost writes only now."""
-        files, journal = self.files, self._journal
-        self.files, self._journal = [], -1
-        with output_errors(self.out), contextlib.ExitStack() as closing:
-            if journal >= 0:
-                closing.callback(os.close, journal)
-            for file in files:
-                closing.callback(file.close)
+        """Close all files. Lost writes were reported by `sync`."""
+        files, self.files = self.files, []
+        for closing in (self._close_journal, *(file.close for file in files)):
+            with contextlib.suppress(OSError):
+                closing()
+
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, -1
+        if journal >= 0:
+            os.close(journal)
 
     def remove_leftovers(self) -> None:
         """Remove folders left by a run that was killed in `remove_partial`."""
@@ -209,13 +299,7 @@ class PartialOutput:
     @property
     def _journals(self) -> str:
         """Prefix of journals; other ranks may start before an older merge is removed."""
-        return journal_prefix(self.plan.key)
-
-    def _discard(self, resume: bool) -> None:
-        """Remove all but locks and files that ranks of this merge may have created."""
-        names = [unfinished(shard.name) for shard in self.plan.layout.shards]
-        # The key stays until it is replaced, or a starting rank would see shards without one.
-        clear(self.folder, (*names, KEY), self._journals if resume else "")
+        return self.key.journals
 
     def _fits(self, entry: Entry) -> bool:
         if not 0 <= entry.step < len(self.plan.steps):
@@ -238,19 +322,41 @@ class PartialOutput:
         return total(parts) == entry.checksum
 
 
-def clear(folder: Path, names: Collection[str] = (), prefix: str = "") -> None:
-    """Empty a partial folder except for locks, these names and names with this prefix."""
-    for path in folder.iterdir():
-        kept = path.name in names or (prefix and path.name.startswith(prefix))
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif not kept and not path.name.startswith(PASSING):
-            path.unlink(missing_ok=True)
+def discard_others(out: Path, key: WorkKey, resume: bool = True) -> None:
+    """Rename the unfinished work of other merges away; all unfinished work if not `resume`.
+
+    Files of the new merge are other files, so that processes of the old one that wake up later
+    write to nowhere. Raises Busy if such a process lives. Ranks do this one after the other.
+    """
+    partial = out / PARTIAL
+    for _ in range(round(2 * STALE_AFTER_S / POLL_S)):
+        if not partial.is_dir() or (resume and not is_of_others(partial, key)):
+            return
+        try:
+            with Lock(partial / DISCARDING, str(key)) as lock:
+                refuse_others(partial, "")
+                if not resume or is_of_others(partial, key):
+                    remove_partial(out, lock.check)
+                    return
+        except OutputError:
+            if not _is_passing(partial):
+                raise
+        time.sleep(POLL_S)
 
 
-def remove_partial(out: Path) -> None:
-    """Remove the partial folder, renaming it first: other ranks may be reading it."""
-    trash = out / f"{PARTIAL}-{os.urandom(4).hex()}"
-    with output_errors(out), contextlib.suppress(FileNotFoundError):
-        (out / PARTIAL).rename(trash)  # unless another rank has done so
-    shutil.rmtree(trash, ignore_errors=True)
+def _is_passing(partial: Path) -> bool:
+    """Whether another process discards a partial folder, or has just done so."""
+    return not partial.is_dir() or (partial / DISCARDING).exists()
+
+
+def remove_partial(out: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Remove the partial folder, renaming it first: other ranks may be reading it.
+
+    `check` raises OutputError if the folder is not this process's any more.
+    """
+    trash = f"{PARTIAL}-{os.urandom(4).hex()}"
+    with output_errors(out), contextlib.suppress(FileNotFoundError), opened_folder(out) as folder:
+        check()
+        # In this very folder, should OUT be deleted and begun again; unless another rank did so.
+        os.rename(PARTIAL, trash, src_dir_fd=folder, dst_dir_fd=folder)
+    shutil.rmtree(out / trash, ignore_errors=True)

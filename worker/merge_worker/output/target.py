@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -15,9 +15,11 @@ from ..checkpoint.folder import is_hub_id
 from ..errors import OutputError, UsageError
 from ..messages import first_names, printable
 from ..planning.plan import Plan
-from .files import MANIFEST, PARTIAL, PASSING, finished, output_errors
-from .journal import journal_prefix, pending_commit, read_key
-from .manifest import read_manifest
+from .code import code_digest
+from .files import ASIDE, FINAL_FILES, MANIFEST, PARTIAL, PASSING, finished, output_errors
+from .journal import WorkKey, pending_commit, read_key, read_work_key
+from .manifest import read_manifest, result_sizes
+from .side_files import refuse_conflicts
 from .space import disk_space
 
 ATTEMPTS = 100
@@ -108,9 +110,10 @@ def _inspect(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
         return Target(State.FRESH, warnings=_space(plan, out))
     partial = out / PARTIAL
     _no_links(partial)
-    key = _key(partial, plan)
+    own_key = WorkKey(plan.key, code_digest())
+    key = read_work_key(partial, own_key)
     replaces = pending_commit(partial)
-    if replaces is not None and key == plan.key:
+    if replaces is not None and key is not None and key.plan == plan.key and resume:
         return Target(State.COMMIT, replaces)
     finished = read_manifest(out)
     if finished is not None and finished.get("key") == plan.key and not overwrite:
@@ -122,18 +125,23 @@ def _inspect(plan: Plan, out: Path, *, overwrite: bool, resume: bool) -> Target:
             f"or --overwrite to replace it"
         )
     own = _files_of(finished) if finished is not None else ()
+    if replaces is not None:  # of a commit that was stopped half way and is discarded now
+        own = (*own, *replaces, *result_sizes(partial / FINAL_FILES / MANIFEST))
     _refuse_foreign(out, own)
-    if key is not None and key != plan.key and not overwrite and resume:
+    if key is not None and key.plan != plan.key and not overwrite and resume:
         raise OutputError(
             f"{out}: holds an unfinished merge of another recipe, other options or changed inputs\n"
             f"  --no-resume discards it, or choose another folder"
         )
-    resumed = key == plan.key and resume
-    return Target(State.RESUME if resumed else State.FRESH, own, _space(plan, out))
+    resumed, warnings = key == own_key and resume, _space(plan, out)
+    if resume and not resumed and key is not None and key.plan == plan.key:
+        warnings += (f"{out}: begun by code that computes otherwise; begun anew",)
+    return Target(State.RESUME if resumed else State.FRESH, _tops(own), warnings)
 
 
 def _refuse_place(plan: Plan, out: Path) -> None:
-    """Raise OutputError if OUT is an input or a file."""
+    """Raise OutputError if OUT is an input or a file, InputError if names of files conflict."""
+    refuse_conflicts(plan)
     refuse_inputs(out, {label: model.path for label, model in plan.inputs.items()})
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; give a folder for the merged model")
@@ -142,7 +150,13 @@ def _refuse_place(plan: Plan, out: Path) -> None:
 def _refuse_foreign(out: Path, own: Collection[str] = ()) -> None:
     """Raise OutputError if OUT holds files other than `own` and those of an unfinished merge."""
     names = sorted(path.name for path in out.iterdir())
-    foreign = [name for name in names if not name.startswith(PARTIAL) and name not in own]
+    mine = _tops(own)
+    foreign = [name for name in names if not name.startswith(PARTIAL) and name not in mine]
+    for top in (out / name for name in mine if name not in own):
+        inside = sorted(top.rglob("*")) if not top.is_symlink() else []
+        files = (path for path in inside if path.is_symlink() or not path.is_dir())
+        places = (path.relative_to(out).as_posix() for path in files)
+        foreign += (place for place in places if place not in own)
     if foreign:
         raise OutputError(
             f"{out}: not empty, and not created by merge-worker: {first_names(foreign)}\n"
@@ -154,6 +168,7 @@ def _no_links(partial: Path) -> None:
     """Refuse to write through links: the file may be an input."""
     links = [partial] if partial.is_symlink() else []
     for here, folders, names in os.walk(partial):
+        folders[:] = [name for name in folders if not name.startswith(ASIDE)]
         for path in (Path(here) / name for name in (*folders, *names)):
             with contextlib.suppress(FileNotFoundError):  # other ranks come and go
                 status = path.lstat()
@@ -168,23 +183,14 @@ def _no_links(partial: Path) -> None:
         )
 
 
-def _key(partial: Path, plan: Plan) -> str | None:
-    """Return the key of the unfinished merge: "" if unknown, None if there is none.
-
-    A power failure may leave an empty key file; the names of the journals hold the key, too.
-    """
-    key = read_key(partial)
-    if key == "":
-        names = [path.name for path in partial.glob("journal-*")]
-        if all(name.startswith(journal_prefix(plan.key)) for name in names):
-            return plan.key
-    return key
-
-
 def _files_of(finished: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the top-level names that a finished merge wrote."""
-    names = (PurePosixPath(entry["file"]).parts[0] for entry in finished.get("outputs", ()))
-    return (*dict.fromkeys(names), MANIFEST)
+    """Return the names of the files that a finished merge wrote."""
+    return (*(entry["file"] for entry in finished.get("outputs", ())), MANIFEST)
+
+
+def _tops(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the files and folders at the top of OUT that hold files of these names."""
+    return tuple(dict.fromkeys(PurePosixPath(name).parts[0] for name in names))
 
 
 def _unchanged(out: Path, finished: Mapping[str, Any]) -> None:
