@@ -1,6 +1,8 @@
 """The end of a job, told truly: every way it can end, in every phase, on every backend."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
+from merge_launch.tracking import logs
+
+BEAKER_ID = "01ABC0"
 DONE, FAILED, STOPPED = "done", "failed", "stopped, resumable"
 
 
@@ -68,45 +73,131 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch) -> None:
+    for name in ("POLL_S", "ASK_EVERY_S", "ASK_AGAIN_S"):
+        monkeypatch.setattr(logs, name, 0.0)
+
+
 @pytest.fixture
-def submitted(launch, launch_process, fakes, models, python, monkeypatch):
-    """Run a job on a backend to its end; return the ids of its merge and of its --then."""
+def submit(launch, fakes, models, python, monkeypatch) -> Callable[..., list[str]]:
+    """Submit a job that fakes run to its end at once; return the ids of its merge and --then."""
+    monkeypatch.setenv("FAKE_RUN", "1")
 
     def run(backend: str, way: Way) -> list[str]:
         words = ["--python", python(running=way.worker), "--setup", way.setup, "--then", way.then]
-        if backend == "local":
-            done = launch_process("local", "out", *models, *words, "--detach")
-        else:
-            monkeypatch.setenv("FAKE_RUN", "1")
-            done = launch(backend, "out", *models, *words)
+        more = ["--detach"] if backend == "local" else []
+        done = launch(backend, "out", *models, *words, *more)
         assert done.code == 0, done.err
-        jobs = [line.split()[1] for line in done.out.splitlines() if line[:4] in ("job ", "then")]
-        if backend == "local":
-            until(Path("out.job", f"{jobs[0]}.exit").exists)
-        return jobs
+        return [line.split()[1] for line in done.out.splitlines() if line[:4] in ("job ", "then")]
 
     return run
 
 
-@pytest.mark.parametrize("backend", ["local", "pbs", "slurm"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_verdicts(way: Way, backend: str, submitted, launch) -> None:
-    jobs = submitted(backend, way)
-    # --then is a job of its own where jobs can wait for others; of another job it ends none.
-    merge, then = jobs[0], jobs[-1]
-    of_then = way.name.startswith("then")
-    judged = then if of_then else merge
-    state = json.loads(launch("status", judged, "--json").out)
-    assert (state["state"], state["exit_code"]) == (way.state, way.code)
-    why = launch("why", judged).out
+def judged(launch, job: str, way: Way) -> None:
+    """The state, the exit code of whoever follows, the reason, and the way on."""
+    assert json.loads(launch("status", job, "--json").out)["state"] == way.state
+    assert launch("logs", "-f", job).code == way.code
+    why = launch("why", job).out
     assert way.why in why, why
     assert ("To resume: merge-launch retry" in why) is (way.state != DONE)
+    if way.state != DONE:
+        again = launch("retry", job)
+        assert again.code == 0, again.err
+
+
+@pytest.mark.parametrize("backend", ["local", pytest.param("pbs", marks=pytest.mark.slow), "slurm"])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_verdicts(way: Way, backend: str, submit, launch) -> None:
+    # --then is a job of its own where jobs can wait for others.
+    merge, then = (ids := submit(backend, way))[0], ids[-1]
+    of_then = way.name.startswith("then")
+    if backend == "local":
+        until(Path("out.job", f"{merge}.exit").exists)
     if of_then and merge != then:
         assert json.loads(launch("status", merge, "--json").out)["state"] == DONE
     if not of_then and way.state != DONE and merge != then:
-        dropped = launch("status", then).out
-        assert "cancelled" in dropped, dropped
+        assert "cancelled" in launch("status", then).out
         assert not Path("out.job", "out-then.log").exists()
-    if way.state != DONE:
-        again = launch("retry", judged)
-        assert again.code == 0, again.err
+    judged(launch, then if of_then else merge, way)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_verdicts_of_beaker(
+    way: Way, launch, models, python, work, beaker_server, bare_bash, monkeypatch
+) -> None:
+    pytest.importorskip("beaker")
+    for name, value in beaker_server.environment().items():
+        monkeypatch.setenv(name, value)
+    words = ["out", *models, "--image", "ada/torch", "--weka", f"bucket:{work}"]
+    words += ["--python", python(running=way.worker), "--setup", way.setup, "--then", way.then]
+    done = launch("beaker", *words)
+    assert done.code == 0, done.err
+    (sent,) = beaker_server.requests("POST")
+    (task,) = sent["spec"]["tasks"]
+    ran = bare_bash(*task["command"][1:], *task["arguments"])
+    assert ran.code == way.code
+    lines = (ran.out + ran.err).splitlines()
+    beaker_server.proceed(BEAKER_ID, 9 if ran.code else 8, {"exit_code": ran.code, "lines": lines})
+    judged(launch, BEAKER_ID, way)
+
+
+# Of what the job itself cannot tell.
+KILLS = {
+    "cancelled": (signal.SIGTERM, STOPPED, 75, "exit code 75"),
+    "killed": (signal.SIGKILL, STOPPED, 75, "ended without an exit code: killed"),
+}
+WAITS = "echo 'waits here'; sleep 100"
+
+
+@pytest.mark.parametrize("how", KILLS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        Way("setup", "", 0, setup=WAITS),
+        Way("merge", "", 0, worker="echo 'waits here'; trap 'exit 75' TERM; sleep 100 & wait"),
+        Way("then", "", 0, then=WAITS),
+    ],
+    ids=lambda way: way.name,
+)
+def test_killed_from_outside(way: Way, how: str, submit, launch) -> None:
+    number, state, code, detail = KILLS[how]
+    (job,) = submit("local", way)
+    until(lambda: "waits here" in launch("logs", job).out)
+    if how == "cancelled":
+        assert launch("cancel", job).code == 0
+    else:
+        os.killpg(int(job.rpartition("-")[2]), number)
+    until(lambda: "running" not in launch("status", job).out)
+    assert detail in launch("status", job).out
+    judged(launch, job, way._replace(state=state, code=code))
+
+
+def test_success_without_a_merge(submit, launch) -> None:
+    """An exit code of 0 proves nothing where OUT was seen to hold no finished merge."""
+    (job,) = submit("local", Way("done", DONE, 0))
+    until(Path("out.job", f"{job}.exit").exists)
+    Path("out", "merge_manifest.json").unlink()
+    assert launch("status", job).out.startswith(f"{job}  failed  (exit code 0, no finished merge)")
+    assert "OUT holds no finished merge" in launch("why", job).out
+    assert launch("logs", "-f", job).code != 0
+
+
+def test_then_alone_requires_the_merge(submit, launch) -> None:
+    """A dropped --then that is submitted again says what it lacks."""
+    merge, then = submit("slurm", Way("bad", FAILED, 4, worker="exit 4"))
+    assert "cancelled" in launch("status", then).out
+    again = launch("retry", then)
+    assert again.code == 0
+    job = again.out.split()[1]
+    assert "failed" in launch("status", job).out
+    assert "out holds no finished merge, which --then requires" in launch("why", job).out
+    assert launch("retry", merge).code == 0
+
+
+def test_a_dropped_then_that_slurm_forgot(submit, launch, fakes) -> None:
+    merge, then = submit("slurm", Way("bad", FAILED, 4, worker="exit 4"))
+    assert launch("status", merge).out.startswith(f"{merge}  failed")
+    (fakes.folder / "purged").touch()
+    assert f"{then}  cancelled  (never started: {merge} failed)" in launch("status", then).out

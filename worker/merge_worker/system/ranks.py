@@ -41,7 +41,7 @@ def rank_of(asked: str | None, environment: Mapping[str, str] = os.environ) -> R
     if asked is not None:
         return from_environment(environment)
     for number, world in _set_in(environment):
-        if environment[world] != "1":
+        if environment[world] not in ("0", "1"):
             words = f"{number}={environment[number]} and {world}={environment[world]}"
             print_line(
                 f"note: {words} are ignored, this process makes the whole merge; "
