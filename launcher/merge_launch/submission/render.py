@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -56,8 +57,12 @@ def templates() -> Path:
     return next(folder for folder in folders if folder.is_dir())
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
-    """Return the environment of the templates, strict about undefined variables."""
+    """Return the environment of the templates, strict about undefined variables.
+
+    It keeps the templates that it compiled: to compile one takes longer than to render many jobs.
+    """
     import jinja2
 
     result = jinja2.Environment(
