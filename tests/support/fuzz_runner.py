@@ -32,7 +32,7 @@ from merge_worker.commands.reproduce import plan_from_manifest, read_as_manifest
 from merge_worker.errors import InputError, WorkerError
 from merge_worker.output import lock
 from merge_worker.output.files import FINAL_FILES, MANIFEST, PARTIAL
-from merge_worker.output.journal import COMMITTING, journal_prefix, parse_line, pending_commit
+from merge_worker.output.journal import COMMITTING, head_name, parse_line, pending_commit
 from merge_worker.output.lock import is_held, refuse_others
 from merge_worker.output.manifest import files_to_upload
 from merge_worker.output.model_card import model_card
@@ -251,7 +251,9 @@ def read_journal(case: bytes) -> None:
     plan = make_plan(parse(RECIPES[1], "recipe.yml"), PlanOptions(relative_to=folder()))
     store = PartialOutput(folder() / "half", plan)
     store.folder.mkdir(parents=True, exist_ok=True)
-    (store.folder / f"{journal_prefix(plan.key)}-a").write_bytes(case)
+    name = f"{store.key.journals}-a"
+    (store.folder / name).write_bytes(case)
+    (store.folder / head_name(name)).write_bytes(case)
     store.read_journals()
     store.done()
     store.nonfinite()
