@@ -257,3 +257,32 @@ def test_one_wrong_byte(tmp_path: Path, place: int, byte: int) -> None:
     raw[place % len(raw)] = byte
     (tmp_path / "x").write_bytes(raw)
     accepted(tmp_path / "x")
+
+
+def test_how_a_file_has_changed(tmp_path: Path) -> None:
+    """A file is another one for what was written to it, whatever its size and mtime say."""
+    path = tmp_path / "x.safetensors"
+
+    def fresh() -> Shard:
+        path.unlink(missing_ok=True)
+        save_file({"x": torch.zeros(4)}, path)
+        return read_shard(path)
+
+    def keep_mtime(shard: Shard) -> None:
+        os.utime(path, ns=(0, shard.stamp[1]))
+
+    shard = fresh()
+    assert shard.changed() == ""
+    with path.open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"else")
+    keep_mtime(shard)
+    assert "it was written to, renamed or linked" in shard.changed()
+    shard = fresh()
+    save_file({"x": torch.ones(4)}, tmp_path / "other")
+    (tmp_path / "other").replace(path)
+    keep_mtime(shard)
+    assert shard.changed() == "another file has its name"
+    shard = fresh()
+    path.write_bytes(path.read_bytes() + b"more")
+    assert "it has another size" in shard.changed() and "renamed" not in shard.changed()
