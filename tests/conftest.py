@@ -46,6 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
     rounds = "rounds of the storm of kills (default: 3)"
     parser.addoption("--storm-rounds", type=int, default=3, help=rounds)
+    parser.addoption("--every-peak", action="store_true", help="memory of every method (slow)")
+    parser.addoption("--random-merges", type=int, default=20, help="number of random recipes")
     parser.addoption("--update-goldens", action="store_true", help="accept the texts of today")
 
 
