@@ -77,6 +77,20 @@ def test_more_shards_than_the_usual_limit_of_open_files(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_files_beyond_the_most_are_opened_for_each_read(tmp_path: Path) -> None:
+    few = Files(most=2)
+    for number in range(5):
+        (tmp_path / str(number)).write_bytes(b"%d" % number)
+    for _ in range(2):
+        for number in range(5):
+            few.read(str(tmp_path / str(number)), 0, memoryview(got := bytearray(1)))
+            assert got == b"%d" % number
+            assert (few.descriptor(str(tmp_path / str(number))) is None) == (number >= 2)
+    with pytest.raises(InputError, match="No such file"):
+        few.read(str(tmp_path / "gone"), 0, memoryview(bytearray(1)))
+    few.close()
+
+
 def test_hints_are_harmless(tmp_path: Path, opened: Files) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     opened.will_need(str(tmp_path / "x"), 0, 1 << 30)

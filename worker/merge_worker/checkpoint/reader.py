@@ -18,6 +18,9 @@ LARGEST_READ = 1 << 30
 """Linux moves at most 2 GiB - 4 KiB in one call."""
 
 MANY_FILES = 1 << 16
+OTHER_FILES = 40
+"""Open files besides those of models: locks, pipes, modules that are being loaded."""
+
 SAMPLES, SAMPLE_BYTES = 64, 16
 
 NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -25,25 +28,30 @@ NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class Files:
-    """Open descriptors by path, shared by all threads (positioned reads have no state)."""
+    """Open descriptors by path, shared by all threads (positioned reads have no state).
 
-    def __init__(self, hub: Hub | None = None) -> None:
-        _allow_many()
+    At most `most` files stay open; others are opened for every read.
+    """
+
+    def __init__(self, hub: Hub | None = None, most: int | None = None) -> None:
+        self.most = allow_open_files() - OTHER_FILES if most is None else most
         self.hub = hub or Hub()
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def descriptor(self, path: str) -> int:
-        """Return the open descriptor of `path`. Raises InputError if it cannot be opened."""
+    def descriptor(self, path: str) -> int | None:
+        """Return the descriptor of `path` that stays open; None if too many files are open.
+
+        Raises InputError if it cannot be opened.
+        """
         fd = self._open.get(path)
         if fd is not None:
             return fd
         self.hub.download(path)
         with self._lock:
-            if path not in self._open:
-                with input_errors(path):
-                    self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return self._open[path]
+            if path not in self._open and len(self._open) < self.most:
+                self._open[path] = _open(path)
+            return self._open.get(path)
 
     def read(
         self, path: str, offset: int, buffer: memoryview, turns: ComputeSlots = UNLIMITED
@@ -53,6 +61,18 @@ class Files:
         Raises InputError if the file ends early or cannot be read.
         """
         fd = self.descriptor(path)
+        if fd is not None:
+            self._read(fd, path, offset, buffer, turns)
+            return
+        fd = _open(path)
+        try:
+            self._read(fd, path, offset, buffer, turns)
+        finally:
+            os.close(fd)
+
+    def _read(
+        self, fd: int, path: str, offset: int, buffer: memoryview, turns: ComputeSlots
+    ) -> None:
         done, total = 0, len(buffer)
         while done < total:
             part = buffer[done : done + LARGEST_READ]
@@ -72,8 +92,8 @@ class Files:
 
     def will_need(self, path: str, offset: int, count: int) -> None:
         """Tell the kernel to read ahead; only a hint."""
-        if hasattr(os, "posix_fadvise") and not self.hub.is_not_downloaded(path):
-            os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_WILLNEED)
+        if not self.hub.is_not_downloaded(path):
+            self._advise(path, offset, count, "POSIX_FADV_WILLNEED")
 
     def discard(self, path: str) -> None:
         """Close a file that is no longer read."""
@@ -85,8 +105,12 @@ class Files:
 
     def done_with(self, path: str, offset: int, count: int) -> None:
         """Tell the kernel that a range need not stay in the page cache; only a hint."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.descriptor(path), offset, count, os.POSIX_FADV_DONTNEED)
+        self._advise(path, offset, count, "POSIX_FADV_DONTNEED")
+
+    def _advise(self, path: str, offset: int, count: int, advice: str) -> None:
+        fd = self.descriptor(path) if hasattr(os, "posix_fadvise") else None
+        if fd is not None:
+            os.posix_fadvise(fd, offset, count, getattr(os, advice))
 
     def close(self) -> None:
         for path in list(self._open):
@@ -123,10 +147,22 @@ def _cached(fd: int, part: memoryview, offset: int) -> int:
         raise
 
 
-def _allow_many() -> None:
-    """Raise the usual soft limit of 1024 open files: many large models have more shards."""
+def _open(path: str) -> int:
+    with input_errors(path):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def allow_open_files() -> int:
+    """Raise the usual soft limit of 1024 open files, since many large models have more shards.
+
+    Returns the limit that holds now.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY:
+        return MANY_FILES
+    if soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return soft

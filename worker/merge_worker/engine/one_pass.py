@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from ..checkpoint.header import Shard
 from ..checkpoint.hub import Hub
-from ..checkpoint.reader import Files
-from ..errors import InputError
+from ..checkpoint.reader import OTHER_FILES, Files, allow_open_files
+from ..errors import InputError, UsageError
 from ..messages import counted, first_names, print_line, printable
 from ..output.shard_file import early_writeback
 from ..output.store import PartialOutput
@@ -69,9 +69,24 @@ class _Pass:
         hub = Hub()
         for store in self.stores:
             hub.adopt(store.plan.options.hub)
-        self.files = Files(hub)
+        self.keep_open = self._files_to_keep_open()
+        self.files = Files(hub, self.keep_open)
         inputs = sum(shard.size for shard in _shards(self.stores).values())
         self.drop_cache = inputs > _memory_bytes() // 2
+
+    def _files_to_keep_open(self) -> int:
+        """Return how many inputs may stay open. Raises UsageError if the outputs are too many."""
+        outputs, limit = sum(len(s.plan.layout.shards) for s in self.stores), allow_open_files()
+        left = limit - OTHER_FILES - outputs
+        if left < 0:
+            raise UsageError(
+                f"{self.stores[0].out}: {counted(outputs, 'files')} of weights are written at a "
+                f"time, and the limit of open files is {limit}\n"
+                f"  raise it (ulimit -n {outputs + 2 * OTHER_FILES}), or write fewer "
+                f"(--shard-size)"
+            )
+        self.direct = left >= outputs  # which takes another descriptor of each
+        return left - outputs * self.direct
 
     def find_work(self) -> None:
         """Find the work that earlier runs have not done."""
@@ -94,7 +109,7 @@ class _Pass:
             done_again = f"{counted(store.outdated, 'pieces')} of earlier runs are done again"
             text = f"an input was replaced or written to since; {done_again}"
             print_line(f"warning: {store.out}: {text}", sys.stderr)
-        store.open()
+        store.open(direct=self.direct)
         if store.entries:
             damaged = store.drop_damaged(store.plan.memory.lanes, self.stop)
             if not self.options.allow_nonfinite:
@@ -151,7 +166,7 @@ class _Pass:
             # The parent's locks may have been held at the fork.
             hub = Hub()
             hub.adopt(self.files.hub)
-            self.files = Files(hub)
+            self.files = Files(hub, self.keep_open)
             do = self._engine(None, None, stop, (number, count))
             return lambda work: do(with_readahead(work, self.files))
 

@@ -27,7 +27,7 @@ from ..planning.step import Piece, pieces
 from ..system.machine import ComputeSlots
 from ..system.progress import Progress
 from ..system.signals import StopFlag
-from ..tensors.source import DerivedTensor, stored_inputs
+from ..tensors.source import StoredTensor, stored_inputs
 from .device import OUT_OF_MEMORY, load_linalg
 from .lane import Lane, Loaded
 from .prefetch import Fetcher, ReadAhead
@@ -248,9 +248,9 @@ class Engine:
         floats = step.dtype.kind is Kind.FLOAT
         bad = values.numel() - int(torch.isfinite(values).sum()) if floats else 0
         source, same = step.sources[0], None
-        if not isinstance(source, DerivedTensor):
-            place = source.offset + start * source.dtype.bytes
-            same = (self.files.descriptor(source.file), place)
+        if isinstance(source, StoredTensor):
+            fd, place = self.files.descriptor(source.file), source.offset
+            same = None if fd is None else (fd, place + start * source.dtype.bytes)
         for member in step.members:
             work = (member.number, member.step)
             with self._slots.released():

@@ -39,7 +39,7 @@ class ShardFile:
     `created`: the file was empty.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, direct: bool = True) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         status = os.fstat(self.fd)
         self.path, self.size = path, size
@@ -49,7 +49,7 @@ class ShardFile:
         kind = mount_of(self.fd).kind
         if kind in RESERVES and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.fd, 0, size)
-        self._direct = _open_direct(path) if kind in MEASURED else -1
+        self._direct = _open_direct(path) if direct and kind in MEASURED else -1
         self._shares = kind in SHARES
 
     def is_in_place(self) -> bool:

@@ -100,11 +100,14 @@ class PartialOutput:
                     f"  nothing was finished; run the same command again, which writes it anew"
                 )
 
-    def open(self) -> None:
-        """Open all shards at their final size and a journal of this process. OutputError."""
+    def open(self, direct: bool = True) -> None:
+        """Open all shards at their final size and a journal of this process. OutputError.
+
+        `direct`: with a second descriptor of each that bypasses the page cache, where that helps.
+        """
         with output_errors(self.out):
             for shard in self.plan.layout.shards:
-                file = ShardFile(self.folder / unfinished(shard.name), shard.size)
+                file = ShardFile(self.folder / unfinished(shard.name), shard.size, direct)
                 self.files.append(file)
                 file.write(memoryview(shard.header), 0)
             name = f"{self._journals}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
