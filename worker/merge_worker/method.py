@@ -183,6 +183,11 @@ class Algorithm(ABC):
     def scratch_bytes(self, method: Method, sources: int) -> int:
         """Return the scratch bytes per element of a block."""
 
+    def held_bytes(self, method: Method, task: Task, block: int) -> int:
+        """Return the bytes in memory beside buffers and scratch: statistics of a tensor that is cut
+        into blocks of `block` elements, and what is computed from them."""
+        return 0
+
     def cost(self, method: Method, task: Task) -> Cost | None:
         """Return the cost of a tensor that takes much longer to compute than to read, else None."""
         return None

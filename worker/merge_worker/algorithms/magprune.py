@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from ..method import Block, Granularity, Task, Tensor
 from .order_statistics import Threshold
-from .random_masks import RandomStream, keep_bound
+from .random_masks import RandomStream, keep_bound, stream_bytes
 from .rank_search import as_integers, dtype_name, has_numpy, scalar
 from .sparsify import KEEP_ALL, KEEP_NONE, Mask, RandomDrop, Sparsifier
 
@@ -49,7 +49,18 @@ class MagPrune(Sparsifier):
 
     def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
         stream = RandomStream.of(task.seed, task.name, model)
-        return MagPruneMask(stream, task.shape, self.density, self.epsilon, twice)
+        kept = twice and _is_remembered(task)
+        return MagPruneMask(stream, task.shape, self.density, self.epsilon, kept)
+
+    def mask_bytes(self, task: Task, block: int, twice: bool) -> int:
+        count = math.prod(task.shape)
+        kept = count // 8 if twice and _is_remembered(task) else 0
+        copied = 13 * block // task.models if row_shape(task.shape)[1] > 1 else 0
+        return stream_bytes(count) + kept + copied
+
+
+def _is_remembered(task: Task) -> bool:
+    return math.prod(task.shape) * task.models <= REMEMBERED
 
 
 def row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -64,9 +75,9 @@ def row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return inner[0], math.prod(inner[1:])
 
 
-REMEMBERED = 1 << 26
-"""Elements of the largest tensor whose mask is kept between passes, at one bit each; embeddings
-of 32,000 tokens fit."""
+REMEMBERED = 1 << 28
+"""Elements of the largest tensor, over all models, whose masks are kept between passes, at one bit
+each; embeddings of 32,000 tokens fit for four models."""
 
 
 @dataclass
@@ -89,8 +100,7 @@ class MagPruneMask(Mask):
         if packed is None:
             flags = scratch.take("flags", count, "bool")
             self._draw(part, vector, flags)
-            few = math.prod(self.shape) <= REMEMBERED
-            if self.twice and few and vector.device.type == "cpu" and has_numpy():
+            if self.twice and vector.device.type == "cpu" and has_numpy():
                 self._packed[part.start] = pack_flags(flags)
         else:
             flags = unpack_flags(packed, count)

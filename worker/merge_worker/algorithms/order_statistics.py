@@ -125,9 +125,27 @@ def order_statistics(
     """
     if not any(ranks):
         return then([[] for _ in ranks])
+    return _SamplePass(values, size, ranks, then, whole, _stride(size))
+
+
+def _stride(size: int) -> int:
     samples = SAMPLES if size < 1 << 26 else MANY_SAMPLES
-    stride = 1 if size <= SORTED else max(STRIDE, size // samples | 1)
-    return _SamplePass(values, size, ranks, then, whole, stride)
+    return 1 if size <= SORTED else max(STRIDE, size // samples | 1)
+
+
+def held_bytes(size: int, block: int, ranks: Sequence[int], work: str) -> int:
+    """Return the bytes that `order_statistics` holds, given the number of ranks of each series."""
+    if not ranks:
+        return 0
+    each = 8 if work == "float64" else 4
+    samples = size // _stride(size) + 1
+    # The candidates inside a bracket of three standard errors on both sides, and a quarter more.
+    kept = 0 if samples >= size else min(size, int((4 * math.sqrt(samples) + 8) * size / samples))
+    sampling = each * samples * (2 * len(ranks) + 3)
+    # Selection sorts those of one rank, and counts equal ones, in integers of 64 bits.
+    counting = each * samples * len(ranks) + each * kept * sum(ranks) + (2 * each + 40) * kept
+    ties = 9 * block  # a flag and an index for each
+    return max(sampling, counting) + ties
 
 
 @dataclass

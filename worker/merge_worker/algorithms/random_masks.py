@@ -10,7 +10,6 @@ whose upper bits are as good as those of a full one, at one operation per elemen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b, shake_128
@@ -32,7 +31,7 @@ class RandomStream:
     """The random numbers of one tensor of one model."""
 
     key: bytes
-    _factors: dict[tuple[int, int, torch.device], Sequence[Tensor]] = field(
+    _words: dict[tuple[int, torch.device], Tensor] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -50,26 +49,30 @@ class RandomStream:
         places = _place_words(words.device)
         group, first = divmod(block.start, GROUP * RUN)
         if first % RUN == 0 and count % RUN == 0 and first + count <= GROUP * RUN:
-            factors = self._run_words(group, count // RUN, places.device)
-            if first % count == 0:
-                torch.mul(places, factors[first // count], out=words.view(-1, RUN))
-                return words
+            factors = self._run_words(group, places.device)[first // RUN : (first + count) // RUN]
+            torch.mul(places, factors, out=words.view(-1, RUN))
+            return words
         done = 0
         while done < count:
             run, place = divmod(block.start + done, RUN)
             length = min(count - done, RUN - place)
-            factor = self._run_words(run // GROUP, 1, places.device)[run % GROUP][0]
+            factor = self._run_words(run // GROUP, places.device)[run % GROUP]
             torch.mul(places[place : place + length], factor, out=words[done : done + length])
             done += length
         return words
 
-    def _run_words(self, group: int, runs: int, device: torch.device) -> Sequence[Tensor]:
-        """Return the words of a group's runs, `runs` at a time, as columns on the device."""
-        factors = self._factors.get((group, runs, device))
-        if factors is None:
+    def _run_words(self, group: int, device: torch.device) -> Tensor:
+        """Return the words of a group's runs as a column on the device."""
+        words = self._words.get((group, device))
+        if words is None:
             words = _odd_words(self.key + group.to_bytes(8, "little"), GROUP)[:, None].to(device)
-            factors = self._factors[group, runs, device] = words.split(runs)  # type: ignore[no-untyped-call]
-        return factors
+            self._words[group, device] = words
+        return words
+
+
+def stream_bytes(count: int) -> int:
+    """Return the bytes that the numbers of `count` elements leave in memory."""
+    return 2 * 4 * GROUP * (count // (GROUP * RUN) + 1)
 
 
 def keep_bound(probability: float) -> int:

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..method import Block, Granularity, MergePass, StatisticsPass, Task, Tensor
-from .order_statistics import READS, Threshold, order_statistics, parts, parts_into
+from .order_statistics import READS, Threshold, held_bytes, order_statistics, parts, parts_into
 from .rank_search import dtype_name, scalar
 from .sparsify import KEEP_ALL, KEEP_NONE, Mask, Sparsifier, Trim
 from .task_vectors import (
+    SUMS,
     CopyBase,
     Rule,
     TaskVectors,
@@ -95,6 +96,14 @@ class GeneralizedTaskArithmetic(Rule):
 
         return order_statistics(magnitudes, count, [ranks[m] for m in trimmed], mask_and_merge)
 
+    def held_bytes(self, task: Task, block: int) -> int:
+        count = math.prod(task.shape)
+        ranks = [len(sparsifier.ranks(count)) for sparsifier in self.sparsifiers]
+        twice = bool(self._rescaled_models())
+        masks = sum(sparsifier.mask_bytes(task, block, twice) for sparsifier in self.sparsifiers)
+        sums = 2 * SUMS * task.models * -(-count // block) if twice else 0
+        return held_bytes(count, block, [n for n in ranks if n], task.work) + masks + sums
+
     def _rescaled_models(self) -> list[int]:
         if not self.rescale:
             return []
@@ -118,7 +127,7 @@ class L1Norms(StatisticsPass):
     work: str
     then: Callable[[dict[int, float]], MergePass]
 
-    def collect(self, block: Block) -> tuple[list[list[float]], list[list[float]]]:
+    def collect(self, block: Block) -> tuple[list[float], list[float]]:
         models = list(self.masks)
         apply = [mask.on(block) for mask in self.masks.values()]
         whole: list[Tensor] = []
@@ -133,11 +142,11 @@ class L1Norms(StatisticsPass):
         return sums_by_model(whole), sums_by_model(kept)
 
     def next_pass(
-        self, partials: Sequence[tuple[list[list[float]], list[list[float]]]]
+        self, partials: Sequence[tuple[list[float], list[float]]]
     ) -> StatisticsPass | MergePass:
         factors = {}
         for number, m in enumerate(self.masks):
-            whole, kept = (math.fsum(x for p in partials for x in p[i][number]) for i in (0, 1))
+            whole, kept = (math.fsum(p[i][number] for p in partials) for i in (0, 1))
             factors[m] = 1.0 if whole < 1e-7 or kept < 1e-7 else whole / kept
         return self.then(factors)
 

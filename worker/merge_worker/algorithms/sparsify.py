@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..method import Block, Granularity, Task, Tensor
 from .order_statistics import Threshold
-from .random_masks import RandomStream, keep_bound
+from .random_masks import RandomStream, keep_bound, stream_bytes
 from .rank_search import dtype_name, scalar
 
 ApplyMask = Callable[[Block, Tensor, Tensor], None]
@@ -49,6 +49,10 @@ class Sparsifier(ABC):
     @abstractmethod
     def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
         """Return the mask of a model; `twice` says that two passes will apply it."""
+
+    def mask_bytes(self, task: Task, block: int, twice: bool) -> int:
+        """Return the bytes that the mask of a model holds, and those that making it takes."""
+        return 0
 
 
 class _KeepAll(Sparsifier, Mask):
@@ -163,6 +167,9 @@ class RandomDrop(Sparsifier):
     def mask(self, task: Task, model: int, thresholds: Sequence[Threshold], twice: bool) -> Mask:
         stream = RandomStream.of(task.seed, task.name, model)
         return _RandomMask(stream, keep_bound(self.density))
+
+    def mask_bytes(self, task: Task, block: int, twice: bool) -> int:
+        return stream_bytes(math.prod(task.shape))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ class Rule(ABC):
     def begin(self, task: Task) -> StatisticsPass | MergePass:
         """Return the first pass over a tensor; the task has models and elements."""
 
+    def held_bytes(self, task: Task, block: int) -> int:
+        """See `Algorithm.held_bytes`."""
+        return 0
+
 
 class TaskVectorAlgorithm(Algorithm):
     """The algorithm of a method function `method(*, parameters) -> Rule`."""
@@ -53,6 +57,9 @@ class TaskVectorAlgorithm(Algorithm):
     def scratch_bytes(self, method: Method, sources: int) -> int:
         # Task vectors, the base, and at most ten other numbers per element, at most float64.
         return (sources + 10) * 8
+
+    def held_bytes(self, method: Method, task: Task, block: int) -> int:
+        return _rule(method, task.values).held_bytes(task, block) if task.models else 0
 
     def check(self, method: Method, task: Task) -> None:
         method.call(task.values)
@@ -148,12 +155,15 @@ def run_sums(vectors: TaskVectors) -> list[Tensor]:
     return [*sums, vectors.all[:, whole:].sum(1, keepdim=True)]
 
 
-def sums_by_model(sums: list[Tensor]) -> list[list[float]]:
-    """Return the run sums of a block as lists of floats, one list per model."""
+def sums_by_model(sums: list[Tensor]) -> list[float]:
+    """Return the sum of each model over a block, from its run sums, rounded once."""
     import torch
 
-    result: list[list[float]] = torch.cat(sums, 1).tolist()
-    return result
+    return [math.fsum(runs) for runs in torch.cat(sums, 1).tolist()]
+
+
+SUMS = 64
+"""Bytes of such a sum in a list: a Python number and two references, rounded up."""
 
 
 def apply_consensus_mask(

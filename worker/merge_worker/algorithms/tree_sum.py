@@ -6,6 +6,9 @@ import threading
 
 from ..method import Block, Tensor
 
+MOST_HEIGHTS = 16
+"""Parts that wait for each lane: it adds a run of blocks, and a tensor has at most 2^16."""
+
 
 class TreeSum:
     """The sum of one tensor for each block of a tensor of `count` elements.

@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import ResultError
 from ..method import Algorithm, Block, Granularity, MergePass, Method, StatisticsPass, Task, Tensor
 from .gram import (
+    PRODUCTS,
     CancellationError,
     ColumnGram,
     KnownLength,
@@ -25,6 +26,7 @@ from .gram import (
     TensorGram,
     Vectors,
 )
+from .tree_sum import MOST_HEIGHTS
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ class LinearCombination(Algorithm):
     def scratch_bytes(self, method: Method, sources: int) -> int:
         # Accumulator and one converted source, at most float64; for dot products all sources.
         return 8 * (sources + 2) if self.gram else 16
+
+    def held_bytes(self, method: Method, task: Task, block: int) -> int:
+        if not self.gram or self._has_single_source(task):
+            return 0
+        matrix = 8 * self._vector_count(task) ** 2
+        vectors = self._vectors(task.values)
+        if vectors is Vectors.TENSOR:
+            return MOST_HEIGHTS * matrix + 3 * max(matrix, 8 * PRODUCTS)
+        length = task.shape[-1] if task.shape else 1
+        if vectors is Vectors.ROWS or len(task.shape) < 2:
+            return 4 * matrix * -(-block // length)
+        return (MOST_HEIGHTS + 4) * matrix * math.prod(task.shape[1:])
 
     def check(self, method: Method, task: Task) -> None:
         if self._has_single_source(task):

@@ -68,7 +68,7 @@ class Lane:
         outs = {f"out{n}": (stop - start) * m.step.dtype.bytes for n, m in enumerate(step.members)}
         landing = self.landing.size_with({slot: count + PAGE for slot, count in outs.items()})
         total = self.host.size_with(needs) + landing
-        if total + max(scratch, self.scratch.size_with({})) > limit:
+        if total + max(scratch, self.scratch.size_with({})) + step.held > limit:
             self.clear()
             self._room_for = asked
 

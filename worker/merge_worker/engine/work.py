@@ -141,6 +141,7 @@ def _join(members: Sequence[Member]) -> JointStep:
         shard=first.shard,
         offset=first.offset,
         flops=sum(member.step.flops for member in members),
+        held=sum(member.step.held for member in members),
         members=tuple(members),
     )
 

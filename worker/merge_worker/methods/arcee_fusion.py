@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..algorithms.elementwise import Elementwise, converted_source
-from ..algorithms.order_statistics import READS, Threshold, order_statistics
+from ..algorithms.order_statistics import READS, Threshold, held_bytes, order_statistics
 from ..algorithms.weighted_sum import WeightedSum
 from ..method import (
     BaseRole,
@@ -35,6 +35,12 @@ class _Fusion(Elementwise):
 
     def scratch_bytes(self, method: Method, sources: int) -> int:
         return 8 * (3 + 2)  # both sources and one more here, two in the search for the quartiles
+
+    def held_bytes(self, method: Method, task: Task, block: int) -> int:
+        count = math.prod(task.shape)
+        rows = count // task.shape[-1] if task.shape else 1
+        # Divergences twice, when they are joined; flags and values where a block is chosen.
+        return 2 * 8 * rows + 9 * block + held_bytes(count, block, [3], task.work)
 
     def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if task.models + task.has_base == 1 or math.prod(task.shape) == 0:

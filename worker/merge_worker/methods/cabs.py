@@ -44,6 +44,10 @@ class _Cabs(Rule):
         if not 1 <= self.n <= self.m:
             raise ValueError(f"n must be between 1 and m, got n {self.n} and m {self.m}")
 
+    def held_bytes(self, task: Task, block: int) -> int:
+        # A copy of every source, and what `largest_of_each` computes.
+        return 8 * min(AREA, block) * (task.models + 16)
+
     def begin(self, task: Task) -> MergePass:
         return _TakeTurns(self, task.work)
 

@@ -4,10 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..algorithms.order_statistics import READS, Threshold, order_statistics, parts, parts_into
+from ..algorithms.order_statistics import (
+    READS,
+    Threshold,
+    held_bytes,
+    order_statistics,
+    parts,
+    parts_into,
+)
 from ..algorithms.sign_consensus import disjoint_sum
 from ..algorithms.sparsify import zero_below
 from ..algorithms.task_vectors import (
+    SUMS,
     CopyBase,
     Rule,
     TaskVectors,
@@ -49,6 +57,11 @@ class _Sce(Rule):
     @property
     def reads(self) -> int:
         return 2 + (1 + READS) * (self.select_topk < 1)
+
+    def held_bytes(self, task: Task, block: int) -> int:
+        count = math.prod(task.shape)
+        selection = held_bytes(count, block, [1], "float64") if 0 < self.select_topk < 1 else 0
+        return selection + SUMS * task.models * -(-count // block)
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
         if self.select_topk <= 0:
@@ -134,7 +147,7 @@ class _Energy(StatisticsPass):
     task: Task
     threshold: Threshold | None
 
-    def collect(self, block: Block) -> list[list[float]]:
+    def collect(self, block: Block) -> list[float]:
         sums: list[Tensor] = []
         ties = self.threshold.leading_ties(block) if self.threshold else 0
         for part in parts(block):
@@ -143,10 +156,10 @@ class _Energy(StatisticsPass):
             sums += run_sums(vectors)
         return sums_by_model(sums)
 
-    def next_pass(self, partials: Sequence[list[list[float]]]) -> MergePass:
+    def next_pass(self, partials: Sequence[list[float]]) -> MergePass:
         models = self.task.models
         count = math.prod(self.task.shape)
-        q = [math.fsum(x for p in partials for x in p[m]) / count for m in range(models)]
+        q = [math.fsum(p[m] for p in partials) / count for m in range(models)]
         total = sum(q)
         uniform = abs(total) < self.rule.min_energy or total == 0
         weights = [1 / models if uniform else energy / total for energy in q]

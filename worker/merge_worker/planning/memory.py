@@ -91,7 +91,7 @@ def step_buffers(step: Step) -> BufferSize:
     """Return the buffers of a step: for each element of every source and result, and fixed ones."""
     block = max(1, min(step.grid.block, step.grid.count))
     sources = add_sizes(buffer_size(source) for source in step.sources)
-    fixed = 2 * PAGE * step.results + block * step.scratch + sources.fixed
+    fixed = 2 * PAGE * step.results + block * step.scratch + step.held + sources.fixed
     return BufferSize(sources.per_element + step.result_bytes, fixed)
 
 
@@ -101,7 +101,6 @@ def budget(
     """Share the memory among lanes: more lanes than threads, so that some wait for the storage."""
     processes = _processes(steps, threads, accelerated)
     default = max(DEFAULT_BYTES, processes * (DEVICE_BYTES if accelerated else PROCESS_BYTES))
-    total = memory_bytes or default
     sizes = [(step, step_buffers(step)) for step in steps]
     needs = [(_lane_bytes(step, size, 1), step.name) for step, size in sizes]
     least, largest = max(needs, key=lambda need: need[0], default=(0, None))
@@ -109,6 +108,8 @@ def budget(
     results = max((step.results for step in steps), default=1)
     waiting = max(1, process_threads // 4, min(MOST_WAITING, (results + 1) // 2))
     wanted = processes * (process_threads + waiting)
+    # Statistics come on top of the default, or large tensors would no longer be read at once.
+    total = memory_bytes or default + wanted * max((step.held for step in steps), default=0)
     lanes = max(1, min(wanted, total // max(1, least)))
     processes = max(1, min(processes, lanes // 2))
     lanes -= lanes % processes

@@ -51,7 +51,7 @@ class UnplacedStep:
     def place(self, shard: int, offset: int, block: int) -> Step:
         """Return the step with its result at `offset` of `shard`, cut into blocks of `block`."""
         output, task, algorithm = self.output, self.task, self.method.algorithm
-        cut, reads, scratch, flops = Granularity.ELEMENT, 1, 0, 0
+        cut, reads, scratch, flops, held = Granularity.ELEMENT, 1, 0, 0, 0
         if task is not None:
             cut = algorithm.granularity(self.method, task.values)
             reads = algorithm.reads(self.method, task.values)
@@ -63,6 +63,9 @@ class UnplacedStep:
                 scratch += SCALED_SCRATCH
         if reads > 1 and block == CPU_BLOCK:
             block *= MULTIPASS_FACTOR
+        grid = block_grid(output.shape, cut, block)
+        if task is not None and grid.count:
+            held = algorithm.held_bytes(self.method, task, min(grid.block, grid.count))
         return Step(
             name=output.name,
             dtype=output.dtype,
@@ -70,12 +73,13 @@ class UnplacedStep:
             sources=self.sources,
             task=task,
             method=self.method if task else None,
-            grid=block_grid(output.shape, cut, block),
+            grid=grid,
             reads=reads,
             scratch=scratch,
             shard=shard,
             offset=offset,
             flops=flops,
+            held=held,
         )
 
 

@@ -110,6 +110,7 @@ class Step:
     shard: int
     offset: int
     flops: int = 0  # where computing takes longer than reading
+    held: int = 0  # bytes of statistics, beside the buffers
 
     def first_pass(self) -> StatisticsPass | MergePass | None:
         """Return the pass that computing begins with; None where bytes are copied."""
