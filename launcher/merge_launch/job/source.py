@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 FORMS = "give OUT MODEL MODEL… or RECIPE.yml [OUT]"
 RECIPE_SUFFIXES = (".yml", ".yaml", ".json")
 LONGEST_NAME = 80
+LONGEST_STEM = 200
+"""Bytes of a name that leave room for an ending: file systems take 255."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,15 @@ def safe_name(text: str) -> str:
     return plain if re.match(r"[A-Za-z]", plain) else f"merge-{plain}".rstrip("-")
 
 
+def own_name(text: str) -> str:
+    """Return a safe name that no other text has: one that had to be changed ends with a digest."""
+    name = safe_name(text)
+    if name == text and len(text) <= LONGEST_STEM:
+        return text
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{name[:LONGEST_STEM].rstrip('-.')}-{digest}"
+
+
 def job_folder(out: str) -> Path:
     """Return the folder beside OUT for the texts of jobs, their logs and exit codes."""
-    return Path(out).with_name(f"{safe_name(Path(out).name)}.job")
+    return Path(out).with_name(f"{own_name(Path(out).name)}.job")

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..backends.arrays import Arrays
 from ..errors import ClusterError, LauncherError, UsageError
 from ..job.job import SHORT_NAME
-from ..job.source import job_folder, safe_name
+from ..job.source import job_folder, own_name
 from ..process import answer
 from ..settings.groups import SweepOptions
 from ..submission.prepare import JobChain, Request
@@ -64,7 +64,7 @@ def _submit_array(
         for member in members
     ]
     records = [unsubmitted(request, chain[0]) for chain in chains]
-    folder, stem = job_folder(sweep.out), safe_name(Path(sweep.path).stem)
+    folder, stem = job_folder(sweep.out), own_name(Path(sweep.path).stem)
     worker = chains[0][0].payload.embedded
     # Builds of the worker differ in name: a later array leaves the worker of a queued one alone.
     worker_file = folder / f"{worker.digest[:16]}-{worker.name}"

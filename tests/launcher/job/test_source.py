@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from merge_launch.errors import UsageError
-from merge_launch.job.source import absolute, current_folder, default_name, read_source, safe_name
+from merge_launch.job.source import (
+    absolute,
+    current_folder,
+    default_name,
+    job_folder,
+    read_source,
+    safe_name,
+)
 from merge_launch.settings.groups import MergeOptions
 from merge_worker.errors import UsageError as WorkerUsageError
 from merge_worker.errors import WorkerError
@@ -190,3 +197,15 @@ def test_a_manifest_is_no_recipe_of_a_job(work: Path) -> None:
     (work / "merge_manifest.json").write_text('{"inputs": [], "recipe": {}}')
     with pytest.raises(UsageError, match=r"'merge-worker merge merge_manifest.json OUT'"):
         read("merge_manifest.json", "again", folder=str(work))
+
+
+def test_two_outs_never_share_a_job_folder() -> None:
+    assert job_folder("/w/soup-v1") == Path("/w/soup-v1.job")
+    same = ["soup-v1", "soup v1", "soup  v1", "soup-v1-", "-soup-v1", "soup+v1"]
+    foreign = ["模型", "модель", "…", "1.5", "merge-1.5", "merge", "\udce9"]
+    long = ["x" * 252, "x" * 253, "x" * 200, "é" * 126]
+    names = [*same, *foreign, *long]
+    folders = {job_folder(f"/w/{name}").name for name in names}
+    assert len(folders) == len(names)
+    assert all(len(folder) <= 255 and folder.isascii() for folder in folders)
+    assert job_folder("/w/soup v1/") == job_folder("/w/soup v1")

@@ -1,6 +1,7 @@
 """From submission to verdict with fake schedulers that run the job."""
 
 import os
+import re
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from merge_launch.backends.base import JobState, Status
 from merge_launch.errors import UsageError
+from merge_launch.job.source import job_folder
 from merge_launch.submission import submit
 from merge_launch.tracking import logs, records
 from merge_launch.tracking.records import Record
@@ -29,8 +31,9 @@ def test_a_job_from_submission_to_verdict(
     done = launch(backend, "my out", *models, "--python", sys.executable, "--progress", "plain")
     assert done.code == 0, done.err
     assert (work / "my out" / "merge_manifest.json").exists()
-    folder = work / "my-out.job"
+    folder = job_folder(str(work / "my out"))
     assert (folder / f"{job_id}.exit").read_text() == "0\n"
+    assert re.fullmatch("my-out-[0-9a-f]{8}.job", folder.name)
     assert "2 tensors merged" in (folder / "my-out.log").read_text()
     status = launch("status", job_id)
     assert status.code == 0
