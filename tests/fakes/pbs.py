@@ -148,7 +148,7 @@ def array(value: str | None) -> list[int]:
 def qdel(words: list[str]) -> int:
     """Delete jobs; the exit status is that of the last one that cannot be."""
     status = 0
-    for job_id in words:
+    for job_id in (word for word in words if word != "--"):
         try:
             delete(job_id)
         except Refused as error:

@@ -111,6 +111,8 @@ class Backend(ABC, Generic[R]):
     """A place to run jobs. Each module has one instance, named BACKEND."""
 
     name: ClassVar[str]
+    job_id_pattern: ClassVar[str]
+    """Matches the ids of jobs and of members of arrays; they are arguments of commands."""
     template: ClassVar[str]
     help: ClassVar[str]
     dependencies: ClassVar[bool] = False
@@ -194,8 +196,10 @@ class Scheduler(Backend[R]):
     """A backend with a command to submit jobs, some to query them and one to cancel them."""
 
     suffix: ClassVar[str]
-    job_id_pattern: ClassVar[str]
-    """Matches the last line that the submitting command prints; group 1 is the job id."""
+    reply_pattern: ClassVar[str]
+    """Matches the line of the submitting command that holds the job id, which is group 1."""
+    lost_answer_pattern: ClassVar[str] = "(?!)"
+    """Matches errors of the submitting command after which the job may be there all the same."""
     sources: ClassVar[tuple[str, ...]] = ()
     """Commands that report jobs; a later one is queried for jobs missing from the earlier ones."""
     formats: ClassVar[tuple[str, ...]] = ("",)
@@ -249,10 +253,25 @@ class Scheduler(Backend[R]):
         """
 
     def parse_submit(self, text: str) -> str | None:
-        """Return the job id in the output of the submitting command, or None."""
-        lines = text.strip().splitlines()
-        match = re.fullmatch(self.job_id_pattern, lines[-1].strip()) if lines else None
-        return match[1] if match else None
+        """Return the job id in the output of the submitting command, or None.
+
+        Wrappers of sites print lines of their own before and after it.
+        """
+        match = self.reply_line(text)
+        return None if match is None else match[1]
+
+    def reply_line(self, text: str) -> re.Match[str] | None:
+        """Return the match of the last line with a job id."""
+        matches = (re.fullmatch(self.reply_pattern, line.strip()) for line in text.splitlines())
+        return next((match for match in reversed(list(matches)) if match), None)
+
+    def search_argv(self, name: str) -> list[str] | None:
+        """Return a command that lists the jobs of this user with a name, if there is one."""
+        return None
+
+    def parse_search(self, text: str, script: str) -> list[str]:
+        """Return the ids in the output of `search_argv` of jobs that may run this script."""
+        return []
 
     @abstractmethod
     def status_argv(self, source: str, ids: Sequence[str], dialect: str) -> list[str] | None:

@@ -74,7 +74,8 @@ class Local(LocalBackend[LocalResources]):
     help = "Merge here and now."
     resources = LocalResources
     suffix = "sh"
-    job_id_pattern = r"(local-\d{12}-\d+)"
+    job_id_pattern = r"local-\d{12}-\d+"
+    reply_pattern = f"({job_id_pattern})"
     sources = ("bash",)
     already_ended_codes = (35,)
     status_if_forgotten = Status(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
@@ -24,6 +25,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 def say(text: str) -> None:
     """Print a note, a warning or an error to stderr, with control characters escaped."""
     print_line(f"merge-launch: {text}", sys.stderr)
+
+
+def emit(*lines: str) -> None:
+    """Print lines about what was done. A reader that is gone, or a full disk, undoes none of it."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        # What is left in the buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say("\n  ".join([f"warning: cannot print ({error.strerror}):", *lines]))
 
 
 def guarded(command: Command) -> Callable[..., NoReturn]:

@@ -20,7 +20,7 @@ from ..submission.submit import resubmit
 from ..tracking import conflicts, explain, logs, records
 from ..tracking import status as job_status
 from ..tracking.records import Record
-from .decorators import AsJson, Command, say
+from .decorators import AsJson, Command, emit, say
 
 NEWEST = 20
 COLUMNS = ("job", "name", "state", "backend", "submitted", "out")
@@ -195,35 +195,37 @@ def retry_command(job: JobWord, follow: Follow = False) -> int:
 
 
 def report_submitted(submitted: list[Record], follow: bool) -> int:
-    """Print ids, logs and further commands of submitted jobs; keep their records; follow the first.
+    """Print ids, logs and further commands of submitted jobs; follow the first.
 
     Returns the exit code of a job that was followed, else 0.
     """
     first = submitted[0]
-    print(f"job     {first.job_id}")
-    print(f"out     {printable(first.out)}")
-    print(f"log     {printable(first.log)}")
-    print(f"follow  {shlex.join(['merge-launch', 'logs', '-f', first.job_id])}")
-    print(f"cancel  {shlex.join(['merge-launch', 'cancel', first.job_id])}", flush=True)
-    for later in submitted[1:]:
-        print(f"then    {later.job_id}  (after it; log {printable(later.log)})", flush=True)
-    keep_records(submitted)
+    word = first.job_id if records.is_kept(first) else first.out
+    emit(
+        f"job     {first.job_id}",
+        f"out     {printable(first.out)}",
+        f"log     {printable(first.log)}",
+        f"follow  {shlex.join(['merge-launch', 'logs', '-f', word])}",
+        f"cancel  {shlex.join(['merge-launch', 'cancel', word])}",
+        *(f"then    {job.job_id}  (after it; log {printable(job.log)})" for job in submitted[1:]),
+    )
+    warn_of_unkept(submitted)
     if conflict := conflicts.warning(submitted):
         say(f"warning: {conflict}")
     return _print_live_log(first, follow, first.log_bytes) if follow else 0
 
 
-def keep_records(submitted: list[Record]) -> None:
-    """Keep the records of jobs; warn if that fails, since the jobs are submitted already."""
-    try:
-        for record in submitted:
-            records.save(record)
-            records.save_copy(record)
-    except OSError as error:
-        say(
-            f"warning: cannot note the job in {records.folder()} ({error.strerror}): 'logs', "
-            f"'status' and 'cancel' will know it by OUT only"
-        )
+def warn_of_unkept(submitted: list[Record]) -> None:
+    """Warn of jobs whose record could not be written; they are submitted already."""
+    unkept = [record for record in submitted if not records.is_kept(record)]
+    if not unkept:
+        return
+    by_out = all(records.is_kept_in_job_folder(record) for record in unkept)
+    known = "will know it by OUT only" if by_out else "will not know it; note its id"
+    say(
+        f"warning: cannot note the job in {records.folder()}, which is full or cannot be written: "
+        f"'logs', 'status' and 'cancel' {known}"
+    )
 
 
 COMMANDS: dict[str, Command] = {

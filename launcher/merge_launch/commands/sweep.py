@@ -29,8 +29,8 @@ from ..sweeps import arrays, jobs, lock, state
 from ..sweeps import results as sweep_results
 from ..sweeps.definition import Member, Sweep, read_sweep
 from ..sweeps.state import MemberState
-from .decorators import guarded, say, with_options
-from .jobs import keep_records
+from .decorators import emit, guarded, say, with_options
+from .jobs import warn_of_unkept
 
 
 @dataclass(frozen=True)
@@ -168,16 +168,15 @@ def _submit(request: Request, sweep: Sweep, todo: Sequence[Member], options: Swe
     try:
         for member, records in submitted:
             count += 1
-            keep_records(records)
             ids = " then ".join(record.job_id for record in records) or "ended"
-            print(f"{ids}  {member.name}", flush=True)
+            emit(f"{ids}  {member.name}")
+            warn_of_unkept(records)
     except (LauncherError, WorkerError) as error:
         say(f"{count} of {len(todo)} submitted; the same command submits the rest. {error}")
         return error.exit_code
     command = ["merge-launch", "sweep", sweep.path, "results"]
     command += ["--out", options.out] if options.out else []
-    print(f"out     {printable(str(sweep.out))}")
-    print(f"table   {shlex.join(command)}")
+    emit(f"out     {printable(str(sweep.out))}", f"table   {shlex.join(command)}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import socket
 import tempfile
 import time
@@ -18,7 +19,7 @@ from .. import backends
 from ..backends.base import JobState, LocalBackend, Scheduler, Service, Status
 from ..errors import ClusterError, LauncherError, OutputError
 from ..job.job import Job
-from ..process import answer, find, foreground
+from ..process import CommandFailed, answer, find, foreground
 from ..tracking import records
 from ..tracking import status as job_status
 from ..tracking.logs import size_of
@@ -72,6 +73,7 @@ def submit(request: Request, jobs: JobChain) -> list[Record]:
         job = jobs[0]
         ticket = backend.submission_metadata(job, request.resources)
         record = Record("", backend.name, "", job.merge.out, "", job.name, ticket=ticket)
+        record = dataclasses.replace(record, also=outs_after_first(job))
         return [_submit_to_service(backend, record, texts[0])]
     submitted: list[Record] = []
     for job, text in zip(jobs, texts, strict=True):
@@ -88,7 +90,12 @@ def submit_job(request: Request, job: Job, text: str, after: Sequence[Record] = 
     """Write the files of one job and submit it, to wait for the job in `after`, if any."""
     record = unsubmitted(request, job, after)
     with job_files(Path(record.script), text, job):
-        return submit_script(scheduler_of(request), record)
+        return records.keep(submit_script(scheduler_of(request), record))
+
+
+def outs_after_first(job: Job) -> tuple[str, ...]:
+    """Return the OUTs of the further merges of a job."""
+    return tuple(merge.out for merge in job.further)
 
 
 def scheduler_of(request: Request) -> Scheduler[Any]:
@@ -111,6 +118,7 @@ def unsubmitted(request: Request, job: Job, after: Sequence[Record] = ()) -> Rec
         script=str(Path(job.folder) / f"{job.name}.{backend.suffix}"),
         after=after[0].job_id if after else "",
         log_bytes=size_of(job.log),
+        also=outs_after_first(job),
     )
 
 
@@ -154,22 +162,44 @@ def _bytes(text: str) -> bytes:
 def submit_script(backend: Scheduler[Any], record: Record, words: Sequence[str] = ()) -> Record:
     """Submit the script of a record, with `words` before it. Returns the record with its id.
 
-    Raises Refused if nothing was submitted, ClusterError if that is unknown.
+    A job whose id got lost is looked up by its name. Raises Refused if nothing was submitted,
+    ClusterError if that is unknown.
     """
     *program, script = backend.submit_argv(record.script, record.after or None)
     argv = [*program, *words, script]
     try:
         reply = answer(argv)
+        job_id = backend.parse_submit(reply)
+        reason = f"{argv[0]}: expected a job id, got: {printable(reply.strip())[:200] or 'nothing'}"
     except ClusterError as error:
-        if error.unanswered:
-            raise ClusterError(f"{error}; the job may have been submitted all the same") from None
-        raise Refused(str(error)) from None
-    job_id = backend.parse_submit(reply)
-    if job_id is None:
-        text = printable(reply.strip())[:200] or "nothing"
-        raise Refused(f"{argv[0]}: expected a job id, got: {text}")
+        # A wrapper may fail after it has printed the id.
+        output = error.output if isinstance(error, CommandFailed) else ""
+        taken = error.unanswered or backend.parse_submit(output) is not None
+        if not taken and not re.search(backend.lost_answer_pattern, str(error)):
+            raise Refused(str(error)) from None
+        job_id, reply, reason = None, "", str(error)
+    if job_id is None and (job_id := _search(backend, record)) is None:
+        folder = printable(str(Path(record.script).parent))
+        lost = ClusterError(
+            f"{reason}\n  the job may have been taken: look for '{record.name}' in the queue "
+            f"before submitting it again; its files are kept in {folder}"
+        )
+        lost.unanswered = True
+        raise lost
     cluster = backend.parse_cluster(reply) or backend.cluster()
     return with_id(dataclasses.replace(record, cluster=cluster, user=backend.user()), job_id)
+
+
+def _search(backend: Scheduler[Any], record: Record) -> str | None:
+    """Return the id of the only job of this name in the queue that has no record yet, or None."""
+    argv = backend.search_argv(record.job_name or record.name)
+    with contextlib.suppress(ClusterError):
+        reply = "" if argv is None else answer(argv)
+        known = {job.job_id for job in records.load()[0] if job.backend == backend.name}
+        known |= set(map(backend.array_of, known))
+        found = set(backend.parse_search(reply, record.script)) - known
+        return found.pop() if len(found) == 1 else None
+    return None
 
 
 def with_id(record: Record, job_id: str) -> Record:
@@ -188,14 +218,14 @@ def _submit_to_service(backend: Service[Any], record: Record, text: str) -> Reco
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, _bytes(text))
         record = dataclasses.replace(record, script=str(path))
-    return record
+    return records.keep(record)
 
 
 def resubmit(record: Record) -> list[Record]:
     """Submit the text of a job again, unchanged, and those of the jobs that waited for it."""
     backend = backends.get(record.backend)
     try:
-        text = Path(record.script).read_text(encoding="utf-8", errors="surrogateescape")
+        text = records.read_own(Path(record.script))
     except OSError as error:
         raise OutputError(
             f"{record.script or record.job_id}: {error.strerror}; submit the merge anew"
@@ -207,10 +237,11 @@ def resubmit(record: Record) -> list[Record]:
     if not isinstance(backend, Scheduler):
         raise TypeError(f"cannot submit to a {type(backend).__name__}")
     Path(record.script).parent.mkdir(parents=True, exist_ok=True)
-    submitted = [submit_script(backend, dataclasses.replace(first, log_bytes=size_of(first.log)))]
+    again = dataclasses.replace(first, log_bytes=size_of(first.log))
+    submitted = [records.keep(submit_script(backend, again))]
     for later in records.waiting_for([record]):
         after = dataclasses.replace(
             later, after=submitted[0].job_id, log_bytes=size_of(later.log), job_name=""
         )
-        submitted.append(submit_script(backend, after))
+        submitted.append(records.keep(submit_script(backend, after)))
     return submitted

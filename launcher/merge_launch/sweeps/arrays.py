@@ -15,7 +15,7 @@ from ..process import answer
 from ..settings.groups import SweepOptions
 from ..submission.prepare import JobChain, Request
 from ..submission.submit import job_files, scheduler_of, submit_script, unsubmitted
-from ..tracking.records import Record
+from ..tracking.records import Record, keep
 from .definition import Member, Sweep
 from .jobs import SubmittedMember, submit_after, submit_each
 
@@ -81,12 +81,14 @@ def _submit_array(
         files.enter_context(job_files(script, array_text(texts[0], records, arrays.index_variable)))
         array = dataclasses.replace(records[0], script=str(script), job_name=name)
         array = submit_script(backend, array, words)
-    failures: list[LauncherError] = []
-    for position, (member, chain, record) in enumerate(zip(members, chains, records, strict=True)):
+    submitted = []
+    for position, record in enumerate(records):
         own = {key: getattr(record, key) for key in ("out", "log", "name", "script", "log_bytes")}
         job_id = arrays.member_id(array.job_id, position)
-        submitted = dataclasses.replace(array, job_id=job_id, **own)
-        yield member, [submitted, *submit_after(request, [submitted], chain[1:], failures)]
+        submitted.append(keep(dataclasses.replace(array, job_id=job_id, **own)))
+    failures: list[LauncherError] = []
+    for member, chain, record in zip(members, chains, submitted, strict=True):
+        yield member, [record, *submit_after(request, [record], chain[1:], failures)]
     if failures:
         raise failures[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 from merge_worker.errors import OutputError, WorkerError
@@ -63,9 +62,7 @@ def submit_each(request: Request, members: Sequence[Member]) -> Iterator[Submitt
 def submit_one_pass(request: Request, members: Sequence[Member]) -> Iterator[SubmittedMember]:
     """Submit one job that reads the inputs once; `--then` of each member is a job of its own."""
     merge, *_ = request.jobs(*(member.merge for member in members))
-    outs = tuple(member.merge.out for member in members[1:])
     started = _start(request, (merge,))
-    started = [dataclasses.replace(record, also=outs) for record in started]
     failures: list[LauncherError] = []
     for member in members:
         later = request.jobs(member.merge)[1:] if started else ()

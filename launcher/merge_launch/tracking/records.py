@@ -2,11 +2,16 @@
 
 The scheduler and the exit code of the job take precedence over the recorded status. OUT.job/ holds
 a copy of the record. Files are replaced atomically, so that several processes may write.
+
+What is read becomes arguments of commands and jobs: ids must have the form that their backend gives
+them, and files in job folders must be this user's own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -102,6 +107,14 @@ def path_of(record: Record, suffix: str = ".json") -> Path:
     return folder() / f"{record.key}{suffix}"
 
 
+def keep(record: Record) -> Record:
+    """Write a record and its copy, as far as possible, since its job exists; return it."""
+    for write in (save, save_copy):
+        with contextlib.suppress(OSError):
+            write(record)
+    return record
+
+
 def save(record: Record) -> None:
     """Write a record to the state folder. Raises OSError if it cannot be written."""
     folder().mkdir(parents=True, exist_ok=True)
@@ -114,6 +127,16 @@ def save_copy(record: Record) -> None:
         write_file(record.exit_file.with_suffix(".json"), _text(record))
 
 
+def is_kept(record: Record) -> bool:
+    """Return whether the state folder holds the record."""
+    return path_of(record).is_file()
+
+
+def is_kept_in_job_folder(record: Record) -> bool:
+    """Return whether OUT.job/ holds a copy of the record."""
+    return record.exit_file.with_suffix(".json").is_file()
+
+
 def _text(record: Record) -> str:
     values = dataclasses.asdict(record)
     del values["superseded"]
@@ -122,7 +145,7 @@ def _text(record: Record) -> str:
 
 def load() -> tuple[list[Record], list[str]]:
     """Return all records, newest first, and a message for each unreadable one."""
-    recorded, faults = _read(folder().glob("*.json"))
+    recorded, faults = _read(folder().glob("*.json"), lambda path: path.read_text(encoding="utf-8"))
     marked: dict[str, Record] = {}
     ids = set()
     for record in recorded:
@@ -133,15 +156,25 @@ def load() -> tuple[list[Record], list[str]]:
     return list(marked.values()), faults
 
 
-def _read(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
+def _read(paths: Iterable[Path], read: Callable[[Path], str]) -> tuple[list[Record], list[str]]:
     loaded: list[Record] = []
     faults: list[str] = []
     for path in paths:
         try:
-            loaded.append(_record(json.loads(path.read_text(encoding="utf-8"))))
+            loaded.append(_record(json.loads(read(path))))
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            faults.append(printable(f"{path}: not a readable record of a job ({error})"))
+            reason = getattr(error, "strerror", None) or error
+            faults.append(printable(f"{path}: not a readable record of a job ({reason})"))
     return sorted(loaded, key=lambda record: (-record.submitted_s, record.job_id)), faults
+
+
+def read_own(path: Path) -> str:
+    """Return the text of a file of this user. Raises OSError, also for a file of another user."""
+    with path.open("rb") as file:
+        owner = os.fstat(file.fileno()).st_uid
+        if owner != os.geteuid():
+            raise PermissionError(errno.EPERM, f"belongs to another user, of id {owner}")
+        return file.read().decode(errors="surrogateescape")
 
 
 def _record(values: Any) -> Record:
@@ -153,11 +186,14 @@ def _record(values: Any) -> Record:
         if key in values and not _FORMS[kind](values[key]):
             raise ValueError(f"'{key}' is not as jobs are recorded")
     record = Record(**{key: value for key, value in values.items() if key in known})
-    if not re.fullmatch(r"[^\s-]\S*", record.job_id) or not record.job_id.isprintable():
-        raise ValueError("an id that no scheduler gives")
-    record.key.encode()  # clusters are text, unlike names of files
     if record.backend not in backends.names():
         raise ValueError(f"unknown backend '{record.backend}'")
+    pattern = backends.get(record.backend).job_id_pattern
+    for job_id in (record.job_id, *([record.after] if record.after else [])):
+        if not re.fullmatch(pattern, job_id, re.ASCII):
+            raise ValueError(f"'{job_id}': an id that no scheduler gives")
+    if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?", record.cluster):
+        raise ValueError(f"'{record.cluster}' must be the name of a cluster")
     return dataclasses.replace(record, also=tuple(record.also))  # JSON has lists only
 
 
@@ -223,13 +259,14 @@ def find_all(word: str, exact: bool = False) -> list[Record]:
         some = first_names((job.job_id for job in begun), 4)
         count = f"{len(begun)} jobs begin with this"
         raise UsageError(f"{printable(word)}: {count} ({some}); give more of the id")
-    if copies := copies_in(job_folder(out)):
+    copies, refused = _read(job_folder(out).glob("*.json"), read_own)
+    if copies:
         return [_merge_first(copies)]
     folders = Path(out).glob("*.job") if is_folder else ()
     if copies := [job for folder in folders for job in copies_in(folder)]:
         return _newest_of_each_out(copies)
     known = [name for job in recorded for name in (job.job_id, job.name) if name]
-    more = f"\n  {faults[0]}" if faults else ""
+    more = "".join(f"\n  {fault}" for fault in (refused + faults)[:1])
     raise UsageError(
         f"{printable(word)}: no job of this id, name or OUT was submitted from here"
         f"{nearest(word, known)}{more}"
@@ -278,8 +315,8 @@ def _in_order(jobs: Iterable[Record]) -> list[Record]:
 
 
 def copies_in(folder: Path) -> list[Record]:
-    """Return the copies of records in an OUT.job/, newest first."""
-    return _read(folder.glob("*.json"))[0]
+    """Return the copies of this user's records in an OUT.job/, newest first."""
+    return _read(folder.glob("*.json"), read_own)[0]
 
 
 def _merge_first(matches: list[Record]) -> Record:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from merge_launch.job.source import job_folder
 from merge_launch.submission import submit
 from merge_launch.tracking import logs, records
 from merge_launch.tracking.records import Record
+from support.paths import SOURCES
 
 IDS = {"pbs": "12.pbs-server", "slurm": "34"}
 both = pytest.mark.parametrize("backend", IDS)
@@ -60,7 +62,7 @@ def test_a_waiting_job(backend: str, launch, fakes, models) -> None:
     assert "nothing there yet" in launch("logs", IDS[backend]).err
     assert launch("cancel", IDS[backend]).code == 0
     program = {"pbs": "qdel", "slurm": "scancel"}[backend]
-    assert fakes.calls()[-1] == f"{program} {IDS[backend]}"
+    assert fakes.calls()[-1] == f"{program} -- {IDS[backend]}"
 
 
 @both
@@ -123,8 +125,8 @@ def test_no_scheduler_here(backend: str, launch, models, work: Path) -> None:
         ),
         (
             "slurm",
-            (0, "Submitted batch job 34\n", ""),
-            "expected a job id, got: Submitted batch job 34",
+            (0, "accepted\n", ""),
+            "expected a job id, got: accepted",
         ),
     ],
 )
@@ -164,13 +166,93 @@ def test_a_state_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "state").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    done = launch("pbs", "out", *models)
+    done = launch("slurm", "my out", *models, "--then", "ls")
     assert done.code == 0
-    assert "warning: cannot note the job" in done.err
+    assert "warning: cannot note the job" in done.err and "by OUT only" in done.err
+    out = Path.cwd() / "my out"
+    assert f"cancel  merge-launch cancel '{out}'\n" in done.out
+    for word in ("my out", str(out)):
+        assert launch("status", word).out.startswith("34  queued")
+    assert launch("cancel", "my out").code == 0
+    assert fakes.calls()[-1] == "scancel -- 34"
+
+
+@pytest.mark.parametrize("words", [("slurm", "out", "m1", "m2"), ("sweep", "s.yml", "slurm")])
+@pytest.mark.parametrize("reader", ["full disk", "gone"])
+def test_a_job_is_known_before_anything_is_printed(
+    words: tuple[str, ...], reader: str, fakes, sweep: Path
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "merge_launch", *words],
+            env={**os.environ, "PYTHONPATH": SOURCES},
+            stdout=full if reader == "full disk" else write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert "34" in done.stderr and "warning: cannot print" in done.stderr
+    count = 3 if words[0] == "sweep" else 1
+    assert sorted(job.job_id for job in records.load()[0]) == ["34", "35", "36"][:count]
+
+
+@pytest.mark.parametrize(
+    ("backend", "status", "text"),
+    [
+        ("slurm", 0, "note: 12 hours left\n77\nYour project has 300 hours left.\n"),
+        ("slurm", 0, "Submitted batch job 77\n"),
+        ("slurm", 0, "Submitted batch job 77 on cluster big\nbye\n"),
+        ("slurm", 0, "77;big\nsbatch: done at 12:00\n"),
+        ("pbs", 0, "77.server\n\nProject ab12 has 3.5 KSU left\n"),
+    ],
+)
+def test_a_wrapper_that_prints_lines_of_its_own(
+    backend: str, status: int, text: str, launch, fakes, models
+) -> None:
+    fakes.answer({"pbs": "qsub", "slurm": "sbatch"}[backend], status, text)
+    done = launch(backend, "out", *models)
+    assert done.code == 0, done.err
+    assert re.match(r"job     77(\.server)?\n", done.out)
+
+
+def test_a_job_whose_answer_got_lost_is_found_by_its_name(
+    launch, fakes, models, monkeypatch, work: Path
+) -> None:
+    monkeypatch.setenv("FAKE_LOST", "1")
+    done = launch("slurm", "out", *models)
+    assert done.code == 0, done.err
+    assert done.out.startswith("job     34\n")
+    assert records.find("out").job_id == "34"
+    # The first is known by now, so that the second is the one that got lost.
+    assert launch("slurm", "out", *models).out.startswith("job     35\n")
+
+
+@pytest.mark.parametrize(
+    ("backend", "status", "out", "err"),
+    [
+        ("slurm", 1, "", "sbatch: error: Socket timed out on send/recv operation\n"),
+        ("slurm", 1, "", "sbatch: error: Zero Bytes were transmitted or received\n"),
+        ("slurm", 1, "77\n", "wrapper: cannot write its log\n"),
+        ("slurm", 0, "accepted\n", ""),
+        ("pbs", 1, "", "qsub: End of File\n"),
+    ],
+)
+def test_a_job_that_may_have_been_taken_keeps_its_files(
+    backend: str, status: int, out: str, err: str, launch, fakes, models, work: Path
+) -> None:
+    fakes.answer({"pbs": "qsub", "slurm": "sbatch"}[backend], status, out, err)
+    done = launch(backend, "out", *models)
+    assert (done.code, done.out) == (6, "")
+    assert "the job may have been taken: look for 'out' in the queue" in done.err
+    assert [path.stem for path in (work / "out.job").iterdir()] == ["out"]
+    assert records.load() == ([], [])
 
 
 def test_records_keep_odd_ids_apart(monkeypatch) -> None:
-    for job_id in ("7[].server", "../../x", "a/b"):
+    for job_id in ("7[].server", "7[3].server", "7"):
         record = Record(job_id, "pbs", "openpbs", "/out", "/log")
         records.save(record)
         assert records.find(job_id) == record

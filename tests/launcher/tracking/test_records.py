@@ -20,8 +20,8 @@ def test_several_processes_write_at_once(monkeypatch, tmp_path: Path) -> None:
     code = (
         "import sys; from merge_launch.tracking import records\n"
         "for n in range(20):\n"
-        "    for name in ('own' + sys.argv[1], 'shared'):\n"
-        "        records.save(records.Record(f'{name}-{n}', 'pbs', '', '/out' * 200, '/log'))\n"
+        "    for server in ('own' + sys.argv[1], 'shared'):\n"
+        "        records.save(records.Record(f'{n}.{server}', 'pbs', '', '/out' * 200, '/log'))\n"
         "        held, faults = records.load()\n"
         "        assert not faults, faults\n"
     )
@@ -141,3 +141,54 @@ def test_an_interrupt_leaves_the_job_alone(launch, fakes, models, monkeypatch) -
     assert done.code == 0
     assert "the job goes on; to cancel it: merge-launch cancel 12.pbs-server" in done.err
     assert not [call for call in fakes.calls() if call.startswith("qdel")]
+
+
+HOSTILE = [
+    {"job_id": "--me"},
+    {"job_id": "12 13"},
+    {"job_id": "../../x"},
+    {"job_id": ""},
+    {"job_id": 34},
+    {"job_id": "35", "after": "--me"},
+    {"job_id": "35", "backend": "../x"},
+    {"job_id": "35", "script": 3},
+    {"job_id": "35", "colour": "red", "also": 3},
+]
+
+
+@pytest.mark.parametrize("changes", HOSTILE, ids=str)
+@pytest.mark.parametrize("place", ["state", "job folder"])
+def test_a_record_that_no_backend_wrote_is_not_obeyed(
+    changes: dict[str, object], place: str, launch, fakes, models, work: Path
+) -> None:
+    assert launch("slurm", "out", *models).code == 0
+    (kept,) = records.folder().glob("*.json")
+    (copy,) = (work / "out.job").glob("*.json")
+    path, other = (kept, copy) if place == "state" else (copy, kept)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    other.unlink()
+    for command in ("cancel", "retry", "status"):
+        calls = fakes.calls()
+        done = launch(command, "out")
+        assert (done.code, done.out, fakes.calls()) == (2, "", calls)
+        assert f"{path}: not a readable record of a job (" in done.err
+
+
+def test_the_job_folder_of_another_user_is_not_trusted(
+    launch, fakes, models, monkeypatch, work: Path
+) -> None:
+    assert launch("slurm", "out", *models).code == 0
+    (fakes.folder / "34.state").write_text("FAILED|NonZeroExitCode|N/A\n")
+    calls = fakes.calls()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    done = launch("retry", "out")
+    assert (done.code, done.out) == (4, "")
+    assert "out.sbatch: belongs to another user, of id " in done.err
+    assert not [call for call in fakes.calls()[len(calls) :] if call.startswith("sbatch")]
+    for path in records.folder().glob("*.json"):
+        path.unlink()
+    calls = fakes.calls()
+    for command in ("cancel", "retry", "status"):
+        done = launch(command, "out")
+        assert (done.code, done.out, fakes.calls()) == (2, "", calls)
+        assert "belongs to another user" in done.err

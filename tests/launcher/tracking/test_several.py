@@ -66,7 +66,7 @@ def test_a_sweep_of_single_jobs_as_a_whole(launch, sweep, fakes) -> None:
     done = launch("cancel", "runs")
     assert done.out.count("asked to end") == 3
     # With what waits for them.
-    assert fakes.calls()[-1].split() == ["scancel", "39", "37", "35", "34", "36", "38"]
+    assert fakes.calls()[-1].split() == ["scancel", "--", "39", "37", "35", "34", "36", "38"]
 
 
 def test_the_current_folder_is_no_sweep(launch, fakes, models) -> None:

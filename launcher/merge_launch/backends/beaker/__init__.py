@@ -34,6 +34,7 @@ class Beaker(Service[BeakerResources]):
     """The backend of Beaker."""
 
     name = "beaker"
+    job_id_pattern = "[A-Za-z0-9][A-Za-z0-9_.-]*"
     template = "beaker.yaml.j2"
     help = "Submit to Beaker."
     resources = BeakerResources

@@ -29,7 +29,9 @@ class Pbs(Scheduler[PbsResources]):
     help = "Submit to PBS (OpenPBS, PBS Pro, Torque)."
     resources = PbsResources
     suffix = "pbs"
-    job_id_pattern = r"(\d+(?:\[\])?(?:\.\S+)?)"
+    job_id_pattern = r"\d+(\[\d*\])?(\.[A-Za-z0-9][A-Za-z0-9._-]*)?"
+    reply_pattern = r"(\d+(?:\[\])?(?:\.[A-Za-z0-9][A-Za-z0-9._-]*)?)"
+    lost_answer_pattern = "(?i)timed out|timeout|end of file|premature end|connection reset"
     dependencies = True
     # A server without history answers the first with nothing, even for running jobs.
     sources = ("qstat -x -f", "qstat -f")
@@ -120,8 +122,14 @@ class Pbs(Scheduler[PbsResources]):
     def listed(self, text: str) -> Collection[str]:
         return parse_qstat(text) or ()
 
+    def search_argv(self, name: str) -> list[str] | None:
+        return ["qselect", "-u", self.user(), "-N", name] if self.user() else None
+
+    def parse_search(self, text: str, script: str) -> list[str]:
+        return [line for line in text.split() if re.fullmatch(self.job_id_pattern, line)]
+
     def cancel_argv(self, ids: Sequence[str]) -> list[str]:
-        return ["qdel", *ids]
+        return ["qdel", "--", *ids]
 
 
 def umask(resources: PbsResources) -> str | None:

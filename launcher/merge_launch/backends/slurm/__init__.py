@@ -36,7 +36,9 @@ class Slurm(Scheduler[SlurmResources]):
     help = "Submit to Slurm."
     resources = SlurmResources
     suffix = "sbatch"
-    job_id_pattern = r"(\d+)(?:;\S+)?"
+    job_id_pattern = r"\d+(_\d+)?"
+    reply_pattern = r"(?:Submitted batch job )?(\d+)(?:(?:;| on cluster )([\w-]+))?"
+    lost_answer_pattern = "(?i)timed out|zero bytes|message receive failure|connection reset"
     dependencies = True
     # The limit is 4 MiB (max_script_size); beyond it sbatch reports a path that is too long.
     max_bytes = 4_000_000
@@ -118,8 +120,8 @@ class Slurm(Scheduler[SlurmResources]):
         return named.lower() if re.fullmatch(r"[\w-]+", named) else cluster_name()
 
     def parse_cluster(self, text: str) -> str:
-        match = re.search(rf"^{self.job_id_pattern}$", text, re.MULTILINE)
-        return match[0].partition(";")[2].lower() if match else ""
+        match = self.reply_line(text)
+        return (match[2] or "").lower() if match else ""
 
     def cluster_options(self, cluster: str) -> list[str]:
         return [f"--clusters={cluster}"]
@@ -148,8 +150,16 @@ class Slurm(Scheduler[SlurmResources]):
     def parse_why(self, text: str) -> tuple[str, ...]:
         return tuple(status.of_scontrol(text))
 
+    def search_argv(self, name: str) -> list[str]:
+        whose = [f"--user={self.user()}", f"--name={name}"]
+        return ["squeue", "--noheader", "--states=all", *whose, "--format=%F|%o"]
+
+    def parse_search(self, text: str, script: str) -> list[str]:
+        rows = dict.fromkeys(tuple(line.strip().split("|", 1)) for line in text.splitlines())
+        return [row[0] for row in rows if row[0].isdecimal() and row[1:] == (script,)]
+
     def cancel_argv(self, ids: Sequence[str]) -> list[str]:
-        return ["scancel", *ids]
+        return ["scancel", "--", *ids]
 
 
 def cluster_name() -> str:

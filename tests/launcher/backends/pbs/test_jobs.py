@@ -147,7 +147,7 @@ def test_cancel_of_what_ended_meanwhile(forgotten: bool, pbs, launch, fakes) -> 
         (fakes.folder / "pbs" / f"{job}.job").unlink()
     done = launch("cancel", job)
     assert (done.code, done.out) == (0, f"{job}  was over already (done)\n"), done.err
-    assert f"qdel {job}" not in fakes.calls()
+    assert f"qdel -- {job}" not in fakes.calls()
 
 
 def test_cancel_of_what_ends_just_then(pbs, launch, fakes) -> None:
@@ -269,7 +269,7 @@ def test_all_is_submitted_or_nothing(launch, fakes, models, work: Path) -> None:
         "merge-launch: qsub failed with status 188: qsub: would exceed limit on number of jobs a "
         "user may have\n"
     )
-    assert fakes.calls()[-1] == f"qdel {FIRST}"
+    assert fakes.calls()[-1] == f"qdel -- {FIRST}"
     assert sorted(path.name for path in (work / "out.job").iterdir()) == ["out.pbs"]
     assert not records.folder().exists()
 

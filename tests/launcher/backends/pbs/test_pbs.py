@@ -137,7 +137,7 @@ def test_commands() -> None:
     assert PBS.status_argv("qstat -f -F json", two, "torque") == ["qstat", "-f", "1.s", "2.s"]
     after = ["qsub", "-W", "depend=afterok:1.s", "/w/then.pbs"]
     assert PBS.submit_argv("/w/then.pbs", "1.s") == after
-    assert PBS.cancel_argv(two) == ["qdel", "1.s", "2.s"]
+    assert PBS.cancel_argv(two) == ["qdel", "--", "1.s", "2.s"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The whole way on a real Slurm: submission, following, walltime, preemption, arrays, ranks."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -289,3 +290,26 @@ def test_a_controller_that_is_away(slurm, launch, models, work: Path, monkeypatc
     assert (done.code, done.out) == (6, "")
     assert "sbatch failed with status 1: " in done.err
     assert not (work / "out.job").exists()
+
+
+def test_a_job_whose_answer_got_lost_is_found(
+    slurm, launch, models, tmp_path: Path, monkeypatch
+) -> None:
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(
+        f'#!/bin/bash\nPATH=${{PATH#*:}}\n[ -e {tmp_path}/taken ] && sbatch "$@" > /dev/null\n'
+        "echo 'sbatch: error: Socket timed out on send/recv operation' >&2\nexit 1\n"
+    )
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    words = ("slurm", "my out", *models, *OPTIONS, "--directive=--hold")
+    done = launch(*words)
+    assert (done.code, "may have been taken" in done.err) == (6, True)
+    (tmp_path / "taken").touch()
+    first, second = submitted(launch(*words)), submitted(launch(*words))
+    assert int(second) == int(first) + 1
+    assert launch("status", "my out").out.startswith(f"{second}  queued")
+    for job_id in (first, second):
+        assert launch("cancel", job_id).code == 0
+        slurm.wait(job_id, "CANCELLED")
