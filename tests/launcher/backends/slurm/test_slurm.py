@@ -166,7 +166,8 @@ def test_a_percent_sign_would_be_a_pattern_of_slurm(launch) -> None:
         ("34\n", "34"),
         ("34;cluster\n", "34"),
         ("a greeting\n34\n", "34"),
-        ("Submitted batch job 34\n", None),
+        ("Submitted batch job 34\n", "34"),
+        ("34;cluster\nYour project has 300 hours left.\n", "34"),
         ("", None),
     ],
 )
