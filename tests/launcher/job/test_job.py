@@ -1,5 +1,6 @@
 """Jobs: faults, names that every scheduler accepts, and cleaning up."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from merge_launch.errors import UsageError
 def test_names_beside_out(make_job) -> None:
     job = make_job("runs/my merge, 3", "m1", "m2")
     assert job.name == "my-merge-3"
-    assert job.folder == "/home/me/work/runs/my-merge-3.job"
-    assert job.log == "/home/me/work/runs/my-merge-3.job/my-merge-3.log"
+    assert re.fullmatch("/home/me/work/runs/my-merge-3-[0-9a-f]{8}.job", job.folder)
+    assert job.log == f"{job.folder}/my-merge-3.log"
 
 
 def test_a_long_out_has_a_short_name(make_job) -> None:
