@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from merge_launch.tracking import records
+from support.launcher_fixtures import LEAVE_MANIFEST
 
 pytestmark = pytest.mark.slow
 
@@ -171,7 +172,7 @@ def test_cancel_while_it_runs_and_retry(pbs, launch, fakes, tmp_path: Path, work
     # The worker stopped in good order, but that it was cancelled is what the user wants to hear.
     assert (work / "out.job" / f"{job}.exit").read_text() == "75\n"
     assert state(launch, job) == "cancelled"
-    replace_worker(tmp_path, ONCE)
+    replace_worker(tmp_path, LEAVE_MANIFEST + ONCE)
     retried = launch("retry", job)
     assert retried.code == 0, retried.err
     assert retried.out.startswith(f"job     {SECOND}\n")
