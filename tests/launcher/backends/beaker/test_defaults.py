@@ -86,7 +86,7 @@ def test_a_flag_and_a_profile_come_before_the_config_and_the_site(
     assert (task["image"], spec["budget"]) == ({"beaker": "me/own"}, "ai2/b")
     assert task["constraints"] == {"cluster": ["ai2/saturn"]}
     assert task["context"]["minRuntime"] == "1h"
-    (line,) = notes
+    line = notes[-1]
     assert f"cluster ai2/saturn ({work / 'merge-launch.toml'})" in line
     assert "image" not in line and "min-runtime" not in line
 
@@ -167,7 +167,11 @@ def test_a_mount_covers_every_merge_of_one_pass(launch, work: Path) -> None:
 
 @pytest.mark.parametrize(
     ("has", "pip", "code", "message"),
-    [("exit 0", "exit 9", 0, ""), ("exit 1", "exit 0", 0, ""), ("exit 1", "exit 9", 3, "pyyaml")],
+    [
+        ("exit 0", "exit 9", 75, "holds no finished merge"),
+        ("exit 1", "exit 0", 75, "holds no finished merge"),
+        ("exit 1", "exit 9", 3, "lacks pyyaml"),
+    ],
 )
 def test_the_job_installs_what_an_image_lacks(
     has: str, pip: str, code: int, message: str, launch, bare_bash, tmp_path: Path
