@@ -26,6 +26,7 @@ from transformers.core_model_loading import (
     Concatenate,
     GroupWeightRename,
     MergeModulelist,
+    PermuteForRope,
     Split,
     WeightConverter,
     WeightRenaming,
@@ -92,13 +93,25 @@ def steps(transform: Any) -> Iterator[Step]:
         patterns.append(bare + r"(?!\w)" if ends else bare)
     targets = list(transform.target_patterns)
     if isinstance(transform, WeightConverter):
-        ways = tuple(type(operation) for operation in transform.operations)
-        rows = transform.operations[0].dim == 0 if ways in WAYS else False
-        yield [patterns, targets, WAYS[ways] if rows else "other"]
+        turns = [op for op in transform.operations if type(op) is PermuteForRope]
+        plain = [op for op in transform.operations if op not in turns]
+        ways = tuple(type(operation) for operation in plain)
+        rows = plain[0].dim == 0 if ways in WAYS else not plain
+        way = WAYS.get(ways, "split") if rows else "other"
+        if turns and way == "split":
+            yield [patterns, targets, "split", turns[0].subconfig_key, turned(turns[0], targets)]
+        else:
+            yield [patterns, targets, "other" if turns else way]
     elif isinstance(transform, GroupWeightRename):
         yield [patterns, targets, "rename"]
     elif type(transform).rename_source_key is WeightRenaming.rename_source_key:
         yield from ([pattern, targets[0]] for pattern in patterns)
+
+
+def turned(operation: PermuteForRope, targets: list[str]) -> list[bool]:
+    """Return which of the targets have the halves of their heads interleaved in the file."""
+    words = operation.permute_layer_names
+    return [words is None or any(word in target for word in words) for target in targets]
 
 
 def rows(model: Any, lists: dict[str, list[Step]]) -> list[Any]:

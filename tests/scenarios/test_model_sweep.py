@@ -33,9 +33,10 @@ SAMPLE = (
     "Tipsv2Model",
     "SegformerModel",
     "DiffusionGemmaForBlockDiffusion",
+    "Step3p7ForConditionalGeneration",
 )
 """One of each layout: fused, stacked experts, hybrids, towers, two stacks, encoders, odd ends,
-other names in memory, shared layers."""
+other names in memory, shared layers, rows in another order."""
 
 
 @pytest.mark.slow

@@ -282,6 +282,24 @@ def test_projections_that_the_file_has_fused(tmp_path: Path) -> None:
     torch.testing.assert_close(result["model.layers.0.mlp.gate_up_proj.weight"], mlp)
 
 
+def test_heads_whose_halves_the_file_interleaves(tmp_path: Path) -> None:
+    heads, size = 2, 4
+    rows = heads * size
+    fused, name = torch.randn(3 * rows, 8), "vision_tower.encoder.blocks.0.wqkv.weight"
+    config = {
+        "architectures": ["Kimi_K25ForConditionalGeneration"],
+        "vision_config": {"num_attention_heads": heads},
+    }
+    base = write_checkpoint(tmp_path / "base", {name: fused}, config=config)
+    place = "model.vision_tower.layers.0.attn"
+    modules = {f"{place}.{part}_proj": (rows, 8) for part in "kv"}
+    in_memory, plain = adapter_on(tmp_path / "adapter", modules).values()
+    assert average(tmp_path / "out", [f"{base}+{tmp_path / 'adapter'}"]) == 0
+    pairs_first = in_memory.view(heads, 2, size // 2, 8).transpose(1, 2).reshape(rows, 8)
+    expected = fused + torch.cat([torch.zeros(rows, 8), pairs_first, plain])
+    torch.testing.assert_close(read_tensors(tmp_path / "out")[name], expected)
+
+
 def test_experts_that_the_file_has_stacked(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "qwen3_moe")
     stacked = tmp_path / "stacked"

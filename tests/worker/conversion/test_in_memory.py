@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from merge_worker.conversion.in_memory import InMemory, Part, in_memory
+from merge_worker.conversion.in_memory import InMemory, Part, in_memory, rope_order
 from support.paths import ROOT
 
 TABLE = ROOT / "worker" / "merge_worker" / "conversion" / "names_in_memory.json"
@@ -109,6 +109,21 @@ def test_elements_in_another_order_and_weights_of_others() -> None:
     assert not luke.is_shared("luke.encoder.layer.0.output.dense")
 
 
+def test_heads_whose_halves_files_interleave() -> None:
+    # Rows of two heads of four; each pair in the file is a column of two halves in memory.
+    assert rope_order(8, 2) == [0, 2, 1, 3, 4, 6, 5, 7]
+    config = {
+        "architectures": ["Kimi_K25ForConditionalGeneration"],
+        "vision_config": {"num_attention_heads": 2},
+    }
+    holder, place = "vision_tower.encoder.blocks.0.wqkv.weight", "model.vision_tower.layers.0.attn"
+    assert in_memory([holder], config).parts == {
+        f"{place}.q_proj.weight": Part(holder, 0, 3, None, rope_heads=2),
+        f"{place}.k_proj.weight": Part(holder, 1, 3, None, rope_heads=2),
+        f"{place}.v_proj.weight": Part(holder, 2, 3, None),
+    }
+
+
 def test_models_of_no_known_class() -> None:
     for config in ({}, {"architectures": None}, {"architectures": []}, {"architectures": [3]}):
         assert in_memory(["a.weight"], config) == InMemory()
@@ -117,7 +132,7 @@ def test_models_of_no_known_class() -> None:
 @pytest.mark.slow
 def test_the_table_is_that_of_transformers() -> None:
     """A sample of it; `scripts/names_in_memory.py` renews it."""
-    models = ("MixtralForCausalLM", "Tipsv2Model", "LlavaForConditionalGeneration", "T5Model")
+    models = ("MixtralForCausalLM", "Tipsv2Model", "Step3p7Model", "T5Model")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'worker'}:{ROOT / 'tests'}"}
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "names_in_memory.py", *models],
@@ -142,6 +157,9 @@ def test_patterns_of_the_table() -> None:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     for listed in table["lists"].values():
         for patterns, names, *way in listed:
+            if way[1:]:  # which of the names have interleaved halves
+                assert way[0] == "split" and len(way[2]) == len(names)
+                way = way[:1]
             assert way in ([], ["rename"], ["join"], ["stack"], ["split"], ["heads"], ["other"])
             for pattern in patterns if way else [patterns]:
                 assert re.compile(pattern).groups or r"\1" not in names

@@ -49,6 +49,7 @@ def slow(*values: str) -> Any:
         slow("Gemma3ForConditionalGeneration", "gemma3"),
         slow("T5Gemma2ForConditionalGeneration", "t5gemma2"),
         slow("ColPaliForRetrieval", "colpali"),
+        slow("Kimi_K25ForConditionalGeneration", "kimi_k25"),
         slow("Emu3ForConditionalGeneration", "emu3"),
         slow("VisionEncoderDecoderModel", "vision-encoder-decoder"),
     ],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoint.folder import Checkpoint
-from ..conversion.in_memory import Holders, Part, head_shares
+from ..conversion.in_memory import Holders, Part, head_shares, rope_order
 from ..conversion.known_layouts import known_layouts
 from ..conversion.locate import Locator
 from ..dtypes import BY_NAME, Kind
@@ -94,6 +94,8 @@ class AdapterApplication:
     tensors: dict[str, TensorSource]
     changes: dict[str, Any] = field(default_factory=dict)
     windows: dict[str, dict[int, str]] = field(default_factory=dict)
+    orders: dict[str, RowMap] = field(default_factory=dict)
+    """The order of rows in the file, by the names of windows where it is another one in memory."""
 
     def __post_init__(self) -> None:
         self.locator = Locator(self.base.tensors, self.base.config)
@@ -227,6 +229,12 @@ class AdapterApplication:
             return None
         begin = expert * extent + extent * sum(shares[: part.place]) // sum(shares)
         name = f"{part.holder}[{begin}:{begin + rows}]"
+        if part.rope_heads:
+            if rows % (2 * part.rope_heads):
+                return None
+            order = rope_order(rows, part.rope_heads)
+            places = sorted(range(rows), key=order.__getitem__)
+            self.orders[name] = RowMap([(0, place) for place in places])
         flat = reshape(base, (math.prod(base.shape[:-1]), base.shape[-1]), name)
         self.sources[name] = slice_axis(flat, 0, begin, begin + rows, name)
         self.windows.setdefault(part.holder, {})[begin] = name
@@ -418,9 +426,12 @@ class AdapterApplication:
         """Add the delta of a pair to the tensors that hold its parameter, and that of its bias."""
         transposed = self.is_transposed(sheets, pair, key != pair.module)
         scale = self.adapter.scale(key, pair.rank // sheets.experts)
-        factors = (pair.a, pair.b, *([pair.magnitude] if pair.magnitude else []))
-        facts: dict[str, Any] = {"scale": scale, "transposed": transposed}
         names = list(chain(*holders))
+        order = self.orders.get(names[0])
+        of_rows = [pair.b, *([pair.magnitude] if pair.magnitude else [])]
+        ordered = [gather_rows(0, {0: x}, order) for x in of_rows] if order else of_rows
+        factors = (pair.a, *ordered)
+        facts: dict[str, Any] = {"scale": scale, "transposed": transposed}
         if len(names) == 1:
             facts |= {"sheet": sheets.sides, "experts": sheets.experts}
             self.put(names[0], factors, **facts)

@@ -8,7 +8,8 @@ leave out. A step is [pattern, name] for a renaming, or [patterns, names, way]:
 - rename: several renamings, which hold only if the first pattern is there
 - join: the tensors of all patterns lie one below the other in one
 - stack: so do they for each number of an expert, all of which are stacked
-- split: the names are equal parts, one below the other, of one tensor
+- split: the names are equal parts, one below the other, of one tensor; with a section of the
+  config and a flag for each name, files interleave the halves of its heads where the flag is set
 - heads: so are they, with as many heads each as the config has
 - other: the elements lie in another order or form
 
@@ -27,6 +28,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from ..checkpoint.folder import Checkpoint
+from ..tensors.row_gather import RowMap, gather_rows
 from ..tensors.source import TensorSource
 from ..tensors.views import concat, reshape, slice_axis
 
@@ -35,13 +37,17 @@ Holders = tuple[tuple[str, ...], ...]
 
 
 class Part(NamedTuple):
-    """Part `place` of `size` that lie one below the other in `holder`, or in matrix `expert`."""
+    """Part `place` of `size` that lie one below the other in `holder`, or in matrix `expert`.
+
+    With `rope_heads`, the holder interleaves the halves of so many heads (see `rope_order`).
+    """
 
     holder: str
     place: int
     size: int
     expert: int | None
     by_heads: bool = False
+    rope_heads: int = 0
 
 
 @dataclass
@@ -78,6 +84,8 @@ class _Step(NamedTuple):
     patterns: Sequence[re.Pattern[str]]
     names: Sequence[str]
     way: str
+    rope_heads: Sequence[int] = ()
+    """For each name the heads whose halves files interleave, or 0; empty: for none."""
 
     def renamed(self, name: str) -> tuple[int, list[str], str] | None:
         """Return the pattern that fits, all new names of a tensor, and what was replaced."""
@@ -108,7 +116,7 @@ def in_memory(names: Iterable[str], config: Mapping[str, Any]) -> InMemory:
     model = str(listed[0]) if isinstance(listed, list) and listed else ""
     begin, roots, *lists = _table()["classes"].get(model, ("", ()))
     found = InMemory(shared=_table()["ties"].get(model, ()))
-    steps = _steps(begin, lists)
+    steps = _steps(begin, lists, config)
     if not steps:
         return found
 
@@ -135,7 +143,10 @@ def in_memory(names: Iterable[str], config: Mapping[str, Any]) -> InMemory:
         ends = [rooted(end) for end in hit[1]]
         if step.way in ("split", "heads"):
             facts = (len(ends), None, step.way == "heads")
-            found.parts |= {n: Part(name, place, *facts) for place, n in enumerate(ends)}
+            rope_heads = step.rope_heads or [0] * len(ends)
+            found.parts |= {
+                end: Part(name, place, *facts, rope_heads[place]) for place, end in enumerate(ends)
+            }
         elif step.way == "other":
             found.changed |= dict.fromkeys(ends, name)
         else:
@@ -170,8 +181,25 @@ def as_in_memory(model: Checkpoint, found: InMemory) -> Checkpoint:
             for place in (part.place, part.place + 1)
         )
         tensors[name] = slice_axis(holder, 0, begin, end, name)
+        if part.rope_heads:
+            order = rope_order(end - begin, part.rope_heads)
+            tensors[name] = gather_rows(0, {0: tensors[name]}, RowMap([(0, row) for row in order]))
     tensors |= {name: model.tensors[name] for name in found.changed.values()}
     return replace(model, tensors=tensors)
+
+
+def rope_order(rows: int, heads: int) -> list[int]:
+    """Return the row of a file for each row in memory, where files interleave halves of heads.
+
+    Rotary embeddings turn pairs of rows. Files have those of a pair next to each other; in memory
+    the first rows of all pairs of a head come before the second ones.
+    """
+    size = rows // heads
+    return [head + row for head in range(0, rows, size) for row in _halves(size)]
+
+
+def _halves(size: int) -> list[int]:
+    return [*range(0, size, 2), *range(1, size, 2)]
 
 
 def head_shares(config: Mapping[str, Any]) -> list[int]:
@@ -183,15 +211,27 @@ def head_shares(config: Mapping[str, Any]) -> list[int]:
     return [n for n in heads if type(n) is int and n > 0] if None not in heads else []
 
 
-def _steps(begin: str, lists: Sequence[tuple[str | None, str]]) -> list[_Step]:
+def _steps(
+    begin: str, lists: Sequence[tuple[str | None, str]], config: Mapping[str, Any]
+) -> list[_Step]:
     steps = []
     for module, key in lists:
-        for patterns, names, *way in _table()["lists"][key]:
-            if not way:
-                patterns, names, way = [patterns], [names], ["rename"]
+        for patterns, names, *facts in _table()["lists"][key]:
+            if not facts:
+                patterns, names, facts = [patterns], [names], ["rename"]
             compiled = [re.compile(pattern) for pattern in patterns]
-            steps.append(_Step(begin, module, compiled, names, way[0]))
+            way, *turns = facts
+            heads = [_heads(config, turns[0]) * turned for turned in turns[1]] if turns else []
+            # Without the number of heads, nothing tells where the rows are.
+            way = "other" if turns and not any(heads) else way
+            steps.append(_Step(begin, module, compiled, names, way, heads))
     return steps
+
+
+def _heads(config: Mapping[str, Any], section: str | None) -> int:
+    part = config.get(section, config) if section else config
+    heads = part.get("num_attention_heads") if isinstance(part, dict) else 0
+    return heads if type(heads) is int and heads > 0 else 0
 
 
 @cache

@@ -52,7 +52,7 @@ class LoraTensor(DerivedTensor):
 
     def buffer_size(self) -> BufferSize:
         wide, (rows, columns) = self.dtype.bytes, self.sheet
-        stored = max(source.dtype.bytes for source in self.inputs[1:])
+        stored = max(buffer_size(source).per_element for source in self.inputs[1:])
         base, strided = buffer_size(self.inputs[0]), self.rank * self.experts * stored
         # The right factor, as stored and as used, and the current chunk.
         fixed = columns * (self.rank * 2 * wide + strided)
