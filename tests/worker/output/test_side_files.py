@@ -168,6 +168,30 @@ def test_names_that_are_not_utf8(tmp_path: Path, folder: Path) -> None:
     assert run("verify", tmp_path / "out") == 0
 
 
+def test_folders_whose_names_are_not_utf8(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / os.fsdecode(b"o\xfd")
+    assert average(out, [folder]) == 0
+    assert run("verify", out) == 0 and run("report", out) == 0
+    odd = folder.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert average(tmp_path / "other", [odd]) == 2
+    error = capsys.readouterr().err
+    assert "caf\\udce9: a name that is not UTF-8" in error and "Traceback" not in error
+
+
+def test_a_chat_template_that_is_no_text(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.jinja").write_bytes(b"{{ \xff }}")
+    (tmp_path / "r.yml").write_text(
+        f"merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {folder}}}]\n"
+        f"chat_template: {tmp_path / 't.jinja'}\n"
+    )
+    assert run("check", tmp_path / "r.yml") == 2
+    assert "t.jinja: not UTF-8" in capsys.readouterr().err
+
+
 def test_a_single_file_has_no_side_files(tmp_path: Path, folder: Path) -> None:
     assert average(tmp_path / "out", [folder / "model.safetensors"]) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -195,6 +195,8 @@ def check_name(file: str | Path, name: str) -> None:
     if len(name) > LONGEST_NAME:
         shown = printable(name[:40])
         raise InputError(f"{file}: damaged: a tensor '{shown}…' with {len(name)} characters")
+    if not name.isascii() and name != name.encode(errors="replace").decode():
+        raise InputError(f"{file}: damaged: a tensor '{printable(name)}', half of a character")
 
 
 def _tensor(file: str, name: str, entry: Any, begin: int) -> StoredTensor:

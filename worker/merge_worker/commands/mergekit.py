@@ -39,6 +39,7 @@ from ..structure.components import is_computed
 from ..structure.layers import layer_of
 from ..system.ranks import rank_of
 from ..units import parse_duration
+from .merge import read_recipe
 from .options import add_options
 
 PIN = "0.1.5"
@@ -73,7 +74,7 @@ def command(arguments: argparse.Namespace) -> str:
             "mergekit merges in one process; several nodes or replicas are not supported"
         )
     path, out = Path(arguments.recipe).absolute(), Path(arguments.out).absolute()
-    text = path.read_text(encoding="utf-8")
+    text = read_recipe(path)
     os.chdir(arguments.relative_to)  # where mergekit takes paths from, too
     recipe, flags = parse(text, str(path)), _flags(arguments)
     key = hashlib.sha256(json.dumps(["mergekit", text, flags]).encode()).hexdigest()

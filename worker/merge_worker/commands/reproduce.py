@@ -43,7 +43,7 @@ def plan_from_manifest(path: Path, manifest: Mapping[str, Any], options: PlanOpt
         _pin_commit(entry, options.hub)
     checksums = {e["file"]: e["sum128"] for e in manifest.get("outputs", ()) if "sum128" in e}
     recipe = path.parent / RECIPE
-    texts = [recipe.read_text(encoding="utf-8")] if recipe.is_file() else []
+    texts = [recipe.read_text(encoding="utf-8", errors="replace")] if recipe.is_file() else []
     texts.append(str(manifest["recipe"].get("text", "")))
     starts = dict.fromkeys((options.relative_to, path.parent.resolve().parent))
     first: WorkerError | None = None

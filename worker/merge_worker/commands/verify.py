@@ -7,6 +7,7 @@ Nothing is changed.
 from __future__ import annotations
 
 import argparse
+import os
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,8 @@ def _safetensors_fault(path: Path) -> str | None:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         return None
+    if not os.fsencode(path).isascii() and os.fsencode(path) != str(path).encode(errors="replace"):
+        return None  # the package opens no path that is not UTF-8
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())

@@ -155,13 +155,14 @@ def files_to_upload(out: Path) -> Iterator[tuple[str, Path | bytes]]:
     value = read_manifest(out)
     if not value or not value.get("outputs") or "text" not in value.get("recipe", {}):
         raise InputError(f"{out}: no {MANIFEST}; not a finished merge")
-    recipe = str(value["recipe"]["text"]).encode()
+    recipe = str(value["recipe"]["text"]).encode(errors="backslashreplace")
     for entry in value["outputs"]:
         name = entry["file"]
         if name == RECIPE:
             entry["bytes"] = len(recipe)
         yield name, recipe if name == RECIPE else path_inside(out, name)
-    yield MANIFEST, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    yield MANIFEST, text.encode(errors="backslashreplace")
 
 
 def worker_facts() -> dict[str, str | None]:

@@ -25,6 +25,10 @@ def direct_recipe(
     """Return the recipe text of a direct merge. Raises UsageError if weights do not fit."""
     if not models:
         raise UsageError("no models given; name OUT and then at least one model")
+    for word in (*models, base_model or ""):
+        if not word.isascii() and word != word.encode(errors="replace").decode():
+            fact = "a name that is not UTF-8, which no recipe can hold"
+            raise UsageError(f"{printable(word)}: {fact}\n  give the folder a link of another name")
     merged = [word for word in models if word != base_model]
     if weights is not None and len(weights) != len(merged):
         raise UsageError(

@@ -74,7 +74,10 @@ def asked_template(
         if path.suffix == ".json":
             value = read_json(path)
             return str(value.get("chat_template", "")) if isinstance(value, dict) else ""
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(f"{where}: chat_template {printable(str(path))}: not UTF-8") from None
     if len(asked) < SHORTEST or "{" not in asked:
         raise UsageError(
             f"{where}: chat_template '{printable(asked)[:60]}' is not one of auto, "
@@ -87,7 +90,7 @@ def with_template(files: SideFiles, template: str) -> dict[str, bytes]:
     """Return the files that change when a model gets a template."""
     if (own_template(files) or "").strip() == template.strip():
         return {}
-    changed = {FILE: template.encode()}
+    changed = {FILE: template.encode(errors="replace")}
     for name in (SETTINGS, OLD_FILE):
         settings = files.json(name)
         if "chat_template" in settings:
