@@ -182,7 +182,7 @@ def _unless_others_finish(
             merge.leave_to_others(OTHERS_FINISH)
         elif tries > 1 and isinstance(error, Busy):
             _unless_others_finish(merge, act, tries - 1)  # the holder of the lock has died
-        elif _is_there(merge):
+        elif _is_there(merge) and not merge.store.folder.exists():  # else the error is our own
             merge.end(MergeState.DONE, f"{merge.store.out}: {ALREADY_THERE}")
         else:
             raise
