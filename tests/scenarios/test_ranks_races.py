@@ -151,7 +151,7 @@ def test_a_stale_commit_lock(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
 
-    def full(*words: object) -> None:
+    def full(*words: object, **named: object) -> None:
         raise OutputError("no space")
 
     monkeypatch.setattr(PartialOutput, "open", full)
