@@ -180,12 +180,12 @@ def read_own(path: Path) -> str:
 def _record(values: Any) -> Record:
     if not isinstance(values, dict):
         raise ValueError("expected a mapping")
-    # Keys of later versions are ignored.
-    known = {field.name: str(field.type) for field in dataclasses.fields(Record)}
-    for key, kind in known.items():
-        if key in values and not _FORMS[kind](values[key]):
+    known = {key: value for key, value in values.items() if key in _FIELDS}  # not of later versions
+    for key, value in known.items():
+        if not _FIELDS[key](value):
             raise ValueError(f"'{key}' is not as jobs are recorded")
-    record = Record(**{key: value for key, value in values.items() if key in known})
+    known["also"] = tuple(known.get("also", ()))  # JSON has lists only
+    record = Record(**known)
     if record.backend not in backends.names():
         raise ValueError(f"unknown backend '{record.backend}'")
     pattern = backends.get(record.backend).job_id_pattern
@@ -194,7 +194,7 @@ def _record(values: Any) -> Record:
             raise ValueError(f"'{job_id}': an id that no scheduler gives")
     if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?", record.cluster):
         raise ValueError(f"'{record.cluster}' must be the name of a cluster")
-    return dataclasses.replace(record, also=tuple(record.also))  # JSON has lists only
+    return record
 
 
 def _is_text(value: object) -> bool:
@@ -214,6 +214,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     "tuple[str, ...]": lambda value: type(value) is list and all(map(_is_text, value)),
 }
 """What the fields of a record may hold, by their type. Records may be copies of other users."""
+_FIELDS = {field.name: _FORMS[str(field.type)] for field in dataclasses.fields(Record)}
 
 LATEST = 1e11
 """Seconds, in the year 5138; times far beyond cannot be shown."""
