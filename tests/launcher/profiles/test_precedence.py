@@ -210,7 +210,7 @@ def test_a_profile_reaches_the_job(launch, work: Path) -> None:
     text = launch("pbs", "out", "m1", "m2", "--profile", "gadi", "--dry-run").out
     assert "#PBS -q gpuvolta\n" in text
     assert "#PBS -l storage=gdata/ab12\n" in text
-    assert "\nmodule load python\n" in text
+    assert "\nmerge_line='module load python'\n" in text
     assert "--threads=8" in text
 
 

@@ -27,14 +27,21 @@ def is_inside(name: object) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value of a JSON file. Raises InputError naming the file if it is not JSON."""
+    """Return the value of a JSON file. InputError names the file if it cannot be read."""
     try:
-        if path.stat().st_size > MAX_HEADER_BYTES:
-            raise InputError(f"{path}: larger than {MAX_HEADER_BYTES} bytes; is this a model?")
+        return load_json(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def load_json(path: Path) -> Any:
+    """Return the value of a JSON file. Raises OSError, and InputError if it is not JSON."""
+    if path.stat().st_size > MAX_HEADER_BYTES:
+        raise InputError(f"{path}: larger than {MAX_HEADER_BYTES} bytes; is this a model?")
+    try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not valid JSON; is it complete?"
-        raise InputError(f"{path}: {reason}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not valid JSON; is it complete?") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,8 @@ def seal(staged: Path, value: Mapping[str, Any], replaces: Sequence[str], check:
         write_file(note, json.dumps({"replaces": list(replaces)}), durable=True)
         with _Folders(out) as folders:
             check()
-            folders.move_within(
-                FINAL_FILES, f"{ASIDE}{staged.name}"
-            )  # of a run that was killed here
+            # Files of a run that was killed here make room.
+            folders.move_within(FINAL_FILES, f"{ASIDE}{staged.name}")
             if not folders.move_within(staged.name, FINAL_FILES):
                 raise OutputError(f"{out}: {GONE}")
             folders.refuse_missing(result_sizes(partial / FINAL_FILES / MANIFEST), moved=False)
@@ -158,7 +157,8 @@ def commit(out: Path, replaces: Sequence[str], check: Check) -> None:
 def _set_aside(partial: Path, folders: _Folders, replaces: Sequence[str], check: Check) -> None:
     """Move an older merge into the partial folder, and note that nothing is left to replace."""
     aside = f"{ASIDE}{os.urandom(8).hex()}"
-    os.mkdir(aside, dir_fd=folders.partial)
+    with _unnamed():
+        os.mkdir(aside, dir_fd=folders.partial)
     for name in sorted(replaces, key=lambda name: name != MANIFEST):
         check()
         folders.move_aside(name, aside)
@@ -227,10 +227,20 @@ def _move(name: str, new: str, source: int, target: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _unnamed() -> Iterator[None]:
+    """Take the name out of an OSError: it is relative to a folder that the error does not name."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror) from None
+
+
 def _size(name: str, folder: int) -> int | None:
     """Return the size of a file; None if it is none."""
     try:
-        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        with _unnamed():
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -149,6 +149,6 @@ def pending_commit(partial: Path) -> tuple[str, ...] | None:
         return None
     try:
         result_sizes(partial / FINAL_FILES / MANIFEST)
-    except InputError:
+    except (InputError, OSError):
         return None
     return tuple(names)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..errors import OutputError
 from ..messages import print_line, printable
+from .files import output_errors
 
 HEARTBEAT_S = 10.0
 STALE_AFTER_S = 90.0
@@ -76,8 +77,9 @@ class Lock:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self._is_own():
-            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if self._is_own():
+                self.path.unlink()
 
     def check(self, age_s: float = 0.0) -> None:
         """Raise OutputError if another process has taken this lock over, or its folder is gone.
@@ -87,15 +89,18 @@ class Lock:
         now = time.monotonic()
         if age_s and now - self._checked < age_s:
             return
-        if not self._is_own():
+        out = self.path.parent.parent
+        with output_errors(out):
+            is_own = self._is_own()
+        if not is_own:
             raise OutputError(
-                f"{self.path.parent.parent}: another process has removed or taken over this "
+                f"{out}: another process has removed or taken over this "
                 f"unfinished merge\n  nothing was finished here; run the same command again"
             )
         self._checked = now
 
     def _is_own(self) -> bool:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):
             return _read(self.path) == self._text
         return False
 

@@ -12,7 +12,7 @@ from .. import __version__
 from ..adapters.peft_format import WEIGHTS as ADAPTER_WEIGHTS
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.hub import snapshot
-from ..checkpoint.json_files import read_json
+from ..checkpoint.json_files import load_json, read_json
 from ..errors import InputError
 from ..options import OPTIONS
 from ..planning.plan import Plan
@@ -73,9 +73,9 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
 def result_sizes(path: Path) -> dict[str, int]:
     """Return the bytes of the files that a manifest names, in its order; none if there is none.
 
-    Raises InputError if it is damaged.
+    Raises OSError if it cannot be read, and InputError if it is damaged.
     """
-    value = well_formed(read_json(path), path) if path.is_file() else {}
+    value = well_formed(load_json(path), path) if path.is_file() else {}
     return {entry["file"]: entry["bytes"] for entry in value.get("outputs", ())}
 
 
