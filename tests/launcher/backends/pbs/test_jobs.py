@@ -271,8 +271,9 @@ def test_all_is_submitted_or_nothing(launch, fakes, models, work: Path) -> None:
         "user may have\n"
     )
     assert fakes.calls()[-1] == f"qdel -- {FIRST}"
-    assert sorted(path.name for path in (work / "out.job").iterdir()) == ["out.pbs"]
-    assert not records.folder().exists()
+    # The first was submitted, and is known until it has ended.
+    assert {path.name for path in (work / "out.job").iterdir()} == {"out.pbs", f"{FIRST}.json"}
+    assert state(launch, "out") == "cancelled"
 
 
 @pytest.mark.parametrize(
