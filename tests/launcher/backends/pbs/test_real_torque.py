@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from support import real_slurm, torque_wrapper
+from support.launcher_fixtures import LEAVE_MANIFEST
 from support.real_slurm import Cluster, until
 
 pytestmark = pytest.mark.slow
@@ -102,7 +103,8 @@ def test_cancel_and_retry(torque, launch, models, work: Path, python) -> None:
     # Slurm does not say through Torque's qstat who ended it; the job does.
     assert waited(launch, job, "stopped")
     program = Path(endless)
-    program.write_text(program.read_text().partition("\nexit\nfi\n")[0] + "\nexit\nfi\n:\n")
+    unpacking = program.read_text().partition("\nexit\nfi\n")[0]
+    program.write_text(f"{unpacking}\nexit\nfi\n{LEAVE_MANIFEST}:\n")
     (again,) = submitted(launch("retry", job))
     assert waited(launch, again, "done")
 
