@@ -23,7 +23,7 @@ def held(sweep: Sweep, tell: Callable[[str], None]) -> Iterator[None]:
     Without a state folder that can be written there is no lock: submitting matters more.
     """
     digest = hashlib.sha256(sweep.out.encode(errors="surrogateescape")).hexdigest()[:16]
-    path = records.folder().with_name("sweeps") / digest / "lock"
+    path = records.folder() / f"sweep-{digest}"
     told = False
     with contextlib.ExitStack() as stack:
         while True:
