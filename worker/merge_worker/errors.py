@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from .messages import printable
 
@@ -15,6 +16,27 @@ class WorkerError(Exception):
     """Base of all expected errors; any other exception is a bug."""
 
     exit_code = 1
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Every fault in the text, for programs; the text has them one below the other."""
+        faults: list[Fault] = []
+        for line in str(self).splitlines():
+            if line.startswith("  ") and faults:
+                hint = f"{faults[-1].hint}\n{line.strip()}".strip()
+                faults[-1] = faults[-1]._replace(hint=hint)
+            else:
+                place, colon, text = line.strip().partition(": ")
+                faults.append(Fault(place, text) if colon else Fault("", line.strip()))
+        return tuple(faults)
+
+
+class Fault(NamedTuple):
+    """A fault: the place (a line of the recipe, a file, a tensor), the fact, and the way out."""
+
+    place: str
+    text: str
+    hint: str = ""
 
 
 class UsageError(WorkerError):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from .errors import UsageError, WorkerError
 from .messages import counted
 
 if TYPE_CHECKING:
@@ -202,6 +203,18 @@ class Algorithm(ABC):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The place outside of merge-worker that defines a method, and the digest of its code.
+
+    `name` is that of a file or of a package; `package` is what a node must have installed.
+    """
+
+    name: str
+    sha256: str
+    package: str = ""
+
+
+@dataclass(frozen=True)
 class Method:
     """A merge method: its schema, its rules on models, and its function."""
 
@@ -214,6 +227,7 @@ class Method:
     parameters: tuple[Parameter, ...]
     reference: str
     experimental: bool
+    origin: Origin | None = None
 
     @property
     def doc(self) -> str:
@@ -246,7 +260,15 @@ class Method:
         The recipe's `lambda`, a keyword of Python, is the argument `lambda_`.
         """
         named = {"lambda_" if name == "lambda" else name: v for name, v in values.items()}
-        return self.function(*arguments, **named)
+        if self.origin is None:
+            return self.function(*arguments, **named)
+        try:
+            return self.function(*arguments, **named)
+        except (ValueError, ZeroDivisionError, WorkerError):
+            raise
+        except Exception as error:  # a bug, but not of merge-worker
+            place = f"{self.origin.name}: method '{self.name}'"
+            raise UsageError(f"{place}: {type(error).__name__}: {error}") from error
 
 
 LINES = (Parameter("lines_alpha", float, False), Parameter("lines_beta", float, False))

@@ -196,6 +196,13 @@ OPTIONS = (
         "for a merge by mergekit itself; otherwise ignored, since no code of a model is run",
     ),
     _switch("strict", PLANS, "warnings about the recipe are errors"),
+    SharedOption(
+        "methods",
+        (*PLANS, "methods"),
+        "files with more merge methods; default: those in MERGE_WORKER_METHODS",
+        "FILE.py",
+        repeatable=True,
+    ),
     _switch("json", CHECKS, "print the plan as JSON"),
     SharedOption(
         "relative_to", RECIPES, "where relative model paths start", "DIR", default=".", launch=False

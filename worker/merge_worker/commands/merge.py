@@ -14,12 +14,14 @@ from ..messages import print_line
 from ..output.files import MANIFEST
 from ..output.manifest import files_to_upload
 from ..output.target import refuse_model_as_out
+from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
 from ..recipe import parse
 from ..recipe.shorthand import recipe_from_values
+from ..registry import Registry
 from ..system.ranks import rank_of
 from ..system.torch_startup import require_torch
-from .options import add_options, plan_options, run_options
+from .options import add_options, known_methods, plan_options, run_options
 from .reproduce import plan_from_manifest, read_as_manifest
 
 
@@ -69,9 +71,10 @@ def average_options(parser: argparse.ArgumentParser) -> None:
 def average_command(arguments: argparse.Namespace) -> str:
     """Merge models named on the command line, without a recipe."""
     refuse_model_as_out(arguments.out, arguments.model)
-    text = recipe_from_values(arguments.model, vars(arguments))
+    methods = known_methods(arguments)
+    text = recipe_from_values(arguments.model, vars(arguments), methods)
     options = plan_options(arguments, arguments.out)
-    plan = make_plan(parse(text, "average", options.relative_to), options)
+    plan = make_plan(parse(text, "average", options.relative_to, methods), options)
     return _run([(plan, Path(arguments.out))], arguments)
 
 
@@ -91,12 +94,16 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> s
 
 
 def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = None) -> Plan:
+    """Plan the RECIPE of a command line."""
+    return plan_file(Path(recipe), plan_options(arguments, out), known_methods(arguments))
+
+
+def plan_file(path: Path, options: PlanOptions, methods: Registry) -> Plan:
     """Plan a recipe, or the manifest of an earlier merge that is to be repeated."""
-    path, options = Path(recipe), plan_options(arguments, out)
     text = read_recipe(path)
     if path.suffix == ".json" and (manifest := read_as_manifest(text)):
-        return plan_from_manifest(path, manifest, options)
-    return make_plan(parse(text, str(path), options.relative_to), options)
+        return plan_from_manifest(path, manifest, options, methods)
+    return make_plan(parse(text, str(path), options.relative_to, methods), options)
 
 
 def read_recipe(path: Path) -> str:

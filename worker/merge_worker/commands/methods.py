@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import argparse
 
-from .. import methods
 from ..errors import UsageError, input_errors
 from ..messages import nearest, printable
 from ..method import BaseRole, Method, Parameter
 from ..options import SCHEDULES
+from ..registry import OWN, Registry
+from .options import add_options, known_methods
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?")
+    add_options(parser, "methods")
 
 
 @input_errors("methods")
 def command(arguments: argparse.Namespace) -> str:
     """Return the list, or the page of one method. UsageError with the nearest name."""
+    known = known_methods(arguments)
     if arguments.name is None:
-        return method_list()
+        return method_list(known)
     try:
-        return method_page(methods.get(arguments.name))
+        return method_page(known.get(arguments.name))
     except KeyError:
-        hint = nearest(arguments.name, methods.names())
+        hint = nearest(arguments.name, known.names())
         raise UsageError(f"unknown method '{printable(arguments.name)}'{hint}") from None
 
 
-def method_list() -> str:
-    """Return a line for each method: its name and the first line of its docstring."""
-    names = methods.names()
+def method_list(known: Registry = OWN) -> str:
+    """Return a line for each method: its name, the first line of its docstring, its origin."""
+    names = known.names()
     width = max(map(len, names)) + 2
-    return "\n".join(f"{name:<{width}}{methods.get(name).doc.splitlines()[0]}" for name in names)
+    return "\n".join(f"{name:<{width}}{_summary(known.get(name))}" for name in names)
+
+
+def _summary(method: Method) -> str:
+    first = printable(next(iter(method.doc.splitlines()), ""))
+    return f"{first} ({printable(method.origin.name)})".strip() if method.origin else first
 
 
 def method_page(method: Method) -> str:
@@ -52,7 +60,9 @@ def method_page(method: Method) -> str:
     if method.modifiers:
         modifiers = (f"  {_MODIFIERS[p.name]}" for p in method.modifiers)
         lines += ["of all methods of this kind:", *modifiers]
-    return "\n".join([*lines, f"reference: {method.reference}"])
+    if method.origin:
+        lines.append(f"from: {printable(method.origin.name)}, SHA-256 {method.origin.sha256}")
+    return "\n".join([*lines, *([f"reference: {method.reference}"] if method.reference else [])])
 
 
 _MODIFIERS = {

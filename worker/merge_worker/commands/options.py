@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from ..engine.options import RunOptions
 from ..options import SharedOption, options_of, with_defaults
 from ..planning.options import PlanOptions
+from ..registry import OWN, Registry, read_registry, split_words
 from ..system.ranks import patience_s
 from ..units import parse_duration
+
+METHODS_VARIABLE = "MERGE_WORKER_METHODS"
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
@@ -34,6 +38,12 @@ def _settings(option: SharedOption) -> dict[str, Any]:
 def plan_options(arguments: argparse.Namespace, out: str | None = None) -> PlanOptions:
     """Return the options of the plan of a merge into `out`."""
     return PlanOptions.from_values(vars(arguments), out)
+
+
+def known_methods(arguments: argparse.Namespace) -> Registry:
+    """Return all methods: those of --methods too, or else of the environment. UsageError."""
+    words = split_words(arguments.methods) or split_words(os.environ.get(METHODS_VARIABLE))
+    return read_registry(words) if words else OWN
 
 
 def run_options(arguments: argparse.Namespace) -> RunOptions:

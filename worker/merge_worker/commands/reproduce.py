@@ -12,11 +12,12 @@ from typing import Any
 from ..checkpoint.hub import Hub
 from ..errors import InputError, UsageError, WorkerError
 from ..output.files import MANIFEST, RECIPE
-from ..output.manifest import well_formed
+from ..output.manifest import methods_from_outside, well_formed
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
 from ..recipe import parse
 from ..recipe.schema import parse_model
+from ..registry import OWN, Registry
 
 
 def read_as_manifest(text: str) -> dict[str, Any] | None:
@@ -28,7 +29,9 @@ def read_as_manifest(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and "inputs" in value and "recipe" in value else None
 
 
-def plan_from_manifest(path: Path, manifest: Mapping[str, Any], options: PlanOptions) -> Plan:
+def plan_from_manifest(
+    path: Path, manifest: Mapping[str, Any], options: PlanOptions, methods: Registry = OWN
+) -> Plan:
     """Plan the merge of a manifest. InputError if its models are missing or have changed.
 
     Models of the Hub are read at the commits in the manifest, wherever their branches are now.
@@ -42,15 +45,17 @@ def plan_from_manifest(path: Path, manifest: Mapping[str, Any], options: PlanOpt
     for entry in manifest["inputs"]:
         _pin_commit(entry, options.hub)
     checksums = {e["file"]: e["sum128"] for e in manifest.get("outputs", ()) if "sum128" in e}
-    recipe = path.parent / RECIPE
-    texts = [recipe.read_text(encoding="utf-8", errors="replace")] if recipe.is_file() else []
+    beside = path.parent / RECIPE
+    texts = [beside.read_text(encoding="utf-8", errors="replace")] if beside.is_file() else []
     texts.append(str(manifest["recipe"].get("text", "")))
     starts = dict.fromkeys((options.relative_to, path.parent.resolve().parent))
     first: WorkerError | None = None
     for text, start in product(texts, starts):
         try:
-            plan = make_plan(parse(text, str(path), start), replace(options, relative_to=start))
+            recipe = parse(text, str(path), start, methods)
+            plan = make_plan(recipe, replace(options, relative_to=start))
             _check_inputs(path, manifest, plan)
+            _check_methods(path, manifest, plan)
             return replace(plan, known_checksums=checksums)
         except WorkerError as error:
             first = first or error
@@ -102,3 +107,14 @@ def _check_inputs(path: Path, manifest: Mapping[str, Any], plan: Plan) -> None:
             )
     if len(present) != len(recorded):
         raise InputError(f"{path}: expected {len(recorded)} inputs, its recipe has {len(present)}")
+
+
+def _check_methods(path: Path, manifest: Mapping[str, Any], plan: Plan) -> None:
+    """Raise InputError unless methods from outside of merge-worker are those of the manifest."""
+    recorded = {entry["name"]: entry["sha256"] for entry in manifest.get("methods", ())}
+    for entry in methods_from_outside(plan):
+        if recorded.get(entry["name"]) != entry["sha256"]:
+            raise InputError(
+                f"{path}: the method '{entry['name']}' of {entry['from']} is not the one that "
+                f"merged; its code differs"
+            )

@@ -40,6 +40,15 @@ def command(arguments: argparse.Namespace) -> str:
     """Return one line if OUT matches its manifest. InputError names every faulty file or tensor."""
     require_torch()
     out = Path(arguments.out)
+    manifest = checked_manifest(out)
+    outputs, expected = manifest["outputs"], manifest.get("nonfinite", 0)
+    written = sum(int(entry["bytes"]) for entry in outputs)
+    note = counted(expected, "values are NaN or Inf") if expected else "no NaN or Inf"
+    return f"{out}: matches the manifest: {counted(len(outputs), 'files')}, {size(written)}; {note}"
+
+
+def checked_manifest(out: Path) -> dict[str, Any]:
+    """Return the manifest of an output that matches it. Raises InputError with every fault."""
     manifest = read_manifest(out)
     if manifest is None:
         raise InputError(
@@ -58,9 +67,7 @@ def command(arguments: argparse.Namespace) -> str:
     if nonfinite.total() != expected:
         names = "; ".join(f"{printable(n)}: {count}" for n, count in list(nonfinite.items())[:3])
         raise InputError(f"{out}: {counted(nonfinite.total(), 'values are NaN or Inf')} ({names})")
-    written = sum(int(entry["bytes"]) for entry in outputs)
-    note = counted(expected, "values are NaN or Inf") if expected else "no NaN or Inf"
-    return f"{out}: matches the manifest: {counted(len(outputs), 'files')}, {size(written)}; {note}"
+    return manifest
 
 
 def _file_fault(out: Path, entry: dict[str, Any]) -> str | None:

@@ -16,10 +16,11 @@ from ..messages import counted, first_names, print_line, printable
 from ..output.shard_file import early_writeback
 from ..output.store import PartialOutput
 from ..planning.memory import budget
+from ..planning.plan import Plan
 from ..planning.step import Piece
 from ..system.progress import Progress
 from ..system.ranks import Rank
-from ..system.signals import StopFlag, stop_at_deadline, stop_on_signal
+from ..system.signals import StopFlag, stop_at_deadline
 from .options import Clock, RunOptions
 from .prefetch import Fetcher, ReadAhead
 from .processes import Do, WorkerProcesses, can_fork, with_readahead
@@ -35,11 +36,11 @@ def stream(
     """
     run = _Pass(stores, options, rank, clock)
     try:
-        with stop_on_signal(run.stop):
+        with options.stop_on_signal(run.stop):
             with stop_at_deadline(run.stop, options.deadline_s, clock.began):
                 run.find_work()
             differing = run.run()
-            _refuse_changed(stores)
+            refuse_changed([store.plan for store in stores])
             for store in stores:
                 store.sync(run.drop_cache)
     finally:
@@ -64,14 +65,16 @@ class _Pass:
         )
         more = ", …" if len(self.stores) > 1 else ""
         title = printable(self.stores[0].out.resolve().name) + more
-        self.progress = Progress(self.options.progress, total, title)
+        caller = self.options.caller
+        self.progress = Progress(self.options.progress, total, title, caller=caller)
+        self.progress.on_failure = self.stop.set
         self.progress.rank, self.progress.world = self.rank.number, self.rank.world
         hub = Hub()
         for store in self.stores:
             hub.adopt(store.plan.options.hub)
         self.keep_open = self._files_to_keep_open()
         self.files = Files(hub, self.keep_open)
-        inputs = sum(shard.size for shard in _shards(self.stores).values())
+        inputs = sum(shard.size for shard in _shards([s.plan for s in self.stores]).values())
         self.drop_cache = inputs > _memory_bytes() // 2
 
     def _files_to_keep_open(self) -> int:
@@ -158,7 +161,8 @@ class _Pass:
         """Start processes that share the work, if there are processors for them."""
         count = self.memory.processes
         hashing = any(store.hashes for store in self.stores)
-        if count < 2 or hashing or not can_fork():
+        caller = self.options.caller
+        if count < 2 or hashing or (caller and not caller.may_fork) or not can_fork():
             return None
         self.memory = self.memory.per_process
 
@@ -196,9 +200,9 @@ def _result_bytes(work: Work) -> int:
     return sum(stop - start for start, stop in spans) * work.step.result_bytes
 
 
-def _refuse_changed(stores: Sequence[PartialOutput]) -> None:
+def refuse_changed(plans: Sequence[Plan]) -> None:
     """Raise InputError if an input changed during the merge, which read two versions of it."""
-    shards = _shards(stores).items()
+    shards = _shards(plans).items()
     changes = [f"{path}: {change}" for path, shard in shards if (change := shard.changed())]
     if changes:
         raise InputError(
@@ -207,10 +211,10 @@ def _refuse_changed(stores: Sequence[PartialOutput]) -> None:
         )
 
 
-def _shards(stores: Sequence[PartialOutput]) -> dict[str, Shard]:
+def _shards(plans: Sequence[Plan]) -> dict[str, Shard]:
     """Return every input file once, by its path."""
-    plans = [plan for store in stores for plan in (store.plan, *store.plan.lazy)]
-    return {s.path: s for plan in plans for m in plan.models for s in m.shards}
+    every = [inner for plan in plans for inner in (plan, *plan.lazy)]
+    return {s.path: s for plan in every for m in plan.models for s in m.shards}
 
 
 def _memory_bytes() -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from ..system.caller import Caller
+from ..system.signals import StopFlag, stop_on_signal
 from ..units import GIB
 
 
@@ -22,6 +26,18 @@ class RunOptions:
     deadline_s: float | None = None
     patience_s: float = 10.0  # how long a rank that is done waits for ranks that have not begun
     prune: bool = False  # remove downloaded weights once they are read
+    caller: Caller | None = None  # the program that merges in its own process, if it is not ours
+
+    def stop_on_signal(self, stop: StopFlag) -> AbstractContextManager[None]:
+        """Set `stop` on signals while a block runs, unless they belong to another program."""
+        return stop_on_signal(stop) if self.caller is None else nullcontext()
+
+    def warn(self, text: str) -> None:
+        """Print a warning, or hand it to the caller."""
+        if self.caller is None:
+            print(f"warning: {text}", file=sys.stderr)
+        else:
+            self.caller.warn(text)
 
 
 @dataclass

@@ -131,14 +131,22 @@ class WorkerProcesses:
         """
         reports: list[dict[str, Any]] = []
         asked = False
+        interrupt: BaseException | None = None
         while self._answers:
-            ready, _, _ = select.select(list(self._answers), [], [], POLL_S)
+            try:
+                ready, _, _ = select.select(list(self._answers), [], [], POLL_S)
+            except KeyboardInterrupt as error:  # of a program that merges in its process
+                interrupt = error
+                stop.set("interrupted")
+                continue
             reports += [self._report(answer) for answer in ready]
             if not asked and (stop.is_set() or any("kind" in report for report in reports)):
                 asked = True
                 for process in self._answers.values():
                     os.kill(process, signal.SIGTERM)
         os.close(self._alive)
+        if interrupt is not None:
+            raise interrupt
         if stop.is_set():
             raise stop.error(self.progress.percent)
         failed = [report for report in reports if "kind" in report]

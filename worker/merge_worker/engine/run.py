@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from ..output.target import State, Target, inspect_output
 from ..planning.plan import Plan
 from ..system.progress import Progress
 from ..system.ranks import Rank
-from ..system.signals import StopFlag, stop_on_signal
+from ..system.signals import StopFlag
 from ..tokenizer.roundtrip import check_roundtrip
 from ..units import duration, size
 from .one_pass import stream
@@ -103,7 +102,7 @@ def _inspect(plan: Plan, out: Path, options: RunOptions, rank: Rank) -> RunningM
     """Look at the output folder. Raises OutputError if the merge must not write there."""
     target = inspect_output(plan, out, overwrite=options.overwrite, resume=options.resume)
     for line in target.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        options.warn(line)
     merge = RunningMerge(PartialOutput(out, plan), target, options, rank)
     if target.state is State.FINISHED:
         merge.end(MergeState.DONE, f"{out}: {ALREADY_THERE}")
@@ -119,7 +118,7 @@ def _prepare(merge: RunningMerge, clock: Clock) -> None:
         tokenizer = merge.plan.tokenizer
         warning = check_roundtrip(tokenizer) if merge.rank.number == 0 else None
         if warning:
-            print(f"warning: {warning}", file=sys.stderr)
+            merge.options.warn(warning)
 
 
 def _run_stages(merge: RunningMerge, clock: Clock) -> None:
@@ -225,8 +224,9 @@ def _finish_output(merge: RunningMerge, differing: list[str], clock: Clock) -> N
         store.locks.append(lock)
         store.check()
         store.check_shards()
-        with stop_on_signal(StopFlag()):
-            identical = check_result(store, Progress(merge.options.progress, 0, ""))
+        with merge.options.stop_on_signal(StopFlag()):
+            progress = Progress(merge.options.progress, 0, "", caller=merge.options.caller)
+            identical = check_result(store, progress)
         run = {
             "notes": [*saved_notes(store.folder), *_notes_of_stages(store.plan)],
             "identical_to": [public_text(store.plan, label) for label in identical],
@@ -236,7 +236,12 @@ def _finish_output(merge: RunningMerge, differing: list[str], clock: Clock) -> N
             "gib_per_s": round(clock.gib_per_s, 3),
         }
         finish(store, merge.target, run, merge.options.sha256)
-    merge.end(MergeState.DONE, _summary(merge.plan, store.out, clock, differing))
+    if differing:
+        merge.options.warn(
+            f"{counted(len(differing), 'copied tensors differ')} between the models, "
+            f"the first model's were taken: {printable(differing[0])}"
+        )
+    merge.end(MergeState.DONE, _summary(merge.plan, store.out, clock))
 
 
 def _await_others(merge: RunningMerge, clock: Clock) -> bool:
@@ -316,13 +321,7 @@ def _key_in(out: Path) -> object:
     return (read_manifest(out) or {}).get("key")
 
 
-def _summary(plan: Plan, out: Path, clock: Clock, differing: list[str]) -> str:
-    if differing:
-        print(
-            f"warning: {counted(len(differing), 'copied tensors differ')} between the models, "
-            f"the first model's were taken: {printable(differing[0])}",
-            file=sys.stderr,
-        )
+def _summary(plan: Plan, out: Path, clock: Clock) -> str:
     merged = sum(step.task is not None for step in plan.steps)
     return (
         f"{out}: {counted(merged, 'tensors')} merged, {len(plan.steps) - merged} copied; "

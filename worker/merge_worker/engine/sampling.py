@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import Files
-from ..messages import counted, printable
+from ..messages import counted
 from ..output.files import output_errors, unfinished, write_file
 from ..output.store import PartialOutput
 from ..planning.plan import Plan
@@ -200,7 +200,4 @@ def _listed(names: Sequence[str]) -> str:
 
 def print_warnings(notes: Iterable[str], progress: Progress) -> None:
     for note in notes:
-        if progress.mode == "json":
-            progress.event("warning", text=note)
-        else:
-            progress.print_line(f"warning: {printable(note)}")
+        progress.warn(note)

@@ -7,12 +7,13 @@ lanes overlap; torch uses no threads of its own.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -21,9 +22,9 @@ from ..dtypes import Kind
 from ..errors import ResultError, UsageError
 from ..messages import counted, printable
 from ..method import MergePass, StatisticsPass
-from ..output.store import PartialOutput
 from ..planning.memory import Memory
-from ..planning.step import Piece, pieces
+from ..planning.plan import Plan
+from ..planning.step import Piece, Step, pieces
 from ..system.machine import ComputeSlots
 from ..system.progress import Progress
 from ..system.signals import StopFlag
@@ -61,15 +62,33 @@ class _OpenStep:
         ]
 
 
+class Store(Protocol):
+    """The place of the result of one merge, such as a PartialOutput."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def write(
+        self,
+        work: tuple[int, Step],
+        piece: Piece,
+        data: memoryview,
+        nonfinite: int,
+        same: tuple[int, int] | None = None,
+    ) -> None:
+        """Take a piece of a tensor, given with its number; see `PartialOutput.write`."""
+
+
 @dataclass(eq=False)
 class Engine:
-    """Runs the work of one process, for one or more merges with a partial output each in `stores`.
+    """Runs the work of one process, for one or more merges each with the place of its result in
+    `stores`.
 
     `stop` is set from outside to end early; the merges can be resumed. `staged` lets lanes treat
     the CPU like an accelerator, for tests.
     """
 
-    stores: Sequence[PartialOutput]
+    stores: Sequence[Store]
     memory: Memory
     progress: Progress
     devices: Sequence[torch.device]
@@ -80,6 +99,7 @@ class Engine:
     allow_nonfinite: bool = False
     fetcher: Fetcher | None = None
     drop_cache: bool = False  # of inputs that are merged
+    on_error: Callable[[], object] = bool  # called once a lane has failed
     differing: list[str] = field(default_factory=list)
     _condition: threading.Condition = field(default_factory=threading.Condition)
     _open: list[_OpenStep] = field(default_factory=list)
@@ -101,10 +121,17 @@ class Engine:
             threading.Thread(target=self._lane, args=(self.devices[i % len(self.devices)],))
             for i in range(self.memory.lanes)
         ]
-        for lane in lanes:
-            lane.start()
-        for lane in lanes:
-            lane.join()
+        try:
+            for lane in lanes:
+                lane.start()
+            for lane in lanes:
+                lane.join()
+        except BaseException:  # a program that merges in its process keeps KeyboardInterrupt
+            self.stop.set("interrupted")
+            for lane in lanes:
+                with contextlib.suppress(RuntimeError):  # not started
+                    lane.join()
+            raise
         if self._error is not None:
             raise self._error
         if self.stop.is_set():
@@ -125,6 +152,7 @@ class Engine:
             with self._condition:
                 self._error = self._error or error
                 self._condition.notify_all()
+            self.on_error()
 
     def _next(self) -> tuple[_OpenStep, Piece] | None:
         """Return a piece to do, once there is one; None at the end, after an error or a stop."""

@@ -39,6 +39,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
             "base_model": public_name(recipe.base) if recipe.base else None,
             "values": _values(plan),
         },
+        **({"methods": outside} if (outside := methods_from_outside(plan)) else {}),
         "dtype": plan.options.dtype or recipe.out_dtype or recipe.dtype or "same",
         "seed": plan.options.seed,
         "options": plan.options.recorded(),
@@ -55,6 +56,16 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         "notes": list(dict.fromkeys(public_text(plan, note) for note in notes)),
         **run,
     }
+
+
+def methods_from_outside(plan: Plan) -> list[dict[str, str]]:
+    """Return the methods of a merge that are not the worker's own, with digests of their code."""
+    used = {p.method.name: p.method.origin for p in (plan, *plan.lazy, *plan.stages)}
+    return [
+        {"name": name, "from": origin.name, "sha256": origin.sha256}
+        for name, origin in used.items()
+        if origin is not None
+    ]
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .. import methods
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.hub import in_snapshot
 from ..errors import UsageError, input_errors
@@ -74,6 +73,11 @@ class Plan:
     def output_bytes(self) -> int:
         return sum(shard.size for shard in self.layout.shards)
 
+    def steps_in_files(self) -> list[Step]:
+        """Return the steps in the order in which their results stand in the files."""
+        steps = {step.name: step for step in self.steps}
+        return [steps[name] for shard in self.layout.shards for name in shard.tensors]
+
 
 def make_plan(recipe: Recipe, options: PlanOptions | None = None) -> Plan:
     """Plan a merge: the documents that others refer to, then the one that makes the result.
@@ -97,7 +101,7 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
 
     Raises UsageError or InputError with every fault found.
     """
-    method = methods.get(recipe.method)
+    method = recipe.methods.get(recipe.method)
     options = replace(options, dequantize=options.dequantize or recipe.dequantize)
     inputs = open_inputs(recipe, options, results)
     models, tokenizer = merge_tokenizers(recipe, inputs)
@@ -231,9 +235,16 @@ def _key(
         sources = [_source_key(source, files) for source in step.sources]
         position = [step.grid.block, step.shard, step.offset]
         # The same sources with and without one of them as the base are two merges.
-        role = [step.method and step.method.name, task and [task.scale, task.models, task.has_base]]
+        role = [_method_key(step.method), task and [task.scale, task.models, task.has_base]]
         add([step.name, step.dtype.name, step.shape, *position, values, role, sources])
     return digest.hexdigest()
+
+
+def _method_key(method: Method | None) -> object:
+    """Return the name of a method, with the digest of its code if it is not our own."""
+    if method is None or method.origin is None:
+        return method and method.name
+    return [method.name, method.origin.sha256]
 
 
 def _source_key(source: TensorSource, files: Mapping[str, int]) -> list[object]:

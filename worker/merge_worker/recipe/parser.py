@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .. import methods
 from ..dtypes import FLOATS
 from ..errors import UsageError
 from ..messages import nearest, printable
 from ..method import Method
+from ..registry import OWN, Registry
 from .key_map import parse_rule
 from .parameters import Given, Parameters, Setting, convert, parse_setting, scalars
 from .schema import (
@@ -54,11 +54,14 @@ TOP_LEVEL_KEYS = (
 )
 
 
-def parse(text: str, where: str = "recipe", folder: Path = Path()) -> Recipe:
+def parse(
+    text: str, where: str = "recipe", folder: Path = Path(), methods: Registry = OWN
+) -> Recipe:
     """Parse a YAML or JSON text; of several documents, return the last one with its stages.
 
     Relative paths start at `folder`; whether they exist decides what `+` and `@` in them mean.
-    Raises UsageError with every fault of all documents, each with its line.
+    `methods` are those that `merge_method` can name. Raises UsageError with every fault of all
+    documents, each with its line.
     """
     documents = read_documents(text, where)
     if not documents:
@@ -66,7 +69,7 @@ def parse(text: str, where: str = "recipe", folder: Path = Path()) -> Recipe:
     recipes, faults = [], []
     for document in documents:
         try:
-            recipes.append(_Reader(document, folder).recipe(text))
+            recipes.append(_Reader(document, folder, methods).recipe(text))
         except UsageError as error:
             faults.append(str(error))
     if faults:
@@ -77,9 +80,10 @@ def parse(text: str, where: str = "recipe", folder: Path = Path()) -> Recipe:
 class _Reader:
     """One document on its way to a Recipe; collects faults instead of stopping at the first."""
 
-    def __init__(self, document: Document, folder: Path) -> None:
+    def __init__(self, document: Document, folder: Path, methods: Registry) -> None:
         self.document = document
         self.folder = folder
+        self.methods = methods
         self.faults: list[str] = []
         self.warnings: list[str] = []
         self.method: Method | None = None
@@ -120,6 +124,7 @@ class _Reader:
             include=read_patterns(self, top, "include"),
             exclude=read_patterns(self, top, "exclude"),
             dequantize=self.flag(top.get("dequantize", False), ("dequantize",)),
+            methods=self.methods,
         )
         # The rules count models, so they wait until every model is understood.
         if self.method and not self.faults:
@@ -132,10 +137,10 @@ class _Reader:
     def find_method(self, top: Mapping[str, object]) -> Method | None:
         name = top.get("merge_method")
         if not isinstance(name, str):
-            self.fault(("merge_method",), f"missing; one of {', '.join(methods.names())}")
+            self.fault(("merge_method",), f"missing; one of {', '.join(self.methods.names())}")
             return None
         try:
-            return find_method(name, self.document.place(("merge_method",)))
+            return find_method(name, self.document.place(("merge_method",)), self.methods)
         except UsageError as error:
             self.faults.append(str(error))
             return None

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import methods
 from ..errors import UsageError
 from ..messages import nearest, printable
 from ..method import BaseRole, Method
+from ..registry import OWN, Registry
 from .key_map import LayoutRule
 from .parameters import Parameters
 
@@ -136,6 +136,7 @@ class Recipe:
     include: tuple[str, ...] = ()  # patterns of the tensors that are merged; all if there are none
     exclude: tuple[str, ...] = ()
     dequantize: bool = False
+    methods: Registry = field(default=OWN, compare=False)
 
     def model_refs(self) -> tuple[ModelRef, ...]:
         """Return every input model once, those of stages included, but not their results."""
@@ -198,15 +199,15 @@ def _exists(word: str, folder: Path) -> bool:
         return False
 
 
-def find_method(name: str, place: str) -> Method:
-    known = methods.names()
-    word = name.lower()
-    if word not in known:
+def find_method(name: str, place: str, methods: Registry = OWN) -> Method:
+    try:
+        return methods.get(name.lower())
+    except KeyError:
+        known = methods.names()
         raise UsageError(
             f"{place}: unknown method '{printable(name)}'{nearest(name, known)}\n"
             f"  methods: {', '.join(known)}"
-        )
-    return methods.get(word)
+        ) from None
 
 
 def plays_base(method: Method) -> bool:

@@ -9,11 +9,12 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from ..messages import printable
 from ..units import GIB, duration
+from .caller import Caller
 from .machine import private_bytes, resident_bytes
 
 PLAIN_PERIOD_S = 10.0
@@ -29,13 +30,26 @@ COUNTS = 4
 class Progress:
     """Counts bytes and prints them to stderr until `close`. Counting is safe from any thread.
 
-    `names` are the tensors that `wrote` reports by number.
+    `names` are the tensors that `wrote` reports by number. With a `caller` nothing is printed: it
+    gets the bytes, and `on_failure` is called if that raises an error, which `close` raises again.
     """
 
-    def __init__(self, mode: str, total_out: int, title: str, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        mode: str,
+        total_out: int,
+        title: str,
+        stream: TextIO | None = None,
+        caller: Caller | None = None,
+    ) -> None:
         self.stream = stream or sys.stderr
-        tty = self.stream.isatty() and os.environ.get("TERM") != "dumb"
-        self.mode = ("bar" if tty else "plain") if mode == "auto" else mode
+        self.caller = caller
+        self.on_failure: Callable[[str], object] = str
+        self._failure: BaseException | None = None
+        self.mode = "off" if caller else mode
+        if self.mode == "auto":
+            tty = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+            self.mode = "bar" if tty else "plain"
         self.total_out = total_out
         self.title = title
         self.rank, self.world = 0, 1
@@ -50,16 +64,20 @@ class Progress:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Progress:
-        if self.mode != "off":
+        if self.mode != "off" or (self.caller and self.caller.progress):
             self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
         if self.mode == "bar":
             self._write(CLEAR)
+        if kind is None:
+            self._call()
+        if self._failure is not None:
+            raise self._failure
 
     def count_processes(self, processes: int) -> None:
         """Include the counts of so many processes, to be forked after this call."""
@@ -122,6 +140,15 @@ class Progress:
         if self.mode == "json":
             self._write(json.dumps({"event": kind, **facts}) + "\n")
 
+    def warn(self, text: str) -> None:
+        """Print a warning, or hand it to the caller."""
+        if self.caller is not None:
+            self.caller.warn(text)
+        elif self.mode == "json":
+            self.event("warning", text=text)
+        else:
+            self.print_line(f"warning: {printable(text)}")
+
     def print_line(self, line: str) -> None:
         """Print a line that stays, above the bar."""
         self._write((CLEAR if self.mode == "bar" else "") + line + "\n")
@@ -131,9 +158,19 @@ class Progress:
         self.stream.flush()
 
     def _run(self) -> None:
-        period = {"bar": BAR_PERIOD_S, "json": JSON_PERIOD_S}.get(self.mode, PLAIN_PERIOD_S)
-        while not self._over.wait(period):
-            self._show()
+        periods = {"bar": BAR_PERIOD_S, "off": BAR_PERIOD_S, "json": JSON_PERIOD_S}
+        while not self._over.wait(periods.get(self.mode, PLAIN_PERIOD_S)):
+            self._call() if self.caller else self._show()
+
+    def _call(self) -> None:
+        """Call the caller's function, until an error of it stops the merge."""
+        if self.caller is None or self.caller.progress is None or self._failure is not None:
+            return
+        try:
+            self.caller.progress(self.done_before + self.bytes_out, self.total_out)
+        except BaseException as error:
+            self._failure = error
+            self.on_failure("stopped by the caller")
 
     def _show(self) -> None:
         facts = self.facts()
