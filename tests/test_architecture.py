@@ -21,8 +21,8 @@ ORDER = {
         "comparison lora commands api cli __main__"
     ).split(),
     "merge_launch": (
-        "errors process table settings job backends profiles tracking submission sweeps commands "
-        "cli __main__"
+        "errors process table settings job backends profiles tracking submission sweeps api "
+        "commands cli __main__"
     ).split(),
 }
 MOST_MODULES_IN_A_ROOT = 10

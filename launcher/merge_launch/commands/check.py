@@ -11,7 +11,7 @@ from merge_worker.errors import WorkerError
 from merge_worker.messages import print_line
 
 from ..job import preflight
-from ..job.source import add_missing_models, current_folder, read_source
+from ..job.source import add_missing_models, current_folder, known_methods, read_source
 from ..settings.groups import CheckOptions, MergeOptions, WorkerOptions
 from ..submission.prepare import read_settings
 from .decorators import say
@@ -25,7 +25,8 @@ def check_command(source: list[str], given: dict[str, Any]) -> int:
     (merge_options, worker_options, check_options), _ = read_settings(groups, given, None)
     folder = current_folder(os.environ)
     try:
-        merge = read_source(source, merge_options, worker_options.dtype, folder)
+        methods = known_methods(worker_options.methods, os.environ)
+        merge = read_source(source, merge_options, worker_options.dtype, folder, methods)
     except WorkerError as error:
         raise add_missing_models(error, source, folder) from None
     plan = preflight.plan_of(merge, worker_options)

@@ -217,15 +217,8 @@ def report_submitted(submitted: list[Record], follow: bool) -> int:
 
 def warn_of_unkept(submitted: list[Record]) -> None:
     """Warn of jobs whose record could not be written; they are submitted already."""
-    unkept = [record for record in submitted if not records.is_kept(record)]
-    if not unkept:
-        return
-    by_out = all(records.is_kept_in_job_folder(record) for record in unkept)
-    known = "will know it by OUT only" if by_out else "will not know it; note its id"
-    say(
-        f"warning: cannot note the job in {records.folder()}, which is full or cannot be written: "
-        f"'logs', 'status' and 'cancel' {known}"
-    )
+    if warning := records.warning_of_unkept(submitted):
+        say(f"warning: {warning}")
 
 
 COMMANDS: dict[str, Command] = {

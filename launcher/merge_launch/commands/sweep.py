@@ -20,9 +20,9 @@ from merge_worker.messages import counted, first_names, printable
 from .. import backends, table
 from ..backends.base import Backend, LocalBackend, Scheduler
 from ..errors import ClusterError, LauncherError, UsageError, refuse
-from ..job.source import current_folder
+from ..job.source import current_folder, known_methods
 from ..profiles import precedence
-from ..settings.groups import JobOptions, SweepOptions, WorkerOptions
+from ..settings.groups import JobOptions, SweepOptions, WorkerOptions, shared
 from ..settings.options import option
 from ..submission.prepare import Request, read_settings
 from ..sweeps import arrays, jobs, lock, state
@@ -43,6 +43,7 @@ class ResultOptions:
     column: tuple[str, ...] = option((), "show this result (repeatable)", "NAME")
     csv: bool = option(False, "print all columns as CSV")
     json: bool = option(False, "print all columns as JSON")
+    methods: str | None = shared("methods")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any])
     if table_options.json and not options.dry_run:
         raise UsageError("--json requires --dry-run; see `results --json` after the submission")
     refuse(list(_conflicts(sweep_options, options, backend, resources)))
-    sweep = read_sweep(context.obj, sweep_options.out, current_folder(os.environ))
+    methods = known_methods(worker.methods, os.environ)
+    sweep = read_sweep(context.obj, sweep_options.out, current_folder(os.environ), methods)
     request = Request(backend, options, worker, resources, taken)
     if options.dry_run:
         states, todo = _todo(request, sweep)
@@ -183,7 +185,8 @@ def _submit(request: Request, sweep: Sweep, todo: Sequence[Member], options: Swe
 def results(context: typer.Context, given: dict[str, Any]) -> int:
     """Print a row for each member: its state, its values and the results printed by `--then`."""
     (options,) = precedence.resolve([ResultOptions], [precedence.flags(given)])
-    sweep = read_sweep(context.obj, options.out, current_folder(os.environ))
+    methods = known_methods(options.methods, os.environ)
+    sweep = read_sweep(context.obj, options.out, current_folder(os.environ), methods)
     states, failures = state.member_states(sweep)
     rows, result_names = sweep_results.rows(sweep, states)
     rows = sweep_results.in_order(rows, options.sort, options.descending)

@@ -157,7 +157,27 @@ class Job:
         further = [(f"recipe-{number}.yml", merge) for number, merge in enumerate(self.further, 2)]
         return [("recipe.yml", self.merge), *further]
 
+    def methods_files(self) -> list[EmbeddedFile]:
+        """Return the files of merge methods, under the names that they have on the node."""
+        if self.command != "merge":
+            return []
+        files = dict.fromkeys(f for _, merge in self.recipes() for f in merge.recipe.methods.files)
+        names = [safe_name(Path(file.name).stem) for file in files]
+        again = [names[:number].count(name) for number, name in enumerate(names)]
+        return [
+            EmbeddedFile(f"{name}-{count + 1}.py" if count else f"{name}.py", file.data)
+            for file, name, count in zip(files, names, again, strict=True)
+        ]
+
+    def methods_packages(self) -> list[str]:
+        """Return the installed packages whose methods the recipes name, as `PACKAGE==VERSION`."""
+        if self.command != "merge":
+            return []
+        recipes = [r for _, merge in self.recipes() for r in (*merge.recipe.stages, merge.recipe)]
+        origins = [recipe.methods.get(recipe.method).origin for recipe in recipes]
+        return list(dict.fromkeys(o.package for o in origins if o is not None and o.package))
+
     def embedded_files(self) -> list[EmbeddedFile]:
-        """Return the worker, then every recipe."""
+        """Return the worker, then every recipe, then every file of methods."""
         recipes = [EmbeddedFile(name, merge.text) for name, merge in self.recipes()]
-        return [self.payload.embedded, *recipes]
+        return [self.payload.embedded, *recipes, *self.methods_files()]

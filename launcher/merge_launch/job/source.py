@@ -13,6 +13,7 @@ from merge_worker.errors import UsageError as RecipeError
 from merge_worker.errors import WorkerError
 from merge_worker.messages import printable
 from merge_worker.output.files import MANIFEST, RECIPE
+from merge_worker.registry import OWN, Registry, read_registry, split_words
 
 from ..errors import UsageError
 from ..settings.groups import MergeOptions
@@ -82,12 +83,26 @@ def absolute(word: str, folder: str) -> str:
     return str(Path(folder) / Path(word).expanduser())
 
 
+def known_methods(files: str | None, variables: Mapping[str, str]) -> Registry:
+    """Return our methods and those of files: of --methods, or else of MERGE_WORKER_METHODS.
+
+    Raises the worker's UsageError.
+    """
+    words = split_words(files) or split_words(variables.get("MERGE_WORKER_METHODS"))
+    return read_registry(words) if words else OWN
+
+
 def read_source(
-    words: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
+    words: Sequence[str],
+    options: MergeOptions,
+    dtype: str | None,
+    folder: str,
+    methods: Registry = OWN,
 ) -> Merge:
     """Read SOURCE words: `OUT MODEL MODEL…` or `RECIPE.yml [OUT]`.
 
-    Raises UsageError, or the worker's errors with every fault of the recipe.
+    `methods` are those that the recipe can name. Raises UsageError, or the worker's errors with
+    every fault of the recipe.
     """
     from merge_worker.recipe import parse
 
@@ -96,8 +111,8 @@ def read_source(
         out = _one_out(words[1:], options)
     else:
         models, out = _direct(words, options)
-        text, where = _direct_recipe(models, options, dtype, folder), "the command"
-    recipe = parse(decoded(text, where), where, Path(folder))
+        text, where = _direct_recipe(models, options, dtype, folder, methods), "the command"
+    recipe = parse(decoded(text, where), where, Path(folder), methods)
     name = out or default_name(recipe.method, [ref.path for ref in recipe.model_refs()])
     return Merge(text, recipe, absolute(name, folder), folder)
 
@@ -153,14 +168,18 @@ def _direct(words: Sequence[str], options: MergeOptions) -> tuple[list[str], str
 
 
 def _direct_recipe(
-    models: Sequence[str], options: MergeOptions, dtype: str | None, folder: str
+    models: Sequence[str],
+    options: MergeOptions,
+    dtype: str | None,
+    folder: str,
+    methods: Registry,
 ) -> bytes:
     from merge_worker.recipe.shorthand import recipe_from_values
 
     base = None if options.base_model is None else _located(options.base_model, folder)
     located = [_located(word, folder) for word in models]
     values = {**vars(options), "base_model": base, "dtype": dtype}
-    return recipe_from_values(located, values).encode()
+    return recipe_from_values(located, values, methods).encode()
 
 
 def _located(word: str, folder: str) -> str:

@@ -109,10 +109,12 @@ class WorkerOptions:
     allow_nonfinite: bool = shared("allow_nonfinite")
     trust_remote_code: bool = shared("trust_remote_code")
     strict: bool = shared("strict")
+    methods: str | None = shared("methods")
 
     def argv(self) -> tuple[str, ...]:
-        """Return the options as words of a command line."""
-        values = {known.flag: getattr(self, known.name) for known in options_of(WorkerOptions)}
+        """Return the options as words of a command line; files of methods travel with the job."""
+        known = [option for option in options_of(WorkerOptions) if option.name != "methods"]
+        values = {option.flag: getattr(self, option.name) for option in known}
         return tuple(
             flag if value is True else f"{flag}={value}"
             for flag, value in values.items()

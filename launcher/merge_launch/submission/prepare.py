@@ -13,7 +13,7 @@ from ..backends.base import Backend, LocalBackend
 from ..errors import LauncherError, refuse
 from ..job import payload, preflight
 from ..job.job import Job
-from ..job.source import Merge, current_folder, read_source
+from ..job.source import Merge, current_folder, known_methods, read_source
 from ..profiles import precedence
 from ..profiles.file import ProfileFile
 from ..profiles.trust import applied
@@ -112,7 +112,9 @@ def read_request(
     """Read the SOURCE words and the flags of a command. Raises with every fault of them."""
     groups = [MergeOptions, JobOptions, WorkerOptions, backend.resources]
     (merge_options, options, worker, resources), taken = read_settings(groups, given, backend)
-    merge = read_source(words, merge_options, worker.dtype, current_folder(os.environ))
+    methods = known_methods(worker.methods, os.environ)
+    folder = current_folder(os.environ)
+    merge = read_source(words, merge_options, worker.dtype, folder, methods)
     return Request(backend, options, worker, resources, taken), merge
 
 
@@ -131,10 +133,18 @@ def read_settings(
     origins = [flags, variables, *precedence.profile(file, chosen, name)]
     if backend is None:
         return precedence.resolve(groups, origins), ()
+    return settle(groups, origins, backend)
+
+
+def settle(
+    groups: list[Any], given: list[precedence.Origin], backend: Backend[Any]
+) -> tuple[list[Any], tuple[str, ...]]:
+    """Return the option groups from given origins, then the backend's own config and its site."""
+    origins = list(given)
     place, values = backend.own_settings()
     origins.append(precedence.Origin(values, place))
     (resources,) = precedence.resolve([backend.resources], origins)
     if (site := backend.site(resources)) is not None:
-        origins += precedence.profile(ProfileFile.read(None), site, name)
+        origins += precedence.profile(ProfileFile.read(None), site, backend.name)
     taken = precedence.taken(backend.resources, origins)
     return precedence.resolve(groups, origins), tuple(taken)

@@ -32,6 +32,7 @@ from merge_worker.errors import UsageError as RecipeError
 from merge_worker.messages import nearest, printable
 from merge_worker.recipe import parse
 from merge_worker.recipe.yaml_document import read_documents
+from merge_worker.registry import OWN, Registry
 
 from ..errors import UsageError, refuse
 from ..job.job import KEPT_OF_NAME
@@ -67,8 +68,11 @@ class Sweep:
     warnings: tuple[str, ...]
 
 
-def read_sweep(path: str, out: str | None, folder: str) -> Sweep:
-    """Read a sweep file. Raises UsageError with every fault of the file, and of all members."""
+def read_sweep(path: str, out: str | None, folder: str, methods: Registry = OWN) -> Sweep:
+    """Read a sweep file; `methods` are those that its recipes can name.
+
+    Raises UsageError with every fault of the file, and of all members.
+    """
     table = _read_table(path)
     base = _base_recipe(table["recipe"], path, folder)
     rows = list(_rows(table, path))
@@ -83,7 +87,7 @@ def read_sweep(path: str, out: str | None, folder: str) -> Sweep:
     for row, labeled, name, job_name in zip(rows, values, names, job_names(names), strict=True):
         try:
             text = _recipe_text(base, row)
-            recipe = parse(text, f"{path}: {name}", Path(folder))
+            recipe = parse(text, f"{path}: {name}", Path(folder), methods)
         except (RecipeError, PlaceError) as error:
             faults += [(name, entry) for entry in error_entries(error)]
             continue

@@ -143,6 +143,25 @@ def _text(record: Record) -> str:
     return json.dumps(values, indent=1) + "\n"
 
 
+def latest(record: Record) -> Record:
+    """Return a record as it is kept now; the given one if it is not."""
+    kept, _ = _read([path_of(record)] if path_of(record).is_file() else [])
+    return kept[0] if kept else record
+
+
+def warning_of_unkept(submitted: Sequence[Record]) -> str | None:
+    """Return a warning of jobs whose record could not be written; they are submitted already."""
+    unkept = [record for record in submitted if not is_kept(record)]
+    if not unkept:
+        return None
+    by_out = all(is_kept_in_job_folder(record) for record in unkept)
+    known = "will know it by OUT only" if by_out else "will not know it; note its id"
+    return (
+        f"cannot note the job in {folder()}, which is full or cannot be written: "
+        f"'logs', 'status' and 'cancel' {known}"
+    )
+
+
 def load() -> tuple[list[Record], list[str]]:
     """Return all records, newest first, and a message for each unreadable one."""
     recorded, faults = _read(folder().glob("*.json"), lambda path: path.read_text(encoding="utf-8"))

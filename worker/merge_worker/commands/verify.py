@@ -41,7 +41,7 @@ def command(arguments: argparse.Namespace) -> str:
     require_torch()
     out = Path(arguments.out)
     manifest = checked_manifest(out)
-    outputs, expected = manifest["outputs"], manifest.get("nonfinite", 0)
+    outputs, expected = manifest["outputs"], manifest.get("nonfinite") or 0
     written = sum(int(entry["bytes"]) for entry in outputs)
     note = counted(expected, "values are NaN or Inf") if expected else "no NaN or Inf"
     return f"{out}: matches the manifest: {counted(len(outputs), 'files')}, {size(written)}; {note}"

@@ -146,6 +146,7 @@ _FORM = {
         },
         "block?": lambda value: _is_count(value) and 1 << 10 <= value <= 1 << 30,
     },
+    "methods?": [{"name": str, "from": str, "sha256": str}],
     "inputs?": [
         {"model": str, **_COMMIT, "adapter?": _COMMIT, "shards?": [{"header_sha256": str}]},
     ],
