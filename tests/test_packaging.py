@@ -1,5 +1,6 @@
 """Contents of an installation: two top-level names, the templates inside one of them."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -93,3 +94,69 @@ def test_the_source_archive_can_run_its_own_tests(tmp_path: Path) -> None:
         names = {name.partition("/")[2] for name in members.getnames()}
     wanted = {"pyproject.toml", "scripts/test", "tests/conftest.py", "templates/_worker.sh.j2"}
     assert sorted(wanted - names) == []
+
+
+USERS_SCRIPT = """
+from collections.abc import Iterator
+from pathlib import Path
+
+import merge_launch as ml
+import merge_worker as mw
+from merge_worker import Plan, Result, merge_method
+from torch import Tensor
+
+
+@merge_method
+def scaled(*, weight: list[float]) -> list[float]:
+    return [2 * w for w in weight]
+
+
+@mw.merge_method(base="required", models=(1, 1))
+def close(*tensors: Tensor, limit: float) -> Tensor:
+    return tensors[0]
+
+
+def show(done: int, total: int) -> None:
+    print(done / total)
+
+
+plan: Plan = mw.plan({"merge_method": scaled}, methods=[close, "my.py"], dtype="bfloat16", seed=1)
+average: Plan = mw.average([Path("a"), "b"], weights=[1, 2], memory="4GiB")
+result: Result = mw.merge(plan, "out", progress=show, overwrite=True, sha256=True)
+seconds: float = result.seconds
+shape: tuple[int, ...] = plan.tensors["x"].shape
+one: Iterator[tuple[str, Tensor]] = mw.stream(plan)
+many: Iterator[tuple[str, tuple[Tensor | None, ...]]] = mw.stream([plan, average], dtype="float32")
+state: dict[str, Tensor] = mw.merge_state_dicts([dict(one)], "ties", dict(one), weight=0.5)
+recipe: str | None = mw.compare(["a", "b"], base="c").recipe
+try:
+    mw.verify("out")
+except mw.errors.InputError as error:
+    texts: list[str] = [fault.text for fault in error.faults]
+job: ml.Job = ml.submit("recipe.yml", "out", "slurm", partition="gpu")
+done: bool = job.wait().state is ml.JobState.DONE
+"""
+WRONG = {
+    "mw.plan('r.yml', dtyp='float32')": 'Unexpected keyword argument "dtyp"',
+    "mw.plan('r.yml', dtype='float')": "has incompatible type",
+    "mw.merge('r.yml', 'out').path.upper()": 'has no attribute "upper"',
+    "mw.nothing()": 'Module has no attribute "nothing"',
+}
+
+
+@pytest.mark.slow
+def test_a_users_script_is_typed(wheel: Path, tmp_path: Path) -> None:
+    """`mypy --strict` of a script passes with the installed wheel, and finds its mistakes."""
+    pip("install", "--no-deps", "--target", tmp_path / "site", wheel)
+    (tmp_path / "good.py").write_text(USERS_SCRIPT, encoding="utf-8")
+    (tmp_path / "wrong.py").write_text("import merge_worker as mw\n" + "\n".join(WRONG) + "\n")
+    (tmp_path / "empty.ini").write_text("[mypy]\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
+    command += ["--config-file", "empty.ini", "good.py", "wrong.py"]
+    env = {**os.environ, "MYPYPATH": "site"}
+    env.pop("PYTHONPATH", None)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "good.py" not in done.stdout, done.stdout
+    for line, text in zip(range(2, 2 + len(WRONG)), WRONG.values(), strict=True):
+        found = [row for row in done.stdout.splitlines() if row.startswith(f"wrong.py:{line}: ")]
+        assert found and text in " ".join(found), done.stdout + done.stderr

@@ -54,14 +54,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    place = _PLACES.get(name)
-    if place is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f".{place}", __name__)
-    value = globals()[name] = module if name == place else getattr(module, name)
-    return value
+if not TYPE_CHECKING:  # which would take any name for one of ours
 
+    def __getattr__(name: str) -> object:
+        place = _PLACES.get(name)
+        if place is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(f".{place}", __name__)
+        value = globals()[name] = module if name == place else getattr(module, name)
+        return value
 
-def __dir__() -> list[str]:
-    return [*globals(), *_PLACES]
+    def __dir__() -> list[str]:
+        return [*globals(), *_PLACES]

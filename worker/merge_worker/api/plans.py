@@ -110,17 +110,6 @@ class Plan:
     def __str__(self) -> str:
         return describe(self.inner)
 
-    def again(self, **changes: Any) -> Plan:
-        """Return the plan of the same recipe with other planner options; for this package."""
-        options = replace(self.inner.options, **changes)
-        if options == self.inner.options:
-            return self
-        return replace(self, inner=make_plan(self.inner.recipe, options))
-
-    def into(self, out: Path) -> Plan:
-        """Return the plan with its intermediate results, if any, beside `out`."""
-        return self.again(stages_folder=stage_folder(str(out))) if self.inner.stages else self
-
 
 def plan(recipe: Recipe, **options: Unpack[PlanChoices]) -> Plan:
     """Plan a merge from headers: a recipe as a path, as YAML text or as a dict.
@@ -162,6 +151,19 @@ def average(
     text = recipe_from_values([os.fspath(model) for model in models], given, methods)
     inner = make_plan(parse(text, "average", chosen.relative_to, methods), chosen)
     return Plan(inner, values.get("device", "auto"))
+
+
+def changed(plan: Plan, **changes: Any) -> Plan:
+    """Return the plan of the same recipe with other options of the planner."""
+    options = replace(plan.inner.options, **changes)
+    if options == plan.inner.options:
+        return plan
+    return replace(plan, inner=make_plan(plan.inner.recipe, options))
+
+
+def beside(plan: Plan, out: Path) -> Plan:
+    """Return the plan with its intermediate results, if any, beside `out`."""
+    return changed(plan, stages_folder=stage_folder(str(out))) if plan.inner.stages else plan
 
 
 def _registry(given: Methods) -> Registry:

@@ -14,7 +14,7 @@ from ..errors import UsageError, input_errors
 from ..output.manifest import read_manifest
 from ..system.caller import Caller
 from ..system.ranks import Rank
-from .plans import Plan, Recipe, StrPath, plan
+from .plans import Plan, Recipe, StrPath, beside, plan
 from .torch_state import one_torch_thread
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def merge(
     else:
         planned = plan(plan_or_recipe, device=device or "auto")
     place = Path(out)
-    planned = planned.into(place)
+    planned = beside(planned, place)
     warnings = list(planned.warnings)
     # A fork copies no other thread of the program, which may hold a lock.
     caller = Caller(warnings.append, progress, may_fork=threading.active_count() == 1)

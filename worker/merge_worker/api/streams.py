@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 from ..errors import UsageError
-from .plans import Plan
+from .plans import Plan, changed
 from .torch_state import one_torch_thread
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def stream(
     """
     plans = [plan] if isinstance(plan, Plan) else list(plan)
     changes = {} if dtype is None else {"dtype": dtype}
-    plans = [item.again(**changes) for item in plans]
+    plans = [changed(item, **changes) for item in plans]
     for item in plans:
         if item.inner.stages:
             names = ", ".join(str(stage.recipe.name) for stage in item.inner.stages)
