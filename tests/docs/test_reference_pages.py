@@ -20,7 +20,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 METHODS = """# Methods
 
 The output of `merge-worker methods NAME` for every method, generated from the code.
-[Recipes](recipes.md) shows how to use them.
+[Recipes](recipes.md) shows how to use them, [From Python](python.md#methods-of-your-own) how to add
+one in a file of yours.
 """
 
 MIGRATION = """# From mergekit

@@ -136,12 +136,14 @@ def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
         allow_nonfinite=True,
         trust_remote_code=True,
         strict=True,
+        methods="my.py",
     )
     assert all(getattr(given, each.name) for each in options_of(WorkerOptions)), "set each of them"
     words = ["merge", "recipe.yml", "out", *given.argv()]
     parsed = vars(parse_arguments(words))
+    assert not any("methods" in word for word in words), "files of methods travel with the job"
     for passed in options_of(WorkerOptions):
-        value = getattr(given, passed.name)
+        value = getattr(given, passed.name) if passed.name != "methods" else []
         assert parsed[passed.name] in (value, [value]), passed.flag
 
 
