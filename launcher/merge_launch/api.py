@@ -98,17 +98,21 @@ class Job:
         record = self._now()
         status = job_status.query_one(record, include_settled=True)
         code = explain.exit_code_of(status, record.exit_code())
-        more, log = job_status.query_reasons(record), self.logs().splitlines()
-        return tuple(explain.explain(self.id, status, code, more, iter(log)))
+        # What another job with this id waits for is no reason.
+        more = () if isinstance(status, job_status.Absent) else job_status.query_reasons(record)
+        is_older = not isinstance(backends.get(self.backend), Service) and logs.is_of_earlier_job(
+            record
+        )
+        log = [] if is_older else self.logs().splitlines()
+        return tuple(explain.explain(self.id, status, code, more, log))
 
     def cancel(self) -> bool:
         """Cancel the job, and that after it; return False if it was over. Finished work is kept."""
         record = self._now()
         if job_status.is_settled(record):
             return False
-        for later in records.waiting_for(record):
-            job_status.cancel(later)
-        return job_status.cancel(record)
+        statuses = job_status.cancel([*records.waiting_for([record]), record])
+        return not statuses[record.key].state.has_ended
 
     def retry(self) -> Job:
         """Submit the job once more: it resumes its output. Raises UsageError while it runs."""

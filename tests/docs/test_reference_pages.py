@@ -28,8 +28,8 @@ MIGRATION = """# From mergekit
 
 Recipes need no change: every key and method of mergekit 0.1.5 is supported, and results agree
 within rounding (`tests/worker/methods/test_mergekit_goldens.py`). Scripts have
-[a table of their own](python.md#from-mergekit). The command line differs, but mergekit's options are
-accepted too:
+[a table of their own](python.md#from-mergekit). The command line differs, but mergekit's options
+are accepted too:
 
 ```console
 $ merge-launch local recipe.yml out/ --cuda --lazy-unpickle --copy-tokenizer --out-shard-size 1B

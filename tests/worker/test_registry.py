@@ -143,6 +143,14 @@ def test_a_manifest_asks_for_the_same_code(models: list[Path], tmp_path: Path) -
         mw.plan(made, methods=changed)
 
 
+def test_a_report_needs_no_methods(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mw.merge(mw.plan(recipe(models), methods=write_methods(tmp_path)), tmp_path / "out")
+    assert run("report", tmp_path / "out") == 0
+    assert "out (merged)" in capsys.readouterr().out
+
+
 def test_functions_of_a_program(models: list[Path]) -> None:
     @mw.merge_method
     def halved(*, weight: list[float]) -> list[float]:

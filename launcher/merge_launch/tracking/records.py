@@ -145,8 +145,7 @@ def _text(record: Record) -> str:
 
 def latest(record: Record) -> Record:
     """Return a record as it is kept now; the given one if it is not."""
-    kept, _ = _read([path_of(record)] if path_of(record).is_file() else [])
-    return kept[0] if kept else record
+    return next((kept for kept in load()[0] if kept.key == record.key), record)
 
 
 def warning_of_unkept(submitted: Sequence[Record]) -> str | None:

@@ -1,6 +1,9 @@
 """`stream`: the bits of `merge`, in bounded memory, without a file."""
 
+import subprocess
+import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import merge_worker as mw
 from merge_worker.checkpoint.reader import Files
 from merge_worker.engine.buffers import Pool
 from support.checkpoint_factory import write_checkpoint
-from support.recipes import one_tensor_models
+from support.paths import SOURCES
+from support.recipes import one_tensor_models, sparse_file
 
 
 def recipe(method: str, models: list[Path], **parameters: Any) -> dict[str, Any]:
@@ -89,23 +93,51 @@ def test_memory_is_the_plans_and_one_tensor(
         real_init(pool, *words, **more)
         pools.append(pool)
 
-    largest, alive, most = 0, list[Tensor](), 0
+    largest, made, most = 0, list[weakref.ref[Tensor]](), 0
     real_empty = torch.empty
 
     def empty(*shape: Any, **more: Any) -> Tensor:
         nonlocal most
         tensor = real_empty(*shape, **more)
         if tensor.shape == (300, 1000):
-            alive.append(tensor)
-            most = max(most, len(alive))
+            made.append(weakref.ref(tensor))
+            most = max(most, sum(other() is not None for other in made))
         return tensor
 
     monkeypatch.setattr(Pool, "__init__", init)
     monkeypatch.setattr(torch, "empty", empty)
     for _, tensor in mw.stream(plan):
         largest = max(largest, sum(pool.size_with({}) for pool in list(pools)))
-        alive[:] = [other for other in alive if other is not tensor]
-    assert most == 1 and 0 < largest <= plan.memory
+        del tensor
+    assert len(made) == 6 and most == 1 and 0 < largest <= plan.memory
+
+
+@pytest.mark.slow
+def test_memory_of_the_process(tmp_path: Path) -> None:
+    """A stream takes the plan's memory and one tensor, measured by the system."""
+    count, size = 8, 64 << 20
+    for name in ("a", "b"):
+        shape = (size >> 11, 1 << 10)
+        tensors = {f"layers.{i}.weight": (shape, "BF16", size) for i in range(count)}
+        sparse_file(tmp_path / name / "model.safetensors", tensors)
+    code = (
+        "import resource, merge_worker as mw\n"
+        "def peak():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10\n"
+        "plan = mw.average(['a', 'b'], memory='24MiB', threads=2)\n"
+        "import torch, merge_worker.engine.tensor_stream\n"
+        "before = peak()\n"
+        "for name, tensor in mw.stream(plan):\n"
+        "    del tensor\n"
+        "print(peak() - before, plan.memory)\n"
+    )
+    env = {"PYTHONPATH": SOURCES, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    grown, bound = map(int, done.stdout.split())
+    assert grown <= bound + size + (24 << 20), "stacks of threads, and what torch sets up"
 
 
 @pytest.mark.parametrize("closes", [True, False])

@@ -55,8 +55,17 @@ def stream(
             )
     tensors = _tensors(plans, device, allow_nonfinite)
     if isinstance(plan, Plan):
-        return ((name, tensor) for name, (tensor,) in tensors if tensor is not None)
+        return _single(tensors)
     return tensors
+
+
+def _single(
+    tensors: Iterator[tuple[str, tuple[Tensor | None, ...]]],
+) -> Iterator[tuple[str, Tensor]]:
+    for name, (tensor,) in tensors:
+        if tensor is not None:
+            yield name, tensor
+        del tensor  # or it would stay until the next one is complete
 
 
 def _tensors(
@@ -66,9 +75,4 @@ def _tensors(
         from ..engine.tensor_stream import tensor_stream
 
         inner = [plan.inner for plan in plans]
-        for name, tensors in tensor_stream(inner, device, allow_nonfinite):
-            if device == "cpu":
-                yield name, tensors
-            else:
-                target = "cuda" if device == "auto" else device
-                yield name, tuple(t if t is None else t.to(target) for t in tensors)
+        yield from tensor_stream(inner, device, allow_nonfinite)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ from ..messages import printable
 from ..output.files import MANIFEST, RECIPE
 from ..output.manifest import read_manifest
 from ..output.model_card import public_name
-from ..planning.inputs import locate
+from ..planning.inputs import locate, model_words
 from ..recipe import parse
-from ..recipe.schema import ModelRef
+from ..recipe.schema import ModelRef, parse_model
+from ..recipe.yaml_document import read_documents
 from .compare import measure, output_options, render
 
 if TYPE_CHECKING:
@@ -120,10 +122,20 @@ def _recipe_models(out: Path) -> tuple[ModelRef, ...]:
     """Return the models in the recipe as it was given, with their folders."""
     path = out / RECIPE
     try:
-        recipe = parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, UsageError):
+        text = path.read_text(encoding="utf-8")
+        recipe = parse(text, str(path))
+    except (OSError, UnicodeDecodeError):
         return ()
+    except UsageError:  # a method from outside, which need not be here
+        return tuple(_named_models(text, str(path)))
     return tuple(ref for document in (recipe, *recipe.stages) for ref in document.own_refs())
+
+
+def _named_models(text: str, where: str) -> Iterator[ModelRef]:
+    """Yield the models that a text names in the places of a recipe."""
+    with contextlib.suppress(UsageError, ValueError):
+        for document in read_documents(text, where):
+            yield from map(parse_model, dict.fromkeys(model_words(document.value)))
 
 
 def _open_input(out: Path, entry: Mapping[str, Any], refs: Sequence[ModelRef]) -> Checkpoint:

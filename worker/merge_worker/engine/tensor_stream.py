@@ -36,10 +36,10 @@ Tensors = tuple[Tensor | None, ...]
 def tensor_stream(
     plans: Sequence[Plan], device: str = "cpu", allow_nonfinite: bool = False
 ) -> Iterator[tuple[str, Tensors]]:
-    """Yield every tensor by name, in the order of the files of the first merge, on the CPU.
+    """Yield every tensor by name, in the order of the files of the first merge.
 
-    Raises any WorkerError. The inputs are read once for all plans. `device` is where the
-    mathematics runs, as for `--device`.
+    `device` is where the tensors are computed and yielded, the first one of several. The inputs are
+    read once for all plans. Raises any WorkerError.
     """
     desk = _Desk(plans)
     files = _open_files(plans)
@@ -58,7 +58,7 @@ def tensor_stream(
                 tensors = desk.take(name)
                 if tensors is None:
                     break
-                yield name, tensors
+                yield name, tuple(t if t is None else t.to(devices[0]) for t in tensors)
                 del tensors  # or it would stay until the next one is complete
         finally:
             engine.stop.set()

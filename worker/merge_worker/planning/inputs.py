@@ -176,7 +176,8 @@ def missing_models(text: str, folder: Path) -> list[str]:
         return []
     results = {str(value.get("name")) for value in documents if isinstance(value, dict)}
     faults = []
-    for word in dict.fromkeys(w for value in documents for w in _models(value) if w not in results):
+    words = [word for value in documents for word in model_words(value)]
+    for word in dict.fromkeys(word for word in words if word not in results):
         try:
             ref = parse_model(word, folder)
             if not is_hub_id(str(replace(ref, lora=None, lora_revision=None))):
@@ -188,13 +189,13 @@ def missing_models(text: str, folder: Path) -> list[str]:
     return faults
 
 
-def _models(value: object) -> Iterator[str]:
+def model_words(value: object) -> Iterator[str]:
     """Yield every text at a place where a recipe names a model."""
     for item in value if isinstance(value, list) else ():
-        yield from _models(item)
+        yield from model_words(item)
     for key, item in value.items() if isinstance(value, dict) else ():
         if key in ("model", "base_model") and isinstance(item, str):
             yield item
         elif key == "models" and isinstance(item, list):
             yield from (model for model in item if isinstance(model, str))
-        yield from _models(item)
+        yield from model_words(item)
