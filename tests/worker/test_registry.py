@@ -39,6 +39,9 @@ FAULTS = {
     "from merge_worker.methods.ties import ties\n": r"my\.py: defines no merge method",
     SCALED.replace("scaled_sum", "ties"): r"my\.py: 'ties' is a method of merge-worker",
     SCALED.replace("scaled_sum", "Sum"): r"my\.py: 'Sum' must be a lower-case name",
+    SCALED.replace("*, weight", "tensors: list, weight"): (
+        r"my\.py:6: TypeError: scaled_sum: 'tensors' is for a tensor; write \(\*tensors, "
+    ),
     SCALED.replace("float = 1.0", "bytes = b''"): (
         r"my\.py:6: TypeError: .*scaled_sum: parameter 'scale' has type 'bytes'"
     ),
@@ -185,6 +188,27 @@ def test_code_without_a_file_has_a_digest_that_does_not_depend_on_its_place() ->
 
     assert digest(SCALED) == digest("\n\n" + SCALED)
     assert digest(SCALED) != digest(SCALED.replace("scale * w", "scale + w"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown"), [("weight[:1]", r"\[1.0\]"), ("{}", r"\{\}"), ("None", "None")]
+)
+def test_coefficients_are_counted(
+    wrong: str, shown: str, models: list[Path], tmp_path: Path
+) -> None:
+    text = SCALED.replace("[scale * w for w in weight]", wrong)
+    with pytest.raises(mw.errors.UsageError, match=f"must return 3 coefficients, got {shown}"):
+        mw.plan(recipe(models), methods=write_methods(tmp_path, text))
+
+
+@pytest.mark.parametrize("wrong", ["base.sum()", "None"])
+def test_a_tensor_of_another_shape(wrong: str) -> None:
+    namespace: dict[str, Method] = {}
+    begin = CLOSE.index("    return ")
+    exec(SCALED + CLOSE[:begin] + f"    return {wrong}\n", namespace)
+    state = {"w": torch.ones(2, 3)}
+    with pytest.raises(mw.errors.UsageError, match="of the shape of its inputs"):
+        mw.merge_state_dicts([state], namespace["close"], state, limit=1.0)
 
 
 def test_errors_of_a_users_method_are_the_users(models: list[Path], tmp_path: Path) -> None:

@@ -262,6 +262,8 @@ class Method:
         named = {"lambda_" if name == "lambda" else name: v for name, v in values.items()}
         if self.origin is None:
             return self.function(*arguments, **named)
+        # As annotated; our own methods take any sequence.
+        named = {name: list(v) if isinstance(v, tuple) else v for name, v in named.items()}
         try:
             return self.function(*arguments, **named)
         except (ValueError, ZeroDivisionError, WorkerError):

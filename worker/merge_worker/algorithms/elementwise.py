@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import UsageError
 from ..method import Algorithm, Block, MergePass, Method, StatisticsPass, Task, Tensor
 from .weighted_sum import WeightedSum
 
@@ -41,7 +42,13 @@ class _CallPerBlock(MergePass):
     def merge(self, block: Block, out: Tensor) -> None:
         sources = [converted_source(block, i, self.task.work) for i in range(len(block.tensors))]
         spare = block.scratch.take("spare", out.numel(), self.task.work).view(out.shape)
-        out.copy_(self.method.call(self.task.values, *sources, spare))
+        merged = self.method.call(self.task.values, *sources, spare)
+        if getattr(merged, "shape", None) != out.shape:
+            raise UsageError(
+                f"method '{self.method.name}' must return a tensor of the shape of its inputs, "
+                f"{list(out.shape)}, got {getattr(merged, 'shape', merged)!r:.60}"
+            )
+        out.copy_(merged)
 
 
 def converted_source(block: Block, source: int, dtype: str) -> Tensor:

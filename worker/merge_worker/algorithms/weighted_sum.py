@@ -81,12 +81,19 @@ class LinearCombination(Algorithm):
             return
         method.check_sources(task)
         if not self.gram:
-            method.call(task.values)
+            self._check_count(method, task, method.call(task.values))
         elif self.vectors is None:
             # Orthogonal unit vectors: parameters that fail for these fail for any vectors.
             indices = range(self._vector_count(task))
             gram = [[float(i == j) for j in indices] for i in indices]
             method.call(task.values, gram, *([Lengths(gram)] if self.lengths else []))
+
+    def _check_count(self, method: Method, task: Task, coefficients: Any) -> None:
+        """Raise ValueError unless a method returned one number for each of its vectors."""
+        expected = self._vector_count(task)
+        if not isinstance(coefficients, Sequence) or len(coefficients) != expected:
+            shown = repr(coefficients)[:60]
+            raise ValueError(f"{method.name} must return {expected} coefficients, got {shown}")
 
     def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
         if self._has_single_source(task):

@@ -44,7 +44,7 @@ def merge_method(
 
     `base` is the role of `base_model`, `models` the least and the most number of models beside it,
     `reference` a link. `algorithm` is one of `merge_worker.algorithms`, for other kinds of methods.
-    Raises TypeError if a parameter has another type.
+    Raises TypeError if a parameter has a type that is none of these.
     """
 
     def define(function: Function) -> Method:
@@ -56,5 +56,14 @@ def merge_method(
 
 
 def _takes_tensors(function: Function) -> bool:
-    kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
-    return bool(kinds - {inspect.Parameter.KEYWORD_ONLY})
+    """Return whether a function has parameters for tensors. TypeError for other types of them."""
+    parameters = inspect.signature(function).parameters.values()
+    tensors = [p for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    for parameter in tensors:
+        hint = str(getattr(parameter.annotation, "__name__", parameter.annotation))
+        if hint not in ("_empty", "Tensor", "torch.Tensor"):
+            raise TypeError(
+                f"{function.__name__}: '{parameter.name}' is for a tensor; write (*tensors, "
+                f"weight: list[float]), or (*, weight: list[float]) without tensors"
+            )
+    return bool(tensors)
