@@ -201,11 +201,47 @@ def test_a_process_with_several_processors_forks_only_from_its_only_thread(tmp_p
         "print(len(forks))\n"
         "wait.set()\n"
     )
-    env = {**os.environ, "PYTHONPATH": SOURCES}
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    forks, later, end = done.stdout.split()
+    forks, later, end = output_of(script).split()
     assert int(forks) > 1 and later == forks and end == "bye"
     assert digest(tmp_path / "alone") == digest(tmp_path / "beside")
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
+    models = one_tensor_models(tmp_path, 6_000_000, count=3)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, select\n"
+        "import merge_worker as mw\n"
+        "from merge_worker.engine import processes\n"
+        "real, calls = select.select, []\n"
+        "def interrupted(*words):\n"
+        "    if not calls:\n"
+        "        calls.append(1)\n"
+        "        raise KeyboardInterrupt\n"
+        "    return real(*words)\n"
+        "processes.select.select = interrupted\n"
+        f"plan = mw.average({[str(m) for m in models]!r}, threads=4)\n"
+        "try:\n"
+        "    mw.merge(plan, 'out')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', os.path.exists('out/config.json'))\n"
+        "try:\n"
+        "    os.waitpid(-1, 0)\n"
+        "except ChildProcessError:\n"
+        "    print('no process is left')\n"
+        "print(mw.merge(plan, 'out').finished)\n"
+    )
+    assert output_of(script).splitlines() == ["interrupted False", "no process is left", "True"]
+    mw.merge(mw.average(models, threads=1), tmp_path / "whole")
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+def output_of(script: Path) -> str:
+    """Run a script in its folder and return what it prints."""
+    env = {**os.environ, "PYTHONPATH": SOURCES}
+    done = subprocess.run(
+        [sys.executable, script], cwd=script.parent, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
