@@ -34,6 +34,7 @@ OWN_HELP = {
     "deadline_s": "stop cleanly this many seconds after the call; Stopped is raised",
     "rank": "number of this process of `world` that share the merge; default: 0",
     "world": "number of processes that share the merge; default: 1",
+    "patience_s": "how long a rank that is done waits for ranks that have not begun; default: 10",
 }
 
 

@@ -32,6 +32,7 @@ class RunChoices(TypedDict, total=False):
     deadline_s: float
     rank: int
     world: int
+    patience_s: float
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def merge(
     `device` is that of the plan unless given. `progress` is called with the bytes written and the
     bytes of the whole result, from another thread; an error that it raises stops the merge.
     `overwrite` replaces another merge, `resume=False` discards an unfinished one. Several processes
-    share a merge as `rank` of `world`. After KeyboardInterrupt, or `deadline_s` seconds (Stopped),
-    the same call resumes. Raises any class of `errors`.
+    share a merge as `rank` of `world`; one that is done raises Stopped if no other works on the
+    rest after `patience_s`. After KeyboardInterrupt, or `deadline_s` seconds (Stopped), the same
+    call resumes. Raises any class of `errors`.
     """
     began = time.monotonic()
     if isinstance(plan_or_recipe, Plan):
@@ -100,6 +102,7 @@ def merge(
             sha256=options.get("sha256", False),
             allow_nonfinite=options.get("allow_nonfinite", False),
             deadline_s=options.get("deadline_s"),
+            patience_s=options.get("patience_s", RunOptions.patience_s),
             caller=caller,
         )
         run_merges([(planned.inner, place)], run, rank, Clock(began))
