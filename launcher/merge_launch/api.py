@@ -119,7 +119,7 @@ class Job:
         status = self.status()
         if not status.state.has_ended and status.state is not JobState.UNKNOWN:
             raise UsageError(f"{self.id} is {status.state.value}; cancel it first, or wait")
-        return _kept(resubmit(self._now()), ())
+        return _submitted(resubmit(self._now()), ())
 
     def _now(self) -> Record:
         """Return the record with the last known status, which other commands write too."""
@@ -149,7 +149,7 @@ def submit(
     request = Request(chosen, job, worker, resources)
     merge = _merge(recipe, out, merging, worker)
     warnings = request.check(merge)
-    return _kept(hand_over(request, request.jobs(merge)), warnings)
+    return _submitted(hand_over(request, request.jobs(merge)), warnings)
 
 
 def jobs() -> list[Job]:
@@ -200,9 +200,9 @@ def _merge(
     return read_source(words, given, worker.dtype, folder, methods)
 
 
-def _kept(submitted: list[Record], warnings: Sequence[str]) -> Job:
-    """Return the job, after its records were kept."""
-    more = [records.keep(submitted), conflicts.warning(submitted)]
+def _submitted(submitted: list[Record], warnings: Sequence[str]) -> Job:
+    """Return the job, with warnings of its submission."""
+    more = [records.warning_of_unkept(submitted), conflicts.warning(submitted)]
     first, *later = submitted
     then = Job(later[0]) if later else None
     return Job(first, (*warnings, *(line for line in more if line)), then)
