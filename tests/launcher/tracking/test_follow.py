@@ -1,5 +1,9 @@
 """Following a job: the exit code is that of its end, and what is forgotten is not awaited."""
 
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 
 from merge_launch.tracking import logs
@@ -10,6 +14,11 @@ from support.launcher_fixtures import finished
 def _soon(monkeypatch) -> None:
     for name in ("POLL_S", "ASK_EVERY_S", "ASK_AGAIN_S"):
         monkeypatch.setattr(logs, name, 0.0)
+
+
+def clock(sleep: Callable[[float], None]) -> SimpleNamespace:
+    """Return a clock of its own for the log: commands that are waited for sleep as well."""
+    return SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
 
 
 @pytest.fixture
@@ -60,7 +69,7 @@ def test_an_exit_code_on_its_way_is_awaited(job, launch, fakes, work, monkeypatc
         naps.append(seconds)
         (work / "out.job" / "34.exit").write_text("4\n")
 
-    monkeypatch.setattr(logs.time, "sleep", sleep)
+    monkeypatch.setattr(logs, "time", clock(sleep))
     assert launch("logs", "-f", job).code == 4
     assert len(naps) == 1
 
@@ -78,7 +87,7 @@ def test_a_restarted_job_is_followed_on(job, launch, fakes, work, monkeypatch) -
         if code is not None:
             exit_file.write_text(code)
 
-    monkeypatch.setattr(logs.time, "sleep", sleep)
+    monkeypatch.setattr(logs, "time", clock(sleep))
     assert launch("logs", "-f", job).code == 0
 
 
