@@ -23,7 +23,8 @@ def test_result(models: list[Path], tmp_path: Path) -> None:
     result = mw.merge(mw.average(models), tmp_path / "out")
     assert result.path == tmp_path / "out" and result.finished
     assert result.manifest["counts"]["merged"] == 6
-    assert result.seconds > 0 and result.gib_per_s > 0
+    assert 0 < result.seconds == result.manifest["timings"]["total_s"]
+    assert result.gib_per_s == result.manifest["gib_per_s"]
     assert any("probably unrelated" in warning for warning in result.warnings)
     again = mw.merge(mw.average(models), tmp_path / "out")
     assert again.manifest == result.manifest
@@ -81,6 +82,7 @@ def test_keyboard_interrupt_leaves_a_resumable_folder(
         return real(lane, *words)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Lane, "merge", merge)
+    threads = set(threading.enumerate())
     # Ignored where the tests run in the background of a shell.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -89,7 +91,7 @@ def test_keyboard_interrupt_leaves_a_resumable_folder(
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert threading.enumerate() == [threading.main_thread()]
+    assert threads >= set(threading.enumerate())
     assert not (tmp_path / "out" / "config.json").exists()
     assert mw.merge(mw.average(models, threads=1), tmp_path / "out").finished
 
@@ -238,8 +240,8 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
 
 
 def output_of(script: Path) -> str:
-    """Run a script in its folder and return what it prints."""
-    env = {**os.environ, "PYTHONPATH": SOURCES}
+    """Run a script in its folder, where numpy starts threads; return what it prints."""
+    env = {**os.environ, "PYTHONPATH": SOURCES, "OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, script], cwd=script.parent, env=env, capture_output=True, text=True
     )

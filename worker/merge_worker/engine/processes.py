@@ -36,6 +36,9 @@ BATCHES_EACH = 64
 POLL_S = 0.2
 """Seconds between looks at whether the parent was asked to stop."""
 
+SETTLE_S = 0.02
+"""Longest wait for threads that have ended."""
+
 MOST_HINTED = 64 << 20
 """Most bytes of a source to read ahead: there are several sources, tensors and processes."""
 
@@ -52,9 +55,29 @@ def can_fork(tasks: Path = Path("/proc/self/task")) -> bool:
     `tasks` is the folder of the threads of this process, on Linux.
     """
     try:
-        return len(list(tasks.iterdir())) == threading.active_count()
+        return _has_only_ours(tasks) or _without_idle_threads(tasks)
     except OSError:
         return False
+
+
+def _has_only_ours(tasks: Path) -> bool:
+    return len(list(tasks.iterdir())) == threading.active_count()
+
+
+def _without_idle_threads(tasks: Path) -> bool:
+    """Let libraries stop the threads that they can start again; return whether those were all.
+
+    OpenBLAS, which numpy loads with a thread for each processor, stops its threads at every fork.
+    """
+    process = _fork()
+    if process == 0:
+        os._exit(0)
+    os.waitpid(process, 0)
+    # The kernel may list a thread for a moment after its end.
+    deadline = time.monotonic() + SETTLE_S
+    while not _has_only_ours(tasks) and time.monotonic() < deadline:
+        time.sleep(SETTLE_S / 10)
+    return _has_only_ours(tasks)
 
 
 def with_readahead(work: Iterable[Work], files: Files) -> Iterator[Work]:
