@@ -19,6 +19,8 @@ merge_stop() {
 merge_fail() {
     merge_line=
     printf 'merge-launch: %s ended with exit code %s: %s\n' "$@" >&2
+    # A scheduler signals all processes of a job, this shell perhaps last; its trap then comes here.
+    [ "$2" -le 128 ] || sleep 1
     # These codes have a meaning only if merge-worker ends with them.
     case $2 in 0 | [2-6] | 75) exit 1 ;; esac
     exit "$2"
