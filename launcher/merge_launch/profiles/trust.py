@@ -49,7 +49,7 @@ def accept(folder: Path) -> None:
 
 
 def _is_own(path: Path) -> bool:
-    """Return whether nobody but the user and the administrator can have written a file."""
+    """Return whether a file belongs to the user or to root, and others may not write to it."""
     status = path.stat()
     return status.st_uid in (0, os.getuid()) and not status.st_mode & stat.S_IWOTH
 

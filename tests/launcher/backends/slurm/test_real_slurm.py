@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support import real_slurm
 from support.checkpoint_factory import write_checkpoint
 from support.launcher_fixtures import SWEEP
-from support.real_slurm import Cluster, until
+from support.real_slurm import until
 
 pytestmark = pytest.mark.slow
 
@@ -32,19 +31,6 @@ def preadv(*words):
     return read(*words)
 os.preadv = preadv
 """
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from real_slurm.cluster(tmp_path_factory.mktemp("slurm"))
-
-
-@pytest.fixture
-def slurm(cluster: Cluster, isolated: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    for name, value in cluster.variables.items():
-        monkeypatch.setenv(name, value)
-    yield cluster
-    cluster.clear()
 
 
 class Slow(NamedTuple):

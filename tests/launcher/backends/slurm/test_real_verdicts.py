@@ -2,32 +2,18 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from support import real_slurm
-from support.real_slurm import Cluster, until
+from support.real_slurm import until
 
 pytestmark = pytest.mark.slow
 
 ENDLESS = 'echo "waits here"; sleep 600'
 WAITS = "trap 'exit 75' TERM; echo 'waits here'; while :; do sleep 0.1; done"
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from real_slurm.cluster(tmp_path_factory.mktemp("slurm"))
-
-
-@pytest.fixture
-def slurm(cluster: Cluster, isolated: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    for name, value in cluster.variables.items():
-        monkeypatch.setenv(name, value)
-    yield cluster
-    cluster.clear()
 
 
 class Phase(NamedTuple):
