@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.checkpoint_factory import read_tensors
+from support.paths import SOURCES
 
 pytestmark = pytest.mark.slow
 
@@ -166,7 +167,7 @@ def test_small_folders_for_temporary_files(
 def test_commands(name: str, launch_process, models, work: Path, tmp_path: Path) -> None:
     given = ENVIRONMENTS[name](tmp_path)
     if "PYTHONPATH" in given:
-        given["PYTHONPATH"] = f"{os.environ['PYTHONPATH']}{os.pathsep}{given['PYTHONPATH']}"
+        given["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{given['PYTHONPATH']}"
     done = launch_process("local", "out", *models, "--python", sys.executable, **given)
     if done.code == 0:
         assert merged(work / "out") == 2.0

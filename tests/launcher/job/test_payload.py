@@ -16,8 +16,9 @@ import merge_worker
 from merge_launch.job import payload
 
 SOURCES = Path(merge_worker.__file__).parent
-MOST_BYTES = 400_000
-"""Most base64 in a job: half of the limit for all arguments of a Beaker job."""
+MOST_BYTES = 700_000
+"""Most base64 in a job: a third of what the arguments of a Beaker job may hold, and the script of a
+PBS job stays below 1 MiB."""
 
 
 def copied(target: Path) -> Path:

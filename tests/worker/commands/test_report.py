@@ -114,6 +114,7 @@ def test_a_folder_that_is_not_a_merge(
     assert "no merge_manifest.json; not a finished merge" in capsys.readouterr().err
     for text, fact in (
         ('{"inputs": [3]}', "damaged: inputs[0] is not as merges write it"),
+        ('{"inputs": null}', "damaged: inputs is not as merges write it"),
         ('{"inputs": []}', "damaged; the list of inputs is missing"),
     ):
         (models[0] / "merge_manifest.json").write_text(text)

@@ -107,7 +107,7 @@ def _misfit(value: Any, form: Any, place: str = "") -> str | None:
     inner: Iterable[tuple[Any, Any, str]] = ()
     if isinstance(form, dict):
         fits = isinstance(value, dict)
-        present = [key for key in form if fits and value.get(key.rstrip("?")) is not None]
+        present = [key for key in form if fits and key.rstrip("?") in value]
         fits = fits and all(key in present or key.endswith("?") for key in form)
         names = [(key, key.rstrip("?")) for key in present]
         inner = ((value[name], form[key], f"{place}.{name}".lstrip(".")) for key, name in names)
@@ -128,13 +128,17 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
+def _is_text_or_null(value: object) -> bool:
+    return value is None or type(value) is str
+
+
 _CHOICES = {option.name: option.choices for option in OPTIONS}
 _COMMIT = {"hub?": str, "commit?": str}
 _FORM = {
     "key?": str,
-    "recipe?": {"text?": str, "base_model?": str},
+    "recipe?": {"text?": str, "base_model?": _is_text_or_null},
     "options?": {
-        "dtype?": _CHOICES["dtype"].__contains__,
+        "dtype?": lambda value: value is None or value in _CHOICES["dtype"],
         "shard_bytes?": lambda value: _is_count(value) and value > 0,
         "seed?": int,
         "dequantize?": bool,
