@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..dtypes import FLOATS
 from ..errors import UsageError
 from ..messages import nearest, printable
 from ..method import Method
 from ..registry import OWN, Registry
 from .key_map import parse_rule
 from .parameters import Given, Parameters, Setting, convert, parse_setting, scalars
+from .reader import DocumentReader
 from .schema import (
     KeyRule,
     ModelRef,
@@ -23,8 +23,6 @@ from .schema import (
     TokenizerChoice,
     TokenRule,
     find_method,
-    parse_model,
-    parse_path,
     plays_base,
 )
 from .stages import arrange
@@ -77,23 +75,14 @@ def parse(
     return arrange(recipes) if len(recipes) > 1 else recipes[0]
 
 
-class _Reader:
-    """One document on its way to a Recipe; collects faults instead of stopping at the first."""
+class _Reader(DocumentReader):
+    """One document on its way to a Recipe."""
 
     def __init__(self, document: Document, folder: Path, methods: Registry) -> None:
-        self.document = document
-        self.folder = folder
+        super().__init__(document, folder)
         self.methods = methods
-        self.faults: list[str] = []
-        self.warnings: list[str] = []
         self.method: Method | None = None
         self.base: Source | None = None
-
-    def fault(self, path: Place, text: str) -> None:
-        self.faults.append(f"{self.document.place(path)}: {text}")
-
-    def warn(self, path: Place, text: str) -> None:
-        self.warnings.append(f"{self.document.place(path)}: {text}")
 
     def recipe(self, text: str) -> Recipe:
         top = self.mapping(self.document.value, (), "a recipe", TOP_LEVEL_KEYS)
@@ -231,31 +220,6 @@ class _Reader:
         self.fault(path, f"{value!r} is not [first, last) with 0 <= first <= last")
         return None
 
-    def model(self, value: object, path: Place) -> ModelRef:
-        try:
-            if isinstance(value, str):
-                return parse_model(value, self.folder)
-            keys = ["model", "lora", "override_architecture"]
-            body = self.mapping(value, path, "a model", keys)
-            word, revision = self.located(body.get("model"))
-            lora, lora_revision = self.located(body["lora"]) if body.get("lora") else (None, None)
-            override = body.get("override_architecture")
-            architecture = str(override) if override else None
-            if word is None:
-                raise ValueError("no 'model' in it")
-            return ModelRef(word, revision, lora, lora_revision, architecture)
-        except ValueError as error:
-            self.fault(path, str(error))
-            return ModelRef("?")
-
-    def located(self, value: object) -> tuple[str | None, str | None]:
-        if isinstance(value, dict):
-            path, revision = value.get("path"), value.get("revision")
-            return str(path) if path else None, str(revision) if revision else None
-        if not isinstance(value, str):
-            return None, None
-        return parse_path(value, self.folder)
-
     def parameters(self, body: Mapping[str, object], path: Place, owner: str) -> Parameters:
         """Read settings; `owner` is "shared", or the "model" or "base" that they belong to."""
         if body.get("parameters") is None:
@@ -289,53 +253,6 @@ class _Reader:
             return
         for value in scalars(setting):
             convert(value, known[name].type)
-
-    def text(self, top: Mapping[str, object], key: str) -> str | None:
-        value = top.get(key)
-        if value is not None and not isinstance(value, str):
-            self.fault((key,), f"expected a string, got {printable(repr(value))[:60]}")
-        return value if isinstance(value, str) else None
-
-    def dtype(self, top: Mapping[str, object], key: str) -> str | None:
-        value = top.get(key)
-        if value is None:
-            return None
-        plain = str(value).removeprefix("torch.")
-        if plain in (*FLOATS, "int64"):
-            return plain
-        short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
-        hint = f" (did you mean '{short[plain]}'?)" if plain in short else nearest(plain, FLOATS)
-        self.fault((key,), f"unknown dtype '{printable(plain)}'{hint}; one of {', '.join(FLOATS)}")
-        return None
-
-    def flag(self, value: object, path: Place) -> bool:
-        if not isinstance(value, bool):
-            self.fault(path, f"{value!r} is neither true nor false")
-        return value is True
-
-    def mapping(
-        self, value: object, path: Place, kind: str, keys: Sequence[str] = ()
-    ) -> dict[str, object]:
-        """Return a mapping with keys as text, and warn of those that are not `keys`, if given."""
-        if not isinstance(value, dict):
-            shown = printable(repr(value))[:60]
-            self.fault(path, f"{kind} is a mapping of names to values, not {shown}")
-            return {}
-        body = {str(key): item for key, item in value.items()}
-        if keys:
-            self.unknown(body, path, keys)
-        return body
-
-    def sequence(self, value: object, path: Place) -> list[object]:
-        if isinstance(value, list) and value:
-            return value
-        self.fault(path, "a list with at least one entry belongs here")
-        return []
-
-    def unknown(self, body: Mapping[str, object], path: Place, allowed: Sequence[str]) -> None:
-        for key in body:
-            if key not in allowed:
-                self.warn((*path, key), f"nothing reads this key{nearest(key, allowed)}")
 
 
 def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice | None:
