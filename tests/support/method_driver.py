@@ -10,6 +10,7 @@ from merge_worker import methods
 from merge_worker.dtypes import from_torch_name
 from merge_worker.engine.buffers import Pool
 from merge_worker.method import (
+    BALANCED_SCRATCH,
     SCALED_SCRATCH,
     BaseRole,
     Block,
@@ -88,9 +89,11 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
     if places.blocks:
         reads = method.algorithm.reads(method, task.values)
         reads += 2 * getattr(method.algorithm, "lengths", False)  # where vectors cancel
+        reads += task.balance
         assert passes <= reads, "more passes than declared"
         per_element = method.algorithm.scratch_bytes(method, len(sources))
         per_element += SCALED_SCRATCH if task.scale != 1.0 else 0
+        per_element += BALANCED_SCRATCH * len(sources) if task.balance else 0
         allowed = per_element * min(places.block, places.count)
         assert scratch.total <= allowed + 4096, f"scratch: {scratch.total} of {allowed} bytes"
     return out.view(task.shape)

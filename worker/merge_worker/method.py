@@ -8,6 +8,7 @@ Its positional parameters are supplied by its algorithm (see the module of the a
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class Task:
     seed: int
     work: str = "float32"
     scale: float = 1.0  # of the result's difference from the base (LiNeS)
+    balance: bool = False  # scale all task vectors to their mean length first
 
 
 COMMON = 1e12
@@ -173,6 +175,9 @@ class Cost(NamedTuple):
 class Algorithm(ABC):
     """Mathematics that several methods share: granularity, passes, scratch memory."""
 
+    balances: bool = False
+    """Whether task vectors are balanced whatever the task says."""
+
     def granularity(self, method: Method, values: Mapping[str, Any]) -> Granularity:
         return Granularity.ELEMENT
 
@@ -237,8 +242,10 @@ class Method:
     def modifiers(self) -> tuple[Parameter, ...]:
         """Parameters that apply to any method of this kind; they are not values of a task."""
         lines = LINES if self.base is BaseRole.REQUIRED else ()
+        several = self.base is not BaseRole.IGNORED and self.max_models != 1
+        balance = (BALANCE,) if several and not self.algorithm.balances else ()
         weights = any(p.name == "weight" and p.per_model for p in self.parameters)
-        return (*lines, SCHEDULE) if weights else lines
+        return (*lines, *balance, *((SCHEDULE,) if weights else ()))
 
     def check_sources(self, task: Task) -> None:
         """Raise ValueError if the task lacks sources that the method requires, or has too many."""
@@ -252,6 +259,8 @@ class Method:
 
     def begin(self, task: Task) -> StatisticsPass | MergePass:
         """Return the first pass over a tensor; the last one scales the result as the task asks."""
+        if task.balance:
+            return _scaled(balanced(task, lambda: self.algorithm.begin(self, task)), task)
         return _scaled(self.algorithm.begin(self, task), task)
 
     def call(self, values: Mapping[str, Any], *arguments: Any) -> Any:
@@ -277,6 +286,9 @@ LINES = (Parameter("lines_alpha", float, False), Parameter("lines_beta", float, 
 SCALED_SCRATCH = 16
 """Scratch bytes per element of a block for LiNeS: result and base, at most float64."""
 SCHEDULE = Parameter("schedule", str, False)
+BALANCE = Parameter("balance", bool, False)
+BALANCED_SCRATCH = 8
+"""Scratch bytes per element of a block and source for balanced task vectors, at most float64."""
 
 _PER_MODEL = "list[float]"
 _TYPES = {"float": float, "int": int, "bool": bool, "str": str, _PER_MODEL: float}
@@ -364,3 +376,92 @@ class _ScaledMerge(MergePass):
         base.copy_(block.tensors[-1].view(out.shape))
         merged.sub_(base).mul_(self.task.scale).add_(base)
         out.copy_(merged)
+
+
+def balanced(task: Task, then: Callable[[], StatisticsPass | MergePass]) -> StatisticsPass:
+    """Return the passes of `then` on balanced task vectors, after one that measures their lengths.
+
+    Every x_m becomes base + δ_m · L/‖δ_m‖, with δ_m = x_m − base and L the mean length of those
+    δ_m of the tensor that are not 0. The task has a base.
+    """
+    return _Lengths(task, then)
+
+
+def balance_bytes(task: Task, block: int) -> int:
+    """Return the bytes that the lengths of all blocks hold until the last is measured."""
+    return 128 * task.models * (-(-math.prod(task.shape) // block) + 1)
+
+
+@dataclass
+class _Lengths(StatisticsPass):
+    """The pass that measures ‖x_m − base‖ of every model, in float64."""
+
+    task: Task
+    then: Callable[[], StatisticsPass | MergePass]
+
+    def collect(self, block: Block) -> list[float]:
+        count, models = block.tensors[0].numel(), self.task.models
+        work = "float32" if block.tensors[0].device.type == "mps" else "float64"
+        base, delta = (block.scratch.take(slot, count, work) for slot in ("balance", "balanced 0"))
+        base.copy_(block.tensors[models].reshape(-1))
+        squares = []
+        for values in block.tensors[:models]:
+            delta.copy_(values.reshape(-1)).sub_(base)
+            squares.append(float(delta.dot(delta)))
+        return squares
+
+    def next_pass(self, partials: Sequence[list[float]]) -> StatisticsPass | MergePass:
+        squares = [math.fsum(part) for part in zip(*partials, strict=True)]
+        lengths = [math.sqrt(square) for square in squares]
+        others = [length for length in lengths if length]
+        mean = math.fsum(others) / len(others) if others else 0.0
+        return _on_balanced(self.then(), self.task, [mean / n if n else 1.0 for n in lengths])
+
+
+def _on_balanced(
+    inner: StatisticsPass | MergePass, task: Task, factors: Sequence[float]
+) -> StatisticsPass | MergePass:
+    if isinstance(inner, StatisticsPass):
+        return _BalancedStatistics(inner, task, factors)
+    return _BalancedMerge(inner, task, factors)
+
+
+@dataclass
+class _BalancedStatistics(StatisticsPass):
+    """A statistics pass of the method, on balanced task vectors."""
+
+    inner: StatisticsPass
+    task: Task
+    factors: Sequence[float]
+
+    def collect(self, block: Block) -> Any:
+        return self.inner.collect(_balanced_block(block, self.task, self.factors))
+
+    def next_pass(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
+        return _on_balanced(self.inner.next_pass(partials), self.task, self.factors)
+
+
+@dataclass
+class _BalancedMerge(MergePass):
+    """The merge pass of the method, on balanced task vectors."""
+
+    inner: MergePass
+    task: Task
+    factors: Sequence[float]
+
+    def merge(self, block: Block, out: Tensor) -> None:
+        self.inner.merge(_balanced_block(block, self.task, self.factors), out)
+
+
+def _balanced_block(block: Block, task: Task, factors: Sequence[float]) -> Block:
+    """Return the block with base + factor · (x_m − base) in place of every x_m."""
+    work, models = task.work, task.models
+    original = block.tensors[models]
+    base = block.scratch.take("balance", original.numel(), work).view(original.shape)
+    base.copy_(original)
+    tensors = list(block.tensors)
+    for model, factor in enumerate(factors):
+        if factor != 1.0:
+            taken = block.scratch.take(f"balanced {model}", base.numel(), work).view(base.shape)
+            tensors[model] = taken.copy_(tensors[model]).sub_(base).mul_(factor).add_(base)
+    return Block(tensors, block.start, block.scratch)

@@ -21,7 +21,10 @@ RECIPES = (*PLANS, *MERGEKIT)
 EXTRACTS = ("extract-lora",)
 LOOKS = ("compare", "report")
 
-SCHEDULES = "uniform, linear, minus-sqrt, ema[:BETA], last-k:N"
+SCHEDULES = (
+    "uniform, linear, minus-sqrt, cosine, inverse[:FLOOR], ema[:BETA], last-k:N; with __reverse or "
+    "__scramble[:SEED] behind for a control"
+)
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 
 
@@ -89,7 +92,7 @@ OPTIONS = (
         AVERAGE,
         f"weights of checkpoints, given from the oldest to the newest: {SCHEDULES}",
         "NAME",
-        pattern=r"[a-z-]+(:[0-9.]+)?",
+        pattern=r"[a-z-]+(:[0-9.]+)?(__[a-z]+(:[0-9]+)?)?",
         form="a schedule such as minus-sqrt, ema:0.9 or last-k:4",
     ),
     SharedOption("base_model", AVERAGE, "the base, for methods that need one", "MODEL"),

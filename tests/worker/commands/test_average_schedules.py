@@ -24,7 +24,8 @@ def steps(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "schedule", ["uniform", "linear", "minus-sqrt", "ema", "ema:0.5", "last-k:3", "last-k:1"]
+    "schedule",
+    ["uniform", "linear", "minus-sqrt", "ema", "ema:0.5", "last-k:3", "cosine", "inverse__reverse"],
 )
 def test_weights_are_those_of_the_schedule(
     tmp_path: Path, steps: list[Path], schedule: str
@@ -79,5 +80,5 @@ def test_in_a_recipe(steps: list[Path]) -> None:
 def test_faults_in_a_recipe(steps: list[Path]) -> None:
     with pytest.raises(UsageError, match="weight beside a schedule"):
         plan(steps, "ema", weight=1.0)
-    with pytest.raises(UsageError, match="no schedule 'cosine'"):
-        plan(steps, "cosine")
+    with pytest.raises(UsageError, match="no schedule 'sine'"):
+        plan(steps, "sine")

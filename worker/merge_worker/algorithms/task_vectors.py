@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..method import (
+    BALANCED_SCRATCH,
     Algorithm,
     BaseRole,
     Block,
@@ -21,6 +23,8 @@ from ..method import (
     StatisticsPass,
     Task,
     Tensor,
+    balance_bytes,
+    balanced,
     merge_method,
 )
 from .rank_search import as_integers, dtype_name
@@ -70,12 +74,32 @@ class TaskVectorAlgorithm(Algorithm):
         return _rule(method, task.values).begin(task)
 
 
+class BalancedAlgorithm(TaskVectorAlgorithm):
+    """The algorithm of methods that scale all task vectors to their mean length before the rule."""
+
+    balances = True
+
+    def reads(self, method: Method, values: Mapping[str, Any]) -> int:
+        return 1 + super().reads(method, values)
+
+    def scratch_bytes(self, method: Method, sources: int) -> int:
+        return super().scratch_bytes(method, sources) + BALANCED_SCRATCH * sources
+
+    def held_bytes(self, method: Method, task: Task, block: int) -> int:
+        return super().held_bytes(method, task, block) + balance_bytes(task, block)
+
+    def begin(self, method: Method, task: Task) -> StatisticsPass | MergePass:
+        if task.models < 2 or not math.prod(task.shape):
+            return super().begin(method, task)
+        return balanced(task, partial(super().begin, method, task))
+
+
 def task_vector_method(
-    reference: str, *, experimental: bool = False
+    reference: str, *, experimental: bool = False, balance: bool = False
 ) -> Callable[[Callable[..., Rule]], Method]:
     """Make a Method of a function that returns a Rule. Without models the result is the base."""
     return merge_method(
-        TaskVectorAlgorithm(),
+        BalancedAlgorithm() if balance else TaskVectorAlgorithm(),
         reference=reference,
         base=BaseRole.REQUIRED,
         models=(0, None),

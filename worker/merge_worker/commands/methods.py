@@ -70,7 +70,9 @@ _MODIFIERS = {
     "the base times",
     "lines_beta": "  alpha + beta * (l-1)/(L-1) in layer l of L, times alpha outside of layers "
     "(arXiv:2410.17146)",
-    "schedule": f"schedule (str, in place of weights; models from old to new): {SCHEDULES}",
+    "balance": "balance (bool, default False): scale the task vectors of each tensor to their mean "
+    "length first;\n    those that are 0 do not count (arXiv:2509.18883)",
+    "schedule": f"schedule (str, in place of weights; models from old to new):\n    {SCHEDULES}",
 }
 
 

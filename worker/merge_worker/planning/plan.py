@@ -236,6 +236,7 @@ def _key(
         position = [step.grid.block, step.shard, step.offset]
         # The same sources with and without one of them as the base are two merges.
         role = [_method_key(step.method), task and [task.scale, task.models, task.has_base]]
+        role += ["balance"] if task and task.balance else []
         add([step.name, step.dtype.name, step.shape, *position, values, role, sources])
     return digest.hexdigest()
 

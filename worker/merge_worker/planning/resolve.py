@@ -11,6 +11,8 @@ from ..dtypes import DType, Kind, from_torch_name
 from ..errors import UsageError
 from ..messages import first_names
 from ..method import (
+    BALANCE,
+    BALANCED_SCRATCH,
     LINES,
     SCALED_SCRATCH,
     SCHEDULE,
@@ -19,6 +21,7 @@ from ..method import (
     Method,
     Parameter,
     Task,
+    balance_bytes,
     working_dtype,
 )
 from ..recipe.parameters import Scalar, Value, convert, look_up
@@ -61,11 +64,14 @@ class UnplacedStep:
                 flops, scratch = cost
             if task.scale != 1.0:
                 scratch += SCALED_SCRATCH
+            if task.balance:
+                reads, scratch = reads + 1, scratch + BALANCED_SCRATCH * len(self.sources)
         if reads > 1 and block == CPU_BLOCK:
             block *= MULTIPASS_FACTOR
         grid = block_grid(output.shape, cut, block)
         if task is not None and grid.count:
             held = algorithm.held_bytes(self.method, task, min(grid.block, grid.count))
+            held += balance_bytes(task, min(grid.block, grid.count)) if task.balance else 0
         return Step(
             name=output.name,
             dtype=output.dtype,
@@ -157,7 +163,9 @@ class _Resolver:
         sources = tuple(source for _, source in (*models, *base))
         task = self._task(match, dtype, len(models), bool(base), values)
         scale = self._scale(match)
-        task = replace(task, scale=scale, work=working_dtype(dtype, values, scale))
+        balance = self._balance(match, len(models), bool(base))
+        work = working_dtype(dtype, values, scale)
+        task = replace(task, scale=scale, balance=balance, work=work)
         self.method.algorithm.check(self.method, task)
         output = Output(match.name, dtype, match.first.shape)
         return UnplacedStep(output, sources, task, self.method)
@@ -236,6 +244,13 @@ class _Resolver:
             return alpha + beta * match.group.position(match.name)
         layer = layer_of(match.name)
         return alpha + beta * fraction(layer.number, self.depths[layer.stack]) if layer else alpha
+
+    def _balance(self, match: Match, models: int, has_base: bool) -> bool:
+        """Return whether to balance the task vectors: as the recipe says, where there are two."""
+        asked = bool(self._modifier(BALANCE, match))
+        if asked and not has_base:
+            raise ValueError("balance scales task vectors and needs a base_model")
+        return asked and models > 1
 
     def _modifier(self, parameter: Parameter, match: Match) -> Scalar | None:
         if parameter not in self.method.modifiers:
