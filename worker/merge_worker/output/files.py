@@ -15,6 +15,7 @@ from ..messages import printable
 MANIFEST = "merge_manifest.json"
 RECIPE = "mergekit_config.yml"
 CARD = "README.md"
+EVALUATION = "evaluation.json"
 
 PARTIAL = ".merge-partial"
 """The folder in OUT that holds everything until the commit."""

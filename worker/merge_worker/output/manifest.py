@@ -20,6 +20,9 @@ from .files import MANIFEST, RECIPE, is_result_name, path_inside
 from .model_card import public_name, public_text
 from .side_files import by_treatment
 
+RECORDING = "recording"
+"""Key in a manifest: files of OUT that an evaluation is just being written to."""
+
 
 def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest of a merge; `run` holds timings, counts and notes of this run."""
@@ -90,6 +93,20 @@ def result_sizes(path: Path) -> dict[str, int]:
     return {entry["file"]: entry["bytes"] for entry in value.get("outputs", ())}
 
 
+def settled(out: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of OUT with files that a stopped record of an evaluation left out."""
+    files = [out / name for name in value.get(RECORDING, ())]
+    left_out = [
+        {"file": path.relative_to(out).as_posix(), "bytes": path.stat().st_size}
+        for path in files
+        if path.is_file()
+    ]
+    listed = {entry["file"] for entry in value.get("outputs", ())}
+    added = [entry for entry in left_out if entry["file"] not in listed]
+    whole = {key: item for key, item in value.items() if key != RECORDING}
+    return {**whole, "outputs": [*value.get("outputs", ()), *added]} if added else whole
+
+
 def well_formed(value: Any, path: Path) -> dict[str, Any]:
     """Return the manifest in a file if all that is ever read of it has the form it is written in.
 
@@ -100,6 +117,11 @@ def well_formed(value: Any, path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: damaged{place and f': {place} is not as merges write it'}")
     manifest: dict[str, Any] = value
     return manifest
+
+
+def matches_form(value: Any, form: Any) -> bool:
+    """Return whether a JSON value has a form: that of `_FORM` below."""
+    return _misfit(value, form) is None
 
 
 def _misfit(value: Any, form: Any, place: str = "") -> str | None:
@@ -159,6 +181,7 @@ _FORM = {
     ],
     "nonfinite?": _is_count,
     "notes?": [str],
+    RECORDING + "?": [is_result_name],
 }
 """What is read of manifests: dicts by key (`?`: may be missing), lists, types, and tests."""
 
@@ -171,6 +194,7 @@ def files_to_upload(out: Path) -> Iterator[tuple[str, Path | bytes]]:
     value = read_manifest(out)
     if not value or not value.get("outputs") or "text" not in value.get("recipe", {}):
         raise InputError(f"{out}: no {MANIFEST}; not a finished merge")
+    value = settled(out, value)
     recipe = str(value["recipe"]["text"]).encode(errors="backslashreplace")
     for entry in value["outputs"]:
         name = entry["file"]

@@ -14,7 +14,7 @@ from ..checkpoint.hub import snapshot
 from ..checkpoint.links import leads_out
 from ..messages import counted, printable
 from ..planning.plan import Plan
-from ..recipe.schema import ModelRef
+from ..recipe.schema import ModelRef, parse_model
 from ..structure.embeddings import is_vocabulary
 from .files import CARD, MANIFEST
 
@@ -26,6 +26,14 @@ def public_name(ref: ModelRef) -> str:
     """Return a name without paths of this machine: Hub id or last part of the folder."""
     name = _public(ref.path, ref.revision)
     return f"{name}+{_public(ref.lora, ref.lora_revision)}" if ref.lora else name
+
+
+def public_model(word: str) -> str:
+    """Return the public name of a model given as a word of a command: a folder, `base+adapter`."""
+    try:
+        return public_name(parse_model(word))
+    except ValueError:
+        return Path(word).name or Path(word).resolve().name
 
 
 def _public(path: str, revision: str | None) -> str:
@@ -53,13 +61,13 @@ def model_card(plan: Plan, title: str) -> str:
         "- merge-launch",
         "---",
         "",
-        f"# {_markdown(title)}",
+        f"# {markdown(title)}",
         "",
         f"A merge of {counted(len(refs), 'models')} by "
         f"[{plan.method.name}]({plan.method.reference}), made with merge-launch {__version__}.",
         "",
         *(
-            f"- {_markdown(public_name(ref))}{' (base)' if ref == recipe.base else ''}"
+            f"- {markdown(public_name(ref))}{' (base)' if ref == recipe.base else ''}"
             for ref in refs
         ),
         "",
@@ -143,7 +151,7 @@ def _scalar(text: str) -> str:
     return value.strip("\"'") if plain else ""
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Escape text in a line of Markdown: names of folders may hold anything."""
     return re.sub(r"([\\`*\[\]<>&])", r"\\\1", printable(text))
 

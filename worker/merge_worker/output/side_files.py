@@ -12,10 +12,10 @@ from ..checkpoint.model_files import survey
 from ..errors import InputError
 from ..planning.plan import Plan, final_config
 from ..tokenizer.files import is_tokenizer_file
-from .files import CARD, MANIFEST, RECIPE, write_file
+from .files import CARD, EVALUATION, MANIFEST, RECIPE, write_file
 
-_NEW = {CARD, MANIFEST, RECIPE, CONFIG}
-"""Files that every merge writes anew."""
+_NEW = {CARD, MANIFEST, RECIPE, CONFIG, EVALUATION}
+"""Files that belong to one merge alone, and are never copied from a model."""
 
 VOCABULARY = "another vocabulary than the result's"
 

@@ -18,7 +18,7 @@ from ..planning.plan import Plan
 from .code import code_digest
 from .files import ASIDE, FINAL_FILES, MANIFEST, PARTIAL, PASSING, finished, output_errors
 from .journal import WorkKey, pending_commit, read_key, read_work_key
-from .manifest import read_manifest, result_sizes
+from .manifest import RECORDING, read_manifest, result_sizes
 from .side_files import refuse_conflicts
 from .space import disk_space
 
@@ -185,7 +185,8 @@ def _no_links(partial: Path) -> None:
 
 def _files_of(finished: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the files that a finished merge wrote."""
-    return (*(entry["file"] for entry in finished.get("outputs", ())), MANIFEST)
+    listed = (entry["file"] for entry in finished.get("outputs", ()))
+    return (*listed, *finished.get(RECORDING, ()), MANIFEST)
 
 
 def _tops(names: Iterable[str]) -> tuple[str, ...]:
