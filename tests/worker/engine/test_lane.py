@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from merge_worker.checkpoint.reader import Files
-from merge_worker.engine.buffers import Pool, host_view
+from merge_worker.engine.buffers import Pool
 from merge_worker.engine.lane import Lane
 from merge_worker.engine.work import JointStep, join_steps, share
 from merge_worker.method import Block, MergePass
@@ -14,6 +14,7 @@ from merge_worker.planning.plan import Plan
 from merge_worker.planning.shards import PAGE
 from merge_worker.planning.step import Piece
 from merge_worker.system.ranks import Rank
+from merge_worker.tensors.host import host_view
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import one_tensor_models, plan_of
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..method import T
 from ..planning.step import Grid
+from ..tensors.host import host_view
 
 MANY_VIEWS = 1000
 
@@ -104,14 +104,6 @@ class Pool:
             view = self.bytes(slot, shift + count * kind.itemsize)[shift:].view(kind)
             self._views[slot, count, dtype, shift] = view
         return view
-
-
-def host_view(buffer: Tensor) -> memoryview:
-    """Return the memory of a host tensor for reads and writes, without numpy."""
-    count = buffer.numel()
-    if count == 0:
-        return memoryview(bytearray())
-    return memoryview((ctypes.c_char * count).from_address(buffer.data_ptr())).cast("B")
 
 
 def split(values: Tensor, grid: Grid) -> tuple[Tensor, ...]:

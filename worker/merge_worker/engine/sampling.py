@@ -26,7 +26,7 @@ from ..planning.plan import Plan
 from ..planning.step import Step
 from ..system.progress import Progress
 from ..system.ranks import Rank
-from .buffers import host_view
+from ..tensors.host import host_view
 from .lane import Lane
 
 SAMPLE = 1 << 13  # elements of a tensor

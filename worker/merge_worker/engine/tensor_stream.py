@@ -22,7 +22,7 @@ from ..planning.plan import Plan
 from ..planning.step import Piece, Step
 from ..system.progress import Progress
 from ..system.ranks import Rank
-from .buffers import host_view
+from ..tensors.host import host_view
 from .device import select_devices
 from .one_pass import refuse_changed
 from .prefetch import Fetcher, ReadAhead

@@ -18,11 +18,11 @@ from torch import Tensor
 from ..adapters.peft_format import CONFIG, WEIGHTS
 from ..checkpoint.folder import is_hub_id
 from ..dtypes import BY_NAME
-from ..engine.buffers import host_view
 from ..errors import OutputError
 from ..output.files import CARD, output_errors, unfinished, write_file
 from ..output.target import refuse_inputs
 from ..planning.shards import Output, safetensors_header
+from ..tensors.host import host_view
 from ..tensors.source import Reader, TensorSource
 
 PREFIX = "base_model.model."

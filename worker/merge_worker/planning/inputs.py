@@ -70,6 +70,22 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
     )
 
 
+def open_reference(
+    word: str, relative_to: Path, hub: Hub | None = None
+) -> tuple[Checkpoint, SideFiles, str]:
+    """Open one model as a recipe names it: a folder or Hub name, or `base+adapter`.
+
+    Returns its tensors, its side files, and the name that it has in messages. Raises InputError.
+    """
+    try:
+        ref = parse_model(word, relative_to)
+    except ValueError as error:
+        raise UsageError(f"'{printable(word)}': {error}") from None
+    options = PlanOptions(relative_to=relative_to, hub=hub or Hub())
+    _, labels, (model,) = _open_models([ref], options, {})
+    return model, _side_files(model)[0], labels[0]
+
+
 def _side_files(model: Checkpoint) -> tuple[SideFiles, list[str]]:
     """Return the side files of a model, and notes on what an adapter does to them."""
     if isinstance(model, PlannedCheckpoint):
