@@ -162,8 +162,10 @@ def changed(plan: Plan, **changes: Any) -> Plan:
 
 
 def beside(plan: Plan, out: Path) -> Plan:
-    """Return the plan with its intermediate results, if any, beside `out`."""
-    return changed(plan, stages_folder=stage_folder(str(out))) if plan.inner.stages else plan
+    """Return the plan with its intermediate results and gates, if any, beside `out`."""
+    inner = plan.inner
+    stored = inner.stages or any(item.mixture for item in (inner, *inner.lazy))
+    return changed(plan, stages_folder=stage_folder(str(out))) if stored else plan
 
 
 def _registry(given: Methods) -> Registry:

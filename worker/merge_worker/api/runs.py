@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from ..commands.options import write_gates
 from ..commands.verify import checked_manifest
 from ..errors import UsageError, input_errors
 from ..output.manifest import read_manifest
@@ -104,6 +105,7 @@ def merge(
             deadline_s=options.get("deadline_s"),
             patience_s=options.get("patience_s", RunOptions.patience_s),
             caller=caller,
+            gates=write_gates,
         )
         run_merges([(planned.inner, place)], run, rank, Clock(began))
     manifest = read_manifest(place) or {}

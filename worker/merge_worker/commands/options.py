@@ -9,6 +9,7 @@ from typing import Any
 from ..engine.options import RunOptions
 from ..options import SharedOption, options_of, with_defaults
 from ..planning.options import PlanOptions
+from ..planning.plan import Plan
 from ..registry import OWN, Registry, read_registry, split_words
 from ..system.ranks import patience_s
 from ..units import parse_duration
@@ -60,4 +61,12 @@ def run_options(arguments: argparse.Namespace) -> RunOptions:
         prune=given["prune_downloads"],
         patience_s=patience_s(given["ranks"]),
         deadline_s=parse_duration(given["deadline"]) if given["deadline"] else None,
+        gates=write_gates,
     )
+
+
+def write_gates(plan: Plan, options: RunOptions) -> None:
+    """Compute the gates of a mixture, unless they are there; see `experts.gates`."""
+    from ..experts.gates import prepare_gates  # with torch
+
+    prepare_gates(plan, options)

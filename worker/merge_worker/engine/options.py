@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from ..planning.plan import Plan
 from ..system.caller import Caller
 from ..system.signals import StopFlag, stop_on_signal
 from ..units import GIB
@@ -27,6 +29,7 @@ class RunOptions:
     patience_s: float = 10.0  # how long a rank that is done waits for ranks that have not begun
     prune: bool = False  # remove downloaded weights once they are read
     caller: Caller | None = None  # the program that merges in its own process, if it is not ours
+    gates: Callable[[Plan, RunOptions], None] | None = None  # writes those of a mixture
 
     def stop_on_signal(self, stop: StopFlag) -> AbstractContextManager[None]:
         """Set `stop` on signals while a block runs, unless they belong to another program."""

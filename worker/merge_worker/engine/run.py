@@ -115,6 +115,7 @@ def _prepare(merge: RunningMerge, clock: Clock) -> None:
         merge.store.remove_leftovers()
     elif merge.target.state is not State.COMMIT:
         _run_stages(merge, clock)
+        _prepare_gates(merge)
         tokenizer = merge.plan.tokenizer
         warning = check_roundtrip(tokenizer) if merge.rank.number == 0 else None
         if warning:
@@ -132,6 +133,13 @@ def _run_stages(merge: RunningMerge, clock: Clock) -> None:
             if _await_others(part, clock):  # the rank that was to finish it may have died
                 run_merges([(stage, stage.folder)], once, merge.rank, Clock(clock.began))
             time.sleep(WAIT_S)
+
+
+def _prepare_gates(merge: RunningMerge) -> None:
+    """Have the gates of mixtures computed, which the result or a lazy document copies."""
+    for plan in (merge.plan, *merge.plan.lazy):
+        if plan.mixture is not None and merge.options.gates is not None:
+            merge.options.gates(plan, merge.options)
 
 
 def _claim(merges: Sequence[RunningMerge], locks: contextlib.ExitStack) -> None:
@@ -282,10 +290,14 @@ def _others_work(store: PartialOutput) -> bool:
 def _remove_stages(merge: RunningMerge) -> None:
     """Remove intermediate results of a finished merge, and of earlier versions of its recipe."""
     folder = merge.plan.options.stages_folder
-    if merge.plan.stages and _key_in(merge.store.out) == merge.plan.key and folder.is_dir():
+    used = merge.plan.stages or any(p.mixture for p in (merge.plan, *merge.plan.lazy))
+    if used and _key_in(merge.store.out) == merge.plan.key and folder.is_dir():
         for stage in folder.iterdir():
             if re.fullmatch(r"\d+-[0-9a-f]{16}", stage.name):
                 shutil.rmtree(stage, ignore_errors=True)
+            elif re.fullmatch(r"(lock-)?gates-[0-9a-f]{16}(\.safetensors)?", stage.name):
+                with contextlib.suppress(OSError):
+                    stage.unlink()
         with contextlib.suppress(OSError):  # other files are in it
             folder.rmdir()
 

@@ -57,6 +57,7 @@ class Group:
     stack_depths: Mapping[str, int] | None = None  # for gradients; None: all at `gradient`
     gradient: float = 0.0
     copied: bool = False  # whatever the method
+    keeps_dtype: bool = False  # whatever dtype is asked for
 
     def position(self, name: str) -> float:
         """Return where on a gradient the output tensor `name` lies, from 0 to 1."""

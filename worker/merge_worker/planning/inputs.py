@@ -44,13 +44,15 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
     numbers, labels, opened = _open_models(recipe.own_refs(), options, results)
     opened, file_notes = share_weights(opened, labels)
     refuse_quantized(opened, labels)
-    if [module.name for module in recipe.modules] == ["default"]:
+    # Of the experts of a mixture only the MLPs are taken, which `mixture` compares itself.
+    alike = recipe.mixture is None
+    if alike and [module.name for module in recipe.modules] == ["default"]:
         _refuse_other_sizes(opened, labels, options.matching_of(recipe), recipe.modules[0].sliced)
     models = opened
     notes: list[str] = []
     texts = [_side_files(model) for model in opened]
     shapes = [{name: source.shape for name, source in m.tensors.items()} for m in opened]
-    if recipe.key_map or any(other != shapes[0] for other in shapes[1:]):
+    if alike and (recipe.key_map or any(other != shapes[0] for other in shapes[1:])):
         models, notes = convert_models(opened, labels, recipe.key_map)
     return Inputs(
         models=models,
@@ -64,7 +66,7 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
             *(note for _, found in texts for note in found),
             *file_notes,
             *obsolete_labels(opened, labels),
-            *config_differences(opened, labels),
+            *(config_differences(opened, labels) if alike else ()),
             *notes,
         ),
     )
@@ -210,7 +212,7 @@ def model_words(value: object) -> Iterator[str]:
     for item in value if isinstance(value, list) else ():
         yield from model_words(item)
     for key, item in value.items() if isinstance(value, dict) else ():
-        if key in ("model", "base_model") and isinstance(item, str):
+        if key in ("model", "base_model", "source_model") and isinstance(item, str):
             yield item
         elif key == "models" and isinstance(item, list):
             yield from (model for model in item if isinstance(model, str))

@@ -10,8 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..algorithms.expert_copy import MOE
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.hub import in_snapshot
 from ..errors import UsageError, input_errors
 from ..messages import counted
 from ..method import Method
@@ -28,10 +28,18 @@ from .groups import group_sources
 from .inputs import open_inputs
 from .matching import Matches, match_tensors
 from .memory import Memory, budget
+from .mixture import MixturePlan, base_alone, plan_mixture
 from .options import PlanOptions
 from .resolve import place_steps, resolve_parameters
 from .shards import ShardLayout, assign_shards
-from .stages import LazilyMerged, PlannedCheckpoint, StageResults, merge_lazily, planned_checkpoint
+from .stages import (
+    LazilyMerged,
+    PlannedCheckpoint,
+    StageResults,
+    input_keys,
+    merge_lazily,
+    planned_checkpoint,
+)
 from .step import Step
 
 
@@ -55,6 +63,7 @@ class Plan:
     stages: tuple[Plan, ...] = ()  # merged first, each into its `folder`
     lazy: tuple[Plan, ...] = ()  # merged while the result streams; never on disk
     folder: Path | None = None  # output folder, if this plan is a stage
+    mixture: MixturePlan | None = None  # of experts
     known_checksums: Mapping[str, str] = field(default_factory=dict)  # of shards, if reproduced
 
     @property
@@ -101,11 +110,17 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
 
     Raises UsageError or InputError with every fault found.
     """
-    method = recipe.methods.get(recipe.method)
+    method = MOE if recipe.mixture else recipe.methods.get(recipe.method)
     options = replace(options, dequantize=options.dequantize or recipe.dequantize)
     inputs = open_inputs(recipe, options, results)
-    models, tokenizer = merge_tokenizers(recipe, inputs)
-    groups = group_sources(recipe, models, inputs.numbers)
+    if recipe.mixture is None:
+        mixture = None
+        models, tokenizer = merge_tokenizers(recipe, inputs)
+        groups = group_sources(recipe, models, inputs.numbers)
+    else:
+        (base,), tokenizer = merge_tokenizers(recipe, base_alone(inputs))
+        models = (base, *inputs.models[1:])
+        mixture, groups = plan_mixture(recipe, replace(inputs, models=models), options)
     matches = match_tensors(groups.groups, inputs.labels, options.matching_of(recipe))
     resolved = resolve_parameters(recipe, method, options, matches)
     outputs, sets = [step.output for step in resolved], models[0].files.sets
@@ -113,6 +128,8 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     steps = place_steps(resolved, layout, options.block)
     memory = budget(steps, options.memory_bytes, options.thread_count, options.accelerated)
     config, config_notes = _config(recipe, models, groups.restacked, tokenizer)
+    if mixture is not None:
+        config, config_notes = tokenizer.config(mixture.config), list(mixture.notes)
     notes = (inputs.notes, tokenizer.notes, groups.notes, matches.notes, config_notes, memory.notes)
     return Plan(
         recipe=recipe,
@@ -127,6 +144,7 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
         warnings=tuple(chain(recipe.warnings, *notes)),
         config=config,
         tokenizer=tokenizer,
+        mixture=mixture,
         key=_key(recipe, options, models, steps, [config, tokenizer.digest]),
     )
 
@@ -218,18 +236,13 @@ def _key(
     add([recipe.method, options.seed, options.block, config])
     files: dict[str, int] = {}
     for model in models:
+        for facts in input_keys(model):
+            add(facts)
         if isinstance(model, PlannedCheckpoint):
-            add([model.key, *(shard.header_sha256 for shard in model.shards)])
             files |= {shard.path: len(files) for shard in model.shards}
             continue
         for shard in model.shards:
             files[shard.path] = len(files)
-            path = Path(shard.path)
-            if place := in_snapshot(path):  # which may not be downloaded
-                add([*place, shard.header_sha256])
-                continue
-            real = path.resolve()
-            add([real, shard.size, real.stat().st_mtime_ns, shard.header_sha256])
     for step in steps:
         task, values = step.task, dict[str, Any](step.task.values if step.task else {})
         sources = [_source_key(source, files) for source in step.sources]

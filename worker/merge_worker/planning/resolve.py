@@ -179,7 +179,8 @@ class _Resolver:
     def _copy(self, match: Match) -> UnplacedStep:
         """Return a step that copies the first source's tensor, converted to the output dtype."""
         first, dtype = match.first, match.first.dtype
-        if dtype.kind is Kind.FLOAT and self._out_dtype(first) != dtype:
+        kept = match.group.keeps_dtype
+        if dtype.kind is Kind.FLOAT and self._out_dtype(first) != dtype and not kept:
             dtype, converter = self._out_dtype(first), methods.get("linear")
             values = {"weight": (1.0,), "normalize": False}
             task = self._task(match, dtype, 1, False, values)

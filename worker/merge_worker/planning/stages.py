@@ -7,7 +7,7 @@ element in one pass. Where a method looks at a whole tensor first, the result is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.header import Shard
+from ..checkpoint.hub import in_snapshot
 from ..dtypes import DType
 from ..method import Block, MergePass, T
 from ..tensors.source import (
@@ -54,6 +55,20 @@ class PlannedCheckpoint(Checkpoint):
     @cached_property
     def config(self) -> dict[str, Any]:
         return dict(self.planned_config)
+
+
+def input_keys(model: Checkpoint) -> Iterator[list[object]]:
+    """Yield what identifies the weights of a model, in the order of its shards."""
+    if isinstance(model, PlannedCheckpoint):
+        yield [model.key, *(shard.header_sha256 for shard in model.shards)]
+        return
+    for shard in model.shards:
+        path = Path(shard.path)
+        if place := in_snapshot(path):  # which may not be downloaded
+            yield [*place, shard.header_sha256]
+            continue
+        real = path.resolve()
+        yield [real, shard.size, real.stat().st_mtime_ns, shard.header_sha256]
 
 
 StageResults = Mapping[str, PlannedCheckpoint]
@@ -117,7 +132,7 @@ class LazilyMerged(DerivedTensor):
             first, last = grid.span(number, 1)
             read = [reader.read(p, first, last, f"{slot}{n}") for n, p in enumerate(self.inputs)]
             block = reader.take(f"{slot}out", last - first, self.dtype.torch_name)
-            final.merge(Block(read, first, _ReaderScratch(reader, slot)), block)
+            final.merge(Block(read, first, ReaderScratch(reader, slot)), block)
             low, high = max(start, first), min(stop, last)
             out[low - start : high - start].copy_(block[low - first : high - first])
 
@@ -133,7 +148,7 @@ class LazilyMerged(DerivedTensor):
 
 
 @dataclass(frozen=True)
-class _ReaderScratch:
+class ReaderScratch:
     """Scratch of one derived tensor, in the memory of its reader."""
 
     reader: Reader

@@ -10,6 +10,8 @@ from ..errors import UsageError
 from ..messages import nearest, printable
 from ..method import Method
 from ..registry import OWN, Registry
+from .experts import MOE, is_mixture, read_mixture
+from .experts import TOP_LEVEL_KEYS as MIXTURE_KEYS
 from .key_map import parse_rule
 from .parameters import Given, Parameters, Setting, convert, parse_setting, scalars
 from .reader import DocumentReader
@@ -85,13 +87,17 @@ class _Reader(DocumentReader):
         self.base: Source | None = None
 
     def recipe(self, text: str) -> Recipe:
-        top = self.mapping(self.document.value, (), "a recipe", TOP_LEVEL_KEYS)
+        mixed = is_mixture(self.document.value)
+        keys = MIXTURE_KEYS if mixed else TOP_LEVEL_KEYS
+        top = self.mapping(self.document.value, (), "a recipe", keys)
         if self.faults:
             raise UsageError(self.faults[0])
         for path in self.document.duplicates:
             # Recipes keep anchors under one repeated key of their own, which nothing reads.
-            if path[0] in TOP_LEVEL_KEYS:
+            if path[0] in keys:
                 self.fault(path, "stands twice; the first would be lost")
+        if mixed:
+            return self.checked(read_mixture(self, top, text))
         self.method = self.find_method(top)
         if top.get("base_model"):
             base = self.model(top["base_model"], ("base_model",))
@@ -118,6 +124,10 @@ class _Reader(DocumentReader):
         # The rules count models, so they wait until every model is understood.
         if self.method and not self.faults:
             self.faults += broken_rules(recipe, self.method)
+        return self.checked(recipe)
+
+    def checked(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the warnings. Raises UsageError with all faults."""
         if self.faults:
             # What is never read is often what is missed.
             raise UsageError("\n".join([*self.faults, *self.warnings]))
@@ -126,7 +136,8 @@ class _Reader(DocumentReader):
     def find_method(self, top: Mapping[str, object]) -> Method | None:
         name = top.get("merge_method")
         if not isinstance(name, str):
-            self.fault(("merge_method",), f"missing; one of {', '.join(self.methods.names())}")
+            known = ", ".join((*self.methods.names(), MOE))
+            self.fault(("merge_method",), f"missing; one of {known}")
             return None
         try:
             return find_method(name, self.document.place(("merge_method",)), self.methods)

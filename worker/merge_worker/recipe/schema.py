@@ -112,6 +112,52 @@ class KeyRule:
 
 
 @dataclass(frozen=True)
+class Expert:
+    """One expert of a mixture: the model whose MLPs it has, and the texts that its gates read.
+
+    `residual_scale` multiplies its down projections; noise of N(0, 1) times `noise_scale` is added
+    to all its matrices before. `prompts_file` is a path with further positive prompts.
+    """
+
+    model: ModelRef
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    prompts_file: str | None = None
+    residual_scale: float = 1.0
+    noise_scale: float = 0.0
+    place: str = field(default="", compare=False)
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is a text that its gates can be made from."""
+        return bool(self.positive or self.prompts_file)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The part of a recipe on a mixture of experts; see `recipe.experts` for its keys.
+
+    `center` None: as is usual for the mode. `target` is the start of the name of a model type, as
+    it was given; None for the first that fits.
+    """
+
+    experts: tuple[Expert, ...]
+    shared: tuple[Expert, ...] = ()
+    gate_mode: str = "hidden"
+    experts_per_token: int | None = None
+    target: str | None = None
+    gate_std: float = 1.0
+    center: bool | None = None
+    per_prompt: bool = False
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def refs(self) -> tuple[ModelRef, ...]:
+        """The models of all experts, the shared ones last."""
+        return tuple(expert.model for expert in (*self.experts, *self.shared))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A checked recipe. `text` is the recipe as given.
 
@@ -136,6 +182,7 @@ class Recipe:
     include: tuple[str, ...] = ()  # patterns of the tensors that are merged; all if there are none
     exclude: tuple[str, ...] = ()
     dequantize: bool = False
+    mixture: Mixture | None = None  # then the only slice holds the base alone
     methods: Registry = field(default=OWN, compare=False)
 
     def model_refs(self) -> tuple[ModelRef, ...]:
@@ -155,6 +202,7 @@ class Recipe:
         refs = [self.base]
         for part in (part for module in self.modules for part in module.slices):
             refs += [part.base, *(source.model for source in part.sources)]
+        refs += self.mixture.refs if self.mixture else ()
         return tuple(dict.fromkeys(ref for ref in refs if ref))
 
 

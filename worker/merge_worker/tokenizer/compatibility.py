@@ -9,7 +9,7 @@ from ..messages import printable
 from ..recipe.schema import Recipe
 from ..structure.embeddings import rows_of, vocabulary_names
 from ..structure.selection import tensors_of
-from .files import vocabulary, with_rows
+from .files import SideFiles, vocabulary, with_rows
 from .text_side import TokenizerInputs
 
 
@@ -28,7 +28,8 @@ def check_same_vocabulary(recipe: Recipe, inputs: TokenizerInputs) -> Iterable[s
             f"tokenizer:\n  source: union   # or base: tokens that the base lacks are left out"
         )
     for number in numbers[1:]:
-        difference = _difference(inputs, first, number, rows[first] or 0)
+        files = inputs.side_files
+        difference = tokenizer_difference(files[first], files[number], rows[first] or 0)
         if difference:
             yield (
                 f"{labels[number]}: its tokenizer is not that of {labels[first]}: {difference}; "
@@ -58,9 +59,8 @@ def _models_with_rows(recipe: Recipe, inputs: TokenizerInputs) -> list[int]:
     return sorted(numbers)
 
 
-def _difference(inputs: TokenizerInputs, first: int, second: int, rows: int) -> str:
-    """Describe how the tokens of two models differ; empty if they do not."""
-    a, b = inputs.side_files[first], inputs.side_files[second]
+def tokenizer_difference(a: SideFiles, b: SideFiles, rows: int) -> str:
+    """Describe how the tokens of two models differ in the first `rows`; empty if they do not."""
     names = [n for n in (*a.names(), *b.names()) if "chat" not in n and "config" not in n]
     if all(a.read(name) == b.read(name) for name in names):
         return ""

@@ -1,0 +1,106 @@
+"""The MLP of each layer of a dense model: gate, up and down projection, in any known layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from ..checkpoint.folder import Checkpoint
+from ..errors import UsageError
+from ..messages import printable
+from ..tensors.source import TensorSource
+from ..tensors.views import slice_axis
+from .layers import Stack, find_stack
+from .moe_config import expert_field
+
+
+class Form(NamedTuple):
+    """Names of the matrices of an MLP below its layer: gate, up, down; or gate and up as one."""
+
+    names: tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        return self.names[0].partition(".")[0] + "."
+
+
+FORMS = (
+    Form(("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")),
+    Form(("mlp.gate_up_proj.weight", "mlp.down_proj.weight")),
+    Form(("feed_forward.w1.weight", "feed_forward.w3.weight", "feed_forward.w2.weight")),
+    Form(("shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight")),
+)
+_EXPERTS = re.compile(r"(^|\.)(experts?\.|block_sparse_moe\.)")
+
+
+class DenseMlp(NamedTuple):
+    """The matrices of one MLP, gate and up [I, H] and down [H, I], and its names in the layer."""
+
+    gate: TensorSource
+    up: TensorSource
+    down: TensorSource
+    rests: frozenset[str]
+
+    @property
+    def matrices(self) -> tuple[TensorSource, TensorSource, TensorSource]:
+        return self.gate, self.up, self.down
+
+
+class DenseLayers(NamedTuple):
+    """The stack of layers of a dense model, with names after the number's point, and its MLPs."""
+
+    stack: Stack
+    mlps: tuple[DenseMlp, ...]
+
+
+def dense_layers(model: Checkpoint, label: str) -> DenseLayers:
+    """Return the layers of a model, each with an MLP of three matrices without biases.
+
+    Raises UsageError with the layer and the tensor that say otherwise.
+    """
+    try:
+        stack = find_stack(model.tensors, model.config)
+    except UsageError as error:
+        raise UsageError(f"{label}{error}") from None
+    named = {
+        number: {rest.removeprefix("."): source for rest, source in layer.items()}
+        for number, layer in stack.layers.items()
+    }
+    stack = replace(stack, layers=named)
+    mlps = []
+    for number in range(stack.depth):
+        rests = stack.layers.get(number, {})
+        if mixed := next((rest for rest in rests if _EXPERTS.search(rest)), None):
+            field = expert_field(model.config)
+            place = printable(f"{stack.prefix}{number}.{mixed}")
+            raise UsageError(
+                f"{label}: is a mixture of experts already ({place}"
+                f"{f'; {field} in its config' if field else ''}); experts are made of dense models"
+            )
+        mlps.append(_mlp(rests, label, f"{stack.prefix}{number}."))
+    return DenseLayers(stack, tuple(mlps))
+
+
+def _mlp(rests: Mapping[str, TensorSource], label: str, prefix: str) -> DenseMlp:
+    form = next((form for form in FORMS if all(name in rests for name in form.names)), None)
+    if form is None:
+        raise UsageError(
+            f"{label}: {printable(prefix)}* has no MLP of gate, up and down projections "
+            f"({', '.join(form.names[0] for form in FORMS)}), which experts are made of"
+        )
+    own = frozenset(rest for rest in rests if rest.startswith(form.module))
+    if other := next((rest for rest in own if rest not in form.names), None):
+        raise UsageError(
+            f"{label}: {printable(prefix + other)}: experts have no such tensor; an MLP of "
+            f"{' and '.join(name.split('.')[1] for name in form.names)} alone fits"
+        )
+    sources = [rests[name] for name in form.names]
+    if len(sources) == 3:
+        return DenseMlp(sources[0], sources[1], sources[2], own)
+    fused, down = sources
+    half = fused.shape[0] // 2
+    gate = slice_axis(fused, 0, 0, half, f"{fused.name} (gate)")
+    up = slice_axis(fused, 0, half, 2 * half, f"{fused.name} (up)")
+    return DenseMlp(gate, up, down, own)
