@@ -140,7 +140,8 @@ class _Reader(DocumentReader):
             self.fault(("merge_method",), f"missing; one of {known}")
             return None
         try:
-            return find_method(name, self.document.place(("merge_method",)), self.methods)
+            place = self.document.place(("merge_method",))
+            return find_method(name, place, self.methods, (MOE,))
         except UsageError as error:
             self.faults.append(str(error))
             return None

@@ -247,11 +247,14 @@ def _exists(word: str, folder: Path) -> bool:
         return False
 
 
-def find_method(name: str, place: str, methods: Registry = OWN) -> Method:
+def find_method(
+    name: str, place: str, methods: Registry = OWN, others: tuple[str, ...] = ()
+) -> Method:
+    """Return a method. UsageError with the nearest name, which may be one of `others`."""
     try:
         return methods.get(name.lower())
     except KeyError:
-        known = methods.names()
+        known = (*methods.names(), *others)
         raise UsageError(
             f"{place}: unknown method '{printable(name)}'{nearest(name, known)}\n"
             f"  methods: {', '.join(known)}"
