@@ -18,18 +18,18 @@ ORDER = {
     "merge_worker": (
         "messages errors units dtypes options system tensors method algorithms methods registry "
         "recipe checkpoint structure conversion adapters tokenizer inference planning output "
-        "engine experts comparison lora commands api cli __main__"
+        "engine experts comparison lora search commands api cli __main__"
     ).split(),
     "merge_launch": (
-        "errors process table settings job backends profiles tracking submission sweeps api "
-        "commands cli __main__"
+        "errors process table settings job backends profiles tracking submission sweeps searches "
+        "api commands cli __main__"
     ).split(),
 }
 MOST_MODULES_IN_A_ROOT = 10
 
 # These may import torch at their top; login nodes run everything else.
 TORCH_PACKAGES = {"engine", "experts", "comparison", "inference", "lora"}
-HEAVY = ["torch", "numpy", "transformers", "safetensors", "beaker"]
+HEAVY = ["torch", "numpy", "optuna", "transformers", "safetensors", "beaker"]
 ROOTS = {
     "merge_worker": {"merge_worker", "torch", "yaml"},
     "merge_launch": {
@@ -38,7 +38,7 @@ ROOTS = {
 }  # fmt: skip
 # Only inside functions, so that a node without them can merge.
 LATE_ROOTS = {
-    "matplotlib", "numpy", "safetensors", "tokenizers", "transformers", "huggingface_hub",
+    "matplotlib", "numpy", "optuna", "safetensors", "tokenizers", "transformers", "huggingface_hub",
     "typing_extensions",
 }  # fmt: skip
 # Imports that one module alone may make.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from .commands.submit import add_backend
 from .settings.groups import CheckOptions, MergeOptions, WorkerOptions
 
 SWEEP_HELP = "Make many merges: one recipe, many values."
+SEARCH_HELP = "Search for the values of a recipe that give the best score."
 BUG = "This is a bug of merge-launch. Please report it with the lines above and the command."
 
 
@@ -59,12 +61,12 @@ def build(command: str | None = None) -> typer.Typer:
     groups = (MergeOptions, WorkerOptions, CheckOptions) if command in (None, "check") else ()
     app.command("check", help=check_command.__doc__)(guarded(with_options(check_command, groups)))
     app.add_typer(renderer, name="render")
-    if command in (None, "sweep"):
-        from .commands import sweep
-
-        sweep.add(app, new(help=SWEEP_HELP))
-    else:
-        app.command("sweep", help=SWEEP_HELP)(lambda: None)
+    for name, text in (("sweep", SWEEP_HELP), ("search", SEARCH_HELP)):
+        if command in (None, name):
+            module = import_module(f".commands.{name}", __package__)
+            module.add(app, new(help=text))
+        else:
+            app.command(name, help=text)(lambda: None)
     profiles = new(help="Show and check profiles: settings for the jobs of a site.")
     app.add_typer(profiles, name="profile")
     own = {"payload": payload_command, **jobs.COMMANDS}

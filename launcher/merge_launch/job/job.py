@@ -10,6 +10,7 @@ from pathlib import Path
 
 from merge_worker.messages import printable
 from merge_worker.options import options_of
+from merge_worker.output.files import MANIFEST
 
 from ..errors import refuse
 from ..settings.groups import JobOptions, WorkerOptions
@@ -25,6 +26,11 @@ KEPT_OF_NAME = SHORT_NAME - len(THEN)
 SECRET = r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$"
 """Names of variables that hold a secret."""
 MERGEKIT_OPTIONS = tuple(option.flag for option in options_of("mergekit") if option.launch)
+
+
+SEARCH = "search"
+SEARCH_PROOF = "study/search.json"
+SEARCH_PACKAGES = {"optuna": "optuna~=5.0", "cmaes": "cmaes", "scipy": "scipy"}
 
 
 class Part(enum.Enum):
@@ -49,6 +55,8 @@ class Job:
     """Further merges, made in the same pass over the inputs."""
     worker_file: str | None = None
     """File with the packed worker, which members of an array share; else the job carries it."""
+    work: str = "merge"
+    """Command of the worker. A `search` carries its file as the recipe; OUT is its folder."""
 
     def __post_init__(self) -> None:
         faults = []
@@ -92,7 +100,17 @@ class Job:
     @property
     def command(self) -> str:
         """Command of the worker, which takes RECIPE, OUT and the options."""
-        return "mergekit" if self.options.engine == "mergekit" else "merge"
+        return "mergekit" if self.options.engine == "mergekit" else self.work
+
+    @property
+    def proof(self) -> str:
+        """File in OUT that shows that the worker has done its part."""
+        return SEARCH_PROOF if self.work == SEARCH else MANIFEST
+
+    @property
+    def shares_merge(self) -> bool:
+        """Whether the ranks of the job share one merge; workers of a search are on their own."""
+        return self.work != SEARCH
 
     @property
     def name(self) -> str:
@@ -145,7 +163,7 @@ class Job:
         """Packages that the worker needs besides torch, by the module that it imports."""
         on_hub = self.worker.push is not None or any(merge.hub_models() for merge in self.merges)
         hub = {"huggingface_hub": "huggingface_hub"} if on_hub else {}
-        return {"yaml": "pyyaml", **hub}
+        return {"yaml": "pyyaml", **hub, **(SEARCH_PACKAGES if self.work == SEARCH else {})}
 
     @property
     def bytes_on_node(self) -> int:
@@ -159,7 +177,7 @@ class Job:
 
     def methods_files(self) -> list[EmbeddedFile]:
         """Return the files of merge methods, under the names that they have on the node."""
-        if self.command != "merge":
+        if self.command == "mergekit":
             return []
         files = dict.fromkeys(f for _, merge in self.recipes() for f in merge.recipe.methods.files)
         names = [safe_name(Path(file.name).stem) for file in files]
@@ -171,7 +189,7 @@ class Job:
 
     def methods_packages(self) -> list[str]:
         """Return the installed packages whose methods the recipes name, as `PACKAGE==VERSION`."""
-        if self.command != "merge":
+        if self.command == "mergekit":
             return []
         recipes = [r for _, merge in self.recipes() for r in (*merge.recipe.stages, merge.recipe)]
         origins = [recipe.methods.get(recipe.method).origin for recipe in recipes]

@@ -130,6 +130,18 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
+class SearchOptions:
+    """Options of a search."""
+
+    out: str | None = option(
+        None, "the folder that gets a folder for each candidate", "DIR", short="-o"
+    )
+    workers: int | None = option(
+        None, "jobs that search together; more can be added later", "N", minimum=1
+    )
+
+
+@dataclass(frozen=True)
 class SweepOptions:
     """Options of a sweep."""
 

@@ -41,6 +41,8 @@ class Request:
     resources: Any
     taken: tuple[str, ...] = ()
     """The options of the backend that were not in the command, with their origins."""
+    work: str = "merge"
+    """The command of the worker that the jobs run."""
 
     @property
     def runs_in_foreground(self) -> bool:
@@ -88,7 +90,15 @@ class Request:
         """Return one job that does all, `--then` included."""
         python = self.options.python or self.backend.python()
         further = merges[1:]
-        return Job(merges[0], self.options, self.worker, payload.build(), python, further=further)
+        return Job(
+            merges[0],
+            self.options,
+            self.worker,
+            payload.build(),
+            python,
+            further=further,
+            work=self.work,
+        )
 
     def notes(self, job: Job) -> list[str]:
         """Return what of the options and the environment does not hold for a job."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -81,7 +82,10 @@ def render(backend: Backend[Any], job: Job, resources: object) -> str:
     """Return the exact text that is submitted. Raises UsageError if it is too long."""
     template = environment().get_template(backend.template)
     context = backend.context(job, resources)
-    text = template.render(job=job, run=backend.run(resources), **context)
+    run = backend.run(resources)
+    if not job.shares_merge:
+        run = dataclasses.replace(run, ranks=1, launcher="", identity="")
+    text = template.render(job=job, run=run, **context)
     size = len(text.encode(errors="surrogateescape"))
     if backend.max_bytes is not None and size > backend.max_bytes:
         raise UsageError(

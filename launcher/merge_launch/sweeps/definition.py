@@ -14,23 +14,21 @@ Relative paths start at the current folder, as in a recipe. Models are not opene
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from merge_worker.errors import UsageError as RecipeError
 from merge_worker.messages import nearest, printable
 from merge_worker.recipe import parse
+from merge_worker.recipe.places import Place, PlaceError, base_recipe, labels, recipe_text
 from merge_worker.recipe.yaml_document import read_documents
 from merge_worker.registry import OWN, Registry
 
@@ -42,10 +40,6 @@ KEYS = ("recipe", "out", "grid", "list", "name")
 MOST_MEMBERS = 10_000
 """More are a mistake in the grid."""
 LONGEST_NAME = 60
-EVERY = "*"
-UNINFORMATIVE = ("parameters",)
-"""Parts of a path that labels leave out."""
-PART = r'"([^"]+)"|([^."\[\]]+)'
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ def read_sweep(path: str, out: str | None, folder: str, methods: Registry = OWN)
     Raises UsageError with every fault of the file, and of all members.
     """
     table = _read_table(path)
-    base = _base_recipe(table["recipe"], path, folder)
+    base = base_recipe(table["recipe"], path, folder)
     rows = list(_rows(table, path))
     places = list(dict.fromkeys(place for row in rows for place in row))
     label_of = dict(zip(places, labels([place.parts for place in places]), strict=True))
@@ -86,7 +80,7 @@ def read_sweep(path: str, out: str | None, folder: str, methods: Registry = OWN)
     members = []
     for row, labeled, name, job_name in zip(rows, values, names, job_names(names), strict=True):
         try:
-            text = _recipe_text(base, row)
+            text = recipe_text(base, row)
             recipe = parse(text, f"{path}: {name}", Path(folder), methods)
         except (RecipeError, PlaceError) as error:
             faults += [(name, entry) for entry in error_entries(error)]
@@ -148,22 +142,6 @@ def _read_table(path: str) -> dict[str, Any]:
     return table
 
 
-def _base_recipe(given: Any, path: str, folder: str) -> Any:
-    """Return the base recipe as plain values."""
-    if isinstance(given, dict):
-        return given
-    if not isinstance(given, str):
-        raise UsageError(f"{path}: 'recipe' must be the path of a recipe, or the recipe itself")
-    try:
-        text = decoded(Path(absolute(given, folder)).read_bytes(), given)
-    except OSError as error:
-        raise UsageError(f"{path}: recipe {given}: {error.strerror}") from None
-    documents = read_documents(text, given)
-    if len(documents) != 1 or not isinstance(documents[0].value, dict):
-        raise UsageError(f"{given}: the base of a sweep must be one document with one mapping")
-    return documents[0].value
-
-
 def _rows(table: Mapping[str, Any], path: str) -> Iterator[dict[Place, Any]]:
     """Yield the values of each member by place."""
     grid, sets = table.get("grid") or {}, table.get("list") or [{}]
@@ -188,98 +166,12 @@ def _rows(table: Mapping[str, Any], path: str) -> Iterator[dict[Place, Any]]:
             yield {**row, **dict(zip((place for place, _ in axes), values, strict=True))}
 
 
-def _recipe_text(base: Any, row: Mapping[Place, Any]) -> str:
-    """Return a recipe as YAML if that reads back unchanged, else as JSON, which always does."""
-    recipe = copy.deepcopy(base)
-    for place, value in row.items():
-        put(recipe, place, copy.deepcopy(value))
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    unchanged = repr(read_documents(text, "sweep")[0].value) == repr(recipe)
-    return text if unchanged else json.dumps(recipe, indent=1, default=str) + "\n"
-
-
 def _duplicates(members: Sequence[Member], path: str) -> Iterator[str]:
     first: dict[bytes, str] = {}
     for member in members:
         if other := first.get(member.merge.text):
             yield f"{path}: {member.name} is the same recipe as {other}; drop one of them"
         first.setdefault(member.merge.text, member.name)
-
-
-class PlaceError(ValueError):
-    """A place that a recipe does not have."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A place in a recipe. `parts` are keys, positions from 0, and '*' for every list entry."""
-
-    text: str
-    parts: tuple[str, ...]
-
-    @classmethod
-    def read(cls, text: str, where: str) -> Place:
-        """Parse `a.1.b`, `a[1].b` or `a."b.c"`. Raises UsageError."""
-        plain = re.sub(r"\[(\d+|\*)\]", r".\1", text)
-        if not re.fullmatch(rf"({PART})(\.({PART}))*", plain):
-            raise UsageError(
-                f"{where}: '{printable(text)}' is not a path; give one such as "
-                f'models.1.parameters.weight, with "quotes" around a key that has a dot'
-            )
-        return cls(text, tuple(quoted or bare for quoted, bare in re.findall(PART, plain)))
-
-    def begins(self, message: str) -> bool:
-        """Whether a message of the worker is about this place: `models[1].parameters.x: …`."""
-        named = re.sub(r"\[(\d+)\]", r".\1", message.partition(": ")[0]).split(".")
-        return len(named) == len(self.parts) and all(
-            own in (EVERY, other) for own, other in zip(self.parts, named, strict=True)
-        )
-
-
-def put(node: Any, place: Place, value: Any) -> None:
-    """Set a value in a recipe of plain values; missing mappings on the way are created."""
-    part, *rest = place.parts
-    keys: Iterable[Any] = [part]
-    if isinstance(node, list):
-        keys = _positions(node, part, place.text)
-    elif not isinstance(node, dict):
-        raise PlaceError(f"{place.text}: '{part}' would be within {printable(repr(node))[:40]}")
-    elif rest and node.get(part) is None:
-        if rest[0].isdecimal() or rest[0] == EVERY:
-            raise PlaceError(f"{place.text}: the base recipe has no list '{part}'")
-        node[part] = {}
-    for key in keys:
-        if rest:
-            put(node[key], Place(place.text, tuple(rest)), value)
-        else:
-            node[key] = value
-
-
-def _positions(node: list[Any], part: str, text: str) -> range:
-    if part == EVERY:
-        return range(len(node))
-    if not part.isdecimal():
-        raise PlaceError(f"{text}: '{part}' must be a position of a list (0 to {len(node) - 1})")
-    if int(part) >= len(node):
-        raise PlaceError(f"{text}: {part} is beyond a list of {len(node)} (0 to {len(node) - 1})")
-    return range(int(part), int(part) + 1)
-
-
-def labels(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the shortest ends of paths that are all different."""
-    short = [tuple(p for p in path if p not in UNINFORMATIVE) or path for path in paths]
-    if len(set(short)) < len(short):
-        short = list(paths)
-    ends = []
-    for path in short:
-        length = 1
-        while length < len(path) and (
-            sum(other[-length:] == path[-length:] for other in short) > 1
-            or not path[-length][0].isalpha()
-        ):
-            length += 1
-        ends.append(".".join(path[-length:]))
-    return ends
 
 
 def _member_names(pattern: str | None, rows: Sequence[Mapping[str, Any]], path: str) -> list[str]:

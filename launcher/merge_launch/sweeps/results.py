@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from merge_worker.messages import counted, first_names, nearest, printable
+from merge_worker.recipe.places import labels
+from merge_worker.search.printed import flat, json_objects, number
 
 from .. import backends
 from ..backends.base import Service
 from ..errors import LauncherError, UsageError
 from ..job.source import job_folder
 from ..tracking import logs
-from .definition import Member, Sweep, labels
+from .definition import Member, Sweep
 from .state import MemberState
 
 MOST_COLUMNS = 6
@@ -50,10 +50,10 @@ def rows(sweep: Sweep, states: Mapping[str, MemberState]) -> tuple[list[Row], li
 def printed_values(member: Member, state: MemberState) -> dict[tuple[str, ...], Any]:
     """Return the last JSON object that `--then` printed, by path; else its last line."""
     text, is_of_then = _log_text(member, state)
-    if objects := [values for values in _objects(text) if EVENT not in values]:
-        return dict(_flat(objects[-1], ()))
+    if objects := [values for values in json_objects(text) if EVENT not in values]:
+        return dict(flat(objects[-1], ()))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return {("result",): _number(lines[-1])} if is_of_then and lines else {}
+    return {("result",): number(lines[-1])} if is_of_then and lines else {}
 
 
 def _log_text(member: Member, state: MemberState) -> tuple[str, bool]:
@@ -80,36 +80,6 @@ def _read(path: Path) -> str:
             return "\n".join(logs.clean(line, False) for line in log)
     except OSError:
         return ""
-
-
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the outermost JSON objects that begin at the start of a line."""
-    decoder = json.JSONDecoder()
-    position = 0
-    while (start := re.compile(r"^\s*\{", re.MULTILINE).search(text, position)) is not None:
-        at = text.index("{", start.start())
-        try:
-            value, position = decoder.raw_decode(text, at)
-        except ValueError:
-            position = at + 1
-            continue
-        if isinstance(value, dict):
-            yield value
-
-
-def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, (*path, str(key)))
-    elif path:
-        yield path, value if isinstance(value, str | int | float | None) else json.dumps(value)
-
-
-def _number(text: str) -> Any:
-    try:
-        return json.loads(text) if re.fullmatch(r"-?[\d.eE+-]+", text) else text
-    except ValueError:
-        return text
 
 
 def in_order(table: list[Row], column: str | None, descending: bool) -> list[Row]:

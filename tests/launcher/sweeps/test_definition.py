@@ -6,15 +6,9 @@ import pytest
 import yaml
 
 from merge_launch.errors import UsageError
-from merge_launch.sweeps.definition import (
-    Place,
-    PlaceError,
-    Sweep,
-    labels,
-    name_of_value,
-    put,
-    read_sweep,
-)
+from merge_launch.sweeps.definition import Sweep, name_of_value, read_sweep
+from merge_worker.errors import UsageError as RecipeError
+from merge_worker.recipe.places import Place, PlaceError, labels, put
 
 BASE = """
 merge_method: ties
@@ -175,7 +169,7 @@ def test_values_in_names(value: object, word: str) -> None:
     ],
 )
 def test_faults_of_a_sweep_file(work: Path, text: str, words: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises((UsageError, RecipeError)) as caught:
         sweep(work, text)
     assert words in str(caught.value)
     assert "s.yml" in str(caught.value)
@@ -207,7 +201,7 @@ def test_missing_files(work: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.yml: No such file"):
         read_sweep("nowhere.yml", None, str(work))
     (work / "s.yml").write_text("recipe: nowhere.yml\ngrid: {a: [1]}")
-    with pytest.raises(UsageError, match=r"s\.yml: recipe nowhere\.yml: No such file"):
+    with pytest.raises(RecipeError, match=r"s\.yml: recipe nowhere\.yml: No such file"):
         read_sweep("s.yml", None, str(work))
 
 

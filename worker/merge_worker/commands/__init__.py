@@ -46,5 +46,6 @@ COMMANDS = (
     Command("mergekit", "mergekit", "merge with mergekit itself, and check its result"),
     Command("merge-adapters", "merge_adapters", "several LoRA adapters into one"),
     Command("methods", "methods", "the merge methods and their parameters"),
+    Command("search", "search", "values of a recipe that give the best score"),
     Command("verify", "verify", "re-read an output and compare it to its manifest"),
 )

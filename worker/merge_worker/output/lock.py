@@ -157,6 +157,43 @@ class Lock:
         return True
 
 
+class Watch:
+    """Tells locks of dead owners from others at a glance, for whoever looks again and again.
+
+    The lock of another host counts as dead once it was seen for STALE_AFTER_S seconds without a
+    change.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[tuple[int, int, bytes], float]] = {}
+
+    def take(self, path: Path, about: str = "") -> Lock | None:
+        """Take a lock that is free or whose owner is dead; return None, without waiting, if not.
+
+        The caller releases the lock: it is entered already. Raises OutputError.
+        """
+        if not self._is_free(path):
+            return None
+        lock = Lock(path, about)
+        try:
+            return lock.__enter__()
+        except Busy:
+            return None
+
+    def _is_free(self, path: Path) -> bool:
+        look = _look(path)
+        if look is None:
+            return True
+        here = _lives_here(_owner(look[2]))
+        if here is not None:
+            return not here
+        before, since = self._seen.get(path, (None, 0.0))
+        if look != before:
+            self._seen[path] = look, time.monotonic()
+            return False
+        return time.monotonic() - since > STALE_AFTER_S
+
+
 def refuse_others(folder: Path, about: str) -> None:
     """Raise Busy if a living process in `folder` works on another merge."""
     others: dict[Path, dict[str, object]] = {}

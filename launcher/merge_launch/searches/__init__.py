@@ -1,0 +1,1 @@
+"""Searches: their files, jobs with several workers, and tables of results."""

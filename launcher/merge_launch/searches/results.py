@@ -1,0 +1,67 @@
+"""The folder of a search → rows of a table: one for each candidate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from merge_worker.search.candidates import LOCK, RECIPE, value_labels
+from merge_worker.search.results import Result, best_of, read_results, validation_of
+
+from ..errors import UsageError
+from .jobs import SearchFile
+
+Row = dict[str, Any]
+SHOWN = ("candidate", "state", "score")
+
+
+def rows(file: SearchFile) -> list[Row]:
+    """Return a row for each candidate, those without a result last."""
+    out = Path(file.merge.out)
+    results = read_results(out)
+    best = best_of(results, file.search.direction)
+    labels = value_labels(file.search)
+    table = [_row(out, result, labels, best) for result in results]
+    known = {result.name for result in results}
+    for place in sorted(path.parent for path in out.glob(f"*/{RECIPE}")):
+        if place.name not in known:
+            state = "running" if (place / LOCK).exists() else "open"
+            table.append({key: None for key in table[0]} if table else {})
+            table[-1] |= {"candidate": place.name, "state": state, "score": None}
+    return table
+
+
+def _row(out: Path, result: Result, labels: list[str], best: Result | None) -> Row:
+    is_best = best is not None and result.name == best.name
+    row: Row = {
+        "candidate": result.name,
+        "state": f"{result.state}, best" if is_best else result.state,
+        "score": result.score,
+        "stderr": result.stderr,
+    }
+    row |= {label: result.values.get(label) for label in labels}
+    row |= {path: value for path, value in result.parts.items() if len(result.parts) > 1}
+    validated = validation_of(out, result.name)
+    row["validated"] = None if validated is None else validated.score
+    row |= {"same_as": result.same_as, "merge_s": result.merge_s, "evaluate_s": result.evaluate_s}
+    return row | {"message": result.message or None, "folder": str(out / result.name)}
+
+
+def columns(file: SearchFile, table: list[Row]) -> list[str]:
+    """Return the columns that are shown: those with a value in some row."""
+    wanted = [*SHOWN, "stderr", *value_labels(file.search), "validated", "message"]
+    return [
+        name for name in wanted if name in SHOWN or any(row.get(name) is not None for row in table)
+    ]
+
+
+def best_recipe(file: SearchFile) -> tuple[str, bytes]:
+    """Return the name and the recipe of the best candidate. Raises UsageError if there is none."""
+    out = Path(file.merge.out)
+    best = best_of(read_results(out), file.search.direction)
+    if best is None:
+        raise UsageError(f"{out}: no candidate has a score yet; see `results`")
+    try:
+        return best.name, (out / best.name / RECIPE).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{out / best.name / RECIPE}: {error.strerror}") from None

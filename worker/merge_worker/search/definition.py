@@ -1,0 +1,224 @@
+"""SEARCH.yml → Search: a recipe, the values that vary, and how a candidate is scored.
+
+    recipe: base.yml                # or the recipe itself
+    out: runs                       # the folder that gets one folder for each candidate
+    space:                          # paths into the recipe, as in a sweep
+      models.1.parameters.weight: [0, 1]
+      parameters.density: {low: 0.05, high: 1, log: true}
+      merge_method: {choices: [ties, dare_ties]}
+    evaluate: 'python evaluate.py'  # or perplexity: FILE
+    score: results.mine.acc         # or several with weights
+    trials: 60
+
+`read_search` is for both command lines: merge-launch checks the file before it submits, and sends
+`resolved_text`, which needs no other file, to the nodes. Models are not opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..messages import printable
+from ..recipe import parse
+from ..recipe.places import Place, base_recipe, recipe_text
+from ..recipe.schema import Recipe
+from ..recipe.yaml_document import Document, read_documents
+from ..registry import OWN, Registry
+from .fields import Reader, read_measure
+from .probes import probe
+from .space import Coordinates, Dimension
+
+MAXIMIZE, MINIMIZE = "maximize", "minimize"
+SAMPLERS = ("auto", "tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid")
+KEYS = (
+    *("recipe", "out", "space", "start", "evaluate", "perplexity", "score", "direction"),
+    *("trials", "sampler", "seed", "keep", "validate", "repeat"),
+)
+KEEP_WORDS: Mapping[str, int | None] = {"best": 1, "all": None, "none": 0}
+TRIALS = 60
+MOST_TRIALS = 100_000
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A way to score a folder with a model.
+
+    `command` is a line for bash; without one, `data` is the file whose perplexity is the score.
+    `score` holds paths into the JSON that the command printed or wrote, with their weights; without
+    paths the score is the only number there, or the last line that was printed.
+    """
+
+    command: str | None
+    data: str | None
+    score: tuple[tuple[str, float], ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return all that the scores depend on, for digests."""
+        return {"command": self.command, "data": self.data, "score": [list(s) for s in self.score]}
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search file that was read; `where` is its name in messages.
+
+    `base` is the recipe as plain values, `stands` the same recipe parsed, or None if it is complete
+    only with the values of a candidate. `start` holds coordinates that are tried first; those that
+    are left out are drawn. `keep` is how many of the best candidates keep their weights, None for
+    all.
+    """
+
+    where: str
+    base: dict[str, Any] = field(repr=False)
+    space: tuple[Dimension, ...]
+    start: tuple[Coordinates, ...]
+    measure: Measure
+    validation: Measure | None
+    stands: Recipe | None
+    example: Recipe
+    out: str | None = None
+    direction: str = MAXIMIZE
+    trials: int = TRIALS
+    sampler: str = "auto"
+    seed: int = 0
+    keep: int | None = 1
+    repeat: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def maximizes(self) -> bool:
+        return self.direction == MAXIMIZE
+
+    @property
+    def key(self) -> str:
+        """Digest of what makes trials comparable: recipe, space, score and direction."""
+        axes = [(d.place.text, repr(d)) for d in self.space]
+        score = self.measure.facts()["score"]
+        return digest([self.base, axes, score, self.direction])
+
+    def text_of(self, values: Mapping[Place, Any]) -> str:
+        """Return the recipe of a candidate."""
+        return recipe_text(self.base, values)
+
+
+def digest(value: Any) -> str:
+    """Return a short SHA-256 of plain values."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def read_search(text: str, where: str, folder: Path, methods: Registry = OWN) -> Search:
+    """Read the text of a search file; relative paths start at `folder`.
+
+    `methods` are those that its recipes can name. Raises UsageError with every fault, each with its
+    line.
+    """
+    document, table = _read_table(text, where)
+    reader = Reader(document, folder)
+    base = base_recipe(table["recipe"], where, str(folder))
+    space = reader.space(table.get("space"), base)
+    start = reader.start(table.get("start"), space)
+    measure = read_measure(reader, table, (), required=True)
+    validation = _validation(reader, table.get("validate"), measure)
+    by_perplexity = measure is not None and measure[1] is not None
+    settings: dict[str, Any] = {
+        "out": reader.string("out", table.get("out")),
+        "direction": reader.word(
+            "direction",
+            table.get("direction", MINIMIZE if by_perplexity else MAXIMIZE),
+            (MAXIMIZE, MINIMIZE),
+        ),
+        "trials": reader.whole("trials", table.get("trials", TRIALS), 1, MOST_TRIALS),
+        "sampler": reader.word("sampler", table.get("sampler", "auto"), SAMPLERS),
+        "seed": reader.whole("seed", table.get("seed", 0), 0, 2**31),
+        "keep": _keep(reader, table.get("keep", "best")),
+        "repeat": reader.whole("repeat", table.get("repeat", 0), 0, 1000),
+    }
+    if by_perplexity and settings["direction"] == MAXIMIZE:
+        reader.fault(("direction",), "a perplexity is minimized; drop this key")
+    reader.refuse()
+    if measure is None:
+        raise AssertionError("a file without 'evaluate' is refused above")
+    stands, example, warnings = probe(
+        base, space, lambda recipe: parse(recipe, where, folder, methods), document.where
+    )
+    return Search(
+        where=where,
+        base=base,
+        space=tuple(space),
+        start=tuple(start),
+        measure=Measure(*measure),
+        validation=None if validation is None else Measure(*validation),
+        stands=stands,
+        example=example,
+        warnings=tuple(warnings),
+        **settings,
+    )
+
+
+def _read_table(text: str, where: str) -> tuple[Document, dict[str, Any]]:
+    documents = read_documents(text, where)
+    table = documents[0].value if len(documents) == 1 else None
+    if not isinstance(table, dict) or "recipe" not in table:
+        raise UsageError(
+            f"{where}: a search is a mapping with 'recipe', 'space' and 'evaluate' or 'perplexity'"
+        )
+    reader = Reader(documents[0], Path())
+    reader.refuse_unknown((), table, KEYS)
+    for path in documents[0].duplicates:
+        reader.faults.append(f"{documents[0].place(path)} is given twice")
+    reader.refuse()
+    return documents[0], table
+
+
+def _validation(
+    reader: Reader, given: Any, measure: tuple[Any, ...] | None
+) -> tuple[Any, ...] | None:
+    """Read `validate`: a command, or a mapping with the keys of a score of its own."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = {"evaluate": given}
+    if not isinstance(given, dict):
+        reader.fault(("validate",), "expected a command, or a mapping with 'perplexity: FILE'")
+        return None
+    reader.refuse_unknown(("validate",), given, ("evaluate", "perplexity", "score"))
+    found = read_measure(reader, given, ("validate",), required=True)
+    if found is None or measure is None or "score" in given or found[0] is None:
+        return found
+    # A command without paths of its own prints the same values as `evaluate`.
+    return (*found[:2], measure[2] if measure[0] is not None else ())
+
+
+def _keep(reader: Reader, given: Any) -> int | None:
+    if isinstance(given, str) and given in KEEP_WORDS:
+        return KEEP_WORDS[given]
+    if given is None:  # `keep: none` is text, `keep: null` and `keep: ~` are not
+        return 0
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return given
+    reader.fault(("keep",), "expected best, all, none or a number")
+    return 1
+
+
+def resolved_text(text: str, where: str, folder: Path) -> str:
+    """Return a search file that needs no other file: with the recipe instead of its path."""
+    import yaml
+
+    _, table = _read_table(text, where)
+    if isinstance(table["recipe"], dict):
+        return text
+    table = {**table, "recipe": base_recipe(table["recipe"], where, str(folder))}
+    resolved = yaml.safe_dump(table, sort_keys=False, allow_unicode=True)
+    same = repr(read_documents(resolved, where)[0].value) == repr(table)
+    return resolved if same else json.dumps(table, indent=1, default=str) + "\n"
+
+
+def out_of(search: Search, given: str | None, where: str) -> str:
+    """Return the folder of the candidates: as given, else as in the file, else by its name."""
+    return given or search.out or printable(Path(where).stem)
