@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from merge_worker import __version__
-from merge_worker.commands import mergekit_options
+from merge_worker.commands import COMMANDS, mergekit_options
+from merge_worker.messages import printable
 
 from . import backends
 from .commands import jobs, profile
@@ -19,8 +20,12 @@ from .commands.check import check_command
 from .commands.decorators import guarded, say, with_options
 from .commands.payload import payload_command
 from .commands.submit import add_backend
+from .job.source import names_recipe
 from .settings.groups import CheckOptions, MergeOptions, WorkerOptions
 
+REACHED = {c.name: c.help for c in COMMANDS if c.name not in ("merge", "check", "mergekit")}
+"""Commands of merge-worker that merge-launch has too; `merge` is `local`, `check` its own."""
+MERGE_HELP = "Merge here and now (= local)."
 SWEEP_HELP = "Make many merges: one recipe, many values."
 SEARCH_HELP = "Search for the values of a recipe that give the best score."
 BUG = "This is a bug of merge-launch. Please report it with the lines above and the command."
@@ -50,7 +55,11 @@ def build(command: str | None = None) -> typer.Typer:
 
     def new(**settings: Any) -> typer.Typer:
         return typer.Typer(
-            rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True, **settings
+            rich_markup_mode=None,
+            pretty_exceptions_enable=False,
+            no_args_is_help=True,
+            context_settings={"help_option_names": ["-h", "--help"]},
+            **settings,
         )
 
     app = new()
@@ -73,7 +82,25 @@ def build(command: str | None = None) -> typer.Typer:
     for target, commands in ((profiles, profile.COMMANDS), (app, own)):
         for name, function in commands.items():
             target.command(name)(guarded(function))
+    for name, text in {"merge": MERGE_HELP, **REACHED}.items():
+        app.command(name, help=f"{text[0].upper()}{text[1:].rstrip('.')}.")(lambda: None)
     return app
+
+
+def with_local(words: list[str]) -> list[str]:
+    """Return the words of a command with `local` for `merge`, and before a recipe alone."""
+    first = words[0] if words else "-"
+    if first == "merge":
+        return ["local", *words[1:]]
+    if first.startswith("-") or not names_recipe(first):
+        return words
+    app = build(first)
+    names = [each.name for each in app.registered_commands]
+    if first in [*names, *(each.name for each in app.registered_groups)]:
+        return words
+    others = ", ".join(name for name in backends.names() if name != "local")
+    say(f"note: '{printable(first)}' is merged here, as by 'local'; as a job: {others}")
+    return ["local", *words]
 
 
 def main() -> None:
@@ -81,6 +108,11 @@ def main() -> None:
     words, notes = mergekit_options.translated(sys.argv[1:])
     for note in notes:
         say(f"note: {note}")
+    if words and words[0] in REACHED:
+        from merge_worker.cli import entry
+
+        entry("merge-launch")
+    words = with_local(words)
     command = next((word for word in words if not word.startswith("-")), "")
     completes = "_MERGE_LAUNCH_COMPLETE" in os.environ
     try:

@@ -122,6 +122,7 @@ python3 "$merge_folder/merge-worker.pyz" merge \
     "$merge_folder/recipe.yml" '/home/me/work/my out' \
     --device=cuda \
     --memory=4GiB \
+    --recipe-name 'the command' \
     --relative-to /home/me/work &
 worker=$!
 [ -z "$asked" ] || kill -TERM "$worker" 2> /dev/null || :

@@ -120,6 +120,7 @@ python3 "$merge_folder/merge-worker.pyz" merge \
     "$merge_folder/recipe.yml" /home/me/work/runs/out \
     --deadline="$merge_deadline" \
     --expect-gpus 2 \
+    --recipe-name 'the command' \
     --relative-to /home/me/work &
 worker=$!
 [ -z "$asked" ] || kill -TERM "$worker" 2> /dev/null || :

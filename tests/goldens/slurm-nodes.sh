@@ -159,6 +159,7 @@ python3 "$merge_folder/merge-worker.pyz" merge \
     --deadline="$merge_deadline" \
     --ranks auto:10m \
     --expect-gpus 8 \
+    --recipe-name 'the command' \
     --relative-to /home/me/work
 MERGE_RANK
 # Schedulers signal every process of a job, containers only this shell: forward the signal, so that

@@ -177,7 +177,7 @@ def alike(shared: SharedOption, option: Option) -> bool:
     return (
         shared.flag == option.flag
         and option.spec.help.endswith(shared.help)
-        and kinds.get(shared.type, str) is option.kind
+        and (tuple if shared.default == () else kinds.get(shared.type, str)) is option.kind
     )
 
 

@@ -101,6 +101,8 @@ class Storm:
             send(fork.pid, self.chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
 
     def delete(self) -> None:
+        """Delete OUT, its manifest first: what is deleted by halves is not finished."""
+        (self.out / MANIFEST).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it is written to meanwhile
             shutil.rmtree(self.out)
 

@@ -96,6 +96,16 @@ OPTIONS = (
         form="a schedule such as minus-sqrt, ema:0.9 or last-k:4",
     ),
     SharedOption("base_model", AVERAGE, "the base, for methods that need one", "MODEL"),
+    SharedOption(
+        "param",
+        AVERAGE,
+        "a value of the method (repeatable); several with commas between are one for each model",
+        "NAME=VALUE",
+        default=(),
+        pattern=r"[A-Za-z_]\w*=.+",
+        form="NAME=VALUE, such as t=0.5 or density=0.5,0.3",
+        repeatable=True,
+    ),
     _switch("no_normalize", AVERAGE, "do not divide by the sum of the weights", launch=False),
     SharedOption(
         "device",
@@ -207,6 +217,16 @@ OPTIONS = (
         repeatable=True,
     ),
     _switch("json", CHECKS, "print the plan as JSON"),
+    SharedOption(
+        "recipe_name",
+        ("merge",),
+        "what messages call the recipe, where the file is a copy of another (repeatable: one for "
+        "each recipe)",
+        "NAME",
+        default=(),
+        repeatable=True,
+        launch=False,
+    ),
     SharedOption(
         "relative_to", RECIPES, "where relative model paths start", "DIR", default=".", launch=False
     ),

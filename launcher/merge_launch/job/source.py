@@ -13,6 +13,8 @@ from merge_worker.errors import UsageError as RecipeError
 from merge_worker.errors import WorkerError
 from merge_worker.messages import printable
 from merge_worker.output.files import MANIFEST, RECIPE
+from merge_worker.recipe.recipe_file import WEIGHTS, recipe_in
+from merge_worker.recipe.yaml_document import COMMAND
 from merge_worker.registry import OWN, Registry, read_registry, split_words
 
 from ..errors import UsageError
@@ -104,37 +106,45 @@ def read_source(
     `methods` are those that the recipe can name. Raises UsageError, or the worker's errors with
     every fault of the recipe.
     """
-    from merge_worker.recipe import parse
+    from merge_worker.recipe import RecipeText, parse
 
-    if words and words[0].endswith(RECIPE_SUFFIXES) and not words[0].endswith("/"):
-        text, where = _read_recipe(words, options), words[0]
+    if words and names_recipe(words[0]):
+        text, where = recipe_in(_read_recipe(words, options), words[0]), words[0]
         out = _one_out(words[1:], options)
     else:
         models, out = _direct(words, options)
-        text, where = _direct_recipe(models, options, dtype, folder, methods), "the command"
-    recipe = parse(decoded(text, where), where, Path(folder), methods)
+        text = RecipeText(_direct_recipe(models, options, dtype, folder, methods))
+        where = COMMAND
+    recipe = parse(text, where, Path(folder), methods)
     name = out or default_name(recipe.method, [ref.path for ref in recipe.model_refs()])
-    return Merge(text, recipe, absolute(name, folder), folder)
+    return Merge(text.text.encode(), recipe, absolute(name, folder), folder)
+
+
+def names_recipe(word: str) -> bool:
+    """Return whether a word names a recipe: by its ending, or a file that does not hold weights."""
+    if word.endswith(RECIPE_SUFFIXES):
+        return True
+    return not word.lower().endswith(WEIGHTS) and Path(word).expanduser().is_file()
 
 
 def add_missing_models(error: WorkerError, words: Sequence[str], folder: str) -> WorkerError:
     """Return an error of a recipe extended by the models of the recipe that do not exist."""
     from merge_worker.planning.inputs import with_missing_models
 
-    if not isinstance(error, RecipeError) or not words[0].endswith(RECIPE_SUFFIXES):
+    if not isinstance(error, RecipeError) or not names_recipe(words[0]):
         return error
     try:
-        text = Path(words[0]).expanduser().read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = recipe_in(Path(words[0]).expanduser().read_text("utf-8"), words[0]).text
+    except (OSError, UnicodeDecodeError, WorkerError):
         return error
     return with_missing_models(error, text, Path(folder))
 
 
-def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:
+def _read_recipe(words: Sequence[str], options: MergeOptions) -> str:
     if len(words) > 2:
         raise UsageError(f"{words[2]}: a recipe names its models and takes one OUT; {FORMS}")
     for option in options_of(MergeOptions):
-        if option.name != "out" and getattr(options, option.name) is not None:
+        if option.name != "out" and getattr(options, option.name) != option.default:
             raise UsageError(f"{option.flag} is for a direct merge; write it into {words[0]}")
     if Path(words[0]).name == MANIFEST:
         raise UsageError(
@@ -142,7 +152,7 @@ def _read_recipe(words: Sequence[str], options: MergeOptions) -> bytes:
             f"and a job takes the {RECIPE} beside it"
         )
     try:
-        return Path(words[0]).expanduser().read_bytes()
+        return decoded(Path(words[0]).expanduser().read_bytes(), words[0])
     except OSError as error:
         raise UsageError(f"{words[0]}: {error.strerror}; {FORMS}") from None
 
@@ -173,13 +183,13 @@ def _direct_recipe(
     dtype: str | None,
     folder: str,
     methods: Registry,
-) -> bytes:
+) -> str:
     from merge_worker.recipe.shorthand import recipe_from_values
 
     base = None if options.base_model is None else _located(options.base_model, folder)
     located = [_located(word, folder) for word in models]
     values = {**vars(options), "base_model": base, "dtype": dtype}
-    return recipe_from_values(located, values, methods).encode()
+    return recipe_from_values(located, values, methods)
 
 
 def _located(word: str, folder: str) -> str:

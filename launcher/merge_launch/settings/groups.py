@@ -13,12 +13,12 @@ from .options import option, options_of
 DIRECT = "direct merge: "
 
 
-def shared(name: str, prefix: str = "") -> Any:
+def shared(name: str, prefix: str = "", default: Any = None) -> Any:
     """Return a field for an option of merge-worker; `prefix` is put before its help."""
     known = BY_NAME[name]
     choices = "|".join(known.choices) or None
     return option(
-        False if known.type is bool else None,
+        False if known.type is bool else default,
         prefix + known.help,
         known.metavar or choices,
         known.pattern or choices,
@@ -36,6 +36,7 @@ class MergeOptions:
     weights: str | None = shared("weights", DIRECT)
     schedule: str | None = shared("schedule", DIRECT)
     base_model: str | None = shared("base_model", DIRECT)
+    param: tuple[str, ...] = shared("param", DIRECT, ())
 
 
 @dataclass(frozen=True)

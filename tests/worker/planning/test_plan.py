@@ -95,11 +95,11 @@ def test_a_base_that_joins_keeps_its_place(models: Path) -> None:
 def test_a_value_that_is_missing(models: Path) -> None:
     text = "merge_method: linear\nmodels:\n- a\n- {model: b, parameters: {weight: {value: 1}}}"
     assert fault(models, text) == [
-        "r.yml:3: models[0]: linear needs a value of 'weight' of a",
+        "r.yml:3: models[0]: linear needs a value of 'weight' of a; add 'parameters: {weight: …}'",
         "  for embed.weight, layers.0.mlp.w, layers.1.mlp.w and 2 more",
     ]
     text = "{merge_method: linear, models: [{model: a, parameters: {weight: 1}}], base_model: b}"
-    assert fault(models, text)[0].endswith("'weight' of b, which joins the models as the base")
+    assert "'weight' of b, which joins the models as the base; add" in fault(models, text)[0]
 
 
 def test_a_value_that_cannot_work(models: Path) -> None:
@@ -114,8 +114,8 @@ def test_a_value_that_cannot_work(models: Path) -> None:
 def test_values_of_all_models_are_told_at_once(models: Path) -> None:
     listed = "- {model: a, parameters: {density: 3}}\n- {model: b, parameters: {density: -1}}\n"
     assert fault(models, f"merge_method: ties\nbase_model: base\nmodels:\n{listed}") == [
-        "r.yml:4: models[0]: ties needs a value of 'weight' of a",
-        "r.yml:5: models[1]: ties needs a value of 'weight' of b",
+        "r.yml:4: models[0]: ties needs a value of 'weight' of a; add 'parameters: {weight: …}'",
+        "r.yml:5: models[1]: ties needs a value of 'weight' of b; add 'parameters: {weight: …}'",
         "r.yml:4: models[0].parameters.density: density must be between 0 and 1, got 3.0",
         "r.yml:5: models[1].parameters.density: density must be between 0 and 1, got -1.0",
         "  for embed.weight, layers.0.mlp.w, layers.1.mlp.w and 2 more",

@@ -299,8 +299,8 @@ models:
     assert parse(text, "r.yml").warnings == (
         "r.yml:5: models[0].parameters.weight: the base of ties has none",
         "r.yml:7: models[1].layer_range: not read here; layers are picked under 'slices'",
-        "r.yml:8: models[1].parameters.normalize: one value for all models, which nothing reads "
-        "under a model; move it up",
+        "r.yml:8: models[1].parameters.normalize: one value for all models; it belongs under "
+        "'parameters:' of the recipe",
     )
 
 

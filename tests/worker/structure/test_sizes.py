@@ -33,6 +33,7 @@ def model(
         tensors[f"{place}.mlp.up_proj.weight"] = torch.ones(inner, hidden)
         tensors[f"{place}.mlp.gate_proj.weight"] = torch.ones(inner, hidden)
     said = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": inner}
+    said |= {"num_key_value_heads": fields["heads"]} if "heads" in fields else {}
     return write_checkpoint(folder, tensors, config=said if config else None)
 
 
@@ -63,6 +64,21 @@ def test_other_widths_of_one_part(tmp_path: Path) -> None:
     text = fault(tmp_path)
     assert text.startswith("m2: intermediate_size 10 against 6; widths cannot be merged\n")
     assert ".mlp.up_proj.weight is [6, 4] in m1 but [10, 4] in m2" in text or "gate_proj" in text
+
+
+def test_other_numbers_of_heads(tmp_path: Path) -> None:
+    model(tmp_path / "m1", keys=2, heads=1)
+    model(tmp_path / "m2", keys=4, heads=2)
+    assert fault(tmp_path).splitlines() == [
+        "m2: num_key_value_heads 2 against 1; widths cannot be merged",
+        "  model.layers.0.self_attn.k_proj.weight is [2, 4] in m1 but [4, 4] in m2",
+    ]
+
+
+def test_heads_that_do_not_explain_the_shapes(tmp_path: Path) -> None:
+    model(tmp_path / "m1", keys=2, heads=2)
+    model(tmp_path / "m2", keys=3, heads=4)
+    assert "num_key_value_heads" not in fault(tmp_path)
 
 
 def test_another_width_without_a_config(tmp_path: Path) -> None:

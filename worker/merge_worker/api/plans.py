@@ -17,6 +17,7 @@ from ..planning.options import PlanOptions, stage_folder
 from ..planning.plan import final_config, make_plan
 from ..recipe import parse
 from ..recipe.shorthand import recipe_from_values
+from ..recipe.yaml_document import COMMAND
 from ..registry import OWN, Registry, read_registry
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def average(
     words = ",".join(repr(float(weight)) for weight in weights) if weights is not None else None
     given = {"weights": words, "schedule": schedule, "dtype": chosen.dtype}
     text = recipe_from_values([os.fspath(model) for model in models], given, methods)
-    inner = make_plan(parse(text, "average", chosen.relative_to, methods), chosen)
+    inner = make_plan(parse(text, COMMAND, chosen.relative_to, methods), chosen)
     return Plan(inner, values.get("device", "auto"))
 
 

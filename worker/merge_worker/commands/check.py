@@ -36,7 +36,7 @@ def command(arguments: argparse.Namespace) -> str:
     try:
         plan = recipe_plan(arguments.recipe, arguments, arguments.out)
     except UsageError as error:
-        text = read_recipe(Path(arguments.recipe))
+        text = read_recipe(Path(arguments.recipe)).text
         raise with_missing_models(error, text, plan_options(arguments, None).relative_to) from None
     report = report_plan(plan, arguments.out and Path(arguments.out), arguments.json)
     if report.error is not None:

@@ -23,7 +23,13 @@ MOST_COLUMNS = 2
 def options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="+", help="folders or .safetensors files")
-    add("--base", metavar="MODEL", help="the model that they were trained from")
+    add(
+        "--base-model",
+        "--base",
+        dest="base",
+        metavar="MODEL",
+        help="the model that they were trained from",
+    )
     output_options(parser)
 
 

@@ -16,8 +16,9 @@ from ..output.manifest import files_to_upload
 from ..output.target import refuse_model_as_out
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
-from ..recipe import parse
+from ..recipe import RecipeText, parse, recipe_in
 from ..recipe.shorthand import recipe_from_values
+from ..recipe.yaml_document import COMMAND
 from ..registry import Registry
 from ..system.ranks import rank_of
 from ..system.torch_startup import require_torch
@@ -48,13 +49,16 @@ def command(arguments: argparse.Namespace) -> str:
     if not pairs or (arguments.recipe and not arguments.out):
         raise UsageError("merge: give RECIPE.yml and OUT, or several pairs, each behind -a")
     outs = [Path(out).resolve() for _, out in pairs]
+    if len(arguments.recipe_name) > len(pairs):
+        raise UsageError(f"--recipe-name: more names than recipes, {len(pairs)}")
     for out in outs:
         if outs.count(out) > 1:
             raise UsageError(f"{out}: two recipes write here; give each its own OUT")
     plans, faults = [], []
-    for recipe, folder in pairs:
+    names = [*arguments.recipe_name, *(recipe for recipe, _ in pairs[len(arguments.recipe_name) :])]
+    for (recipe, folder), name in zip(pairs, names, strict=True):
         try:
-            plans.append((recipe_plan(recipe, arguments, folder), Path(folder)))
+            plans.append((recipe_plan(recipe, arguments, folder, name), Path(folder)))
         except WorkerError as error:
             faults.append(error)
     if faults:
@@ -74,7 +78,7 @@ def average_command(arguments: argparse.Namespace) -> str:
     methods = known_methods(arguments)
     text = recipe_from_values(arguments.model, vars(arguments), methods)
     options = plan_options(arguments, arguments.out)
-    plan = make_plan(parse(text, "average", options.relative_to, methods), options)
+    plan = make_plan(parse(text, COMMAND, options.relative_to, methods), options)
     return _run([(plan, Path(arguments.out))], arguments)
 
 
@@ -93,23 +97,29 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> s
     return "\n".join(lines)
 
 
-def recipe_plan(recipe: str, arguments: argparse.Namespace, out: str | None = None) -> Plan:
-    """Plan the RECIPE of a command line."""
-    return plan_file(Path(recipe), plan_options(arguments, out), known_methods(arguments))
+def recipe_plan(
+    recipe: str, arguments: argparse.Namespace, out: str | None = None, name: str | None = None
+) -> Plan:
+    """Plan the RECIPE of a command line, which messages call `name`."""
+    options = plan_options(arguments, out)
+    return plan_file(Path(recipe), options, known_methods(arguments), name)
 
 
-def plan_file(path: Path, options: PlanOptions, methods: Registry) -> Plan:
-    """Plan a recipe, or the manifest of an earlier merge that is to be repeated."""
+def plan_file(path: Path, options: PlanOptions, methods: Registry, name: str | None = None) -> Plan:
+    """Plan a recipe, or the manifest of an earlier merge that is to be repeated.
+
+    `name` is what messages call the file; its path if missing.
+    """
     text = read_recipe(path)
-    if path.suffix == ".json" and (manifest := read_as_manifest(text)):
+    if path.suffix == ".json" and (manifest := read_as_manifest(text.text)):
         return plan_from_manifest(path, manifest, options, methods)
-    return make_plan(parse(text, str(path), options.relative_to, methods), options)
+    return make_plan(parse(text, name or str(path), options.relative_to, methods), options)
 
 
-def read_recipe(path: Path) -> str:
-    """Return the text of a recipe file. InputError if it cannot be read."""
+def read_recipe(path: Path) -> RecipeText:
+    """Return the recipe in a file, or in a model card. InputError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return recipe_in(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not text; a recipe is a YAML file") from None
     except OSError as error:

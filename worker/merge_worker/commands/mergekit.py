@@ -74,7 +74,7 @@ def command(arguments: argparse.Namespace) -> str:
             "mergekit merges in one process; several nodes or replicas are not supported"
         )
     path, out = Path(arguments.recipe).absolute(), Path(arguments.out).absolute()
-    text = read_recipe(path)
+    text = read_recipe(path).text
     os.chdir(arguments.relative_to)  # where mergekit takes paths from, too
     recipe, flags = parse(text, str(path)), _flags(arguments)
     key = hashlib.sha256(json.dumps(["mergekit", text, flags]).encode()).hexdigest()

@@ -27,6 +27,7 @@ from ..method import (
 from ..recipe.parameters import Scalar, Value, convert, look_up
 from ..recipe.schedules import schedule_weights
 from ..recipe.schema import Recipe, plays_base
+from ..recipe.yaml_document import COMMAND
 from ..structure.layers import depths as stack_depths
 from ..structure.layers import fraction, layer_of
 from ..tensors.source import TensorSource, declared_dtype
@@ -274,9 +275,13 @@ class _Resolver:
             source = match.group.slice.sources[pair[0]] if pair else None
             of = f" of {source.model}" if source else ""
             place = source.place if source else self.recipe.where
+            key = f"'parameters: {{{parameter.name}: …}}'"
+            if self.recipe.where == COMMAND:
+                key = f"--param {parameter.name}=…"
             raise _MissingValueError(
                 f"{place}: {self.method.name} needs a value of '{parameter.name}'{of}"
                 + (", which joins the models as the base" if source and source.implied else "")
+                + f"; add {key}"
             )
         default = Value(parameter.default, parameter.name)  # type: ignore[arg-type]
         return self._converted(parameter, given or default)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import UsageError
 from ..messages import nearest, printable
@@ -15,6 +16,7 @@ from .experts import TOP_LEVEL_KEYS as MIXTURE_KEYS
 from .key_map import parse_rule
 from .parameters import Given, Parameters, Setting, convert, parse_setting, scalars
 from .reader import DocumentReader
+from .recipe_file import RecipeText
 from .schema import (
     KeyRule,
     ModelRef,
@@ -55,7 +57,10 @@ TOP_LEVEL_KEYS = (
 
 
 def parse(
-    text: str, where: str = "recipe", folder: Path = Path(), methods: Registry = OWN
+    text: str | RecipeText,
+    where: str = "recipe",
+    folder: Path = Path(),
+    methods: Registry = OWN,
 ) -> Recipe:
     """Parse a YAML or JSON text; of several documents, return the last one with its stages.
 
@@ -63,7 +68,8 @@ def parse(
     `methods` are those that `merge_method` can name. Raises UsageError with every fault of all
     documents, each with its line.
     """
-    documents = read_documents(text, where)
+    text, first_line = RecipeText(text) if isinstance(text, str) else text
+    documents = read_documents(text, where, first_line)
     if not documents:
         raise UsageError(f"{where}: empty; a recipe is one YAML document, or several with names")
     recipes, faults = [], []
@@ -77,6 +83,18 @@ def parse(
     return arrange(recipes) if len(recipes) > 1 else recipes[0]
 
 
+class Misplaced(NamedTuple):
+    """A value where nothing reads it: its name and place, and a text that says where it belongs.
+
+    `beside`: the same value also stands right there where it is read.
+    """
+
+    name: str
+    path: Place
+    text: str
+    beside: bool = False
+
+
 class _Reader(DocumentReader):
     """One document on its way to a Recipe."""
 
@@ -85,11 +103,14 @@ class _Reader(DocumentReader):
         self.methods = methods
         self.method: Method | None = None
         self.base: Source | None = None
+        self.given: set[str] = set()  # names of values where they are read
+        self.shared: set[str] = set()  # those of all models
+        self.misplaced: list[Misplaced] = []
 
     def recipe(self, text: str) -> Recipe:
         mixed = is_mixture(self.document.value)
         keys = MIXTURE_KEYS if mixed else TOP_LEVEL_KEYS
-        top = self.mapping(self.document.value, (), "a recipe", keys)
+        top = self.mapping(self.document.value, (), "a recipe")
         if self.faults:
             raise UsageError(self.faults[0])
         for path in self.document.duplicates:
@@ -97,8 +118,10 @@ class _Reader(DocumentReader):
             if path[0] in keys:
                 self.fault(path, "stands twice; the first would be lost")
         if mixed:
+            self.unknown(top, (), keys)
             return self.checked(read_mixture(self, top, text))
         self.method = self.find_method(top)
+        self.unknown(top, (), keys)
         if top.get("base_model"):
             base = self.model(top["base_model"], ("base_model",))
             place = self.document.place(("base_model",))
@@ -121,6 +144,8 @@ class _Reader(DocumentReader):
             dequantize=self.flag(top.get("dequantize", False), ("dequantize",)),
             methods=self.methods,
         )
+        for value in self.misplaced:
+            (self.fault if self.is_missed(value) else self.warn)(value.path, value.text)
         # The rules count models, so they wait until every model is understood.
         if self.method and not self.faults:
             self.faults += broken_rules(recipe, self.method)
@@ -257,14 +282,37 @@ class _Reader(DocumentReader):
         if name not in known:
             why = f"{self.method.name} does not read it{nearest(name, known)}"
         elif owner != "shared" and not known[name].per_model:
-            why = "one value for all models, which nothing reads under a model; move it up"
+            text = "one value for all models; it belongs under 'parameters:' of the recipe"
+            self.misplaced.append(Misplaced(name, path, text))
+            return
         elif owner == "base" and plays_base(self.method):
             why = f"the base of {self.method.name} has none"
         if why:
             self.warn(path, why)
             return
+        (self.shared if owner == "shared" else self.given).add(name)
         for value in scalars(setting):
             convert(value, known[name].type)
+
+    def unknown(self, body: Mapping[str, object], path: Place, allowed: Sequence[str]) -> None:
+        """Warn of keys that nothing reads; keep the values of the method among them."""
+        known = (*self.method.parameters, *self.method.modifiers) if self.method else ()
+        names = {p.name for p in known} if "parameters" in allowed else set()
+        stray = [key for key in body if key in names]
+        given = body.get("parameters")
+        beside = given if isinstance(given, dict) else {}
+        for name in stray:
+            text = f"a value of {self.method.name if self.method else '?'}; it belongs under "
+            text += "'parameters:' beside this key"
+            self.misplaced.append(Misplaced(name, (*path, name), text, name in beside))
+        super().unknown({key: body[key] for key in body if key not in stray}, path, allowed)
+
+    def is_missed(self, value: Misplaced) -> bool:
+        """Return whether the method needs a value that stands only where it is not read."""
+        parameters = self.method.parameters if self.method else ()
+        needed = any(p.name == value.name and p.required for p in parameters)
+        scopes = self.shared if len(value.path) > 1 else self.shared | self.given
+        return needed and not value.beside and value.name not in scopes
 
 
 def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice | None:

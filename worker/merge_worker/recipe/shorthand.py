@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
-from ..messages import counted, printable
+from ..messages import counted, nearest, printable
 from ..method import Method
 from ..options import DEFAULTS, with_defaults
 from ..registry import OWN, Registry
@@ -24,7 +24,11 @@ def direct_recipe(
     dtype: str | None = None,
     parameters: Mapping[str, object] | None = None,
 ) -> str:
-    """Return the recipe text of a direct merge. Raises UsageError if weights do not fit."""
+    """Return the recipe text of a direct merge. Raises UsageError if weights do not fit.
+
+    `parameters` are values of the method by name; a list for a parameter of each model has one
+    value for each model but the base, in order.
+    """
     if isinstance(method, str):
         method = find_method(method, "--method")
     if not models:
@@ -42,15 +46,72 @@ def direct_recipe(
     takes_weight = any(p.name == "weight" for p in method.parameters)
     if weights is not None and not takes_weight:
         raise UsageError(f"--weights: the method '{method.name}' takes no weights")
-    entries: list[dict[str, object]] = [
-        {"model": word, "parameters": {"weight": weight}} if takes_weight else {"model": word}
-        for word, weight in zip(merged, weights or [1.0] * len(merged), strict=True)
-    ]
+    shared, own = _divided(parameters or {}, method, merged)
+    if takes_weight and "weight" not in {*shared, *own}:
+        own["weight"] = list(weights or [1.0] * len(merged))
+    entries: list[dict[str, object]] = [{"model": word} for word in merged]
+    for number, entry in enumerate(entries if own else ()):
+        entry["parameters"] = {name: values[number] for name, values in own.items()}
     recipe: dict[str, object] = {"merge_method": method.name, "models": entries}
     recipe |= {"base_model": base_model} if base_model else {}
-    recipe |= {"parameters": dict(parameters)} if parameters else {}
+    recipe |= {"parameters": shared} if shared else {}
     recipe |= {"out_dtype": dtype} if dtype not in (None, "same") else {}
     return json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
+
+
+def _divided(
+    given: Mapping[str, object], method: Method, models: Sequence[str]
+) -> tuple[dict[str, object], dict[str, list[object]]]:
+    """Return the values that all models share, and lists with a value for each of them."""
+    shared: dict[str, object] = {}
+    own: dict[str, list[object]] = {}
+    per_model = {p.name for p in (*method.parameters, *method.modifiers) if p.per_model}
+    for name, value in given.items():
+        if name not in per_model or not isinstance(value, list):
+            shared[name] = value
+        elif len(value) == len(models):
+            own[name] = value
+        else:
+            listed = ", ".join(printable(model) for model in models)
+            raise UsageError(
+                f"--param {name} has {counted(len(value), 'values')} for "
+                f"{counted(len(models), 'models')} ({listed}); give one, or one per model"
+            )
+    return shared, own
+
+
+def read_parameters(words: Sequence[str], method: Method) -> dict[str, object]:
+    """Return the values of `--param NAME=VALUE` by name. Raises UsageError.
+
+    A value is a number, a word, or several of either with commas between.
+    """
+    known = {p.name for p in (*method.parameters, *method.modifiers)}
+    values: dict[str, object] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not text.strip():
+            raise UsageError(f"--param {printable(word)}: write NAME=VALUE, such as t=0.5")
+        if name not in known:
+            raise UsageError(
+                f"--param {printable(name)}: {method.name} does not read it{nearest(name, known)}"
+                f"; it has {', '.join(sorted(known))}"
+            )
+        if name in values:
+            raise UsageError(f"--param {name} is given twice; drop one")
+        parts = [_value(part) for part in text.strip("[] ").split(",")]
+        values[name] = parts if len(parts) > 1 or text.startswith("[") else parts[0]
+    return values
+
+
+def _value(word: str) -> object:
+    """Read a number, true, false, or any other word, as YAML does."""
+    plain = word.strip()
+    for read in (int, float, {"true": True, "false": False}.__getitem__):
+        try:
+            return read(plain)
+        except (ValueError, KeyError):
+            continue
+    return plain
 
 
 def recipe_from_values(
@@ -66,13 +127,19 @@ def recipe_from_values(
         weights = schedule_weights(given["schedule"], len(checkpoints))
         models = [model for model, weight in zip(checkpoints, weights, strict=True) if weight]
         weights = [weight for weight in weights if weight]
+    method = find_method(given["method"], "--method", methods)
+    parameters = read_parameters(given["param"] or (), method)
+    if "weight" in parameters and weights:
+        raise UsageError("--param weight and --weights or --schedule exclude each other; keep one")
+    if given["no_normalize"]:
+        parameters.setdefault("normalize", False)
     return direct_recipe(
         models,
-        method=find_method(given["method"], "--method", methods),
+        method=method,
         weights=weights,
         base_model=given["base_model"],
         dtype=given["dtype"],
-        parameters={"normalize": False} if given["no_normalize"] else {},
+        parameters=parameters,
     )
 
 

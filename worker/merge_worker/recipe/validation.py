@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ..messages import counted
 from ..method import BaseRole, Method
 from .schema import ModelRef, Recipe, Slice, plays_base
+from .yaml_document import COMMAND
 
 
 def broken_rules(recipe: Recipe, method: Method) -> Iterator[str]:
@@ -17,8 +18,9 @@ def broken_rules(recipe: Recipe, method: Method) -> Iterator[str]:
     bases = [part.base or recipe.base for part in parts]
     lacks_base = any(merged and not base for merged, base in zip(is_merged, bases, strict=True))
     if method.base is BaseRole.REQUIRED and lacks_base:
+        key = "--base-model MODEL" if recipe.where == COMMAND else "'base_model: …'"
         yield (
-            f"{recipe.where}: {method.name} needs a base: add 'base_model: …' "
+            f"{recipe.where}: {method.name} needs a base: add {key} "
             f"(the model that the others were trained from)"
         )
         return

@@ -12,6 +12,9 @@ from ..messages import printable
 
 Place = tuple[str | int, ...]
 
+COMMAND = "the command"
+"""Place of a recipe that was made from a command line, whose parts are words and options."""
+
 MAX_ENTRIES = 200_000
 """More entries than any recipe has; aliases that multiply (a 'YAML bomb') end here."""
 
@@ -32,7 +35,12 @@ class Document:
     duplicates: tuple[Place, ...] = ()
 
     def place(self, path: Place) -> str:
-        """Return `recipe.yml:12: models[1].parameters.weight`, by the nearest known line."""
+        """Return `recipe.yml:12: models[1].parameters.weight`, by the nearest known line.
+
+        In a recipe made from a command line, return the model or the option that stands there.
+        """
+        if self.where == COMMAND:
+            return self._words(path)
         known = path
         while known and known not in self.lines:
             known = known[:-1]
@@ -42,9 +50,23 @@ class Document:
             text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
         return f"{self.where}:{line}: {printable(text)}".rstrip(": ")
 
+    def _words(self, path: Place) -> str:
+        """Return the words of a command that became a part of its recipe."""
+        if path[:1] == ("models",) and len(path) > 1:
+            entry = self.value["models"][path[1]]
+            model = printable(str(entry.get("model")))
+            return f"{model}: {self._words(path[2:])}" if len(path) > 2 else model
+        if path[:1] == ("parameters",) and len(path) > 1:
+            return f"--param {printable(str(path[1]))}"
+        options = {"merge_method": "--method", "base_model": "--base-model", "out_dtype": "--dtype"}
+        return options.get(str(path[0]), self.where) if path else self.where
 
-def read_documents(text: str, where: str) -> list[Document]:
-    """Return all documents of a text. Raises UsageError with file and line if not YAML."""
+
+def read_documents(text: str, where: str, first_line: int = 1) -> list[Document]:
+    """Return all documents of a text, which begins on a line of `where`.
+
+    Raises UsageError with file and line if it is not YAML.
+    """
     try:
         import yaml
     except ImportError:
@@ -63,17 +85,17 @@ def read_documents(text: str, where: str) -> list[Document]:
             duplicates: list[Place] = []
             # Counted as they are met: keys that stand twice have one path, however often.
             for count, (path, line, twice) in enumerate(_walk(node, ())):
-                lines.setdefault(path, line)
+                lines.setdefault(path, first_line + line)
                 if twice:
                     duplicates.append(path)
                 if count > MAX_ENTRIES:
                     raise UsageError(f"{where}: more than {MAX_ENTRIES} entries; not a recipe")
-            value = _construct(yaml.SafeLoader(""), node, where)
+            value = _construct(yaml.SafeLoader(""), node, where, first_line)
             documents.append(Document(where, value, lines, tuple(duplicates)))
         return documents
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark is not None else where
+        place = f"{where}:{mark.line + first_line}" if mark is not None else where
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         if "determine a constructor" in problem:
             tag = problem.rpartition("'tag:")[2].partition(":")[2].rstrip("'")
@@ -92,18 +114,18 @@ def _depth(text: str) -> int:
     return most
 
 
-def _construct(loader: Any, node: Any, where: str) -> Any:
+def _construct(loader: Any, node: Any, where: str, first_line: int) -> Any:
     try:
         return loader.construct_document(node)
     except (ValueError, LookupError, AttributeError) as error:
         # A tag or form promises what the text does not hold: `!!int x`, `2001-13-45`.
-        line = node.start_mark.line + 1
+        line = node.start_mark.line + first_line
         raise UsageError(f"{where}:{line}: not valid YAML: {printable(str(error))}") from None
 
 
 def _walk(node: Any, path: Place) -> Iterator[tuple[Place, int, bool]]:
-    """Yield paths, 1-based lines, and whether a key stands twice in its mapping, depth first."""
-    yield path, node.start_mark.line + 1, False
+    """Yield paths, lines from 0, and whether a key stands twice in its mapping, depth first."""
+    yield path, node.start_mark.line, False
     _refuse_long_number(node)
     if node.id == "sequence":
         for number, item in enumerate(node.value):
@@ -114,7 +136,7 @@ def _walk(node: Any, path: Place) -> Iterator[tuple[Place, int, bool]]:
             _refuse_long_number(key)
             name = str(key.value)
             inner = (*path, name)
-            yield inner, key.start_mark.line + 1, name in seen and name != "<<"
+            yield inner, key.start_mark.line, name in seen and name != "<<"
             seen.add(name)
             yield from _walk(item, inner)
 

@@ -20,6 +20,7 @@ from .layers import counts, gradient_depths
 _WIDTH = re.compile(
     r".*(hidden|width|d_model|embd|embed|dim|intermediate|inner|ffn|d_ff|state|rank|experts).*"
 )
+_HEADS = re.compile(r".*(heads?|groups)")
 MOST = 4
 
 
@@ -55,11 +56,15 @@ def width_fault(first: Sized, other: Sized) -> str | None:
     columns = [{s.shape[1] for s in embeddings(each.tensors)} for each in (first, other)]
     apart = all(columns) and not columns[0] & columns[1]
     widest = (max(columns[0]), max(columns[1])) if apart else None
-    theirs = dict(_widths(other.config, ""))
-    pairs = {key: (value, theirs.get(key, value)) for key, value in _widths(first.config, "")}
+    pairs = _pairs(first.config, other.config, _WIDTH)
     fields = {key: pair for key, pair in pairs.items() if pair in {*examples, widest}}
     if widest and widest not in fields.values():
         fields["columns of embeddings"] = widest
+    if not fields:
+        for key, heads in _pairs(first.config, other.config, _HEADS).items():
+            if extents := next((each for each in examples if _of_heads(each, heads)), None):
+                fields[key] = heads
+                examples[heads] = examples[extents]
     if not fields:
         return None
     listed = [f"{key} {new} against {old}" for key, (old, new) in fields.items()]
@@ -95,13 +100,32 @@ def _unequal(source: TensorSource, peer: TensorSource) -> Iterator[tuple[int, in
             yield pair
 
 
-def _widths(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]]:
-    """Yield the fields about widths, by dotted name without `text_config`."""
+def _of_heads(extents: tuple[int, int], heads: tuple[int, int]) -> bool:
+    """Return whether two extents are those of unequal numbers of equal heads."""
+    if min(heads) < 1 or heads[0] == heads[1]:
+        return False
+    widths = [divmod(extent, count) for extent, count in zip(extents, heads, strict=True)]
+    return widths[0] == widths[1] and widths[0][1] == 0
+
+
+def _pairs(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], pattern: re.Pattern[str]
+) -> dict[str, tuple[int, int]]:
+    """Return the values of fields of two configs by name; one that lacks it has the first's."""
+    others = dict(_numbers(theirs, "", pattern))
+    return {key: (n, others.get(key, n)) for key, n in _numbers(mine, "", pattern)}
+
+
+def _numbers(
+    section: Mapping[str, Any], prefix: str, pattern: re.Pattern[str]
+) -> Iterator[tuple[str, int]]:
+    """Yield the fields whose names match, by dotted name without `text_config`."""
     for key, value in section.items():
-        if type(value) is int and _WIDTH.fullmatch(key):
+        if type(value) is int and pattern.fullmatch(key):
             yield prefix + key, value
         elif isinstance(value, dict) and key.endswith("_config"):
-            yield from _widths(value, prefix if key == "text_config" else f"{prefix}{key}.")
+            inner = prefix if key == "text_config" else f"{prefix}{key}."
+            yield from _numbers(value, inner, pattern)
 
 
 def _declared_depths(model: Sized) -> dict[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ..errors import InputError, UsageError
 from ..messages import printable
 from ..recipe.schema import Recipe
+from ..recipe.yaml_document import COMMAND
 from ..structure.embeddings import rows_of, vocabulary_names
 from ..structure.selection import tensors_of
 from .files import SideFiles, vocabulary, with_rows
@@ -40,7 +41,7 @@ def check_same_vocabulary(recipe: Recipe, inputs: TokenizerInputs) -> Iterable[s
 
 def way_out(recipe: Recipe) -> str:
     """Return the words before the line that a recipe needs."""
-    direct = recipe.where == "average"
+    direct = recipe.where == COMMAND
     return "merge them by a recipe that says" if direct else "add to the recipe"
 
 
