@@ -13,9 +13,11 @@ import torch
 from support import doc_models
 from support.doc_examples import ROOT, blocks, difference, programs, walk
 from support.fake_hub import serving
+from support.language_models import make, write_tokenizer
 
 README = ROOT / "README.md"
 CHECKPOINTS = ROOT / "docs" / "checkpoints.md"
+IMPORTANCE = ROOT / "docs" / "importance.md"
 CLUSTERS = ROOT / "docs" / "clusters.md"
 
 
@@ -116,3 +118,14 @@ def test_flags_of_the_cluster_page_exist(launch) -> None:
     words = set(re.findall(r"(?<![\w'=-])--[a-z][a-z-]+", text))
     words -= {"--help", "--ranks"}  # the latter is for merge-worker
     assert [word for word in sorted(words) if f"{word} " not in helps] == []
+
+
+@pytest.mark.slow
+def test_importance(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    folder = make(here / "models" / "math", "LlamaForCausalLM", "llama")
+    write_tokenizer(folder)
+    (here / "math.txt").write_text("the cat\n\nab the\n\nthe the ab\n")
+    outcomes = list(walk(IMPORTANCE, here, {"PATH": programs(tmp_path / "bin")}))
+    assert [text for o in outcomes if (text := difference(o, here, "/here"))] == []
+    assert outcomes

@@ -20,6 +20,7 @@ MERGEKIT = ("mergekit",)
 RECIPES = (*PLANS, *MERGEKIT)
 EXTRACTS = ("extract-lora",)
 LOOKS = ("compare", "report")
+MEASURES = ("importance",)
 
 SCHEDULES = (
     "uniform, linear, minus-sqrt, cosine, inverse[:FLOOR], ema[:BETA], last-k:N; with __reverse or "
@@ -109,7 +110,7 @@ OPTIONS = (
     _switch("no_normalize", AVERAGE, "do not divide by the sum of the weights", launch=False),
     SharedOption(
         "device",
-        (*RUNS, *MERGEKIT, *EXTRACTS),
+        (*RUNS, *MERGEKIT, *EXTRACTS, *MEASURES),
         "where the mathematics runs; default: auto, every visible GPU, else the CPU",
         "|".join(units.DEVICES),
         type=units.device_word,
@@ -176,7 +177,12 @@ OPTIONS = (
     _switch("no_resume", RUNS, "discard an unfinished merge in OUT"),
     _switch("sha256", RUNS, "SHA-256 of the output files in the manifest"),
     SharedOption(
-        "seed", RECIPES, "seed of the random methods; default: 0", "N", type=int, default=0
+        "seed",
+        (*RECIPES, *MEASURES),
+        "seed of what is random; default: 0",
+        "N",
+        type=int,
+        default=0,
     ),
     SharedOption(
         "deadline",
@@ -197,7 +203,7 @@ OPTIONS = (
     ),
     SharedOption(
         "progress",
-        (*RUNS, *LOOKS),
+        (*RUNS, *LOOKS, *MEASURES),
         "how progress is shown; default: auto, a bar in a terminal and lines in a log",
         default="auto",
         choices=("auto", "plain", "json", "off"),
@@ -205,7 +211,7 @@ OPTIONS = (
     _switch("allow_nonfinite", RUNS, "write NaN and Inf instead of stopping"),
     _switch(
         "trust_remote_code",
-        (*RUNS, *MERGEKIT),
+        (*RUNS, *MERGEKIT, *MEASURES),
         "for a merge by mergekit itself; otherwise ignored, since no code of a model is run",
     ),
     _switch("strict", PLANS, "warnings about the recipe are errors"),

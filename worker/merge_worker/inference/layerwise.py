@@ -126,6 +126,15 @@ class LayerPass:
         first: Tensor = output[0] if isinstance(output, tuple | list) else output
         return first
 
+    def entering(self, batch: int) -> Tensor:
+        """Return the input of the first layer for a batch, computed again from its tokens.
+
+        With `torch.enable_grad` it can be differentiated by what the modules before it hold.
+        """
+        self.batch = batch
+        with _StandIns(self.model, self._arity) as stand_ins:
+            return stand_ins.run(self.batches[batch]).entering
+
     def final(self, batch: int, hidden: Tensor | None = None) -> Tensor:
         """Return the input of the output head (sequences, tokens, width) for a batch.
 
