@@ -23,8 +23,10 @@ from .commands.submit import add_backend
 from .job.source import names_recipe
 from .settings.groups import CheckOptions, MergeOptions, WorkerOptions
 
-REACHED = {c.name: c.help for c in COMMANDS if c.name not in ("merge", "check", "mergekit")}
-"""Commands of merge-worker that merge-launch has too; `merge` is `local`, `check` its own."""
+OTHERWISE = {"merge", "check", "search", "mergekit"}
+"""Commands of merge-worker that merge-launch has in another form."""
+REACHED = {each.name: each.help for each in COMMANDS if each.name not in OTHERWISE}
+"""Commands of merge-worker that merge-launch runs as they are."""
 MERGE_HELP = "Merge here and now (= local)."
 SWEEP_HELP = "Make many merges: one recipe, many values."
 SEARCH_HELP = "Search for the values of a recipe that give the best score."
@@ -105,13 +107,13 @@ def with_local(words: list[str]) -> list[str]:
 
 def main() -> None:
     """Run the command line; a bug prints its traceback and how to report it."""
-    words, notes = mergekit_options.translated(sys.argv[1:])
-    for note in notes:
-        say(f"note: {note}")
-    if words and words[0] in REACHED:
+    if sys.argv[1:] and sys.argv[1] in REACHED:
         from merge_worker.cli import entry
 
         entry("merge-launch")
+    words, notes = mergekit_options.translated(sys.argv[1:])
+    for note in notes:
+        say(f"note: {note}")
     words = with_local(words)
     command = next((word for word in words if not word.startswith("-")), "")
     completes = "_MERGE_LAUNCH_COMPLETE" in os.environ

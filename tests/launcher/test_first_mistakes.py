@@ -161,3 +161,10 @@ def test_no_words_print_the_help(launch_process: Callable[..., object]) -> None:
         )
         assert done.code == 2 and told.startswith(usage), words
     assert launch_process("-h").out == launch_process("--help").out
+
+
+def test_no_command_of_the_worker_hides_one_of_the_launcher() -> None:
+    app = cli.build("")
+    groups = [each.name for each in app.registered_groups]
+    names = [each.name for each in app.registered_commands]
+    assert len({*names, *groups}) == len([*names, *groups])
