@@ -21,6 +21,7 @@ RECIPES = (*PLANS, *MERGEKIT)
 EXTRACTS = ("extract-lora",)
 LOOKS = ("compare", "report")
 MEASURES = ("importance",)
+TRAINS = ("train-routers",)
 
 SCHEDULES = (
     "uniform, linear, minus-sqrt, cosine, inverse[:FLOOR], ema[:BETA], last-k:N; with __reverse or "
@@ -110,7 +111,7 @@ OPTIONS = (
     _switch("no_normalize", AVERAGE, "do not divide by the sum of the weights", launch=False),
     SharedOption(
         "device",
-        (*RUNS, *MERGEKIT, *EXTRACTS, *MEASURES),
+        (*RUNS, *MERGEKIT, *EXTRACTS, *MEASURES, *TRAINS),
         "where the mathematics runs; default: auto, every visible GPU, else the CPU",
         "|".join(units.DEVICES),
         type=units.device_word,
@@ -128,7 +129,7 @@ OPTIONS = (
     ),
     SharedOption(
         "threads",
-        (*PLANS, *MERGEKIT, *EXTRACTS, *LOOKS),
+        (*PLANS, *MERGEKIT, *EXTRACTS, *LOOKS, *TRAINS),
         "threads that compute; default: as many as there are usable CPUs",
         "N",
         type=units.positive_integer,
@@ -203,7 +204,7 @@ OPTIONS = (
     ),
     SharedOption(
         "progress",
-        (*RUNS, *LOOKS, *MEASURES),
+        (*RUNS, *LOOKS, *MEASURES, *TRAINS),
         "how progress is shown; default: auto, a bar in a terminal and lines in a log",
         default="auto",
         choices=("auto", "plain", "json", "off"),

@@ -46,6 +46,7 @@ COMMANDS = (
     Command("extract-lora", "extract_lora", "the difference of two models as an adapter"),
     Command("mergekit", "mergekit", "merge with mergekit itself, and check its result"),
     Command("merge-adapters", "merge_adapters", "several LoRA adapters into one"),
+    Command("train-routers", "train_routers", "train only the routers of a mixture of experts"),
     Command("methods", "methods", "the merge methods and their parameters"),
     Command("search", "search", "values of a recipe that give the best score"),
     Command("verify", "verify", "re-read an output and compare it to its manifest"),

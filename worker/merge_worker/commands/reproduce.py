@@ -45,6 +45,8 @@ def plan_from_manifest(
     for entry in manifest["inputs"]:
         _pin_commit(entry, options.hub)
     checksums = {e["file"]: e["sum128"] for e in manifest.get("outputs", ()) if "sum128" in e}
+    for training in reversed(manifest.get("router_training", ())):
+        checksums |= training.get("checksums_before", {})  # of the merge itself, before it
     beside = path.parent / RECIPE
     texts = [beside.read_text(encoding="utf-8", errors="replace")] if beside.is_file() else []
     texts.append(str(manifest["recipe"].get("text", "")))

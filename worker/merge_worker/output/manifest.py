@@ -180,6 +180,7 @@ _FORM = {
         {"file": is_result_name, "bytes": _is_count, "sum128?": str, "sha256?": str, "crc32?": str}
     ],
     "nonfinite?": _is_count,
+    "router_training?": [{"checksums_before?": dict}],
     "notes?": [str],
     RECORDING + "?": [is_result_name],
 }

@@ -1,0 +1,1 @@
+"""Routers of mixtures of experts: training of nothing but them, in a model of transformers."""
