@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from support.checkpoint_factory import read_tensors, save_fine_tunes
 from support.recipes import average, run
@@ -120,3 +121,49 @@ def test_a_folder_that_is_not_a_merge(
         (models[0] / "merge_manifest.json").write_text(text)
         assert run("report", models[0]) == 3
         assert fact in capsys.readouterr().err
+
+
+def test_the_search_varies_the_recipe_of_the_merge(
+    merged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = yaml.safe_load(reported(capsys, merged)["advice"]["search"])
+    recipe = yaml.safe_load((merged.parent / "recipe.yml").read_text())
+    recipe["models"] = [{"model": name} for name in recipe["models"]]
+    assert search["recipe"] == recipe
+    assert search["space"] == {
+        "models.0.parameters.weight": [0, 1.5],
+        "models.1.parameters.weight": [0, 1.5],
+    }
+    file = merged.parent / "search.yml"
+    assert run("report", merged, "--search", file, "--progress", "off") == 0
+    assert yaml.safe_load(file.read_text()) == search
+
+
+def test_a_method_without_values_gets_a_search_of_its_models(
+    merged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = merged.parent / "stock.yml"
+    recipe.write_text(
+        "merge_method: model_stock\nbase_model: olmo_hybrid-0\n"
+        "models: [olmo_hybrid-1, olmo_hybrid-2]\n"
+    )
+    out = merged.parent / "stock"
+    words = ["merge", recipe, out, "--relative-to", merged.parent, "--progress", "off"]
+    assert run(*words) == 0
+    search = yaml.safe_load(reported(capsys, out)["advice"]["search"])
+    models = [{"model": f"olmo_hybrid-{n}", "parameters": {"weight": 1.0}} for n in (1, 2)]
+    assert search["recipe"] == {
+        "merge_method": "task_arithmetic",
+        "base_model": "olmo_hybrid-0",
+        "models": models,
+    }
+
+
+def test_a_copy_has_nothing_to_search(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, out = merged.parent / "copy.yml", merged.parent / "copy"
+    recipe.write_text("merge_method: passthrough\nmodels: [olmo_hybrid-1]\n")
+    words = ["merge", recipe, out, "--relative-to", merged.parent, "--progress", "off"]
+    assert run(*words) == 0
+    advice = reported(capsys, out)["advice"]
+    assert advice["search"] is None
+    assert advice["findings"][-1].startswith("no search is suggested: the recipe has no values")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from merge_worker.recipe import parse
@@ -169,3 +170,105 @@ def test_any_folder_can_be_named(
     assert run("compare", name, "plain", "--json", "--progress", "off") == 0
     recipe = parse(json.loads(capsys.readouterr().out)["advice"]["recipe"])
     assert [ref.path for ref in recipe.model_refs()] == [name, "plain"]
+
+
+def changed_in(share: float) -> dict[str, Tensor]:
+    """Return changes in the first elements of each row, `share` of them, as from RL."""
+    changes = noise(0.05)
+    for tensor in changes.values():
+        tensor[:, round(share * tensor.shape[1]) :] = 0
+    return changes
+
+
+def sparse_models(folder: Path, shares: dict[str, float], gap: bool = False) -> list[object]:
+    """Write the base and models that changed a share of the elements; return the arguments."""
+    words: list[object] = []
+    for name, share in shares.items():
+        tensors = add(BASE, changed_in(share))
+        if gap:
+            tensors["model.layers.1.mlp.up_proj.weight"] = BASE["model.layers.1.mlp.up_proj.weight"]
+        words.append(write_checkpoint(folder / name, tensors))
+    return [*words, "--base", write_checkpoint(folder / "base", BASE), "--progress", "off"]
+
+
+PAPERS = ("2601.13572 for", "2606.18521 against", "linear and task_arithmetic first", "2511.21437")
+
+
+def test_task_vectors_that_are_mostly_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 96 columns: 0.125 of them are 12; 64 columns: 8. So 87.5% are zero, and 0.25 leave 75%.
+    words = sparse_models(tmp_path, {"a": 0.125, "b": 0.25})
+    assert run("compare", *words, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    (finding,) = [text for text in printed["advice"]["findings"] if "exactly zero" in text]
+    assert "exactly zero: a 87.5%, b 75.0%. Reinforcement" in finding
+    assert all(paper in finding for paper in PAPERS)
+    shares = [model["unchanged"] for model in printed["total"]["models"]]
+    assert shares == pytest.approx([0.875, 0.75])
+    assert parse(printed["advice"]["recipe"]).method == "task_arithmetic"
+    assert run("compare", *words) == 0
+    table = capsys.readouterr().out
+    assert "unchanged a" in table and "87.5%" in table and "exactly zero: a 87.5%" in table
+
+
+def test_only_models_with_mostly_zeros_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = sparse_models(tmp_path, {"dense": 1, "sparse": 0.25})
+    assert run("compare", *words, "--json") == 0
+    findings = json.loads(capsys.readouterr().out)["advice"]["findings"]
+    (finding,) = [text for text in findings if "exactly zero" in text]
+    assert "exactly zero: sparse 75.0%. " in finding
+
+
+def test_tensors_that_did_not_change_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = sparse_models(tmp_path, {"a": 0.125, "b": 0.25}, gap=True)
+    assert run("compare", *words) == 0
+    assert "(1 of 2 tensors did not change at all). Reinf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_half_of_the_elements_are_not_most(
+    share: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = sparse_models(tmp_path, {"a": share, "b": share})
+    assert run("compare", *words) == 0
+    assert "exactly zero" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if CASES[name][2]])
+def test_the_suggested_search_varies_the_suggested_recipe(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advice = advice_of(case, tmp_path, capsys)
+    search = yaml.safe_load(advice["search"])
+    assert search["recipe"] == yaml.safe_load(advice["recipe"])
+    assert search["space"] and search["perplexity"] and search["direction"] == "minimize"
+    first = advice["search"].splitlines()[0]
+    assert first == "# save as search.yml, then: merge-launch search search.yml local"
+
+
+def test_no_search_without_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert advice_of("unrelated", tmp_path, capsys)["search"] is None
+
+
+def test_the_search_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*sparse_models(tmp_path, {"a": 1, "b": 1}), "--search", tmp_path / "search.yml"]
+    assert run("compare", *words) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "search.yml").read_text() in f"{printed}\n"
+    assert printed.rstrip().endswith(f"merge-launch search {tmp_path / 'search.yml'} local")
+    assert run("compare", *words) == 4  # edited by hand, perhaps
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_a_search_that_is_not_suggested_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = sparse_models(tmp_path, {"a": 1})
+    assert run("compare", *words, "--search", tmp_path / "search.yml") == 3
+    assert "not written, since no search is suggested" in capsys.readouterr().err
+    assert not (tmp_path / "search.yml").exists()

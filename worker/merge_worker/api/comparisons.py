@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Comparison:
     """Distances, angles and conflicts of models. `str(comparison)` is the table of the command.
 
-    `figures` is what `merge-worker compare --json` prints; `warnings`, `findings` and `recipe`
-    (None if the models cannot be merged) are its advice.
+    `figures` is what `merge-worker compare --json` prints; `warnings`, `findings`, `recipe` and
+    `search` (the text of a search file; None if the models cannot be merged) are its advice.
     """
 
     figures: dict[str, Any] = field(repr=False)
@@ -31,6 +31,11 @@ class Comparison:
     recipe: str | None
     measured: Measured = field(repr=False)
     advice: Advice = field(repr=False)
+
+    @property
+    def search(self) -> str | None:
+        """The text of a search over values of `recipe`, which `merge-launch search` takes."""
+        return self.advice.search
 
     def save_plot(self, file: StrPath) -> None:
         """Draw heat maps by layer and component to FILE.png or FILE.html. Raises UsageError."""

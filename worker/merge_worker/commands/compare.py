@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError, input_errors
+from ..errors import InputError, OutputError, UsageError, input_errors
+from ..messages import printable
 from .options import add_options
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ def output_options(parser: argparse.ArgumentParser) -> None:
     add("--tensors", action="store_true", help="a line for each tensor, not each component")
     add("--json", action="store_true", help="everything, for programs")
     add("--plot", metavar="FILE.png|.html", help="heat maps by layer and component")
+    add("--search", metavar="FILE.yml", help="write the suggested search into this file")
     add_options(parser, "compare")
 
 
@@ -53,6 +57,7 @@ def command(arguments: argparse.Namespace) -> str:
     if len(arguments.model) < 2 and not arguments.base:
         raise UsageError("compare: only one model given; add another, or its --base")
     check_plot(arguments.plot)
+    check_search(arguments.search)
     models = open_models(arguments.model, arguments.base)
     comparison = measure(models, arguments)
     paths = [*([arguments.base] if arguments.base else []), *arguments.model]
@@ -84,17 +89,48 @@ def render(
 
     if arguments.plot:
         draw(comparison, columns(comparison.models), advice, arguments.plot)
+    if arguments.search:
+        _write_search(advice, arguments.search)
     if arguments.json:
-        facts = {"warnings": advice.warnings, "findings": advice.findings, "recipe": advice.recipe}
+        facts = {
+            "warnings": advice.warnings,
+            "findings": advice.findings,
+            "recipe": advice.recipe,
+            "search": advice.search,
+        }
         return json.dumps({**as_json(comparison), "advice": facts}, indent=1)
     chosen = columns(comparison.models, MOST_COLUMNS)
     parts = [heading(comparison), table(comparison, chosen, arguments.tensors), _advice(advice)]
     if arguments.plot:
         parts.append(f"picture    {arguments.plot}")
+    if arguments.search:
+        file = printable(arguments.search)
+        parts.append(f"search     {file}; start it: merge-launch search {file} local")
     return "\n\n".join(parts)
+
+
+def check_search(file: str | None) -> None:
+    """Raise OutputError before anything is read if the file of the search is there already."""
+    if file is not None and os.path.lexists(file):
+        raise OutputError(f"--search {printable(file)}: already exists; give another name")
+
+
+def _write_search(advice: Advice, file: str) -> None:
+    if advice.search is None:
+        raise InputError(
+            f"--search {printable(file)}: not written, since no search is suggested\n"
+            f"  the advice without --search says why"
+        )
+    try:
+        # Exclusively: a file that came into being meanwhile is somebody's.
+        with Path(file).open("x", encoding="utf-8") as stream:
+            stream.write(advice.search)
+    except OSError as error:
+        raise OutputError(f"--search {printable(file)}: {error.strerror}") from None
 
 
 def _advice(advice: Advice) -> str:
     lines = [f"WARNING: {line}" for line in advice.warnings]
     lines += [f"- {line}" for line in advice.findings]
-    return "\n".join(lines) + (f"\n\n{advice.recipe}".rstrip() if advice.recipe else "")
+    texts = [text.rstrip() for text in (advice.recipe, advice.search) if text]
+    return "\n\n".join(["\n".join(lines), *texts])

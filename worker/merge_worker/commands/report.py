@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..planning.inputs import locate, model_words
 from ..recipe import parse
 from ..recipe.schema import ModelRef, parse_model
 from ..recipe.yaml_document import read_documents
-from .compare import measure, output_options, render
+from .compare import check_search, measure, output_options, render
 
 if TYPE_CHECKING:
     from ..comparison.advice import Advice
@@ -47,6 +48,7 @@ def command(arguments: argparse.Namespace) -> str:
 
     out = Path(arguments.out)
     check_plot(arguments.plot)
+    check_search(arguments.search)
     inputs, base = _inputs(out)
     if arguments.models:
         models, notes = _given_models(inputs, arguments.models)
@@ -64,7 +66,12 @@ def command(arguments: argparse.Namespace) -> str:
         base is not None,
     )
     comparison = measure(aligned, arguments)
-    return render(comparison, _summary(comparison, notes), merged_metrics, arguments)
+    summary, search = _summary(comparison, notes), _search(out)
+    if search is None:
+        why = "no search is suggested: the recipe has no values that one search could vary"
+        summary = replace(summary, findings=(*summary.findings, why))
+    summary = replace(summary, search=search)
+    return render(comparison, summary, merged_metrics, arguments)
 
 
 def _inputs(out: Path) -> tuple[list[dict[str, Any]], int | None]:
@@ -192,4 +199,30 @@ def _summary(comparison: Comparison, notes: Sequence[str]) -> Advice:
         distance, farthest, row = max(cells, key=lambda cell: cell[0])
         place = f"{row.place} {row.component}"
         findings.append(f"farthest from {names[farthest]} in {place}: {shown(distance, True)}")
-    return Advice(tuple(warnings), tuple(findings), None, "Where does the merge lie?")
+    return Advice(tuple(warnings), tuple(findings), None, question="Where does the merge lie?")
+
+
+def _search(out: Path) -> str | None:
+    """Return a search over the recipe of OUT, or over a plain one of its inputs.
+
+    None where the recipe has several documents or stacks layers, so that no value would help.
+    """
+    from ..comparison.search_file import search_text
+
+    with contextlib.suppress(OSError, UnicodeDecodeError, UsageError):
+        path = out / RECIPE
+        documents = read_documents(path.read_text(encoding="utf-8"), str(path))
+        recipe = documents[0].value if len(documents) == 1 else None
+        if not isinstance(recipe, dict):
+            return None
+        text = search_text(recipe)
+        if text or not isinstance(models := recipe.get("models"), list):
+            return text
+        names = [m.get("model") if isinstance(m, dict) else m for m in models]
+        plain: dict[str, Any] = {"merge_method": "linear"}
+        if recipe.get("base_model"):
+            names = [name for name in names if name != recipe["base_model"]]
+            plain = {"merge_method": "task_arithmetic", "base_model": recipe["base_model"]}
+        plain["models"] = [{"model": name, "parameters": {"weight": 1.0}} for name in names]
+        return search_text(plain) if len(names) > 1 else None
+    return None

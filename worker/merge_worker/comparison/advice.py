@@ -10,6 +10,8 @@ Every rule is a threshold on a figure that the finding quotes. Reasons:
   1, which was worse than both 0.3 and 0.5 for the specialists of scripts/demo.
 - Task arithmetic adds 0.3 to 0.5 of each of 2 to 8 vectors (arXiv:2212.04089), which is close to
   their mean, hence lambda 1 with normalize.
+- Reinforcement learning leaves most elements exactly as they were (arXiv:2601.13572). Trimming and
+  electing signs has little to do there, so the simple methods go first (arXiv:2511.21437).
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from itertools import combinations
 
 import yaml
 
+from ..messages import counted, first_names
 from .figures import Comparison, Facts
 from .metrics import mean, shown
+from .search_file import search_text
 
 UNRELATED = 1.0
 FAR = 0.4
@@ -32,15 +36,18 @@ CONFLICTING = 0.35
 SMALL = 0.02
 SPARSE = 0.2
 UNEVEN = 2.0
+MOSTLY_ZERO = 0.5
+MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Warnings, findings, and the YAML of a suggested recipe, or None."""
+    """Warnings, findings, and the YAML of a suggested recipe and of a search, or None."""
 
     warnings: tuple[str, ...]
     findings: tuple[str, ...]
     recipe: str | None
+    search: str | None = None
     question: str = "Can they be merged?"
 
 
@@ -56,11 +63,11 @@ def advise(comparison: Comparison, paths: Sequence[str]) -> Advice:
         reason = "nothing to merge" if len(kept) < 2 and not blocked else "see the warnings"
         return Advice(warnings, (f"no recipe is suggested: {reason}",), None)
     if models.has_base:
-        findings, lines = _with_base(facts, kept, [paths[i] for i in (0, *kept)])
+        findings, lines = _with_base(comparison, kept, [paths[i] for i in (0, *kept)])
     else:
         findings, lines = _without_base(facts, kept, [paths[i] for i in kept])
     text = "\n".join(["# a suggestion from the figures above, not measured on any task", *lines])
-    return Advice(warnings, tuple(findings), text + "\n")
+    return Advice(warnings, tuple(findings), text + "\n", search_text(yaml.safe_load(text)))
 
 
 def _warnings(comparison: Comparison) -> Iterator[str]:
@@ -109,8 +116,9 @@ def _distinct(comparison: Comparison) -> list[int]:
 
 
 def _with_base(
-    facts: Facts, kept: Sequence[int], paths: Sequence[str]
+    comparison: Comparison, kept: Sequence[int], paths: Sequence[str]
 ) -> tuple[list[str], list[str]]:
+    facts = comparison.total.facts
     pairs = list(combinations(kept, 2))
     cosine = mean(facts.cosine[i][j] for i, j in pairs)
     conflict = mean(0.0 if math.isnan(c := facts.conflict[i][j]) else c for i, j in pairs)
@@ -127,6 +135,9 @@ def _with_base(
             f"the longest task vector is {max(moved) / min(moved):.1f} times the shortest: weights "
             f"inverse to the lengths keep one model from dominating the others"
         )
+    sparse = [i for i in kept if facts.equal[0][i] > MOSTLY_ZERO]
+    if sparse:
+        findings.append(_about_zeros(comparison, sparse))
     base = paths[:1]
     parameters: dict[str, float | bool] = {"lambda": 1.0, "normalize": True}
     if cosine >= PARALLEL:
@@ -139,18 +150,36 @@ def _with_base(
         )
         method, weights = "task_arithmetic", [1.0] * len(kept)
         parameters["normalize"] = False
+    elif sparse:
+        finding = "simple methods first: the mean of the task vectors; try lambda up to 1.5 as well"
+        method = "task_arithmetic"
     elif conflict >= CONFLICTING:
         method = "dare_ties" if len(kept) > 2 and max(moved) < SMALL else "ties"
         small = " (dare: the changes are small)" if method == "dare_ties" else ""
         finding = (
             f"many conflicts: elect signs and keep the larger changes{small}; try lambda from 0.3 "
-            f"to 1, and task_arithmetic for comparison"
+            f"to 1, and first linear and task_arithmetic for comparison (arXiv:2511.21437)"
         )
         parameters = {"density": 0.5, "lambda": 0.5, "normalize": True}
     else:
         finding = "few conflicts: the mean of the task vectors; try lambda up to 1.5 as well"
         method = "task_arithmetic"
     return [*findings, finding], _recipe(method, base, paths[1:], weights, parameters)
+
+
+def _about_zeros(comparison: Comparison, sparse: Sequence[int]) -> str:
+    """Return the finding on task vectors that are zero in most elements; `sparse` have these."""
+    names, facts = comparison.models.labels, comparison.total.facts
+    shares = [f"{names[i]} {_percent(facts.equal[0][i])}" for i in sparse]
+    tensors = comparison.tensors
+    same = sum(all(row.facts.equal[0][i] == 1 for i in sparse) for row in tensors)
+    whole = f" ({same} of {counted(len(tensors), 'tensors')} did not change at all)" if same else ""
+    return (
+        f"most elements of these task vectors are exactly zero: "
+        f"{first_names(shares, MOST_NAMED)}{whole}. Reinforcement learning leaves such vectors, "
+        f"and papers disagree whether these experts merge: arXiv:2601.13572 for (method ram), "
+        f"arXiv:2606.18521 against. Otherwise linear and task_arithmetic first (arXiv:2511.21437)"
+    )
 
 
 def _without_base(

@@ -49,9 +49,10 @@ def _advice(advice: Advice) -> str:
     ]
     parts.append(f"<h2>{_safe(advice.question)}</h2><ul>")
     parts += [f"<li>{_safe(line)}</li>" for line in advice.findings] + ["</ul>"]
-    if advice.recipe:
-        lines = "\n".join(map(_safe, advice.recipe.split("\n")))
-        parts.append(f'<pre tabindex="0" aria-label="suggested recipe">{lines}</pre>')
+    for name, text in (("recipe", advice.recipe), ("search", advice.search)):
+        if text:
+            lines = "\n".join(map(_safe, text.split("\n")))
+            parts.append(f'<pre tabindex="0" aria-label="suggested {name}">{lines}</pre>')
     return "\n".join(parts)
 
 

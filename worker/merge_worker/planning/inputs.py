@@ -15,6 +15,7 @@ from ..checkpoint.hub import Hub
 from ..conversion.convert import convert_models
 from ..errors import InputError, UsageError
 from ..messages import nearest, printable
+from ..recipe.other_files import is_other_file
 from ..recipe.schema import ModelRef, Recipe, parse_model
 from ..recipe.yaml_document import read_documents
 from ..structure.config_differences import config_differences
@@ -187,9 +188,9 @@ def with_missing_models(error: UsageError, text: str, folder: Path) -> UsageErro
 
 
 def missing_models(text: str, folder: Path) -> list[str]:
-    """Return a fault for each missing model of a recipe; none if `text` is not YAML."""
+    """Return a fault for each missing model of a recipe; none if `text` is not YAML or no recipe."""
     try:
-        documents = [document.value for document in read_documents(text, "")]
+        documents = [d.value for d in read_documents(text, "") if not is_other_file(d.value)]
     except UsageError:  # reported already
         return []
     results = {str(value.get("name")) for value in documents if isinstance(value, dict)}

@@ -14,6 +14,7 @@ from ..registry import OWN, Registry
 from .experts import MOE, is_mixture, read_mixture
 from .experts import TOP_LEVEL_KEYS as MIXTURE_KEYS
 from .key_map import parse_rule
+from .other_files import refuse_other_files
 from .parameters import Given, Parameters, Setting, convert, parse_setting, scalars
 from .reader import DocumentReader
 from .recipe_file import RecipeText
@@ -74,6 +75,7 @@ def parse(
         raise UsageError(f"{where}: empty; a recipe is one YAML document, or several with names")
     recipes, faults = [], []
     for document in documents:
+        refuse_other_files(document)
         try:
             recipes.append(_Reader(document, folder, methods).recipe(text))
         except UsageError as error:
