@@ -82,7 +82,7 @@ def test_members() -> None:
     ]
     assert {
         "merge_worker/cli.py",
-        "merge_worker/comparison/page.html",
+        "merge_worker/drawing/page.html",
         "merge_worker/conversion/known_layouts.yml",
         "merge_worker/structure/implied_fields.yml",
         "merge_worker/methods/ties.py",

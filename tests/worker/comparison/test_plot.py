@@ -12,7 +12,8 @@ import torch
 
 from merge_worker.comparison.grid import limits, log_ticks, title_lines
 from merge_worker.comparison.metrics import Metric, Scale, shown
-from merge_worker.comparison.svg_maps import color, fraction
+from merge_worker.comparison.svg_maps import fraction
+from merge_worker.drawing.colors import color
 from support.checkpoint_factory import save_fine_tunes, write_checkpoint
 from support.recipes import run
 

@@ -1,4 +1,4 @@
-"""Files of mergekit-evolve: at equal values the recipe is mergekit's, which genomes.json records."""
+"""Files of mergekit-evolve: at equal values the recipe is that of mergekit, in genomes.json."""
 
 import copy
 import json
@@ -108,7 +108,7 @@ def test_ranges() -> None:
 def test_models_that_are_elsewhere_are_merged_whole() -> None:
     search = of({"filters": ["mlp"]}, layers=None).search
     assert "slices" not in search["recipe"]
-    assert list(search["space"])[0] == "models.0.parameters.weight.0.value"
+    assert next(iter(search["space"])) == "models.0.parameters.weight.0.value"
     search = of({"merge_method": "slerp"}, layers=None).search
     assert search["recipe"]["base_model"] == "m1" and search["space"] == {"parameters.t": [0, 1]}
     text = faults({"layer_granularity": 2}, layers=None)

@@ -8,11 +8,13 @@ from merge_worker.search.score_table import ScoreTable, read_table
 EXPECTED = ScoreTable(("m1", "m2"), ("math", "code"), ((0.61, 0.32), (0.48, 0.55)))
 FORMS = {
     "csv": "model,math,code\nm1,0.61,0.32\nm2,0.48,0.55\n",
-    "semicolons, spaces and a byte order mark": "\ufeffmodel; math; code\nm1 ;0.61;0.32\n\nm2;.48;0.55",
+    "semicolons, spaces and a byte order mark": "\ufeffmodel; math; code\n"
+    "m1 ;0.61;0.32\n\nm2;.48;0.55",
     "tabs": "\tmath\tcode\r\nm1\t0.61\t0.32\r\nm2\t0.48\t0.55\r\n",
     "quotes": '"model","math","code"\n"m1","0.61","0.32"\n"m2","0.48","0.55"\n',
     "mapping": '{"m1": {"math": 0.61, "code": 0.32}, "m2": {"code": 0.55, "math": 0.48}}',
-    "rows": ' [{"model": "m1", "math": 0.61, "code": 0.32}, {"model": "m2", "math": 0.48, "code": 0.55}]',
+    "rows": ' [{"model": "m1", "math": 0.61, "code": 0.32},'
+    ' {"model": "m2", "math": 0.48, "code": 0.55}]',
 }
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
-from importlib.resources import files
 from itertools import groupby
 
-from ..messages import printable
+from ..drawing.html_page import html_page, safe
 from . import svg_maps
 from .advice import Advice
 from .figures import Comparison, Row
@@ -28,30 +26,24 @@ def page(comparison: Comparison, chosen: Sequence[Metric], advice: Advice) -> st
     body = [_facts(comparison), _advice(advice), *_maps(comparison, chosen)]
     body += ["<h2>By layer and component</h2>", _table("cells", comparison, chosen)]
     body += _tensors(comparison, chosen)
-    text = (files(__package__) / "page.html").read_text(encoding="utf-8")
-    return text.replace("@title@", _safe(title)).replace("@body@", "\n".join(body))
-
-
-def _safe(text: str) -> str:
-    return escape(printable(text))
+    return html_page(title, "\n".join(body))
 
 
 def _facts(comparison: Comparison) -> str:
     rows = (line.split(None, 1) for line in heading(comparison).splitlines())
-    lines = (f"<dt>{_safe(row[0])}</dt><dd>{_safe(row[-1])}</dd>" for row in rows)
+    lines = (f"<dt>{safe(row[0])}</dt><dd>{safe(row[-1])}</dd>" for row in rows)
     return f"<dl>{''.join(lines)}</dl>"
 
 
 def _advice(advice: Advice) -> str:
     parts = [
-        f'<p class="warning"><strong>Warning:</strong> {_safe(line)}</p>'
-        for line in advice.warnings
+        f'<p class="warning"><strong>Warning:</strong> {safe(line)}</p>' for line in advice.warnings
     ]
-    parts.append(f"<h2>{_safe(advice.question)}</h2><ul>")
-    parts += [f"<li>{_safe(line)}</li>" for line in advice.findings] + ["</ul>"]
+    parts.append(f"<h2>{safe(advice.question)}</h2><ul>")
+    parts += [f"<li>{safe(line)}</li>" for line in advice.findings] + ["</ul>"]
     for name, text in (("recipe", advice.recipe), ("search", advice.search)):
         if text:
-            lines = "\n".join(map(_safe, text.split("\n")))
+            lines = "\n".join(map(safe, text.split("\n")))
             parts.append(f'<pre tabindex="0" aria-label="suggested {name}">{lines}</pre>')
     return "\n".join(parts)
 
@@ -66,7 +58,7 @@ def _maps(comparison: Comparison, chosen: Sequence[Metric]) -> Iterable[str]:
     yield '<div class="groups">'
     for name, metrics in groupby(chosen, lambda metric: metric.group):
         panels = svg_maps.group(grid, list(metrics))
-        legend = f'<p class="dim">{_safe(LEGENDS[name])}</p>'
+        legend = f'<p class="dim">{safe(LEGENDS[name])}</p>'
         yield f'<section><h3>{name}</h3>{legend}<div class="panels">{panels}</div></section>'
     yield '</div><p class="dim">Hatched: missing from this layer. Gray: figure not defined.</p>'
 
@@ -86,7 +78,7 @@ def _table(name: str, comparison: Comparison, chosen: Sequence[Metric]) -> str:
     words = ["tensor", "component"] if by_tensor else ["layer", "component"]
     heads = [f'<th scope="col" class="word"><button>{word}</button></th>' for word in words]
     for title in ("parameters", *(metric.title for metric in chosen)):
-        heads.append(f'<th scope="col" data-number="1"><button>{_safe(title)}</button></th>')
+        heads.append(f'<th scope="col" data-number="1"><button>{safe(title)}</button></th>')
     rows = comparison.tensors if by_tensor else comparison.cells
     totals = () if by_tensor else (*comparison.components, comparison.total)
     body = "\n".join(_row(row, number, chosen) for number, row in enumerate(rows))
@@ -100,7 +92,7 @@ def _table(name: str, comparison: Comparison, chosen: Sequence[Metric]) -> str:
 
 
 def _row(row: Row, number: int, chosen: Sequence[Metric]) -> str:
-    name = _safe(row.name or row.place)
+    name = safe(row.name or row.place)
     cells = [
         # Layers sort by their order in the model, not by their names.
         f'<td class="word" data-v="{number:08d}">{name}</td>',

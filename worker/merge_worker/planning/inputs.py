@@ -188,7 +188,7 @@ def with_missing_models(error: UsageError, text: str, folder: Path) -> UsageErro
 
 
 def missing_models(text: str, folder: Path) -> list[str]:
-    """Return a fault for each missing model of a recipe; none if `text` is not YAML or no recipe."""
+    """Return a fault for each missing model; none if `text` is not YAML, or not a recipe."""
     try:
         documents = [d.value for d in read_documents(text, "") if not is_other_file(d.value)]
     except UsageError:  # reported already
