@@ -152,6 +152,22 @@ class Model:
             is_parameter = target.name in target.module._parameters
             _put(target, nn.Parameter(empty, requires_grad=False) if is_parameter else empty)
 
+    def allocate(self) -> list[tuple[str, Tensor]]:
+        """Give all parameters memory of any content; tied ones share it.
+
+        Returns the memory with the name on disk of what belongs into it.
+        """
+        memory: dict[tuple[str, torch.dtype], Tensor] = {}
+        for target in self.targets.values():
+            key = target.source, target.dtype
+            if key not in memory:
+                old = _get(target)
+                value = torch.empty(old.shape, dtype=target.dtype, device=self.device)
+                is_parameter = target.name in target.module._parameters
+                memory[key] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+            _put(target, memory[key])
+        return [(source, value) for (source, _), value in memory.items()]
+
     def tokenizer(self, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer of transformers. InputError without one or if it is damaged."""
         from .texts import read_tokenizer
@@ -164,13 +180,15 @@ class ModelOptions:
     """How a model is opened.
 
     `dtype` is that of the weights in memory and so of the arithmetic: a name of torch, or `auto`,
-    the config's, else the file's. `hub` has to be the one that the checkpoint was opened with.
+    the config's, else the file's. `hub` has to be the one that the checkpoint was opened with. The
+    parameters of a `resident` model get memory by `Model.allocate`, and are not read by themselves.
     """
 
     dtype: str = "auto"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     trust_remote_code: bool = False
     hub: Hub | None = None
+    resident: bool = False
 
 
 def open_model(
@@ -207,7 +225,8 @@ def open_model(
         built.head,
         _targets(built, weights, label),
     )
-    _load_others_when_run(model)
+    if not options.resident:
+        _load_others_when_run(model)
     return model
 
 
