@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 
 from merge_worker.errors import UsageError
 from merge_worker.recipe.places import Place, put
-from merge_worker.search.evolve import Translation, translate
+from merge_worker.search.definition import read_search, resolved_text
+from merge_worker.search.evolve import Translation, layer_count, translate
 from support.paths import ROOT
 
 GOLDENS = ROOT / "tests" / "goldens_mergekit"
@@ -200,3 +202,37 @@ def test_notes() -> None:
         "shuffle has no effect here",
         "random_init has no effect here",
     )
+
+
+def test_a_file_is_read_as_a_search(tmp_path: Path) -> None:
+    for name in ("m1", "m2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"num_hidden_layers": 6}')
+    text = "genome: {models: [m1, m2], merge_method: ties, base_model: m3, layer_granularity: 3}\n"
+    text += "tasks: [mine, {name: gsm8k, weight: 0.5}]\n"
+    search = read_search(text, "genome.yml", tmp_path)
+    parts = [part["sources"] for part in search.base["slices"]]
+    assert [[source["layer_range"] for source in part] for part in parts] == [
+        [[0, 3]] * 3,
+        [[3, 6]] * 3,
+    ]
+    assert len(search.space) == 2 * 2 * 2 and search.trials == 100 and search.maximizes
+    assert search.measure.score == (("results.mine.acc,none", 1), ("results.gsm8k.acc,none", 0.5))
+    (warning,) = search.warnings
+    assert warning.startswith("genome.yml: gsm8k: a model chosen by a benchmark")
+    resolved = resolved_text(text, "genome.yml", tmp_path)
+    assert read_search(resolved, "genome.yml", Path("elsewhere")).key == search.key
+
+
+def test_layers_of_a_model(tmp_path: Path) -> None:
+    assert layer_count(tmp_path, "missing") is None and layer_count(tmp_path, "org/name") is None
+    (tmp_path / "m").mkdir()
+    assert layer_count(tmp_path, "m") is None
+    for text, expected in (
+        ('{"n_layer": 5}', 5),
+        ('{"text_config": {"num_hidden_layers": 7}, "vision_config": {"num_hidden_layers": 3}}', 7),
+        ("[]", None),
+        ("{", None),
+    ):
+        (tmp_path / "m" / "config.json").write_text(text)
+        assert layer_count(tmp_path, "m") == expected

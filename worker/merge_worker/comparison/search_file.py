@@ -8,7 +8,6 @@ a method divides by the sum of the weights, the first weight stays as it is.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -53,7 +52,7 @@ def search_text(recipe: Mapping[str, Any]) -> str | None:
         *(f"  {line}" for line in _yaml(recipe)),
         "out: runs",
         "space:",
-        *(f"  {path}: {json.dumps(values)}" for path, values in space.items()),
+        *(f"  {path}: {_in_one_line(values)}" for path, values in space.items()),
         "perplexity: held-out.txt  # your text, which no model was trained on; or",
         "# evaluate: 'COMMAND'     # any command that prints JSON, with a path into it:",
         "# score: PATH             # and direction: maximize",
@@ -63,6 +62,12 @@ def search_text(recipe: Mapping[str, Any]) -> str | None:
         "keep: best",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _in_one_line(values: Any) -> str:
+    # JSON has 1e-06, which YAML reads as text.
+    text: str = yaml.safe_dump(values, sort_keys=False, default_flow_style=True, width=math.inf)
+    return text.strip()
 
 
 def _yaml(recipe: Mapping[str, Any]) -> list[str]:

@@ -20,16 +20,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..messages import printable
 from ..recipe import parse
+from ..recipe.other_files import is_evolve_file
 from ..recipe.places import Place, base_recipe, recipe_text
 from ..recipe.schema import Recipe
 from ..recipe.yaml_document import Document, read_documents
 from ..registry import OWN, Registry
+from .evolve import layer_count, translate
 from .fields import Reader, read_measure
 from .probes import probe
 from .space import Coordinates, Dimension
@@ -118,7 +121,7 @@ def read_search(text: str, where: str, folder: Path, methods: Registry = OWN) ->
     `methods` are those that its recipes can name. Raises UsageError with every fault, each with its
     line.
     """
-    document, table = _read_table(text, where)
+    document, table, notes = _read_table(text, where, folder)
     reader = Reader(document, folder)
     base = base_recipe(table["recipe"], where, str(folder))
     space = reader.space(table.get("space"), base)
@@ -156,13 +159,21 @@ def read_search(text: str, where: str, folder: Path, methods: Registry = OWN) ->
         validation=None if validation is None else Measure(*validation),
         stands=stands,
         example=example,
-        warnings=tuple(warnings),
+        # Of a translated file, the recipe is not the user's, but what mergekit writes.
+        warnings=tuple(warnings if notes is None else notes),
         **settings,
     )
 
 
-def _read_table(text: str, where: str) -> tuple[Document, dict[str, Any]]:
-    documents = read_documents(text, where)
+def _read_table(
+    text: str, where: str, folder: Path
+) -> tuple[Document, dict[str, Any], list[str] | None]:
+    """Return a search file and its content, and notes if it is translated from mergekit-evolve."""
+    documents, notes = read_documents(text, where), None
+    if len(documents) == 1 and is_evolve_file(documents[0].value):
+        translation = translate(documents[0].value, where, partial(layer_count, folder))
+        documents = read_documents(_dumped(translation.search, where), where)
+        notes = [f"{where}: {note}" for note in translation.notes]
     table = documents[0].value if len(documents) == 1 else None
     if not isinstance(table, dict) or "recipe" not in table:
         raise UsageError(
@@ -173,7 +184,7 @@ def _read_table(text: str, where: str) -> tuple[Document, dict[str, Any]]:
     for path in documents[0].duplicates:
         reader.faults.append(f"{documents[0].place(path)} is given twice")
     reader.refuse()
-    return documents[0], table
+    return documents[0], table, notes
 
 
 def _validation(
@@ -208,15 +219,20 @@ def _keep(reader: Reader, given: Any) -> int | None:
 
 def resolved_text(text: str, where: str, folder: Path) -> str:
     """Return a search file that needs no other file: with the recipe instead of its path."""
+    _, table, notes = _read_table(text, where, folder)
+    if isinstance(table["recipe"], dict) and notes is None:
+        return text
+    recipe = base_recipe(table["recipe"], where, str(folder))
+    return _dumped({**table, "recipe": recipe}, where)
+
+
+def _dumped(table: dict[str, Any], where: str) -> str:
+    """Return a mapping as YAML if that reads back unchanged, else as JSON."""
     import yaml
 
-    _, table = _read_table(text, where)
-    if isinstance(table["recipe"], dict):
-        return text
-    table = {**table, "recipe": base_recipe(table["recipe"], where, str(folder))}
-    resolved = yaml.safe_dump(table, sort_keys=False, allow_unicode=True)
-    same = repr(read_documents(resolved, where)[0].value) == repr(table)
-    return resolved if same else json.dumps(table, indent=1, default=str) + "\n"
+    text: str = yaml.safe_dump(table, sort_keys=False, allow_unicode=True)
+    same = repr(read_documents(text, where)[0].value) == repr(table)
+    return text if same else json.dumps(table, indent=1, default=str) + "\n"
 
 
 def out_of(search: Search, given: str | None, where: str) -> str:

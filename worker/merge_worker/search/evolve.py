@@ -9,10 +9,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..checkpoint.header import CONFIG
+from ..checkpoint.hub import Hub
+from ..checkpoint.json_files import read_json
+from ..errors import UsageError, WorkerError
 from ..messages import nearest, printable
+from ..planning.inputs import locate
+from ..recipe.schema import parse_model
+from ..structure.layers import counts
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "slerp")
 WITH_BASE = ("task_arithmetic", "ties", "dare_ties")
@@ -370,3 +377,13 @@ def _notes(genome: _Genome, tasks: list[_Task], options: Mapping[str, Any]) -> I
             f"{printable(', '.join(known))}: a model chosen by a benchmark is no longer measured "
             f"by it; search with other data, and validate with these"
         )
+
+
+def layer_count(folder: Path, model: str) -> int | None:
+    """Return the number of layers of a model; None if its config is not on this machine."""
+    try:
+        config = read_json(locate(parse_model(model, folder), folder, Hub()) / CONFIG)
+    except (WorkerError, ValueError):
+        return None
+    found = counts(config) if isinstance(config, dict) else []
+    return next((count.value for count in found if count.main), None)
