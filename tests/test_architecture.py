@@ -18,7 +18,8 @@ ORDER = {
     "merge_worker": (
         "messages errors units dtypes options system tensors method algorithms methods registry "
         "recipe checkpoint structure conversion adapters tokenizer inference planning output "
-        "importance engine experts drawing comparison lora routers search commands api cli __main__"
+        "importance engine experts drawing comparison lora routers trial search commands api "
+        "cli __main__"
     ).split(),
     "merge_launch": (
         "errors process table settings job backends profiles tracking submission sweeps searches "
@@ -28,7 +29,9 @@ ORDER = {
 MOST_MODULES_IN_A_ROOT = 10
 
 # These may import torch at their top; login nodes run everything else.
-TORCH_PACKAGES = {"engine", "experts", "comparison", "importance", "inference", "lora", "routers"}
+TORCH_PACKAGES = {
+    "engine", "experts", "comparison", "importance", "inference", "lora", "routers", "trial",
+}  # fmt: skip
 HEAVY = ["torch", "numpy", "optuna", "transformers", "safetensors", "beaker"]
 ROOTS = {
     "merge_worker": {"merge_worker", "torch", "yaml"},

@@ -49,5 +49,6 @@ COMMANDS = (
     Command("train-routers", "train_routers", "train only the routers of a mixture of experts"),
     Command("methods", "methods", "the merge methods and their parameters"),
     Command("search", "search", "values of a recipe that give the best score"),
+    Command("try", "try_models", "load models in transformers, and let them say something"),
     Command("verify", "verify", "re-read an output and compare it to its manifest"),
 )

@@ -1,6 +1,6 @@
 """Runs models of transformers from a checkpoint's files, layer by layer, in bounded memory.
 
-The only package in which code of models runs: their modules are those of transformers, and their
+Code of models runs here and in `trial` only: their modules are those of transformers, and their
 weights are read by byte range, one layer at a time. In order of use:
 
     texts.py      files of text -> samples -> token ids, labels, bytes of the text
