@@ -26,10 +26,12 @@ def forward(model: Any, tokenizer: Any, text: str) -> tuple[str, float | None, s
 
     Raises FloatingPointError if the output has NaN.
     """
+    takes_cache = "use_cache" in inspect.signature(model.forward).parameters
+    no_cache = {"use_cache": False} if takes_cache else {}
     reasons = []
     for inputs in _candidates(model, tokenizer, text):
         try:
-            output = model(**inputs)
+            output = model(**inputs, **no_cache)
         except Exception as error:  # a model of another kind wants other inputs
             reasons.append(f"{type(error).__name__}: {first_line(error)}")
             continue
