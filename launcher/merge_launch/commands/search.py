@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from merge_worker.drawing.files import check_plot
 from merge_worker.errors import WorkerError
 from merge_worker.messages import printable
 from merge_worker.output.files import write_file
@@ -53,6 +54,9 @@ class ResultOptions:
     descending: bool = option(False, "greatest values first")
     csv: bool = option(False, "print all columns as CSV")
     json: bool = option(False, "print all columns as JSON")
+    plot: str | None = option(
+        None, "draw scores over trials, and against each value", "FILE.html|.png|.svg|.pdf"
+    )
     methods: str | None = shared("methods")
 
 
@@ -188,10 +192,13 @@ def _submit(request: Request, file: SearchFile, count: int, options: SearchOptio
 def results(context: typer.Context, given: dict[str, Any]) -> int:
     """Show the candidates: their values and scores, and the gain over the best parent."""
     (options,) = precedence.resolve([ResultOptions], [precedence.flags(given)])
+    check_plot(options.plot)
     file = _read(context.obj, options.out, options.methods)
     rows = search_results.rows(file)
     if not rows:
         raise UsageError(f"{file.merge.out}: no candidates yet; start the search with a backend")
+    if options.plot:
+        search_results.draw(file, options.plot)
     rows = in_order(rows, options.sort, options.descending)
     if options.csv:
         write_csv(rows, sys.stdout)
@@ -201,6 +208,8 @@ def results(context: typer.Context, given: dict[str, Any]) -> int:
         shown = [for_people(row) for row in rows]
         table.show(shown, search_results.columns(file, rows), as_json=False)
         emit("", *map(printable, summary(file.search, Path(file.merge.out))))
+        if options.plot:
+            emit(f"picture    {printable(options.plot)}")
     return 0
 
 

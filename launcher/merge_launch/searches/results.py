@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from merge_worker.search.candidates import LOCK, RECIPE, value_labels
-from merge_worker.search.results import Result, best_of, read_results, validation_of
+from merge_worker.search.plot import draw_search
+from merge_worker.search.results import Result, best_of, read_results, summary, validation_of
 
 from ..errors import UsageError
 from .jobs import SearchFile
@@ -53,6 +54,17 @@ def columns(file: SearchFile, table: list[Row]) -> list[str]:
     return [
         name for name in wanted if name in SHOWN or any(row.get(name) is not None for row in table)
     ]
+
+
+def draw(file: SearchFile, plot: str) -> None:
+    """Write the picture of a search. Raises OutputError of the worker."""
+    search, out = file.search, Path(file.merge.out)
+    paths = [path for path, _ in search.measure.score]
+    score = paths[0] if len(paths) == 1 else "weighted score" if paths else "score"
+    score = score if search.measure.data is None else "perplexity"
+    title = f"Search {Path(file.path).stem}"
+    words = (title, score, summary(search, out))
+    draw_search(read_results(out), search.maximizes, words, plot)
 
 
 def best_recipe(file: SearchFile) -> tuple[str, bytes]:
