@@ -119,6 +119,7 @@ def unsubmitted(request: Request, job: Job, after: Sequence[Record] = ()) -> Rec
         after=after[0].job_id if after else "",
         log_bytes=size_of(job.log),
         also=outs_after_first(job),
+        proof=job.proof,
     )
 
 

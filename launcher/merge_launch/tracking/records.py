@@ -57,6 +57,8 @@ class Record:
     """The size of the log at submission."""
     state: str = JobState.UNKNOWN.name
     detail: str = ""
+    proof: str = MANIFEST
+    """The file in OUT that shows that the job has done its part."""
     superseded: bool = False
     """Whether a later record has the same id on the same cluster."""
 
@@ -81,10 +83,10 @@ class Record:
             return None
 
     def lacks_manifest(self) -> bool:
-        """Return whether an OUT that can be seen from here holds no finished merge."""
+        """Return whether an OUT that can be seen from here holds no finished work."""
         outs = [Path(out) for out in (self.out, *self.also)]
         is_here = Path(self.log).parent.is_dir()
-        return is_here and not all((out / MANIFEST).is_file() for out in outs)
+        return is_here and not all((out / self.proof).is_file() for out in outs)
 
     @property
     def last_status(self) -> Status:
