@@ -13,6 +13,7 @@ from merge_worker.commands import mergekit_options
 from merge_worker.commands.methods import method_page
 from merge_worker.recipe.parser import TOP_LEVEL_KEYS
 from support.error_cases import make_world
+from support.importance_files import write_importance
 from support.recipes import run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -98,6 +99,7 @@ def test_recipes_of_the_page(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(make_world(tmp_path))
+    write_importance(tmp_path)
     (tmp_path / name).write_text(blocks()[name], encoding="utf-8")
     assert run("merge", name, "out", "--strict", "--progress", "off") == 0, capsys.readouterr().err
     assert run("verify", "out") == 0

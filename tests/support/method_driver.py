@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from merge_worker import methods
+from merge_worker.algorithms.modifiers import begin, scratch_bytes
 from merge_worker.dtypes import from_torch_name
 from merge_worker.engine.buffers import Pool
 from merge_worker.method import (
-    BALANCED_SCRATCH,
-    SCALED_SCRATCH,
     BaseRole,
     Block,
     Method,
@@ -20,6 +19,7 @@ from merge_worker.method import (
     working_dtype,
 )
 from merge_worker.planning.step import CPU_BLOCK, Grid, block_grid
+from merge_worker.tensors.importance import Figures, Importance, ModelFigures
 
 
 def merge(
@@ -44,6 +44,41 @@ def merge(
     task = make_task(method, models, base, values, dtype)
     task = replace(task, name=tensor, seed=seed)
     return run(method, task, [*models, *([] if base is None else [base])], block)
+
+
+def merge_by_importance(
+    name: str,
+    models: Sequence[Tensor],
+    importance: Sequence[Tensor | None],
+    base: Tensor | None = None,
+    *,
+    block: int = CPU_BLOCK,
+    dtype: torch.dtype | None = None,
+    tensor: str = "t",
+    **values: object,
+) -> Tensor:
+    """Merge one tensor of models with importance; that of the base stands last, if it has any."""
+    method = methods.get(name)
+    task = replace(make_task(method, models, base, values, dtype), name=tensor)
+    sources = [*models, *([] if base is None else [base])]
+    entries: list[Importance | None] = []
+    for number, values_of_model in enumerate(importance):
+        if values_of_model is None:
+            entries.append(None)
+            continue
+        figures = figures_of(values_of_model)
+        model = ModelFigures(f"model {number}", [figures])
+        entries.append(Importance(len(sources), figures, model))
+        sources.append(values_of_model)
+    padded = [*entries, *([None] * (len(models) + (base is not None) - len(entries)))]
+    return run(method, replace(task, importance=tuple(padded)), sources, block)
+
+
+def figures_of(values: Tensor) -> Figures:
+    """Return the figures of an importance tensor."""
+    wide = values.double().view(-1)
+    largest, norm = float(wide.max()) if len(wide) else 0.0, float(torch.linalg.vector_norm(wide))
+    return Figures(largest, float(wide.sum()), norm, len(wide), wide)
 
 
 def make_task(
@@ -79,7 +114,7 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
     out = torch.empty(places.count, dtype=getattr(torch, task.dtype.torch_name))
     flat = [source.contiguous().view(-1) for source in sources]
     with torch.inference_mode():
-        current, passes = method.begin(task), 1
+        current, passes = begin(method, task), 1
         while isinstance(current, StatisticsPass):
             current = current.next_pass([current.collect(b) for b in blocks(places, flat, scratch)])
             passes += 1
@@ -92,8 +127,7 @@ def run(method: Method, task: Task, sources: Sequence[Tensor], block: int) -> Te
         reads += task.balance
         assert passes <= reads, "more passes than declared"
         per_element = method.algorithm.scratch_bytes(method, len(sources))
-        per_element += SCALED_SCRATCH if task.scale != 1.0 else 0
-        per_element += BALANCED_SCRATCH * len(sources) if task.balance else 0
+        per_element += scratch_bytes(task, len(sources))
         allowed = per_element * min(places.block, places.count)
         assert scratch.total <= allowed + 4096, f"scratch: {scratch.total} of {allowed} bytes"
     return out.view(task.shape)

@@ -8,15 +8,15 @@ Its positional parameters are supplied by its algorithm (see the module of the a
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from .errors import UsageError, WorkerError
 from .messages import counted
+from .tensors.importance import Importance
 
 if TYPE_CHECKING:
     from torch import Tensor as Tensor  # for the modules of methods, which import no torch either
@@ -77,7 +77,8 @@ class Task:
     """An output tensor as its method sees it: parameters resolved, shapes known from headers.
 
     `values` holds every parameter; a per-model one is a tuple over the models without the base.
-    The sources of a block are the models in recipe order, then the base if there is one.
+    The sources of a block are the models in recipe order, then the base if there is one, then the
+    importance of those that have any, then the activations of AIM.
     """
 
     name: str
@@ -90,6 +91,9 @@ class Task:
     work: str = "float32"
     scale: float = 1.0  # of the result's difference from the base (LiNeS)
     balance: bool = False  # scale all task vectors to their mean length first
+    importance: tuple[Importance | None, ...] = ()  # of each model, then of the base
+    omega: float = 1.0  # share of a change that AIM leaves in the most active channel
+    activations: int | None = None  # index of the source of AIM
 
 
 COMMON = 1e12
@@ -189,6 +193,12 @@ class Algorithm(ABC):
     def scratch_bytes(self, method: Method, sources: int) -> int:
         """Return the scratch bytes per element of a block."""
 
+    needs_importance: bool = False
+    """Whether a model without an importance file is an error."""
+
+    floor_name: str = "floor"
+    """The parameter that `floor_share` is about."""
+
     def held_bytes(self, method: Method, task: Task, block: int) -> int:
         """Return the bytes in memory beside buffers and scratch: statistics of a tensor that is cut
         into blocks of `block` elements, and what is computed from them."""
@@ -196,6 +206,13 @@ class Algorithm(ABC):
 
     def cost(self, method: Method, task: Task) -> Cost | None:
         """Return the cost of a tensor that takes much longer to compute than to read, else None."""
+        return None
+
+    def floor_share(self, method: Method, task: Task) -> float | None:
+        """Return the share of sampled elements whose floor outweighs half of their importance.
+
+        None if there is no floor. Figures of importance are measured by then.
+        """
         return None
 
     def check(self, method: Method, task: Task) -> None:
@@ -221,7 +238,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method: its schema, its rules on models, and its function."""
+    """A merge method: its schema, its rules on models, and its function.
+
+    `algorithms.modifiers.begin` returns its first pass over a tensor.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -233,6 +253,7 @@ class Method:
     reference: str
     experimental: bool
     origin: Origin | None = None
+    importance: str = ""  # kind of the importance that it reads beside each model; see IMPORTANCE
 
     @property
     def doc(self) -> str:
@@ -242,10 +263,12 @@ class Method:
     def modifiers(self) -> tuple[Parameter, ...]:
         """Parameters that apply to any method of this kind; they are not values of a task."""
         lines = LINES if self.base is BaseRole.REQUIRED else ()
+        lines = LINES if self.base is BaseRole.REQUIRED else ()
+        aim = () if self.base is BaseRole.IGNORED else (AIM,)
         several = self.base is not BaseRole.IGNORED and self.max_models != 1
         balance = (BALANCE,) if several and not self.algorithm.balances else ()
         weights = any(p.name == "weight" and p.per_model for p in self.parameters)
-        return (*lines, *balance, *((SCHEDULE,) if weights else ()))
+        return (*lines, *aim, *balance, *((SCHEDULE,) if weights else ()))
 
     def check_sources(self, task: Task) -> None:
         """Raise ValueError if the task lacks sources that the method requires, or has too many."""
@@ -256,12 +279,6 @@ class Method:
             wanted = ("" if most == least else "at least ") + counted(least, "models")
             wanted += " beside the base" if task.has_base else ""
             raise ValueError(f"{self.name} merges {wanted}; '{task.name}' has {task.models}")
-
-    def begin(self, task: Task) -> StatisticsPass | MergePass:
-        """Return the first pass over a tensor; the last one scales the result as the task asks."""
-        if task.balance:
-            return _scaled(balanced(task, lambda: self.algorithm.begin(self, task)), task)
-        return _scaled(self.algorithm.begin(self, task), task)
 
     def call(self, values: Mapping[str, Any], *arguments: Any) -> Any:
         """Call the function with the algorithm's arguments and the values of a task.
@@ -283,15 +300,17 @@ class Method:
 
 
 LINES = (Parameter("lines_alpha", float, False), Parameter("lines_beta", float, False))
-SCALED_SCRATCH = 16
-"""Scratch bytes per element of a block for LiNeS: result and base, at most float64."""
+AIM = Parameter("aim_omega", float, False)
+IMPORTANCE = ("squares", "gram", "activation")
+"""Kinds of importance: squared gradients of each element, mean squares of the inputs of a matrix,
+mean magnitudes of its inputs."""
+
 SCHEDULE = Parameter("schedule", str, False)
 BALANCE = Parameter("balance", bool, False)
-BALANCED_SCRATCH = 8
-"""Scratch bytes per element of a block and source for balanced task vectors, at most float64."""
 
-_PER_MODEL = "list[float]"
-_TYPES = {"float": float, "int": int, "bool": bool, "str": str, _PER_MODEL: float}
+_SHARED = {"float": float, "int": int, "bool": bool, "str": str}
+_PER_MODEL: dict[str, type] = {"list[float]": float, "list[int]": int, "list[bool]": bool}
+_TYPES = _SHARED | _PER_MODEL
 
 
 def merge_method(
@@ -301,8 +320,11 @@ def merge_method(
     base: BaseRole = BaseRole.IGNORED,
     models: tuple[int, int | None] = (1, None),
     experimental: bool = False,
+    importance: str = "",
 ) -> Callable[[Callable[..., Any]], Method]:
     """Make a Method of a function. TypeError if a type is not that of a parameter."""
+    if importance not in ("", *IMPORTANCE):
+        raise TypeError(f"importance is one of {', '.join(IMPORTANCE)}, got {importance!r}")
 
     def define(function: Callable[..., Any]) -> Method:
         parameters = tuple(
@@ -311,13 +333,16 @@ def merge_method(
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         )
         name = function.__name__
-        return Method(name, function, algorithm, base, *models, parameters, reference, experimental)
+        method = Method(
+            name, function, algorithm, base, *models, parameters, reference, experimental
+        )
+        return replace(method, importance=importance)
 
     return define
 
 
 def per_model(default: float) -> Any:
-    """Return the default of a per-model parameter; typed so that `list[float]` accepts it."""
+    """Return the default of a per-model parameter; typed so that a list accepts it."""
     return default
 
 
@@ -331,137 +356,4 @@ def _parameter(function: Callable[..., Any], parameter: inspect.Parameter) -> Pa
         )
     name = parameter.name.removesuffix("_")
     default = None if parameter.default is inspect.Parameter.empty else parameter.default
-    return Parameter(name, _TYPES[type_name], type_name == _PER_MODEL, default)
-
-
-def _scaled(first: StatisticsPass | MergePass, task: Task) -> StatisticsPass | MergePass:
-    """Return the passes that begin with `first`, the last with the task's factor of LiNeS added.
-
-    LiNeS (arXiv:2410.17146) scales the result's difference from the base by the depth of the
-    layer: `task.scale` is λ(l) = alpha + beta · (l − 1)/(L − 1).
-    """
-    if task.scale == 1.0:
-        return first
-    if isinstance(first, StatisticsPass):
-        return _BeforeScaling(first, task)
-    return _ScaledMerge(first, task)
-
-
-@dataclass
-class _BeforeScaling(StatisticsPass):
-    """A statistics pass of the method, which scaling does not affect."""
-
-    inner: StatisticsPass
-    task: Task
-
-    def collect(self, block: Block) -> Any:
-        return self.inner.collect(block)
-
-    def next_pass(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
-        return _scaled(self.inner.next_pass(partials), self.task)
-
-
-@dataclass
-class _ScaledMerge(MergePass):
-    """The merge pass out = base + λ · (merged − base), in working precision, rounded once."""
-
-    inner: MergePass
-    task: Task
-
-    def merge(self, block: Block, out: Tensor) -> None:
-        work, count = self.task.work, out.numel()
-        merged = block.scratch.take("scaled", count, work).view(out.shape)
-        self.inner.merge(block, merged)
-        base = block.scratch.take("scaled base", count, work).view(out.shape)
-        base.copy_(block.tensors[-1].view(out.shape))
-        merged.sub_(base).mul_(self.task.scale).add_(base)
-        out.copy_(merged)
-
-
-def balanced(task: Task, then: Callable[[], StatisticsPass | MergePass]) -> StatisticsPass:
-    """Return the passes of `then` on balanced task vectors, after one that measures their lengths.
-
-    Every x_m becomes base + δ_m · L/‖δ_m‖, with δ_m = x_m − base and L the mean length of those
-    δ_m of the tensor that are not 0. The task has a base.
-    """
-    return _Lengths(task, then)
-
-
-def balance_bytes(task: Task, block: int) -> int:
-    """Return the bytes that the lengths of all blocks hold until the last is measured."""
-    return 128 * task.models * (-(-math.prod(task.shape) // block) + 1)
-
-
-@dataclass
-class _Lengths(StatisticsPass):
-    """The pass that measures ‖x_m − base‖ of every model, in float64."""
-
-    task: Task
-    then: Callable[[], StatisticsPass | MergePass]
-
-    def collect(self, block: Block) -> list[float]:
-        count, models = block.tensors[0].numel(), self.task.models
-        work = "float32" if block.tensors[0].device.type == "mps" else "float64"
-        base, delta = (block.scratch.take(slot, count, work) for slot in ("balance", "balanced 0"))
-        base.copy_(block.tensors[models].reshape(-1))
-        squares = []
-        for values in block.tensors[:models]:
-            delta.copy_(values.reshape(-1)).sub_(base)
-            squares.append(float(delta.dot(delta)))
-        return squares
-
-    def next_pass(self, partials: Sequence[list[float]]) -> StatisticsPass | MergePass:
-        squares = [math.fsum(part) for part in zip(*partials, strict=True)]
-        lengths = [math.sqrt(square) for square in squares]
-        others = [length for length in lengths if length]
-        mean = math.fsum(others) / len(others) if others else 0.0
-        return _on_balanced(self.then(), self.task, [mean / n if n else 1.0 for n in lengths])
-
-
-def _on_balanced(
-    inner: StatisticsPass | MergePass, task: Task, factors: Sequence[float]
-) -> StatisticsPass | MergePass:
-    if isinstance(inner, StatisticsPass):
-        return _BalancedStatistics(inner, task, factors)
-    return _BalancedMerge(inner, task, factors)
-
-
-@dataclass
-class _BalancedStatistics(StatisticsPass):
-    """A statistics pass of the method, on balanced task vectors."""
-
-    inner: StatisticsPass
-    task: Task
-    factors: Sequence[float]
-
-    def collect(self, block: Block) -> Any:
-        return self.inner.collect(_balanced_block(block, self.task, self.factors))
-
-    def next_pass(self, partials: Sequence[Any]) -> StatisticsPass | MergePass:
-        return _on_balanced(self.inner.next_pass(partials), self.task, self.factors)
-
-
-@dataclass
-class _BalancedMerge(MergePass):
-    """The merge pass of the method, on balanced task vectors."""
-
-    inner: MergePass
-    task: Task
-    factors: Sequence[float]
-
-    def merge(self, block: Block, out: Tensor) -> None:
-        self.inner.merge(_balanced_block(block, self.task, self.factors), out)
-
-
-def _balanced_block(block: Block, task: Task, factors: Sequence[float]) -> Block:
-    """Return the block with base + factor · (x_m − base) in place of every x_m."""
-    work, models = task.work, task.models
-    original = block.tensors[models]
-    base = block.scratch.take("balance", original.numel(), work).view(original.shape)
-    base.copy_(original)
-    tensors = list(block.tensors)
-    for model, factor in enumerate(factors):
-        if factor != 1.0:
-            taken = block.scratch.take(f"balanced {model}", base.numel(), work).view(base.shape)
-            tensors[model] = taken.copy_(tensors[model]).sub_(base).mul_(factor).add_(base)
-    return Block(tensors, block.start, block.scratch)
+    return Parameter(name, _TYPES[type_name], type_name in _PER_MODEL, default)

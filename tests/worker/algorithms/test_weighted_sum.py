@@ -10,6 +10,7 @@ from torch import Tensor
 
 from merge_worker import methods
 from merge_worker.algorithms.gram import TensorGram
+from merge_worker.algorithms.modifiers import begin
 from merge_worker.algorithms.weighted_sum import WeightedSum, whole_ratio
 from merge_worker.engine.buffers import Pool
 from merge_worker.method import Block, MergePass
@@ -112,4 +113,4 @@ def test_a_base_alone_is_known_while_planning() -> None:
     method = methods.get("slerp")
     task = make_task(method, [], torch.ones(3), {"t": 0.5})
     method.algorithm.check(method, task)
-    assert isinstance(method.begin(task), WeightedSum)
+    assert isinstance(begin(method, task), WeightedSum)

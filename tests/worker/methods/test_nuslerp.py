@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_worker import methods
+from merge_worker.algorithms.modifiers import begin
 from merge_worker.engine.buffers import Pool
 from merge_worker.method import Block, Granularity, MergePass, StatisticsPass
 from merge_worker.planning.step import block_grid
@@ -110,7 +111,7 @@ def test_columns_do_not_depend_on_the_order_in_which_blocks_are_seen() -> None:
     seen = list(blocks(block_grid(task.shape, Granularity.ROW, 12), flat, scratch))
     results = []
     for order in (seen, seen[::-1], seen[7:] + seen[:7]):
-        current = method.begin(task)
+        current = begin(method, task)
         assert isinstance(current, StatisticsPass)
         final = current.next_pass([current.collect(block) for block in order])
         assert isinstance(final, MergePass)

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..method import (
-    BALANCED_SCRATCH,
     Algorithm,
     BaseRole,
     Block,
@@ -23,10 +22,9 @@ from ..method import (
     StatisticsPass,
     Task,
     Tensor,
-    balance_bytes,
-    balanced,
     merge_method,
 )
+from .modifiers import BALANCED_SCRATCH, balance_bytes, balanced
 from .rank_search import as_integers, dtype_name
 
 

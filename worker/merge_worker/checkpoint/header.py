@@ -41,6 +41,7 @@ class Shard:
     header_sha256: str
     tensors: tuple[StoredTensor, ...]
     stamp: tuple[int, ...] = ()  # see `stamp_of`; empty for a file that is not here yet
+    metadata: tuple[tuple[str, str], ...] = ()  # texts of the header, by name
 
     def changed(self) -> str:
         """Describe how the file differs from when its header was read; empty if it does not.
@@ -98,6 +99,7 @@ def shard_of(path: Path, size: int, head: bytes) -> Shard:
         raise InputError(f"{path}: {what_it_is(head[:64], size)}")
     raw = head[8 : 8 + length]
     header = _parse_header(raw, path)
+    metadata = header.pop("__metadata__", None)
     begin = 8 + length
     infos = [_tensor(str(path), name, entry, begin) for name, entry in header.items()]
     infos.sort(key=lambda info: (info.offset, info.nbytes))
@@ -115,7 +117,14 @@ def shard_of(path: Path, size: int, head: bytes) -> Shard:
             f"{path}: {size} bytes, {fault} than the {position} its header promises; "
             f"the copy or download is incomplete"
         )
-    return Shard(str(path), size, hashlib.sha256(raw).hexdigest(), tuple(infos))
+    digest = hashlib.sha256(raw).hexdigest()
+    return Shard(str(path), size, digest, tuple(infos), metadata=_texts(metadata))
+
+
+def _texts(metadata: Any) -> tuple[tuple[str, str], ...]:
+    """Return the entries of `__metadata__` that are texts; the format allows no others."""
+    items = metadata.items() if isinstance(metadata, dict) else ()
+    return tuple((name, value) for name, value in items if isinstance(value, str))
 
 
 def open_regular(path: Path) -> int:
@@ -186,7 +195,6 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
         if isinstance(error, MemoryError):
             reason = f"its {len(raw)} bytes need more memory than there is"
         raise InputError(f"{path}: damaged header: {reason}; copy or download it again") from None
-    header.pop("__metadata__", None)
     return header
 
 

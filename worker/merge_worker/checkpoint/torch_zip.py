@@ -10,6 +10,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +40,37 @@ class _Member(NamedTuple):
     size: int
 
 
-def read_pickled(path: Path) -> tuple[Shard, dict[str, TensorSource]]:
-    """Read one file of torch.save without executing any of it.
+@dataclass(frozen=True)
+class Pickled:
+    """A file of torch.save: the value that its pickle describes, with places for its tensors."""
+
+    path: Path
+    value: Any
+    folder: str
+    members: Mapping[str, _Member]
+    size: int
+    digest: str
+    stamp: tuple[int, ...]
+
+    def tensors(self) -> dict[str, Rebuilt]:
+        """Return the tensors by name. Raises InputError if there are none."""
+        try:
+            return _tensors(self.value)
+        except Refused as error:
+            raise _refusal(self.path, error) from None
+
+    def place(self, tensors: Mapping[str, Rebuilt]) -> tuple[Shard, dict[str, TensorSource]]:
+        """Return the bytes of tensors as a shard, and the tensors. InputError if bytes miss."""
+        where = (self.folder, self.path)
+        placed = {name: _placed(name, t, self.members, where) for name, t in tensors.items()}
+        stored = {id(info): info for info, _ in placed.values()}
+        infos = sorted(stored.values(), key=lambda info: (info.offset, info.nbytes))
+        shard = Shard(str(self.path), self.size, self.digest, tuple(infos), self.stamp)
+        return shard, {name: view for name, (_, view) in placed.items()}
+
+
+def open_pickled(path: Path) -> Pickled:
+    """Read the pickle of one file of torch.save without executing any of it.
 
     Raises InputError with the reason if the file is refused.
     """
@@ -57,18 +87,27 @@ def read_pickled(path: Path) -> tuple[Shard, dict[str, TensorSource]]:
     finally:
         os.close(fd)
     try:
-        tensors = _tensors(build(text))
+        value = build(text)
     except Refused as error:
-        raise InputError(
-            f"{path}: {error}; refused, and nothing of it was run\n"
-            f"  weights of a source that you trust: load them with torch and save_file(…) of "
-            f"safetensors"
-        ) from None
-    placed = {name: _placed(name, t, members, (folder, path)) for name, t in tensors.items()}
-    stored = {id(info): info for info, _ in placed.values()}
-    infos = sorted(stored.values(), key=lambda info: (info.offset, info.nbytes))
-    shard = Shard(str(path), size, hashlib.sha256(text).hexdigest(), tuple(infos), stamp)
-    return shard, {name: view for name, (_, view) in placed.items()}
+        raise _refusal(path, error) from None
+    return Pickled(path, value, folder, members, size, hashlib.sha256(text).hexdigest(), stamp)
+
+
+def read_pickled(path: Path) -> tuple[Shard, dict[str, TensorSource]]:
+    """Read one file of torch.save without executing any of it.
+
+    Raises InputError with the reason if the file is refused.
+    """
+    pickled = open_pickled(path)
+    return pickled.place(pickled.tensors())
+
+
+def _refusal(path: Path, error: Refused) -> InputError:
+    return InputError(
+        f"{path}: {error}; refused, and nothing of it was run\n"
+        f"  weights of a source that you trust: load them with torch and save_file(…) of "
+        f"safetensors"
+    )
 
 
 def _no_zip(head: bytes, size: int) -> str:

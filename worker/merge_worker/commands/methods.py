@@ -55,6 +55,8 @@ def method_page(method: Method) -> str:
     }[method.base]
     lines = [method.name + (" (experimental)" if method.experimental else ""), ""]
     lines += [method.doc, "", f"models: {count}; {base}"]
+    if method.importance:
+        lines.append(f"importance: {_IMPORTANCE[method.importance]}")
     if method.parameters:
         lines += ["parameters:", *(f"  {_parameter(p)}" for p in method.parameters)]
     if method.modifiers:
@@ -65,7 +67,14 @@ def method_page(method: Method) -> str:
     return "\n".join([*lines, *([f"reference: {method.reference}"] if method.reference else [])])
 
 
+_IMPORTANCE = {
+    "squares": "a file beside each model, of kind fisher, squared_gradients or adam_v",
+    "gram": "a file beside each model, of kind gram",
+}
 _MODIFIERS = {
+    "aim_omega": "aim_omega (float, 0 to 1): AIM, the result's difference from the base times "
+    "1 - s (1 - aim_omega)\n    in channels whose activation is s times the largest; takes "
+    "`importance:` of the base, of kind\n    activation (arXiv:2502.02421)",
     "lines_alpha": "lines_alpha, lines_beta (float, together): LiNeS, the result's difference from "
     "the base times",
     "lines_beta": "  alpha + beta * (l-1)/(L-1) in layer l of L, times alpha outside of layers "

@@ -142,12 +142,16 @@ class _Pass:
         with clocked, fetcher, ahead:
             # Torch takes seconds to load, while the storage reads ahead already.
             from .device import missing_gpus
+            from .measure import measure_importance
             from .sampling import check_inputs
 
             began = time.monotonic()
+            plans = [store.plan for store in self.stores]
+            threads = self.stores[0].plan.options.thread_count
+            measured = measure_importance(plans, self.files, threads, self.stop)
             processes = None if fetcher.busy else self._start_processes()
             with self.progress, early_writeback([f.fd for s in self.stores for f in s.files]):
-                notes = missing_gpus(self.options.device, self.options.expect_gpus)
+                notes = missing_gpus(self.options.device, self.options.expect_gpus) + measured
                 check_inputs(self.stores, self.files, self.rank, self.progress, notes)
                 self.progress.restart_clock()
                 if processes is not None:
@@ -214,7 +218,7 @@ def refuse_changed(plans: Sequence[Plan]) -> None:
 def _shards(plans: Sequence[Plan]) -> dict[str, Shard]:
     """Return every input file once, by its path."""
     every = [inner for plan in plans for inner in (plan, *plan.lazy)]
-    return {s.path: s for plan in every for m in plan.models for s in m.shards}
+    return {s.path: s for plan in every for m in plan.read_from for s in m.shards}
 
 
 def _memory_bytes() -> int:

@@ -55,7 +55,7 @@ class InputSample:
     def merged(self) -> Iterator[int]:
         """Yield the numbers of the steps that merge several tensors."""
         for number, step in enumerate(self.plan.steps):
-            if step.task is not None and len(step.sources) > 1 and step.grid.count:
+            if step.task is not None and len(step.weights) > 1 and step.grid.count:
                 yield number
 
     def sampled(self) -> Iterator[int]:
@@ -77,7 +77,7 @@ class InputSample:
         match = self.plan.matches.tensors[number]
         models = match.group.slice.models
         labels = {id(o): self.plan.labels[models[n]] for n, o in match.sources}
-        return [labels[id(source)] for source in self.plan.steps[number].sources]
+        return [labels[id(source)] for source in self.plan.steps[number].weights]
 
     def inputs(self) -> list[str]:
         """Return notes on models that are not fine-tunes of one base. Raises InputError."""
@@ -86,7 +86,7 @@ class InputSample:
             count = min(SAMPLE, step.grid.count)
             values = [
                 self.lane.read(source, 0, count, f"in{n}").double()
-                for n, source in enumerate(step.sources)
+                for n, source in enumerate(step.weights)
             ]
             self._measure(values, labels, step.task is not None and step.task.has_base)
         return [note for pair, sums in self.distances.items() if (note := self._note(*pair, *sums))]
@@ -142,7 +142,7 @@ class InputSample:
             with output_errors(store.out), path.open("rb") as file:
                 file.seek(step.offset + start * step.dtype.bytes)
                 written = file.read((stop - start) * step.dtype.bytes)
-            for label, source in zip(labels, step.sources, strict=True):
+            for label, source in zip(labels, step.weights, strict=True):
                 if alike[label] and source.dtype == step.dtype:
                     values = self.lane.read(source, start, stop, "in").view(torch.uint8)
                     alike[label] = host_view(values) == written

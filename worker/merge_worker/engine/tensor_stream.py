@@ -24,6 +24,7 @@ from ..system.progress import Progress
 from ..system.ranks import Rank
 from ..tensors.host import host_view
 from .device import select_devices
+from .measure import measure_importance
 from .one_pass import refuse_changed
 from .prefetch import Fetcher, ReadAhead
 from .stream import Engine
@@ -52,6 +53,8 @@ def tensor_stream(
     engine.allow_nonfinite = allow_nonfinite
     runner = _Runner(engine, work, desk)
     with contextlib.closing(files), fetcher, ahead:
+        for line in measure_importance(plans, files, memory.lanes, engine.stop):
+            progress.warn(line)
         runner.start()
         try:
             for name in desk.order:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.importance import model_digest
 from ..dtypes import Kind
 from ..errors import OutputError, UsageError
 from ..inference.head import SLICE_BYTES
@@ -194,12 +195,6 @@ class Measurement:
                 ):
                     del whole[disk]
         return vectors
-
-
-def model_digest(model: Checkpoint) -> str:
-    """Return the digest of a model's headers, whatever the order of its files."""
-    digests = sorted(shard.header_sha256 for shard in model.shards)
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _is_float(source: Any) -> bool:

@@ -30,7 +30,7 @@ NO_STAMP: Stamp = ("", 0, 0)
 def input_stamps(plan: Plan) -> tuple[Stamp, ...]:
     """Return the stamps of all inputs when the plan was made, in an order that the plan sets."""
     plans, mounts = (plan, *plan.lazy), dict[int, Mount]()
-    shards = {s.path: s for p in plans for m in p.models for s in m.shards}
+    shards = {s.path: s for p in plans for m in p.read_from for s in m.shards}
     return tuple(_stamp(shard, mounts) for shard in shards.values())
 
 

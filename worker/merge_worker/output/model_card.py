@@ -11,6 +11,7 @@ from typing import Any
 from .. import __version__
 from ..checkpoint.folder import Checkpoint, is_hub_id
 from ..checkpoint.hub import snapshot
+from ..checkpoint.importance import ImportanceFile, hub_place
 from ..checkpoint.links import leads_out
 from ..messages import counted, printable
 from ..planning.plan import Plan
@@ -121,7 +122,8 @@ def _table(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _license(plan: Plan) -> dict[str, Any]:
     """Return the license if all models share it."""
-    first, *others = (_front_matter(model) for model in plan.inputs.values())
+    models = (m for m in plan.inputs.values() if not isinstance(m, ImportanceFile))
+    first, *others = (_front_matter(model) for model in models)
     return first if "license" in first and all(other == first for other in others) else {}
 
 
@@ -160,6 +162,7 @@ def public_text(plan: Plan, text: str) -> str:
     """Shorten paths of this machine to their last part, in a text about a plan."""
     recipe = plan.recipe
     paths = {path for ref in recipe.model_refs() for path in (ref.path, ref.lora) if path}
+    paths |= {word for word in recipe.importance_words() if hub_place(word) is None}
     names = {path: _public(path, None) for path in paths}
     all_names = list(names.values())
     for path, name in names.items():

@@ -34,6 +34,7 @@ class Inputs(TokenizerInputs):
     """The models of one document, in the layout of the first; `notes` name the conversions."""
 
     notes: tuple[str, ...] = ()
+    stored: Sequence[Checkpoint] = ()  # the models in their own layouts
 
 
 def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> Inputs:
@@ -61,6 +62,7 @@ def open_inputs(recipe: Recipe, options: PlanOptions, results: StageResults) -> 
         side_files=[files for files, _ in texts],
         numbers=numbers,
         relative_to=options.relative_to,
+        stored=opened,
         find=partial(_find_side_files, options=options, results=results),
         notes=(
             *(note for model in opened for note in model.notes),

@@ -25,6 +25,7 @@ from ..tokenizer.merge import merge_tokenizers
 from ..tokenizer.text_side import TokenizerResult
 from ..units import gigabytes
 from .groups import group_sources
+from .importance import ImportanceInputs, open_importances
 from .inputs import open_inputs
 from .matching import Matches, match_tensors
 from .memory import Memory, budget
@@ -65,14 +66,22 @@ class Plan:
     folder: Path | None = None  # output folder, if this plan is a stage
     mixture: MixturePlan | None = None  # of experts
     known_checksums: Mapping[str, str] = field(default_factory=dict)  # of shards, if reproduced
+    importance: ImportanceInputs = field(default=ImportanceInputs(), repr=False)
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
-        """Every model on disk that the merge reads, by its label."""
+        """Every model on disk that the merge reads, by its label, and every importance file."""
         models: dict[str, Checkpoint] = {}
         for plan in (self, *self.lazy, *self.stages):
             models |= zip(plan.labels, plan.models, strict=True)
+        for plan in (self, *self.lazy, *self.stages):
+            models |= zip(plan.importance.labels, plan.importance.files, strict=True)
         return {n: model for n, model in models.items() if not isinstance(model, PlannedCheckpoint)}
+
+    @property
+    def read_from(self) -> tuple[Checkpoint, ...]:
+        """The models of this document, and their importance files."""
+        return (*self.models, *self.importance.files)
 
     @property
     def input_bytes(self) -> int:
@@ -113,6 +122,7 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     method = MOE if recipe.mixture else recipe.methods.get(recipe.method)
     options = replace(options, dequantize=options.dequantize or recipe.dequantize)
     inputs = open_inputs(recipe, options, results)
+    importance = open_importances(recipe, method, inputs.numbers, inputs.stored, options)
     if recipe.mixture is None:
         mixture = None
         models, tokenizer = merge_tokenizers(recipe, inputs)
@@ -122,7 +132,7 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
         models = (base, *inputs.models[1:])
         mixture, groups = plan_mixture(recipe, replace(inputs, models=models), options)
     matches = match_tensors(groups.groups, inputs.labels, options.matching_of(recipe))
-    resolved = resolve_parameters(recipe, method, options, matches)
+    resolved = resolve_parameters(recipe, method, options, matches, importance)
     outputs, sets = [step.output for step in resolved], models[0].files.sets
     layout = assign_shards(outputs, options.shard_bytes, sets)
     steps = place_steps(resolved, layout, options.block)
@@ -130,7 +140,11 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     config, config_notes = _config(recipe, models, groups.restacked, tokenizer)
     if mixture is not None:
         config, config_notes = tokenizer.config(mixture.config), list(mixture.notes)
-    notes = (inputs.notes, tokenizer.notes, groups.notes, matches.notes, config_notes, memory.notes)
+    tasks = [step.task for step in steps if step.task is not None]
+    notes = (
+        *(inputs.notes, tokenizer.notes, importance.notes, groups.notes, matches.notes),
+        *(importance.left_out(recipe, method, tasks), config_notes, memory.notes),
+    )
     return Plan(
         recipe=recipe,
         options=options,
@@ -145,7 +159,8 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
         config=config,
         tokenizer=tokenizer,
         mixture=mixture,
-        key=_key(recipe, options, models, steps, [config, tokenizer.digest]),
+        key=_key(recipe, options, (*models, *importance.files), steps, [config, tokenizer.digest]),
+        importance=importance,
     )
 
 
@@ -250,6 +265,8 @@ def _key(
         # The same sources with and without one of them as the base are two merges.
         role = [_method_key(step.method), task and [task.scale, task.models, task.has_base]]
         role += ["balance"] if task and task.balance else []
+        if task and (task.importance or task.activations is not None):
+            role.append([[entry and entry.index for entry in task.importance], task.omega])
         add([step.name, step.dtype.name, step.shape, *position, values, role, sources])
     return digest.hexdigest()
 

@@ -7,21 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import methods
+from ..algorithms.modifiers import balance_bytes, scratch_bytes
 from ..dtypes import DType, Kind, from_torch_name
 from ..errors import UsageError
 from ..messages import first_names
 from ..method import (
+    AIM,
     BALANCE,
-    BALANCED_SCRATCH,
     LINES,
-    SCALED_SCRATCH,
     SCHEDULE,
     BaseRole,
     Granularity,
     Method,
     Parameter,
     Task,
-    balance_bytes,
     working_dtype,
 )
 from ..recipe.parameters import Scalar, Value, convert, look_up
@@ -30,8 +29,10 @@ from ..recipe.schema import Recipe, plays_base
 from ..recipe.yaml_document import COMMAND
 from ..structure.layers import depths as stack_depths
 from ..structure.layers import fraction, layer_of
+from ..tensors.importance import Importance
 from ..tensors.source import TensorSource, declared_dtype
 from .groups import SliceInputs
+from .importance import ImportanceInputs
 from .matching import Match, Matches
 from .options import PlanOptions
 from .shards import Output, ShardLayout
@@ -63,10 +64,9 @@ class UnplacedStep:
             cost = algorithm.cost(self.method, task)
             if cost is not None:
                 flops, scratch = cost
-            if task.scale != 1.0:
-                scratch += SCALED_SCRATCH
             if task.balance:
-                reads, scratch = reads + 1, scratch + BALANCED_SCRATCH * len(self.sources)
+                reads += 1
+            scratch += scratch_bytes(task, len(self.sources))
         if reads > 1 and block == CPU_BLOCK:
             block *= MULTIPASS_FACTOR
         grid = block_grid(output.shape, cut, block)
@@ -91,7 +91,11 @@ class UnplacedStep:
 
 
 def resolve_parameters(
-    recipe: Recipe, method: Method, options: PlanOptions, matches: Matches
+    recipe: Recipe,
+    method: Method,
+    options: PlanOptions,
+    matches: Matches,
+    importance: ImportanceInputs,
 ) -> list[UnplacedStep]:
     """Return the steps that make all output tensors, in order.
 
@@ -100,7 +104,7 @@ def resolve_parameters(
     steps: list[UnplacedStep] = []
     faults: dict[str, list[str]] = {}
     depths = stack_depths(m.name for m in matches.tensors if m.group.stack_depths is None)
-    resolver = _Resolver(recipe, method, options, depths)
+    resolver = _Resolver(recipe, method, options, depths, importance)
     for match in matches.tensors:
         try:
             steps.append(resolver.resolve(match))
@@ -144,6 +148,7 @@ class _Resolver:
     method: Method
     options: PlanOptions
     depths: Mapping[str, int]  # of stacks of layers in the result, by prefix
+    importance: ImportanceInputs
 
     def resolve(self, match: Match) -> UnplacedStep:
         """Return the step of one tensor. Raises ValueError, ZeroDivisionError for its values."""
@@ -167,6 +172,7 @@ class _Resolver:
         balance = self._balance(match, len(models), bool(base))
         work = working_dtype(dtype, values, scale)
         task = replace(task, scale=scale, balance=balance, work=work)
+        task, sources = self._with_importance(match, task, sources, models, base)
         self.method.algorithm.check(self.method, task)
         output = Output(match.name, dtype, match.first.shape)
         return UnplacedStep(output, sources, task, self.method)
@@ -253,6 +259,51 @@ class _Resolver:
         if asked and not has_base:
             raise ValueError("balance scales task vectors and needs a base_model")
         return asked and models > 1
+
+    def _with_importance(
+        self,
+        match: Match,
+        task: Task,
+        sources: tuple[TensorSource, ...],
+        models: Sequence[_Numbered],
+        base: Sequence[_Numbered],
+    ) -> tuple[Task, tuple[TensorSource, ...]]:
+        """Return the task and its sources with the importance that the method and AIM read."""
+        inputs, found = match.group.slice, self.importance
+        named = [(inputs.sources[n], inputs.models[n], tensor) for n, tensor in (*models, *base)]
+        if self.method.importance:
+            lacking = [s for s, number, _ in named[: len(models)] if not found.has(s, number)]
+            if lacking and self.method.algorithm.needs_importance:
+                raise ValueError(
+                    f"{lacking[0].place}: {self.method.name} needs the importance of "
+                    f"{lacking[0].model}; add 'importance: FILE'"
+                )
+            entries: list[Importance | None] = []
+            for source, number, tensor in [] if lacking else named:
+                own = found.has(source, number) and found.role(source, number) != "activation"
+                importance = found.find(source, number, tensor) if own else None
+                if importance is None:
+                    entries.append(None)
+                    continue
+                entries.append(found.figures(source, number, len(sources)))
+                sources = (*sources, importance)
+            task = replace(task, importance=tuple(entries))
+        omega = self._modifier(AIM, match)
+        if omega is None:
+            return task, sources
+        if not 0 <= float(omega) <= 1:
+            raise ValueError(f"aim_omega must be between 0 and 1, got {omega}")
+        aimed = [n for n in named[len(models) :] if found.role(n[0], n[1]) == "activation"]
+        if not aimed:
+            raise ValueError(
+                "aim_omega needs the activations of the base; add 'importance: FILE' beside "
+                "base_model, of kind activation (merge-worker importance makes one)"
+            )
+        activations = found.find(*aimed[0])
+        if activations is None or float(omega) == 1:
+            return task, sources
+        task = replace(task, omega=float(omega), activations=len(sources))
+        return task, (*sources, activations)
 
     def _modifier(self, parameter: Parameter, match: Match) -> Scalar | None:
         if parameter not in self.method.modifiers:

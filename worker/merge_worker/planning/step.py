@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..algorithms.modifiers import begin
 from ..dtypes import DType
 from ..method import Granularity, MergePass, Method, StatisticsPass, Task, matrix_shape
 from ..tensors.source import StoredTensor, TensorSource, bytes_read, stored_inputs
@@ -116,11 +117,18 @@ class Step:
         """Return the pass that computing begins with; None where bytes are copied."""
         if self.method is None or self.task is None:
             return None
-        return self.method.begin(self.task)
+        return begin(self.method, self.task)
 
     def stored_inputs(self) -> Iterator[StoredTensor]:
         """Yield the stored tensors that the sources are read from."""
         return (tensor for source in self.sources for tensor in stored_inputs(source))
+
+    @property
+    def weights(self) -> tuple[TensorSource, ...]:
+        """The sources that are weights of models, without their importance."""
+        if self.task is None:
+            return self.sources
+        return self.sources[: self.task.models + self.task.has_base]
 
     @property
     def bytes_read(self) -> int:

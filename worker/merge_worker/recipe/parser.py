@@ -19,6 +19,7 @@ from .parameters import Given, Parameters, Setting, convert, parse_setting, scal
 from .reader import DocumentReader
 from .recipe_file import RecipeText
 from .schema import (
+    ImportanceWord,
     KeyRule,
     ModelRef,
     Module,
@@ -54,6 +55,7 @@ TOP_LEVEL_KEYS = (
     "include",
     "exclude",
     "dequantize",
+    "importance",
 )
 
 
@@ -127,7 +129,14 @@ class _Reader(DocumentReader):
         if top.get("base_model"):
             base = self.model(top["base_model"], ("base_model",))
             place = self.document.place(("base_model",))
-            self.base = Source(base, None, {}, place, implied=True)
+            importance = read_importance(
+                self, {"importance": top.get("importance")}, (), is_base=True
+            )
+            self.base = Source(base, None, {}, place, implied=True, importance=importance)
+        elif top.get("importance") is not None:
+            self.fault(
+                ("importance",), "is that of base_model, which is missing; name it per model"
+            )
         recipe = Recipe(
             text=text,
             where=self.document.where,
@@ -242,14 +251,18 @@ class _Reader(DocumentReader):
             layers = self.layer_range(body.get("layer_range"), (*path, "layer_range"))
         elif "layer_range" in body:
             self.warn((*path, "layer_range"), "not read here; layers are picked under 'slices'")
-        self.unknown(body, path, ["model", "parameters", "layer_range"])
+        self.unknown(body, path, ["model", "parameters", "layer_range", "importance"])
         if "model" not in body:
             self.fault(path, "no 'model' in it")
             return None
         model = self.model(body["model"], (*path, "model"))
         base = base or (self.base.model if self.base else None)
         parameters = self.parameters(body, path, "base" if model == base else "model")
-        return Source(model, layers, parameters, self.document.place(path))
+        importance = read_importance(self, body, path, is_base=model == base)
+        if importance is None and self.base and model == self.base.model:
+            importance = self.base.importance
+        place = self.document.place(path)
+        return Source(model, layers, parameters, place, importance=importance)
 
     def layer_range(self, value: object, path: Place) -> tuple[int, int] | None:
         if isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value):
@@ -267,6 +280,12 @@ class _Reader(DocumentReader):
         path = (*path, "parameters")
         for name, value in self.mapping(body["parameters"], path, "'parameters'").items():
             here = (*path, name)
+            if name in importance_keys(self.method):
+                if owner == "shared":
+                    self.fault(here, "belongs to one model; write it beside the model")
+                continue
+            if value is None and self.method and self.method.importance:
+                continue  # ota-merge's recipes write null for what is off
             try:
                 setting = parse_setting(value)
                 settings[name] = Given(setting, self.document.place(here))
@@ -315,6 +334,38 @@ class _Reader(DocumentReader):
         needed = any(p.name == value.name and p.required for p in parameters)
         scopes = self.shared if len(value.path) > 1 else self.shared | self.given
         return needed and not value.beside and value.name not in scopes
+
+
+def importance_keys(method: Method | None) -> tuple[str, ...]:
+    """Return the names by which recipes of a method give importance; ota-merge has its own."""
+    return ("importance", *(["preconditioner_path"] if method and method.name == "ota" else []))
+
+
+def read_importance(
+    reader: _Reader, body: Mapping[str, object], path: Place, *, is_base: bool
+) -> ImportanceWord | None:
+    """Read the importance file of a model, beside it or among its parameters."""
+    inner = body.get("parameters")
+    parameters = inner if isinstance(inner, dict) else {}
+    keys = importance_keys(reader.method)
+    given = [((*path, "importance"), body["importance"])] if body.get("importance") else []
+    found = ((key, parameters.get(key)) for key in keys)
+    given += [((*path, "parameters", key), value) for key, value in found if value]
+    if not given:
+        return None
+    here, value = given[0]
+    if len(given) > 1:
+        reader.fault(given[1][0], "a second importance file of this model; keep one")
+    elif not isinstance(value, str):
+        shown = printable(repr(value))[:60]
+        reader.fault(here, f"expected the path of an importance file, got {shown}")
+    elif method := reader.method:
+        plain = not is_base or not plays_base(method)
+        if plain and not method.importance:
+            reader.warn(here, f"{method.name} does not read the importance of models")
+            return None
+        return ImportanceWord(value, reader.document.place(here))
+    return None
 
 
 def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import UsageError
 from ..messages import nearest, printable
@@ -33,6 +34,13 @@ class ModelRef:
         return text
 
 
+class ImportanceWord(NamedTuple):
+    """An importance file as named in a recipe, and the place where it stands."""
+
+    word: str
+    place: str
+
+
 @dataclass(frozen=True)
 class Source:
     """One model of a slice; `layers` is half-open, None for all of them.
@@ -45,6 +53,7 @@ class Source:
     parameters: Parameters
     place: str = field(default="", compare=False)
     implied: bool = False
+    importance: ImportanceWord | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,12 @@ class Recipe:
         names = {stage.name for stage in self.stages}
         refs = [ref for recipe in (*self.stages, self) for ref in recipe.all_refs()]
         return tuple(dict.fromkeys(ref for ref in refs if ref.path not in names))
+
+    def importance_words(self) -> tuple[str, ...]:
+        """Return every importance file once, as it is named, those of stages included."""
+        parts = (p for r in (*self.stages, self) for module in r.modules for p in module.slices)
+        sources = (source for part in parts for source in part.sources)
+        return tuple(dict.fromkeys(s.importance.word for s in sources if s.importance))
 
     def all_refs(self) -> tuple[ModelRef, ...]:
         """Return `own_refs` and the model that gives only its tokenizer."""

@@ -11,12 +11,12 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..dtypes import BY_NAME
+from ..dtypes import BY_NAME, DType
 from .source import (
     BufferSize,
     DerivedTensor,
@@ -117,6 +117,13 @@ class GatheredRows(DerivedTensor):
     def fingerprint(self) -> object:
         return self.rows.digest
 
+    def over(self, inputs: tuple[TensorSource, ...], dtype: DType) -> GatheredRows:
+        """Return the same rows of other tensors, of the shapes of the inputs."""
+        lock, mean = threading.Lock(), list[Any]()
+        return replace(
+            self, inputs=inputs, dtype=dtype, declared_dtype=None, _lock=lock, _mean=mean
+        )
+
     def buffer_size(self) -> BufferSize:
         # Inputs are read one after the other into one slot, derived ones into their own.
         sizes = [buffer_size(source) for source in self.inputs]
@@ -157,10 +164,8 @@ class GatheredRows(DerivedTensor):
     def _read(self, reader: Reader, row: Row, offset: int, count: int, slot: str) -> Tensor:
         """Read `count` elements of a model, from `offset` after the start of a row."""
         number, first = self.places[row[0]]
-        part = self.inputs[number]
-        skipped = 0 if isinstance(part, DerivedTensor) else first
-        start = (row[1] - skipped) * self.width + offset
-        return reader.read(part, start, start + count, slot + "0")
+        start = (row[1] - first) * self.width + offset
+        return reader.read(self.inputs[number], start, start + count, slot + "0")
 
     def _mean_of(self, reader: Reader, rows: Sequence[Row], slot: str) -> Tensor:
         import torch
@@ -207,7 +212,10 @@ def gather_rows(number: int, parts: Mapping[int, TensorSource], rows: RowMap) ->
         # Neither bfloat16 nor float16 holds the other; and a mean is rounded once, at the end.
         dtype = BY_NAME["F64" if most > 32 else "F32"]
     shape, declared = (rows.count, *own.shape[1:]), declared_dtype(own)
-    places = {part: (place, spans[part][0]) for place, part in enumerate(spans)}
+    places = {
+        part: (place, spans[part][0] if isinstance(parts[part], StoredTensor) else 0)
+        for place, part in enumerate(spans)
+    }
     return GatheredRows(own.name, dtype, shape, tuple(windows), declared, rows=rows, places=places)
 
 
