@@ -25,12 +25,16 @@ from ..planning.plan import Plan
 from ..system.signals import StopFlag
 from .drawn import random_gates, uniform_gates, zero_gates
 from .embedded import embedding_gates
+from .hidden import average_gates, hidden_gates, input_gates
 from .request import GateRequest
 
 Compute = Callable[[GateRequest], Tensor]
 """Returns float32 [layers, rows, width], rows in the order of `gates.rows`."""
 
 MODES: dict[str, Compute] = {
+    "hidden": hidden_gates,
+    "hidden_avg": average_gates,
+    "mlp_input": input_gates,
     "cheap_embed": embedding_gates,
     "random": random_gates,
     "uniform_random": uniform_gates,
