@@ -19,6 +19,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
 
 from . import methods
+from .algorithms.expert_copy import MOE
 from .errors import UsageError
 from .messages import printable
 from .method import Method, Origin
@@ -163,7 +164,7 @@ def _check_name(method: Method, place: str, known: dict[str, Method]) -> None:
     name = method.name
     if not re.fullmatch(NAME, name):
         raise UsageError(f"{printable(place)}: '{printable(name)}' must be a lower-case name")
-    if name in methods.names():
+    if name in (*methods.names(), MOE.name):
         raise UsageError(f"{printable(place)}: '{name}' is a method of merge-worker; rename yours")
     other = known.get(name)
     if other is not None and other.origin != method.origin:

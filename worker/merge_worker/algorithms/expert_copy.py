@@ -16,23 +16,13 @@ class _Copies(Algorithm):
 
 
 def moe() -> None:
-    """Mixture of experts: the base's attention, and a router that chooses among the experts' MLPs.
+    """Mixture of experts: the base, with its MLPs replaced by experts that a router chooses from.
 
     y = Σ p_e · MLP_e(x) over the k experts with the largest gates R x, p = softmax(R x).
-    The MLPs of `experts` are copied; `gate_mode` says how the router R is made:
-
-      hidden          from the last token's input of each layer of the base (mergekit's default)
-      hidden_avg      from the mean input of each layer
-      mlp_input       from the mean input of each MLP, centred: what the router will read
-      cheap_embed     from the embeddings of the prompts' tokens
-      random          N(0, 1) times gate_std
-      uniform_random  ±1/√(hidden size)
-      zeros           to be trained
-
-    Files of mergekit-moe are read as they are. `experts_per_token` is k (2 without it),
-    `architecture` the model type of the result; `shared_experts` one that all tokens take.
-    Of an expert: source_model, positive_prompts, negative_prompts, prompts_file,
-    residual_scale, noise_scale. docs/moe.md has an example and the model types.
+    The MLPs of `experts` are copied, all else is the base's. Files of mergekit-moe are read as
+    they are. `experts_per_token` is k (2 unless given); all tokens take `shared_experts`.
+    Of an expert: source_model, positive_prompts, negative_prompts, prompts_file, residual_scale
+    (a factor of its down projections), noise_scale. docs/moe.md has an example.
     """
 
 

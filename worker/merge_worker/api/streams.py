@@ -53,6 +53,11 @@ def stream(
                 f"{item.inner.recipe.where}: the intermediate result '{names}' must be stored, "
                 f"since its method reads a tensor more than once; merge this recipe into a folder"
             )
+        if any(inner.mixture for inner in (item.inner, *item.inner.lazy)):
+            raise UsageError(
+                f"{item.inner.recipe.where}: the gates of a mixture of experts are written to a "
+                f"file before its tensors; merge this recipe into a folder"
+            )
     tensors = _tensors(plans, device, allow_nonfinite)
     if isinstance(plan, Plan):
         return _single(tensors)

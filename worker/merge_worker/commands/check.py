@@ -21,6 +21,7 @@ from ..structure.components import COMPONENTS, component_of
 from ..structure.layers import depths
 from ..units import duration, size
 from .merge import read_recipe, recipe_plan
+from .mixture_rows import mixture_rows
 from .options import add_options, plan_options
 
 
@@ -105,6 +106,7 @@ def as_json(
         "disk": _disk(plan, disk),
         "storage": _storage(plan, speed),
         "vocabulary": plan.tokenizer.summary or None,
+        "mixture": plan.mixture and plan.mixture.as_json(),
         "warnings": list(plan.warnings),
         "key": plan.key,
         "stages": [
@@ -172,6 +174,7 @@ def describe(plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None 
             f"{tensors['merged']} merged, {tensors['copied']} copied, "
             f"{tensors['missing']} missing, {tensors['surplus']} surplus",
         ),
+        *mixture_rows(plan),
         ("parameters", f"{facts['parameters']:,}"),
         *_shares(facts["parameters_by_component"]),
         ("layers", stacks or "none found in the names"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from ..algorithms.expert_copy import MOE
 from ..errors import UsageError, input_errors
 from ..messages import nearest, printable
 from ..method import BaseRole, Method, Parameter
 from ..options import SCHEDULES
+from ..recipe.experts import GATE_MODES
 from ..registry import OWN, Registry
+from ..structure.moe_targets import TARGETS
 from .options import add_options, known_methods
 
 
@@ -23,10 +26,12 @@ def command(arguments: argparse.Namespace) -> str:
     known = known_methods(arguments)
     if arguments.name is None:
         return method_list(known)
+    if arguments.name == MOE.name:
+        return mixture_page()
     try:
         return method_page(known.get(arguments.name))
     except KeyError:
-        hint = nearest(arguments.name, known.names())
+        hint = nearest(arguments.name, (*known.names(), MOE.name))
         raise UsageError(f"unknown method '{printable(arguments.name)}'{hint}") from None
 
 
@@ -34,7 +39,8 @@ def method_list(known: Registry = OWN) -> str:
     """Return a line for each method: its name, the first line of its docstring, its origin."""
     names = known.names()
     width = max(map(len, names)) + 2
-    return "\n".join(f"{name:<{width}}{_summary(known.get(name))}" for name in names)
+    methods = [*(known.get(name) for name in names), MOE]
+    return "\n".join(f"{method.name:<{width}}{_summary(method)}" for method in methods)
 
 
 def _summary(method: Method) -> str:
@@ -71,6 +77,18 @@ _IMPORTANCE = {
     "squares": "a file beside each model, of kind fisher, squared_gradients or adam_v",
     "gram": "a file beside each model, of kind gram",
 }
+
+
+def mixture_page() -> str:
+    """Return the page on mixtures of experts: their recipe, their gates, their model types."""
+    width = max(len(mode) for mode in GATE_MODES)
+    modes = [f"  {mode.name:<{width}}  {mode.help}" for mode in GATE_MODES.values()]
+    targets = [f"  {target.name}: of {', '.join(target.bases)}" for target in TARGETS]
+    lines = [MOE.name, "", MOE.doc, "", "gate_mode (default hidden, as mergekit has it):", *modes]
+    lines += ["model types of results (architecture; default: the first that fits):", *targets]
+    return "\n".join([*lines, f"reference: {MOE.reference}"])
+
+
 _MODIFIERS = {
     "aim_omega": "aim_omega (float, 0 to 1): AIM, the result's difference from the base times "
     "1 - s (1 - aim_omega)\n    in channels whose activation is s times the largest; takes "

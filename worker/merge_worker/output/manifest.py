@@ -47,6 +47,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         "seed": plan.options.seed,
         "options": plan.options.recorded(),
         "vocabulary": _vocabulary(plan),
+        **({"mixture": _mixture(plan)} if plan.mixture else {}),
         "inputs": [_input(order.get(name, name), model) for name, model in plan.inputs.items()],
         "outputs": outputs,
         "counts": {
@@ -253,6 +254,14 @@ def _vocabulary(plan: Plan) -> dict[str, Any] | None:
         return None
     files = sorted(name for name, raw in text.side_files.overrides.items() if raw is not None)
     return {"rows": list(text.rows), "appended": list(text.appended), "changed_files": files}
+
+
+def _mixture(plan: Plan) -> dict[str, Any]:
+    """Return the facts of a mixture of experts, with models named as the card does."""
+    assert plan.mixture is not None
+    facts = plan.mixture.as_json()
+    members = [{**m, "model": public_text(plan, m["model"])} for m in facts["members"]]
+    return {**facts, "members": members}
 
 
 def _values(plan: Plan) -> list[dict[str, Any]]:

@@ -59,19 +59,20 @@ def model_card(plan: Plan, title: str) -> str:
         f"library_name: {_library(plan)}",
         "tags:",
         "- merge",
+        *(["- moe"] if plan.mixture else []),
         "- merge-launch",
         "---",
         "",
         f"# {markdown(title)}",
         "",
-        f"A merge of {counted(len(refs), 'models')} by "
-        f"[{plan.method.name}]({plan.method.reference}), made with merge-launch {__version__}.",
+        f"{_sentence(plan)}, made with merge-launch {__version__}.",
         "",
         *(
             f"- {markdown(public_name(ref))}{' (base)' if ref == recipe.base else ''}"
             for ref in refs
         ),
         "",
+        *_experts(plan),
         "| | tensors |",
         "|---|---|",
         *(f"| {label} | {count} |" for label, count in _table(plan)),
@@ -84,6 +85,33 @@ def model_card(plan: Plan, title: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _sentence(plan: Plan) -> str:
+    """Say what the result is, without the end of the sentence."""
+    method = f"[{plan.method.name}]({plan.method.reference})"
+    if plan.mixture is None:
+        return f"A merge of {counted(len(plan.recipe.model_refs()), 'models')} by {method}"
+    sizes = plan.mixture.sizes
+    shared = " and a shared one" if sizes.shared else ""
+    return (
+        f"A mixture of {counted(sizes.experts, 'experts')} ({method}), "
+        f"{sizes.per_token} for each token{shared}: {plan.mixture.active:,} of "
+        f"{plan.mixture.total:,} parameters are active. All but the MLPs of the experts is the "
+        f"base's. Gates: {plan.mixture.gates.mode}"
+    )
+
+
+def _experts(plan: Plan) -> Iterator[str]:
+    """Yield the table of the experts of a mixture."""
+    if plan.mixture is None:
+        return
+    yield "| expert | prompts | negative | residual_scale |"
+    yield "|---|---|---|---|"
+    for expert in plan.mixture.experts:
+        name = markdown(public_text(plan, expert.label)) + (" (shared)" if expert.shared else "")
+        yield f"| {name} | {expert.prompts} | {expert.negative} | {expert.residual_scale:g} |"
+    yield ""
 
 
 def _library(plan: Plan) -> str:

@@ -6,12 +6,14 @@ base, and the MLPs of the experts. Nothing but headers is read here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.reader import sampled_difference
 from ..dtypes import Kind
 from ..errors import InputError, UsageError
 from ..messages import counted, first_names, printable
@@ -30,7 +32,7 @@ from ..structure.moe_config import (
 )
 from ..structure.moe_targets import BODIES, MlpNames, Target
 from ..tensors.constant import zeros
-from ..tensors.source import TensorSource, declared_dtype
+from ..tensors.source import StoredTensor, TensorSource, declared_dtype
 from ..tensors.views import concat, reshape, slice_axis, stack
 from ..tokenizer.compatibility import tokenizer_difference
 from .expert_tensors import changed
@@ -47,7 +49,11 @@ NAMES_OF_QKV = "self_attn.qkv_proj.weight"
 
 @dataclass(frozen=True)
 class ExpertUse:
-    """An expert as the plan knows it: its label, how many parameters it has, how many are used."""
+    """An expert as the plan knows it: its label, how many parameters it has, how many are used.
+
+    `attention`: how far the rest of its layers, which is left out, is from the base's, relative to
+    their norm; None if they have another form, or cannot be read here.
+    """
 
     label: str
     parameters: int
@@ -56,8 +62,28 @@ class ExpertUse:
     negative: int
     residual_scale: float
     noise_scale: float
+    attention: float | None = None
     shared: bool = False
     is_base: bool = False
+
+    @property
+    def share(self) -> str:
+        """Say which part of the model is used, in percent of its parameters."""
+        return f"{100 * self.used / max(1, self.parameters):.0f} % of its parameters"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the facts for programs."""
+        return {
+            "model": self.label,
+            "role": "shared" if self.shared else "expert",
+            "parameters": self.parameters,
+            "used_parameters": self.used,
+            "attention_difference": None if self.attention is None else round(self.attention, 4),
+            "prompts": self.prompts,
+            "negative_prompts": self.negative,
+            "residual_scale": self.residual_scale,
+            "noise_scale": self.noise_scale,
+        }
 
 
 @dataclass(frozen=True)
@@ -76,6 +102,20 @@ class MixturePlan:
     active: int
     layers: Mapping[int, DenseLayers] = field(repr=False, compare=False, default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the facts for programs."""
+        return {
+            "target": self.target.name,
+            "architecture": self.target.architecture,
+            "experts": self.sizes.experts,
+            "experts_per_token": self.sizes.per_token,
+            "shared_experts": self.sizes.shared,
+            "gate_mode": self.gates.mode,
+            "total_parameters": self.total,
+            "active_parameters": self.active,
+            "members": [expert.as_json() for expert in self.experts],
+        }
 
 
 def base_alone(inputs: Inputs) -> Inputs:
@@ -129,13 +169,15 @@ class _Builder:
         tensors, kept = self._tensors(target, sizes, layers, gates)
         self.notes[:0] = target_notes
         self.notes += self._warnings(target, sizes)
+        uses = tuple(self._uses(layers))
+        self.notes += _left_out(uses, self.inputs.labels[0])
         total = _count([*tensors.values(), *kept.values()])
         expert = sum(_count(mlp.matrices) for mlp in layers[0].mlps)
         plan = MixturePlan(
             target=target,
             sizes=sizes,
             gates=gates,
-            experts=tuple(self._uses(layers)),
+            experts=uses,
             config=mixture_config(self.base.config, target, sizes),
             total=total,
             active=total - (sizes.experts - sizes.per_token) * expert,
@@ -305,6 +347,7 @@ class _Builder:
                 negative=len(expert.negative),
                 residual_scale=expert.residual_scale,
                 noise_scale=expert.noise_scale,
+                attention=attention_difference(layers[0], layers[number]) if number else 0.0,
                 shared=shared,
                 is_base=number == 0,
             )
@@ -444,6 +487,42 @@ def _named(prefix: str, names: MlpNames, experts: Sequence[DenseMlp]) -> dict[st
                 for i, (n, t) in enumerate(tensors.items())
             }
     return tensors
+
+
+def attention_difference(base: DenseLayers, other: DenseLayers) -> float | None:
+    """Return how far the matrices of the layers beside the MLP are from the base's, in samples.
+
+    Relative to the base's norm; None if no two can be compared.
+    """
+    depth = base.stack.depth
+    difference, norm = 0.0, 0.0
+    for number in dict.fromkeys((0, depth // 3, 2 * depth // 3, depth - 1)):
+        for rest, source in base.stack.layers[number].items():
+            peer = other.stack.layers[number].get(rest)
+            matrix = len(source.shape) == 2 and rest not in base.mlps[number].rests
+            if not matrix or not isinstance(source, StoredTensor):
+                continue
+            if not isinstance(peer, StoredTensor):  # of another form, or changed by an adapter
+                return None
+            sums = sampled_difference(source, peer)
+            if sums is None:
+                return None
+            difference, norm = difference + sums[0], norm + sums[1]
+    return math.sqrt(difference / norm) if norm > 0 and math.isfinite(difference) else None
+
+
+def _left_out(uses: Sequence[ExpertUse], base: str) -> Iterator[str]:
+    """Yield a note on experts whose attention is not the base's, and so is lost."""
+    differing = {use.label: use for use in uses if use.attention is None or use.attention > 0}
+    if differing:
+        first = next(iter(differing.values()))
+        how = f"differs from {printable(base)}'s"
+        if first.attention is not None:
+            how += f" by {100 * first.attention:.2g} % in {printable(first.label)}"
+        yield (
+            f"only the MLPs of {counted(len(differing), 'experts')} are used ({first.share} "
+            f"in {printable(first.label)}): their attention, which {how}, is left out"
+        )
 
 
 def _split_qkv(

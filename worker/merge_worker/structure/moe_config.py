@@ -44,7 +44,8 @@ def mixture_config(config: Config, target: Target, sizes: Sizes) -> dict[str, An
     result = {key: value for key, value in config.items() if key not in DROPPED}
     for key, default in DENSE_DEFAULTS.get(base_type, {}).items():
         if not _is_given(config, key):
-            result[key] = _heads(config) if default == "=heads" else default
+            computed = {"=heads": _heads, "=head": head_size}.get(str(default))
+            result[key] = computed(config) if computed else default
     result |= {"architectures": [target.architecture], "model_type": target.name, **filled}
     rope = result.get("rope_parameters")
     if "partial_rotary_factor" in filled and isinstance(rope, dict):

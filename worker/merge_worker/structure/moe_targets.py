@@ -348,10 +348,12 @@ DENSE_DEFAULTS: Mapping[str, Fields] = {
         "hidden_size": 1024, "num_hidden_layers": 18, "num_attention_heads": 16,
         "num_key_value_heads": 2, "head_dim": 128,
     },
+    "cohere2": {"head_dim": "=head"},
     "qwen3_5_text": {"hidden_size": 4096, "num_hidden_layers": 32, "num_key_value_heads": 4},
 }  # fmt: skip
 """Defaults of dense config classes that are others in the class of a target. They are written out
-where the base's own file leaves them out. `=heads`: the number of attention heads."""
+where the base's own file leaves them out. `=heads`: the number of attention heads, `=head`: the
+width of one."""
 
 _LLAMA = r"self_attn\.[qkvo]_proj\.weight|(input|post_attention)_layernorm\.weight"
 BODIES: Mapping[str, str] = {
