@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..messages import counted, printable
-from ..planning.mixture import ExpertUse, MixturePlan
+from ..planning.mixture import ExpertUse, MixturePlan, percent
 from ..planning.plan import Plan
 from ..recipe.experts import GATE_MODES
 
@@ -39,7 +39,7 @@ def _expert(expert: ExpertUse) -> str:
     if expert.attention is None:
         parts.append("its attention is left out")
     elif expert.attention:
-        parts.append(f"its attention, {100 * expert.attention:.2g} % from the base's, is left out")
+        parts.append(f"its attention, {percent(expert.attention)} from the base's, is left out")
     return "; ".join(parts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 
 import torch
 from torch import Tensor
@@ -56,14 +56,18 @@ def prepare_gates(plan: Plan, options: RunOptions) -> None:
     """
     gates = plan.mixture.gates if plan.mixture else None
     while gates is not None and not is_complete(gates):
+        folder = gates.file.parent
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         try:
-            with output_errors(gates.file.parent):
-                gates.file.parent.mkdir(parents=True, exist_ok=True)
-            with Lock(gates.file.with_name(f"lock-{gates.file.stem}"), gates.file.name):
+            with Lock(folder / f"lock-{gates.file.stem}", gates.file.name):
                 if not is_complete(gates):
                     _write(gates, _computed(plan, gates, options))
         except Busy:
             time.sleep(WAIT_S)
+        finally:
+            with suppress(OSError):  # it holds the gates, or work of others
+                folder.rmdir()
 
 
 def is_complete(gates: GatePlan) -> bool:

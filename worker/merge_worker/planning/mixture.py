@@ -20,12 +20,11 @@ from ..messages import counted, first_names, printable
 from ..recipe.experts import GATE_MODES
 from ..recipe.schema import Expert, Mixture, Recipe, Source
 from ..structure.components import is_computed
-from ..structure.dense_mlp import DenseLayers, DenseMlp, dense_layers
+from ..structure.dense_mlp import DenseLayers, DenseMlp, dense_layers, mixture_fault
 from ..structure.embeddings import rows_of
 from ..structure.moe_config import (
     Sizes,
     activation,
-    expert_field,
     head_size,
     key_value_heads,
     mixture_config,
@@ -35,6 +34,7 @@ from ..tensors.constant import zeros
 from ..tensors.source import StoredTensor, TensorSource, declared_dtype
 from ..tensors.views import concat, reshape, slice_axis, stack
 from ..tokenizer.compatibility import tokenizer_difference
+from ..tokenizer.files import has_vocabulary
 from .expert_tensors import changed
 from .gates import FLOAT32, GatePlan, GateRow
 from .groups import Group, Groups, SliceInputs
@@ -161,6 +161,7 @@ class _Builder:
         return [self.inputs.numbers[ref] for ref in self.mixture.refs]
 
     def build(self) -> tuple[MixturePlan, Groups]:
+        self._refuse_mixtures()
         target, target_notes = choose_target(self.recipe, self.mixture, self.base.config)
         layers = self._layers()
         self._check_body(target, layers[0])
@@ -187,6 +188,17 @@ class _Builder:
         base = self.recipe.modules[0].slices[0].sources
         return plan, Groups(tuple(_groups(base, tensors, kept)), (), ())
 
+    def _refuse_mixtures(self) -> None:
+        """Raise InputError for models that are mixtures, and for prompts without a tokenizer."""
+        pairs = zip(self.inputs.models, self.inputs.labels, strict=True)
+        faults = [fault for model, label in pairs if (fault := mixture_fault(model, label))]
+        mode, files = self.mixture.gate_mode, self.inputs.side_files[0]
+        if GATE_MODES[mode].reads_prompts and not has_vocabulary(files):
+            label = self.inputs.labels[0]
+            faults.append(f"{label}: no tokenizer, by which gate_mode: {mode} reads the prompts")
+        if faults:
+            raise InputError("\n".join(faults))
+
     def _layers(self) -> dict[int, DenseLayers]:
         """Return the layers of every model. InputError for all that do not fit the base."""
         layers: dict[int, DenseLayers] = {}
@@ -200,8 +212,6 @@ class _Builder:
             for number in [n for n in layers if n]:
                 if fault := self._unlike(number, layers):
                     faults[fault] = None
-        if field_ := expert_field(self.base.config):
-            faults[f"{self.inputs.labels[0]}: a mixture of experts already ({field_})"] = None
         if faults:
             raise InputError("\n".join(faults))
         return layers
@@ -516,13 +526,17 @@ def _left_out(uses: Sequence[ExpertUse], base: str) -> Iterator[str]:
     differing = {use.label: use for use in uses if use.attention is None or use.attention > 0}
     if differing:
         first = next(iter(differing.values()))
-        how = f"differs from {printable(base)}'s"
-        if first.attention is not None:
-            how += f" by {100 * first.attention:.2g} % in {printable(first.label)}"
+        by = f" by {percent(first.attention)}" if first.attention is not None else ""
         yield (
-            f"only the MLPs of {counted(len(differing), 'experts')} are used ({first.share} "
-            f"in {printable(first.label)}): their attention, which {how}, is left out"
+            f"of {counted(len(differing), 'experts')} only the MLPs are used ({first.share} in "
+            f"{printable(first.label)}): the attention, which differs from that of "
+            f"{printable(base)}{by}, is left out"
         )
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, with two digits below 10 %."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _split_qkv(

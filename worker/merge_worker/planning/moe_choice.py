@@ -79,5 +79,5 @@ def _no_target(
         yield "  " + "; ".join(f"{target.name}: {why}" for target, why in reasons)
     others = [target for target in targets if model_type not in target.bases]
     if others:
-        listed = "; ".join(f"{t.name}: {', '.join(t.bases)}" for t in others)
-        yield f"  {'others ' if reasons else ''}take other model types: {listed}"
+        listed = "; ".join(f"{target.name} of {', '.join(target.bases)}" for target in others)
+        yield f"  {'others' if reasons else 'mixtures'} are made of these: {listed}"

@@ -157,6 +157,8 @@ def _expert(reader: DocumentReader, item: object, path: Place) -> Expert | None:
     if isinstance(item, str):
         item = {"source_model": item}
     body = reader.mapping(item, path, "an expert", EXPERT_KEYS)
+    if not isinstance(item, dict):
+        return None
     named = [key for key in ("source_model", "model") if body.get(key)]
     if len(named) != 1:
         both = "both 'source_model' and 'model'; keep one" if named else "no 'source_model' in it"
@@ -235,7 +237,8 @@ def _per_token(reader: DocumentReader, top: Mapping[str, Any], experts: int) -> 
         return None
     if experts and value > experts:
         reader.fault(
-            ("experts_per_token",), f"{value}, but there are only {counted(experts, 'experts')}"
+            ("experts_per_token",),
+            f"{value} for each token, but the recipe has {counted(experts, 'experts')}",
         )
     return value
 

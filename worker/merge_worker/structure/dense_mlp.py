@@ -72,15 +72,20 @@ def dense_layers(model: Checkpoint, label: str) -> DenseLayers:
     mlps = []
     for number in range(stack.depth):
         rests = stack.layers.get(number, {})
-        if mixed := next((rest for rest in rests if _EXPERTS.search(rest)), None):
-            field = expert_field(model.config)
-            place = printable(f"{stack.prefix}{number}.{mixed}")
-            raise UsageError(
-                f"{label}: is a mixture of experts already ({place}"
-                f"{f'; {field} in its config' if field else ''}); experts are made of dense models"
-            )
         mlps.append(_mlp(rests, label, f"{stack.prefix}{number}."))
     return DenseLayers(stack, tuple(mlps))
+
+
+def mixture_fault(model: Checkpoint, label: str) -> str | None:
+    """Return that a model is a mixture already, with the tensor and the field that say so."""
+    mixed = next((name for name in model.tensors if _EXPERTS.search(name)), None)
+    field = expert_field(model.config)
+    found = [printable(mixed)] if mixed else []
+    found += [f"{field} in its config"] if field else []
+    if not found:
+        return None
+    places = "; ".join(found)
+    return f"{label}: is a mixture of experts already ({places}); experts are made of dense models"
 
 
 def _mlp(rests: Mapping[str, TensorSource], label: str, prefix: str) -> DenseMlp:
@@ -91,10 +96,11 @@ def _mlp(rests: Mapping[str, TensorSource], label: str, prefix: str) -> DenseMlp
             f"({', '.join(form.names[0] for form in FORMS)}), which experts are made of"
         )
     own = frozenset(rest for rest in rests if rest.startswith(form.module))
-    if other := next((rest for rest in own if rest not in form.names), None):
+    other = [prefix + rest for rest in rests if rest in own and rest not in form.names]
+    if other:
         raise UsageError(
-            f"{label}: {printable(prefix + other)}: experts have no such tensor; an MLP of "
-            f"{' and '.join(name.split('.')[1] for name in form.names)} alone fits"
+            f"{label}: {printable(other[0])}: the experts of a mixture have no such tensor, and "
+            f"would lose it"
         )
     sources = [rests[name] for name in form.names]
     if len(sources) == 3:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .moe_targets import DENSE_DEFAULTS, DROPPED, Target
 
 Config = Mapping[str, Any]
+ROPE = ("rope_parameters", "rope_scaling")
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 
 
@@ -56,14 +57,14 @@ def mixture_config(config: Config, target: Target, sizes: Sizes) -> dict[str, An
 def misfit(config: Config, target: Target) -> str | None:
     """Return why a base of a type that the target takes does not fit it all the same, or None."""
     base_type = config.get("model_type")
-    rope = {**_section(config, "rope_scaling"), **_section(config, "rope_parameters")}
     if base_type == "phi3":
-        part = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-        if part not in (None, 1):
-            return f"partial_rotary_factor is {part}, and the target rotates whole heads"
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind not in (None, "default"):
-            return f"its rotary embedding is of the kind '{kind}', which the target lacks"
+        for section in (config, *(_section(config, key) for key in ROPE)):
+            part = section.get("partial_rotary_factor")
+            if part not in (None, 1):
+                return f"partial_rotary_factor is {part}, and the target rotates whole heads"
+            kind = section.get("rope_type", section.get("type"))
+            if kind not in (None, "default"):
+                return f"its rotary embedding is of the kind '{kind}', which the target lacks"
     if base_type == "mistral" and target.name == "qwen2_moe":
         window = _silent_default(config, "sliding_window")
         if window is not None:
@@ -117,8 +118,7 @@ def _is_given(config: Config, key: str) -> bool:
     if key == "num_key_value_heads":
         return config.get(key) is not None
     if key == "rope_theta":
-        rope = (_section(config, "rope_parameters"), _section(config, "rope_scaling"))
-        return key in config or any(key in section for section in rope)
+        return key in config or any(key in _section(config, section) for section in ROPE)
     return key in config
 
 
