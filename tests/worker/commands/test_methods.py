@@ -3,12 +3,13 @@
 import pytest
 
 from merge_worker import methods
-from merge_worker.commands.methods import method_list, method_page
+from merge_worker.commands.methods import method_list, method_page, mixture_page
+from merge_worker.structure.moe_targets import TARGETS
 
 
 def test_every_method_has_a_line_that_fits() -> None:
     lines = method_list().splitlines()
-    assert [line.split()[0] for line in lines] == list(methods.names())
+    assert [line.split()[0] for line in lines] == [*methods.names(), "moe"]
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "name and what it does"
 
 
@@ -27,3 +28,9 @@ def test_linear() -> None:
     assert "models: 1 or more" in page
     assert "weight (float per model, required)" in page
     assert "normalize (bool, default True)" in page
+
+
+def test_mixtures() -> None:
+    page = mixture_page()
+    assert page.startswith("moe\n") and "mlp_input" in page
+    assert all(f"  {target.name}: of {', '.join(target.bases)}" in page for target in TARGETS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..messages import counted, printable
-from ..planning.mixture import ExpertUse, MixturePlan, percent
+from ..planning.expert_use import ExpertUse, percent
+from ..planning.mixture import MixturePlan
 from ..planning.plan import Plan
 from ..recipe.experts import GATE_MODES
 

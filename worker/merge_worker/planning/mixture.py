@@ -6,15 +6,12 @@ base, and the MLPs of the experts. Nothing but headers is read here.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.reader import sampled_difference
-from ..dtypes import Kind
 from ..errors import InputError, UsageError
 from ..messages import counted, first_names, printable
 from ..recipe.experts import GATE_MODES
@@ -25,18 +22,15 @@ from ..structure.embeddings import rows_of
 from ..structure.moe_config import (
     Sizes,
     activation,
-    head_size,
-    key_value_heads,
     mixture_config,
 )
-from ..structure.moe_targets import BODIES, MlpNames, Target
-from ..tensors.constant import zeros
-from ..tensors.source import StoredTensor, TensorSource, declared_dtype
-from ..tensors.views import concat, reshape, slice_axis, stack
+from ..structure.moe_targets import BODIES, Target
+from ..tensors.source import TensorSource
 from ..tokenizer.compatibility import tokenizer_difference
 from ..tokenizer.files import has_vocabulary
-from .expert_tensors import changed
-from .gates import FLOAT32, GatePlan, GateRow
+from .expert_layers import ExpertLayer, split_qkv
+from .expert_use import ExpertUse, attention_difference, left_out, parameters
+from .gates import GatePlan, GateRow
 from .groups import Group, Groups, SliceInputs
 from .inputs import Inputs
 from .moe_choice import choose_target
@@ -45,45 +39,6 @@ from .prompts import positive_prompts
 from .stages import input_keys
 
 NAMES_OF_QKV = "self_attn.qkv_proj.weight"
-
-
-@dataclass(frozen=True)
-class ExpertUse:
-    """An expert as the plan knows it: its label, how many parameters it has, how many are used.
-
-    `attention`: how far the rest of its layers, which is left out, is from the base's, relative to
-    their norm; None if they have another form, or cannot be read here.
-    """
-
-    label: str
-    parameters: int
-    used: int
-    prompts: int
-    negative: int
-    residual_scale: float
-    noise_scale: float
-    attention: float | None = None
-    shared: bool = False
-    is_base: bool = False
-
-    @property
-    def share(self) -> str:
-        """Say which part of the model is used, in percent of its parameters."""
-        return f"{100 * self.used / max(1, self.parameters):.0f} % of its parameters"
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the facts for programs."""
-        return {
-            "model": self.label,
-            "role": "shared" if self.shared else "expert",
-            "parameters": self.parameters,
-            "used_parameters": self.used,
-            "attention_difference": None if self.attention is None else round(self.attention, 4),
-            "prompts": self.prompts,
-            "negative_prompts": self.negative,
-            "residual_scale": self.residual_scale,
-            "noise_scale": self.noise_scale,
-        }
 
 
 @dataclass(frozen=True)
@@ -171,9 +126,9 @@ class _Builder:
         self.notes[:0] = target_notes
         self.notes += self._warnings(target, sizes)
         uses = tuple(self._uses(layers))
-        self.notes += _left_out(uses, self.inputs.labels[0])
-        total = _count([*tensors.values(), *kept.values()])
-        expert = sum(_count(mlp.matrices) for mlp in layers[0].mlps)
+        self.notes += left_out(uses, self.inputs.labels[0])
+        total = parameters([*tensors.values(), *kept.values()])
+        expert = sum(parameters(mlp.matrices) for mlp in layers[0].mlps)
         plan = MixturePlan(
             target=target,
             sizes=sizes,
@@ -306,7 +261,13 @@ class _Builder:
         """Return all tensors of the result by name, and those that stay in float32."""
         dense = layers[0]
         mixed = {
-            number: _Layer(self, target, sizes, [layers[n].mlps[number] for n in self.numbers])
+            number: ExpertLayer(
+                self.mixture,
+                self.options.seed,
+                target,
+                sizes,
+                [layers[n].mlps[number] for n in self.numbers],
+            )
             for number in range(dense.stack.depth)
         }
         gate_sources = gates.sources()
@@ -333,7 +294,7 @@ class _Builder:
             elif is_computed(name, source.shape):
                 dropped.append(name)
             elif rest == NAMES_OF_QKV:
-                tensors |= _split_qkv(prefix, source, self.base.config)
+                tensors |= split_qkv(prefix, source, self.base.config)
             else:
                 tensors[name] = source
         if dropped:
@@ -351,8 +312,8 @@ class _Builder:
             prompts = positive_prompts(expert, self.options.relative_to)
             yield ExpertUse(
                 label=str(expert.model),
-                parameters=_count(model.tensors.values()),
-                used=sum(_count(mlp.matrices) for mlp in layers[number].mlps),
+                parameters=parameters(model.tensors.values()),
+                used=sum(parameters(mlp.matrices) for mlp in layers[number].mlps),
                 prompts=len(prompts),
                 negative=len(expert.negative),
                 residual_scale=expert.residual_scale,
@@ -402,158 +363,6 @@ class _Builder:
                 )
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """The experts of one layer under the names of the target."""
-
-    builder: _Builder
-    target: Target
-    sizes: Sizes
-    mlps: Sequence[DenseMlp]  # of the experts, the shared one last
-
-    def tensors(
-        self, prefix: str, like: TensorSource, gates: TensorSource
-    ) -> tuple[dict[str, TensorSource], dict[str, TensorSource]]:
-        """Return the tensors of the layer in the dtype of `like`, and those in float32."""
-        target, count = self.target, self.sizes.experts
-        router = slice_axis(gates, 0, 0, count, prefix + target.router)
-        tensors = {} if target.router_in_float32 else {router.name: _as(router, like)}
-        kept = {router.name: router} if target.router_in_float32 else {}
-        mixture = self.builder.mixture
-        experts = [
-            self._expert(expert, mlp, prefix + target.mlp.names[0], like)
-            for expert, mlp in zip(mixture.experts, self.mlps, strict=False)
-        ]
-        tensors |= _named(prefix, target.mlp, experts)
-        if target.bias:
-            name, row = prefix + target.bias[0], target.bias[1]
-            kept[name] = zeros(name, FLOAT32, (1, count) if row else (count,))
-        if target.shared and self.sizes.shared_width:
-            tensors |= self._shared(prefix, like, gates)
-        return tensors, kept
-
-    def _shared(
-        self, prefix: str, like: TensorSource, gates: TensorSource
-    ) -> dict[str, TensorSource]:
-        shared, builder = self.target.shared, self.builder
-        assert shared is not None
-        width, hidden = self.sizes.shared_width, like.shape[1]
-        if builder.mixture.shared:
-            expert, mlp = builder.mixture.shared[0], self.mlps[-1]
-            own = self._expert(expert, mlp, prefix + shared.mlp.names[0], like)
-        else:
-            dtype = declared_dtype(like)
-            shapes = ((width, hidden), (width, hidden), (hidden, width))
-            gate, up, down = (zeros("zeros", dtype, shape) for shape in shapes)
-            own = DenseMlp(gate, up, down, frozenset())
-        tensors = _named(prefix, shared.mlp, [own])
-        if shared.gate:
-            name = prefix + shared.gate
-            rows, count = gates.shape[0], self.sizes.experts
-            row: TensorSource = zeros(name, declared_dtype(like), (1, hidden))
-            if rows > count:
-                row = _as(slice_axis(gates, 0, count, rows, name), like)
-            tensors[name] = row
-        return tensors
-
-    def _expert(self, expert: Expert, mlp: DenseMlp, name: str, like: TensorSource) -> DenseMlp:
-        """Return the matrices of an expert with its noise and its scale, in the base's dtype."""
-        mixture, seed = self.builder.mixture, self.builder.options.seed
-        every = (*mixture.experts, *mixture.shared)
-        number = next(n for n, other in enumerate(every) if other is expert)
-        noise = expert.noise_scale
-        # The name by which noise is drawn is of this expert alone, however experts are stored.
-        names = [f"{name} {number} {part}" for part in ("gate", "up", "down")]
-        gate = changed(mlp.gate, names[0], 1.0, noise, seed)
-        up = changed(mlp.up, names[1], 1.0, noise, seed)
-        down = changed(mlp.down, names[2], expert.residual_scale, noise, seed)
-        return DenseMlp(_as(gate, like), _as(up, like), _as(down, like), mlp.rests)
-
-
-def _named(prefix: str, names: MlpNames, experts: Sequence[DenseMlp]) -> dict[str, TensorSource]:
-    """Return the matrices of experts under their names in the result, fused and stacked as there.
-
-    A fused shared expert is one expert without an axis for its number.
-    """
-    tensors: dict[str, TensorSource] = {}
-    parts: list[list[TensorSource]] = [[] for _ in names.names]
-    for number, expert in enumerate(experts):
-        matrices: Sequence[TensorSource] = expert.matrices
-        if names.fused:
-            fused = concat([expert.gate, expert.up], 0, "gate and up")
-            matrices = (fused, expert.down)
-        for place, (name, matrix) in enumerate(zip(names.names, matrices, strict=True)):
-            full = prefix + name.replace("{e}", str(number))
-            tensors[full] = reshape(matrix, matrix.shape, full)
-            parts[place].append(matrix)
-    single = "shared" in names.names[0]
-    if names.stacked and not single:
-        tensors = {
-            prefix + n: stack(p, prefix + n) for n, p in zip(names.names, parts, strict=True)
-        }
-        if len(experts) == 1:
-            tensors = {
-                n: reshape(t, (1, *parts[i][0].shape), n)
-                for i, (n, t) in enumerate(tensors.items())
-            }
-    return tensors
-
-
-def attention_difference(base: DenseLayers, other: DenseLayers) -> float | None:
-    """Return how far the matrices of the layers beside the MLP are from the base's, in samples.
-
-    Relative to the base's norm; None if no two can be compared.
-    """
-    depth = base.stack.depth
-    difference, norm = 0.0, 0.0
-    for number in dict.fromkeys((0, depth // 3, 2 * depth // 3, depth - 1)):
-        for rest, source in base.stack.layers[number].items():
-            peer = other.stack.layers[number].get(rest)
-            matrix = len(source.shape) == 2 and rest not in base.mlps[number].rests
-            if not matrix or not isinstance(source, StoredTensor):
-                continue
-            if not isinstance(peer, StoredTensor):  # of another form, or changed by an adapter
-                return None
-            sums = sampled_difference(source, peer)
-            if sums is None:
-                return None
-            difference, norm = difference + sums[0], norm + sums[1]
-    return math.sqrt(difference / norm) if norm > 0 and math.isfinite(difference) else None
-
-
-def _left_out(uses: Sequence[ExpertUse], base: str) -> Iterator[str]:
-    """Yield a note on experts whose attention is not the base's, and so is lost."""
-    differing = {use.label: use for use in uses if use.attention is None or use.attention > 0}
-    if differing:
-        first = next(iter(differing.values()))
-        by = f" by {percent(first.attention)}" if first.attention is not None else ""
-        yield (
-            f"of {counted(len(differing), 'experts')} only the MLPs are used ({first.share} in "
-            f"{printable(first.label)}): the attention, which differs from that of "
-            f"{printable(base)}{by}, is left out"
-        )
-
-
-def percent(share: float) -> str:
-    """Return a share in percent, with two digits below 10 %."""
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
-
-
-def _split_qkv(
-    prefix: str, source: TensorSource, config: Mapping[str, Any]
-) -> dict[str, TensorSource]:
-    """Return queries, keys and values of a fused projection, one below the other."""
-    keys = key_value_heads(config) * head_size(config)
-    queries = source.shape[0] - 2 * keys
-    ends = {
-        "q": (0, queries),
-        "k": (queries, queries + keys),
-        "v": (queries + keys, queries + 2 * keys),
-    }
-    names = {part: f"{prefix}self_attn.{part}_proj.weight" for part in ends}
-    return {names[p]: slice_axis(source, 0, *span, names[p]) for p, span in ends.items()}
-
-
 def _groups(
     base: tuple[Source, ...], tensors: dict[str, TensorSource], kept: dict[str, TensorSource]
 ) -> Iterator[Group]:
@@ -561,16 +370,6 @@ def _groups(
     yield Group(inputs, (tensors,), copied=True)
     if kept:
         yield Group(inputs, (kept,), copied=True, keeps_dtype=True)
-
-
-def _as(source: TensorSource, like: TensorSource) -> TensorSource:
-    """Return a source that declares the dtype of another, to which it is rounded when copied."""
-    dtype = declared_dtype(like)
-    return source if declared_dtype(source) == dtype else replace(source, declared_dtype=dtype)
-
-
-def _count(sources: Sequence[TensorSource] | Any) -> int:
-    return sum(source.count for source in sources if source.dtype.kind is Kind.FLOAT)
 
 
 def _is_deepseek(mixture: Mixture) -> bool:
