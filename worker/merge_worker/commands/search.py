@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, UsageError
 from ..messages import printable
 from ..options import options_of
 from ..units import parse_duration
-from .options import add_options, known_methods
+from .options import add_options, known_methods, plan_options
+
+if TYPE_CHECKING:
+    from ..search.work import Workshop
 
 OWN = ("deadline", "relative_to", "progress", "ranks", "expect_gpus")
 """Options of `merge` that the search answers itself, or that merges of one worker do not take."""
@@ -52,8 +56,27 @@ def command(arguments: argparse.Namespace) -> str:
         devices=_words(arguments, MODEL_OPTIONS),
         deadline=Deadline(limit, arguments.clock.began),
     )
+    if search.measure.in_memory:
+        workshop = _in_memory(workshop, arguments)
     Loop(search, workshop).run()
     return "\n".join(summary(search, workshop.out))
+
+
+def _in_memory(workshop: Workshop, arguments: argparse.Namespace) -> Workshop:
+    """Return the workshop for candidates that are never written."""
+    from ..search.in_memory import Machine, MemoryWorkshop
+    from ..system.torch_startup import require_torch
+
+    require_torch()
+    machine = Machine(
+        plans=plan_options(arguments),
+        methods=known_methods(arguments),
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        allow_nonfinite=arguments.allow_nonfinite,
+    )
+    fields = {name: getattr(workshop, name) for name in workshop.__dataclass_fields__}
+    return MemoryWorkshop(**fields, machine=machine)
 
 
 def _read(name: str) -> str:

@@ -33,15 +33,15 @@ from ..recipe.schema import Recipe
 from ..recipe.yaml_document import Document, read_documents
 from ..registry import OWN, Registry
 from .evolve import layer_count, translate
-from .fields import Reader, read_measure
+from .fields import MeasureFacts, Reader, read_measure
 from .probes import probe
 from .space import Coordinates, Dimension
 
 MAXIMIZE, MINIMIZE = "maximize", "minimize"
 SAMPLERS = ("auto", "tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid")
 KEYS = (
-    *("recipe", "out", "space", "start", "evaluate", "perplexity", "score", "direction"),
-    *("trials", "sampler", "seed", "keep", "validate", "repeat"),
+    *("recipe", "out", "space", "start", "evaluate", "perplexity", "function", "score"),
+    *("direction", "trials", "sampler", "seed", "keep", "validate", "repeat"),
 )
 KEEP_WORDS: Mapping[str, int | None] = {"best": 1, "all": None, "none": 0}
 TRIALS = 60
@@ -52,18 +52,24 @@ MOST_TRIALS = 100_000
 class Measure:
     """A way to score a folder with a model.
 
-    `command` is a line for bash; without one, `data` is the file whose perplexity is the score.
-    `score` holds paths into the JSON that the command printed or wrote, with their weights; without
-    paths the score is the only number there, or the last line that was printed.
+    `command` is a line for bash; without one, `data` is the file whose perplexity is the score, or
+    `function` is FILE.py:NAME, which is called with the model. With `in_memory`, candidates are
+    merged into a model in memory and never written. `score` holds paths into the JSON that the
+    command printed or wrote, with their weights; without paths the score is the only number there,
+    or the last line that was printed.
     """
 
     command: str | None
     data: str | None
     score: tuple[tuple[str, float], ...] = ()
+    function: str | None = None
+    in_memory: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Return all that the scores depend on, for digests."""
-        return {"command": self.command, "data": self.data, "score": [list(s) for s in self.score]}
+        score = [list(s) for s in self.score]
+        facts = {"command": self.command, "data": self.data, "score": score}
+        return facts if self.function is None else {**facts, "function": self.function}
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def read_search(text: str, where: str, folder: Path, methods: Registry = OWN) ->
     start = reader.start(table.get("start"), space)
     measure = read_measure(reader, table, (), required=True)
     validation = _validation(reader, table.get("validate"), measure)
-    by_perplexity = measure is not None and measure[1] is not None
+    by_perplexity = measure is not None and measure.data is not None
     settings: dict[str, Any] = {
         "out": reader.string("out", table.get("out")),
         "direction": reader.word(
@@ -187,9 +193,7 @@ def _read_table(
     return documents[0], table, notes
 
 
-def _validation(
-    reader: Reader, given: Any, measure: tuple[Any, ...] | None
-) -> tuple[Any, ...] | None:
+def _validation(reader: Reader, given: Any, measure: MeasureFacts | None) -> MeasureFacts | None:
     """Read `validate`: a command, or a mapping with the keys of a score of its own."""
     if given is None:
         return None
@@ -198,12 +202,17 @@ def _validation(
     if not isinstance(given, dict):
         reader.fault(("validate",), "expected a command, or a mapping with 'perplexity: FILE'")
         return None
-    reader.refuse_unknown(("validate",), given, ("evaluate", "perplexity", "score"))
+    reader.refuse_unknown(("validate",), given, ("evaluate", "perplexity", "function", "score"))
     found = read_measure(reader, given, ("validate",), required=True)
-    if found is None or measure is None or "score" in given or found[0] is None:
+    if found is None or measure is None:
+        return found
+    if found.in_memory and not measure.in_memory:
+        fact = "in-memory is for all candidates; give it as 'evaluate' of the search too"
+        reader.fault(("validate", "evaluate"), fact)
+    if "score" in given or found.command is None:
         return found
     # A command without paths of its own prints the same values as `evaluate`.
-    return (*found[:2], measure[2] if measure[0] is not None else ())
+    return found._replace(score=measure.score if measure.command is not None else ())
 
 
 def _keep(reader: Reader, given: Any) -> int | None:

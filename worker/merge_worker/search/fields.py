@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import UsageError
 from ..messages import nearest, printable
@@ -26,8 +27,20 @@ FORMS = "give [low, high], {low: …, high: …} or {choices: […]}"
 RANGE_KEYS = ("low", "high", "step", "log", "points", "share")
 MOST_POINTS = 1000
 
-MeasureFacts = tuple[str | None, str | None, tuple[tuple[str, float], ...]]
-"""Command, file for the perplexity, and paths with their weights."""
+IN_MEMORY = "in-memory"
+
+
+class MeasureFacts(NamedTuple):
+    """Command, file for the perplexity, paths with their weights, and what a model in memory has.
+
+    `function` is FILE.py:NAME; `in_memory` says that candidates are not written at all.
+    """
+
+    command: str | None
+    data: str | None
+    score: tuple[tuple[str, float], ...]
+    function: str | None = None
+    in_memory: bool = False
 
 
 class Reader(DocumentReader):
@@ -205,14 +218,35 @@ def read_measure(
     before = len(reader.faults)
     command = reader.string("evaluate", table.get("evaluate"), path)
     data = reader.string("perplexity", table.get("perplexity"), path)
+    function = _function(reader, table.get("function"), path)
+    in_memory = command == IN_MEMORY
+    if in_memory:
+        command = None
+        if (data is None) == (function is None) and len(reader.faults) == before:
+            both = "one of them" if data else "with it"
+            text = f"in-memory requires 'perplexity: FILE' or 'function: FILE.py:NAME'; give {both}"
+            reader.fault((*path, "evaluate"), text)
+    elif function is not None:
+        reader.fault((*path, "function"), "requires 'evaluate: in-memory'")
     if command is not None and data is not None:
         reader.fault((*path, "perplexity"), "conflicts with 'evaluate'; keep one")
-    if command is None and data is None and required and len(reader.faults) == before:
+    is_given = command is not None or data is not None or function is not None
+    if not is_given and required and len(reader.faults) == before:
         reader.fault(path, "requires 'evaluate: COMMAND' or 'perplexity: FILE'")
     score = _score(reader, table.get("score"), path)
     if data is not None and score:
         reader.fault((*path, "score"), "conflicts with 'perplexity', which is the score itself")
-    return None if len(reader.faults) > before else (command, data, score)
+    if len(reader.faults) > before:
+        return None
+    return MeasureFacts(command, data, score, function, in_memory)
+
+
+def _function(reader: Reader, given: Any, path: Line) -> str | None:
+    text = reader.string("function", given, path)
+    if text is not None and not re.fullmatch(r".+\.py:[^\W\d]\w*", text):
+        reader.fault((*path, "function"), f"expected FILE.py:NAME, got {shown(text)}")
+        return None
+    return text
 
 
 def _score(reader: Reader, given: Any, path: Line) -> tuple[tuple[str, float], ...]:
