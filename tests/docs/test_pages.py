@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from merge_worker.search.definition import KEYS
 from support import doc_models
 from support.doc_examples import ROOT, blocks, difference, programs, walk
 from support.fake_hub import serving
@@ -19,6 +20,8 @@ README = ROOT / "README.md"
 CHECKPOINTS = ROOT / "docs" / "checkpoints.md"
 IMPORTANCE = ROOT / "docs" / "importance.md"
 CLUSTERS = ROOT / "docs" / "clusters.md"
+SEARCH = ROOT / "docs" / "search.md"
+COMMANDS = ("local", "slurm", "pbs", "beaker", "results", "best")
 
 
 @pytest.mark.slow
@@ -106,6 +109,26 @@ def test_clusters(work: Path, variables: dict[str, str]) -> None:
         "#PBS -P ab12\n"
         in printed["merge-launch render pbs soup models/math models/code --profile gadi"]
     )
+
+
+@pytest.mark.slow
+def test_search(work: Path, variables: dict[str, str]) -> None:
+    outcomes = list(walk(SEARCH, work, variables))
+    assert [text for outcome in outcomes if (text := difference(outcome, work, "/here"))] == []
+    printed = {outcome.command: outcome.out for outcome in outcomes}
+    table = printed["merge-launch search search.yml results --sort score --descending"]
+    assert table.count(" done") == 9
+    assert (work / "out" / "merge_manifest.json").exists()
+
+
+def test_keys_and_flags_of_the_search_page_exist(launch) -> None:
+    text = SEARCH.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert sorted(rows) == sorted(set(KEYS))
+    helps = "".join(launch("search", "s.yml", name, "--help").out for name in COMMANDS)
+    words = set(re.findall(r"merge-launch search [^\n]*", text))
+    flags = {flag for line in words for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)}
+    assert flags and [flag for flag in sorted(flags) if f"{flag} " not in helps] == []
 
 
 def test_flags_of_the_cluster_page_exist(launch) -> None:
