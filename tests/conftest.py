@@ -56,6 +56,7 @@ OF_THE_MACHINE = {
     "test_broken_mounts.py",
     "test_environments.py",
     "test_file_systems.py",
+    "test_real_search.py",
     "test_real_slurm.py",
     "test_real_verdicts.py",
     "test_real_torque.py",

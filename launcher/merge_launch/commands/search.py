@@ -195,7 +195,7 @@ def results(context: typer.Context, given: dict[str, Any]) -> int:
     check_plot(options.plot)
     file = _read(context.obj, options.out, options.methods)
     rows = search_results.rows(file)
-    if not rows:
+    if not rows and not (options.json or options.csv):
         raise UsageError(f"{file.merge.out}: no candidates yet; start the search with a backend")
     if options.plot:
         search_results.draw(file, options.plot)
