@@ -20,7 +20,8 @@ MERGEKIT = ("mergekit",)
 RECIPES = (*PLANS, *MERGEKIT)
 EXTRACTS = ("extract-lora",)
 LOOKS = ("compare", "report")
-MEASURES = ("importance",)
+LOSSES = ("perplexity",)
+MEASURES = ("importance", *LOSSES)
 TRAINS = ("train-routers",)
 
 SCHEDULES = (

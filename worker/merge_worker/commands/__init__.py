@@ -43,6 +43,7 @@ COMMANDS = (
     Command("compare", "compare", "how models differ, layer by layer, and how to merge them"),
     Command("report", "report", "how far a finished merge is from each input, layer by layer"),
     Command("importance", "importance", "which weights of a model matter for some texts"),
+    Command("perplexity", "perplexity", "how well models predict a text, window by window"),
     Command("extract-lora", "extract_lora", "the difference of two models as an adapter"),
     Command("mergekit", "mergekit", "merge with mergekit itself, and check its result"),
     Command("merge-adapters", "merge_adapters", "several LoRA adapters into one"),

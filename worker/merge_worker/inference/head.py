@@ -16,6 +16,9 @@ from .texts import IGNORED
 SLICE_BYTES = 32 << 20
 """Weights of the head that are in memory at a time."""
 
+POSITIONS = 512
+"""Positions whose logits are in memory at a time."""
+
 
 class Slice(NamedTuple):
     """Rows [first, first + len(weight)) of the head, on the model's device."""
@@ -116,13 +119,14 @@ def _losses(
     picked = [torch.zeros(len(final), device=device) for final in finals]
     for part in head.slices():
         for number, final in enumerate(finals):
-            if not len(final):
-                continue
-            logits = head.logits(final, part)
-            totals[number] = torch.logaddexp(totals[number], logits.logsumexp(1))
-            tokens = wanted[number][0] - part.first
-            here = ((tokens >= 0) & (tokens < logits.shape[1])).nonzero().squeeze(1)
-            picked[number][here] = logits[here, tokens[here]]
+            for begin in range(0, len(final), POSITIONS):
+                some = slice(begin, begin + POSITIONS)
+                logits = head.logits(final[some], part)
+                tokens = wanted[number][0][some] - part.first
+                here = ((tokens >= 0) & (tokens < logits.shape[1])).nonzero().squeeze(1)
+                picked[number][some][here] = logits[here, tokens[here]]
+                total = totals[number][some]
+                torch.logaddexp(total, logits.logsumexp(1), out=total)
     results = []
     for number, (_, mask) in enumerate(wanted):
         losses = torch.zeros(mask.shape[0], mask.shape[1] + 1, device=device)

@@ -22,10 +22,13 @@ from ..checkpoint.hub import Hub
 from ..conversion.in_memory import as_in_memory, in_memory
 from ..errors import InputError
 from ..messages import counted, first_names
+from ..tensors.source import bytes_read
 from ..tensors.views import transpose
 from ..tokenizer.files import SideFiles
 from .building import Built, build
 from .weights import Weights, is_floating
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 class Target(NamedTuple):
@@ -104,6 +107,45 @@ class Model:
             source = self.weights.checkpoint.tensors[target.source]
             size = target.dtype.itemsize if is_floating(source) else source.dtype.bytes
             total += source.count * size
+        return total
+
+    def layer_read_bytes(self, number: int) -> int:
+        """Return the bytes of files that a layer is read from."""
+        sources = {self.targets[name].source for name in self.names_of_layer(number)}
+        return sum(bytes_read(self.weights.checkpoint.tensors[source]) for source in sources)
+
+    def total_bytes(self) -> int:
+        """Return the bytes of files that a pass reads: the layers and the head."""
+        head = {t.source for t in self.targets.values() if t.module is self.head}
+        layers = sum(map(self.layer_read_bytes, range(len(self.layers))))
+        return layers + self.weights.nbytes(head)
+
+    def largest_read_bytes(self) -> int:
+        """Return the memory of the largest tensor of a layer as it is read, before conversion."""
+        return max(
+            self.weights.nbytes([self.targets[name].source])
+            for number in range(len(self.layers))
+            for name in self.names_of_layer(number)
+        )
+
+    def outputs_of_layer(self, number: int) -> int:
+        """Return the width of the outputs of a layer's matrices, all together."""
+        shapes = [
+            self.weights.shape(self.targets[name].source) for name in self.names_of_layer(number)
+        ]
+        return sum(max(shape[-2:]) for shape in shapes if len(shape) > 1)
+
+    def active_parameters(self) -> float:
+        """Return the parameters that take part in a token: of experts those that it is sent to."""
+        text = self.text_config
+        count = next((n for key in _EXPERTS if (n := getattr(text, key, None))), 0)
+        chosen = getattr(text, "num_experts_per_tok", None) or count
+        total = 0.0
+        for name, target in self.targets.items():
+            inside = name.startswith(f"{self.layers_name}.") or target.module is self.head
+            if inside:
+                share = min(1.0, chosen / count) if count and ".experts." in name else 1.0
+                total += share * self.weights.checkpoint.tensors[target.source].count
         return total
 
     @contextlib.contextmanager
