@@ -130,7 +130,7 @@ OPTIONS = (
     ),
     SharedOption(
         "threads",
-        (*PLANS, *MERGEKIT, *EXTRACTS, *LOOKS, *TRAINS),
+        (*PLANS, *MERGEKIT, *EXTRACTS, *LOOKS, *LOSSES, *TRAINS),
         "threads that compute; default: as many as there are usable CPUs",
         "N",
         type=units.positive_integer,
@@ -180,7 +180,7 @@ OPTIONS = (
     _switch("sha256", RUNS, "SHA-256 of the output files in the manifest"),
     SharedOption(
         "seed",
-        (*RECIPES, *MEASURES),
+        (*RECIPES, "importance"),
         "seed of what is random; default: 0",
         "N",
         type=int,
@@ -214,7 +214,7 @@ OPTIONS = (
     _switch(
         "trust_remote_code",
         (*RUNS, *MERGEKIT, *MEASURES),
-        "for a merge by mergekit itself; otherwise ignored, since no code of a model is run",
+        "run code from the folders of models, where models run; merges by our engine run none",
     ),
     _switch("strict", PLANS, "warnings about the recipe are errors"),
     SharedOption(

@@ -51,7 +51,6 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="dtype of the arithmetic; default: auto, that of the model",
     )
     add("--memory", metavar="4GiB", help="bound on the memory of the process")
-    add("--trust-remote-code", action="store_true", help="run model code from the models' folders")
     add_options(parser, "perplexity")
 
 
