@@ -18,8 +18,8 @@ ORDER = {
     "merge_worker": (
         "messages errors units dtypes options system tensors method algorithms methods registry "
         "recipe checkpoint structure conversion adapters tokenizer inference planning output "
-        "importance engine experts drawing comparison lora routers evaluation trial search commands "
-        "api cli __main__"
+        "importance engine experts drawing comparison lora routers evaluation trial search "
+        "commands api cli __main__"
     ).split(),
     "merge_launch": (
         "errors process table settings job backends profiles tracking submission sweeps searches "

@@ -56,7 +56,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: argparse.Namespace) -> str:
     """Return the table or JSON, and write the plot to its file."""
-    from ..comparison.plot import check_plot
+    from ..drawing.files import check_plot
     from ..evaluation.perplexity import Settings, measure
     from ..evaluation.perplexity_table import as_json, table
     from ..system.machine import return_freed_memory, usable_cpus

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
+from ..drawing.axes import number_axis
+from ..drawing.files import drawing_errors, print_settings
+from ..drawing.html_page import html_page, safe
 from ..messages import printable
 from .perplexity import Measured
 from .perplexity_table import table
@@ -22,13 +23,12 @@ WIDE, HIGH, LEFT, BELOW = 860, 300, 60, 40
 
 def draw(measured: Measured, file: str) -> None:
     """Write the picture or page. Raises OutputError."""
-    try:
+    with drawing_errors(file):
         if Path(file).suffix.lower() == ".html":
             Path(file).write_text(page(measured), encoding="utf-8")
         else:
-            _save_figure(measured, file)
-    except OSError as error:
-        raise OutputError(f"--plot {printable(file)}: {error.strerror}") from None
+            with print_settings():
+                figure(measured).savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
 
 
 def series(measured: Measured) -> tuple[str, list[list[float]]]:
@@ -61,15 +61,6 @@ def gaps(measured: Measured) -> list[tuple[str, float, float]]:
     first = measured.models[0]
     found = [(m.label, difference(m, first, measured.same_tokens)) for m in measured.models[1:]]
     return [(printable(label), gap.value, gap.error or 0.0) for label, gap in found]
-
-
-def _save_figure(measured: Measured, file: str) -> None:
-    import matplotlib
-
-    # Journals want text that can be searched and edited: no outlines, no Type 3 fonts.
-    text = {"pdf.fonttype": 42, "svg.fonttype": "none", "axes.unicode_minus": True}
-    with matplotlib.rc_context(text):
-        figure(measured).savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
 
 
 def figure(measured: Measured) -> Any:
@@ -142,31 +133,25 @@ def page(measured: Measured) -> str:
         f'<ul style="list-style:none;padding:0">{keys}</ul>',
         _chart(lines, labels, unit, measured.windows),
     ]
-    title = "Perplexity: " + " · ".join(printable(model.label) for model in measured.models)
-    text = (files("merge_worker.comparison") / "page.html").read_text(encoding="utf-8")
-    return text.replace("@title@", escape(title)).replace("@body@", "\n".join(body))
+    title = "Perplexity: " + " · ".join(model.label for model in measured.models)
+    return html_page(title, "\n".join(body))
 
 
 def _chart(
     lines: Sequence[Sequence[float]], labels: Sequence[str], unit: str, where: Sequence[str]
 ) -> str:
     """Return the windows of all models as an inline SVG, with a title on each point."""
-    low, high = min(map(min, lines)), max(map(max, lines))
-    spread = (high - low) or 1.0
-    low, high = low - 0.05 * spread, high + 0.05 * spread
+    axis = number_axis(unit, [value for values in lines for value in values])
     count = len(lines[0])
 
-    def at(place: int, value: float) -> tuple[float, float]:
+    def at(place: float, value: float) -> tuple[float, float]:
         across = LEFT + (WIDE - LEFT - 10) * (place + 0.5) / count
-        return across, 10 + (HIGH - BELOW) * (high - value) / (high - low)
+        return across, 10 + (HIGH - BELOW) * (1 - axis.fraction(value))
 
     shapes = []
-    for step in range(5):
-        value = low + (high - low) * step / 4
+    for value, text in axis.ticks:
         y = at(0, value)[1]
-        shapes.append(
-            f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:.4g}</text>'
-        )
+        shapes.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
         shapes.append(f'<path class="frame" d="M{LEFT} {y:.1f}H{WIDE - 10}"/>')
     for number, values in enumerate(lines):
         color = COLORS[number % len(COLORS)]
@@ -176,7 +161,7 @@ def _chart(
         name = labels[number].rpartition(": ")[0]
         shapes += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{color}"><title>'
-            f"{escape(name)}, window {place + 1} ({escape(where[place])}): {values[place]:.4f}"
+            f"{escape(name)}, window {place + 1} ({safe(where[place])}): {values[place]:.4f}"
             f"</title></circle>"
             for place, (x, y) in enumerate(points)
         ]
