@@ -29,7 +29,7 @@ def mixture_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _expert(expert: ExpertUse) -> str:
     """Describe an expert: the part that is used, its prompts, its changes."""
-    parts = [f"{printable(expert.label)}: its MLPs, {expert.share}"]
+    parts = [f"{printable(expert.label)}: its MLPs, {expert.share} of its parameters"]
     if expert.prompts:
         more = f" and {expert.negative} negative" if expert.negative else ""
         parts.append(f"{counted(expert.prompts, 'prompts')}{more}")

@@ -35,8 +35,8 @@ class ExpertUse:
 
     @property
     def share(self) -> str:
-        """Say which part of the model is used, in percent of its parameters."""
-        return f"{100 * self.used / max(1, self.parameters):.0f} % of its parameters"
+        """Return the part of the model that is used, in percent."""
+        return percent(self.used / max(1, self.parameters))
 
     def as_json(self) -> dict[str, Any]:
         """Return the facts for programs."""
@@ -82,8 +82,8 @@ def left_out(uses: Sequence[ExpertUse], base: str) -> Iterator[str]:
         first = next(iter(differing.values()))
         by = f" by {percent(first.attention)}" if first.attention is not None else ""
         yield (
-            f"of {counted(len(differing), 'experts')} only the MLPs are used ({first.share} in "
-            f"{printable(first.label)}): the attention, which differs from that of "
+            f"of {counted(len(differing), 'experts')} only the MLPs are used ({first.share} of the "
+            f"parameters of {printable(first.label)}): the attention, which differs from that of "
             f"{printable(base)}{by}, is left out"
         )
 
