@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..algorithms.expert_copy import MOE
 from ..checkpoint.folder import Checkpoint
 from ..errors import UsageError, input_errors
 from ..messages import counted
@@ -119,7 +118,7 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
 
     Raises UsageError or InputError with every fault found.
     """
-    method = MOE if recipe.mixture else recipe.methods.get(recipe.method)
+    method = recipe.methods.get(recipe.method)
     options = replace(options, dequantize=options.dequantize or recipe.dequantize)
     inputs = open_inputs(recipe, options, results)
     importance = open_importances(recipe, method, inputs.numbers, inputs.stored, options)

@@ -11,6 +11,7 @@ from ..messages import counted, nearest, printable
 from ..method import Method
 from ..options import DEFAULTS, with_defaults
 from ..registry import OWN, Registry
+from .experts import MOE
 from .schedules import schedule_weights
 from .schema import find_method
 
@@ -31,6 +32,8 @@ def direct_recipe(
     """
     if isinstance(method, str):
         method = find_method(method, "--method")
+    if method.name == MOE:
+        raise UsageError(f"--method {MOE}: a mixture is written as a recipe with 'experts'")
     if not models:
         raise UsageError("no models given; name OUT and then at least one model")
     for word in (*models, base_model or ""):
