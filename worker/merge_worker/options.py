@@ -23,6 +23,7 @@ LOOKS = ("compare", "report")
 LOSSES = ("perplexity",)
 MEASURES = ("importance", *LOSSES)
 TRAINS = ("train-routers",)
+ROUTES = ("routing",)
 
 SCHEDULES = (
     "uniform, linear, minus-sqrt, cosine, inverse[:FLOOR], ema[:BETA], last-k:N; with __reverse or "
@@ -112,7 +113,7 @@ OPTIONS = (
     _switch("no_normalize", AVERAGE, "do not divide by the sum of the weights", launch=False),
     SharedOption(
         "device",
-        (*RUNS, *MERGEKIT, *EXTRACTS, *MEASURES, *TRAINS),
+        (*RUNS, *MERGEKIT, *EXTRACTS, *MEASURES, *TRAINS, *ROUTES),
         "where the mathematics runs; default: auto, every visible GPU, else the CPU",
         "|".join(units.DEVICES),
         type=units.device_word,

@@ -48,6 +48,7 @@ COMMANDS = (
     Command("mergekit", "mergekit", "merge with mergekit itself, and check its result"),
     Command("merge-adapters", "merge_adapters", "several LoRA adapters into one"),
     Command("train-routers", "train_routers", "train only the routers of a mixture of experts"),
+    Command("routing", "routing", "which experts of a mixture the tokens of texts reach"),
     Command("methods", "methods", "the merge methods and their parameters"),
     Command("search", "search", "values of a recipe that give the best score"),
     Command("try", "try_models", "load models in transformers, and let them say something"),

@@ -12,11 +12,12 @@ from ..engine.run import run_merges
 from ..errors import InputError, UsageError, WorkerError
 from ..messages import print_line
 from ..output.files import MANIFEST
-from ..output.manifest import files_to_upload
+from ..output.manifest import files_to_upload, read_manifest
 from ..output.target import refuse_model_as_out
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
 from ..recipe import RecipeText, parse, recipe_in
+from ..recipe.experts import GATE_MODES
 from ..recipe.shorthand import recipe_from_values
 from ..recipe.yaml_document import COMMAND
 from ..registry import Registry
@@ -90,11 +91,33 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> s
         raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
     rank = rank_of(arguments.ranks)
     lines = run_merges(plans, run_options(arguments), rank, arguments.clock)
+    lines += [line for plan, out in plans for line in _routing(plan, out, arguments.device)]
     out = plans[0][1]
     if arguments.push and (out / MANIFEST).is_file():  # else other ranks are still writing
         print_line("\n".join(lines), sys.stdout)  # the merge is done, even if the upload fails
         return upload(files_to_upload(out), arguments.push)
     return "\n".join(lines)
+
+
+def _routing(plan: Plan, out: Path, device: str) -> list[str]:
+    """Return where the prompts of a mixture's experts go, measured once it is finished.
+
+    Only where the gates have needed model code anyway; `routing` does it for any mixture.
+    """
+    mixture = plan.recipe.mixture
+    if mixture is None or not GATE_MODES[mixture.gate_mode].reads_layers:
+        return []
+    if (manifest := read_manifest(out)) is None or "routing" in manifest:
+        return []  # other ranks are still writing, or it was there
+    from ..routers.routing_run import route_prompts
+    from ..routers.routing_table import lines
+
+    try:
+        routing = route_prompts(out, plan.recipe, plan.options.relative_to, device)
+    except WorkerError as error:  # the merge is finished all the same
+        print_line(f"warning: routing of the prompts: {error}", sys.stderr)
+        return []
+    return lines(routing) if routing else []
 
 
 def recipe_plan(

@@ -88,19 +88,25 @@ def config_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def refuse_other_models(where: str, config: Mapping[str, Any]) -> None:
     """Raise InputError for a config without experts, UsageError for one that cannot be trained."""
+    refuse_dense(where, config)
     section = config_section(config)
     kind = section.get("model_type") or config.get("model_type") or "unknown"
-    counts = [section[name] for name in _COUNTS if type(section.get(name)) is int]
-    if counts and max(counts) < 2:
-        raise InputError(
-            f"{where}: not a mixture of experts: its config has {max(counts)} experts\n"
-            f"  a recipe with 'merge_method: moe' makes one"
-        )
     if top_k(section) == 1 and is_renormalized(section):
         raise UsageError(
             f"{where}: its routers cannot be trained: one expert for each token, whose weight "
             f"{kind} always scales to 1, so that no gradient reaches them\n"
             f"  build it with experts_per_token: 2 or more"
+        )
+
+
+def refuse_dense(where: str, config: Mapping[str, Any]) -> None:
+    """Raise InputError for a config that says that there are no experts."""
+    section = config_section(config)
+    counts = [section[name] for name in _COUNTS if type(section.get(name)) is int]
+    if counts and max(counts) < 2:
+        raise InputError(
+            f"{where}: not a mixture of experts: its config has {max(counts)} experts\n"
+            f"  a recipe with 'merge_method: moe' makes one"
         )
 
 

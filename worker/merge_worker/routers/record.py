@@ -1,4 +1,4 @@
-"""Records of trainings, in the manifest of a merge and in its card."""
+"""Records of trainings and of routing, in the manifest of a merge and in its card."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..output.files import CARD, MANIFEST
+from ..output.files import CARD, MANIFEST, output_errors, write_file
+from ..output.manifest import RECORDING, read_manifest, settled
 from ..output.model_card import markdown
+from .routing import Routing
+from .routing_table import as_json, card_section
 
 KEY = "router_training"
 """The list of records in a manifest, the oldest first."""
 
-BEGIN, END = "<!-- router training by merge-launch -->", "<!-- end of router training -->"
+ROUTING = "routing"
+"""Where the prompts of experts go, in a manifest; that of former routers is dropped."""
 
-_SECTION = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
+MARKS = "<!-- router training by merge-launch -->", "<!-- end of router training -->"
+
+ROUTING_MARKS = "<!-- routing by merge-launch -->", "<!-- end of routing -->"
+
 _AFTER = re.compile(r"^Everything else about this merge is in ", re.MULTILINE)
 
 
@@ -36,21 +43,58 @@ def files_with_record(
     """
     records = [*recorded(manifest), record]
     files: dict[str, str] = {}
-    card = out / CARD
-    if card.is_file():
-        before = card.read_bytes().decode(errors="surrogateescape")
-        files[CARD] = _with_section(before, records)
+    before = _read_card(out)
+    if before is not None:
+        files[CARD] = _with_section(
+            _with_section(before, ROUTING_MARKS, ""), MARKS, _table(records)
+        )
         size = len(files[CARD].encode(errors="surrogateescape"))
         outputs = [{**e, "bytes": size} if e["file"] == CARD else e for e in outputs]
-    value = {**manifest, "outputs": outputs, KEY: records}
-    files[MANIFEST] = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    kept = {key: value for key, value in manifest.items() if key != ROUTING}
+    value = {**kept, "outputs": outputs, KEY: records}
+    files[MANIFEST] = _json(value)
     return files
 
 
-def _with_section(card: str, records: Sequence[Mapping[str, Any]]) -> str:
-    """Replace the section, or insert it before the last paragraph of a card as merges write it."""
+def record_routing(out: Path, routing: Routing) -> None:
+    """Record the routing of a finished merge in its manifest and card. OutputError.
+
+    The manifest is written twice, first without the card (see `output.evaluation`).
+    """
+    with output_errors(out):
+        manifest = read_manifest(out)
+        if manifest is None:
+            return
+        value = {**settled(out, manifest), ROUTING: as_json(routing)}
+        card = _read_card(out)
+        if card is not None:
+            text = f"## Routing of the prompts\n\n{card_section(routing)}"
+            raw = _with_section(card, ROUTING_MARKS, text).encode(errors="surrogateescape")
+            others = [entry for entry in value["outputs"] if entry["file"] != CARD]
+            without = _json({**value, "outputs": others, RECORDING: [CARD]})
+            write_file(out / MANIFEST, without, durable=True)
+            write_file(out / CARD, raw, durable=True)
+            size = len(raw)
+            value["outputs"] = [
+                {**e, "bytes": size} if e["file"] == CARD else e for e in value["outputs"]
+            ]
+        write_file(out / MANIFEST, _json(value), durable=True)
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def _read_card(out: Path) -> str | None:
+    """Return the text of the card, with odd bytes kept; None if there is none, or a link."""
+    path = out / CARD
+    if path.is_symlink() or not path.is_file():
+        return None
+    return path.read_bytes().decode(errors="surrogateescape")
+
+
+def _table(records: Sequence[Mapping[str, Any]]) -> str:
     lines = [
-        BEGIN,
         "## Training of the routers",
         "",
         "Nothing but the routers was trained after the build. Losses are nats a token on held-out "
@@ -59,12 +103,22 @@ def _with_section(card: str, records: Sequence[Mapping[str, Any]]) -> str:
         "| data | tokens | steps | loss before | loss after |",
         "|---|---:|---:|---:|---:|",
         *map(_row, records),
-        END,
     ]
-    text = "\n".join(lines) + "\n\n"
-    match = _SECTION.search(card)
+    return "\n".join(lines)
+
+
+def _with_section(card: str, marks: tuple[str, str], section: str) -> str:
+    """Replace what is between marks, or insert it before the last paragraph of a merge's card.
+
+    An empty section is removed.
+    """
+    begin, end = marks
+    text = f"{begin}\n{section}\n{end}\n\n" if section else ""
+    match = re.search(rf"{re.escape(begin)}.*?{re.escape(end)}\n*", card, re.DOTALL)
     if match:
         return f"{card[: match.start()]}{text}{card[match.end() :]}"
+    if not text:
+        return card
     match = _AFTER.search(card)
     if match:
         return f"{card[: match.start()]}{text}{card[match.start() :]}"
