@@ -260,6 +260,11 @@ class Method:
         return inspect.getdoc(self.function) or ""
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether models may be run on `data:` for Gram matrices that no file holds."""
+        return self.importance == "gram"
+
+    @property
     def modifiers(self) -> tuple[Parameter, ...]:
         """Parameters that apply to any method of this kind; they are not values of a task."""
         lines = LINES if self.base is BaseRole.REQUIRED else ()

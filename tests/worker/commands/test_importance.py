@@ -154,14 +154,15 @@ def test_layers_that_share_state_are_refused(
     assert "its layers cannot run one at a time" in capsys.readouterr().err
 
 
-def test_a_signal_stops_it_and_the_same_command_continues(model: Path) -> None:
+@pytest.mark.parametrize(("kind", "at"), [("fisher", 25), ("activation", 8), ("activation", 11)])
+def test_a_signal_stops_it_and_the_same_command_continues(model: Path, kind: str, at: int) -> None:
     program = (
         "import os, signal, sys\n"
         "from merge_worker.importance import samples\n"
         "apply, calls = samples.Run.apply, []\n"
         "def counted(*arguments):\n"
         "    calls.append(1)\n"
-        "    if len(calls) == 25: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"    if len(calls) == {at}: os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return apply(*arguments)\n"
         "samples.Run.apply = counted\n"
         "from merge_worker.cli import main\n"
@@ -169,6 +170,7 @@ def test_a_signal_stops_it_and_the_same_command_continues(model: Path) -> None:
     )
     folder = model.parent
     words = ["importance", model, folder / "out.safetensors", "--data", folder / "texts.txt"]
+    words += ["--kind", kind]
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True
     )
@@ -176,7 +178,7 @@ def test_a_signal_stops_it_and_the_same_command_continues(model: Path) -> None:
     assert f"stopped by {signal.SIGTERM.name}" in done.stderr
     assert "run the same command to resume" in done.stderr
     assert not (folder / "out.safetensors").exists()
-    assert importance(model) == 0
-    assert importance(model, out="whole.safetensors") == 0
+    assert importance(model, "--kind", kind) == 0
+    assert importance(model, "--kind", kind, out="whole.safetensors") == 0
     whole = (folder / "whole.safetensors").read_bytes()
     assert (folder / "out.safetensors").read_bytes() == whole

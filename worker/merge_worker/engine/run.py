@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from ..errors import OutputError, Stopped
-from ..messages import counted, printable
+from ..errors import OutputError, Stopped, UsageError
+from ..messages import counted, print_line, printable
 from ..output.checksums import Hashes
 from ..output.commit import commit, finish
 from ..output.files import output_errors
@@ -95,6 +96,10 @@ def run_merges(
         _finish(merges, differing, clock)
     for merge in merges:
         _remove_stages(merge)
+        if merge.plan.texts and _key_in(merge.store.out) == merge.plan.key:
+            from ..importance.merge import remove
+
+            remove(merge.plan)
     return [merge.summary for merge in merges]
 
 
@@ -115,11 +120,31 @@ def _prepare(merge: RunningMerge, clock: Clock) -> None:
         merge.store.remove_leftovers()
     elif merge.target.state is not State.COMMIT:
         _run_stages(merge, clock)
+        if merge.plan.texts:
+            _run_models(merge)
         _prepare_gates(merge)
         tokenizer = merge.plan.tokenizer
         warning = check_roundtrip(tokenizer) if merge.rank.number == 0 else None
         if warning:
             merge.options.warn(warning)
+
+
+def _run_models(merge: RunningMerge) -> None:
+    """Run the models on their texts, and let the merge read what was solved from that."""
+    options, plan = merge.options, merge.plan
+    if merge.rank.world > 1:
+        raise UsageError(f"{plan.recipe.where}: 'data' is read by one process; leave out --ranks")
+    from ..importance.merge import solve
+    from .device import select_devices
+
+    device = select_devices(options.device)[0]
+    mode = "off" if options.caller else options.progress
+
+    def say(line: str) -> None:
+        if options.caller is None:
+            print_line(line, sys.stderr)
+
+    merge.store = PartialOutput(merge.store.out, solve(plan, device, mode, say))
 
 
 def _run_stages(merge: RunningMerge, clock: Clock) -> None:
@@ -226,6 +251,7 @@ def _finish_output(merge: RunningMerge, differing: list[str], clock: Clock) -> N
     store = merge.store
     if not _await_others(merge, clock):
         return
+    from ..importance.merge import notes_of
     from .sampling import check_result, saved_notes  # with torch, which is loaded by now
 
     with _lock(store, "finish") as lock:
@@ -236,7 +262,11 @@ def _finish_output(merge: RunningMerge, differing: list[str], clock: Clock) -> N
             progress = Progress(merge.options.progress, 0, "", caller=merge.options.caller)
             identical = check_result(store, progress)
         run = {
-            "notes": [*saved_notes(store.folder), *_notes_of_stages(store.plan)],
+            "notes": [
+                *saved_notes(store.folder),
+                *_notes_of_stages(store.plan),
+                *notes_of(store.plan),
+            ],
             "identical_to": [public_text(store.plan, label) for label in identical],
             "nonfinite": store.nonfinite(),
             "differing_copies": differing,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checkpoint.hub import Hub
 from ..checkpoint.reader import Files
-from ..errors import Stopped
+from ..errors import Stopped, UsageError
 from ..planning.memory import Memory, budget
 from ..planning.plan import Plan
 from ..planning.step import Piece, Step
@@ -42,6 +42,11 @@ def tensor_stream(
     `device` is where the tensors are computed and yielded, the first one of several. The inputs are
     read once for all plans. Raises any WorkerError.
     """
+    for plan in plans:
+        if plan.texts:
+            raise UsageError(
+                f"{plan.recipe.where}: 'data' runs the models, which takes a merge into a folder"
+            )
     desk = _Desk(plans)
     files = _open_files(plans)
     work = _in_order(join_steps([share(plan.steps, Rank(), {}) for plan in plans]), desk.order)

@@ -125,7 +125,8 @@ class Measurement:
         layout = DiskLayout(self.disk.tensors, self.model.weights.checkpoint.tensors)
         run = Run(self.model, self.windows)
         states = [_states(work, run, 0), _states(work, run, 1)]
-        run.begin(states[0].write)
+        # Of a measurement that continues, the file holds the input of a later layer.
+        run.begin(states[0].write if not work.done else None)
         found: dict[str, Tensor] = {}
         for call in run.calls:
             file = work.folder / f"means-{call.number:05d}.json"

@@ -76,7 +76,7 @@ class Run:
     def tokens(self) -> int:
         return sum(len(sample.ids) for sample in self.samples)
 
-    def begin(self, store: Callable[[int, Tensor], object]) -> None:
+    def begin(self, store: Callable[[int, Tensor], object] | None) -> None:
         """Record how layers are called. `store(sample, hidden)` gets the input of the first."""
         for first in range(0, len(self.samples), CHUNK):
             some = self.samples[first : first + CHUNK]
@@ -89,7 +89,8 @@ class Run:
                     f"measuring it layer by layer takes"
                 )
             for local, hidden in enumerate(states.hidden):
-                store(first + local, hidden)
+                if store is not None:
+                    store(first + local, hidden)
             states.hidden = [hidden.new_empty(0) for hidden in states.hidden]
             self._passes.append(states)
 

@@ -11,21 +11,42 @@ from ..method import BaseRole, merge_method, per_model
     experimental=True,
     importance="gram",
 )
-def regmean(*, weight: list[float] = per_model(1.0)) -> Average:
-    """Average of linear layers in which each input channel counts by the mean square of its input.
+def regmean(
+    *,
+    weight: list[float] = per_model(1.0),
+    reduction: float = 0.9,
+    ridge: float = 1e-6,
+    samples: int = 256,
+    length: int = 512,
+) -> Average:
+    """Linear layers whose outputs are nearest to those of each model on its own texts.
 
+    With `data:` beside each model, a file of texts that it is run on, before the merge:
+    Wᵀ = W₀ᵀ + (Σ w_m Ĝ_m)⁻¹ Σ w_m Ĝ_m (W_m − W₀)ᵀ, with W₀ the base, or the mean of the models
+    Ĝ_m = XᵀX / tokens of the inputs X of the layer, elements beside the diagonal times reduction
+
+    With `importance:` of kind gram, a file with g_m = diagonal of XᵀX / tokens, one number for each
+    input channel (`merge-worker importance --kind gram-diagonal`), which is reduction 0:
     out_ij = base_ij + Σ w_m g_mj (x_mij − base_ij) / Σ w_m g_mj; without a base, Σ w g x / Σ w g
 
-    g_m is the `importance:` of the model, of kind gram: the diagonal of XᵀX / tokens of the inputs
-    X of the layer, one number for each input channel, as `merge-worker importance --kind gram`
-    writes it. Tensors without it, such as embeddings and norms, are the mean by the weights alone.
+    All other tensors (embeddings, norms, biases, the head) are the mean by the weights.
 
     weight: w_m, 0 or more.
+    reduction: with data; 0.9 in the paper, 0.1 for T5, 0.5 to 0.9 elsewhere. 1 takes XᵀX as it is.
+    ridge: with data; added to the diagonal, as a share of its mean, where the sum is nearly
+      singular: with reduction 1 and fewer tokens than channels.
+    samples, length: with data; the first samples of a file, and the first tokens of each.
 
-    This is RegMean with `reduction: 0`: channels are taken as independent. Whole Gram matrices are
-    twice as large as the model; `merge-worker regmean` computes and uses them layer by layer.
+    Gram matrices are computed and solved layer by layer and never stored. Queries, keys and values
+    share one, gate and up too. It takes transformers, one layer of each model at a time, and for
+    the widest layer three matrices of its inputs in float64; more than the merge itself.
+    Experts that saw fewer tokens than they have channels are the mean, with a note.
 
-    Edge cases: a channel that is 0 in the data of all models stays as in the base (the published
-    formula would set it to 0); without a base it is the mean of the models.
+    Edge cases: a channel that is 0 in the data of all models stays as in W₀ (the published formula
+    would set it to 0). Equal models are the result exactly.
     """
+    if not 0 <= reduction <= 1 or not ridge > 0:
+        raise ValueError("regmean: reduction is from 0 to 1, and ridge above 0")
+    if samples < 1 or length < 2:
+        raise ValueError("regmean: samples must be 1 or more, and length 2 or more")
     return Average(weight, keeps_base=True)

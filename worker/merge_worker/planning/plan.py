@@ -41,6 +41,7 @@ from .stages import (
     planned_checkpoint,
 )
 from .step import Step
+from .texts import TextInput, open_texts
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Plan:
     mixture: MixturePlan | None = None  # of experts
     known_checksums: Mapping[str, str] = field(default_factory=dict)  # of shards, if reproduced
     importance: ImportanceInputs = field(default=ImportanceInputs(), repr=False)
+    texts: tuple[TextInput, ...] = ()  # that the models are run on before the merge
 
     @property
     def inputs(self) -> dict[str, Checkpoint]:
@@ -121,6 +123,7 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     method = recipe.methods.get(recipe.method)
     options = replace(options, dequantize=options.dequantize or recipe.dequantize)
     inputs = open_inputs(recipe, options, results)
+    texts = open_texts(recipe, options)
     importance = open_importances(recipe, method, inputs.numbers, inputs.stored, options)
     if recipe.mixture is None:
         mixture = None
@@ -142,8 +145,10 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     tasks = [step.task for step in steps if step.task is not None]
     notes = (
         *(inputs.notes, tokenizer.notes, importance.notes, groups.notes, matches.notes),
-        *(importance.left_out(recipe, method, tasks), config_notes, memory.notes),
+        () if texts else importance.left_out(recipe, method, tasks),
+        *(config_notes, memory.notes),
     )
+    digests = [tokenizer.digest, *(text.sha256 for text in texts)]
     return Plan(
         recipe=recipe,
         options=options,
@@ -158,8 +163,9 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
         config=config,
         tokenizer=tokenizer,
         mixture=mixture,
-        key=_key(recipe, options, (*models, *importance.files), steps, [config, tokenizer.digest]),
+        key=_key(recipe, options, (*models, *importance.files), steps, [config, *digests]),
         importance=importance,
+        texts=texts,
     )
 
 
@@ -174,7 +180,7 @@ def _plan_stage(
     plan = plan_document(recipe, replace(options, dtype=widest), results)
     # With the key in its name, so that another recipe's result is in another folder.
     folder = options.stages_folder / f"{number}-{plan.key[:16]}"
-    tensors = merge_lazily(plan.steps, dtypes, plan.key)
+    tensors = None if plan.texts else merge_lazily(plan.steps, dtypes, plan.key)
     config, text = final_config(declared), declared.tokenizer
     side_files = text.side_files
     files = plan.models[0].files

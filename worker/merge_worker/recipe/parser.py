@@ -251,7 +251,7 @@ class _Reader(DocumentReader):
             layers = self.layer_range(body.get("layer_range"), (*path, "layer_range"))
         elif "layer_range" in body:
             self.warn((*path, "layer_range"), "not read here; layers are picked under 'slices'")
-        self.unknown(body, path, ["model", "parameters", "layer_range", "importance"])
+        self.unknown(body, path, ["model", "parameters", "layer_range", "importance", "data"])
         if "model" not in body:
             self.fault(path, "no 'model' in it")
             return None
@@ -262,7 +262,8 @@ class _Reader(DocumentReader):
         if importance is None and self.base and model == self.base.model:
             importance = self.base.importance
         place = self.document.place(path)
-        return Source(model, layers, parameters, place, importance=importance)
+        data = read_data(self, body, path, is_base=model == base)
+        return Source(model, layers, parameters, place, importance=importance, data=data)
 
     def layer_range(self, value: object, path: Place) -> tuple[int, int] | None:
         if isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value):
@@ -366,6 +367,25 @@ def read_importance(
             return None
         return ImportanceWord(value, reader.document.place(here))
     return None
+
+
+def read_data(reader: _Reader, body: Mapping[str, object], path: Place, *, is_base: bool) -> str:
+    """Read the file of texts of a model, for methods that run models; "" without one."""
+    value, here = body.get("data"), (*path, "data")
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value:
+        shown = printable(repr(value))[:60]
+        reader.fault(here, f"expected the path of a file of texts, got {shown}")
+    elif body.get("importance"):
+        reader.fault(here, "stands beside 'importance'; keep one of the two")
+    elif reader.method and not reader.method.reads_texts:
+        reader.warn(here, f"{reader.method.name} does not read texts; nothing is run on them")
+    elif is_base:
+        reader.warn(here, "the base is not run on texts; nothing reads this key")
+    else:
+        return value
+    return ""
 
 
 def read_tokenizer(reader: _Reader, top: Mapping[str, object]) -> TokenizerChoice | None:

@@ -54,6 +54,7 @@ class Source:
     place: str = field(default="", compare=False)
     implied: bool = False
     importance: ImportanceWord | None = None
+    data: str = ""  # file of texts that the model is run on
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,12 @@ class Recipe:
         parts = (p for r in (*self.stages, self) for module in r.modules for p in module.slices)
         sources = (source for part in parts for source in part.sources)
         return tuple(dict.fromkeys(s.importance.word for s in sources if s.importance))
+
+    def data_words(self) -> tuple[str, ...]:
+        """Return every file of texts once, as it is named."""
+        parts = (p for r in (*self.stages, self) for module in r.modules for p in module.slices)
+        sources = (source for part in parts for source in part.sources)
+        return tuple(dict.fromkeys(source.data for source in sources if source.data))
 
     def all_refs(self) -> tuple[ModelRef, ...]:
         """Return `own_refs` and the model that gives only its tokenizer."""
