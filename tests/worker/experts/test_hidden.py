@@ -1,5 +1,6 @@
 """Gates of hidden states equal those that hooks on the whole model of transformers see."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.recipes import run
 from support.specialists import PROMPTS, moe_recipe, write_dense, write_expert
 
 LAYERS = 2
+GOLDENS = Path(__file__).resolve().parents[2] / "goldens_mergekit"
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,18 @@ def test_hidden_avg_has_padding_in_it(base: Path, experts: Any, tmp_path: Path) 
             states = model(**inputs, output_hidden_states=True).hidden_states[:-1]
         rows.append(torch.stack(states).double().mean(2).mean(1))
     assert (gates.double() - unit(torch.stack(rows, 1), False)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["hidden", "hidden_avg", "hidden_neg", "hidden_avg_neg"])
+def test_gates_are_those_of_mergekit(mode: str, base: Path, experts: Any, tmp_path: Path) -> None:
+    """mergekit-moe 0.1.5, which computes in bfloat16, has made the golden of the same recipe."""
+    golden = torch.tensor(json.loads((GOLDENS / "gates.json").read_text())[mode])
+    negative = {"negative_prompts": {"add": ["abc>"]}} if mode.endswith("_neg") else {}
+    gates = routers(
+        tmp_path, base, experts, gate_mode=mode.removesuffix("_neg"), dtype="float32", **negative
+    )
+    assert (gates - golden).abs().max() < 0.006
+    assert torch.nn.functional.cosine_similarity(gates, golden, dim=-1).min() > 0.9999
 
 
 @pytest.mark.parametrize("mode", ["mlp_input", "hidden"])
