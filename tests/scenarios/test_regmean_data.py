@@ -149,7 +149,8 @@ def test_faults(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert merge(folder) == code
         said = capsys.readouterr().err
         assert "Traceback" not in said
-        assert not (folder / "out").exists()
+        assert not (folder / "out" / "merge_manifest.json").exists()
+        shutil.rmtree(folder / "out", ignore_errors=True)
         return said
 
     missing = answer(lambda text: text["models"][0].pop("data"), 2)
@@ -162,6 +163,8 @@ def test_faults(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected the path of a file of texts" in wrong
     share = answer(lambda text: text["parameters"].update(reduction=2), 2)
     assert "reduction is from 0 to 1" in share
+    layers = answer(lambda text: text["parameters"].update(weight=[0.2, 0.8]), 2)
+    assert "one value of each parameter for all tensors; leave out gradients" in layers
     negative = answer(lambda text: text["parameters"].update(weight=-1), 2)
     assert "0 or more" in negative
 

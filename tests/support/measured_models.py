@@ -28,7 +28,8 @@ def windows(count: int = 4, seed: int = 5) -> tuple[Window, ...]:
 def measured(folder: Path, out: Path, kind: str = "fisher", **more: Any) -> dict[str, Tensor]:
     """Measure a model and return the tensors of the file."""
     settings = {"labels": "data", "seed": 0, "samples": windows(), **more}
-    with opened(folder, dtype="float32") as model:
+    device = settings.get("device", torch.device("cpu"))
+    with opened(folder, dtype="float32", device=device) as model:
         Measurement(
             model,
             open_checkpoint(folder),

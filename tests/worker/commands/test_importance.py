@@ -182,3 +182,28 @@ def test_a_signal_stops_it_and_the_same_command_continues(model: Path, kind: str
     assert importance(model, "--kind", kind, out="whole.safetensors") == 0
     whole = (folder / "whole.safetensors").read_bytes()
     assert (folder / "out.safetensors").read_bytes() == whole
+
+
+def test_what_another_run_left_is_not_mixed_in(model: Path) -> None:
+    """A stopped run wrote some of its tensors; the next one has other options."""
+    folder = model.parent
+    left = folder / ".out.safetensors.tensors"
+    left.write_bytes(b"\xff" * 10_000_000)
+    assert importance(model) == 0
+    assert importance(model, out="whole.safetensors") == 0
+    got, want = ((folder / n).read_bytes() for n in ("out.safetensors", "whole.safetensors"))
+    assert got == want and not left.exists()
+
+
+@pytest.mark.parametrize("kind", ["fisher", "activation"])
+def test_weights_that_are_not_finite(
+    model: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import save_file
+
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    assert importance(model, "--kind", kind) == 5
+    assert "NaN or Inf in" in capsys.readouterr().err
+    assert not (model.parent / "out.safetensors").exists()

@@ -15,6 +15,7 @@ from ..checkpoint.hub import Hub
 from ..errors import OutputError, UsageError, input_errors
 from ..messages import counted, print_line
 from ..planning.inputs import open_reference
+from ..system.machine import return_freed_memory
 from ..system.progress import Progress
 from ..system.torch_startup import require_torch
 from ..units import duration, parse_size, positive_integer, size
@@ -86,6 +87,7 @@ def command(arguments: argparse.Namespace) -> str:
         raise UsageError(f"importance: OUT is a file that ends in {SUFFIX}, got '{out}'")
     memory = parse_size(arguments.memory, "--memory") if arguments.memory else None
     require_torch()
+    return_freed_memory()
     from ..engine.device import select_devices
     from ..importance.samples import read_windows
     from ..inference.model import ModelOptions, open_model

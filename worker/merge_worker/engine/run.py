@@ -23,6 +23,7 @@ from ..output.model_card import public_text
 from ..output.store import PartialOutput, discard_others, remove_partial
 from ..output.target import State, Target, inspect_output
 from ..planning.plan import Plan
+from ..system.machine import return_freed_memory
 from ..system.progress import Progress
 from ..system.ranks import Rank
 from ..system.signals import StopFlag
@@ -137,6 +138,8 @@ def _run_models(merge: RunningMerge) -> None:
     from ..importance.merge import solve
     from .device import select_devices
 
+    if options.caller is None:
+        return_freed_memory()
     device = select_devices(options.device)[0]
     mode = "off" if options.caller else options.progress
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.importance import model_digest
 from ..dtypes import Kind
-from ..errors import OutputError, UsageError
+from ..errors import OutputError, ResultError, UsageError
 from ..inference.head import SLICE_BYTES
 from ..inference.model import Model
 from ..inference.texts import Window
@@ -105,12 +105,18 @@ class Measurement:
     def _squares(self, work: Scratch, out: Path, tick: Callable[[str], None]) -> None:
         layout = DiskLayout(self.disk.tensors, self.model.weights.checkpoint.tensors)
         shapes = {name: layout.shape(name) for name in self._floating(layout)}
-        # In the folder of OUT, so that it can be renamed.
-        result = Result(_beside(out).with_suffix(".tensors"), shapes, self.metadata)
+        result = self._result(work.fresh, out, shapes)
         run = Run(self.model, self.windows)
         Fisher(run, layout, work, result, tick).measure(self.labels, self.seed)
         result.finish(out)
         result.close()
+
+    def _result(self, fresh: bool, out: Path, shapes: Mapping[str, tuple[int, ...]]) -> Result:
+        """Open the unfinished file in the folder of OUT, where it can be renamed."""
+        path = _beside(out).with_suffix(".tensors")
+        if fresh:
+            path.unlink(missing_ok=True)
+        return Result(path, shapes, self.metadata)
 
     def _floating(self, layout: DiskLayout) -> list[str]:
         """Return the names on disk of all parameters of the model, in the order of the files."""
@@ -143,7 +149,7 @@ class Measurement:
             file_of.close()
         vectors = self._on_disk(layout, found)
         shapes = {name: tuple(vector.shape) for name, vector in vectors.items()}
-        result = Result(_beside(out).with_suffix(".tensors"), shapes, self.metadata)
+        result = self._result(True, out, shapes)
         for name, vector in vectors.items():
             result.put(name, 0, vector.reshape(-1))
         result.finish(out)
@@ -168,6 +174,11 @@ class Measurement:
                 handle.remove()
             found = means.of(dict(layer.named_parameters()))
         begin = f"{model.layers_name}.{call.layer}."
+        if not all(bool(mean.isfinite().all()) for mean in found.values()):
+            raise ResultError(
+                f"{model.label}: NaN or Inf in the inputs of layer {call.layer}; the weights hold "
+                f"such values, or --dtype is too narrow"
+            )
         return {begin + name: mean.cpu() for name, mean in found.items()}
 
     def _on_disk(self, layout: DiskLayout, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

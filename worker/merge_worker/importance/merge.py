@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def _solve(
     stack: contextlib.ExitStack,
     say: Callable[[str], None],
 ) -> None:
-    values = next(step.task.values for step in plan.steps if step.task and step.task.models)
+    values = _values(plan)
     weights = _weights(plan, values)
     options = plan.options
 
@@ -154,6 +154,17 @@ def _note(solution: RegMean, folder: Path, say: Callable[[str], None]) -> None:
         say(notes[0])
     facts = {"solved": sorted(solution.solved), "notes": notes}
     write_file(folder / NOTES, json.dumps(facts))
+
+
+def _values(plan: Plan) -> Mapping[str, Any]:
+    """Return the values of the method. UsageError if they are not the same for all tensors."""
+    every = [step.task.values for step in plan.steps if step.task and step.task.models]
+    if any(values != every[0] for values in every):
+        raise UsageError(
+            f"{plan.recipe.where}: regmean with data has one value of each parameter for all "
+            f"tensors; leave out gradients and filters"
+        )
+    return every[0]
 
 
 def _weights(plan: Plan, values: Any) -> list[float]:

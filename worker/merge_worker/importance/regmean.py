@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..errors import ResultError
 from ..inference.layerwise import Call
 from ..inference.model import Model
 from ..output.files import write_file
@@ -218,6 +219,8 @@ class RegMean:
                     output = part.run.apply(call, sample, hidden)
                     inputs.flush()
                 leaving.write(sample, output)
+        if not all(bool(gram.sum.isfinite().all()) for gram in grams.values()):
+            raise ResultError(f"{part.model.label}: NaN or Inf in the inputs of layer {call.layer}")
         return grams
 
     def _change(self, part: Part, call: Call, place: Place) -> Tensor:

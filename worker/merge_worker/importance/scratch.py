@@ -112,7 +112,9 @@ class Scratch:
         self._list = folder / "done.json"
         self.done: set[str] = set()
         found = self._read()
-        if found.get("key") == key:
+        self.fresh = found.get("key") != key
+        """Whether nothing of an earlier run is there."""
+        if not self.fresh:
             self.done = set(found.get("done", ()))
             return
         with output_errors(folder):

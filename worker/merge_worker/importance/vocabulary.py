@@ -13,6 +13,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
+from ..errors import ResultError
 from ..inference.head import Head, Slice
 from ..inference.layerwise import logits_of
 from .layout import DiskLayout
@@ -78,6 +79,11 @@ class Vocabulary:
                 more = self._logits(sample, part).double().logsumexp(1).cpu()
                 totals[sample] = torch.logaddexp(totals[sample], more)
         for sample, total in enumerate(totals):
+            if not bool(total.isfinite().all()):
+                raise ResultError(
+                    f"{self.model.label}: NaN or Inf in the logits of sample {sample + 1}; the "
+                    f"weights hold such values, or --dtype is too narrow"
+                )
             self._totals.write(sample, total)
             places = self.run.samples[sample].places
             self._labels.write(sample, self.run.samples[sample].labels[places + 1])
