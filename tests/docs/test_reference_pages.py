@@ -10,7 +10,7 @@ import pytest
 
 from merge_worker import methods
 from merge_worker.commands import mergekit_options
-from merge_worker.commands.methods import method_page
+from merge_worker.commands.methods import method_page, mixture_page
 from merge_worker.recipe.parser import TOP_LEVEL_KEYS
 from support.error_cases import make_world
 from support.importance_files import write_importance
@@ -50,6 +50,21 @@ Each is accepted, also in its `--no-…` form, with a note on standard error abo
 | mergekit | here | |
 |---|---|---|
 """
+PROGRAMS = {
+    "`mergekit-moe config.yml out`": "`merge-launch local config.yml out`: its files are read as "
+    "they are, in fourteen [model types](moe.md#model-types), with the names of published models; "
+    "DeepSeek is written as `glm4_moe`",
+    "`mergekit-evolve`": "`merge-launch search`: its files are read; see [search](search.md)",
+    "`mergekit-legacy out --merge A --merge B --method ties --density 0.5`": "`merge-launch local "
+    "out A B --method ties --param density=0.5`",
+    "`mergekit-pytorch`": "single files are models here: `merge-launch local out a.bin b.bin`; "
+    "`--missing copy` and `--surplus drop` for tensors that not all have",
+    "`mergekit-layershuffle`": "a recipe with [slices](recipes.md); ten lines of Python write one "
+    "with random layers",
+    "`mergekit-tokensurgeon`": "not here: `tokenizer:` gives models one vocabulary, and invents no "
+    "rows",
+    "`bakllama`": "a recipe with [slices](recipes.md) says the same",
+}
 ENDING = """
 ## What is different
 
@@ -68,6 +83,8 @@ def methods_page() -> str:
     for name in methods.names():
         title, _, body = method_page(methods.get(name)).partition("\n")
         parts.append(f"## {title}\n\n```text\n{body.strip()}\n```\n")
+    title, _, body = mixture_page().partition("\n")
+    parts.append(f"## {title}\n\n```text\n{body.strip()}\n```\n")
     return "\n".join(parts)
 
 
@@ -77,7 +94,9 @@ def migration_page() -> str:
         value = " …" if row.takes_value else ""
         replacement = f"`{row.replacement}{value}`" if row.replacement else ""
         rows.append(f"| `{row.option}{value}` | {replacement} | {row.note} |\n")
-    return MIGRATION + "".join(rows) + ENDING
+    programs = "".join(f"| {theirs} | {ours} |\n" for theirs, ours in PROGRAMS.items())
+    last = "| mergekit itself"
+    return MIGRATION.replace(last, programs + last) + "".join(rows) + ENDING
 
 
 @pytest.mark.parametrize(

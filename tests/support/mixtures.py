@@ -39,9 +39,22 @@ def llama_tensors(
     }
 
 
-def write_llama(folder: Path, seed: int = 0, bos: bool = False, **sizes: int) -> Path:
-    """Write a Llama with a tokenizer of single letters; one with `bos` begins each text by <s>."""
+def write_llama(
+    folder: Path,
+    seed: int = 0,
+    bos: bool = False,
+    tokens: Sequence[str] = TOKENS,
+    tuned: bool = False,
+    **sizes: int,
+) -> Path:
+    """Write a Llama with a tokenizer of single letters; one with `bos` begins each text by <s>.
+
+    `tuned`: that of seed 0, with every weight moved by some percent.
+    """
     tensors = llama_tensors(seed, **sizes)
+    if tuned:
+        base = llama_tensors(0, **sizes)
+        tensors = {name: base[name] + 0.05 * tensors[name] for name in base}
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -54,7 +67,7 @@ def write_llama(folder: Path, seed: int = 0, bos: bool = False, **sizes: int) ->
     }
     write_checkpoint(folder, tensors, config=config)
     settings: dict[str, Any] = {} if bos else {"bos_token": None}
-    save_tokenizer(folder, bpe(TOKENS), **settings)
+    save_tokenizer(folder, bpe(tokens), **settings)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Options of mergekit-yaml, accepted by `merge` and `average` and translated with a note on each.
+"""Options of mergekit-yaml and mergekit-moe, accepted by `merge` and `average` and translated with a note on each.
 
 One table serves the command line and the documentation.
 """
@@ -58,6 +58,13 @@ TABLE = (
     Row("--intermediate-dir", "", "intermediate results stay beside OUT during the merge", True),
     Row("-I", "", "intermediate results stay beside OUT during the merge", True),
     Row("--out-path", "--out", "", True),
+    Row("--load-in-4bit", "", "gates read the base layer by layer, in bounded memory"),
+    Row("--load-in-8bit", "", "gates read the base layer by layer, in bounded memory"),
+    Row(
+        "--i-understand-this-is-not-useful-without-training",
+        "",
+        "a mixture of equal experts is built with a warning",
+    ),
 )
 BY_OPTION = {row.option: row for row in TABLE}
 
