@@ -1,4 +1,4 @@
-"""Options of mergekit-yaml and mergekit-moe, accepted by `merge` and `average`, with a note on each.
+"""Options of mergekit-yaml and mergekit-moe, accepted by `merge` and `average`, with notes.
 
 One table serves the command line and the documentation.
 """
