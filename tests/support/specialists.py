@@ -51,12 +51,12 @@ def write_expert(base: Path, folder: Path, seed: int) -> Path:
 def moe_recipe(file: Path, base: Path, experts: dict[str, Path], **keys: Any) -> Path:
     """Write the recipe of a mixture of experts, with the prompts that PROMPTS has by their names.
 
-    A key `negative_prompts` holds lists by names of experts.
+    The keys `prompts` and `negative_prompts` hold lists by names of experts.
     """
-    negative = keys.pop("negative_prompts", {})
+    prompts, negative = keys.pop("prompts", PROMPTS), keys.pop("negative_prompts", {})
     listed = []
     for name, path in experts.items():
-        entry = {"source_model": str(path), "positive_prompts": PROMPTS[name]}
+        entry = {"source_model": str(path), "positive_prompts": prompts[name]}
         listed.append(
             {**entry, **({"negative_prompts": negative[name]} if name in negative else {})}
         )
