@@ -59,8 +59,6 @@ def command(arguments: argparse.Namespace) -> str:
     from ..drawing.files import check_plot
     from ..evaluation.perplexity import Settings, measure
     from ..evaluation.perplexity_table import as_json, table
-    from ..system.machine import return_freed_memory, usable_cpus
-    from ..system.torch_startup import require_torch
 
     check_plot(arguments.plot)
     memory = parse_size(arguments.memory, "--memory") if arguments.memory else None
@@ -72,15 +70,8 @@ def command(arguments: argparse.Namespace) -> str:
         memory_bytes=memory,
         trust_remote_code=arguments.trust_remote_code,
     )
-    data = _data(arguments.data)
-    require_torch()
-    from ..engine import device  # first, since it completes the import of torch
-
-    assert device
-    import torch
-
-    return_freed_memory()
-    torch.set_num_threads(arguments.threads or usable_cpus())
+    data = text_file(arguments.data, "--data")
+    use_threads(arguments.threads)
     mode = arguments.progress
 
     def tell(line: str) -> None:
@@ -98,12 +89,27 @@ def command(arguments: argparse.Namespace) -> str:
     return f"{text}\n\npicture    {arguments.plot}" if arguments.plot else text
 
 
-def _data(word: str) -> Path:
+def use_threads(count: int | None) -> None:
+    """Let torch compute with all CPUs, or so many threads. UsageError without torch."""
+    from ..system.machine import return_freed_memory, usable_cpus
+    from ..system.torch_startup import require_torch
+
+    require_torch()
+    from ..engine import device  # first, since it completes the import of torch
+
+    assert device
+    import torch
+
+    return_freed_memory()
+    torch.set_num_threads(count or usable_cpus())
+
+
+def text_file(word: str, option: str) -> Path:
     """Return the file of text. UsageError for a folder."""
     try:
         path = Path(word).expanduser()
     except RuntimeError:
         path = Path(word)
     if path.is_dir():
-        raise UsageError(f"--data {printable(word)}: a folder; give a .txt or .jsonl file")
+        raise UsageError(f"{option} {printable(word)}: a folder; give a .txt or .jsonl file")
     return path

@@ -102,10 +102,13 @@ def measure(
     that do not, and ResultError if a loss is not a number.
     """
     from ..engine.device import select_devices
+    from ..inference.building import require_transformers, silence_transformers
     from ..inference.model import ModelOptions, open_model
     from ..inference.texts import read_samples
 
     samples = read_samples(data)
+    require_transformers("perplexity")
+    silence_transformers()
     device, hub = select_devices(settings.device)[0], Hub()
     with contextlib.ExitStack() as stack:
         models = []
@@ -231,7 +234,7 @@ def _plan(model: Model, windows: Sequence[Window], settings: Settings) -> Plan:
     longest = max(len(window.ids) for window in windows)
     made = batches(windows, max(longest, BATCH_TOKENS))
     most = max(batch.ids.numel() for batch in made)
-    passing = most * _bytes_of_token(model)
+    passing = _passing_bytes(model, most)
     fixed = resident_bytes() + weights + passing + SLACK_BYTES
     allowed = STATES_BYTES
     if settings.memory_bytes is not None:
@@ -261,13 +264,16 @@ def _groups(made: Sequence[Batch], tokens: int) -> list[list[Batch]]:
     return groups
 
 
-def _bytes_of_token(model: Model) -> int:
-    """Return the bytes that a token takes on its way through a layer, or through the head."""
-    from ..inference.head import SLICE_BYTES
+def _passing_bytes(model: Model, tokens: int) -> int:
+    """Return the bytes that a batch takes on its way through a layer, or through the head."""
+    from ..inference.head import POSITIONS, SLICE_BYTES
 
-    layer = max(model.outputs_of_layer(number) for number in range(len(model.layers)))
-    rows = SLICE_BYTES // max(1, model.hidden_size * model.dtype.itemsize)
-    return max(3 * layer * model.dtype.itemsize, rows * (model.dtype.itemsize + 8) // 2)
+    wide = model.dtype.itemsize
+    outputs = max(model.outputs_of_layer(number) for number in range(len(model.layers)))
+    rows = min(model.vocabulary_size, SLICE_BYTES // max(1, model.hidden_size * wide))
+    # Logits as they are computed, in float32, and once more for their exponentials.
+    head = SLICE_BYTES + min(tokens, POSITIONS) * rows * (wide + 8)
+    return max(3 * tokens * outputs * wide, head)
 
 
 def _line(model: Model, plan: Plan, settings: Settings) -> str:

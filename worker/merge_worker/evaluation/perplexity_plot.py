@@ -83,7 +83,8 @@ def figure(measured: Measured) -> Any:
     axes.set_title("Loss of each window", fontsize=9, fontweight="bold")
     axes.set_xlabel("window, in the order of the text", fontsize=7)
     axes.set_ylabel(unit, fontsize=7)
-    axes.legend(fontsize=6, frameon=False)
+    below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "ncols": 2}
+    axes.legend(fontsize=6, frameon=False, borderaxespad=0, **below)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _style(axes)
     if others:

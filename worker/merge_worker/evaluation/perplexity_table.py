@@ -22,21 +22,21 @@ def table(measured: Measured) -> str:
     heads = ["model", "nats/token", "perplexity", "bits/byte"]
     others = list(dict.fromkeys([0, lead])) if len(models) > 1 else []
     heads += [f"{unit} to {_short(models[other].label)}" for other in others]
-    rows = [heads]
-    marked = False
+    gaps = [[difference(m, models[n], measured.same_tokens) for m in models] for n in others]
+    nats, bytewise = [m.nats for m in models], [m.bits_per_byte for m in models]
+    rows, marked = [heads], False
     for number, model in enumerate(models):
         cells = [
             printable(model.label) + (" (best)" if number == lead and len(models) > 1 else ""),
-            _shown(model.nats),
+            _shown(nats[number], _digits(nats)),
             _number(model.perplexity),
-            _shown(model.bits_per_byte),
+            _shown(bytewise[number], _digits(bytewise)),
         ]
-        for other in others:
-            gap = difference(model, models[other], measured.same_tokens)
-            told = is_told(gap)
-            marked = marked or (told and other != number)
-            text = "-" if other == number else _shown(gap, signed=True)
-            cells.append(text + (" *" if told and other != number else ""))
+        for other, column in zip(others, gaps, strict=True):
+            told = other != number and is_told(column[number])
+            marked = marked or told
+            text = _shown(column[number], _digits(column), signed=True)
+            cells.append("-" if other == number else text + (" *" if told else ""))
         rows.append(cells)
     lines = [_heading(measured), "", *_aligned(rows)]
     if marked:
@@ -132,14 +132,18 @@ def _short(label: str) -> str:
     return text if len(text) <= 24 else f"…{text[-23:]}"
 
 
-def _shown(estimate: Estimate, signed: bool = False) -> str:
-    """Return a value with its standard error, to the digits that the error leaves."""
+def _digits(estimates: Sequence[Estimate]) -> int:
+    """Return the decimals of a column: two digits of its least standard error, 4 to 6."""
+    errors = [estimate.error for estimate in estimates if estimate.error]
+    least = min(errors, default=1.0)
+    return min(6, max(4, 1 - math.floor(math.log10(least))))
+
+
+def _shown(estimate: Estimate, digits: int, signed: bool = False) -> str:
+    """Return a value with its standard error."""
     value, error = estimate
     if not math.isfinite(value):
         return "-"
-    digits = 4
-    if error:
-        digits = min(8, max(digits, 1 - math.floor(math.log10(error))))
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     return text + (f" ± {error:.{digits}f}" if error is not None else "")
 

@@ -59,11 +59,7 @@ def build(
     trust_remote_code: bool,
 ) -> Built:
     """Build the class that the config names. Raises InputError and UsageError of one line."""
-    if find_spec("transformers") is None:
-        raise UsageError(
-            f"{label}: models are run by transformers, which is not here; install it: "
-            f"pip install transformers"
-        )
+    require_transformers(label)
     torch_startup.complete()  # without it tensors on "meta" have no shapes
     if not checkpoint.config:
         raise InputError(f"{label}: no {CONFIG}, so that its architecture is unknown")
@@ -77,6 +73,23 @@ def build(
     plan: dict[str, Any] = getattr(module, "_get_dtype_plan", lambda dtype: {})(kind)
     wide = [re.compile(_as_pattern(str(key))) for key in plan]
     return Built(module, config, kind, layers, layers_name, embedding, head, head_name, tuple(wide))
+
+
+def require_transformers(label: str) -> None:
+    """Raise UsageError if transformers is not installed."""
+    if find_spec("transformers") is None:
+        raise UsageError(
+            f"{label}: models are run by transformers, which is not here; install it: "
+            f"pip install transformers"
+        )
+
+
+def silence_transformers() -> None:
+    """Let transformers print errors only, in a command that prints lines of its own."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _as_pattern(key: str) -> str:
