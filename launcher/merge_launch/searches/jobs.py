@@ -92,4 +92,5 @@ def title(file: SearchFile) -> str:
     """Return one line about the search."""
     search = file.search
     count = sum(len(dimension.axes) for dimension in search.space)
-    return printable(f"{search.trials} trials of {count} values, {search.direction} the score")
+    values = f"{count} values" if count else "the weights of experts"
+    return printable(f"{search.trials} trials of {values}, {search.direction} the score")

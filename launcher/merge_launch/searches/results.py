@@ -21,7 +21,7 @@ def rows(file: SearchFile) -> list[Row]:
     out = Path(file.merge.out)
     results = read_results(out)
     best = best_of(results, file.search.direction)
-    labels = value_labels(file.search)
+    labels = _labels(file, results)
     table = [_row(out, result, labels, best) for result in results]
     known = {result.name for result in results}
     for place in sorted(path.parent for path in out.glob(f"*/{RECIPE}")):
@@ -30,6 +30,12 @@ def rows(file: SearchFile) -> list[Row]:
             table.append({key: None for key in table[0]} if table else {})
             table[-1] |= {"candidate": place.name, "state": state, "score": None}
     return table
+
+
+def _labels(file: SearchFile, results: list[Result]) -> list[str]:
+    """Return the names of the values; those of experts are known from their results alone."""
+    found = (label for result in results for label in result.values)
+    return value_labels(file.search) if file.search.space else list(dict.fromkeys(found))
 
 
 def _row(out: Path, result: Result, labels: list[str], best: Result | None) -> Row:
@@ -50,7 +56,8 @@ def _row(out: Path, result: Result, labels: list[str], best: Result | None) -> R
 
 def columns(file: SearchFile, table: list[Row]) -> list[str]:
     """Return the columns that are shown: those with a value in some row."""
-    wanted = [*SHOWN, "stderr", *value_labels(file.search), "validated", "message"]
+    labels = _labels(file, read_results(Path(file.merge.out)))
+    wanted = [*SHOWN, "stderr", *labels, "validated", "message"]
     return [
         name for name in wanted if name in SHOWN or any(row.get(name) is not None for row in table)
     ]

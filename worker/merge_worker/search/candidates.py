@@ -85,6 +85,11 @@ def fixed_candidates(search: Search, folder: Path) -> list[Candidate]:
 
 
 def _parents(search: Search, folder: Path) -> Iterator[Candidate]:
+    yield from (candidate for _, candidate in parents_by_model(search, folder))
+
+
+def parents_by_model(search: Search, folder: Path) -> Iterator[tuple[ModelRef, Candidate]]:
+    """Yield every model that the recipe names, with its candidate."""
     refs = [ref for recipe in _documents(search.example) for ref in recipe.own_refs()]
     stages = {stage.name for stage in search.example.stages}
     for dimension in search.space:
@@ -104,9 +109,9 @@ def _parents(search: Search, folder: Path) -> Iterator[Candidate]:
         path = folder / Path(ref.path).expanduser()
         if ref.lora or ref.revision or is_hub_id(ref.path) or not path.is_dir():
             # An adapter, a file or a model of the Hub is written out by a merge of one model.
-            yield Candidate(name, PARENT, _alone(ref))
+            yield ref, Candidate(name, PARENT, _alone(ref))
         else:
-            yield Candidate(name, PARENT, None, str(path))
+            yield ref, Candidate(name, PARENT, None, str(path))
 
 
 def _documents(recipe: Recipe) -> tuple[Recipe, ...]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,30 @@ from ..messages import printable
 from ..recipe import parse
 from ..recipe.other_files import is_evolve_file
 from ..recipe.places import Place, base_recipe, recipe_text
-from ..recipe.schema import Recipe
+from ..recipe.schema import Recipe, find_method
 from ..recipe.yaml_document import Document, read_documents
 from ..registry import OWN, Registry
+from .choices import CATEGORY, GREEDY, greedy_space, weighted_models, with_weights
 from .evolve import layer_count, translate
-from .fields import MeasureFacts, Reader, read_measure
+from .fields import (
+    MeasureFacts,
+    Reader,
+    inline_scores,
+    names_file,
+    read_measure,
+    read_scores,
+)
 from .probes import probe
-from .space import Coordinates, Dimension
+from .score_table import ScoreTable
+from .soups import THRESHOLD
+from .space import Coordinates, Dimension, is_number, shown
 
 MAXIMIZE, MINIMIZE = "maximize", "minimize"
-SAMPLERS = ("auto", "tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid")
+SAMPLERS = ("auto", "tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid", GREEDY, CATEGORY)
 KEYS = (
     *("recipe", "out", "space", "start", "evaluate", "perplexity", "function", "score"),
-    *("direction", "trials", "sampler", "seed", "keep", "validate", "repeat"),
+    *("direction", "trials", "sampler", "scores", "threshold", "seed", "keep", "validate"),
+    "repeat",
 )
 KEEP_WORDS: Mapping[str, int | None] = {"best": 1, "all": None, "none": 0}
 TRIALS = 60
@@ -79,7 +90,8 @@ class Search:
     `base` is the recipe as plain values, `stands` the same recipe parsed, or None if it is complete
     only with the values of a candidate. `start` holds coordinates that are tried first; those that
     are left out are drawn. `keep` is how many of the best candidates keep their weights, None for
-    all.
+    all. `table` has scores of the models, higher is better, by which a sampler chooses them, and
+    `threshold` is the correlation from which two tasks belong to one group.
     """
 
     where: str
@@ -98,6 +110,8 @@ class Search:
     keep: int | None = 1
     repeat: int = 0
     warnings: tuple[str, ...] = ()
+    table: ScoreTable | None = field(default=None, repr=False)
+    threshold: float = THRESHOLD
 
     @property
     def maximizes(self) -> bool:
@@ -107,8 +121,10 @@ class Search:
     def key(self) -> str:
         """Digest of what makes trials comparable: recipe, space, score and direction."""
         axes = [(d.place.text, repr(d)) for d in self.space]
-        score = self.measure.facts()["score"]
-        return digest([self.base, axes, score, self.direction])
+        facts = [self.base, axes, self.measure.facts()["score"], self.direction]
+        if self.sampler == CATEGORY:  # which decides what varies
+            facts += [repr(self.table), self.threshold]
+        return digest(facts)
 
     def text_of(self, values: Mapping[Place, Any]) -> str:
         """Return the recipe of a candidate."""
@@ -130,33 +146,25 @@ def read_search(text: str, where: str, folder: Path, methods: Registry = OWN) ->
     document, table, notes = _read_table(text, where, folder)
     reader = Reader(document, folder)
     base = base_recipe(table["recipe"], where, str(folder))
-    space = reader.space(table.get("space"), base)
+    settings = _settings(reader, table)
+    chooses = settings["sampler"] in (GREEDY, CATEGORY)
+    if chooses:
+        base = with_weights(base)
+    space = [] if chooses else reader.space(table.get("space"), base)
     start = reader.start(table.get("start"), space)
     measure = read_measure(reader, table, (), required=True)
     validation = _validation(reader, table.get("validate"), measure)
-    by_perplexity = measure is not None and measure.data is not None
-    settings: dict[str, Any] = {
-        "out": reader.string("out", table.get("out")),
-        "direction": reader.word(
-            "direction",
-            table.get("direction", MINIMIZE if by_perplexity else MAXIMIZE),
-            (MAXIMIZE, MINIMIZE),
-        ),
-        "trials": reader.whole("trials", table.get("trials", TRIALS), 1, MOST_TRIALS),
-        "sampler": reader.word("sampler", table.get("sampler", "auto"), SAMPLERS),
-        "seed": reader.whole("seed", table.get("seed", 0), 0, 2**31),
-        "keep": _keep(reader, table.get("keep", "best")),
-        "repeat": reader.whole("repeat", table.get("repeat", 0), 0, 1000),
-    }
-    if by_perplexity and settings["direction"] == MAXIMIZE:
-        reader.fault(("direction",), "a perplexity is minimized; drop this key")
+    if measure is not None and measure.data is not None:
+        if table.get("direction") == MAXIMIZE:
+            reader.fault(("direction",), "a perplexity is minimized; drop this key")
+        settings["direction"] = MINIMIZE
     reader.refuse()
     if measure is None:
         raise AssertionError("a file without 'evaluate' is refused above")
     stands, example, warnings = probe(
         base, space, lambda recipe: parse(recipe, where, folder, methods), document.where
     )
-    return Search(
+    search = Search(
         where=where,
         base=base,
         space=tuple(space),
@@ -169,6 +177,45 @@ def read_search(text: str, where: str, folder: Path, methods: Registry = OWN) ->
         warnings=tuple(warnings if notes is None else notes),
         **settings,
     )
+    return _with_choices(search) if chooses else search
+
+
+def _settings(reader: Reader, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the keys that are fields of a Search as they are."""
+    sampler = reader.word("sampler", table.get("sampler", "auto"), SAMPLERS)
+    _refuse_unread(reader, table, sampler)
+    directions = (MAXIMIZE, MINIMIZE)
+    return {
+        "out": reader.string("out", table.get("out")),
+        "direction": reader.word("direction", table.get("direction", MAXIMIZE), directions),
+        "trials": reader.whole("trials", table.get("trials", TRIALS), 1, MOST_TRIALS),
+        "sampler": sampler,
+        "table": read_scores(reader, table.get("scores")),
+        "threshold": _threshold(reader, table.get("threshold", THRESHOLD)),
+        "seed": reader.whole("seed", table.get("seed", 0), 0, 2**31),
+        "keep": _keep(reader, table.get("keep", "best")),
+        "repeat": reader.whole("repeat", table.get("repeat", 0), 0, 1000),
+    }
+
+
+def _with_choices(search: Search) -> Search:
+    """Return a search whose sampler chooses models, with what varies in it as far as it is known.
+
+    Raises UsageError for a recipe or a table that the sampler cannot use.
+    """
+    where = search.where
+    method = find_method(search.example.method, where, search.example.methods)
+    models = weighted_models(search.base, method, where)
+    if search.sampler == GREEDY:
+        # One model alone, and then one average for each of the others.
+        space = tuple(greedy_space(search.base, models))
+        return replace(search, space=space, trials=len(models))
+    if search.table is not None:
+        return replace(search, table=search.table.of(list(models.values()), f"{where}: scores"))
+    if len(search.measure.score) < 2:
+        fact = "requires 'scores: TABLE.csv', or a 'score' of several paths"
+        raise UsageError(f"{where}: sampler {CATEGORY} {fact}")
+    return search
 
 
 def _read_table(
@@ -215,6 +262,25 @@ def _validation(reader: Reader, given: Any, measure: MeasureFacts | None) -> Mea
     return found._replace(score=measure.score if measure.command is not None else ())
 
 
+def _refuse_unread(reader: Reader, table: Mapping[str, Any], sampler: str) -> None:
+    """Add a fault for each key that the sampler does not read."""
+    for key in ("space", "start"):
+        if sampler in (GREEDY, CATEGORY) and table.get(key) is not None:
+            reader.fault(
+                (key,), f"sampler {sampler} varies the weights of the models; drop this key"
+            )
+    for key in ("scores", "threshold"):
+        if sampler != CATEGORY and table.get(key) is not None:
+            reader.fault((key,), f"only sampler {CATEGORY} reads this key")
+
+
+def _threshold(reader: Reader, given: Any) -> float:
+    if is_number(given) and 0 < given <= 1:
+        return float(given)
+    reader.fault(("threshold",), f"expected a correlation above 0 and up to 1, got {shown(given)}")
+    return THRESHOLD
+
+
 def _keep(reader: Reader, given: Any) -> int | None:
     if isinstance(given, str) and given in KEEP_WORDS:
         return KEEP_WORDS[given]
@@ -229,10 +295,15 @@ def _keep(reader: Reader, given: Any) -> int | None:
 def resolved_text(text: str, where: str, folder: Path) -> str:
     """Return a search file that needs no other file: with the recipe instead of its path."""
     _, table, notes = _read_table(text, where, folder)
-    if isinstance(table["recipe"], dict) and notes is None:
+    whole = isinstance(table["recipe"], dict) and not names_file(table.get("scores"))
+    if whole and notes is None:
         return text
-    recipe = base_recipe(table["recipe"], where, str(folder))
-    return _dumped({**table, "recipe": recipe}, where)
+    table = {**table, "recipe": base_recipe(table["recipe"], where, str(folder))}
+    if table.get("scores") is not None:
+        reader = Reader(read_documents(text, where)[0], folder)
+        table["scores"] = inline_scores(reader, table["scores"])
+        reader.refuse()
+    return _dumped(table, where)
 
 
 def _dumped(table: dict[str, Any], where: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
@@ -12,6 +15,7 @@ from ..messages import nearest, printable
 from ..recipe.places import EVERY, Place, PlaceError
 from ..recipe.reader import DocumentReader
 from ..recipe.yaml_document import Place as Line
+from .score_table import ScoreTable, read_table
 from .space import (
     Choice,
     Coordinates,
@@ -265,6 +269,64 @@ def _score(reader: Reader, given: Any, path: Line) -> tuple[tuple[str, float], .
     if len(reader.faults) and any(not is_number(weight) for weight in given.values()):
         return ()
     return tuple((str(key), float(weight)) for key, weight in given.items())
+
+
+def names_file(given: Any) -> bool:
+    """Return whether `scores` is a file, and not a table in the search file itself."""
+    return isinstance(given, str) or (
+        isinstance(given, dict) and isinstance(given.get("file"), str)
+    )
+
+
+def read_scores(reader: Reader, given: Any) -> ScoreTable | None:
+    """Read `scores`: a table of models and tasks, or the file of one; higher is better."""
+    if given is None:
+        return None
+    table = inline_scores(reader, given)
+    if table is None:
+        return None
+    try:
+        found = read_table(json.dumps(table["table"]), reader.document.place(("scores",)))
+    except UsageError as error:
+        reader.faults.append(str(error))
+        return None
+    if table["direction"] == "maximize":
+        return found
+    return replace(found, scores=tuple(tuple(-x for x in row) for row in found.scores))
+
+
+def inline_scores(reader: Reader, given: Any) -> dict[str, Any] | None:
+    """Return `scores` as a table with its direction, read from a file if one is named."""
+    line: Line = ("scores",)
+    table: dict[str, Any] = {"file": given} if isinstance(given, str) else given
+    if not isinstance(table, dict):
+        reader.fault(line, "expected a file, or scores by model and task")
+        return None
+    if not isinstance(table.get("file"), str) and "table" not in table:
+        table = {"table": table}
+    reader.refuse_unknown(line, table, ("file", "table", "direction"))
+    direction = table.get("direction", "maximize")
+    if direction not in ("maximize", "minimize"):
+        reader.fault((*line, "direction"), f"expected maximize, minimize, got {shown(direction)}")
+        return None
+    if "table" in table:
+        return {"table": table["table"], "direction": direction}
+    path = reader.folder / Path(table["file"]).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = read_table(text, printable(table["file"]))
+    except OSError as error:
+        reader.fault(line, f"{printable(table['file'])}: {error.strerror}")
+        return None
+    except UnicodeDecodeError:
+        reader.fault(line, f"{printable(table['file'])}: not text")
+        return None
+    except UsageError as error:
+        reader.faults.append(str(error))
+        return None
+    rows = zip(found.models, found.scores, strict=True)
+    by_task = {m: dict(zip(found.tasks, row, strict=True)) for m, row in rows}
+    return {"table": by_task, "direction": direction}
 
 
 def expanded(base: Any, place: Place) -> list[Place]:

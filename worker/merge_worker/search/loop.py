@@ -34,9 +34,12 @@ from .candidates import (
     trial_candidate,
     trial_name,
 )
+from .choices import CATEGORY, GREEDY
 from .definition import Search, digest
 from .finish import finish
 from .results import DONE, FAILED, Result, ranked, read_result, read_results, write_result
+from .selection import greedy_proposals, with_experts
+from .space import Coordinates
 from .study import OpenTrial, Study
 from .work import Failed, Workshop, drop_weights
 
@@ -59,6 +62,7 @@ class Loop:
 
     def __init__(self, search: Search, workshop: Workshop) -> None:
         self.search = search
+        self.trials = search
         self.workshop = workshop
         self.out = workshop.out
         self.began = time.time()
@@ -73,7 +77,6 @@ class Loop:
         """
         with self._alone():
             self._check_definition()
-            Study(self.search, self.out / STUDY).prepare()
         with contextlib.ExitStack() as waiting:
             waits = False
             while True:
@@ -149,7 +152,10 @@ class Loop:
                 if claim := self._claim(candidate):
                     return claim, False
                 is_busy = True
-            study = Study(self.search, self.out / STUDY)
+            if not self._has_trials(results, is_busy):
+                return None, False
+            study = Study(self.trials, self.out / STUDY)
+            study.prepare()
             held: list[OpenTrial] = []
             for trial in study.open_trials():
                 claim, state = self._resume(study, trial, results)
@@ -157,14 +163,36 @@ class Loop:
                     return claim, False
                 is_busy |= state == "busy"
                 held += [trial] if state == "held" else []
-            while study.asked() < study.planned:
-                if claim := self._claim_new(study, results):
+            for fixed in self._proposals(study, results):
+                if claim := self._claim_new(study, results, fixed):
                     return claim, False
             if not is_busy:
                 for trial in held:
                     study.tell(trial.number, None)
             self._drop(list(results.values()))
-            return None, not is_busy
+            # What a greedy soup tries next depends on failures that are told only now.
+            goes_on = bool(held) and self.search.sampler == GREEDY
+            return None, not is_busy and not goes_on
+
+    def _has_trials(self, results: dict[str, Result], is_busy: bool) -> bool:
+        """Whether it is known what varies: experts may follow from the scores of all parents."""
+        if self.search.sampler == CATEGORY and self.trials is self.search:
+            if is_busy and self.search.table is None:
+                return False
+            self.trials = with_experts(self.search, self.workshop.folder, results)
+            self._say(self.trials.warnings[-1])
+        return True
+
+    def _proposals(self, study: Study, results: dict[str, Result]) -> Iterator[Coordinates | None]:
+        """Yield coordinates for new trials, None where the sampler is to propose them."""
+        if self.search.sampler != GREEDY:
+            while study.asked() < study.planned:
+                yield None
+            return
+        folder = self.workshop.folder
+        # A score that is copied from an equal recipe may decide what comes next.
+        while proposed := greedy_proposals(self.search, folder, results, study.coordinates()):
+            yield proposed[0]
 
     def _is_settled(self, result: Result | None) -> bool:
         """Whether a result stands: a failure of an earlier run of the command is tried again."""
@@ -205,7 +233,7 @@ class Loop:
 
     def _candidate(self, trial: OpenTrial) -> Candidate | None:
         with contextlib.suppress(PlaceError, KeyError, StopIteration):
-            return trial_candidate(self.search, trial.number, trial.coordinates)
+            return trial_candidate(self.trials, trial.number, trial.coordinates)
         return None
 
     def _claim(self, candidate: Candidate) -> Claim | None:
@@ -224,9 +252,11 @@ class Loop:
             held.pop_all()
             return Claim(candidate, lock)
 
-    def _claim_new(self, study: Study, results: dict[str, Result]) -> Claim | None:
+    def _claim_new(
+        self, study: Study, results: dict[str, Result], fixed: Coordinates | None
+    ) -> Claim | None:
         """Ask for a trial; None if another candidate has the same recipe."""
-        trial = study.ask()
+        trial = study.ask(fixed)
         candidate = self._candidate(trial)
         if candidate is None:
             raise AssertionError("a trial that was just asked for has values")

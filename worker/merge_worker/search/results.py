@@ -12,6 +12,7 @@ from typing import Any
 from ..messages import printable
 from ..output.files import write_file
 from .candidates import AVERAGE, PARENT, SCORE, STANDS, TRIAL
+from .choices import GREEDY
 from .definition import MINIMIZE, Search
 
 DONE, FAILED = "done", "failed"
@@ -132,7 +133,9 @@ def summary(search: Search, out: Path) -> list[str]:
     best, parent = best_of(results, search.direction), best_parent(results, search.direction)
     trials = [result for result in results if result.kind == TRIAL]
     failed = sum(not result.is_done for result in trials)
-    lines = [f"trials     {len(trials)} of {search.trials}" + (f", {failed} failed" * bool(failed))]
+    # Several workers try averages ahead that a greedy soup may not need.
+    planned = "" if search.sampler == GREEDY else f" of {search.trials}"
+    lines = [f"trials     {len(trials)}{planned}" + (f", {failed} failed" * bool(failed))]
     if best is None or best.score is None:
         return [*lines, "best       none: no candidate has a score yet"]
     noise = noise_of(out, best.name)

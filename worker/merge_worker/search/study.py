@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError
+from .choices import CATEGORY
 from .definition import Search
 from .space import Axis, Coordinates, Interval, Options
 
@@ -96,12 +97,19 @@ class Study:
             if trial.state == running
         ]
 
-    def ask(self) -> OpenTrial:
-        """Return a new trial."""
+    def coordinates(self) -> dict[int, Coordinates]:
+        """Return the coordinates of all trials that were asked for, by their numbers."""
+        trials = self._trials()
+        return {t.number: dict(t.params) for t in trials if set(t.params) >= set(self._axes)}
+
+    def ask(self, fixed: Coordinates | None = None) -> OpenTrial:
+        """Return a new trial, with `fixed` coordinates or such as the sampler proposes."""
         with _quiet(self._optuna), _readable(self._path):
             # By trial, so that workers that start at the same time do not draw the same values.
             seed = (self._search.seed * DRAWS + len(self._trials())) % 2**32
             self._study.sampler = _sampler(self._optuna, self._sampler, self._search.seed, seed)
+            if fixed is not None:
+                self._study.enqueue_trial(fixed)
             trial = self._study.ask(dict(self._distributions))
             return OpenTrial(trial.number, dict(trial.params), True)
 
@@ -121,7 +129,7 @@ class Study:
 def chosen_sampler(search: Search) -> str:
     """Return the name of the sampler; `auto` is a Gaussian process where that is the best."""
     axes = [axis for dimension in search.space for axis in dimension.axes.values()]
-    if search.sampler != "auto":
+    if search.sampler not in ("auto", CATEGORY):
         return search.sampler
     small = len(axes) <= GP_VALUES and search.trials <= GP_TRIALS
     numeric = all(isinstance(axis, Interval) for axis in axes)
