@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from merge_worker.cli import main
 from merge_worker.structure.moe_targets import TARGETS
+from support.adapter_factory import adapt, merged_by_peft, save_base
 from support.checkpoint_factory import read_tensors
 from support.dense_models import (
     COMMON,
@@ -211,3 +212,41 @@ def _dense(tensors: dict[str, torch.Tensor], prefix: str) -> list[torch.Tensor]:
             if f"{prefix}{module}.{names[0]}.weight" in tensors:
                 return [tensors[f"{prefix}{module}.{name}.weight"] for name in names]
     raise AssertionError(prefix)
+
+
+@pytest.mark.slow
+def test_an_expert_with_an_adapter(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = adapt(base, tmp_path / "adapter", target_modules="all-linear")
+    merged = merged_by_peft(base, adapter, tmp_path / "merged")
+    out = build(tmp_path, mixture_recipe(base, [f"{base}+{adapter}", str(base)]))
+    result, dense, plain = (read_tensors(folder) for folder in (out, merged, base))
+    for part, name in enumerate(("gate", "down", "up"), 1):
+        prefix = "model.layers.1."
+        own = [
+            result[f"{prefix}block_sparse_moe.experts.{number}.w{part}.weight"]
+            for number in range(2)
+        ]
+        wanted = f"{prefix}mlp.{name}_proj.weight"
+        assert torch.allclose(own[0].float(), dense[wanted].float(), rtol=2**-7, atol=1e-3)
+        assert torch.equal(own[1], plain[wanted]) and not torch.equal(own[0], own[1])
+
+
+def test_several_mixtures_in_one_pass(tmp_path: Path) -> None:
+    base = write_dense(tmp_path / "base", "llama", dtype=torch.bfloat16)
+    other = write_dense(tmp_path / "other", "llama", seed=1, dtype=torch.bfloat16)
+    recipes = {
+        "two": mixture_recipe(base, [base, other]),
+        "three": mixture_recipe(base, [other, base, other]),
+        "stacked": mixture_recipe(base, [base, other], architecture="granitemoe"),
+    }
+    words = []
+    for name, text in recipes.items():
+        (tmp_path / f"{name}.yml").write_text(text)
+        words += ["-a", str(tmp_path / f"{name}.yml"), str(tmp_path / "joint" / name)]
+    assert main(["merge", *words, "--progress", "off"]) == 0
+    for name, text in recipes.items():
+        alone, joint = build(tmp_path, text, name), tmp_path / "joint" / name
+        one, other_one = read_tensors(alone), read_tensors(joint)
+        assert one.keys() == other_one.keys()
+        assert all(torch.equal(one[key], other_one[key]) for key in one)
