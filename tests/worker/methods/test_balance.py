@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from torch import Tensor
 
@@ -184,7 +185,7 @@ def test_it_is_part_of_what_resumption_compares(paths: list[Path]) -> None:
 def test_where_it_does_not_apply(paths: list[Path]) -> None:
     (first,) = parse(recipe(paths, "linear", balance=True)).warnings
     assert "linear does not read it" in first
-    text = json.loads(recipe(paths, "multislerp", balance=True))
+    text = yaml.safe_load(recipe(paths, "multislerp", balance=True))
     del text["base_model"]
     with pytest.raises(UsageError, match="balance scales task vectors and needs a base_model"):
         plan(json.dumps(text))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -76,7 +77,7 @@ def test_layers_of_slices_count_in_the_result(models: list[Path]) -> None:
             ]
         }
 
-    text = json.loads(recipe(models, lines_alpha=0.0, lines_beta=1.0))
+    text = yaml.safe_load(recipe(models, lines_alpha=0.0, lines_beta=1.0))
     del text["models"]
     text["slices"] = [part(0, 2), part(3, 4), part(1, 3)]
     for model in models:

@@ -118,3 +118,62 @@ def test_a_license_in_a_card(models: list[Path], line: str, value: str | None) -
         (model / "README.md").write_text(f"---\n{line}\nother: x\n---\n")
     text = model_card(plan_of(models), "x")
     assert front_matter(text).get("license") == value
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "code"),
+    [
+        (
+            {"architectures": ["LlamaForCausalLM"]},
+            "text-generation",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("x")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("x")\n',
+        ),
+        (
+            {"architectures": ["BertForSequenceClassification"]},
+            "text-classification",
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n",
+        ),
+        (
+            {"architectures": ["Qwen2VLForConditionalGeneration"], "vision_config": {}},
+            "image-text-to-text",
+            'processor = AutoProcessor.from_pretrained("x")\n',
+        ),
+        (
+            {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
+            "text2text-generation",
+            'AutoModelForSeq2SeqLM.from_pretrained("x")\n',
+        ),
+        ({"architectures": 3}, None, 'model = AutoModel.from_pretrained("x")\n'),
+        ({"_class_name": "UNet2DModel"}, None, 'model = UNet2DModel.from_pretrained("x")\n'),
+        ({"_class_name": "os; x"}, None, 'model = AutoModel.from_pretrained("x")\n'),
+    ],
+)
+def test_how_a_result_is_loaded(
+    models: list[Path], config: dict[str, object], task: str | None, code: str
+) -> None:
+    for model in models:
+        (model / "config.json").write_text(json.dumps(config))
+    text = model_card(plan_of(models), "x")
+    assert front_matter(text).get("pipeline_tag") == task
+    assert code in text.partition("```python\n")[2].partition("```")[0]
+
+
+def test_a_name_cannot_end_the_block_of_code(models: list[Path]) -> None:
+    text = model_card(plan_of(models), 'a```"b')
+    assert 'from_pretrained("a\\x60\\x60\\x60\\"b")' in text
+
+
+@pytest.mark.parametrize(
+    ("given", "languages"),
+    [
+        (["language: en", "language:\n- 'no'\n- de"], ["en", "no", "de"]),
+        (["language: [en, pt-BR]", "language: multilingual"], ["en", "pt-BR", "multilingual"]),
+        (["language: en", "license: mit"], None),
+    ],
+)
+def test_languages(models: list[Path], given: list[str], languages: list[str] | None) -> None:
+    for number, model in enumerate(models):
+        (model / "README.md").write_text(f"---\n{given[min(number, 1)]}\ntags: [x]\n---\n")
+    assert front_matter(model_card(plan_of(models), "x")).get("language") == languages

@@ -1,9 +1,9 @@
 """Recipes from text: what is understood, and every fault with its line, all at once."""
 
-import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from merge_worker.errors import UsageError
 from merge_worker.recipe import parse
@@ -320,7 +320,7 @@ def test_a_direct_recipe_says_the_same() -> None:
     assert (recipe.out_dtype, recipe.dtype) == ("float16", None)
     assert direct("m1", "m2", dtype="same").out_dtype is None
     assert direct("b", "m", method="slerp", base_model="b", parameters={"t": 1}).base
-    assert json.loads(direct_recipe(["ü"]))["models"][0]["model"] == "ü"
+    assert yaml.safe_load(direct_recipe(["ü"]))["models"][0]["model"] == "ü"
 
 
 @pytest.mark.parametrize(

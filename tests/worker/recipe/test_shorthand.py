@@ -1,9 +1,9 @@
 """Direct merges: values of `--param`, and the places that messages name."""
 
-import json
 from typing import Any
 
 import pytest
+import yaml
 
 from merge_worker.errors import UsageError
 from merge_worker.recipe import parse
@@ -13,7 +13,7 @@ from merge_worker.recipe.yaml_document import COMMAND
 
 def recipe(*param: str, models: tuple[str, ...] = ("a", "b", "c"), **given: Any) -> dict[str, Any]:
     values = {"method": "ties", "base_model": "a", "param": param, **given}
-    read: dict[str, Any] = json.loads(recipe_from_values(models, values))
+    read: dict[str, Any] = yaml.safe_load(recipe_from_values(models, values))
     return read
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..planning.plan import Plan
 from ..recipe.schema import ModelRef, parse_model
 from ..structure.embeddings import is_vocabulary
 from .files import CARD, MANIFEST
+from .model_use import languages, use_of
 
 LONGEST_CARD = 1 << 20
 _LICENSE = ("license", "license_name", "license_link")
@@ -52,11 +53,16 @@ def model_card(plan: Plan, title: str) -> str:
     text = public_text(plan, recipe.text).rstrip()
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     hub = [f"- {json.dumps(name)}" for name in dict.fromkeys(_hub_ids(plan))]
+    models = (m for m in plan.inputs.values() if not isinstance(m, ImportanceFile))
+    fronts = [_front_matter(model) for model in models]
+    spoken, use = languages(fronts), use_of(plan, title)
     lines = [
         "---",
         *(["base_model:", *hub, "base_model_relation: merge"] if hub else []),
-        *(f"{key}: {json.dumps(value)}" for key, value in _license(plan).items()),
-        f"library_name: {_library(plan)}",
+        *(f"{key}: {json.dumps(value)}" for key, value in _license(fronts).items()),
+        *(["language:", *(f"- {json.dumps(word)}" for word in spoken)] if spoken else []),
+        f"library_name: {use.library}",
+        *([f"pipeline_tag: {use.task}"] if use.task else []),
         "tags:",
         "- merge",
         *(["- moe"] if plan.mixture else []),
@@ -78,6 +84,10 @@ def model_card(plan: Plan, title: str) -> str:
         *(f"| {label} | {count} |" for label, count in _table(plan)),
         "",
         f"Everything else about this merge is in `{MANIFEST}`, which merges again.",
+        "",
+        "```python",
+        *use.code,
+        "```",
         "",
         f"{fence}yaml",
         text,
@@ -114,14 +124,6 @@ def _experts(plan: Plan) -> Iterator[str]:
     yield ""
 
 
-def _library(plan: Plan) -> str:
-    """Return the library that loads the result, as the files of the first model show."""
-    files = plan.models[0].files.copied
-    if "modules.json" in files:
-        return "sentence-transformers"
-    return "diffusers" if "_class_name" in plan.config else "transformers"
-
-
 def _hub_ids(plan: Plan) -> Iterator[str]:
     """Yield the Hub ids of models and adapters."""
     start = plan.options.relative_to
@@ -148,27 +150,30 @@ def _table(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "not in the first model, left out", str(len(plan.matches.surplus))
 
 
-def _license(plan: Plan) -> dict[str, Any]:
+def _license(fronts: Sequence[str]) -> dict[str, Any]:
     """Return the license if all models share it."""
-    models = (m for m in plan.inputs.values() if not isinstance(m, ImportanceFile))
-    first, *others = (_front_matter(model) for model in models)
+    first, *others = map(_license_fields, fronts)
     return first if "license" in first and all(other == first for other in others) else {}
 
 
-def _front_matter(model: Checkpoint) -> dict[str, str]:
-    """Return the license fields of a model's card that are plain scalars.
-
-    Read without a YAML parser: cards are not trusted, and no other field is needed.
-    """
+def _front_matter(model: Checkpoint) -> str:
+    """Return the text before a model's card that describes it to the Hub; "" if there is none."""
     path = model.path / CARD
     try:
         if not path.is_file() or leads_out(model.path, CARD):
-            return {}
+            return ""
         with path.open(encoding="utf-8") as file:
             text = file.read(LONGEST_CARD)
     except (OSError, ValueError):
-        return {}
-    front = text.split("---\n", 2)[1] if text.startswith("---\n") else ""
+        return ""
+    return text.split("---\n", 2)[1] if text.startswith("---\n") else ""
+
+
+def _license_fields(front: str) -> dict[str, str]:
+    """Return the license fields that are plain scalars.
+
+    Read without a YAML parser: cards are not trusted, and few fields are needed.
+    """
     pairs = [line.partition(":")[::2] for line in front.split("\n")]
     given = {key: _scalar(text) for key, text in reversed(pairs) if key in _LICENSE}
     return {key: given[key] for key in _LICENSE if given.get(key)}

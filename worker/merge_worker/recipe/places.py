@@ -102,15 +102,17 @@ def base_recipe(given: Any, path: str, folder: str) -> Any:
 
 
 def recipe_text(base: Any, values: Mapping[Place, Any]) -> str:
-    """Return a recipe with values put at places.
-
-    It is YAML if that reads back unchanged, else JSON, which always does. Raises PlaceError.
-    """
-    import yaml
-
+    """Return the text of a recipe with values put at places. Raises PlaceError."""
     recipe = copy.deepcopy(base)
     for place, value in values.items():
         put(recipe, place, copy.deepcopy(value))
+    return written(recipe)
+
+
+def written(recipe: Any) -> str:
+    """Return a recipe as YAML if that reads back unchanged, else as JSON, which always does."""
+    import yaml
+
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
     unchanged = repr(read_documents(text, "recipe")[0].value) == repr(recipe)
     return text if unchanged else json.dumps(recipe, indent=1, default=str) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from ..method import Method
 from ..options import DEFAULTS, with_defaults
 from ..registry import OWN, Registry
 from .experts import MOE
+from .places import written
 from .schedules import schedule_weights
 from .schema import find_method
 
@@ -55,11 +55,12 @@ def direct_recipe(
     entries: list[dict[str, object]] = [{"model": word} for word in merged]
     for number, entry in enumerate(entries if own else ()):
         entry["parameters"] = {name: values[number] for name, values in own.items()}
-    recipe: dict[str, object] = {"merge_method": method.name, "models": entries}
+    recipe: dict[str, object] = {"merge_method": method.name}
     recipe |= {"base_model": base_model} if base_model else {}
+    recipe |= {"models": entries}
     recipe |= {"parameters": shared} if shared else {}
     recipe |= {"out_dtype": dtype} if dtype not in (None, "same") else {}
-    return json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
+    return written(recipe)
 
 
 def _divided(

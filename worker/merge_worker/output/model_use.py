@@ -1,0 +1,82 @@
+"""Use of a result: task and library, by its config and files, and the Python that loads it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ..planning.plan import Plan
+
+
+class Use(NamedTuple):
+    """A library that loads a model, the task that the Hub knows, and lines of Python that load it.
+
+    `task` is "" where the config does not tell it.
+    """
+
+    library: str
+    task: str
+    code: tuple[str, ...]
+
+
+TASKS = (
+    ("CausalLM|LMHeadModel", "text-generation", "AutoModelForCausalLM"),
+    ("MaskedLM", "fill-mask", "AutoModelForMaskedLM"),
+    ("SequenceClassification", "text-classification", "AutoModelForSequenceClassification"),
+    ("TokenClassification", "token-classification", "AutoModelForTokenClassification"),
+    ("QuestionAnswering", "question-answering", "AutoModelForQuestionAnswering"),
+    ("ImageClassification", "image-classification", "AutoModelForImageClassification"),
+)
+"""Endings of class names in a config, the task of the Hub, and the class that loads it."""
+LONGEST = 1000
+"""Characters of a list of languages."""
+
+
+def use_of(plan: Plan, name: str) -> Use:
+    """Return how the result of a plan, a folder of that name, is used."""
+    config, place = plan.config, json.dumps(name).replace("`", r"\x60")
+    if "modules.json" in plan.models[0].files.copied:
+        library = "sentence-transformers"
+        code = ("from sentence_transformers import SentenceTransformer", "")
+        return Use(library, "sentence-similarity", (*code, f"model = SentenceTransformer({place})"))
+    if isinstance(kind := config.get("_class_name"), str) and kind.isidentifier():
+        load = [f"model = {kind}.from_pretrained({place})"]
+        return Use("diffusers", "", (f"from diffusers import {kind}", "", *load))
+    task, loader, reader = _transformers(config)
+    load = [f"model = {loader}.from_pretrained({place})"]
+    load += [f"{variable} = {kind}.from_pretrained({place})" for variable, kind in reader]
+    names = ", ".join(sorted({loader, *(kind for _, kind in reader)}))
+    return Use("transformers", task, (f"from transformers import {names}", "", *load))
+
+
+def _transformers(config: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, str]]]:
+    """Return the task, the class that loads the model, and those of its tokenizer or processor."""
+    classes = config.get("architectures")
+    name = str(classes[0]) if isinstance(classes, list) and classes else ""
+    tokenizer, processor = ("tokenizer", "AutoTokenizer"), ("processor", "AutoProcessor")
+    for pattern, task, loader in TASKS:
+        if re.search(f"({pattern})$", name):
+            return task, loader, [] if task.startswith("image") else [tokenizer]
+    if name.endswith("ForConditionalGeneration"):
+        if "vision_config" in config:
+            return "image-text-to-text", "AutoModelForImageTextToText", [processor]
+        if "num_mel_bins" in config:
+            speech = "automatic-speech-recognition"
+            return speech, "AutoModelForSpeechSeq2Seq", [processor]
+        if config.get("is_encoder_decoder") or "encoder" in config or "d_kv" in config:
+            return "text2text-generation", "AutoModelForSeq2SeqLM", [tokenizer]
+    return "", "AutoModel", []
+
+
+def languages(fronts: Iterable[str]) -> list[str]:
+    """Return the languages in the front matter of cards, each once; none if a card has none."""
+    found: list[str] = []
+    for text in fronts:
+        match = re.search(r"^languages?:[ \t]*(.*(?:\n[ \t]*- .*)*)", text, re.MULTILINE)
+        words = re.findall(r"\b[A-Za-z][\w-]{1,15}\b", match[1][:LONGEST]) if match else []
+        if not words:
+            return []
+        found += words
+    return list(dict.fromkeys(found))
