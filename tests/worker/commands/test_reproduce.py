@@ -31,8 +31,11 @@ def test_byte_for_byte(tmp_path: Path, models: list[Path]) -> None:
     assert again(tmp_path / "out") == 0
     assert digest(tmp_path / "again") == digest(tmp_path / "out")
     cards = [(tmp_path / name / "README.md").read_text().splitlines() for name in ("out", "again")]
-    differing = [pair for pair in zip(*cards, strict=True) if pair[0] != pair[1]]
-    assert differing == [("# out", "# again")]
+    # The name of the folder is in its title, and in the Python that loads it.
+    assert cards[0].count("# out") == 1
+    assert [
+        line.replace("# out", "# again").replace('"out"', '"again"') for line in cards[0]
+    ] == cards[1]
     first, second = manifest(tmp_path / "out"), manifest(tmp_path / "again")
     assert second["key"] == first["key"] and second["options"] == first["options"]
     assert [o for o in second["outputs"] if o["file"] != "README.md"] == [
