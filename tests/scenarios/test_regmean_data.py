@@ -58,6 +58,8 @@ def test_a_finished_folder(folder: Path, base: bool, capsys: pytest.CaptureFixtu
     assert [path.name for path in folder.iterdir() if "stage" in path.name] == []
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     assert main(["verify", str(out)]) == 0
+    card = (out / "README.md").read_text()
+    assert str(folder) not in card and "data: math.txt" in card.replace('"', "")
     got, math, code = (read_tensors(folder / name) for name in ("out", "math", "code"))
     for name in ("model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"):
         assert torch.allclose(got[name], (math[name] + code[name]) / 2, atol=1e-6)

@@ -46,8 +46,13 @@ class Merge:
     job_name: str | None = None
 
     def local_models(self) -> tuple[str, ...]:
-        """Return the paths of the models and adapters that are folders."""
-        return tuple(absolute(name, self.folder) for name in self._models() if not _on_hub(name))
+        """Return the paths of models and adapters that are folders, and of files beside them."""
+        from merge_worker.checkpoint.importance import hub_place
+
+        names = [name for name in self._models() if not _on_hub(name)]
+        names += [word for word in self.recipe.importance_words() if hub_place(word) is None]
+        names += self.recipe.data_words()
+        return tuple(absolute(name, self.folder) for name in names)
 
     def hub_models(self) -> tuple[str, ...]:
         """Return the names of the models and adapters on the Hub."""

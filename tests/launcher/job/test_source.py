@@ -132,6 +132,21 @@ def test_a_recipe_travels_as_it_is(work: Path) -> None:
     assert merge.out == f"{work}/out"
 
 
+def test_files_beside_models_have_to_be_there_too(work: Path) -> None:
+    Path("r.yml").write_text(
+        "merge_method: regmean\n"
+        "models: [{model: a, data: a.txt}, {model: org/name, data: ../texts/b.jsonl}]\n"
+    )
+    merge = read("r.yml", "out", folder=str(work))
+    assert merge.local_models() == (f"{work}/a", f"{work}/a.txt", f"{work}/../texts/b.jsonl")
+    Path("f.yml").write_text(
+        "merge_method: fisher\n"
+        "models: [{model: a, importance: f.safetensors}, {model: b, importance: org/b/v.pt}]\n"
+    )
+    files = read("f.yml", "out", folder=str(work)).local_models()
+    assert files == (f"{work}/a", f"{work}/b", f"{work}/f.safetensors")
+
+
 @pytest.mark.parametrize("name", ["r.yaml", "r.json"])
 def test_other_endings_of_recipes(work: Path, name: str) -> None:
     Path(name).write_bytes(RECIPE)

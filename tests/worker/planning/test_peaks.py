@@ -19,7 +19,7 @@ MIB = 1 << 20
 SLACK = 16 * MIB
 """What the interpreter, torch and the allocator take more for a large merge than for a tiny one."""
 
-USUAL = [("model_stock", 24), ("karcher", 24), ("ties", 8), ("della", 8), ("sce", 8)]
+USUAL = [("model_stock", 24), ("karcher", 24), ("ties", 8), ("della", 8), ("sce", 8), ("nde", 8)]
 COUNTS = [2, 3, 5, 10, 20, 40, 100]
 DISTINCT = 6
 MEASURE = (
