@@ -177,3 +177,42 @@ def test_gates_that_are_alike_are_told() -> None:
     (warning,) = alike(values, plan_of())
     assert "1 pair of experts" in warning and "(a and b)" in warning
     assert alike(values, plan_of("zeros")) == []
+
+
+@pytest.mark.parametrize("prompts", [["e"], []])
+def test_the_gate_of_a_shared_expert(
+    models: Path, prompts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    embed(models, {"c": [1.0, 0.0], "d": [0.0, 1.0], "e": [0.0, 0.0, 2.0]})
+    experts = [
+        {"source_model": "a", "positive_prompts": ["c"]},
+        {"source_model": "b", "positive_prompts": ["d"]},
+    ]
+    shared = [{"source_model": "base", "positive_prompts": prompts}]
+    keys = {"gate_mode": "cheap_embed", "dtype": "float32", "shared_experts": shared}
+    assert build(recipe(models, "base", experts, **keys), models / "out") == 0
+    result = read_tensors(models / "out")
+    gate = result["model.layers.1.mlp.shared_expert_gate.weight"]
+    expected = torch.zeros(1, HIDDEN)
+    expected[0, 2] = float(bool(prompts))
+    assert torch.equal(gate, expected)
+    assert result["model.layers.1.mlp.gate.weight"].shape == (2, HIDDEN)
+    told = "its gate is zeros, which is a weight of 1/2" in capsys.readouterr().err
+    assert told == (not prompts)
+
+
+def test_prompts_of_messages_take_the_chat_template(models: Path) -> None:
+    embed(models, {"c": [1.0], "d": [0.0, 1.0], "e": [0.0, 0.0, 1.0]})
+    (models / "base" / "chat_template.jinja").write_text(
+        "{% for message in messages %}e{{ message['content'] }}{% endfor %}"
+    )
+    (models / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "c"}]}\n')
+    experts = [
+        {"source_model": "a", "prompts_file": "a.jsonl"},
+        {"source_model": "b", "positive_prompts": ["d"]},
+    ]
+    path = recipe(models, "base", experts, gate_mode="cheap_embed", dtype="float32")
+    assert build(path, models / "out") == 0
+    gate = read_tensors(models / "out")[GATE.format(0)][0, :3]
+    half = 1 / math.sqrt(2)
+    assert torch.allclose(gate, torch.tensor([half, 0.0, half]), atol=1e-6)

@@ -272,3 +272,29 @@ def test_files_that_hold_no_prompts(
     experts = [{"source_model": "a", "prompts_file": name}, {"model": "b", "positive_prompts": "x"}]
     text = refusal(InputError, models, experts=experts, gate_mode="cheap_embed")
     assert "experts[0].prompts_file" in text and fault in text and len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"experts": ["deep"]}, 3),
+        ({"experts": ["a", "nowhere"]}, 3),
+        ({"architecture": "nothing"}, 2),
+        ({"architecture": "qwen3_moe"}, 3),
+        ({"experts_per_token": 3}, 2),
+        ({"gate_mode": "best"}, 2),
+        ({"gate_mode": "cheap_embed"}, 2),
+        ({"shared_experts": ["a", "b"]}, 2),
+    ],
+)
+def test_refusals_are_short_and_leave_nothing(
+    models: Path, keys: dict[str, Any], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_llama(models / "deep", layers=3)
+    path = recipe(models, "base", keys.get("experts", ["a", "b"]))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+    before = {file: file.stat().st_mtime_ns for file in models.rglob("*")}
+    assert build(path, models / "out") == code
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 3 and not any("Traceback" in line for line in lines)
+    assert before == {file: file.stat().st_mtime_ns for file in models.rglob("*")}

@@ -326,7 +326,7 @@ class _Builder:
     def _warnings(self, target: Target, sizes: Sizes) -> Iterator[str]:
         """Yield what users should know before they wait for the result."""
         mixture, labels = self.mixture, self.inputs.labels
-        if sizes.per_token == 1:
+        if sizes.per_token == 1 and sizes.experts > 1:
             yield (
                 "experts_per_token is 1: the chosen expert always has the weight 1, so that "
                 "training cannot reach the routers"
