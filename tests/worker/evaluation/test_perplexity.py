@@ -205,6 +205,8 @@ def test_texts_and_models_that_do_not_fit_are_told(
     write_tokenizer(tmp_path / "bare", words=many)
     err = fault(tmp_path / "bare", folder / "text.txt", 3)
     assert "its tokenizer has token 2" in err and "only 128 rows" in err
+    (tmp_path / "long.txt").write_text("a" * 80)
+    assert "has 64 positions, but a window has 81" in fault(folder / "a", tmp_path / "long.txt", 2)
     make(tmp_path / "bert", "BertForMaskedLM", "bert")
     assert "does not predict the next token" in fault(tmp_path / "bert", folder / "text.txt", 3)
     tensors = read_tensors(folder / "a")

@@ -93,6 +93,10 @@ def test_tokens_know_where_they_begin(tmp_path: Path) -> None:
     assert [found.nbytes(n, n + 1) for n in range(5)] == [0, 3, 1, 2, 2]
 
 
+def test_halves_of_characters_are_replaced(tmp_path: Path) -> None:
+    assert encode(Sample("", "a\ud800b"), tokenizer(tmp_path)).text == "a\ufffdb"
+
+
 def test_the_loss_counts_for_the_completion_only(tmp_path: Path) -> None:
     plain = encode(Sample("", "cd", "ab "), tokenizer(tmp_path))
     assert plain.text == "ab cd"

@@ -232,6 +232,12 @@ def _plan(model: Model, windows: Sequence[Window], settings: Settings) -> Plan:
     size_of = model.dtype.itemsize
     state = 2 * model.hidden_size * size_of
     longest = max(len(window.ids) for window in windows)
+    positions = getattr(model.text_config, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < longest:
+        raise UsageError(
+            f"{model.label}: has {positions} positions, but a window has {longest} tokens; give "
+            f"--length {positions}"
+        )
     made = batches(windows, max(longest, BATCH_TOKENS))
     most = max(batch.ids.numel() for batch in made)
     passing = _passing_bytes(model, most)

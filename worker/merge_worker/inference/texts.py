@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +201,7 @@ def encode(sample: Sample, tokenizer: Any, template: Any = None) -> Encoded:
     Conversations are made text by the chat template of the tokenizer `template`, by default the
     same one; its special tokens are all there are. InputError without or for a failing template.
     """
-    before, text = _rendered(sample, template or tokenizer)
+    before, text = map(_whole_characters, _rendered(sample, template or tokenizer))
     special = not sample.is_chat
     if not getattr(tokenizer, "is_fast", False):
         return _encoded_apart(tokenizer, before, text, special)
@@ -211,6 +212,11 @@ def encode(sample: Sample, tokenizer: Any, template: Any = None) -> Encoded:
     # A token that begins in the prompt belongs to it; an end of text belongs to the completion.
     counted = tuple(start >= len(before) for start in starts)
     return Encoded(whole, tuple(map(int, found["input_ids"])), counted, starts)
+
+
+def _whole_characters(text: str) -> str:
+    """Return text with halves of characters, which JSON may hold, replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _rendered(sample: Sample, tokenizer: Any) -> tuple[str, str]:
@@ -298,7 +304,7 @@ def cut_at(sample: int, encoded: Encoded, other: Window) -> Window:
     starts, size = encoded.starts, len(encoded.ids)
 
     def at(character: int) -> int:
-        return next((place for place in range(size) if starts[place] >= character), size)
+        return bisect_left(starts, character)
 
     begin = 0 if other.begin == 0 else at(other.begin)
     first = begin if other.first == other.begin else at(other.first)
