@@ -12,8 +12,9 @@ import pytest
 
 from merge_worker.search.definition import read_search
 from merge_worker.search.results import Result, best_of, read_results
+from support.language_models import make, write_tokenizer
 from support.paths import SOURCES
-from support.search_files import Done, Searches, make_searches
+from support.search_files import RECIPE, SPACE, Done, Searches, make_searches
 
 FIXED = ["parent-m1", "parent-m2", "average", "recipe"]
 
@@ -332,6 +333,22 @@ def test_a_gain_within_the_noise_is_named(searches: Searches) -> None:
     assert "gain       0.01 better than the best parent" in done.out
     # 2 · √(0.02² + 0.02²)
     assert "WARNING: within the noise: differences below 0.0566 mean nothing here" in done.out
+
+
+@pytest.mark.slow
+def test_the_perplexity_is_built_in(tmp_path: Path) -> None:
+    for name in ("m1", "m2"):
+        write_tokenizer(make(tmp_path / name, "LlamaForCausalLM", "llama"))
+    searches = Searches(tmp_path)
+    (tmp_path / "held.txt").write_text("the cat\n\nab the\n\nthe the ab\n")
+    text = f"{RECIPE}{SPACE}perplexity: held.txt\ntrials: 1\nvalidate: {{perplexity: held.txt}}\n"
+    (tmp_path / "s.yml").write_text(text)
+    done = searches.run("--device", "cpu")
+    assert done.code == 0, done.err
+    found = results(searches)
+    assert all(result.is_done and result.score and result.score > 1 for result in found.values())
+    assert list(found["t0000"].parts) == ["perplexity"]
+    assert done.out.count("validated") == 3
 
 
 def stopped(searches: Searches, *words: str, after: str) -> Done:

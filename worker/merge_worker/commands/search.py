@@ -43,11 +43,11 @@ def command(arguments: argparse.Namespace) -> str:
     for name, way_out in REFUSED.items():
         if getattr(arguments, name):
             raise UsageError(f"--{name.replace('_', '-')}: {way_out}")
-    folder = Path(arguments.relative_to).resolve()
+    folder = Path(arguments.relative_to).absolute()
     search = read_search(
         _read(arguments.search), arguments.search, folder, known_methods(arguments)
     )
-    out = Path(out_of(search, arguments.out, arguments.search)).expanduser()
+    out = folder / Path(out_of(search, arguments.out, arguments.search)).expanduser()
     limit = parse_duration(arguments.deadline) if arguments.deadline else None
     workshop = Workshop(
         out=out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -109,7 +110,15 @@ class Workshop:
         before, began = look(model), time.monotonic()
         if measure.command is None:
             data = str(self.folder / Path(measure.data or "").expanduser())
-            words = [PERPLEXITY, str(model), "--data", data, "--json", *self.devices]
+            words = [
+                PERPLEXITY,
+                str(model),
+                "--data",
+                data,
+                "--json",
+                "--progress=off",
+                *self.devices,
+            ]
             argv = worker_argv(*words)
         else:
             argv = ["bash", "-c", measure.command]
@@ -128,6 +137,10 @@ class Workshop:
             raise Failed(f"{what} {ended}: {text or 'it printed nothing'}", UsageError.exit_code)
         printed = output.with_name(f"{name}.out").read_text(encoding="utf-8", errors="replace")
         try:
+            if measure.command is None:
+                # Not files: a folder may hold those of earlier evaluations.
+                only = dataclasses.replace(measure, score=((PERPLEXITY, 1.0),))
+                return read_score(only, printed, model, look(model)), seconds
             return read_score(measure, printed, model, before), seconds
         except NoScore as error:
             raise Failed(f"{what}: {error}", UsageError.exit_code) from None
