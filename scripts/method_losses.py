@@ -38,8 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 BASED = {"task_arithmetic", "ties", "nde"}
 WORDS = {
-    "fisher": "fisher, files of `merge-worker importance`",
-    "ota": "ota, the same files",
+    "fisher": "fisher, with `importance:`",
+    "ota": "ota, with `importance:`",
     "regmean": "regmean, with `data:`",
 }
 

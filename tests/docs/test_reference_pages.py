@@ -23,6 +23,33 @@ METHODS = """# Methods
 The output of `merge-worker methods NAME` for every method, generated from the code.
 [Recipes](recipes.md) shows how to use them, [From Python](python.md#methods-of-your-own) how to add
 one in a file of yours.
+
+## What methods are worth on trained specialists
+
+Losses (nats per token) of a small llama trained on three tasks for a while, of three specialists
+that went on from there, one task each, and of their merges, on texts that made none of them: mean
+and standard deviation over three seeds. No value is tuned: weights are equal, `task_arithmetic` has
+0.5, `ties` a density of 0.5, the others their defaults. `scripts/method_losses.py FOLDER` makes the
+table.
+
+| | adder | reverser | counter | mean of the three |
+|---|---|---|---|---|
+| base | 1.441 ± 0.012 | 1.782 ± 0.048 | 1.022 ± 0.049 | 1.415 ± 0.034 |
+| adder | 1.312 ± 0.027 | 2.313 ± 0.168 | 2.811 ± 0.704 | 2.145 ± 0.282 |
+| reverser | 1.767 ± 0.331 | 1.706 ± 0.020 | 1.781 ± 0.370 | 1.751 ± 0.225 |
+| counter | 3.668 ± 1.340 | 2.211 ± 0.396 | 0.462 ± 0.063 | 2.114 ± 0.555 |
+| linear | 1.489 ± 0.044 | 1.828 ± 0.082 | 1.130 ± 0.150 | 1.482 ± 0.086 |
+| task_arithmetic | 1.588 ± 0.092 | 1.961 ± 0.149 | 1.507 ± 0.280 | 1.685 ± 0.171 |
+| ties | 1.772 ± 0.178 | 2.029 ± 0.015 | 2.039 ± 0.365 | 1.947 ± 0.165 |
+| nde | 1.879 ± 0.229 | 2.420 ± 0.412 | 2.528 ± 0.338 | 2.276 ± 0.265 |
+| geomedian | 1.488 ± 0.049 | 1.870 ± 0.133 | 1.123 ± 0.185 | 1.494 ± 0.111 |
+| fisher, with `importance:` | 1.507 ± 0.087 | 1.933 ± 0.091 | 0.969 ± 0.073 | 1.469 ± 0.074 |
+| regmean, with `data:` | 1.460 ± 0.024 | 1.769 ± 0.032 | 1.144 ± 0.098 | 1.458 ± 0.043 |
+
+The specialists forget the other tasks, and no merge is as good on the mean as the base, which has
+seen all three. `linear`, `geomedian`, `fisher` and `regmean` differ by less than their spread; sums
+of whole task vectors are too long here, and `nde`, which also drops at random, loses most. Models
+of this size say little about large ones: try several methods, and [search](search.md) for values.
 """
 
 MIGRATION = """# From mergekit

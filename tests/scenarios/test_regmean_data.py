@@ -51,6 +51,7 @@ def test_a_finished_folder(folder: Path, base: bool, capsys: pytest.CaptureFixtu
     assert merge(folder, "--dtype", "float32") == 0, capsys.readouterr().err
     out = folder / "out"
     said = capsys.readouterr().err
+    assert "2 models are run on texts before the merge: that takes transformers" in said
     assert "4 samples of" in said and "3 samples of" in said
     assert {"merge_manifest.json", "README.md", "mergekit_config.yml", "config.json"} <= {
         path.name for path in out.iterdir()

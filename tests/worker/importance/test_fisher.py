@@ -196,3 +196,31 @@ def test_by_hand(tmp_path: Path) -> None:
     # The norm is 1 for every channel, the head's rows differ by 0.5: (p · 0.5)².
     assert got["model.norm.weight"].tolist() == pytest.approx([(p / 2) ** 2] * width, rel=1e-3)
     assert not got["model.embed_tokens.weight"][0].any()
+
+
+def test_a_base_with_its_adapter_is_the_merged_model(tmp_path: Path) -> None:
+    from merge_worker.checkpoint.fp8 import dequantized
+    from merge_worker.importance.measure import Measurement
+    from merge_worker.inference.model import ModelOptions, open_model
+    from merge_worker.planning.inputs import open_reference
+    from merge_worker.system.progress import Progress
+    from support.adapter_factory import write_adapter
+
+    folder = make(tmp_path / "base", "LlamaForCausalLM", "llama")
+    name = "model.layers.0.mlp.up_proj"
+    tensors = load_file(folder / "model.safetensors")
+    rows, columns = tensors[f"{name}.weight"].shape
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
+    place = f"base_model.model.{name}"
+    pairs = {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"]}
+    write_adapter(tmp_path / "lora", config, pairs)
+    disk, files, label = open_reference(f"{folder}+{tmp_path / 'lora'}", tmp_path)
+    with open_model(dequantized(disk), files, label, ModelOptions("float32")) as model:
+        Measurement(model, disk, windows(), "fisher", "x", 16, "data", 0).make(
+            tmp_path / "f.safetensors", None, Progress("off", 0, ""), None
+        )
+    tensors[f"{name}.weight"] += 2 * b @ a
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert_alike(load_file(tmp_path / "f.safetensors"), reference(folder, windows()))

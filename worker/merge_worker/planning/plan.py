@@ -41,7 +41,7 @@ from .stages import (
     planned_checkpoint,
 )
 from .step import Step
-from .texts import TextInput, open_texts
+from .texts import TextInput, notes_on_texts, open_texts
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     tasks = [step.task for step in steps if step.task is not None]
     notes = (
         *(inputs.notes, tokenizer.notes, importance.notes, groups.notes, matches.notes),
-        () if texts else importance.left_out(recipe, method, tasks),
+        notes_on_texts(texts) if texts else importance.left_out(recipe, method, tasks),
         *(config_notes, memory.notes),
     )
     digests = [tokenizer.digest, *(text.sha256 for text in texts)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, UsageError, input_errors
+from ..messages import counted
 from ..recipe.schema import ModelRef, Recipe
 from .options import PlanOptions
 
@@ -59,3 +60,13 @@ def _digested(words: Sequence[tuple[ModelRef, str]], options: PlanOptions) -> tu
     if faults:
         raise InputError("\n".join(faults))
     return tuple(found)
+
+
+def notes_on_texts(texts: Sequence[TextInput]) -> list[str]:
+    """Return what a merge takes beside what its plan counts, if models are run."""
+    if not texts:
+        return []
+    return [
+        f"{counted(len(texts), 'models')} are run on texts before the merge: that takes "
+        f"transformers, and memory and files beside those of the plan"
+    ]
