@@ -59,7 +59,8 @@ class SharedOption:
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        # A word of Python names no field: such an option ends with an underscore in the table.
+        return "--" + self.name.rstrip("_").replace("_", "-")
 
 
 def _one_of(words: tuple[str, ...]) -> str:
@@ -217,6 +218,7 @@ OPTIONS = (
         (*RUNS, *MERGEKIT, *MEASURES),
         "run code from the folders of models, where models run; merges by our engine run none",
     ),
+    _switch("try_", RUNS, "load the finished merge in transformers, let it speak, and record that"),
     _switch("strict", PLANS, "warnings about the recipe are errors"),
     SharedOption(
         "methods",

@@ -63,12 +63,12 @@ def _values(profiles: ProfileFile, name: str) -> Iterator[dict[str, object]]:
         rows: dict[str, dict[str, object]] = {}
         for group, values in zip(groups, precedence.resolve(groups, origins), strict=True):
             for option in options_of(group):
-                names = [origin.name for origin in origins if option.name in origin.values]
+                names = [origin.name for origin in origins if option.key in origin.values]
                 if names and option.name not in rows:
                     value = getattr(values, option.name)
                     rows[option.name] = {
                         "backend": backend or "all",
-                        "option": option.name,
+                        "option": option.key,
                         "value": list(value) if isinstance(value, tuple) else value,
                         "from": " + ".join(names if option.spec.accumulates else names[:1]),
                     }

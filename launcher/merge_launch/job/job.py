@@ -25,6 +25,8 @@ KEPT_OF_NAME = SHORT_NAME - len(THEN)
 """The characters of OUT that are in the names of all of its jobs."""
 SECRET = r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$"
 """Names of variables that hold a secret."""
+MODEL_PACKAGES = ("transformers", "tokenizers")
+"""Packages of the worker that a merged model runs with."""
 MERGEKIT_OPTIONS = tuple(option.flag for option in options_of("mergekit") if option.launch)
 
 
@@ -163,7 +165,8 @@ class Job:
         """Packages that the worker needs besides torch, by the module that it imports."""
         on_hub = self.worker.push is not None or any(merge.hub_models() for merge in self.merges)
         hub = {"huggingface_hub": "huggingface_hub"} if on_hub else {}
-        return {"yaml": "pyyaml", **hub, **(SEARCH_PACKAGES if self.work == SEARCH else {})}
+        runs = {name: name for name in MODEL_PACKAGES} if self.worker.runs_models else {}
+        return {"yaml": "pyyaml", **hub, **runs, **(SEARCH_PACKAGES if self.work == SEARCH else {})}
 
     @property
     def bytes_on_node(self) -> int:

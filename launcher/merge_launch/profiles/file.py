@@ -136,10 +136,10 @@ def complete(incomplete: str) -> list[str]:
 
 def table_faults(table: Table, place: str, more: set[str]) -> Iterator[str]:
     """Yield the unknown and misplaced keys of a profile or of the top of a file."""
-    common = {option.name for group in COMMON for option in options_of(group)}
+    common = {option.key for group in COMMON for option in options_of(group)}
     for key, value in table.items():
         if key in backends.names() and isinstance(value, dict):
-            own = {option.name for option in options_of(backends.get(key).resources)}
+            own = {option.key for option in options_of(backends.get(key).resources)}
             yield from _unknown(value, common | own, f"{place}: [{key}]", common | own)
         elif key in more:
             if not isinstance(value, str):
@@ -155,7 +155,7 @@ def _backend_keys() -> dict[str, str]:
     tables: dict[str, list[str]] = {}
     for name in backends.names():
         for option in options_of(backends.get(name).resources):
-            tables.setdefault(option.name, []).append(f"[{name}]")
+            tables.setdefault(option.key, []).append(f"[{name}]")
     return {name: " or ".join(places) for name, places in tables.items()}
 
 

@@ -28,12 +28,13 @@ class Origin(NamedTuple):
     def place(self, option: Option) -> str:
         if self.name == FLAG:
             return option.flag
-        return option.variable if self.name == ENVIRONMENT else f"{self.name}: {option.name}"
+        return option.variable if self.name == ENVIRONMENT else f"{self.name}: {option.key}"
 
 
 def flags(given: Mapping[str, object]) -> Origin:
     """Return the values of the command line."""
-    return Origin({k: v for k, v in given.items() if v is not None and v != []}, FLAG)
+    set_here = {k.rstrip("_"): v for k, v in given.items() if v is not None and v != []}
+    return Origin(set_here, FLAG)
 
 
 def environment(variables: Mapping[str, str]) -> Origin:
@@ -58,10 +59,10 @@ def taken(group: type, origins: Sequence[Origin]) -> list[str]:
     """Return the options of a group that no flag sets, by origin: `mem 32G (built in: slurm)`."""
     by_origin: dict[str, list[str]] = {}
     for option in options_of(group):
-        setting = [origin for origin in origins if option.name in origin.values]
+        setting = [origin for origin in origins if option.key in origin.values]
         for origin in setting if option.spec.accumulates else setting[:1]:
             if origin.name != FLAG:
-                value = read(option, origin.values[option.name])
+                value = read(option, origin.values[option.key])
                 shown = " ".join(value) if isinstance(value, tuple) else str(value)
                 words = printable(f"{option.flag.removeprefix('--')} {shown}")
                 by_origin.setdefault(origin.name.partition(": [")[0], []).append(words)
@@ -91,12 +92,12 @@ def resolve(groups: Sequence[type[Group]], origins: Sequence[Origin]) -> list[Gr
 def _value(option: Option, origins: Sequence[Origin], faults: list[str]) -> Any:
     values = []
     for origin in origins:
-        if option.name not in origin.values:
+        if option.key not in origin.values:
             continue
         try:
-            values.append(read(option, origin.values[option.name]))
+            values.append(read(option, origin.values[option.key]))
         except Fault as fault:
-            shown = printable(str(origin.values[option.name]))[:80]
+            shown = printable(str(origin.values[option.key]))[:80]
             faults.append(f"{origin.place(option)} '{shown}' {fault}")
         if not option.spec.accumulates:
             break

@@ -111,6 +111,12 @@ class WorkerOptions:
     trust_remote_code: bool = shared("trust_remote_code")
     strict: bool = shared("strict")
     methods: str | None = shared("methods")
+    try_: bool = shared("try_")
+
+    @property
+    def runs_models(self) -> bool:
+        """Whether the job runs the merged model, for which the node needs transformers."""
+        return self.try_
 
     def argv(self) -> tuple[str, ...]:
         """Return the options as words of a command line; files of methods travel with the job."""

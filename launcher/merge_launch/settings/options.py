@@ -47,12 +47,17 @@ class Option(NamedTuple):
     spec: OptionSpec
 
     @property
+    def key(self) -> str:
+        """The name in profiles and variables: a field that a word of Python names ends with `_`."""
+        return self.name.rstrip("_")
+
+    @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return "--" + self.key.replace("_", "-")
 
     @property
     def variable(self) -> str:
-        return "MERGE_LAUNCH_" + self.name.upper()
+        return "MERGE_LAUNCH_" + self.key.upper()
 
 
 class Fault(ValueError):

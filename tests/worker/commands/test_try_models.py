@@ -1,6 +1,7 @@
 """`try`: right models pass, broken ones are named with what is wrong, and how it is said."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -385,6 +386,14 @@ def test_an_encoder_decoder_speaks(tmp_path: Path, capsys: Capture) -> None:
     folder = save_spoken(tmp_path / "t5", "t5")
     code, out, _ = said(capsys, folder, "--prompt", "abcd", "--tokens", "4")
     assert code == 0 and "T5ForConditionalGeneration" in out and "\n> abcd\nt5  " in out
+
+
+def test_as_a_program_of_its_own(tmp_path: Path) -> None:
+    """Its start puts off parts of torch that transformers needs."""
+    folder = save_spoken(tmp_path / "one")
+    words = [sys.executable, "-m", "merge_worker", "try", str(folder), "--tokens", "3"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "generated text" in done.stdout
 
 
 def test_nothing_of_transformers_is_left_changed(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ..recipe.yaml_document import COMMAND
 from ..registry import Registry
 from ..system.ranks import rank_of
 from ..system.torch_startup import require_torch
+from .after_merge import asks_for_steps, prepare_steps, run_steps
 from .options import add_options, known_methods, plan_options, run_options
 from .reproduce import plan_from_manifest, read_as_manifest
 
@@ -89,10 +90,14 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> s
         print_line(f"warning: {warning}", sys.stderr)
     if arguments.push and (len(plans) > 1 or not is_hub_name(arguments.push)):
         raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
+    prepare_steps(arguments)
     rank = rank_of(arguments.ranks)
     lines = run_merges(plans, run_options(arguments), rank, arguments.clock)
     lines += [line for plan, out in plans for line in _routing(plan, out, arguments.device)]
     out = plans[0][1]
+    if asks_for_steps(arguments):
+        print_line("\n".join(lines), sys.stdout)  # the merge is done, whatever a step finds
+        lines = run_steps([folder for _, folder in plans], arguments)
     if arguments.push and (out / MANIFEST).is_file():  # else other ranks are still writing
         print_line("\n".join(lines), sys.stdout)  # the merge is done, even if the upload fails
         return upload(files_to_upload(out), arguments.push)

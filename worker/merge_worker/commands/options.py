@@ -20,7 +20,7 @@ METHODS_VARIABLE = "MERGE_WORKER_METHODS"
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the shared options of a command to its parser."""
     for option in options_of(command):
-        parser.add_argument(option.flag, help=option.help, **_settings(option))
+        parser.add_argument(option.flag, dest=option.name, help=option.help, **_settings(option))
 
 
 def _settings(option: SharedOption) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ResultError, UsageError, WorkerError, input_errors
 from ..messages import print_line, printable
 from ..output.model_card import public_model
+from ..output.scores import Evaluation, Outcome
 from ..system.torch_startup import require_torch
 from ..units import device_word, positive_integer
 
@@ -83,6 +85,34 @@ def command(arguments: argparse.Namespace) -> str:
     if not errors:
         raise ResultError("\n".join(faults))
     raise type(errors[0])("\n".join([*map(str, errors), *faults]))
+
+
+def trial_prepare(arguments: argparse.Namespace) -> None:
+    """Check before a merge that its result can be tried. UsageError."""
+    from ..trial.libraries import load_transformers
+
+    load_transformers("--try")
+
+
+def trial_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what makes two trials the same."""
+    from ..trial.run import PROMPTS
+
+    return {"prompts": list(PROMPTS), "tokens": TOKENS}
+
+
+def trial_run(out: Path, arguments: argparse.Namespace) -> Outcome:
+    """Try a finished merge."""
+    from ..trial.run import PROMPTS, TrialOptions, run_trial
+
+    chosen = TrialOptions(PROMPTS, TOKENS, arguments.device, arguments.trust_remote_code)
+    trial = run_trial(str(out), printable(out.resolve().name), chosen)
+    summary = (
+        f"Loads in transformers {trial.transformers} as {trial.kind}: every tensor has its place."
+    )
+    settings = trial_settings(arguments)
+    evaluation = Evaluation("try", settings, summary=summary, facts={"trial": trial.json()})
+    return Outcome(evaluation, report([trial], PROMPTS), faults_of([trial]))
 
 
 def _labels(words: Sequence[str]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from .manifest import RECORDING, matches_form, read_manifest, settled, worker_fa
 from .scores import Evaluation
 from .store import remove_partial
 
-LOCK, ABOUT = "lock-evaluation", "evaluation"
+LOCK, EVALUATING, ABOUT = "lock-evaluation", "lock-evaluating", "evaluation"
 PATIENCE_S = 60.0
 """How long a record waits for another, which takes milliseconds."""
 
@@ -183,11 +183,27 @@ def _sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def evaluating(out: Path) -> Iterator[None]:
+    """Keep other processes from evaluating OUT while the block runs, and merges from replacing it.
+
+    Raises Busy if another process does so already, and OutputError if OUT cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        lock = _take_lock(out, held, EVALUATING, patience_s=0.0)
+        refuse_others(out / PARTIAL, ABOUT)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError, OutputError):
+                _remove_folder_of_lock(out, lock)
+
+
+@contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Keep merges and other records out of OUT. OutputError if a merge is at work there."""
     partial = out / PARTIAL
     with contextlib.ExitStack() as held:
-        lock = _take_lock(out, held)
+        lock = _take_lock(out, held, LOCK, PATIENCE_S)
         refuse_others(partial, ABOUT)
         if pending_commit(partial) is not None:
             raise OutputError(
@@ -204,24 +220,24 @@ def _alone(out: Path) -> Iterator[None]:
 def _remove_folder_of_lock(out: Path, lock: Lock) -> None:
     """Remove the partial folder, unless a merge works or has worked in it."""
     names = [path.name for path in (out / PARTIAL).iterdir()]
-    others = [name for name in names if name.startswith("lock-") and name != LOCK]
+    others = [n for n in names if n.startswith("lock-") and n != lock.path.name]
     passing = all(name.startswith(PASSING) for name in names)
     if passing and not others and read_key(out / PARTIAL) is None:
         remove_partial(out, lock.check)
 
 
-def _take_lock(out: Path, held: contextlib.ExitStack) -> Lock:
-    """Hold the lock of records until `held` is closed, after waiting for other records."""
-    partial, end = out / PARTIAL, time.monotonic() + PATIENCE_S
+def _take_lock(out: Path, held: contextlib.ExitStack, name: str, patience_s: float) -> Lock:
+    """Hold a lock until `held` is closed, after waiting for its present owner. Busy."""
+    partial, end = out / PARTIAL, time.monotonic() + patience_s
     if partial.is_symlink():
         raise OutputError(f"{partial}: is a link, and nothing is written through it; remove it")
     while True:
         with output_errors(out):
             partial.mkdir(exist_ok=True)
         try:
-            return held.enter_context(Lock(partial / LOCK, ABOUT))
+            return held.enter_context(Lock(partial / name, ABOUT))
         except OutputError as error:
-            # Another record holds it, or has just removed the folder.
-            if time.monotonic() > end or (not isinstance(error, Busy) and partial.is_dir()):
+            # Another process holds it, or has just removed the folder.
+            if partial.is_dir() and (time.monotonic() > end or not isinstance(error, Busy)):
                 raise
         time.sleep(POLL_S / 5)

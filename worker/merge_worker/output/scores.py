@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -110,6 +111,24 @@ class Evaluation:
             "scores": [without_paths(score.json()) for score in self.scores],
             "facts": _finite_json(dict(self.facts)),
         }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a step after a merge: its text, and the evaluation to record.
+
+    With `faults`, each a line, nothing is recorded.
+    """
+
+    evaluation: Evaluation
+    text: str
+    faults: Sequence[str] = ()
+
+
+def same_measurement(run: Mapping[str, Any], kind: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a run of `evaluation.json` is of a kind and has these settings."""
+    plain = json.loads(json.dumps(without_paths(dict(settings))))
+    return bool(run["kind"] == kind and run["settings"] == plain)
 
 
 def score_of(value: Mapping[str, Any]) -> Score:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import UsageError
+from ..system import torch_startup
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -27,9 +28,7 @@ INSTALL = "pip install transformers tokenizers"
 def load_transformers(what: str) -> Any:
     """Return the module. UsageError if it is missing or does not fit torch."""
     require_transformers(what)
-    # The engine restores what a quick start of torch has put off, and transformers needs.
-    from ..engine import device  # noqa: F401
-
+    torch_startup.complete()  # transformers needs what a quick start of torch has put off
     try:
         import transformers
     except Exception as error:  # another release of torch, of tokenizers, of the hub's client

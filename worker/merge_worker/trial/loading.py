@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, WorkerError
 from ..messages import counted, first_names, printable
 from .libraries import first_line, quiet
 from .source import Source, unknown_type
@@ -199,6 +199,8 @@ def _load_weights(transformers: Any, loaded: Loaded, model_class: Any, trust: bo
         except ImportError as error:
             text = first_line(error)
             raise UsageError(f"{source.label}: requires another package: {text}") from None
+        except WorkerError:  # a signal
+            raise
         except MemoryError:
             raise InputError(f"{source.label}: does not fit in memory") from None
         except Exception as error:

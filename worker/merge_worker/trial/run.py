@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..errors import WorkerError
 from .libraries import first_line, load_transformers, quiet
 from .loading import Loaded, load, render
 from .source import opened
@@ -124,6 +125,8 @@ def _run(loaded: Loaded, trial: Trial, options: TrialOptions) -> None:
                 trial.did, entropy, problem = forward(model, loaded.tokenizer, options.prompts[0])
                 trial.warnings += [problem] if problem else []
                 _judge(trial, model, [entropy])
+    except WorkerError:  # a signal
+        raise
     except OUT_OF_MEMORY:
         trial.warnings.append(f"does not fit in the memory of {model.device}; try --device cpu")
     except FloatingPointError as error:
