@@ -219,6 +219,12 @@ OPTIONS = (
         "run code from the folders of models, where models run; merges by our engine run none",
     ),
     _switch("try_", RUNS, "load the finished merge in transformers, let it speak, and record that"),
+    SharedOption(
+        "perplexity",
+        RUNS,
+        "measure the finished merge on a text (.txt or .jsonl), and record that",
+        "FILE",
+    ),
     _switch("strict", PLANS, "warnings about the recipe are errors"),
     SharedOption(
         "methods",

@@ -15,7 +15,7 @@ from merge_worker.output.files import MANIFEST
 from ..errors import refuse
 from ..settings.groups import JobOptions, WorkerOptions
 from .payload import EmbeddedFile, Payload
-from .source import Merge, job_folder, safe_name
+from .source import Merge, absolute, job_folder, safe_name
 
 # Accepted by PBS, Torque and Slurm. Torque cuts names at 15 characters, and qstat shows no more.
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
@@ -159,6 +159,12 @@ class Job:
     @property
     def merges(self) -> tuple[Merge, ...]:
         return (self.merge, *self.further)
+
+    def local_inputs(self) -> list[str]:
+        """Return the paths that the job reads: of models, files beside them, a text to measure."""
+        text = self.worker.perplexity
+        texts = [absolute(text, self.merge.folder)] if text else []
+        return [*(path for merge in self.merges for path in merge.local_models()), *texts]
 
     @property
     def packages(self) -> dict[str, str]:

@@ -112,11 +112,12 @@ class WorkerOptions:
     strict: bool = shared("strict")
     methods: str | None = shared("methods")
     try_: bool = shared("try_")
+    perplexity: str | None = shared("perplexity")
 
     @property
     def runs_models(self) -> bool:
         """Whether the job runs the merged model, for which the node needs transformers."""
-        return self.try_
+        return self.try_ or self.perplexity is not None
 
     def argv(self) -> tuple[str, ...]:
         """Return the options as words of a command line; files of methods travel with the job."""

@@ -47,7 +47,10 @@ class Step(NamedTuple):
         return found
 
 
-STEPS = (Step("try_", "try", "try_models", "trial"),)
+STEPS = (
+    Step("try_", "try", "try_models", "trial"),
+    Step("perplexity", "perplexity", "perplexity_after_merge", "after"),
+)
 
 
 def asks_for_steps(arguments: argparse.Namespace) -> bool:

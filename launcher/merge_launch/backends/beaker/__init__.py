@@ -59,8 +59,8 @@ class Beaker(Service[BeakerResources]):
 
     def obstacles(self, job: Job, resources: BeakerResources) -> list[str]:
         paths = [mount.path for mount in mounts(job, resources)]
-        models = [path for merge in job.merges for path in merge.local_models()]
-        uncovered = [path for path in dict.fromkeys(models) if not covered(path, paths)]
+        inputs = dict.fromkeys(job.local_inputs())
+        uncovered = [path for path in inputs if not covered(path, paths)]
         if resources.replicas == 1:  # each replica has a results folder of its own
             paths.append(RESULTS)
         uncovered += [merge.out for merge in job.merges if not covered(merge.out, paths)]
@@ -148,7 +148,7 @@ class Beaker(Service[BeakerResources]):
 
 def paths_of(job: Job) -> list[str]:
     """Return the paths of models and outputs that a job uses."""
-    return [path for merge in job.merges for path in (*merge.local_models(), merge.out)]
+    return [*job.local_inputs(), *(merge.out for merge in job.merges)]
 
 
 def mounts(job: Job, resources: BeakerResources) -> list[Mount]:

@@ -147,7 +147,7 @@ def resource_lines(wanted: PbsResources, job: Job) -> list[str]:
     # A value of a site or profile gives way to a nearer one: the last wins.
     lines += {tuple(_names(line)) or line: line for line in wanted.resource}.values()
     if dialect.mounts is not None:
-        mounts = dialect.mounts([*job.merge.local_models(), job.merge.out, job.merge.folder])
+        mounts = dialect.mounts([*job.local_inputs(), job.merge.out, job.merge.folder])
         name = mounts.partition("=")[0]
         if mounts and not any(line.startswith(f"{name}=") for line in wanted.resource):
             lines.append(mounts)
