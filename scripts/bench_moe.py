@@ -81,7 +81,11 @@ def main() -> None:
         for name, argv in contenders.items():
             warm(files)
             shutil.rmtree(out, ignore_errors=True)
-            runs[name].append(command(argv, log))
+            run = command(argv, log)
+            manifest = out / "merge_manifest.json"
+            if manifest.is_file():
+                run = run._replace(parts=json.loads(manifest.read_text())["timings"])
+            runs[name].append(run)
             size = size or sum(f.stat().st_size for f in out.glob("*.safetensors"))
         warm(files)
         shutil.rmtree(out, ignore_errors=True)
@@ -94,6 +98,7 @@ def main() -> None:
             facts[name] = {
                 "wall_s": [round(wall, 2) for wall in walls],
                 "median_s": round(statistics.median(walls), 2),
+                "stream_s": [run.parts["stream_s"] for run in several if "stream_s" in run.parts],
                 "cpu_s": round(statistics.median(run.cpu_s for run in several), 2),
                 "peak_gib": round(max(run.peak_bytes for run in several) / GIB, 2),
             }

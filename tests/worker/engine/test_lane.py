@@ -7,7 +7,7 @@ import torch
 
 from merge_worker.checkpoint.reader import Files
 from merge_worker.engine.buffers import Pool
-from merge_worker.engine.lane import Lane
+from merge_worker.engine.lane import Lane, nonfinite
 from merge_worker.engine.work import JointStep, join_steps, share
 from merge_worker.method import Block, MergePass
 from merge_worker.planning.plan import Plan
@@ -150,3 +150,13 @@ def test_make_room_keeps_what_fits_and_lets_go_of_what_does_not(big: JointStep) 
     assert lane.host.size_with({}) == size
     lane.make_room(big, piece, size - 1)
     assert lane.host.size_with({}) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_nan_and_inf_are_counted_exactly(dtype: torch.dtype) -> None:
+    largest = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)
+    assert nonfinite(largest) == 0  # though the sum overflows
+    assert nonfinite(torch.empty(0, dtype=dtype)) == 0
+    for values in ([float("nan")], [float("inf"), float("-inf")], [float("inf"), 1.0, 2.0]):
+        bad = sum(not torch.tensor(value).isfinite() for value in values)
+        assert nonfinite(torch.tensor([1.0, *values], dtype=dtype)) == bad

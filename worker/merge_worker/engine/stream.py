@@ -30,7 +30,7 @@ from ..system.progress import Progress
 from ..system.signals import StopFlag
 from ..tensors.source import StoredTensor, stored_inputs
 from .device import OUT_OF_MEMORY, load_linalg
-from .lane import Lane, Loaded
+from .lane import Lane, Loaded, nonfinite
 from .prefetch import Fetcher, ReadAhead
 from .work import JointStep, Work
 
@@ -274,7 +274,7 @@ class Engine:
             if other != first and step.name not in self.differing:
                 self.differing.append(step.name)
         floats = step.dtype.kind is Kind.FLOAT
-        bad = values.numel() - int(torch.isfinite(values).sum()) if floats else 0
+        bad = nonfinite(values) if floats else 0
         source, same = step.sources[0], None
         if isinstance(source, StoredTensor):
             fd, place = self.files.descriptor(source.file), source.offset
