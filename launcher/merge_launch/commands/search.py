@@ -108,7 +108,7 @@ def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any])
     count = search_options.workers or getattr(resources, "replicas", 1)
     if isinstance(backend, Service):
         resources = dataclasses.replace(resources, replicas=count)
-    file = _read(context.obj, search_options.out, worker.methods)
+    file = _read(context.obj, search_options.out, worker.methods, search_options.batch)
     request = Request(backend, options, worker, resources, taken, SEARCH)
     if options.dry_run:
         return _show(request, file)
@@ -125,9 +125,9 @@ def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any])
     return _submit(request, file, 1 if isinstance(backend, Service) else count, search_options)
 
 
-def _read(path: str, out: str | None, files: str | None) -> SearchFile:
+def _read(path: str, out: str | None, files: str | None, batch: int | None = None) -> SearchFile:
     methods = known_methods(files, os.environ)
-    return jobs.read_file(path, out, current_folder(os.environ), methods)
+    return jobs.read_file(path, out, current_folder(os.environ), methods, batch)
 
 
 def _conflicts(

@@ -36,8 +36,14 @@ class SearchFile:
     merge: Merge
 
 
-def read_file(path: str, out: str | None, folder: str, methods: Registry = OWN) -> SearchFile:
-    """Read a search file; `methods` are those that its recipes can name.
+def read_file(
+    path: str,
+    out: str | None,
+    folder: str,
+    methods: Registry = OWN,
+    batch: int | None = None,
+) -> SearchFile:
+    """Read a search file; `methods` are those that its recipes can name, `batch` replaces its own.
 
     Raises UsageError of either package, with every fault.
     """
@@ -45,8 +51,10 @@ def read_file(path: str, out: str | None, folder: str, methods: Registry = OWN) 
         text = decoded(Path(path).expanduser().read_bytes(), path)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; give the file of a search") from None
-    search = read_search(text, path, Path(folder), methods)
-    resolved = resolved_text(text, path, Path(folder))
+    search = read_search(text, path, Path(folder), methods)  # faults have the lines of this text
+    resolved = resolved_text(text, path, Path(folder), batch)
+    if batch is not None:
+        search = read_search(resolved, path, Path(folder), methods)
     target = absolute(out_of(search, out, path), folder)
     merge = Merge(resolved.encode(), search.example, target, folder, safe_name(Path(path).stem))
     return SearchFile(path, search, merge)

@@ -147,6 +147,9 @@ class SearchOptions:
     workers: int | None = option(
         None, "jobs that search together; more can be added later", "N", minimum=1
     )
+    batch: int | None = option(
+        None, "candidates that a worker merges in one pass over the inputs", "K", minimum=1
+    )
 
 
 @dataclass(frozen=True)

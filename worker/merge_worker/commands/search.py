@@ -29,13 +29,16 @@ MODEL_OPTIONS = ("device", "threads")
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("search", metavar="SEARCH.yml")
     parser.add_argument("out", metavar="OUT", nargs="?", help="default: 'out' in the file")
+    parser.add_argument(
+        "--batch", metavar="K", type=int, help="candidates merged in one pass over the inputs"
+    )
     add_options(parser, "merge")
 
 
 def command(arguments: argparse.Namespace) -> str:
     """Work on a search until it is finished; returns the summary."""
     from ..search.children import Deadline
-    from ..search.definition import out_of, read_search
+    from ..search.definition import out_of, read_search, resolved_text
     from ..search.loop import Loop
     from ..search.results import summary
     from ..search.work import Workshop
@@ -44,9 +47,10 @@ def command(arguments: argparse.Namespace) -> str:
         if getattr(arguments, name):
             raise UsageError(f"--{name.replace('_', '-')}: {way_out}")
     folder = Path(arguments.relative_to).absolute()
-    search = read_search(
-        _read(arguments.search), arguments.search, folder, known_methods(arguments)
-    )
+    text = _read(arguments.search)
+    if arguments.batch is not None:
+        text = resolved_text(text, arguments.search, folder, arguments.batch)
+    search = read_search(text, arguments.search, folder, known_methods(arguments))
     out = folder / Path(out_of(search, arguments.out, arguments.search)).expanduser()
     limit = parse_duration(arguments.deadline) if arguments.deadline else None
     workshop = Workshop(

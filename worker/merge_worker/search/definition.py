@@ -52,11 +52,11 @@ SAMPLERS = ("auto", "tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid", GREE
 KEYS = (
     *("recipe", "out", "space", "start", "evaluate", "perplexity", "function", "score"),
     *("direction", "trials", "sampler", "scores", "threshold", "seed", "keep", "validate"),
-    "repeat",
+    *("repeat", "batch"),
 )
 KEEP_WORDS: Mapping[str, int | None] = {"best": 1, "all": None, "none": 0}
 TRIALS = 60
-MOST_TRIALS = 100_000
+MOST_TRIALS, MOST_AT_ONCE = 100_000, 100
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class Search:
     `base` is the recipe as plain values, `stands` the same recipe parsed, or None if it is complete
     only with the values of a candidate. `start` holds coordinates that are tried first; those that
     are left out are drawn. `keep` is how many of the best candidates keep their weights, None for
-    all. `table` has scores of the models, higher is better, by which a sampler chooses them, and
-    `threshold` is the correlation from which two tasks belong to one group.
+    all; `batch` how many a worker merges in one pass over the inputs. `table` has scores of the
+    models, higher is better, by which a sampler chooses them, and `threshold` is the correlation
+    from which two tasks belong to one group.
     """
 
     where: str
@@ -109,6 +110,7 @@ class Search:
     seed: int = 0
     keep: int | None = 1
     repeat: int = 0
+    batch: int = 1
     warnings: tuple[str, ...] = ()
     table: ScoreTable | None = field(default=None, repr=False)
     threshold: float = THRESHOLD
@@ -158,6 +160,10 @@ def read_search(text: str, where: str, folder: Path, methods: Registry = OWN) ->
         if table.get("direction") == MAXIMIZE:
             reader.fault(("direction",), "a perplexity is minimized; drop this key")
         settings["direction"] = MINIMIZE
+    if measure is not None and measure.in_memory and settings["batch"] > 1:
+        reader.fault(
+            ("batch",), "not with 'evaluate: in-memory', which has one model; drop this key"
+        )
     reader.refuse()
     if measure is None:
         raise AssertionError("a file without 'evaluate' is refused above")
@@ -195,6 +201,7 @@ def _settings(reader: Reader, table: Mapping[str, Any]) -> dict[str, Any]:
         "seed": reader.whole("seed", table.get("seed", 0), 0, 2**31),
         "keep": _keep(reader, table.get("keep", "best")),
         "repeat": reader.whole("repeat", table.get("repeat", 0), 0, 1000),
+        "batch": reader.whole("batch", table.get("batch", 1), 1, MOST_AT_ONCE),
     }
 
 
@@ -292,18 +299,21 @@ def _keep(reader: Reader, given: Any) -> int | None:
     return 1
 
 
-def resolved_text(text: str, where: str, folder: Path) -> str:
-    """Return a search file that needs no other file: with the recipe instead of its path."""
+def resolved_text(text: str, where: str, folder: Path, batch: int | None = None) -> str:
+    """Return a search file that needs no other file: with the recipe instead of its path.
+
+    `batch` replaces that of the file.
+    """
     _, table, notes = _read_table(text, where, folder)
     whole = isinstance(table["recipe"], dict) and not names_file(table.get("scores"))
-    if whole and notes is None:
+    if whole and notes is None and batch is None:
         return text
     table = {**table, "recipe": base_recipe(table["recipe"], where, str(folder))}
     if table.get("scores") is not None:
         reader = Reader(read_documents(text, where)[0], folder)
         table["scores"] = inline_scores(reader, table["scores"])
         reader.refuse()
-    return _dumped(table, where)
+    return _dumped(table if batch is None else {**table, "batch": batch}, where)
 
 
 def _dumped(table: dict[str, Any], where: str) -> str:

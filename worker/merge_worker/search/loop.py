@@ -87,7 +87,7 @@ class Loop:
                     waits = False
                     with contextlib.ExitStack() as held:
                         held.push(claim.lock)
-                        self._work(claim.candidate)
+                        self._work_on([claim.candidate, *self._others(held)])
                 elif is_over:
                     break
                 elif waits or (waits := self._watches(waiting)):
@@ -96,6 +96,22 @@ class Loop:
                     self._say("nothing is left but what others have in hand; one of them waits")
                     return
         finish(self.search, self.workshop, self.watch)
+
+    def _others(self, held: contextlib.ExitStack) -> Iterator[Candidate]:
+        """Yield candidates for the same pass over the inputs, as many as `batch` allows."""
+        for _ in range(self.search.batch - 1):
+            claim, _ = self._next()
+            if claim is None:
+                return
+            held.push(claim.lock)
+            yield claim.candidate
+
+    def _work_on(self, candidates: Sequence[Candidate]) -> None:
+        """Make all candidates, several in one pass over the inputs, then score one by one."""
+        seconds = self.workshop.make_together(candidates) if len(candidates) > 1 else {}
+        for candidate in candidates:
+            self.workshop.deadline.check()
+            self._work(candidate, seconds.get(candidate.name, 0.0))
 
     def _say(self, text: str) -> None:
         print_line(f"merge-worker: {text}", sys.stderr)
@@ -308,12 +324,15 @@ class Loop:
         write_result(self.workshop.place(candidate), copied)
         return copied
 
-    def _work(self, candidate: Candidate) -> None:
-        """Make and score a candidate; write the result, whatever it is."""
-        merge_s = evaluate_s = 0.0
+    def _work(self, candidate: Candidate, merge_s: float) -> None:
+        """Make and score a candidate; write the result, whatever it is.
+
+        `merge_s` is its share of the seconds of a pass in which it was made with others.
+        """
+        evaluate_s = 0.0
         score, message, code = None, "", 0
         try:
-            merge_s = self.workshop.make(candidate)
+            merge_s += self.workshop.make(candidate)
             score, evaluate_s = self.workshop.score(candidate, self.search.measure, "evaluate")
         except Failed as error:
             message, code = str(error), error.code

@@ -79,11 +79,42 @@ class Workshop:
             self._merge(candidate, model)
         return time.monotonic() - began
 
-    def _merge(self, candidate: Candidate, model: Path) -> None:
+    def make_together(self, candidates: Sequence[Candidate]) -> dict[str, float]:
+        """Merge candidates in one pass over the inputs; return the seconds of each by its name.
+
+        Where one of them is refused, none is merged here: `make` finds out which. Raises Stopped.
+        """
+        todo = [
+            (candidate, self.place(candidate) / MODEL)
+            for candidate in candidates
+            if candidate.text is not None
+        ]
+        todo = [(each, model) for each, model in todo if not (model / MANIFEST).is_file()]
+        if len(todo) < 2:
+            return {}
+        began = time.monotonic()
+        pairs: list[str] = []
+        for candidate, model in todo:
+            self._wait_for(model)
+            pairs += ["-a", str(self.place(candidate) / RECIPE), str(model)]
+        words = [*pairs, f"--relative-to={self.folder}", "--progress=off"]
+        output = self.place(todo[0][0]) / "merge"
+        code = run(
+            worker_argv("merge", *words, *self.options), self.folder, output, {}, self.deadline
+        )
+        if code == Stopped.exit_code:
+            raise Stopped("stopped during a merge; run the same command to resume")
+        each_s = (time.monotonic() - began) / len(todo)
+        return {candidate.name: each_s for candidate, _ in todo} if code == 0 else {}
+
+    def _wait_for(self, model: Path) -> None:
         # A merge whose worker was killed may live a moment longer.
         while any(map(is_held, (model / PARTIAL).glob("lock-*"))):
             self.deadline.check()
             time.sleep(POLL_S)
+
+    def _merge(self, candidate: Candidate, model: Path) -> None:
+        self._wait_for(model)
         recipe = self.place(candidate) / RECIPE
         words = [str(recipe), str(model), f"--relative-to={self.folder}", "--progress=off"]
         output = self.place(candidate) / "merge"
