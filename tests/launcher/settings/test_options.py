@@ -137,6 +137,8 @@ def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
         trust_remote_code=True,
         strict=True,
         methods="my.py",
+        try_=True,
+        perplexity="heldout.txt",
     )
     assert all(getattr(given, each.name) for each in options_of(WorkerOptions)), "set each of them"
     words = ["merge", "recipe.yml", "out", *given.argv()]
