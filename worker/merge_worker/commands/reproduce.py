@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.hub import Hub
+from ..checkpoint.importance import hub_place
 from ..errors import InputError, UsageError, WorkerError
 from ..output.files import MANIFEST, RECIPE
 from ..output.manifest import methods_from_outside, well_formed
@@ -87,7 +88,8 @@ def _pin_commit(entry: Mapping[str, Any], hub: Hub) -> None:
         return
     adapter = entry.get("adapter") or {}
     if entry.get("commit"):
-        hub.pins[ref.path, ref.revision] = str(entry["commit"])
+        place = hub_place(ref.path) or (ref.path, ref.revision, "")
+        hub.pins[place[:2]] = str(entry["commit"])
     if ref.lora and adapter.get("commit"):
         hub.pins[ref.lora, ref.lora_revision] = str(adapter["commit"])
 

@@ -83,7 +83,9 @@ def _measure(place: _Place, lane: Lane, stop: StopFlag) -> str:
     # Numbers of channels stand for all elements that they are spread to.
     inner = source.inputs[0] if isinstance(source, SpreadTensor) else source
     times = source.count // max(1, inner.count)
-    least, largest, total, norms = 0.0, 0.0, list[float](), list[float]()
+    stored = next(stored_inputs(source), None)
+    where, name = f"{stored.file if stored else label}: ", printable(source.name)
+    largest, total, norms = 0.0, list[float](), list[float]()
     samples: list[Tensor] = []
     step = max(1, inner.count // SAMPLES)
     for start in range(0, inner.count, PART):
@@ -91,19 +93,15 @@ def _measure(place: _Place, lane: Lane, stop: StopFlag) -> str:
             return ""
         values = lane.read(inner, start, min(start + PART, inner.count), "in0")
         low, high = (float(x) for x in torch.aminmax(values))
-        least, largest = min(least, low), max(largest, high)
-        if not (math.isfinite(low) and math.isfinite(high)) or low < 0:
-            break
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return f"{where}the importance of '{name}' is not finite (NaN or Inf)"
+        if low < 0:
+            return f"{where}the importance of '{name}' is negative ({low:.3g})"
+        largest = max(largest, high)
         wide = values.double()
         total.append(float(wide.sum()))
         norms.append(float(torch.linalg.vector_norm(wide)))
         samples.append(values[-start % step :: step].double().clone())
-    stored = next(stored_inputs(source), None)
-    where = f"{stored.file}: " if stored else f"{label}: "
-    if not (math.isfinite(least) and math.isfinite(largest)):
-        return f"{where}the importance of '{printable(source.name)}' is not finite (NaN or Inf)"
-    if least < 0:
-        return f"{where}the importance of '{printable(source.name)}' is negative ({least:.3g})"
     figures.total = math.fsum(total) * times
     figures.norm = math.hypot(*norms) * math.sqrt(times)
     figures.count, figures.largest = source.count, largest

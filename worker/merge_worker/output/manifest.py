@@ -12,6 +12,7 @@ from .. import __version__
 from ..adapters.peft_format import WEIGHTS as ADAPTER_WEIGHTS
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.hub import snapshot
+from ..checkpoint.importance import ImportanceFile, hub_place
 from ..checkpoint.json_files import load_json, read_json
 from ..errors import InputError
 from ..options import OPTIONS
@@ -48,7 +49,10 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         "options": plan.options.recorded(),
         "vocabulary": _vocabulary(plan),
         **({"mixture": _mixture(plan)} if plan.mixture else {}),
-        "inputs": [_input(order.get(name, name), model) for name, model in plan.inputs.items()],
+        "inputs": [
+            _input(order.get(name) or _public_file(name, model), model)
+            for name, model in plan.inputs.items()
+        ],
         "outputs": outputs,
         "counts": {
             "merged": merged,
@@ -223,7 +227,7 @@ def _input(label: str, model: Checkpoint) -> dict[str, Any]:
     adapter = [file.parent for file in files if file.name == ADAPTER_WEIGHTS]
     return {
         "model": label,
-        **_commit(model.path),
+        **_commit(_repository(model) if isinstance(model, ImportanceFile) else model.path),
         **({"adapter": commit} if adapter and (commit := _commit(adapter[-1])) else {}),
         "bytes": sum(shard.size for shard in model.shards),
         "tensors": sum(len(shard.tensors) for shard in model.shards),
@@ -232,6 +236,18 @@ def _input(label: str, model: Checkpoint) -> dict[str, Any]:
             for s in model.shards
         ],
     }
+
+
+def _repository(file: ImportanceFile) -> Path:
+    """Return the folder of the Hub's cache that an importance file is in, if it is in one."""
+    return next((path for path in file.path.absolute().parents if snapshot(path)), file.path)
+
+
+def _public_file(name: str, model: Checkpoint) -> str:
+    """Return the name of an importance file without its folder on this machine."""
+    if isinstance(model, ImportanceFile) and hub_place(name) is None:
+        return Path(name).name
+    return name
 
 
 def _place(file: str, model: Checkpoint) -> str:
