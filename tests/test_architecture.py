@@ -23,7 +23,7 @@ ORDER = {
     ).split(),
     "merge_launch": (
         "errors process table settings job backends profiles tracking submission sweeps searches "
-        "api commands cli __main__"
+        "evaluations api commands cli __main__"
     ).split(),
 }
 MOST_MODULES_IN_A_ROOT = 10

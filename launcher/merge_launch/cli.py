@@ -30,6 +30,7 @@ REACHED = {each.name: each.help for each in COMMANDS if each.name not in OTHERWI
 MERGE_HELP = "Merge here and now (= local)."
 SWEEP_HELP = "Make many merges: one recipe, many values."
 SEARCH_HELP = "Search for the values of a recipe that give the best score."
+EVAL_HELP = "Run benchmarks on a finished merge, and on its inputs, by lm-evaluation-harness."
 BUG = "This is a bug of merge-launch. Please report it with the lines above and the command."
 
 
@@ -72,9 +73,14 @@ def build(command: str | None = None) -> typer.Typer:
     groups = (MergeOptions, WorkerOptions, CheckOptions) if command in (None, "check") else ()
     app.command("check", help=check_command.__doc__)(guarded(with_options(check_command, groups)))
     app.add_typer(renderer, name="render")
-    for name, text in (("sweep", SWEEP_HELP), ("search", SEARCH_HELP)):
+    groups_of_commands = (
+        ("sweep", "sweep", SWEEP_HELP),
+        ("search", "search", SEARCH_HELP),
+        ("eval", "evaluate", EVAL_HELP),
+    )
+    for name, file, text in groups_of_commands:
         if command in (None, name):
-            module = import_module(f".commands.{name}", __package__)
+            module = import_module(f".commands.{file}", __package__)
             module.add(app, new(help=text))
         else:
             app.command(name, help=text)(lambda: None)
@@ -115,6 +121,10 @@ def main() -> None:
     for note in notes:
         say(f"note: {note}")
     words = with_local(words)
+    if words[:1] == ["eval"]:
+        from .commands.evaluate import with_place
+
+        words = with_place(words)
     command = next((word for word in words if not word.startswith("-")), "")
     completes = "_MERGE_LAUNCH_COMPLETE" in os.environ
     try:

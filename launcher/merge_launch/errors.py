@@ -26,6 +26,12 @@ class OutputError(LauncherError):
     exit_code = 4
 
 
+class EvaluationError(LauncherError):
+    """An evaluation ended without results, or with ones that cannot be read."""
+
+    exit_code = 5
+
+
 class ClusterError(LauncherError):
     """The cluster refused or cannot be reached.
 

@@ -20,8 +20,7 @@ from .source import Merge, absolute, job_folder, safe_name
 # Accepted by PBS, Torque and Slurm. Torque cuts names at 15 characters, and qstat shows no more.
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
 SHORT_NAME = 15
-THEN = "-then"
-KEPT_OF_NAME = SHORT_NAME - len(THEN)
+KEPT_OF_NAME = SHORT_NAME - len("-then")
 """The characters of OUT that are in the names of all of its jobs."""
 SECRET = r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$"
 """Names of variables that hold a secret."""
@@ -36,11 +35,15 @@ SEARCH_PACKAGES = {"optuna": "optuna~=5.0", "cmaes": "cmaes", "scipy": "scipy"}
 
 
 class Part(enum.Enum):
-    """The part of a merge that a job does: `--then` is a job of its own if jobs can wait."""
+    """The part of a merge that a job does: `--then` is a job of its own if jobs can wait.
+
+    EVAL is a later job for a merge that is finished by then; its command is that of `then`.
+    """
 
     ALL = "all"
     MERGE = "merge"
     THEN = "then"
+    EVAL = "eval"
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Job:
     def name(self) -> str:
         stem = safe_name(self.merge.job_name or Path(self.merge.out).name)[:SHORT_NAME].rstrip("-.")
         name = stem if self.options.name is None else safe_name(self.options.name)
-        return name[:KEPT_OF_NAME] + THEN if self.part is Part.THEN else name
+        return name if self.runs_merge else f"{name[:KEPT_OF_NAME]}-{self.part.value}"
 
     def notes(self) -> list[str]:
         """Return what of the options is changed in the job."""
@@ -136,7 +139,7 @@ class Job:
 
     @property
     def runs_merge(self) -> bool:
-        return self.part is not Part.THEN
+        return self.part in (Part.ALL, Part.MERGE)
 
     @property
     def then(self) -> str | None:

@@ -244,7 +244,7 @@ def _check_weights(loaded: Loaded) -> None:
     text = model.config.get_text_config()
     ties = all(getattr(c, "tie_word_embeddings", True) for c in (model.config, text))
     # Transformers 5 keeps a head that differs from the embedding; other programs do not.
-    if ties and _has_own_head(model):
+    if ties and model.can_generate() and _has_own_head(model):
         loaded.faults.append(
             "the config ties the head to the embedding (tie_word_embeddings), but the weights have "
             "a head of their own"
