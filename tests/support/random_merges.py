@@ -197,8 +197,10 @@ class RandomMerge:
         xs = [model[name] for model in self.models]
         base = self.base[name] if self.base else torch.zeros_like(xs[0])
         if dtype in NARROW and not (self.method.name in BY_GEOMETRY or not self.base):
-            # Differences are taken in float32, where equal ones may come to differ.
-            xs = [(x.float() - base.float()).double() + base.double() for x in xs]
+            # Differences are taken in float32, where equal ones may come to differ; float64 holds
+            # their sum with a base of float32 exactly, and so their order.
+            base = base.float()
+            xs = [(x.float() - base).double() + base.double() for x in xs]
         doubt = torch.zeros(self.shapes[name], dtype=torch.bool)
         if not xs[0].numel():
             return xs[0].double(), doubt, values
