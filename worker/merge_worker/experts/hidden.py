@@ -27,6 +27,7 @@ from ..engine.device import select_devices
 from ..errors import InputError
 from ..inference.layerwise import Call, LayerPass
 from ..inference.model import Model, ModelOptions, open_model
+from ..system.machine import return_freed_memory
 from .request import GateRequest, directions
 from .tokens import prompt_ids
 
@@ -131,6 +132,7 @@ def _gates(
 ) -> Tensor:
     """Run the base on all batches; `reduce` makes vectors [prompts, width] of states and mask."""
     gates, plan = request.gates, request.plan
+    return_freed_memory()
     sums = torch.zeros(2, gates.layers, len(gates.rows), gates.width, dtype=torch.float64)
     device = select_devices(request.options.device)[0]
     options = ModelOptions("float32", device, hub=plan.options.hub)

@@ -21,6 +21,7 @@ from ..planning.inputs import open_reference
 from ..planning.prompts import positive_prompts
 from ..recipe import parse
 from ..recipe.schema import Recipe
+from ..system.machine import return_freed_memory
 from ..tokenizer.files import SideFiles
 from .mixture import refuse_dense
 from .record import record_routing
@@ -74,6 +75,7 @@ def _measured(
     model: Checkpoint, files: SideFiles, label: str, groups: Sequence[Group], device: str
 ) -> Routing:
     refuse_dense(label, model.config)
+    return_freed_memory()
     options = ModelOptions(device=select_devices(device)[0])
     with torch.no_grad(), open_model(model, files, label, options) as opened:
         return measure(opened, groups, model.config)
