@@ -19,7 +19,7 @@ def test_commands(tmp_path: Path) -> None:
         write_llama(here / name, seed, rows=len(LETTERS), tokens=LETTERS, tuned=bool(seed))
     variables = {"PATH": programs(tmp_path / "bin"), "XDG_CONFIG_HOME": str(tmp_path / "config")}
     outcomes = list(walk(PAGE, here, variables))
-    assert len(outcomes) == 3
+    assert len(outcomes) == 6
     assert [text for o in outcomes if (text := difference(o, here, "/here"))] == []
     assert (here / "out" / "merge_manifest.json").exists()
 

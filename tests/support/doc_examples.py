@@ -21,6 +21,7 @@ _OTHER_EACH_TIME = (
     (re.compile(r"^(memory +).*", re.MULTILINE), r"\1#"),
     (re.compile(r"[\d.]+( KiB; no NaN)"), r"#\1"),
     (re.compile(r"[\d.]+ [KMGT]iB free"), "# free"),
+    (re.compile(r"[-+]?\d+\.\d{4}( before| after| nats)"), r"#\1"),
 )
 
 

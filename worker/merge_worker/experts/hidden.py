@@ -133,6 +133,8 @@ def _gates(
     """Run the base on all batches; `reduce` makes vectors [prompts, width] of states and mask."""
     gates, plan = request.gates, request.plan
     return_freed_memory()
+    with contextlib.suppress(ImportError):  # opening the model says what to install
+        quiet_transformers()
     sums = torch.zeros(2, gates.layers, len(gates.rows), gates.width, dtype=torch.float64)
     device = select_devices(request.options.device)[0]
     options = ModelOptions("float32", device, hub=plan.options.hub)
@@ -155,6 +157,14 @@ def _gates(
             with _hooks(request, model, of_mlps, collect):
                 states.run(before=lambda call: _stop(request, call))
     return directions(sums[0] - sums[1], gates)
+
+
+def quiet_transformers() -> None:
+    """Keep transformers from printing advice and progress bars."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def _stop(request: GateRequest, call: Call) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError, UsageError
+from ..experts.hidden import quiet_transformers
 from ..messages import counted, first_names, printable
 
 
@@ -29,8 +30,7 @@ def load_model(folder: Path, dtype: str, devices: Sequence[torch.device], remote
     """
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     spread: dict[str, Any] = {}
     if len(devices) > 1:
         if find_spec("accelerate") is None:

@@ -10,6 +10,7 @@ import torch
 from ..checkpoint.folder import Checkpoint
 from ..engine.device import select_devices
 from ..errors import InputError, UsageError
+from ..experts.hidden import quiet_transformers
 from ..experts.tokens import prompt_ids
 from ..inference.model import ModelOptions, open_model
 from ..inference.texts import encode, read_samples, read_tokenizer
@@ -76,6 +77,7 @@ def _measured(
 ) -> Routing:
     refuse_dense(label, model.config)
     return_freed_memory()
+    quiet_transformers()
     options = ModelOptions(device=select_devices(device)[0])
     with torch.no_grad(), open_model(model, files, label, options) as opened:
         return measure(opened, groups, model.config)
