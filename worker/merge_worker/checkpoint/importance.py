@@ -241,5 +241,5 @@ def refuse_misfits(path: Path, faults: Iterable[str]) -> None:
     """Raise InputError with tensors whose importance does not fit."""
     listed = list(faults)
     if listed:
-        count = counted(len(listed), "tensors do not fit the model")
+        count = counted(len(listed), "tensors differ from those of the model")
         raise InputError(f"{path}: {count}: {first_names(listed)}")
