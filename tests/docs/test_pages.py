@@ -71,6 +71,7 @@ def test_readme(work: Path, tmp_path: Path) -> None:
     save_specialists(work)
     for name, source in (("base", "m1"), ("math", "m2"), ("code", "m3")):
         shutil.copytree(work / source, work / name)
+    (work / "heldout.txt").write_text("7+8=15;20+4=24;\n\ncafe>efac;bead>daeb;\n")
     recipe = next(text for kind, name, text in blocks(README) if name == "recipe.yml")
     (work / "recipe.yml").write_text(recipe)
     variables = {

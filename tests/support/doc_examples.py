@@ -1,7 +1,8 @@
 """Run the examples of README and docs/: named blocks are files, commands are executed.
 
 A `bash` block has commands that succeed. A `console` block has commands behind `$` and their
-output, which may be an error; a line `…` stands for any lines.
+output, which may be an error; a line `…` stands for any lines. A block of no kind that begins with
+`$` has commands that succeed and print other numbers with each training.
 """
 
 import os
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from support.paths import SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(\w*)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OTHER_EACH_TIME = (
     (re.compile(r"[\d.]+ (s\b|GiB/s)"), "#"),
     (re.compile(r"^(memory +).*", re.MULTILINE), r"\1#"),
@@ -67,10 +68,10 @@ def walk(page: Path, folder: Path, variables: Mapping[str, str]) -> Iterator[Out
         if kind == "bash":
             for command in text.replace("\\\n", "").splitlines():
                 yield _run(command, None, folder, variables)
-        elif kind == "console":
+        elif kind == "console" or (not kind and text.startswith("$ ")):
             for session in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
                 command, _, expected = session.partition("\n")
-                yield _run(command, expected, folder, variables)
+                yield _run(command, expected if kind else None, folder, variables)
 
 
 def _run(command: str, expected: str | None, folder: Path, variables: Mapping[str, str]) -> Outcome:
