@@ -44,7 +44,7 @@ merge_room() {
     for place; do
         [[ $place = /* ]] || place=$PWD/$place
         merge_folder=$(mktemp -d -- "$place/merge-launch.XXXXXX" 2> /dev/null) || continue
-        if head -c 235 /dev/urandom > "$merge_folder/room" 2> /dev/null; then
+        if head -c 160 /dev/urandom > "$merge_folder/room" 2> /dev/null; then
             rm -- "$merge_folder/room"
             [ "${place%/}" != "${1%/}" ] || return 0
             printf 'merge-launch: %s is full, missing or not writable; temporary files go to %s\n' "$1" "$place" >&2
@@ -54,7 +54,7 @@ merge_room() {
         rm -rf -- "$merge_folder"
     done
     merge_folder=
-    merge_stop 4 "no space left for 235 bytes of temporary files in $*; make room, or name another folder with --env TMPDIR=FOLDER"
+    merge_stop 4 "no space left for 160 bytes of temporary files in $*; make room, or name another folder with --env TMPDIR=FOLDER"
 }
 merge_room "${TMPDIR:-/tmp}" /tmp
 readonly merge_folder
@@ -64,10 +64,9 @@ MERGE_WORKER_PYZ
 
 # The recipes, unchanged.
 base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_stop 3 'the recipe in this job is damaged; submit it again'
-ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
-ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
-CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvaXQncyIsCiAgICJwYXJh
-bWV0ZXJzIjogewogICAgIndlaWdodCI6IDEuMAogICB9CiAgfQogXQp9Cg==
+bWVyZ2VfbWV0aG9kOiBsaW5lYXIKbW9kZWxzOgotIG1vZGVsOiAvaG9tZS9tZS93b3JrL20xCiAg
+cGFyYW1ldGVyczoge3dlaWdodDogMS4wfQotIG1vZGVsOiAvaG9tZS9tZS93b3JrL2l0J3MKICBw
+YXJhbWV0ZXJzOiB7d2VpZ2h0OiAxLjB9Cg==
 MERGE_RECIPE_YML
 
 # Check the worker and the recipes before anything else runs.
@@ -76,7 +75,7 @@ merge_check() {
 }
 merge_check <<'MERGE_SHA_256'
 ce0bd6e2cfc6bfe849dd751744c81b77c6966e9dc4100b646ec8891a99470470  merge-worker.pyz.bz2
-7fa50a955a6be0778b338f4d45b64d1077bd81f26294389921f85ac39d95b571  recipe.yml
+54ede4e16867d19bb3c57e5cd3647fa6b052b30376bc392a3b247768f4195203  recipe.yml
 MERGE_SHA_256
 
 cd -- /home/me/work || merge_stop 3 'this node does not see the folder that the job was submitted from'

@@ -63,10 +63,9 @@ MERGE_WORKER_PYZ
 
 # The recipes, unchanged.
 base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_stop 3 'the recipe in this job is damaged; submit it again'
-ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
-ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
-CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvbTIiLAogICAicGFyYW1l
-dGVycyI6IHsKICAgICJ3ZWlnaHQiOiAxLjAKICAgfQogIH0KIF0KfQo=
+bWVyZ2VfbWV0aG9kOiBsaW5lYXIKbW9kZWxzOgotIG1vZGVsOiAvaG9tZS9tZS93b3JrL20xCiAg
+cGFyYW1ldGVyczoge3dlaWdodDogMS4wfQotIG1vZGVsOiAvaG9tZS9tZS93b3JrL20yCiAgcGFy
+YW1ldGVyczoge3dlaWdodDogMS4wfQo=
 MERGE_RECIPE_YML
 
 # Check the worker and the recipes before anything else runs.
@@ -75,7 +74,7 @@ merge_check() {
 }
 merge_check <<'MERGE_SHA_256'
 ce0bd6e2cfc6bfe849dd751744c81b77c6966e9dc4100b646ec8891a99470470  merge-worker.pyz.bz2
-e27bf5157d6290f2126013a4c22ce8d5b235c9a7dc1320500439915aaeacb672  recipe.yml
+d42b53a9900024bfa8979471bbe5c26a8aed1ae41df94973f92d2e093bb7653a  recipe.yml
 MERGE_SHA_256
 
 cd -- /home/me/work || merge_stop 3 'this node does not see the folder that the job was submitted from'

@@ -63,7 +63,7 @@ merge_room() {
     for place; do
         [[ $place = /* ]] || place=$PWD/$place
         merge_folder=$(mktemp -d -- "$place/merge-launch.XXXXXX" 2> /dev/null) || continue
-        if head -c 316 /dev/urandom > "$merge_folder/room" 2> /dev/null; then
+        if head -c 212 /dev/urandom > "$merge_folder/room" 2> /dev/null; then
             rm -- "$merge_folder/room"
             [ "${place%/}" != "${1%/}" ] || return 0
             printf 'merge-launch: %s is full, missing or not writable; temporary files go to %s\n' "$1" "$place" >&2
@@ -73,7 +73,7 @@ merge_room() {
         rm -rf -- "$merge_folder"
     done
     merge_folder=
-    merge_stop 4 "no space left for 316 bytes of temporary files in $*; make room, or name another folder with --env TMPDIR=FOLDER"
+    merge_stop 4 "no space left for 212 bytes of temporary files in $*; make room, or name another folder with --env TMPDIR=FOLDER"
 }
 merge_room "${TMPDIR:-/tmp}" /home/me/work/runs/out.job /tmp
 readonly merge_folder
@@ -83,12 +83,10 @@ MERGE_WORKER_PYZ
 
 # The recipes, unchanged.
 base64 -d <<'MERGE_RECIPE_YML' > "$merge_folder/recipe.yml" || merge_stop 3 'the recipe in this job is damaged; submit it again'
-ewogIm1lcmdlX21ldGhvZCI6ICJsaW5lYXIiLAogIm1vZGVscyI6IFsKICB7CiAgICJtb2RlbCI6
-ICIvaG9tZS9tZS93b3JrL20xIiwKICAgInBhcmFtZXRlcnMiOiB7CiAgICAid2VpZ2h0IjogMS4w
-CiAgIH0KICB9LAogIHsKICAgIm1vZGVsIjogIi9ob21lL21lL3dvcmsvbTIiLAogICAicGFyYW1l
-dGVycyI6IHsKICAgICJ3ZWlnaHQiOiAxLjAKICAgfQogIH0sCiAgewogICAibW9kZWwiOiAiL2hv
-bWUvbWUvd29yay9tMyIsCiAgICJwYXJhbWV0ZXJzIjogewogICAgIndlaWdodCI6IDEuMAogICB9
-CiAgfQogXQp9Cg==
+bWVyZ2VfbWV0aG9kOiBsaW5lYXIKbW9kZWxzOgotIG1vZGVsOiAvaG9tZS9tZS93b3JrL20xCiAg
+cGFyYW1ldGVyczoge3dlaWdodDogMS4wfQotIG1vZGVsOiAvaG9tZS9tZS93b3JrL20yCiAgcGFy
+YW1ldGVyczoge3dlaWdodDogMS4wfQotIG1vZGVsOiAvaG9tZS9tZS93b3JrL20zCiAgcGFyYW1l
+dGVyczoge3dlaWdodDogMS4wfQo=
 MERGE_RECIPE_YML
 
 # Check the worker and the recipes before anything else runs.
@@ -97,7 +95,7 @@ merge_check() {
 }
 merge_check <<'MERGE_SHA_256'
 ce0bd6e2cfc6bfe849dd751744c81b77c6966e9dc4100b646ec8891a99470470  merge-worker.pyz.bz2
-e45815f380efdfa5e27f589b3c2427aa4f0344c1412d49d08cfece771bf6257f  recipe.yml
+a918e98a51b3a055e0d0964269b46fc210b91e8dd189445579449e9454cb28b6  recipe.yml
 MERGE_SHA_256
 
 cd -- /home/me/work || merge_stop 3 'this node does not see the folder that the job was submitted from'
