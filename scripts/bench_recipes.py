@@ -11,7 +11,7 @@ OURS = frozenset({"cabs", "consensus_ta", "consensus_ties", "iso_c", "tsvm"})
 # The base is the first model; PAIR methods interpolate to the second.
 PAIR = {"slerp", "nearswap", "arcee_fusion"}
 NO_BASE = {"linear", "karcher", "multislerp", "passthrough"}
-UNWEIGHTED = {*PAIR, "karcher", "model_stock", "sce", "ram", "ramplus_tl", "passthrough"}
+UNWEIGHTED = {"ota", *PAIR, "karcher", "model_stock", "sce", "ram", "ramplus_tl", "passthrough"}
 UNWEIGHTED |= {"iso_c", "tsvm"}
 DELTA = 0.001
 """How far the benchmark's models are from each other: what nearswap's t is measured by."""

@@ -193,9 +193,6 @@ class Algorithm(ABC):
     def scratch_bytes(self, method: Method, sources: int) -> int:
         """Return the scratch bytes per element of a block."""
 
-    needs_importance: bool = False
-    """Whether a model without an importance file is an error."""
-
     floor_name: str = "floor"
     """The parameter that `floor_share` is about."""
 

@@ -39,7 +39,6 @@ SPECTRAL_FLOPS = 20
 class OtaAlgorithm(Algorithm):
     """The algorithm of a method function `method(*, parameters) -> Curvature`."""
 
-    needs_importance = True
     floor_name = "epsilon"
 
     def granularity(self, method: Method, values: Any) -> Granularity:
@@ -145,6 +144,7 @@ class _Passes:
                 gain = gain / below if below > 0 else 0.0
             gains.append(gain)
         common = math.frexp(max(gains))[1] if max(gains) > 0 else 0
+        common = max(common, math.frexp(rule.epsilon)[1] - 100)  # which float32 still holds
         return [math.ldexp(gain, -common) for gain in gains], math.ldexp(rule.epsilon, -common)
 
     def entry(self, model: int) -> Importance | None:

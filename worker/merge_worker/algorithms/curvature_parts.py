@@ -58,8 +58,9 @@ class Curvature:
         ):
             if any(value < 0 for value in values):
                 raise ValueError(f"{name} must be 0 or more, got {min(values):g}")
-        if not 0 <= self.ties_density <= 1:
-            raise ValueError(f"ties_density must be between 0 and 1, got {self.ties_density:g}")
+        for name, values in (("density", self.density), ("ties_density", [self.ties_density])):
+            if not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"{name} must be between 0 and 1, got {min(values):g}")
 
     @property
     def normalizes(self) -> bool:

@@ -273,11 +273,6 @@ class _Resolver:
         named = [(inputs.sources[n], inputs.models[n], tensor) for n, tensor in (*models, *base)]
         if self.method.importance:
             lacking = [s for s, number, _ in named[: len(models)] if not found.has(s, number)]
-            if lacking and self.method.algorithm.needs_importance:
-                raise ValueError(
-                    f"{lacking[0].place}: {self.method.name} needs the importance of "
-                    f"{lacking[0].model}; add 'importance: FILE'"
-                )
             entries: list[Importance | None] = []
             for source, number, tensor in [] if lacking else named:
                 own = found.has(source, number) and found.role(source, number) != "activation"
