@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from ..errors import InputError, UsageError
+from ..inference.texts import loaded_tokenizer
 from ..messages import printable
 from ..planning.prompts import Prompt
 from ..tokenizer.files import FULL, SETTINGS, SideFiles, vocabulary
@@ -61,13 +62,13 @@ def _encoder(files: SideFiles) -> Encode:
             reason = printable(str(error))[:200]
             raise InputError(f"{files.folder}/{FULL}: {reason}") from None
         return lambda text: list(full.encode(text, add_special_tokens=False).ids)
-    loaded = _by_transformers(files)
+    loaded = loaded_tokenizer(files, str(files.folder))
     return lambda text: list(loaded.encode(text, add_special_tokens=False))
 
 
 def _as_text(files: SideFiles, messages: Sequence[tuple[str, str]]) -> str:
     """Return messages as the chat template of the base writes them."""
-    loaded = _by_transformers(files)
+    loaded = loaded_tokenizer(files, str(files.folder))
     given = [{"role": role, "content": content} for role, content in messages]
     try:
         return str(loaded.apply_chat_template(given, tokenize=False))
@@ -76,25 +77,4 @@ def _as_text(files: SideFiles, messages: Sequence[tuple[str, str]]) -> str:
         shown = printable(json.dumps(given, ensure_ascii=False))[:60]
         raise InputError(
             f"{files.folder}: its chat template cannot write the prompt {shown}: {reason}"
-        ) from None
-
-
-def _by_transformers(files: SideFiles):  # type: ignore[no-untyped-def]
-    """Return the tokenizer of a class of transformers."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise UsageError(
-            f"{files.folder}: these prompts are read by transformers, which is not here; install "
-            f"it: pip install transformers sentencepiece"
-        ) from None
-    try:
-        with files.on_disk() as folder:
-            return AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
-    except Exception as error:
-        reason = printable(str(error).strip().split("\n")[0])[:200]
-        raise InputError(
-            f"{files.folder}: transformers cannot read its tokenizer: {reason}"
         ) from None

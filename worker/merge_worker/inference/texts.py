@@ -178,12 +178,17 @@ def read_tokenizer(files: SideFiles, label: str, trust_remote_code: bool = False
             f"{label}: no tokenizer beside the weights; copy tokenizer.json and "
             f"tokenizer_config.json of its base into the folder"
         )
+    return loaded_tokenizer(files, label, trust_remote_code)
+
+
+def loaded_tokenizer(files: SideFiles, label: str, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of transformers. UsageError without transformers, InputError."""
     try:
         from transformers import AutoTokenizer
     except ImportError:
         raise UsageError(
             f"{label}: tokenizers are run by transformers, which is not here; install it: "
-            f"pip install transformers"
+            f"pip install transformers sentencepiece"
         ) from None
     try:
         with files.on_disk() as folder:

@@ -17,7 +17,6 @@ MOST_PARENTS = 4
 
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?(?:\n|\Z)", re.MULTILINE | re.DOTALL)
 _INDEX = re.compile(r"^model-index[ \t]*:.*\n(?:(?:[ \t-].*)?\r?\n)*", re.MULTILINE)
-_SECTION = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
 _AFTER = re.compile(r"^Everything else about this merge is in ", re.MULTILINE)
 
 
@@ -27,7 +26,8 @@ def card_with(card: str, runs: Sequence[Mapping[str, Any]], title: str) -> str:
     An evaluation that the card has already is replaced.
     """
     shown = [run for run in runs if run["in_card"]]
-    return _with_section(_with_index(card, shown, title), shown)
+    text = section(shown) if shown else ""
+    return with_section(_with_index(card, shown, title), (BEGIN, END), text)
 
 
 def _with_index(card: str, runs: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -61,10 +61,14 @@ def _results(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _with_section(card: str, runs: Sequence[Mapping[str, Any]]) -> str:
-    """Replace the section, or insert it before the last paragraph of a card as merges write it."""
-    text = f"{BEGIN}\n{section(runs)}\n{END}\n\n" if runs else ""
-    match = _SECTION.search(card)
+def with_section(card: str, marks: tuple[str, str], section: str) -> str:
+    """Replace what is between marks, or insert it before the last paragraph of a merge's card.
+
+    An empty section is removed.
+    """
+    begin, end = marks
+    text = f"{begin}\n{section}\n{end}\n\n" if section else ""
+    match = re.search(rf"{re.escape(begin)}.*?{re.escape(end)}\n*", card, re.DOTALL)
     if match:
         return f"{card[: match.start()]}{text}{card[match.end() :]}"
     if not text:

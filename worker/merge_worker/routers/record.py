@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..output.evaluation_card import with_section
 from ..output.files import CARD, MANIFEST, output_errors, write_file
 from ..output.manifest import RECORDING, read_manifest, settled
 from ..output.model_card import markdown
@@ -23,8 +23,6 @@ ROUTING = "routing"
 MARKS = "<!-- router training by merge-launch -->", "<!-- end of router training -->"
 
 ROUTING_MARKS = "<!-- routing by merge-launch -->", "<!-- end of routing -->"
-
-_AFTER = re.compile(r"^Everything else about this merge is in ", re.MULTILINE)
 
 
 def recorded(manifest: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -45,9 +43,7 @@ def files_with_record(
     files: dict[str, str] = {}
     before = _read_card(out)
     if before is not None:
-        files[CARD] = _with_section(
-            _with_section(before, ROUTING_MARKS, ""), MARKS, _table(records)
-        )
+        files[CARD] = with_section(with_section(before, ROUTING_MARKS, ""), MARKS, _table(records))
         size = len(files[CARD].encode(errors="surrogateescape"))
         outputs = [{**e, "bytes": size} if e["file"] == CARD else e for e in outputs]
     kept = {key: value for key, value in manifest.items() if key != ROUTING}
@@ -69,7 +65,7 @@ def record_routing(out: Path, routing: Routing) -> None:
         card = _read_card(out)
         if card is not None:
             text = f"## Routing of the prompts\n\n{card_section(routing)}"
-            raw = _with_section(card, ROUTING_MARKS, text).encode(errors="surrogateescape")
+            raw = with_section(card, ROUTING_MARKS, text).encode(errors="surrogateescape")
             others = [entry for entry in value["outputs"] if entry["file"] != CARD]
             without = _json({**value, "outputs": others, RECORDING: [CARD]})
             write_file(out / MANIFEST, without, durable=True)
@@ -105,24 +101,6 @@ def _table(records: Sequence[Mapping[str, Any]]) -> str:
         *map(_row, records),
     ]
     return "\n".join(lines)
-
-
-def _with_section(card: str, marks: tuple[str, str], section: str) -> str:
-    """Replace what is between marks, or insert it before the last paragraph of a merge's card.
-
-    An empty section is removed.
-    """
-    begin, end = marks
-    text = f"{begin}\n{section}\n{end}\n\n" if section else ""
-    match = re.search(rf"{re.escape(begin)}.*?{re.escape(end)}\n*", card, re.DOTALL)
-    if match:
-        return f"{card[: match.start()]}{text}{card[match.end() :]}"
-    if not text:
-        return card
-    match = _AFTER.search(card)
-    if match:
-        return f"{card[: match.start()]}{text}{card[match.start() :]}"
-    return f"{card.rstrip()}\n\n{text.rstrip()}\n"
 
 
 def _row(record: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from ..output.lock import Watch
 from .candidates import MODEL, PARENT, RECIPE, Candidate, fixed_candidates
 from .definition import Measure, Search, digest
 from .results import (
-    DONE,
-    FAILED,
     REPEAT,
     VALIDATION,
     Result,
@@ -26,7 +23,7 @@ from .results import (
     read_results,
     write_result,
 )
-from .work import Failed, Workshop, drop_weights
+from .work import Workshop, drop_weights
 
 FINISH_LOCK, BEST = "finish", "best.yml"
 
@@ -74,28 +71,10 @@ def _measure(workshop: Workshop, candidate: Candidate, measure: Measure, name: s
     earlier = read_result(place / name)
     if earlier is not None and earlier.is_done and earlier.evaluation == evaluation:
         return
-    score, seconds, message, code = None, 0.0, "", 0
-    try:
-        workshop.make(candidate)
-        score, seconds = workshop.score(candidate, measure, name.removesuffix(".json"))
-    except Failed as error:
-        message, code = str(error), error.code
-        print_line(f"merge-worker: warning: {candidate.name}: {message}", sys.stderr)
-    result = Result(
-        name=candidate.name,
-        kind=candidate.kind,
-        state=FAILED if score is None else DONE,
-        score=None if score is None else score.value,
-        stderr=None if score is None else score.stderr,
-        parts={} if score is None else score.parts,
-        values=candidate.values,
-        message=message,
-        code=code,
-        trial=candidate.trial,
-        evaluation=evaluation,
-        ended=time.time(),
-        evaluate_s=round(seconds, 3),
-    )
+    result = workshop.result(candidate, measure, name.removesuffix(".json"), evaluation)
+    if result.message:
+        text = f"merge-worker: warning: {candidate.name}: {result.message}"
+        print_line(text, sys.stderr)
     with output_errors(place):
         write_result(place, result, name)
 

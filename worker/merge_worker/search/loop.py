@@ -37,11 +37,11 @@ from .candidates import (
 from .choices import CATEGORY, GREEDY
 from .definition import Search, digest
 from .finish import finish
-from .results import DONE, FAILED, Result, ranked, read_result, read_results, write_result
+from .results import Result, ranked, read_result, read_results, write_result
 from .selection import greedy_proposals, with_experts
 from .space import Coordinates
 from .study import OpenTrial, Study
-from .work import Failed, Workshop, drop_weights
+from .work import Workshop, drop_weights
 
 STUDY, DEFINITION, WAITING = "study", "search.json", "waiting"
 POLL_S = 0.5
@@ -329,33 +329,12 @@ class Loop:
 
         `merge_s` is its share of the seconds of a pass in which it was made with others.
         """
-        evaluate_s = 0.0
-        score, message, code = None, "", 0
-        try:
-            merge_s += self.workshop.make(candidate)
-            score, evaluate_s = self.workshop.score(candidate, self.search.measure, "evaluate")
-        except Failed as error:
-            message, code = str(error), error.code
-        result = Result(
-            name=candidate.name,
-            kind=candidate.kind,
-            state=FAILED if score is None else DONE,
-            score=None if score is None else score.value,
-            stderr=None if score is None else score.stderr,
-            parts={} if score is None else score.parts,
-            values=candidate.values,
-            message=message,
-            code=code,
-            trial=candidate.trial,
-            evaluation=self.evaluation,
-            ended=time.time(),
-            merge_s=round(merge_s, 3),
-            evaluate_s=round(evaluate_s, 3),
-        )
+        result = self.workshop.result(candidate, self.search.measure, "evaluate", self.evaluation)
+        result = dataclasses.replace(result, merge_s=round(result.merge_s + merge_s, 3))
         with output_errors(self.workshop.place(candidate)):
             write_result(self.workshop.place(candidate), result)
-        shown = f"{result.score:.6g}" if result.is_done else f"failed: {message}"
-        times = f"merged in {merge_s:.1f} s, evaluated in {evaluate_s:.1f} s"
+        shown = f"{result.score:.6g}" if result.is_done else f"failed: {result.message}"
+        times = f"merged in {result.merge_s:.1f} s, evaluated in {result.evaluate_s:.1f} s"
         print_line(f"{candidate.name}  {shown}  ({times})", sys.stdout)
         sys.stdout.flush()
 

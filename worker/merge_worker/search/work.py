@@ -19,6 +19,7 @@ from ..output.manifest import read_manifest
 from .candidates import MODEL, RECIPE, Candidate
 from .children import Deadline, run, worker_argv
 from .definition import Measure
+from .results import DONE, FAILED, Result
 from .scores import NoScore, Score, look, read_score
 
 LARGE = 64 << 20
@@ -175,6 +176,35 @@ class Workshop:
             return read_score(measure, printed, model, before), seconds
         except NoScore as error:
             raise Failed(f"{what}: {error}", UsageError.exit_code) from None
+
+    def result(self, candidate: Candidate, measure: Measure, name: str, evaluation: str) -> Result:
+        """Make and score a candidate; a failure is a result too.
+
+        `evaluation` is the digest of the measure.
+        """
+        merge_s = evaluate_s = 0.0
+        score, message, code = None, "", 0
+        try:
+            merge_s = self.make(candidate)
+            score, evaluate_s = self.score(candidate, measure, name)
+        except Failed as error:
+            message, code = str(error), error.code
+        return Result(
+            name=candidate.name,
+            kind=candidate.kind,
+            state=FAILED if score is None else DONE,
+            score=None if score is None else score.value,
+            stderr=None if score is None else score.stderr,
+            parts={} if score is None else score.parts,
+            values=candidate.values,
+            message=message,
+            code=code,
+            trial=candidate.trial,
+            evaluation=evaluation,
+            ended=time.time(),
+            merge_s=round(merge_s, 3),
+            evaluate_s=round(evaluate_s, 3),
+        )
 
     def _stop_if_signalled(self, code: int) -> None:
         """Raise Stopped if a program ended because the whole job is being stopped.
