@@ -14,7 +14,7 @@ from merge_worker.messages import nearest, printable
 
 ARGUMENT_BYTES = 131_071
 """The longest argument of a program on Linux (MAX_ARG_STRLEN less the final NUL)."""
-ARGUMENTS_BYTES = 900 * 1024
+ARGUMENTS_BYTES = 1536 * 1024
 """The most for all arguments. Linux allows a quarter of the stack, usually 2 MiB, including the
 environment."""
 PRIORITIES = ("low", "normal", "high", "urgent", "immediate")

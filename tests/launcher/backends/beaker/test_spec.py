@@ -10,6 +10,7 @@ import yaml
 
 from merge_launch import backends
 from merge_launch.backends.beaker import spec as spec_module
+from merge_launch.backends.beaker.spec import ARGUMENTS_BYTES
 from merge_launch.errors import UsageError
 from merge_launch.job import payload
 
@@ -74,11 +75,11 @@ def test_no_argument_is_near_the_limit(launch) -> None:
 def test_a_recipe_that_no_arguments_hold_is_refused(launch, models, work) -> None:
     least = len(payload.build().embedded.encoded)
     recipe = "merge_method: linear\nmodels: [{model: /weka/bucket/m1}]\nparameters: {weight: 1}\n"
-    for size, code in ((900 * 1024 - least - 20_000, 0), (900 * 1024 - least, 2)):
+    for size, code in ((ARGUMENTS_BYTES - least - 20_000, 0), (ARGUMENTS_BYTES - least, 2)):
         (work / "long.yml").write_text("#" * (size * 3 // 4) + "\n" + recipe)
         done = launch("render", "beaker", "long.yml", *WORDS[:1], *READY)
         assert done.code == code, done.err
-    assert "beaker takes 921600; shorten the recipe" in done.err and done.out == ""
+    assert "beaker takes 1572864; shorten the recipe" in done.err and done.out == ""
 
 
 def test_a_secret_is_named_never_shown(launch, monkeypatch) -> None:
