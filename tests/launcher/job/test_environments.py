@@ -140,11 +140,11 @@ def test_setups(name: str, job_argv, models, bare_bash, work: Path) -> None:
     assert merged(work / "out") == 2.0
 
 
-@pytest.mark.parametrize("kilobytes", [40, 600, 10_000])
+@pytest.mark.parametrize("kilobytes", [40, 1500, 10_000])
 def test_small_folders_for_temporary_files(
     kilobytes: int, launch_process, models, small_disk, work: Path
 ) -> None:
-    """The worker needs more than a megabyte; the script of the job less."""
+    """The worker needs more than two megabytes; the script of the job less than one."""
     place = str(small_disk(kilobytes))
     done = launch_process("local", "here", *models, TMPDIR=place)
     if kilobytes == 40:
@@ -153,7 +153,7 @@ def test_small_folders_for_temporary_files(
         assert done.err == f"merge-launch: {told}\n"
     else:
         assert done.code == 0, done.err
-        assert ("is full, missing or not writable" in done.err) is (kilobytes == 600)
+        assert ("is full, missing or not writable" in done.err) is (kilobytes == 1500)
     done = launch_process("local", "there", *models, "--detach", TMPDIR=place)
     job = done.out.split()[1]
     assert launch_process("logs", "-f", job).code == 0

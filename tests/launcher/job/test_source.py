@@ -1,10 +1,10 @@
 """SOURCE words: which form, which words are paths, and the default name of OUT."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from merge_launch.errors import UsageError
 from merge_launch.job.source import (
@@ -27,7 +27,7 @@ def read(*words: str, folder: str = "/w", dtype: str | None = None, **options: s
 
 
 def models_of(merge) -> list[str]:
-    return [entry["model"] for entry in json.loads(merge.text)["models"]]
+    return [entry["model"] for entry in yaml.safe_load(merge.text)["models"]]
 
 
 def test_direct() -> None:
@@ -107,7 +107,7 @@ def test_with_out_all_words_are_models() -> None:
 
 def test_a_schedule_weighs_checkpoints_from_the_oldest_to_the_newest() -> None:
     merge = read("out", "m1", "m2", "m3", schedule="last-k:2")
-    models = json.loads(merge.text)["models"]
+    models = yaml.safe_load(merge.text)["models"]
     assert [Path(entry["model"]).name for entry in models] == ["m2", "m3"]
     assert [entry["parameters"]["weight"] for entry in models] == [0.5, 0.5]
     with pytest.raises(WorkerUsageError, match="--schedule and --weights exclude each other"):
@@ -118,7 +118,7 @@ def test_a_schedule_weighs_checkpoints_from_the_oldest_to_the_newest() -> None:
 
 def test_method_weights_base_and_dtype() -> None:
     merge = read("out", "m1", "m2", weights="2,1e0", dtype="float16")
-    recipe = json.loads(merge.text)
+    recipe = yaml.safe_load(merge.text)
     assert [entry["parameters"]["weight"] for entry in recipe["models"]] == [2.0, 1.0]
     assert recipe["out_dtype"] == "float16"
 

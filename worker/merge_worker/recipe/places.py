@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..messages import printable
-from .yaml_document import read_documents
+from .yaml_document import import_yaml, read_documents
 
 EVERY = "*"
 UNINFORMATIVE = ("parameters",)
@@ -111,8 +111,7 @@ def recipe_text(base: Any, values: Mapping[Place, Any]) -> str:
 
 def written(recipe: Any) -> str:
     """Return a recipe as YAML if that reads back unchanged, else as JSON, which always does."""
-    import yaml
-
+    yaml = import_yaml("the recipe")
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
     unchanged = repr(read_documents(text, "recipe")[0].value) == repr(recipe)
     return text if unchanged else json.dumps(recipe, indent=1, default=str) + "\n"

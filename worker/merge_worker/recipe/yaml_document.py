@@ -62,19 +62,25 @@ class Document:
         return options.get(str(path[0]), self.where) if path else self.where
 
 
+def import_yaml(where: str) -> Any:
+    """Import pyyaml. Raises UsageError if it is missing, or another module has its name."""
+    try:
+        import yaml
+    except ImportError:
+        raise UsageError(f"{where}: pyyaml is missing; install it: pip install pyyaml") from None
+    if not hasattr(yaml, "compose_all"):
+        raise UsageError(f"{yaml.__file__} hides pyyaml; take its folder out of PYTHONPATH")
+    return yaml
+
+
 def read_documents(text: str, where: str, first_line: int = 1) -> list[Document]:
     """Return all documents of a text, which begins on a line of `where`.
 
     Raises UsageError with file and line if it is not YAML.
     """
-    try:
-        import yaml
-    except ImportError:
-        raise UsageError(f"{where}: pyyaml is missing; install it: pip install pyyaml") from None
+    yaml = import_yaml(where)
     if len(text) > MAX_CHARACTERS:
         raise UsageError(f"{where}: {len(text)} characters; not a recipe")
-    if not hasattr(yaml, "compose_all"):
-        raise UsageError(f"{yaml.__file__} hides pyyaml; take its folder out of PYTHONPATH")
     if _depth(text) > MAX_DEPTH:
         raise UsageError(f"{where}: nested too deeply; not a recipe")
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,8 +25,8 @@ TRIED = "__version__ = '2.13."
 
 _SKIPPED = "torch._meta_registrations"
 
-SORTS_WITH = "X86_V4 AVX512_SKX AVX512_ICL AVX512_SPR"
-"""CPU features numpy must not sort with there, as named before and after numpy 2.4."""
+SORTS_WITH = "AVX512_SKX AVX512_ICL AVX512_SPR"
+"""CPU features numpy must not sort with there."""
 
 
 def slow_to_compress(cpuinfo: Path) -> bool:
@@ -47,18 +48,30 @@ def prepare() -> None:
     # Torch loads numpy, whose threads would be lost in a fork; what is used of it needs none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if slow_to_compress(Path("/proc/cpuinfo")):
-        os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", SORTS_WITH)
+        os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", _sorts_with())
     # Plans and torch's modules are a million objects, none of them garbage.
     gc.disable()
     if _tried():
         sys.modules[_SKIPPED] = ModuleType(_SKIPPED)
 
 
+def _sorts_with() -> str:
+    """Return the features by the names of the installed numpy, which warns of any others."""
+    match = re.search(r"""version = ["'](\d+)\.(\d+)""", _version_file("numpy"))
+    renamed = match is not None and (int(match[1]), int(match[2])) >= (2, 4)
+    return SORTS_WITH.replace("AVX512_SKX", "X86_V4") if renamed else SORTS_WITH
+
+
 def _tried() -> bool:
-    spec = find_spec("torch")
+    return f"\n{TRIED}" in f"\n{_version_file('torch')}"
+
+
+def _version_file(package: str) -> str:
+    """Return the text of a package's version.py without importing it; "" if there is none."""
+    spec = find_spec(package)
     if spec is None or spec.origin is None:
-        return False
-    return f"\n{TRIED}" in f"\n{read_ascii(Path(spec.origin).with_name('version.py'))}"
+        return ""
+    return read_ascii(Path(spec.origin).with_name("version.py"))
 
 
 def restore() -> None:
