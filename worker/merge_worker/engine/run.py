@@ -328,7 +328,7 @@ def _remove_stages(merge: RunningMerge) -> None:
         for stage in folder.iterdir():
             if re.fullmatch(r"\d+-[0-9a-f]{16}", stage.name):
                 shutil.rmtree(stage, ignore_errors=True)
-            elif re.fullmatch(r"(lock-)?gates-[0-9a-f]{16}(\.safetensors)?", stage.name):
+            elif re.fullmatch(r"\.?(lock-)?gates-[0-9a-f]{16}\b.*|claim-[0-9a-f]+", stage.name):
                 with contextlib.suppress(OSError):
                     stage.unlink()
         with contextlib.suppress(OSError):  # other files are in it

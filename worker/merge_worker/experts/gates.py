@@ -18,7 +18,7 @@ from ..checkpoint.reader import Files
 from ..engine.options import RunOptions
 from ..errors import UsageError
 from ..messages import counted, printable
-from ..output.files import output_errors
+from ..output.files import output_errors, write_file
 from ..output.lock import Busy, Lock
 from ..planning.gates import GatePlan
 from ..planning.plan import Plan
@@ -104,17 +104,10 @@ def _computed(plan: Plan, gates: GatePlan, options: RunOptions) -> Tensor:
 
 def _write(gates: GatePlan, values: Tensor) -> None:
     """Write the file as a whole: it is there complete, or not at all. OutputError."""
-    raw = values.to(torch.float32).contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    temporary = gates.file.with_name(f".{gates.file.name}.{os.urandom(8).hex()}")
+    raw = bytearray(values.numel() * 4)
+    torch.frombuffer(raw, dtype=torch.float32).copy_(values.reshape(-1))
     with output_errors(gates.file.parent):
-        try:
-            with temporary.open("wb") as file:
-                file.write(gates.header + raw)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(gates.file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(gates.file, gates.header + raw, durable=True)
 
 
 def alike(values: Tensor, gates: GatePlan) -> list[str]:

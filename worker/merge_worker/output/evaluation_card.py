@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from ..recipe.yaml_document import import_yaml
 from .model_card import markdown
 from .scores import TOLD, Score, score_of
 
@@ -33,6 +32,7 @@ def card_with(card: str, runs: Sequence[Mapping[str, Any]], title: str) -> str:
 def _with_index(card: str, runs: Sequence[Mapping[str, Any]], title: str) -> str:
     """Replace `model-index` in the front matter."""
     results = [result for run in runs for result in _results(run)]
+    yaml = import_yaml("the card")
     value = {"model-index": [{"name": title, "results": results}]}
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000) if results else ""
     match = _FRONT.match(card)
