@@ -138,6 +138,7 @@ def test_every_step_runs_and_faults_come_last(
     assert kinds(out) == ["measured"]
 
 
+@pytest.mark.slow
 def test_of_three_ranks_one_tries(tmp_path: Path, spoken: list[Path]) -> None:
     import os
     import subprocess

@@ -155,6 +155,7 @@ def test_layers_that_share_state_are_refused(
     assert "its layers cannot run one at a time" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "at"), [("fisher", 25), ("activation", 8), ("activation", 11)])
 def test_a_signal_stops_it_and_the_same_command_continues(model: Path, kind: str, at: int) -> None:
     program = (

@@ -388,6 +388,7 @@ def test_an_encoder_decoder_speaks(tmp_path: Path, capsys: Capture) -> None:
     assert code == 0 and "T5ForConditionalGeneration" in out and "\n> abcd\nt5  " in out
 
 
+@pytest.mark.slow
 def test_as_a_program_of_its_own(tmp_path: Path) -> None:
     """Its start puts off parts of torch that transformers needs."""
     folder = save_spoken(tmp_path / "one")

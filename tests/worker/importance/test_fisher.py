@@ -98,6 +98,7 @@ def test_both_names_of_a_tied_head_on_disk(tmp_path: Path) -> None:
         torch.testing.assert_close(got[name], want, rtol=1e-4, atol=float(want.max()) * 1e-6)
 
 
+@pytest.mark.slow
 def test_labels_of_the_model_are_drawn_from_its_probabilities(tmp_path: Path) -> None:
     """One layer-free quantity: the head's gradient is (p − y) xᵀ, so its mean over many draws of y
     is Σ over places of p (1 − p) x² where places are independent."""

@@ -126,6 +126,7 @@ def test_other_models_and_words_are_refused(
         assert expected in error and "Traceback" not in error and len(error.splitlines()) <= 3
 
 
+@pytest.mark.slow
 def test_training_drops_the_routing_of_former_routers(moe: Path, tmp_path: Path) -> None:
     from support.tiny_mixtures import write_texts
 

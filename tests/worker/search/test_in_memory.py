@@ -116,6 +116,7 @@ def test_functions_that_fail(case: str, models: Path, capsys: pytest.CaptureFixt
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_a_command_that_validates_gets_a_folder(models: Path) -> None:
     searched(
         models, validate="python -c \"import os; print(os.path.getsize('model.safetensors'))\""

@@ -177,6 +177,7 @@ def test_the_optimum_is_found(searches: Searches) -> None:
     assert best is not None and abs(best.values["weight"] - 0.3) < 0.05
 
 
+@pytest.mark.slow
 def test_a_lock_of_the_journal_that_was_left_behind(searches: Searches) -> None:
     searches.write("trials: 1")
     study = searches.folder / "runs" / "study"
@@ -190,6 +191,7 @@ def test_a_lock_of_the_journal_that_was_left_behind(searches: Searches) -> None:
     complete(searches, 1)
 
 
+@pytest.mark.slow
 def test_a_torn_line_of_the_journal(searches: Searches) -> None:
     searches.write("trials: 1")
     assert searches.run().code == 0
@@ -223,6 +225,7 @@ def test_a_failing_evaluation_stops_early_and_is_tried_again(searches: Searches)
     complete(searches, 2)
 
 
+@pytest.mark.slow
 def test_trials_that_failed_before_the_stop_are_not_lost(searches: Searches) -> None:
     only_trials = "case $MERGE_SEARCH_CANDIDATE in t*) echo broken >&2; exit 1;; esac; echo 1"
     searches.write("trials: 4", evaluate=only_trials)
@@ -236,6 +239,7 @@ def test_trials_that_failed_before_the_stop_are_not_lost(searches: Searches) -> 
     assert sorted(searches.merged()) == sorted({*searches.merged()})
 
 
+@pytest.mark.slow
 def test_a_score_that_is_no_number_is_not_the_best(searches: Searches) -> None:
     searches.write(
         "trials: 3", evaluate="case $MERGE_SEARCH_CANDIDATE in t0001) echo nan;; *) echo 1;; esac"
@@ -255,6 +259,7 @@ def test_a_score_path_that_does_not_exist_names_the_keys(searches: Searches) -> 
     assert "no value 'results.acc'" in done.err and "there is results.f1" in done.err
 
 
+@pytest.mark.slow
 def test_equal_recipes_are_merged_once(searches: Searches) -> None:
     space = "space: {models.1.parameters.weight: {choices: [0.5, 1]}}\n"
     searches.write("trials: 6\nsampler: random", space=space)
@@ -269,6 +274,7 @@ def test_equal_recipes_are_merged_once(searches: Searches) -> None:
     assert all(r.score == found[str(r.same_as)].score for r in twins)
 
 
+@pytest.mark.slow
 def test_a_grid_ends_with_its_last_point(searches: Searches) -> None:
     space = "space: {models.1.parameters.weight: {low: 0, high: 0.6, step: 0.3}}\n"
     searches.write("sampler: grid", space=space)
@@ -281,6 +287,7 @@ def test_a_grid_ends_with_its_last_point(searches: Searches) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_parents_stay_as_they_are(searches: Searches) -> None:
     before = {p: p.read_bytes() for p in (searches.folder / "m1").rglob("*")}
     evaluate = "echo 5 > config.json; touch new.txt; mkdir -p eval; echo {} > eval/a.json; echo 1"
@@ -290,6 +297,7 @@ def test_parents_stay_as_they_are(searches: Searches) -> None:
     assert (searches.folder / "runs" / "parent-m1" / "model" / "new.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "count"), [("all", 5), ("none", 0), ("2", 2)])
 def test_weights_that_stay(searches: Searches, keep: str, count: int) -> None:
     searches.write(f"trials: 3\nkeep: {keep}")
@@ -301,6 +309,7 @@ def test_weights_that_stay(searches: Searches, keep: str, count: int) -> None:
     assert (searches.folder / "runs" / "best.yml").exists()
 
 
+@pytest.mark.slow
 def test_the_end_repeats_and_validates_the_best_and_the_parents(searches: Searches) -> None:
     noisy = "echo $((RANDOM % 2 ? 100 : 101))"
     searches.write("trials: 2\nrepeat: 3\nvalidate: 'echo 5'\nkeep: none", evaluate=noisy)
@@ -323,6 +332,7 @@ def test_the_end_repeats_and_validates_the_best_and_the_parents(searches: Search
     assert again == stamps
 
 
+@pytest.mark.slow
 def test_a_gain_within_the_noise_is_named(searches: Searches) -> None:
     evaluate = (
         "case $MERGE_SEARCH_CANDIDATE in parent*) a=0.50;; *) a=0.51;; esac; "
@@ -362,6 +372,7 @@ def stopped(searches: Searches, *words: str, after: str) -> Done:
     return Done(child.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_an_evaluation_and_the_search_continues(searches: Searches) -> None:
     evaluate = (
         "touch $MERGE_SEARCH_FOLDER/began; [ -e $MERGE_SEARCH_FOLDER/go ] || sleep 99; echo 1"
