@@ -1,10 +1,7 @@
 """Merges by regmean that run their models on texts: from the recipe to the finished folder."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from merge_worker.cli import main
 from support.checkpoint_factory import read_tensors
 from support.language_models import loaded, make, write_tokenizer
+from support.stopped_measurements import run, run_until
 
 TEXT = "the cat.\n\nab the\n\nthe the the ab\n\nzebra the cat\n"
 
@@ -119,28 +117,9 @@ def test_the_same_again_and_other_texts(folder: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("at", [4, 10, 17, 40])
 def test_a_signal_stops_it_and_the_same_command_continues(folder: Path, at: int) -> None:
-    program = (
-        "import os, signal, sys\n"
-        "from merge_worker.importance import samples\n"
-        "apply, calls = samples.Run.apply, []\n"
-        "def counted(*arguments):\n"
-        "    calls.append(1)\n"
-        f"    if len(calls) == {at}: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return apply(*arguments)\n"
-        "samples.Run.apply = counted\n"
-        "from merge_worker.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
     recipe(folder)
     words = ["merge", folder / "regmean.yml", folder / "out", "--progress", "off"]
-    # Sums of another number of threads differ in the last bit.
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def run(*given: object) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, *map(str, given)]
-        return subprocess.run(argv, capture_output=True, text=True, env=env)
-
-    done = run("-c", program, *words)
+    done = run_until(at, *words)
     assert done.returncode == 75, done.stderr
     assert "run the same command to resume" in done.stderr
     assert run("-m", "merge_worker", *words).returncode == 0

@@ -1,11 +1,8 @@
 """The command `importance`: its file, what it says beforehand, and what it refuses."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from safetensors.torch import load_file
 
 from merge_worker.cli import main
 from support.language_models import make, write_tokenizer
+from support.stopped_measurements import run, run_until
 
 TEXT = "the cat.\n\nab the\n\nthe the the ab\n\n"
 
@@ -158,29 +156,10 @@ def test_layers_that_share_state_are_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "at"), [("fisher", 25), ("activation", 8), ("activation", 11)])
 def test_a_signal_stops_it_and_the_same_command_continues(model: Path, kind: str, at: int) -> None:
-    program = (
-        "import os, signal, sys\n"
-        "from merge_worker.importance import samples\n"
-        "apply, calls = samples.Run.apply, []\n"
-        "def counted(*arguments):\n"
-        "    calls.append(1)\n"
-        f"    if len(calls) == {at}: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return apply(*arguments)\n"
-        "samples.Run.apply = counted\n"
-        "from merge_worker.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
     folder = model.parent
     words = ["importance", model, folder / "out.safetensors", "--data", folder / "texts.txt"]
     words += ["--kind", kind]
-    # Sums of another number of threads differ in the last bit.
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def run(*given: object) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, *map(str, given)]
-        return subprocess.run(argv, capture_output=True, text=True, env=env)
-
-    done = run("-c", program, *words)
+    done = run_until(at, *words)
     assert done.returncode == 75, done.stderr
     assert f"stopped by {signal.SIGTERM.name}" in done.stderr
     assert "run the same command to resume" in done.stderr

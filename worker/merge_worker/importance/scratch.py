@@ -161,7 +161,7 @@ def _pread(fd: int, offset: int, out: Tensor) -> None:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """Return the texts in the header of a safetensors file; none if it is no such file."""
+    """Return the texts in the header of a safetensors file; none of any other file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

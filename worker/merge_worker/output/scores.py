@@ -55,7 +55,7 @@ class Score:
         return (max if self.higher_is_better else min)(known, key=lambda name: known[name])
 
     def gain(self) -> Number | None:
-        """Return merge minus best input, with its standard error; None if there is no best."""
+        """Return the merge's score minus the best input's, with its standard error, or None."""
         best = self.best_parent()
         if best is None:
             return None

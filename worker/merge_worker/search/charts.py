@@ -35,7 +35,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Level:
-    """A score that is no trial's, drawn as a line across the chart."""
+    """The score of a parent or an average, drawn as a line across the chart."""
 
     name: str
     y: float

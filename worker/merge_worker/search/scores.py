@@ -26,7 +26,7 @@ Look = dict[Path, tuple[int, int]]
 
 
 class NoScore(ValueError):
-    """The evaluation ended well, but there is no score to be found."""
+    """An evaluation that ended well, but left no score."""
 
 
 @dataclass(frozen=True)
