@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from merge_worker.recipe.experts import EXPERT_KEYS, GATE_MODES, TOP_LEVEL_KEYS
 from merge_worker.structure.moe_targets import TARGETS
 from support.doc_examples import ROOT, difference, programs, walk
@@ -12,6 +14,7 @@ PAGE = ROOT / "docs" / "moe.md"
 LETTERS = ("<s>", "</s>", "<unk>", *" abcdefghijklmnopqrstuvwxyz")
 
 
+@pytest.mark.slow
 def test_commands(tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()

@@ -23,6 +23,7 @@ def moe(work: Path) -> Path:
     return recipe(work, "base", experts, gate_mode="cheap_embed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", backends.names())
 def test_the_job_of_each_backend_builds(
     backend: str, moe: Path, job_argv, bare_bash, work: Path, tmp_path: Path, launch

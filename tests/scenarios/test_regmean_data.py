@@ -115,6 +115,7 @@ def test_the_same_again_and_other_texts(folder: Path, capsys: pytest.CaptureFixt
     assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [4, 10, 17, 40])
 def test_a_signal_stops_it_and_the_same_command_continues(folder: Path, at: int) -> None:
     recipe(folder)

@@ -64,6 +64,7 @@ def test_here(launch_process, launch, search: Path, work: Path) -> None:
     assert unknown.code == 2 and "(did you mean 'weight'?)" in unknown.err
 
 
+@pytest.mark.slow
 def test_the_best_recipe(launch_process, launch, search: Path, work: Path) -> None:
     early = launch("search", "s.yml", "best")
     assert early.code == 2 and "no candidate has a score yet" in early.err
@@ -87,6 +88,7 @@ def test_the_best_recipe(launch_process, launch, search: Path, work: Path) -> No
     assert bad.code == 4 and "nowhere/best.yml: No such file" in bad.err
 
 
+@pytest.mark.slow
 def test_workers_as_one_array_of_slurm(launch, search: Path, fakes, runs, work: Path) -> None:
     done = launch("search", "s.yml", "slurm", "--workers", "3", *PYTHON)
     assert done.code == 0, done.err
@@ -104,6 +106,7 @@ def test_workers_as_one_array_of_slurm(launch, search: Path, fakes, runs, work: 
     assert (work / "runs.job" / "w5-s.log").exists()
 
 
+@pytest.mark.slow
 def test_one_worker_of_slurm(launch, search: Path, fakes, runs, work: Path) -> None:
     done = launch("search", "s.yml", "slurm", *PYTHON, "--time", "1:00:00", "--threads", "1")
     assert done.code == 0, done.err
@@ -124,6 +127,7 @@ def test_workers_as_one_array_of_pbs(launch, search: Path, fakes) -> None:
     assert launch("status", "12[1].pbs-server").out.startswith("12[1].pbs-server  done")
 
 
+@pytest.mark.slow
 def test_workers_detached_here(launch_process, launch, search: Path, work: Path) -> None:
     refused = launch_process("search", "s.yml", "local", "--workers", "2")
     assert refused.code == 2 and "use --detach for several" in refused.err
@@ -181,6 +185,7 @@ def test_faults_before_anything_is_submitted(launch, search: Path, work: Path, f
     assert fakes.calls() == []
 
 
+@pytest.mark.slow
 def test_a_job_carries_the_recipe(launch, search: Path, work: Path, fakes) -> None:
     """The file base.yml may change after the submission."""
     done = launch("search", "s.yml", "slurm", "--workers", "2", *PYTHON)

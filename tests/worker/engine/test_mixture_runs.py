@@ -209,6 +209,7 @@ def test_a_folder_that_cannot_be_written(models: Path, capsys: pytest.CaptureFix
     assert not (models / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_same_bytes(models: Path, forks: Forks) -> None:
     path = recipe(models, "base", PROMPTS, gate_mode="cheap_embed")
     words = ("merge", path, models / "both", "--relative-to", models, "--progress", "off")

@@ -235,6 +235,7 @@ def _record_and_die(out: Path, number: int) -> None:
     record(out, [accuracy(0.9)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(4))
 def test_a_killed_process_leaves_its_lock(out: Path, models: list[Path], number: int) -> None:
     context = multiprocessing.get_context("spawn")
@@ -253,6 +254,7 @@ def _record_many(out: Path, name: str) -> None:
         record(out, [accuracy(0.5, f"{name}{number}")])
 
 
+@pytest.mark.slow
 def test_records_at_the_same_time_lose_nothing(out: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_record_many, args=(out, name)) for name in "ab"]

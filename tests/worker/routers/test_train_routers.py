@@ -151,6 +151,7 @@ def test_stopped_by_a_signal_it_continues_to_the_same_bytes(
         assert (merged / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "weights", "manifest"])
 def test_a_crash_while_writing_is_finished_by_the_next_run(
     moment: str, merged: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -75,6 +75,7 @@ def test_a_search(searches: Searches) -> None:
     complete(searches, 5)
 
 
+@pytest.mark.slow
 def test_the_best_recipe_makes_the_kept_result_again(searches: Searches) -> None:
     searches.write("trials: 2")
     assert searches.run().code == 0
@@ -213,6 +214,7 @@ def test_a_damaged_journal_is_an_error_of_one_line(searches: Searches) -> None:
     assert "journal.log: damaged" in done.err and "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_a_failing_evaluation_stops_early_and_is_tried_again(searches: Searches) -> None:
     searches.write("trials: 9", evaluate="echo no such task >&2; exit 7")
     done = searches.run()
@@ -396,6 +398,7 @@ def test_the_deadline_ends_the_search(searches: Searches) -> None:
     assert time.monotonic() - began < 50
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_search_is_refused(searches: Searches) -> None:
     searches.write("trials: 1")
     assert searches.run().code == 0
