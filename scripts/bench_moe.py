@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -25,8 +26,11 @@ from bench_runs import FLOOR_BLOCK, Run, command, machine
 GIB = 2**30
 
 
-def copied(inputs: Sequence[Path], output: Path, size: int) -> Run:
-    """Copy `size` bytes of the inputs block by block: one thread, one reused buffer."""
+def copied(inputs: Sequence[Path], output: Path, size: int, synced: bool) -> Run:
+    """Copy `size` bytes of the inputs block by block: one thread, one reused buffer.
+
+    `synced` waits until they are on the disk, as a merge does.
+    """
     output.mkdir(parents=True)
     buffer = memoryview(bytearray(FLOOR_BLOCK))
     started, cpu, done = time.perf_counter(), time.process_time(), 0
@@ -39,6 +43,8 @@ def copied(inputs: Sequence[Path], output: Path, size: int) -> Run:
                     sink.write(buffer[:got])
                     left -= got
                     done += got
+        if synced:
+            os.fsync(sink.fileno())
     return Run(time.perf_counter() - started, time.process_time() - cpu, 0, {"bytes": done})
 
 
@@ -71,7 +77,8 @@ def main() -> None:
     body = {"base_model": str(folders[0]), "gate_mode": "random", "dtype": "bfloat16"}
     recipe.write_text(json.dumps({**body, "architecture": "mixtral", "experts": experts}))
     out, log = args.work / "out", args.work / "log"
-    runs: dict[str, list[Run]] = {"copy": [], "here": [], "mergekit-moe": []}
+    copies = {"copy": False, "synced copy": True}
+    runs: dict[str, list[Run]] = {name: [] for name in (*copies, "here", "mergekit-moe")}
     size = 0
     for _ in range(args.repeat):
         ours = [sys.executable, "-m", "merge_worker", "merge", str(recipe), str(out)]
@@ -87,9 +94,10 @@ def main() -> None:
                 run = run._replace(parts=json.loads(manifest.read_text())["timings"])
             runs[name].append(run)
             size = size or sum(f.stat().st_size for f in out.glob("*.safetensors"))
-        warm(files)
-        shutil.rmtree(out, ignore_errors=True)
-        runs["copy"].append(copied(files, out, size))
+        for name, synced in copies.items():
+            warm(files)
+            shutil.rmtree(out, ignore_errors=True)
+            runs[name].append(copied(files, out, size, synced))
         shutil.rmtree(out)
     facts = {"machine": machine(), "bytes": size, "params": args.params, "experts": args.experts}
     for name, several in runs.items():
