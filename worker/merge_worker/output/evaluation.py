@@ -94,7 +94,9 @@ def record(out: Path, evaluations: Sequence[Evaluation]) -> None:
         card = _read_card(out)
         if card is not None:
             texts[CARD] = card_with(card, runs, out.resolve().name)
-        _write(out, value, texts, runs)
+        keys = ("kind", "date", "settings", "summary", "scores")
+        summary = [{key: run[key] for key in keys} for run in runs]
+        write_between_manifests(out, value, texts, {"evaluations": summary})
 
 
 def read_runs(out: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -141,10 +143,13 @@ def _read_card(out: Path) -> str | None:
     return None
 
 
-def _write(
-    out: Path, value: dict[str, Any], texts: Mapping[str, str], runs: Sequence[Mapping[str, Any]]
+def write_between_manifests(
+    out: Path, value: Mapping[str, Any], texts: Mapping[str, str], facts: Mapping[str, Any]
 ) -> None:
-    """Write the files between two manifests, each of which fits what is in OUT at the time."""
+    """Write files of OUT between two manifests, each of which fits what is there at the time.
+
+    `value` is the settled manifest; the last one has `facts` too.
+    """
     listed = value.get("outputs", [])
     raw = {name: _encoded(name, text) for name, text in texts.items()}
     others = [entry for entry in listed if entry["file"] not in raw]
@@ -154,11 +159,8 @@ def _write(
     _sync(out)
     new = {name: {"file": name, "bytes": len(content)} for name, content in raw.items()}
     outputs = [new.pop(entry["file"], entry) for entry in listed]
-    summary = [
-        {key: run[key] for key in ("kind", "date", "settings", "summary", "scores")} for run in runs
-    ]
     outputs += new.values()
-    _write_manifest(out, {**value, "outputs": outputs, "evaluations": summary})
+    _write_manifest(out, {**value, "outputs": outputs, **facts})
 
 
 def _encoded(name: str, text: str) -> bytes:

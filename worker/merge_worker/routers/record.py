@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..output.evaluation import write_between_manifests
 from ..output.evaluation_card import with_section
-from ..output.files import CARD, MANIFEST, output_errors, write_file
-from ..output.manifest import RECORDING, read_manifest, settled
+from ..output.files import CARD, MANIFEST, output_errors
+from ..output.manifest import read_manifest, settled
 from ..output.model_card import markdown
 from .routing import Routing
 from .routing_table import as_json, card_section
@@ -61,20 +62,12 @@ def record_routing(out: Path, routing: Routing) -> None:
         manifest = read_manifest(out)
         if manifest is None:
             return
-        value = {**settled(out, manifest), ROUTING: as_json(routing)}
-        card = _read_card(out)
+        texts, card = {}, _read_card(out)
         if card is not None:
             text = f"## Routing of the prompts\n\n{card_section(routing)}"
-            raw = with_section(card, ROUTING_MARKS, text).encode(errors="surrogateescape")
-            others = [entry for entry in value["outputs"] if entry["file"] != CARD]
-            without = _json({**value, "outputs": others, RECORDING: [CARD]})
-            write_file(out / MANIFEST, without, durable=True)
-            write_file(out / CARD, raw, durable=True)
-            size = len(raw)
-            value["outputs"] = [
-                {**e, "bytes": size} if e["file"] == CARD else e for e in value["outputs"]
-            ]
-        write_file(out / MANIFEST, _json(value), durable=True)
+            texts[CARD] = with_section(card, ROUTING_MARKS, text)
+        facts = {ROUTING: as_json(routing)}
+        write_between_manifests(out, settled(out, manifest), texts, facts)
 
 
 def _json(value: Mapping[str, Any]) -> str:
