@@ -98,6 +98,15 @@ def test_staging_changes_nothing(big: JointStep) -> None:
     assert results[0] == raw[first : big.sources[0].offset + big.grid.count * 2]
 
 
+def test_copies_are_read_to_where_direct_writes_take_them_from(big: JointStep) -> None:
+    """At the offset from a page that they have in the file, or the page cache takes them."""
+    own, piece = big.members[0].step, Piece(1, 1)
+    values, data = Lane(CPU, Files()).read_to_copy(own, piece)
+    assert values.data_ptr() % PAGE == own.file_offset(piece) % PAGE
+    first = own.sources[0].offset + 2 * own.grid.block
+    assert bytes(data) == Path(own.sources[0].file).read_bytes()[first : first + len(data)]
+
+
 @pytest.mark.parametrize(
     ("values", "bad"),
     [

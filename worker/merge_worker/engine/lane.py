@@ -81,12 +81,23 @@ class Lane:
 
     def read(self, source: TensorSource, start: int, stop: int, slot: str) -> Tensor:
         """Read elements [start, stop) of a source: 1-D, in its dtype, on the host."""
-        dtype = source.dtype
-        out = self.host.take(slot, stop - start, dtype.torch_name)
+        return self._read(self.host, source, (start, stop), slot)
+
+    def read_to_copy(self, step: Step, part: Piece) -> tuple[Tensor, memoryview]:
+        """Read a part of the first source to where it is written from; return its bytes, too."""
+        source, (start, stop) = step.sources[0], step.grid.span(part.first, part.blocks)
+        slot, shift = "out0", step.file_offset(part) % PAGE
+        values = self._read(self.landing, source, (start, stop), slot, shift)
+        return values, self.landing.memory(slot, values.nbytes, shift)
+
+    def _read(
+        self, pool: Pool, source: TensorSource, span: tuple[int, int], slot: str, shift: int = 0
+    ) -> Tensor:
+        (start, stop), dtype = span, source.dtype
+        out = pool.take(slot, stop - start, dtype.torch_name, shift)
         if isinstance(source, StoredTensor):
-            size = dtype.bytes
-            memory = self.host.memory(slot, (stop - start) * size)
-            self.files.read(source.file, source.offset + start * size, memory, self.slots)
+            memory = pool.memory(slot, out.nbytes, shift)
+            self.files.read(source.file, source.offset + start * dtype.bytes, memory, self.slots)
         else:
             source.read_into(self, start, stop, out, f"{slot}.")
         return out

@@ -266,8 +266,7 @@ class Engine:
         """Copy the first source's bytes, and note the tensor if those of other sources differ."""
         step = item.step
         start, stop = step.grid.span(piece.first, piece.blocks)
-        values = lane.read(step.sources[0], start, stop, "in0")
-        first = lane.host.memory("in0", values.nbytes)
+        values, first = lane.read_to_copy(step.members[0].step, piece)
         for number, source in enumerate(step.sources[1:], 1):
             slot = f"in{number}"
             other = lane.host.memory(slot, lane.read(source, start, stop, slot).nbytes)
