@@ -263,7 +263,7 @@ sys.exit(main(sys.argv[1:]))
 
 def without(absent: set[str], *words: object) -> subprocess.CompletedProcess[str]:
     code = FORBID.format(absent=absent)
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, words)]
+    command = [sys.executable, "-c", code, *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -272,6 +272,7 @@ def test_a_node_with_torch_and_yaml_alone(tmp_path: Path, models: list[Path]) ->
     absent |= {"merge_launch", "jinja2"}
     done = without(absent, "average", tmp_path / "out", *models)
     assert done.returncode == 0, done.stderr
+    assert "NumPy" not in done.stderr
     assert average(tmp_path / "with", models) == 0
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "with" / "model.safetensors"
@@ -282,6 +283,17 @@ def test_check_without_torch_and_merge_with_words(tmp_path: Path, models: list[P
     recipe = recipe_of(tmp_path, models)
     assert without({"torch", "numpy"}, "check", recipe).returncode == 0
     assert without({"torch", "numpy"}, "methods").returncode == 0
+    # Each needs torch, some at the top of a module: told in words, with the way out.
+    for words in (
+        ("compare", *models, "--plot", tmp_path / "look.png"),
+        ("perplexity", models[0], "--data", recipe),
+        ("try", models[0]),
+        ("extract-lora", *models[:2], tmp_path / "lora"),
+        ("average", tmp_path / "out", *models),
+    ):
+        done = without({"torch"}, *words)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert "torch is missing in" in done.stderr and "install torch" in done.stderr
     done = without({"yaml"}, "check", recipe)
     assert done.returncode == 2 and "pyyaml is missing" in done.stderr
 

@@ -35,7 +35,7 @@ def says(code: int, text: str) -> str:
 SHELL = "kill -{} $$; true"
 # The worker is a child of the shell of the job.
 PARENT = "kill -{} $PPID; trap 'exit 75' TERM; while :; do sleep 0.05; done"
-NO_TORCH = "torch is missing in /usr/bin/python3; install it (pip install torch)"
+NO_TORCH = "torch is missing in /usr/bin/python3"
 FEW = "the job asked for 2 GPUs, torch 2.9.0 sees 0; the CPU merges"
 LACKS = "lacks what the worker needs; see --python and --setup"
 SETUP, THEN = "a line of --setup failed", "the merge is done, and --then failed"

@@ -82,7 +82,7 @@ def test_missing_transformers_are_said_before_the_merge(
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert average(tmp_path / "out", spoken, "--try") == 2
-    assert "--try: requires transformers" in capsys.readouterr().err
+    assert "--try: transformers is missing in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

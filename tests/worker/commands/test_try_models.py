@@ -343,7 +343,7 @@ def test_without_transformers(
     monkeypatch.setattr(try_models, "require_torch", real)
     monkeypatch.setitem(sys.modules, "transformers", None)
     code, _, err = said(capsys, tmp_path)
-    assert code == 2 and err.startswith("merge-worker: try: requires transformers")
+    assert code == 2 and err.startswith("merge-worker: try: transformers is missing in")
     assert "pip install transformers" in err
 
 

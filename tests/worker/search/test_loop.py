@@ -419,7 +419,8 @@ def test_without_optuna(searches: Searches) -> None:
     searches.write("trials: 1")
     done = searches.run(patch="sys.modules['optuna'] = None")
     assert done.code == 2
-    assert "a search needs optuna; install it: pip install 'merge-launch[search]'" in done.err
+    assert "search: optuna is missing in" in done.err
+    assert "install 'optuna>=4.2,<6' cmaes scipy (the extra search)" in done.err
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "qmc", "random", "auto"])

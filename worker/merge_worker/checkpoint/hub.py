@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InputError, UsageError
+from ..errors import InputError
 from ..messages import printable
+from ..system.packages import missing_package
 from .header import INDEX, WEIGHTS, Shard, read_shard, shard_of
 from .json_files import is_inside
 
@@ -211,9 +212,10 @@ def _client(name: str) -> Any:
         import huggingface_hub
         from huggingface_hub.utils import disable_progress_bars
     except ImportError:
-        raise UsageError(
-            f"{name}: not a folder here, and Hub models require huggingface_hub\n"
-            f"  pip install huggingface_hub, or give the path of a folder"
+        raise missing_package(
+            f"{name}: not a folder here, and for a model of the Hub",
+            "huggingface_hub",
+            otherwise="or give the path of a folder",
         ) from None
     disable_progress_bars()
     return huggingface_hub

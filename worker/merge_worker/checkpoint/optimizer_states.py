@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..messages import counted, printable
+from ..system.packages import how_to_install
 from ..tensors.importance import OuterTensor
 from ..tensors.source import TensorSource
 from .folder import Checkpoint
@@ -232,7 +233,7 @@ def _parameters(path: Path, model: Checkpoint) -> dict[str, tuple[int, ...]]:
     except ImportError:
         raise InputError(
             f"{path}: numbers parameters without names; their order takes transformers\n"
-            f"  pip install transformers, or export exp_avg_sq by name as safetensors"
+            f"  {how_to_install('transformers')}, or export exp_avg_sq by name as safetensors"
         ) from None
     try:
         config = AutoConfig.from_pretrained(model.folder)

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import NamedTuple
 
+from ..system.packages import explained
+
 
 class Command(NamedTuple):
     """A command: its name, its module here, and its line in `merge-worker --help`.
@@ -31,9 +33,12 @@ class Command(NamedTuple):
         getattr(import_module(f"{__package__}.{self.module}"), f"{self.prefix}options")(parser)
 
     def run(self, arguments: argparse.Namespace) -> str:
-        module = import_module(f"{__package__}.{self.module}")
-        function: Callable[[argparse.Namespace], str] = getattr(module, f"{self.prefix}command")
-        return function(arguments)
+        try:
+            module = import_module(f"{__package__}.{self.module}")
+            function: Callable[[argparse.Namespace], str] = getattr(module, f"{self.prefix}command")
+            return function(arguments)
+        except ModuleNotFoundError as error:
+            raise explained(error, self.name) from error
 
 
 COMMANDS = (

@@ -69,7 +69,7 @@ def measure(models: Models, arguments: argparse.Namespace) -> Comparison:
     from ..system.machine import usable_cpus
     from ..system.torch_startup import require_torch
 
-    require_torch()
+    require_torch(arguments.command)
     from ..comparison.figures import compare
     from ..comparison.stream import stream
 

@@ -64,7 +64,7 @@ def command(arguments: argparse.Namespace) -> str:
     """Extract the adapter, and return the table of errors or JSON."""
     from ..system.torch_startup import require_torch
 
-    require_torch()
+    require_torch("extract-lora")
     from ..engine.device import select_devices
     from ..lora.extract import Extraction, check_alike, factor_names, write_adapter
     from ..lora.save import AdapterOutput

@@ -86,7 +86,7 @@ def command(arguments: argparse.Namespace) -> str:
     if out.suffix != SUFFIX:
         raise UsageError(f"importance: OUT is a file that ends in {SUFFIX}, got '{out}'")
     memory = parse_size(arguments.memory, "--memory") if arguments.memory else None
-    require_torch()
+    require_torch("importance")
     return_freed_memory()
     from ..engine.device import select_devices
     from ..importance.samples import read_windows

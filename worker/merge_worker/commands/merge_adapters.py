@@ -49,7 +49,7 @@ def command(arguments: argparse.Namespace) -> str:
     """Merge the adapters, and return a line about the result."""
     from ..system.torch_startup import require_torch
 
-    require_torch()
+    require_torch("merge-adapters")
     from ..lora.combine import check_adapters, merge_adapters
     from ..lora.save import AdapterOutput
 

@@ -94,7 +94,7 @@ def use_threads(count: int | None) -> None:
     from ..system.machine import return_freed_memory, usable_cpus
     from ..system.torch_startup import require_torch
 
-    require_torch()
+    require_torch("perplexity")
     from ..engine import device  # first, since it completes the import of torch
 
     assert device

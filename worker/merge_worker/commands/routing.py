@@ -32,7 +32,7 @@ def command(arguments: argparse.Namespace) -> str:
     from ..system.torch_startup import complete, require_torch
 
     check_plot(arguments.plot)
-    require_torch()
+    require_torch("routing")
     complete()
     from ..routers.loading import require_transformers
     from ..routers.picture import draw

@@ -71,7 +71,7 @@ def _in_memory(workshop: Workshop, arguments: argparse.Namespace) -> Workshop:
     from ..search.in_memory import Machine, MemoryWorkshop
     from ..system.torch_startup import require_torch
 
-    require_torch()
+    require_torch("search")
     machine = Machine(
         plans=plan_options(arguments),
         methods=known_methods(arguments),

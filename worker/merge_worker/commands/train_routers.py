@@ -97,7 +97,7 @@ def command(arguments: argparse.Namespace) -> str:
     """Train and write the routers; returns what became of the loss."""
     from ..system.torch_startup import complete, require_torch
 
-    require_torch()
+    require_torch("train-routers")
     complete()
     from ..routers.loading import require_transformers
     from ..routers.run import train

@@ -58,7 +58,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 @input_errors("try")
 def command(arguments: argparse.Namespace) -> str:
     """Return texts or JSON. ResultError names every fault of every model, after the output."""
-    require_torch()
+    require_torch("try")
     from ..trial.libraries import require_transformers
     from ..trial.run import PROMPTS, TrialOptions, run_trial
 

@@ -38,7 +38,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 @input_errors("verify")
 def command(arguments: argparse.Namespace) -> str:
     """Return one line if OUT matches its manifest. InputError names every faulty file or tensor."""
-    require_torch()
+    require_torch("verify")
     out = Path(arguments.out)
     manifest = checked_manifest(out)
     outputs, expected = manifest["outputs"], manifest.get("nonfinite") or 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import OutputError, UsageError
 from ..messages import printable
+from ..system.packages import missing_package
 
 
 def check_plot(file: str | None) -> None:
@@ -28,10 +28,11 @@ def check_plot(file: str | None) -> None:
             f"--plot {printable(file)}: the name must end in .png, .pdf, .svg or .html"
         )
     if ending != ".html" and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(
-            f"--plot {printable(file)}: matplotlib is not installed for {sys.executable}\n"
-            f"  install it (pip install matplotlib), or write a page, which does not need it: "
-            f"--plot {printable(str(path.with_suffix('.html')))}"
+        page = printable(str(path.with_suffix(".html")))
+        raise missing_package(
+            f"--plot {printable(file)}",
+            "matplotlib",
+            otherwise=f"or write a page, which does not need it: --plot {page}",
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from ..errors import InputError, UsageError
+from ..errors import InputError
 from ..inference.texts import loaded_tokenizer
 from ..messages import printable
 from ..planning.prompts import Prompt
+from ..system.packages import missing_package
 from ..tokenizer.files import FULL, SETTINGS, SideFiles, vocabulary
 
 Encode = Callable[[str], list[int]]
@@ -50,10 +51,7 @@ def _encoder(files: SideFiles) -> Encode:
         try:
             from tokenizers import Tokenizer
         except ImportError:
-            raise UsageError(
-                "prompts are read by tokenizers, which is not here; install it: "
-                "pip install tokenizers"
-            ) from None
+            raise missing_package("prompts", "tokenizers") from None
         try:
             full = Tokenizer.from_str(raw.decode())
             full.no_truncation()

@@ -14,9 +14,10 @@ from torch import nn
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.header import CONFIG
 from ..dtypes import Kind
-from ..errors import InputError, UsageError
+from ..errors import InputError
 from ..messages import printable
 from ..system import torch_startup
+from ..system.packages import missing_package
 from ..tensors.source import declared_dtype
 from ..tokenizer.files import SideFiles
 
@@ -78,10 +79,7 @@ def build(
 def require_transformers(label: str) -> None:
     """Raise UsageError if transformers is not installed."""
     if find_spec("transformers") is None:
-        raise UsageError(
-            f"{label}: models are run by transformers, which is not here; install it: "
-            f"pip install transformers"
-        )
+        raise missing_package(label, "transformers")
 
 
 def silence_transformers() -> None:

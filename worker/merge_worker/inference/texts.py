@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UsageError, input_errors
+from ..errors import InputError, input_errors
 from ..messages import printable
+from ..system.packages import missing_package
 from ..tokenizer.files import SideFiles, has_vocabulary
 
 IGNORED = -100
@@ -186,10 +187,7 @@ def loaded_tokenizer(files: SideFiles, label: str, trust_remote_code: bool = Fal
     try:
         from transformers import AutoTokenizer
     except ImportError:
-        raise UsageError(
-            f"{label}: tokenizers are run by transformers, which is not here; install it: "
-            f"pip install transformers sentencepiece"
-        ) from None
+        raise missing_package(label, "transformers", "sentencepiece") from None
     try:
         with files.on_disk() as folder:
             return AutoTokenizer.from_pretrained(

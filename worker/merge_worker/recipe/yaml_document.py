@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..messages import printable
+from ..system.packages import missing_package
 
 Place = tuple[str | int, ...]
 
@@ -67,7 +68,7 @@ def import_yaml(where: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise UsageError(f"{where}: pyyaml is missing; install it: pip install pyyaml") from None
+        raise missing_package(where, "pyyaml") from None
     if not hasattr(yaml, "compose_all"):
         raise UsageError(f"{yaml.__file__} hides pyyaml; take its folder out of PYTHONPATH")
     return yaml

@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError, UsageError
+from ..errors import InputError
 from ..experts.hidden import quiet_transformers
 from ..messages import counted, first_names, printable
+from ..system.packages import missing_package
 
 
 def require_transformers(command: str) -> None:
     """Raise UsageError if transformers is not installed."""
     if find_spec("transformers") is None:
-        raise UsageError(
-            f"{command}: the package transformers is missing; install it "
-            f"(pip install transformers accelerate)"
-        )
+        raise missing_package(command, "transformers", "accelerate")
 
 
 def load_model(folder: Path, dtype: str, devices: Sequence[torch.device], remote: bool) -> Any:
@@ -34,9 +32,10 @@ def load_model(folder: Path, dtype: str, devices: Sequence[torch.device], remote
     spread: dict[str, Any] = {}
     if len(devices) > 1:
         if find_spec("accelerate") is None:
-            raise UsageError(
-                f"{len(devices)} devices share a model with the package accelerate; install it "
-                f"(pip install accelerate), or name one with --device"
+            raise missing_package(
+                f"--device: {len(devices)} devices",
+                "accelerate",
+                otherwise="or name one with --device",
             )
         spread = {"device_map": "auto"}
     try:

@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UsageError
+from ..errors import InputError
+from ..system.packages import missing_package
 from .choices import CATEGORY
 from .definition import Search
 from .space import Axis, Coordinates, Interval, Options
@@ -177,8 +178,7 @@ def _imported() -> Any:
     try:
         import optuna
     except ImportError:
-        fact = "a search needs optuna; install it: pip install 'merge-launch[search]'"
-        raise UsageError(f"{fact}, or pip install 'optuna>=4.2,<6'") from None
+        raise missing_package("search", "optuna", "cmaes", "scipy") from None
     return optuna
 
 
@@ -194,9 +194,7 @@ def _sampler(module: Any, name: str, seed: int, draw: int) -> Any:
             return samplers.CmaEsSampler(seed=draw)
     except ImportError as error:
         package = error.name or "scipy"
-        raise UsageError(
-            f"sampler {name}: needs {package}; install it: pip install {package}"
-        ) from None
+        raise missing_package(f"sampler {name}", package) from None
     if name == "nsga2":
         return samplers.NSGAIISampler(seed=draw)
     if name == "qmc":

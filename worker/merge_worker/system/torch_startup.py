@@ -12,13 +12,14 @@ import gc
 import os
 import re
 import sys
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from ..errors import UsageError
 from .machine import read_ascii
+from .packages import missing_package
 
 TRIED = "__version__ = '2.13."
 """Line of version.py in those releases; importlib.metadata would take 20 ms."""
@@ -45,6 +46,7 @@ def prepare() -> None:
     """Prepare the first import of torch in a process that only merges."""
     if "torch" in sys.modules:
         return
+    ignore_missing_numpy()
     # Torch loads numpy, whose threads would be lost in a fork; what is used of it needs none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if slow_to_compress(Path("/proc/cpuinfo")):
@@ -91,10 +93,23 @@ def complete() -> None:
         import_module(_SKIPPED)
 
 
-def require_torch() -> None:
-    """Raise UsageError if torch is not installed, before anything is written."""
+def ignore_missing_numpy() -> None:
+    """Let torch say nothing where numpy is missing: nothing here needs it."""
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
+
+
+def require_torch(command: str = "") -> None:
+    """Raise UsageError if torch is not installed, before anything is written.
+
+    `command` is one that does not merge, hence does not run as a job.
+    """
     if find_spec("torch") is None:
-        raise UsageError(
-            f"torch is missing in {sys.executable}; install it (pip install torch), "
-            f"or name an interpreter that has it (merge-launch: --python)"
-        )
+        elsewhere = "or run it where torch is" if command else MERGE_ELSEWHERE
+        raise missing_package(command, "torch", otherwise=elsewhere)
+    ignore_missing_numpy()
+
+
+MERGE_ELSEWHERE = (
+    "or name an interpreter that has it (merge-launch: --python),\n"
+    "  or merge as a job (slurm, pbs, beaker)"
+)

@@ -18,8 +18,9 @@ from typing import Any
 
 from ..checkpoint.header import CONFIG
 from ..checkpoint.links import leads_out
-from ..errors import InputError, UsageError
+from ..errors import InputError
 from ..messages import printable
+from ..system.packages import missing_package
 
 FULL, SETTINGS, OLD_ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 PIECES, TEKKEN = "tokenizer.model", "tekken.json"
@@ -254,10 +255,8 @@ def _read_by_transformers(files: SideFiles) -> Vocabulary:
     try:
         import transformers
     except ImportError:
-        raise UsageError(
-            f"{files.folder}: a tokenizer of {', '.join(files.names())} is read by transformers, "
-            f"which is not here; install it: pip install transformers sentencepiece"
-        ) from None
+        what = f"{files.folder}: a tokenizer of {', '.join(files.names())}"
+        raise missing_package(what, "transformers", "sentencepiece") from None
     try:
         # Without a word about code of theirs, transformers would ask at the terminal.
         with files.on_disk() as folder:

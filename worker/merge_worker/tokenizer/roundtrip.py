@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..errors import ResultError
 from ..messages import counted, first_names
+from ..system.packages import how_to_install
 from .files import FULL, OLD_ADDED, SETTINGS, SideFiles, Vocabulary
 from .text_side import TokenizerResult
 from .vocabulary import PLAIN
@@ -36,7 +37,8 @@ def check_roundtrip(text: TokenizerResult) -> str | None:
     try:
         faults = list(_faults(text, after.vocabulary, _load(before), _load(after)))
     except ImportError as error:
-        return f"the tokenizer was extended unchecked: pip install {error.name}"
+        how = how_to_install(str(error.name))
+        return f"the tokenizer was extended unchecked; to check it: {how}"
     if faults:
         raise ResultError(
             f"{before.folder}: its tokenizer with {counted(len(text.appended), 'more tokens')} "

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..system import torch_startup
+from ..system.packages import missing_package
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -19,10 +20,7 @@ _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 def require_transformers(what: str) -> None:
     """Raise UsageError if transformers is not installed; `what` is the command or option."""
     if find_spec("transformers") is None:
-        raise UsageError(f"{what}: requires transformers, which is not installed here\n  {INSTALL}")
-
-
-INSTALL = "pip install transformers tokenizers"
+        raise missing_package(what, "transformers", "tokenizers")
 
 
 def load_transformers(what: str) -> Any:

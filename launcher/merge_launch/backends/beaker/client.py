@@ -18,6 +18,7 @@ from typing import Any
 
 from merge_worker import __version__
 from merge_worker.messages import printable
+from merge_worker.system.packages import missing_package
 
 from ...errors import ClusterError
 from .status import ENDED, describe_error
@@ -43,10 +44,8 @@ def connected() -> Iterator[Client]:
         import requests
         from beaker import exceptions
     except ImportError:
-        raise ClusterError(
-            "beaker-py is not installed here; pip install 'merge-launch[beaker]', "
-            "or add --dry-run to see the job"
-        ) from None
+        error = missing_package("beaker", "beaker-py", otherwise="or add --dry-run to see the job")
+        raise ClusterError(str(error)) from None
     path = os.environ.get("BEAKER_CONFIG", "")
     if path and not Path(path).is_file():
         raise ClusterError(f"beaker: BEAKER_CONFIG: {printable(path)} not found")

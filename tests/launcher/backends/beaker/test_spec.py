@@ -235,7 +235,7 @@ def test_without_beaker_py(launch, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "beaker", None)
     done = launch("beaker", *WORDS)
     assert done.code == 6
-    assert "pip install 'merge-launch[beaker]'" in done.err
+    assert "pip install 'beaker-py>=2.6,<3' (the extra beaker)" in done.err
     assert launch("beaker", *WORDS, "--dry-run").code == 0
 
 
