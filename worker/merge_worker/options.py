@@ -14,10 +14,12 @@ from . import units
 
 AVERAGE = ("average",)
 CHECKS = ("check",)
-RUNS = ("merge", *AVERAGE)
+MERGES = ("merge", *AVERAGE)
+RUNS = (*MERGES, "convert")
+RULES = (*MERGES, *CHECKS)
 PLANS = (*RUNS, *CHECKS)
 MERGEKIT = ("mergekit",)
-RECIPES = (*PLANS, *MERGEKIT)
+RECIPES = (*RULES, *MERGEKIT)
 EXTRACTS = ("extract-lora",)
 LOOKS = ("compare", "report")
 LOSSES = ("perplexity",)
@@ -124,7 +126,7 @@ OPTIONS = (
     ),
     SharedOption(
         "expect_gpus",
-        RUNS,
+        MERGES,
         "GPUs that the job asked for: a warning and a note in the manifest if torch sees fewer",
         "N",
         type=units.positive_integer,
@@ -147,21 +149,21 @@ OPTIONS = (
     ),
     SharedOption(
         "missing",
-        PLANS,
+        RULES,
         "tensors missing from some of the models: stop, or copy from the base",
         default="error",
         choices=("error", "copy"),
     ),
     SharedOption(
         "surplus",
-        PLANS,
+        RULES,
         "tensors missing from the base: stop, or drop them",
         default="error",
         choices=("error", "drop"),
     ),
     SharedOption(
         "include",
-        PLANS,
+        RULES,
         "merge only these tensors and copy the rest from the base: words of names, or patterns "
         "with *",
         "A,B",
@@ -169,12 +171,19 @@ OPTIONS = (
     ),
     SharedOption(
         "exclude",
-        PLANS,
+        RULES,
         "copy these tensors from the base unchanged: words of names, or patterns with *",
         "A,B",
         repeatable=True,
     ),
     _switch("dequantize", PLANS, "read FP8 weights with their scales"),
+    SharedOption(
+        "config",
+        PLANS,
+        "the model whose config.json describes the inputs: names of a trainer become those that "
+        "transformers loads for it",
+        "DIR|ORG/NAME",
+    ),
     _switch("prune_downloads", RUNS, "remove weights downloaded from the Hub after use"),
     SharedOption("push", RUNS, "upload the finished OUT to the Hub", "ORG/NAME"),
     _switch("overwrite", (*RUNS, *MERGEKIT), "replace another merge in OUT"),
@@ -225,10 +234,10 @@ OPTIONS = (
         "measure the finished merge on a text (.txt or .jsonl), and record that",
         "FILE",
     ),
-    _switch("strict", PLANS, "warnings about the recipe are errors"),
+    _switch("strict", RULES, "warnings about the recipe are errors"),
     SharedOption(
         "methods",
-        (*PLANS, "methods"),
+        (*RULES, "methods"),
         "files with more merge methods; default: those in MERGE_WORKER_METHODS",
         "FILE.py",
         repeatable=True,
@@ -245,7 +254,12 @@ OPTIONS = (
         launch=False,
     ),
     SharedOption(
-        "relative_to", RECIPES, "where relative model paths start", "DIR", default=".", launch=False
+        "relative_to",
+        (*PLANS, *MERGEKIT),
+        "where relative model paths start",
+        "DIR",
+        default=".",
+        launch=False,
     ),
 )
 BY_NAME: Mapping[str, SharedOption] = {option.name: option for option in OPTIONS}

@@ -15,7 +15,7 @@ from merge_worker.output.files import MANIFEST
 from ..errors import refuse
 from ..settings.groups import JobOptions, WorkerOptions
 from .payload import EmbeddedFile, Payload
-from .source import Merge, absolute, job_folder, safe_name
+from .source import Merge, absolute, is_on_hub, job_folder, safe_name
 
 # Accepted by PBS, Torque and Slurm. Torque cuts names at 15 characters, and qstat shows no more.
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
@@ -164,15 +164,21 @@ class Job:
         return (self.merge, *self.further)
 
     def local_inputs(self) -> list[str]:
-        """Return the paths that the job reads: of models, files beside them, a text to measure."""
-        text = self.worker.perplexity
-        texts = [absolute(text, self.merge.folder)] if text else []
+        """Return the paths that the job reads: of models and their config, files beside them, a
+        text to measure."""
+        config = None if self._config_on_hub else self.worker.config
+        texts = [absolute(w, self.merge.folder) for w in (config, self.worker.perplexity) if w]
         return [*(path for merge in self.merges for path in merge.local_models()), *texts]
+
+    @property
+    def _config_on_hub(self) -> bool:
+        return self.worker.config is not None and is_on_hub(self.worker.config)
 
     @property
     def packages(self) -> dict[str, str]:
         """Packages that the worker needs besides torch, by the module that it imports."""
-        on_hub = self.worker.push is not None or any(merge.hub_models() for merge in self.merges)
+        on_hub = self.worker.push is not None or self._config_on_hub
+        on_hub = on_hub or any(merge.hub_models() for merge in self.merges)
         hub = {"huggingface_hub": "huggingface_hub"} if on_hub else {}
         runs = {name: name for name in MODEL_PACKAGES} if self.worker.runs_models else {}
         return {"yaml": "pyyaml", **hub, **runs, **(SEARCH_PACKAGES if self.work == SEARCH else {})}

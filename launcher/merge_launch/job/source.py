@@ -49,14 +49,14 @@ class Merge:
         """Return the paths of models and adapters that are folders, and of files beside them."""
         from merge_worker.checkpoint.importance import hub_place
 
-        names = [name for name in self._models() if not _on_hub(name)]
+        names = [name for name in self._models() if not is_on_hub(name)]
         names += [word for word in self.recipe.importance_words() if hub_place(word) is None]
         names += self.recipe.data_words()
         return tuple(absolute(name, self.folder) for name in names)
 
     def hub_models(self) -> tuple[str, ...]:
         """Return the names of the models and adapters on the Hub."""
-        return tuple(name for name in self._models() if _on_hub(name))
+        return tuple(name for name in self._models() if is_on_hub(name))
 
     def _models(self) -> list[str]:
         refs = self.recipe.model_refs()
@@ -69,7 +69,8 @@ class Merge:
         return printable(f"{self.recipe.method} of {', '.join(models[:4])}{more}")
 
 
-def _on_hub(word: str) -> bool:
+def is_on_hub(word: str) -> bool:
+    """Return whether a word names a model of the Hub."""
     from merge_worker.checkpoint.folder import is_hub_id
 
     return is_hub_id(word)
@@ -207,7 +208,7 @@ def _located(word: str, folder: str) -> str:
         return word
     parts = [str(ModelRef(ref.path, ref.revision))]
     parts += [str(ModelRef(ref.lora, ref.lora_revision))] if ref.lora else []
-    return "+".join(part if _on_hub(part) else absolute(part, folder) for part in parts)
+    return "+".join(part if is_on_hub(part) else absolute(part, folder) for part in parts)
 
 
 def decoded(text: bytes, where: str) -> str:

@@ -99,6 +99,7 @@ class WorkerOptions:
     include: str | None = shared("include")
     exclude: str | None = shared("exclude")
     dequantize: bool = shared("dequantize")
+    config: str | None = shared("config")
     prune_downloads: bool = shared("prune_downloads")
     push: str | None = shared("push")
     overwrite: bool = shared("overwrite")

@@ -125,6 +125,7 @@ def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
         include="mlp,lm_head",
         exclude="mlp.gate",
         dequantize=True,
+        config="org/model",
         prune_downloads=True,
         push="org/merged",
         overwrite=True,

@@ -44,6 +44,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("merge", "merge", "merge models by a recipe"),
     Command("average", "merge", "weighted average of models, no recipe needed", "average_"),
+    Command("convert", "merge", "one checkpoint in another form", "convert_"),
     Command("check", "check", "plan a recipe from headers; nothing is written"),
     Command("compare", "compare", "how models differ, layer by layer, and how to merge them"),
     Command("report", "report", "how far a finished merge is from each input, layer by layer"),

@@ -18,7 +18,7 @@ from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
 from ..recipe import RecipeText, parse, recipe_in
 from ..recipe.experts import GATE_MODES
-from ..recipe.shorthand import recipe_from_values
+from ..recipe.shorthand import direct_recipe, recipe_from_values
 from ..recipe.yaml_document import COMMAND
 from ..registry import Registry
 from ..system.ranks import rank_of
@@ -26,6 +26,8 @@ from ..system.torch_startup import require_torch
 from .after_merge import asks_for_steps, prepare_steps, run_steps
 from .options import add_options, known_methods, plan_options, run_options
 from .reproduce import plan_from_manifest, read_as_manifest
+
+COPY = "passthrough"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +83,25 @@ def average_command(arguments: argparse.Namespace) -> str:
     text = recipe_from_values(arguments.model, vars(arguments), methods)
     options = plan_options(arguments, arguments.out)
     plan = make_plan(parse(text, COMMAND, options.relative_to, methods), options)
+    return _run([(plan, Path(arguments.out))], arguments)
+
+
+def convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes one checkpoint in another form: a trainer's under the names of transformers "
+        "(--config), or with another dtype or size of files. It resumes, and is verified, like a "
+        "merge."
+    )
+    parser.add_argument("model", metavar="CHECKPOINT")
+    parser.add_argument("out", metavar="OUT")
+    add_options(parser, "convert")
+
+
+def convert_command(arguments: argparse.Namespace) -> str:
+    """Write one checkpoint in another form: the merge of one model, all of it copied."""
+    text = direct_recipe([arguments.model], method=COPY, dtype=arguments.dtype)
+    options = plan_options(arguments, arguments.out)
+    plan = make_plan(parse(text, COMMAND, options.relative_to), options)
     return _run([(plan, Path(arguments.out))], arguments)
 
 

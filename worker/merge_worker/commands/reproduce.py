@@ -13,7 +13,7 @@ from ..checkpoint.hub import Hub
 from ..checkpoint.importance import hub_place
 from ..errors import InputError, UsageError, WorkerError
 from ..output.files import MANIFEST, RECIPE
-from ..output.manifest import methods_from_outside, well_formed
+from ..output.manifest import config_facts, methods_from_outside, well_formed
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
 from ..recipe import parse
@@ -59,6 +59,10 @@ def plan_from_manifest(
             plan = make_plan(recipe, replace(options, relative_to=start))
             _check_inputs(path, manifest, plan)
             _check_methods(path, manifest, plan)
+            if (manifest.get("config") or {}).get("sha256") != (config_facts(plan) or {}).get(
+                "sha256"
+            ):
+                raise InputError(f"--config {plan.options.config}: not that of {path}; it differs")
             return replace(plan, known_checksums=checksums)
         except WorkerError as error:
             first = first or error
@@ -78,6 +82,9 @@ def _recorded_options(path: Path, manifest: Mapping[str, Any], options: PlanOpti
                 f"{path}: '{name}' is {recorded.get(name)} in the manifest; drop the option, or "
                 f"merge the recipe instead"
             )
+    if options.config is None and (config := manifest.get("config")):
+        commit = f"{config['hub']}@{config['commit']}" if config.get("commit") else None
+        options = replace(options, config=commit or config["model"])
     return options.with_recorded({name: _as_tuples(value) for name, value in recorded.items()})
 
 

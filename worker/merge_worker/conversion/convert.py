@@ -107,8 +107,8 @@ class _Conversion:
             if meta and any(name.endswith("self_attn.q_proj.weight") for name in other):
                 raise ValueError(
                     f"{meta} of {label} is in the format of Llama's and Mistral's own code, whose "
-                    f"rows of queries and keys are in another order; convert the model for "
-                    f"transformers first"
+                    f"rows of queries and keys are in another order; --config DIR or ORG/NAME of a "
+                    f"model like it in the format of transformers puts them right"
                 )
 
     def replace_prefixes(self) -> None:

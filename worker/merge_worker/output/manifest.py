@@ -11,14 +11,16 @@ from typing import Any
 from .. import __version__
 from ..adapters.peft_format import WEIGHTS as ADAPTER_WEIGHTS
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.header import CONFIG
 from ..checkpoint.hub import snapshot
 from ..checkpoint.importance import ImportanceFile, hub_place
 from ..checkpoint.json_files import load_json, read_json
 from ..errors import InputError
 from ..options import OPTIONS
+from ..planning.configured import given_to
 from ..planning.plan import Plan
 from .files import MANIFEST, RECIPE, is_result_name, path_inside
-from .model_card import public_name, public_text
+from .model_card import public_model, public_name, public_text
 from .side_files import by_treatment
 
 RECORDING = "recording"
@@ -47,6 +49,7 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         "dtype": plan.options.dtype or recipe.out_dtype or recipe.dtype or "same",
         "seed": plan.options.seed,
         "options": plan.options.recorded(),
+        **({"config": config} if (config := config_facts(plan)) else {}),
         "vocabulary": _vocabulary(plan),
         **({"mixture": _mixture(plan)} if plan.mixture else {}),
         "inputs": [
@@ -64,6 +67,15 @@ def manifest(plan: Plan, outputs: list[dict[str, Any]], run: dict[str, Any]) -> 
         "notes": list(dict.fromkeys(public_text(plan, note) for note in notes)),
         **run,
     }
+
+
+def config_facts(plan: Plan) -> dict[str, str] | None:
+    """Return which config the inputs were given, with its digest; None if they have their own."""
+    given = given_to(plan.models)
+    if given is None:
+        return None
+    digest = hashlib.sha256((given.folder / CONFIG).read_bytes()).hexdigest()
+    return {"model": public_model(given.label), **_commit(given.folder), "sha256": digest}
 
 
 def methods_from_outside(plan: Plan) -> list[dict[str, str]]:
@@ -177,6 +189,7 @@ _FORM = {
         },
         "block?": lambda value: _is_count(value) and 1 << 10 <= value <= 1 << 30,
     },
+    "config?": {"model": str, **_COMMIT, "sha256": str},
     "methods?": [{"name": str, "from": str, "sha256": str}],
     "inputs?": [
         {"model": str, **_COMMIT, "adapter?": _COMMIT, "shards?": [{"header_sha256": str}]},

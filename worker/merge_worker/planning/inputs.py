@@ -24,6 +24,7 @@ from ..structure.sizes import Sized, depth_fault, width_fault
 from ..tokenizer.adapter_files import adapted_files
 from ..tokenizer.files import SideFiles
 from ..tokenizer.text_side import TokenizerInputs
+from .configured import Configured, GivenConfig, configured, read_given
 from .options import MatchOptions, PlanOptions
 from .shared_weights import share_weights
 from .stages import PlannedCheckpoint, StageResults
@@ -93,7 +94,7 @@ def open_reference(
 
 def _side_files(model: Checkpoint) -> tuple[SideFiles, list[str]]:
     """Return the side files of a model, and notes on what an adapter does to them."""
-    if isinstance(model, PlannedCheckpoint):
+    if isinstance(model, PlannedCheckpoint | Configured):
         return model.side_files, []
     files = SideFiles(model.folder)
     if not isinstance(model, Adapted):
@@ -107,6 +108,7 @@ def _open_models(
     """Open every folder once. Return the number of the model of each reference, the first reference
     to each model as its name in messages, and the models."""
     faults: list[str] = []
+    given = given_config(options)
     numbers: dict[ModelRef, int] = {}
     by_paths: dict[tuple[Path, ...], int] = {}
     labels: list[str] = []
@@ -121,7 +123,8 @@ def _open_models(
             if paths not in by_paths:
                 model = result or open_checkpoint(path, options.hub)
                 model = dequantized(model) if options.dequantize else model
-                models.append(open_adapted(model, lora) if lora else model)
+                model = open_adapted(model, lora) if lora else model
+                models.append(model if result else _with_config(model, str(ref), given))
                 labels.append(str(ref))
                 by_paths[paths] = len(models) - 1
             numbers[ref] = by_paths[paths]
@@ -130,6 +133,25 @@ def _open_models(
     if faults:
         raise InputError("\n".join(faults))
     return numbers, tuple(labels), tuple(models)
+
+
+def given_config(options: PlanOptions) -> GivenConfig | None:
+    """Return the config of `--config`, if there is one. Raises InputError."""
+    if options.config is None:
+        return None
+    try:
+        ref = parse_model(options.config, options.relative_to)
+    except ValueError as error:
+        raise UsageError(f"--config {printable(options.config)}: {error}") from None
+    return read_given(options.config, locate(ref, options.relative_to, options.hub), options.hub)
+
+
+def _with_config(model: Checkpoint, label: str, given: GivenConfig | None) -> Checkpoint:
+    if given is not None and isinstance(model, Adapted):
+        raise UsageError(
+            f"{label}: --config does not go with adapters; merge-worker convert the base first"
+        )
+    return configured(model, label, given)
 
 
 def _refuse_other_sizes(

@@ -46,6 +46,7 @@ class PlanOptions:
     seed: int = DEFAULTS["seed"]
     strict: bool = False
     dequantize: bool = False  # read FP8 weights with scales as the values they represent
+    config: str | None = None  # the model that has the config and names for the result
     matching: MatchOptions = field(default_factory=MatchOptions)
     block: int = CPU_BLOCK
     stages_folder: Path = Path(".merge-stages")  # holds intermediate results
@@ -68,6 +69,7 @@ class PlanOptions:
             seed=given["seed"],
             strict=given["strict"],
             dequantize=given["dequantize"],
+            config=given["config"],
             matching=MatchOptions(given["missing"], given["surplus"], include, exclude),
             block=block_for(given["device"]),
             stages_folder=stage_folder(out),
