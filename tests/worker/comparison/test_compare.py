@@ -70,7 +70,8 @@ def check_pair(pair: dict[str, Any], vectors: Pair, of: Pair) -> None:
         "equal": (a == b).double().mean(),
     }
     for name, value in expected.items():
-        assert pair[name] == pytest.approx(float(value), rel=1e-9, abs=1e-12), name
+        near = 1e-7 if name == "cosine" else 0
+        assert pair[name] == pytest.approx(float(value), rel=1e-6, abs=near), name
 
 
 def test_task_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,13 +87,13 @@ def test_task_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for row, names in cases:
         x = [flat(folder, names) for folder in (base, *models)]
         assert row["parameters"] == x[0].numel()
-        assert row["base_norm"] == pytest.approx(float(x[0].norm()), rel=1e-12)
+        assert row["base_norm"] == pytest.approx(float(x[0].norm()), rel=1e-7)
         tau = (x[1] - x[0], x[2] - x[0])
         for model, own, vector in zip(row["models"], x[1:], tau, strict=True):
-            assert model["norm"] == pytest.approx(float(own.norm()), rel=1e-12)
-            assert model["task_vector_norm"] == pytest.approx(float(vector.norm()), rel=1e-10)
+            assert model["norm"] == pytest.approx(float(own.norm()), rel=1e-7)
+            assert model["task_vector_norm"] == pytest.approx(float(vector.norm()), rel=1e-7)
             relative = float(vector.norm() / x[0].norm())
-            assert model["relative_distance"] == pytest.approx(relative, rel=1e-10)
+            assert model["relative_distance"] == pytest.approx(relative, rel=1e-7)
             assert model["unchanged"] == pytest.approx(float((vector == 0).double().mean()))
             assert model["nonfinite"] == 0
         check_pair(row["pairs"][0], tau, (x[1], x[2]))
@@ -113,7 +114,7 @@ def test_without_a_base_the_weights_are_the_vectors(
     shared = (signs != 0).sum(0) > 1
     conflict = (signs.amax(0) > 0) & (signs.amin(0) < 0)
     expected = int(conflict.sum()) / int(shared.sum())
-    assert facts["total"]["sign_conflicts_any"] == pytest.approx(expected, rel=1e-12)
+    assert facts["total"]["sign_conflicts_any"] == pytest.approx(expected, rel=1e-7)
 
 
 def rank(matrix: Tensor) -> float:
@@ -274,3 +275,47 @@ def test_progress_counts_bytes_read(capsys: pytest.CaptureFixture[str]) -> None:
     facts = progress.facts()
     assert facts["percent"] == 25 and facts["bytes_in"] == 1 << 30 and facts["bytes_out"] == 0
     assert facts["left_s"] == pytest.approx(3 * facts["elapsed_s"], abs=0.1)
+
+
+@pytest.mark.parametrize("has_base", [True, False])
+def test_what_float32_would_lose_is_computed_in_float64(
+    has_base: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model beside its continued training, and weights whose squares float32 cannot hold."""
+    generator = torch.Generator().manual_seed(3)
+    far, near = torch.randn(2, 5000, generator=generator)
+    close = [torch.zeros(5000), far, far + 1e-3 * near]
+    tensors = [{"close": x, "tiny": x * 1e-25, "large": x * 1e25} for x in close]
+    tensors[0] = {name: x + tensors[1][name] * 0.5 for name, x in tensors[0].items()}
+    folders = [write_checkpoint(tmp_path / f"m{i}", each) for i, each in enumerate(tensors)]
+    words = [*folders[1:], "--base", folders[0]] if has_base else folders
+    for row in measured(capsys, *words)["tensors"]:
+        x = [each[row["name"]].double() for each in tensors]
+        tau = [v - x[0] for v in x] if has_base else x
+        check_pair(row["pairs"][-1], (tau[1], tau[2]), (x[1], x[2]))
+        assert row["parameters"] == 5000
+
+
+def test_many_models_are_counted_pair_by_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randint(-2, 3, (9, 70_000), generator=generator).float()
+    folders = [write_checkpoint(tmp_path / f"m{i}", {"x": row}) for i, row in enumerate(x)]
+    total = measured(capsys, *folders[1:], "--base", folders[0])["total"]
+    tau = (x[1:] - x[0]).double()
+    pairs = [(i, j) for i in range(8) for j in range(i + 1, 8)]
+    for (i, j), pair in zip(pairs, total["pairs"], strict=True):
+        check_pair(pair, (tau[i], tau[j]), (x[i + 1].double(), x[j + 1].double()))
+    signs = tau.sign()
+    opposed = ((signs.amax(0) > 0) & (signs.amin(0) < 0)).sum() / (signs.abs().sum(0) > 1).sum()
+    assert total["sign_conflicts_any"] == pytest.approx(float(opposed), rel=1e-7)
+
+
+def test_progress_in_a_log_tells_what_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ReadProgress("plain", 4 << 30, "compare")
+    progress.read(1 << 30)
+    progress._began -= 2
+    progress._show()
+    line = "compare: 25.0 % (1.00 of 4.00 GiB), 6 s left, 0.50 GiB/s, "
+    assert capsys.readouterr().err.startswith(line)

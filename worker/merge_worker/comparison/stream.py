@@ -18,10 +18,8 @@ from ..engine.buffers import Pool
 from ..method import matrix_shape
 from ..system.progress import Progress
 from .models import Models, Shared
-from .sums import BlockRows, Sums, sum_block, zero_sums
+from .sums import PieceRows, Sums, sum_piece, zero_sums
 
-BLOCK = 1 << 16
-"""Elements computed at a time, few enough to stay in a core's cache as float64."""
 PIECE = 1 << 20
 """Elements read at a time."""
 
@@ -30,8 +28,8 @@ class ReadProgress(Progress):
     """The progress of a command that reads only."""
 
     @property
-    def percent(self) -> float:
-        return 100.0 * self.bytes_in / self.total_out if self.total_out else 100.0
+    def done(self) -> int:
+        return self.bytes_in
 
     def facts(self) -> dict[str, float]:
         """Return the facts of a merge, with the time left computed from the bytes read."""
@@ -41,12 +39,11 @@ class ReadProgress(Progress):
 
 
 class _Piece(NamedTuple):
-    """The elements [start, stop) of a tensor, computed in blocks of `block`."""
+    """The elements [start, stop) of a tensor."""
 
     tensor: Shared
     start: int
     stop: int
-    block: int
 
 
 def stream(models: Models, threads: int, mode: str) -> Iterator[tuple[Shared, Sums]]:
@@ -73,7 +70,7 @@ def stream(models: Models, threads: int, mode: str) -> Iterator[tuple[Shared, Su
                 if not running:
                     return
                 piece, future = running.popleft()
-                total_sums.add_block(future.result())
+                total_sums.add_piece(future.result())
                 if piece.stop == piece.tensor.count:
                     yield piece.tensor, total_sums
                     total_sums = zero_sums(len(models.labels), models.has_base)
@@ -85,11 +82,10 @@ def stream(models: Models, threads: int, mode: str) -> Iterator[tuple[Shared, Su
 def _pieces(tensor: Shared) -> Iterator[_Piece]:
     """Split a tensor into pieces, of whole rows if its matrices are sketched."""
     row = tensor.shape[-1] if tensor.sketched else 1
-    block = max(1, BLOCK // row) * row
-    piece = max(1, PIECE // block) * block
+    size = max(1, PIECE // row) * row
     count = tensor.count
-    for start in range(0, count, piece) if count else (0,):
-        yield _Piece(tensor, start, min(count, start + piece), block)
+    for start in range(0, count, size) if count else (0,):
+        yield _Piece(tensor, start, min(count, start + size))
 
 
 def _read_piece(
@@ -102,12 +98,7 @@ def _read_piece(
         files.read(info.file, info.offset + piece.start * size, memory)
         loaded.append(pool.take(f"in{number}", count, info.dtype.torch_name))
         progress.read(len(memory))
-    matrix = matrix_shape(tensor.shape) if tensor.sketched else None
-    total = zero_sums(len(loaded), has_base)
-    for start in range(0, piece.stop - piece.start, piece.block):
-        rows = None
-        if matrix:
-            rows = BlockRows((piece.start + start) // matrix[1], matrix[0], matrix[1])
-        block = [x[start : start + piece.block] for x in loaded]
-        total.add_block(sum_block(block, has_base, rows, pool))
-    return total
+    rows = None
+    if tensor.sketched and (matrix := matrix_shape(tensor.shape)):
+        rows = PieceRows(piece.start // matrix[1], *matrix)
+    return sum_piece(loaded, has_base, rows, pool)

@@ -1,7 +1,8 @@
 """Sums over the elements of a tensor, from which every figure follows.
 
 x_0 is the reference (the base, else the first model), x_i = θ_i − x_0 for every other model. All
-sums are float64 and are added in a fixed order, so that threads cannot change them.
+sums are float64 and are added in a fixed order, so that threads cannot change them. Counts are
+exact; norms and cosines, of products in float32, are within 1e-6 of those of float64.
 
 The effective rank of a matrix A is R = (Σσ²)² / Σσ⁴ over its singular values (r of equal size give
 r; arXiv:1906.11300, definition 3). It is estimated in one pass: with G of n × s standard normal
@@ -22,6 +23,13 @@ from ..engine.buffers import Pool
 
 SKETCH = 64
 """Columns s of the sketch."""
+BLOCK = 1 << 16
+"""Elements computed at a time, few enough to stay in a core's cache."""
+CHUNK = 1024
+"""Products added in float32 before their sum goes on in float64."""
+CANCELLED, UNDERFLOW = 0.01, 1e-20
+"""Squared distances of a piece, over the lengths they are computed from, and alone, below which
+float32 could be seen in the figures."""
 ALL_PAIRS_UP_TO = 6
 """Models whose pairs are all sketched; with more, only the pairs of the first model are."""
 
@@ -45,8 +53,8 @@ class Sums:
         for name in ("gram", "signs", "both_nonzero", "differ", "opposed", "nonfinite"):
             getattr(self, name).add_(getattr(other, name))
 
-    def add_block(self, other: Sums) -> None:
-        """Add the sums over another block of the same tensor in place, sketches included."""
+    def add_piece(self, other: Sums) -> None:
+        """Add the sums over another piece of the same tensor in place, sketches included."""
         self.add(other)
         for matrix, sketch in other.sketches.items():
             present = self.sketches.get(matrix)
@@ -61,40 +69,85 @@ def zero_sums(models: int, has_base: bool) -> Sums:
 
 
 @dataclass(frozen=True)
-class BlockRows:
-    """The position of a block in a stack of matrices with `rows` rows of `length` elements."""
+class PieceRows:
+    """The position of a piece in a stack of matrices with `rows` rows of `length` elements."""
 
     first: int
     rows: int
     length: int
 
 
-def sum_block(sources: list[Tensor], has_base: bool, rows: BlockRows | None, pool: Pool) -> Sums:
-    """Return the sums of one block: k 1-D tensors in their stored dtypes, the reference first.
+def sum_piece(sources: list[Tensor], has_base: bool, rows: PieceRows | None, pool: Pool) -> Sums:
+    """Return the sums of one piece: k 1-D tensors in their stored dtypes, the reference first.
 
     The vectors are the task vectors x_1 … with a base, else the weights θ_0 … themselves.
     With `rows` the deltas are sketched: every x_i, or without a base θ_j − θ_i of sketched_pairs.
+
+    Counts are exact. Elements are float32 unless one is stored as float64, or rounding could show:
+    then the piece is computed again in float64.
     """
+    if all(x.dtype is not torch.float64 for x in sources):
+        sums = _sums(sources, has_base, "float32", rows, pool)
+        if _is_precise(sums):
+            return sums
+    return _sums(sources, has_base, "float64", rows, pool)
+
+
+def _sums(
+    sources: list[Tensor], has_base: bool, dtype: str, rows: PieceRows | None, pool: Pool
+) -> Sums:
+    """Return the sums over a piece, computed in this dtype block by block."""
     k, n = len(sources), sources[0].numel()
     sums = zero_sums(k, has_base)
-    x = pool.take("x", k * n, "float64").view(k, n)
-    for row, values in zip(x, sources, strict=True):
-        row.copy_(values)
-    sums.elements = n - _drop_nonfinite(x, sums.nonfinite)
-    flags = pool.take("flags", n, "bool")
-    for i in range(k):
-        for j in range(i + 1, k):
-            sums.differ[i, j] = torch.ne(x[i], x[j], out=flags).count_nonzero()
-    sums.differ += sums.differ.mT.clone()
-    if not has_base:
-        _signs(x, sums, pool)
-    x[1:].sub_(x[0])
-    if has_base:
-        _signs(x[1:], sums, pool)
-    torch.mm(x, x.mT, out=sums.gram)
-    if rows is not None:
-        _sketch(x, has_base, rows, sums, pool)
+    sums.elements = n
+    size = max(1, BLOCK // rows.length) * rows.length if rows else BLOCK
+    for start in range(0, n, size):
+        count = min(size, n - start)
+        x = pool.take("x", k * count, dtype).view(k, count)
+        for row, values in zip(x, sources, strict=True):
+            row.copy_(values[start : start + count])
+        if dtype == "float64":  # in float32 the Gram matrix tells
+            sums.elements -= _drop_nonfinite(x, sums.nonfinite)
+        work = pool.take("work", k * count, dtype).view(k, count)
+        _count_different(x, sums.differ, work)
+        if not has_base:
+            _count_signs(x, sums, work)
+        x[1:].sub_(x[0])
+        if has_base:
+            _count_signs(x[1:], sums, work[1:])
+        _add_gram(x, sums.gram)
+        if rows:
+            at = PieceRows(rows.first + start // rows.length, rows.rows, rows.length)
+            _sketch(x, has_base, at, sums)
     return sums
+
+
+def _add_gram(x: Tensor, gram: Tensor) -> None:
+    """Add Σ x_i x_j, summed in x's dtype over CHUNK elements at a time, then in float64."""
+    k, n = x.shape
+    whole = n - n % CHUNK
+    if whole:
+        chunks = x[:, :whole].view(k, -1, CHUNK).transpose(0, 1)
+        gram += torch.bmm(chunks, chunks.mT).sum(0, dtype=torch.float64)
+    if whole < n:
+        gram += x[:, whole:] @ x[:, whole:].mT
+
+
+def _is_precise(sums: Sums) -> bool:
+    """Return whether float32 was enough: all finite, nothing lost by underflow or cancellation."""
+    gram = sums.gram
+    if not gram.isfinite().all():
+        return False
+    lengths, first = gram.diagonal(), gram[0, 0]
+    norms = lengths + 2 * gram[0] + first  # squares of |θ_i|
+    norms[0] = first
+    distances = lengths[:, None] + lengths - 2 * gram
+    distances[0] = distances[:, 0] = lengths
+    scale = torch.maximum(lengths[:, None], lengths)
+    scale[0] = scale[:, 0] = lengths
+    lost = (distances < torch.clamp(CANCELLED * scale, min=UNDERFLOW)) & (sums.differ > 0)
+    small = norms < torch.clamp(CANCELLED * torch.maximum(lengths, first), min=UNDERFLOW)
+    return not bool(lost.any() or small.any())
 
 
 def _drop_nonfinite(x: Tensor, counts: Tensor) -> int:
@@ -108,17 +161,28 @@ def _drop_nonfinite(x: Tensor, counts: Tensor) -> int:
     return int(anywhere.sum())
 
 
-def _signs(vectors: Tensor, sums: Sums, pool: Pool) -> None:
-    # A block has fewer than 2^24 elements, so that counts in float32 are exact.
-    v, n = vectors.shape
-    signs = pool.take("signs", v * n, "float32").view(v, n)
-    signs.copy_(torch.sign(vectors, out=pool.take("sign", v * n, "float64").view(v, n)))
-    sums.signs.copy_(signs @ signs.mT)
-    conflict = (signs.amax(0) > 0) & (signs.amin(0) < 0)
+# Comparisons that write numbers are vectorized, those that write bools are not; products with ones
+# add columns faster than sums. A block has fewer than 2^24 elements: counts in float32 are exact.
+
+
+def _count_different(x: Tensor, counts: Tensor, work: Tensor) -> None:
+    for i in range(len(x) - 1):
+        found = torch.ne(x[i + 1 :], x[i], out=work[i + 1 :]).sum(1)
+        counts[i, i + 1 :] += found
+        counts[i + 1 :, i] += found
+
+
+def _count_signs(vectors: Tensor, sums: Sums, work: Tensor) -> None:
+    ones = vectors.new_ones(1, len(vectors))
+    signs = torch.sign(vectors, out=work)
+    sums.signs += signs @ signs.mT
+    total = (ones @ signs).abs_()
     signs.abs_()
-    sums.both_nonzero.copy_(signs @ signs.mT)
-    sums.opposed[0] = (signs.sum(0) > 1).count_nonzero()
-    sums.opposed[1] = conflict.count_nonzero()
+    sums.both_nonzero += signs @ signs.mT
+    nonzero = ones @ signs
+    # Signs agree where their sum is as large as their number.
+    sums.opposed[1] += total.ne_(nonzero).sum()
+    sums.opposed[0] += nonzero.gt_(1).sum()
 
 
 def sketched_pairs(models: int) -> list[tuple[int, int]]:
@@ -127,24 +191,23 @@ def sketched_pairs(models: int) -> list[tuple[int, int]]:
     return [(i, j) for i in firsts for j in range(i + 1, models)]
 
 
-def _sketch(x: Tensor, has_base: bool, rows: BlockRows, sums: Sums, pool: Pool) -> None:
+def _sketch(x: Tensor, has_base: bool, rows: PieceRows, sums: Sums) -> None:
     k, n = x.shape
-    deltas = pool.take("deltas", k * n, "float32").view(k, -1, rows.length)
-    deltas.copy_(x.view(deltas.shape))
+    # Rounded to float32 if they are not; the estimate errs by more.
+    deltas = x.float().view(k, -1, rows.length)
+    projected = (deltas[1:] @ _directions(rows.length)).double()
     if not has_base:
-        deltas[0].zero_()
-    projected = (deltas @ _directions(rows.length)).double()
-    if has_base:
-        projected = projected[1:]
-    else:
-        pairs = sketched_pairs(k)
-        projected = torch.stack([projected[j] - projected[i] for i, j in pairs])
+        zero = torch.zeros_like(projected[0])
+        ends = [zero, *projected]
+        projected = torch.stack([ends[j] - ends[i] for i, j in sketched_pairs(k)])
     start, stop = rows.first, rows.first + n // rows.length
     while start < stop:
         matrix = start // rows.rows
         end = min(stop, (matrix + 1) * rows.rows)
         part = projected[:, start - rows.first : end - rows.first]
-        sums.sketches[matrix] = part.mT @ part
+        sketch = part.mT @ part
+        present = sums.sketches.get(matrix)
+        sums.sketches[matrix] = sketch if present is None else present.add_(sketch)
         start = end
 
 

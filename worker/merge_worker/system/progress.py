@@ -111,9 +111,13 @@ class Progress:
         self._began = time.monotonic()
 
     @property
+    def done(self) -> int:
+        """Bytes of `total_out` that are finished."""
+        return self.done_before + self.bytes_out
+
+    @property
     def percent(self) -> float:
-        done = self.done_before + self.bytes_out
-        return 100.0 * done / self.total_out if self.total_out else 100.0
+        return 100.0 * self.done / self.total_out if self.total_out else 100.0
 
     def facts(self) -> dict[str, Any]:
         """Return the current figures: bytes, GiB/s, seconds left (-1 if not known yet), …"""
@@ -179,7 +183,7 @@ class Progress:
             return
         title = self.title + (f" [{self.rank + 1}/{self.world}]" if self.world > 1 else "")
         if self.mode == "plain":
-            done = f"{facts['bytes_out'] / GIB:.2f} of {self.total_out / GIB:.2f} GiB"
+            done = f"{self.done / GIB:.2f} of {self.total_out / GIB:.2f} GiB"
             details = [*(forms[0] for forms in _words(facts)), facts["tensor"]]
             text = printable(", ".join(filter(None, details)))
             self._write(f"{title}: {self.percent:.1f} % ({done}), {text}\n")
@@ -196,7 +200,10 @@ def _words(facts: dict[str, Any]) -> list[tuple[str, ...]]:
         return [*words, ("starting",)]
     words.append((f"{duration(facts['left_s'])} left",))
     rates = f"{facts['gib_s_in']:.2f}", f"{facts['gib_s_out']:.2f}"
-    words.append((f"{rates[0]} GiB/s in, {rates[1]} out", f"{rates[0]} + {rates[1]} GiB/s"))
+    if facts["bytes_out"]:
+        words.append((f"{rates[0]} GiB/s in, {rates[1]} out", f"{rates[0]} + {rates[1]} GiB/s"))
+    else:
+        words.append((f"{rates[0]} GiB/s",))
     if facts["memory_bytes"]:
         memory = f"{facts['memory_bytes'] / GIB:.2f} GiB"
         words.append((f"{memory} memory", memory))
