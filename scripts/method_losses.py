@@ -3,8 +3,9 @@
 method_losses.py FOLDER [--seeds 3]
 
 For each seed a small llama is trained on three tasks for a while, and a specialist for each task
-from there. Methods that look at data get 64 texts of each task, which are not those that losses
-are measured on. Values of methods are their defaults or common ones; nothing is tuned.
+from there. `fisher` and `regmean` get 64 texts of each task, which are not those that losses are
+measured on, `ota` the optimizer.pt of each training. Values of methods are their defaults or common
+ones; nothing is tuned.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from torch import Tensor
 from merge_worker import methods
 
 TASKS = demo_models.TASKS
-BASE_STEPS, SPECIALIST_STEPS, MEASURED = 250, 120, 128
+TEXT_LENGTH, BATCH, MEASURED = 48, 16, 128
+BASE_STEPS, SPECIALIST_STEPS = 250, 120
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 1},
     "task_arithmetic": {"weight": 0.5},
@@ -36,19 +38,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "ota": {},
     "regmean": {},
 }
-BASED = {"task_arithmetic", "ties", "nde"}
+BASED = {"task_arithmetic", "ties", "nde", "ota"}
 WORDS = {
-    "fisher": "fisher, with `importance:`",
-    "ota": "ota, with `importance:`",
+    "fisher": "fisher, `importance:` of texts",
+    "ota": "ota, `importance:` of training",
     "regmean": "regmean, with `data:`",
 }
 
 
 def text_of(task: Any, chance: random.Random) -> str:
     text = ""
-    while len(text) < demo_models.TEXT_LENGTH:
+    while len(text) < TEXT_LENGTH:
         text += task(chance)
-    return text[: demo_models.TEXT_LENGTH]
+    return text[:TEXT_LENGTH]
 
 
 def batch(tokenizer: Any, tasks: list[Any], chance: random.Random, size: int) -> Tensor:
@@ -56,15 +58,22 @@ def batch(tokenizer: Any, tasks: list[Any], chance: random.Random, size: int) ->
     return torch.tensor([tokenizer(text)["input_ids"] for text in texts])
 
 
-def train(model: Any, tokenizer: Any, tasks: list[Any], seed: int, steps: int, rate: float) -> None:
-    chance, optimizer = random.Random(seed), torch.optim.AdamW(model.parameters())
+def train(
+    model: Any, tokenizer: Any, tasks: list[Any], seed: int, steps: int, rate: float
+) -> torch.optim.Optimizer:
+    """Train `model`, and return the optimizer: two groups, as the Trainer of transformers has."""
+    chance, parameters = random.Random(seed), list(model.parameters())
+    decayed = {"params": [p for p in parameters if p.ndim > 1]}
+    others = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, others])
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 10) * (1 - step / steps)
-        tokens = batch(tokenizer, tasks, chance, 16)
+        tokens = batch(tokenizer, tasks, chance, BATCH)
         model(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    return optimizer
 
 
 def make(folder: Path, seed: int) -> None:
@@ -88,8 +97,10 @@ def make(folder: Path, seed: int) -> None:
     demo_models.save(base, tokenizer, folder / "base")
     for number, (name, task) in enumerate(TASKS.items(), 2):
         specialist = copy.deepcopy(base)
-        train(specialist, tokenizer, [task], 10 * seed + number, SPECIALIST_STEPS, 2e-3)
+        taught = 10 * seed + number
+        optimizer = train(specialist, tokenizer, [task], taught, SPECIALIST_STEPS, 2e-3)
         demo_models.save(specialist, tokenizer, folder / name)
+        torch.save(optimizer.state_dict(), folder / name / "optimizer.pt")
         chance = random.Random(f"data {seed} {name}")
         texts = [text_of(task, chance) for _ in range(64)]
         (folder / f"{name}.txt").write_text("\n\n".join(texts))
@@ -118,7 +129,9 @@ def merge(folder: Path, method: str) -> Path:
     entries: list[dict[str, Any]] = []
     for name in TASKS:
         entry: dict[str, Any] = {"model": str(folder / name)}
-        if method in ("fisher", "ota"):
+        if method == "ota":
+            entry["importance"] = str(folder / name / "optimizer.pt")
+        if method == "fisher":
             file = folder / f"{name}.safetensors"
             if not file.exists():
                 run("importance", folder / name, file, "--data", folder / f"{name}.txt")
