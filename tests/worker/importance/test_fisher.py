@@ -1,6 +1,7 @@
 """Squared gradients, against a backward pass of the whole model for each sample."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from merge_worker.errors import InputError
 from merge_worker.importance import fisher as fisher_module
 from merge_worker.inference.texts import Window
 from support.checkpoint_factory import read_tensors
@@ -71,6 +73,30 @@ def test_a_backward_pass_for_each_sample(
     want = {n: t for n, t in reference(folder, windows()).items() if t.is_floating_point()}
     assert_alike(got, {name: want[name] for name in want if name in got or bool(want[name].any())})
     assert not list(tmp_path.glob(".f*")), "scratch files stay"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fields", "reason"),
+    [
+        ("Gemma3nForCausalLM", "gemma3n_text", {}, "its layers share a KVSharingDict"),
+        ("Zamba2ForCausalLM", "zamba2", {}, "layers share weights"),
+        (
+            "Zamba2ForCausalLM",
+            "zamba2",
+            {"layers_block_type": ["mamba", "hybrid"], "num_hidden_layers": 2},
+            "layers take more from the embeddings than hidden states",
+        ),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_layers_that_do_not_stand_alone_are_refused(
+    tmp_path: Path, name: str, kind: str, fields: dict[str, Any], reason: str
+) -> None:
+    if kind == "zamba2":
+        fields = {"attention_hidden_size": 64, **fields}  # twice the hidden size
+    folder = make(tmp_path / "model", name, kind, **fields)
+    with pytest.raises(InputError, match=re.escape(f"cannot run one at a time ({reason})")):
+        measured(folder, tmp_path / "f.safetensors")
 
 
 def test_squares_are_of_samples_and_not_of_their_sum(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ class Fisher:
         self.run.begin(first.write)
         first.close()
         calls = self.run.calls
+        with self._outside(), _Tables(self.model):
+            self.run.refuse_gradients_past_layers()
         for call in calls:
             self._stage(f"forward {call.number}", self._forward, call)
         with self._outside() as outside:

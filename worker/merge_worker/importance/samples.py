@@ -82,17 +82,29 @@ class Run:
             some = self.samples[first : first + CHUNK]
             states = LayerPass(self.model, [sample.ids[None] for sample in some])
             repeated = len({call.layer for call in states.calls}) < len(states.calls)
-            if not states.separable or repeated:
-                reason = states.reason or "layers run more than once"
-                raise InputError(
-                    f"{self.model.label}: its layers cannot run one at a time ({reason}), which "
-                    f"measuring it layer by layer takes"
-                )
+            if not states.separable:
+                self._refuse(states.reason)
+            if repeated or _share_weights(self.model):
+                self._refuse("layers run more than once" if repeated else "layers share weights")
             for local, hidden in enumerate(states.hidden):
                 if store is not None:
                     store(first + local, hidden)
             states.hidden = [hidden.new_empty(0) for hidden in states.hidden]
             self._passes.append(states)
+
+    def refuse_gradients_past_layers(self) -> None:
+        """Raise InputError if weights outside of the layers reach them beside the hidden states.
+
+        What takes gradients when this is called counts. Their gradients would lack those ways.
+        """
+        if self._passes[0].takes_gradients(0):
+            self._refuse("layers take more from the embeddings than hidden states")
+
+    def _refuse(self, reason: str) -> None:
+        raise InputError(
+            f"{self.model.label}: its layers cannot run one at a time ({reason}), which "
+            f"measuring it layer by layer takes"
+        )
 
     def apply(self, call: Call, sample: int, hidden: Tensor) -> Tensor:
         """Return the output of a loaded layer for a sample."""
@@ -108,3 +120,10 @@ class Run:
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self.samples)))
+
+
+def _share_weights(model: Model) -> bool:
+    """Return whether a tensor of the files belongs to several layers."""
+    numbers = range(len(model.layers))
+    sources = [{model.targets[n].source for n in model.names_of_layer(k)} for k in numbers]
+    return len(set().union(*sources)) < sum(map(len, sources))

@@ -135,6 +135,13 @@ class LayerPass:
         with _StandIns(self.model, self._arity) as stand_ins:
             return stand_ins.run(self.batches[batch]).entering
 
+    def takes_gradients(self, batch: int) -> bool:
+        """Return whether arguments of layers beside the hidden states take gradients now."""
+        self.batch = batch
+        with _StandIns(self.model, self._arity) as stand_ins, torch.enable_grad():
+            found = stand_ins.run(self.batches[batch])
+        return any(map(_takes_gradients, found.arguments))
+
     def final(self, batch: int, hidden: Tensor | None = None) -> Tensor:
         """Return the input of the output head (sequences, tokens, width) for a batch.
 
@@ -356,6 +363,13 @@ def _is_stateless(value: object) -> bool:
     if isinstance(value, dict):
         return bool(value) and all(map(_is_stateless, value.values()))
     return isinstance(value, (Tensor, *PLAIN))
+
+
+def _takes_gradients(value: object) -> bool:
+    if isinstance(value, tuple | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        return any(map(_takes_gradients, inner))
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _shared(item: Arguments, seen: dict[object, list[Tensor]]) -> Arguments:
