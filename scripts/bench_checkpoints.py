@@ -1,6 +1,8 @@
 """Checkpoints of any size for scripts/bench: a llama, or one tensor, written block by block.
 
 The models are what fine-tunes of one base look like: weights of σ 0.02 that differ by σ 0.001.
+`--importance DTYPE --method METHOD` adds the file that a method reads beside each model, of the
+size of Adam's second moments: squares of σ 1e-7.
 """
 
 import argparse
@@ -13,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_recipes import BY_IMPORTANCE, importance_of
 from torch import Tensor
 
 BLOCK = 1 << 22
 SIGMA = 0.02
 DELTA = 0.001
+GRADIENT = 1e-7
 HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 3072, 4096, 8192)
 SHORT = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 # Both sides copy the tokenizer; without one, the peer prints a traceback.
@@ -103,8 +107,9 @@ def shards(shapes: Shapes, width: int, shard_bytes: float) -> list[Shapes]:
     return dealt
 
 
-def header(shapes: Shapes, dtype: str, width: int) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def header(shapes: Shapes, dtype: str, width: int, kind: str = "") -> bytes:
+    metadata = {"format": "pt"} | ({"kind": kind} if kind else {})
+    entries: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name, shape in shapes.items():
         end = offset + count(shape) * width
@@ -143,6 +148,25 @@ def write_model(folder: Path, number: int, shapes: Shapes, args: argparse.Namesp
     (folder / "model.safetensors.index.json").write_text(text, "utf-8")
 
 
+def write_importance(file: Path, number: int, shapes: Shapes, method: str, dtype: str) -> None:
+    """Write one number for each weight, or for each input of the matrices of layers."""
+    if method == "regmean":
+        layers = {n: shape for n, shape in shapes.items() if ".layers." in n and len(shape) > 1}
+        shapes, kind = {name: shape[1:] for name, shape in layers.items()}, "gram"
+    else:
+        kind = "squared_gradients"
+    as_dtype, chance = getattr(torch, dtype), torch.Generator().manual_seed(number)
+    elements, gradient = sum(map(count, shapes.values())), torch.empty(BLOCK)
+    unfinished = file.with_name(file.name + ".partial")
+    with unfinished.open("wb") as sink:
+        sink.write(header(shapes, dtype, as_dtype.itemsize, kind))
+        for start in range(0, elements, BLOCK):
+            values = gradient[: min(BLOCK, elements - start)]
+            values.normal_(std=GRADIENT, generator=chance).square_()
+            sink.write(values.to(as_dtype).view(torch.uint8).numpy().tobytes())
+    unfinished.rename(file)
+
+
 def make(args: argparse.Namespace) -> list[Path]:
     """Return the models' folders; writes the models unless they exist."""
     config = llama_config(args.params, args.dtype)
@@ -168,6 +192,12 @@ def make(args: argparse.Namespace) -> list[Path]:
             (unfinished / name).write_text(json.dumps(content, indent=1), "utf-8")
         write_model(unfinished, number, shapes, args)
         unfinished.rename(folder)
+    for method in BY_IMPORTANCE.intersection(args.method.split(",")):
+        for number, folder in enumerate(folders):
+            file = importance_of(folder, method, args.importance)
+            if not file.exists():
+                print(f"making {file} ...", file=sys.stderr)
+                write_importance(file, number, shapes, method, args.importance)
     total = sum(map(count, shapes.values()))
     print(f"{args.models} × {total / 1e9:.3f} B parameters, {len(shapes)} tensors", file=sys.stderr)
     return folders
@@ -182,6 +212,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shard-size", type=float, required=True)
     parser.add_argument("--delta", type=float, default=DELTA)
     parser.add_argument("--one-tensor", action="store_true")
+    parser.add_argument("--method", default="")
+    parser.add_argument("--importance", choices=["bfloat16", "float32"], default="bfloat16")
     return parser.parse_args()
 
 

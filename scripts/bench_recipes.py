@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-OURS = frozenset({"cabs", "consensus_ta", "consensus_ties", "iso_c", "tsvm"})
+BY_IMPORTANCE = frozenset({"fisher", "ota", "regmean"})
+"""Methods that read importance files, which the bench makes beside the models."""
+
+OURS = frozenset({"cabs", "consensus_ta", "consensus_ties", "iso_c", "tsvm"}) | BY_IMPORTANCE
 """Methods that the peer does not have."""
 
 # The base is the first model; PAIR methods interpolate to the second.
 PAIR = {"slerp", "nearswap", "arcee_fusion"}
-NO_BASE = {"linear", "karcher", "multislerp", "passthrough"}
+NO_BASE = {"linear", "karcher", "multislerp", "passthrough", "fisher", "regmean"}
 UNWEIGHTED = {"ota", *PAIR, "karcher", "model_stock", "sce", "ram", "ramplus_tl", "passthrough"}
 UNWEIGHTED |= {"iso_c", "tsvm"}
 DELTA = 0.001
@@ -32,23 +35,37 @@ GLOBAL: dict[str, dict[str, float]] = {
     "nearswap": {"t": DELTA},
     "sce": {"select_topk": 0.5},
     "karcher": {"max_iter": 10},
+    "ota": {"epsilon": 1e-24},
 }
 
 
-def recipe(method: str, models: list[Path], dtype: str, turn: int = 0) -> dict[str, Any]:
-    """Return a recipe of `method`; each `turn` has other weights or another t, as in a sweep."""
+def importance_of(model: Path, method: str, dtype: str) -> Path:
+    """Return where the importance of a model is: of every weight, or of channels for regmean."""
+    kind = "gram" if method == "regmean" else "squares"
+    return model.with_name(f"{model.name}-{kind}-{dtype}.safetensors")
+
+
+def recipe(
+    method: str, models: list[Path], dtype: str, turn: int = 0, importance: str = ""
+) -> dict[str, Any]:
+    """Return a recipe of `method`; each `turn` has other weights or another t, as in a sweep.
+
+    `importance` is the dtype of importance files.
+    """
     method = "linear" if method == "average" else method
     based, taken = method not in NO_BASE, models[:2] if method in PAIR else models
     if method == "nuslerp":  # of two models, beside a base if there is one more
         based, taken = len(models) > 2, models[:3]
     if method == "passthrough":
         taken = models[:1]
-    listed = []
+    listed: list[dict[str, Any]] = []
     for number, path in enumerate(taken[1:] if based else taken):
         values = dict(PER_MODEL.get(method, {}))
         if method not in UNWEIGHTED:
             values["weight"] = 1.0 + turn * number / 8
         listed.append({"model": str(path), "parameters": values})
+        if method in BY_IMPORTANCE:
+            listed[-1]["importance"] = str(importance_of(path, method, importance))
     parameters = dict(GLOBAL.get(method, {}))
     if "t" in parameters:
         parameters["t"] /= 1 + turn

@@ -57,10 +57,11 @@ def short(count: float) -> str:
 
 
 def tables(cases: Sequence[Case]) -> list[Table]:
-    """Return tables of whole commands, ranks, several merges in one pass, and adapters."""
+    """Return tables of whole commands, importance, ranks, several merges in a pass, adapters."""
     merges = [case for case in cases if case["method"] != EXTRACTION]
     result = [
         Table("Whole commands", list(_whole(merges))),
+        Table("Importance files beside the models", list(_importance(merges))),
         Table("Ranks, each a process on this machine", list(_ranks(merges))),
         Table("Several recipes in one pass over the inputs", list(_together(merges))),
         Table("Adapters out of fine-tunes", list(_adapters(cases))),
@@ -85,6 +86,28 @@ def _whole(cases: Sequence[Case]) -> Iterator[Row]:
                 "peer × worker": cell(ratio(peer, whole), 1),
                 "peak GiB": cell(peak_gib(case, "worker")),
                 "peer GiB": cell(peak_gib(case, "peer")),
+            }
+
+
+def _importance(cases: Sequence[Case]) -> Iterator[Row]:
+    """Yield streaming by bytes read, of methods that read importance and what ran beside them."""
+    for case in cases:
+        if not case.get("importance"):
+            continue
+        paces = {}
+        for name in ("task_arithmetic", "worker"):
+            streaming, gib = median(case, name, "stream_s"), case["read_bytes"].get(name, 0) / GIB
+            paces[name] = ratio(streaming, gib)
+            yield {
+                "models": setting(case),
+                "cache": case["cache"],
+                "method": case["method"] if name == "worker" else name,
+                "importance": case["importance"] if name == "worker" else "none",
+                "GiB read": cell(gib),
+                "streaming s": cell(streaming),
+                "s per GiB": cell(paces[name], 3),
+                "× task_arithmetic": cell(ratio(paces[name], paces["task_arithmetic"])),
+                "peak GiB": cell(peak_gib(case, name)),
             }
 
 
@@ -162,7 +185,7 @@ def plain(table: Table) -> str:
 def markdown(table: Table) -> str:
     """Format a table as Markdown, without empty columns."""
     kept = [name for name in table.rows[0] if any(row[name] for row in table.rows)]
-    words = {"models", "cache", "method", "options"}
+    words = {"models", "cache", "method", "options", "importance"}
     rule = ["---" if name in words else "---:" for name in kept]
     lines = [kept, rule, *([row[name] for name in kept] for row in table.rows)]
     rows = [f"| {' | '.join(line)} |" for line in lines]

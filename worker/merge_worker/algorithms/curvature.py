@@ -193,9 +193,13 @@ class _Passes:
 
     def delta(self, part: Block, model: int, slot: str = "delta") -> Tensor:
         """Return x_m − base, or − the first model without a base."""
-        reference = part.tensors[self.task.models if self.task.has_base else 0]
         out = self.take(part, slot).copy_(part.tensors[model].reshape(-1))
-        return out.sub_(self.take(part, "reference").copy_(reference.reshape(-1)))
+        return out.sub_(self.reference(part))
+
+    def reference(self, part: Block) -> Tensor:
+        """Return the base, or the first model without a base."""
+        reference = part.tensors[self.task.models if self.task.has_base else 0]
+        return self.take(part, "reference").copy_(reference.reshape(-1))
 
     def score(self, part: Block, model: int, slot: str) -> Tensor:
         """Return v' δ² (v' without a base), or |δ|, by which elements are kept."""
@@ -420,7 +424,6 @@ class _Merge(MergePass):
         import torch
 
         state, rule, models = self.state, self.state.rule, self.state.task.models
-        _, epsilon = state.scales
         divisor = state.take(part, "divisor").zero_()
         total = state.take(part, "total").zero_()
         vectors = self._vectors(block, part, edges)
@@ -429,21 +432,28 @@ class _Merge(MergePass):
             divisor.add_(weight)
             if rule.merges == "precond":
                 total.add_(weight.mul_(vectors[m]))
-        nothing = divisor <= 1.1 * models * epsilon
+        least = 1.1 * models * state.scales[1]
+        # Masks cost more than all else, so they are made where the minimum asks for them.
+        nothing = None if float(divisor.amin()) > least else divisor <= least
         if rule.merges == "precond":
-            total.div_(divisor.masked_fill_(nothing, 1.0))
+            total.div_(divisor if nothing is None else divisor.masked_fill_(nothing, 1.0))
         elif rule.merges == "linear":
             for vector in vectors:
                 total.add_(vector, alpha=1 / models)
         else:
             total = self._elected(vectors, total)
+        if nothing is not None:
+            total = torch.where(nothing, self._fallback(part), total)
+        return total.add_(state.reference(part))
+
+    def _fallback(self, part: Block) -> Tensor:
+        """Return what is added to the reference where no model is kept."""
+        state, models = self.state, self.state.task.models
         fallback = state.take(part, "fallback").zero_()
-        if not (rule.fallback_to_base and state.task.has_base):
+        if not (state.rule.fallback_to_base and state.task.has_base):
             for m in range(models):
                 fallback.add_(state.delta(part, m), alpha=1 / models)
-        total = torch.where(nothing, fallback, total)
-        reference = part.tensors[models if state.task.has_base else 0]
-        return total.add_(state.take(part, "reference").copy_(reference.reshape(-1)))
+        return fallback
 
     def _weight(self, block: Block, part: Block, model: int) -> Tensor:
         """Return W_m, in units common to all models."""

@@ -159,7 +159,7 @@ class AverageByImportance(MergePass):
         else:
             divisor = part.scratch.take("divisor", count, work).zero_()
             self._add_up(part, scales, (reference, difference, total, divisor))
-            if not scales.floor and not bool(divisor.all()):
+            if not scales.floor and not float(divisor.amin()) > 0:
                 total = self._filled(part, (reference, difference, total, divisor))
             else:
                 total.div_(divisor)

@@ -98,7 +98,7 @@ def _measure(place: _Place, lane: Lane, stop: StopFlag) -> str:
         if low < 0:
             return f"{where}the importance of '{name}' is negative ({low:.3g})"
         largest = max(largest, high)
-        wide = values.double()
+        wide = lane.take("wide", values.numel(), "float64").copy_(values)
         total.append(float(wide.sum()))
         norms.append(float(torch.linalg.vector_norm(wide)))
         samples.append(values[-start % step :: step].double().clone())
