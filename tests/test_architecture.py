@@ -16,10 +16,10 @@ HOMES = {"merge_worker": ROOT / "worker", "merge_launch": ROOT / "launcher"}
 # Lowest first: a package imports only what stands before it.
 ORDER = {
     "merge_worker": (
-        "messages errors units dtypes options system tensors method algorithms methods registry "
-        "recipe checkpoint structure conversion adapters tokenizer inference planning output "
-        "importance engine experts drawing comparison lora routers evaluation trial search "
-        "commands api cli __main__"
+        "messages errors units dtypes options command_line system tensors method algorithms "
+        "methods registry recipe checkpoint structure conversion adapters tokenizer inference "
+        "planning output importance engine experts drawing comparison lora routers "
+        "evaluation trial search commands api cli __main__"
     ).split(),
     "merge_launch": (
         "errors process table settings job backends profiles tracking submission sweeps searches "
@@ -41,6 +41,7 @@ ROOTS = {
 }  # fmt: skip
 # Only inside functions, so that a node without them can merge.
 LATE_ROOTS = {
+    "argcomplete",
     "matplotlib", "numpy", "optuna", "safetensors", "tokenizers", "transformers", "huggingface_hub",
     "typing_extensions",
 }  # fmt: skip

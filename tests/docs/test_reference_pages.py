@@ -77,7 +77,7 @@ $ merge-launch local recipe.yml out/ --cuda --lazy-unpickle --copy-tokenizer --o
 |---|---|
 | `mergekit-yaml recipe.yml out` | `merge-launch local recipe.yml out` |
 | `mergekit-multi` | the same command: several documents are one recipe |
-| `mergekit-extract-lora` | `merge-worker extract-lora BASE FINETUNE OUT` |
+| `mergekit-extract-lora` | `merge-worker extract-lora MODEL OUT --base-model BASE` |
 | mergekit itself, in a job | `merge-launch … --engine mergekit` |
 
 ## Options

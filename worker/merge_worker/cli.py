@@ -8,23 +8,26 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import re
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from . import __version__
-from .commands import COMMANDS
-from .commands.mergekit_options import join_negative_weights, translated
+from .command_line import completion
+from .command_line.pages import OPTIONS, page_of_commands, unknown_command
+from .command_line.parser import MissingWords
+from .commands import COMMANDS, GROUPS, Command, completers
+from .commands.mergekit_options import translated
 from .engine.options import Clock
 from .errors import Stopped, UsageError, WorkerError
-from .messages import nearest, print_line
+from .messages import print_line
 from .system import torch_startup
 from .system.signals import Signals, cancel_exit, stop_requested
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
+DESCRIPTION = "Merge checkpoints of any architecture."
 BY_NAME = {command.name: command for command in COMMANDS}
 
 
@@ -33,6 +36,8 @@ def entry(program: str = "merge-worker") -> NoReturn:
 
     `program` is the name that messages begin with: merge-launch has these commands too.
     """
+    if completion.is_asked():
+        complete()
     torch_startup.prepare()
     code = main(program=program)
     sys.stdout.flush()
@@ -93,61 +98,55 @@ def _main(argv: Sequence[str] | None, signals: Signals, program: str) -> int:
 def parse_arguments(words: Sequence[str], program: str = "merge-worker") -> argparse.Namespace:
     """Return the values of a command line; `command` is its name. UsageError with a near word.
 
-    A command without the words that it needs prints its help. SystemExit.
+    Prints a page and raises SystemExit for --help and --version, and where words are missing.
     """
-    if words[:1] in (["merge"], ["average"]):
-        words, notes = translated(words)
+    command = _command(words, program)
+    rest = list(words[1:])
+    if command.name in ("merge", "average"):
+        rest, notes = translated(rest)
         for note in notes:
             print_line(f"note: {note}", sys.stderr)
-    words = join_negative_weights(words)
-    parser = _Parser(prog=program, description="Merge checkpoints of any architecture.")
-    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for command in COMMANDS:
-        subparser = subparsers.add_parser(command.name, help=command.help)
-        if words[:1] == [command.name]:
-            command.add_options(subparser)
+    parser = command.parser(program)
     try:
-        arguments, unknown = parser.parse_known_args(words)
-    except _MissingWords:
-        if len(words) > 1:
+        arguments = parser.read(rest)
+    except MissingWords:
+        if rest:
             raise
-        asked_for = subparsers.choices[words[0]] if words else parser
-        asked_for.print_help(sys.stderr)
+        parser.print_help(sys.stderr)
         raise SystemExit(UsageError.exit_code) from None
-    if unknown:
-        asked: _Parser = subparsers.choices[arguments.command]
-        options = re.findall("--[a-z0-9-]+", asked.format_usage())
-        kind = "option" if unknown[0].startswith("-") else "argument"
-        hint = nearest(unknown[0].partition("=")[0], options)
-        asked.error(f"unknown {kind} '{unknown[0]}'{hint}")
+    arguments.command = command.name
     return arguments
 
 
-class _MissingWords(UsageError):
-    """A command line that ends before it is complete."""
+def _command(words: Sequence[str], program: str) -> Command:
+    """Return the command that the first word names. SystemExit for words that ask for a page."""
+    first = words[0] if words else ""
+    if first == "--version":
+        print(f"{program} {__version__}")
+        raise SystemExit(0)
+    if first == completion.FLAG:
+        print(completion.script(program, words[1] if len(words) > 1 else ""))
+        raise SystemExit(0)
+    if first in ("", "-h", "--help"):
+        page = page_of_commands(program, DESCRIPTION, _rows(), OPTIONS)
+        print(page, file=sys.stdout if first else sys.stderr)
+        raise SystemExit(0 if first else UsageError.exit_code)
+    if first not in BY_NAME:
+        raise unknown_command(program, first, BY_NAME)
+    return BY_NAME[first]
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser for merge-worker or one of its commands. Options cannot be abbreviated."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{**settings, "allow_abbrev": False})
-
-    def error(self, message: str) -> NoReturn:
-        incomplete = message.startswith("the following arguments are required")
-        kind = _MissingWords if incomplete else UsageError
-        raise kind(explain_usage_error(self.prog, message))
+def _rows() -> dict[str, list[tuple[str, str]]]:
+    return {
+        title: [(each.name, each.help) for each in COMMANDS if each.group == title]
+        for title in GROUPS
+    }
 
 
-def explain_usage_error(prog: str, message: str) -> str:
-    """Rewrite a message of argparse: the nearest valid word, and where to read on."""
-    if match := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose .*\)", message):
-        option, word = match.groups()
-        choices = re.findall(r"[\w-]+", message.rpartition("from ")[2])
-        if option == "COMMAND":
-            option, choices = "command", list(BY_NAME)
-        choice = f"unknown {option}" if option == "command" else f"{option}: unknown value"
-        message = f"{choice} '{word}'{nearest(word, choices)}; one of {', '.join(choices)}"
-    place = prog.partition(" ")[2]
-    return f"{place}{': ' if place else ''}{message}\n  see {prog} --help"
+def complete() -> None:
+    """Answer a shell that asks for completions, and exit."""
+    words = completion.words_so_far()
+    if len(words) > 1 and words[0] in BY_NAME:
+        parser = BY_NAME[words[0]].parser("merge-worker")
+        completion.complete(parser, 1, completers.NAMES)
+    completion.complete(completion.first_word(list(BY_NAME)), 0, {})

@@ -83,7 +83,7 @@ OPTIONS = (
         "method",
         AVERAGE,
         "the merge method; default: linear, the weighted average",
-        "NAME",
+        "METHOD",
         default="linear",
     ),
     SharedOption(
@@ -191,7 +191,7 @@ OPTIONS = (
     _switch("sha256", RUNS, "SHA-256 of the output files in the manifest"),
     SharedOption(
         "seed",
-        (*RECIPES, "importance"),
+        (*RECIPES, "importance", *TRAINS, "merge-adapters"),
         "seed of what is random; default: 0",
         "N",
         type=int,
@@ -224,7 +224,7 @@ OPTIONS = (
     _switch("allow_nonfinite", RUNS, "write NaN and Inf instead of stopping"),
     _switch(
         "trust_remote_code",
-        (*RUNS, *MERGEKIT, *MEASURES),
+        (*RUNS, *MERGEKIT, *MEASURES, *TRAINS, "try"),
         "run code from the folders of models, where models run; merges by our engine run none",
     ),
     _switch("try_", RUNS, "load the finished merge in transformers, let it speak, and record that"),
@@ -242,7 +242,7 @@ OPTIONS = (
         "FILE.py",
         repeatable=True,
     ),
-    _switch("json", CHECKS, "print the plan as JSON"),
+    _switch("json", (*CHECKS, *LOOKS, *LOSSES, *EXTRACTS, *ROUTES, "try"), "print JSON"),
     SharedOption(
         "recipe_name",
         ("merge",),
@@ -256,12 +256,22 @@ OPTIONS = (
     SharedOption(
         "relative_to",
         (*PLANS, *MERGEKIT),
-        "where relative model paths start",
+        "where relative model paths start; default: the current folder",
         "DIR",
         default=".",
         launch=False,
     ),
 )
+GROUPS = {
+    "merge": "method weights schedule base_model param no_normalize missing surplus include "
+    "exclude dequantize config seed strict methods recipe_name relative_to",
+    "output": "shard_size dtype push overwrite no_resume sha256 allow_nonfinite try_ perplexity "
+    "json",
+    "machine": "device expect_gpus threads memory prune_downloads deadline ranks progress "
+    "trust_remote_code",
+}
+"""Names of the options in each group of the help."""
+GROUP_OF = {name: title for title, names in GROUPS.items() for name in names.split()}
 BY_NAME: Mapping[str, SharedOption] = {option.name: option for option in OPTIONS}
 DEFAULTS: Mapping[str, Any] = {option.name: option.default for option in OPTIONS}
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..command_line.parser import Parser
 from ..dtypes import Kind
 from ..errors import UsageError, WorkerError, input_errors
 from ..messages import counted, printable
@@ -25,9 +26,9 @@ from .mixture_rows import mixture_rows
 from .options import add_options, plan_options
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.yml")
-    parser.add_argument("out", metavar="OUT", nargs="?", help="whether it fits on that disk, too")
+def options(parser: Parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.yml", help="the recipe")
+    parser.add_out("report whether the merge fits on this disk, too", needed=False)
     add_options(parser, "check")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..command_line.parser import Parser
 from ..errors import InputError, OutputError, UsageError, input_errors
 from ..messages import printable
 from .options import add_options
@@ -23,24 +24,18 @@ MOST_COLUMNS = 2
 """Models, and pairs of them, with a column each in the table."""
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: Parser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", nargs="+", help="folders or .safetensors files")
-    add(
-        "--base-model",
-        "--base",
-        dest="base",
-        metavar="MODEL",
-        help="the model that they were trained from",
-    )
+    add("model", metavar="MODEL", nargs="+", help="folders, files, or models of the Hub")
+    add("--base-model", metavar="MODEL", dest="base", help="the model they were trained from")
+    parser.add_alias("--base", "base")
     output_options(parser)
 
 
-def output_options(parser: argparse.ArgumentParser) -> None:
+def output_options(parser: Parser) -> None:
     """Add the options that `compare` and `report` have in common."""
     add = parser.add_argument
     add("--tensors", action="store_true", help="a line for each tensor, not each component")
-    add("--json", action="store_true", help="everything, for programs")
     add("--plot", metavar="FILE.png|.html", help="heat maps by layer and component")
     add("--search", metavar="FILE.yml", help="write the suggested search into this file")
     add_options(parser, "compare")
@@ -55,7 +50,7 @@ def command(arguments: argparse.Namespace) -> str:
     from ..comparison.plot import check_plot
 
     if len(arguments.model) < 2 and not arguments.base:
-        raise UsageError("compare: only one model given; add another, or its --base")
+        raise UsageError("compare: only one model given; add another, or its --base-model")
     check_plot(arguments.plot)
     check_search(arguments.search)
     models = open_models(arguments.model, arguments.base)

@@ -15,6 +15,7 @@ from ..adapters.apply import open_adapted
 from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..checkpoint.fp8 import is_quantized
 from ..checkpoint.hub import Hub, snapshot
+from ..command_line.parser import Parser
 from ..conversion.in_memory import as_in_memory, in_memory
 from ..dtypes import FLOATS
 from ..errors import InputError, UsageError, input_errors
@@ -31,15 +32,16 @@ if TYPE_CHECKING:
     from ..lora.extract import ExtractedTarget
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: Parser) -> None:
     add = parser.add_argument
-    add("base", metavar="BASE")
-    add("finetune", metavar="FINETUNE")
-    add("out", metavar="OUT")
+    add("model", metavar="MODEL", help="a folder, or a model of the Hub")
+    parser.add_out("the folder of the adapter")
+    add("third", nargs="?", help=argparse.SUPPRESS)
+    add("--base-model", metavar="MODEL", help="the model it was trained from")
     add(
         "--rank",
         type=positive_integer,
-        metavar="32",
+        metavar="N",
         help="rank of every module; default: 32, or as --energy needs",
     )
     add("--energy", type=_share, metavar="0.9", help="keep this share of the squared norm")
@@ -47,9 +49,21 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--lora-only", action="store_true", help="leave out tensors without factors, such as norms")
     add("--dtype", choices=FLOATS[:3], default="float32", help="dtype of the factors")
     add_options(parser, "extract-lora")
-    add("--base-name", metavar="ORG/NAME", help="base_model_name_or_path; default: BASE as given")
+    add(
+        "--base-name",
+        metavar="ORG/NAME",
+        help="base_model_name_or_path of the adapter; default: the base as given",
+    )
     add("--overwrite", action="store_true", help="replace an adapter in OUT")
-    add("--json", action="store_true", help="list every module as JSON")
+
+
+def _read_words(arguments: argparse.Namespace) -> None:
+    """Sort out the words: MODEL OUT with --base-model, or BASE MODEL OUT. UsageError otherwise."""
+    if arguments.third is not None and arguments.base_model is None:
+        words = arguments.model, arguments.out, arguments.third
+        arguments.base_model, arguments.model, arguments.out = words
+    elif arguments.third is not None or not (arguments.base_model and arguments.out):
+        raise UsageError("extract-lora: give MODEL OUT --base-model BASE")
 
 
 def _share(word: str) -> float:
@@ -72,8 +86,9 @@ def command(arguments: argparse.Namespace) -> str:
     from ..lora.targets import find_parts
 
     began = time.monotonic()
-    base, base_folders = _open(arguments.base)
-    tuned, tuned_folders = _open(arguments.finetune)
+    _read_words(arguments)
+    base, base_folders = _open(arguments.base_model)
+    tuned, tuned_folders = _open(arguments.model)
     parts = find_parts(tuned, arguments.embed_lora)
     check_alike(base, tuned, parts.wholes)
     if names := in_memory(tuned.tensors, tuned.config):
@@ -94,7 +109,7 @@ def command(arguments: argparse.Namespace) -> str:
         threads = arguments.threads or usable_cpus()
         extraction.run([*parts.targets, *wholes], select_devices(arguments.device), threads)
         extraction.add_zero_factors()
-        base_name = _base_name(arguments.base_name, arguments.base, base)
+        base_name = _base_name(arguments.base_name, arguments.base_model, base)
         written = write_adapter(extraction, parts, base_name)
     extracted = sorted(extraction.extracted, key=lambda result: result.target.name)
     facts = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint.fp8 import dequantized
 from ..checkpoint.hub import Hub
+from ..command_line.parser import Parser
 from ..errors import OutputError, UsageError, input_errors
 from ..messages import counted, print_line
 from ..planning.inputs import open_reference
@@ -28,10 +29,10 @@ KINDS = ("fisher", "activation", "gram-diagonal")
 SUFFIX = ".safetensors"
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: Parser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL")
-    add("out", metavar=f"OUT{SUFFIX}")
+    add("model", metavar="MODEL", help="a folder, or a model of the Hub")
+    parser.add_out("the file of importances", of=f"OUT{SUFFIX}")
     add(
         "--data",
         required=True,
@@ -73,7 +74,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="dtype of the arithmetic; auto: the model's own; default: float32",
     )
-    add("--memory", metavar="8GiB", help="stop before the start if more memory is needed")
+    add("--memory", metavar="4GiB", help="stop before the start if more memory is needed")
     add("--scratch", metavar="DIR", help="where hidden states are kept meanwhile; default: by OUT")
     add("--overwrite", action="store_true", help="replace OUT")
     add_options(parser, "importance")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoint.hub import is_hub_name, upload
+from ..command_line.parser import Parser
 from ..engine.run import run_merges
 from ..errors import InputError, UsageError, WorkerError
 from ..messages import print_line
@@ -30,17 +31,17 @@ from .reproduce import plan_from_manifest, read_as_manifest
 COPY = "passthrough"
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.yml", nargs="?")
-    parser.add_argument("out", metavar="OUT", nargs="?")
+def options(parser: Parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.yml", nargs="?", help="the recipe")
+    parser.add_out("the folder of the merged model", needed=False)
     parser.add_argument(
         "-a",
-        dest="also",
+        "--also",
         nargs=2,
         action="append",
         default=[],
         metavar=("RECIPE.yml", "OUT"),
-        help="several pairs: one pass over the inputs, one output each",
+        help="another recipe and its OUT: one pass over the inputs of all (repeatable)",
     )
     add_options(parser, "merge")
 
@@ -70,9 +71,12 @@ def command(arguments: argparse.Namespace) -> str:
     return _run(plans, arguments)
 
 
-def average_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT")
-    parser.add_argument("model", metavar="MODEL", nargs="+")
+def average_options(parser: Parser) -> None:
+    parser.add_out("the folder of the merged model", before="model")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="*", help="folders, files, or models of the Hub"
+    )
+    parser.required.append("model")
     add_options(parser, "average")
 
 
@@ -86,14 +90,14 @@ def average_command(arguments: argparse.Namespace) -> str:
     return _run([(plan, Path(arguments.out))], arguments)
 
 
-def convert_options(parser: argparse.ArgumentParser) -> None:
+def convert_options(parser: Parser) -> None:
     parser.description = (
         "Writes one checkpoint in another form: a trainer's under the names of transformers "
         "(--config), or with another dtype or size of files. It resumes, and is verified, like a "
         "merge."
     )
-    parser.add_argument("model", metavar="CHECKPOINT")
-    parser.add_argument("out", metavar="OUT")
+    parser.add_argument("model", metavar="CHECKPOINT", help="a folder, file or model of the Hub")
+    parser.add_out("the folder of the result")
     add_options(parser, "convert")
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..adapters.peft_format import open_adapter
+from ..command_line.parser import Parser
 from ..errors import UsageError, input_errors
 from ..messages import counted
 from ..recipe.shorthand import parse_number
 from ..units import positive_integer, size
+from .options import add_options
 
 if TYPE_CHECKING:
     from ..lora.combine import CombineOptions
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
 
 THINNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 METHODS = ("cat", "svd", "linear", *THINNING, *(f"{name}_svd" for name in THINNING))
+SHOWN = (
+    "cat, svd, linear, ties, dare_linear, dare_ties, magnitude_prune, or NAME_svd of the last four"
+)
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: Parser) -> None:
     parser.description = (
         "Merges adapters as PEFT's add_weighted_adapter does. cat (the default) is exact and adds "
         "up ranks; svd is the best of a given rank; the others merge A and B separately, "
@@ -28,10 +33,11 @@ def options(parser: argparse.ArgumentParser) -> None:
         "'merge-worker average OUT base+adapter base+adapter'."
     )
     add = parser.add_argument
-    add("out", metavar="OUT")
-    add("adapter", metavar="ADAPTER", nargs="+")
-    add("--method", choices=METHODS, default="cat")
-    add("--weights", metavar="0.7,0.3", help="used as given, not normalized; default: 1/n each")
+    parser.add_out("the folder of the merged adapter", before="adapter")
+    add("adapter", metavar="ADAPTER", nargs="*", help="folders of adapters")
+    parser.required.append("adapter")
+    add("--method", choices=METHODS, metavar="METHOD", default="cat", help=f"one of {SHOWN}")
+    add("--weights", metavar="2,1,1", help="used as given, not normalized; default: 1/n each")
     add("--density", type=float, metavar="0.5", help="fraction of values to keep")
     add(
         "--rank",
@@ -39,8 +45,13 @@ def options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="rank for svd; default: the largest of the adapters",
     )
-    add("--majority-sign", choices=("total", "frequency"), default="total")
-    add("--seed", type=int, default=0, help="random seed for dare")
+    add(
+        "--majority-sign",
+        choices=("total", "frequency"),
+        default="total",
+        help="of ties: the sign of the sum, or of most adapters",
+    )
+    add_options(parser, "merge-adapters")
     add("--overwrite", action="store_true", help="replace an adapter in OUT")
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import is_hub_id, open_checkpoint
+from ..command_line.parser import Parser
 from ..errors import InputError, OutputError, ResultError, Stopped, UsageError, input_errors
 from ..messages import first_names
 from ..output.checksums import file_sha256
@@ -60,9 +61,9 @@ Merged by mergekit {} from this recipe:
 """
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.yml")
-    parser.add_argument("out", metavar="OUT")
+def options(parser: Parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.yml", help="the recipe")
+    parser.add_out("the folder of the merged model")
     add_options(parser, "mergekit")
 
 

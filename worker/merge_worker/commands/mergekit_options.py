@@ -96,14 +96,3 @@ def _size(value: str) -> str:
     """Convert 5B, a billion bytes, to 5GB, and 500M to 500MB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbB])", value)
     return f"{match[1]}{match[2].upper().replace('B', 'G')}B" if match else value
-
-
-def join_negative_weights(words: Sequence[str]) -> list[str]:
-    """Join `--weights -1,2` to one word, since argparse takes the second for an option."""
-    joined: list[str] = []
-    for word in words:
-        if joined and joined[-1] == "--weights" and re.match(r"-[\d.]", word):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..algorithms.expert_copy import MOE
+from ..command_line.parser import Parser
 from ..errors import UsageError, input_errors
 from ..messages import nearest, printable
 from ..method import BaseRole, Method, Parameter
@@ -15,8 +16,8 @@ from ..structure.moe_targets import TARGETS
 from .options import add_options, known_methods
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?")
+def options(parser: Parser) -> None:
+    parser.add_argument("name", metavar="METHOD", nargs="?", help="print all about this method")
     add_options(parser, "methods")
 
 

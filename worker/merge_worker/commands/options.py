@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Collection
 from typing import Any
 
+from ..command_line.parser import Parser
 from ..engine.options import RunOptions
-from ..options import SharedOption, options_of, with_defaults
+from ..options import GROUP_OF, SharedOption, options_of, with_defaults
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan
 from ..registry import OWN, Registry, read_registry, split_words
@@ -17,10 +19,12 @@ from ..units import parse_duration
 METHODS_VARIABLE = "MERGE_WORKER_METHODS"
 
 
-def add_options(parser: argparse.ArgumentParser, command: str) -> None:
-    """Add the shared options of a command to its parser."""
+def add_options(parser: Parser, command: str, hidden: Collection[str] = ()) -> None:
+    """Add the shared options of a command to its parser; the help does not show those `hidden`."""
     for option in options_of(command):
-        parser.add_argument(option.flag, dest=option.name, help=option.help, **_settings(option))
+        text = argparse.SUPPRESS if option.name in hidden else option.help
+        group = parser.groups[GROUP_OF[option.name]]
+        group.add_argument(option.flag, dest=option.name, help=text, **_settings(option))
 
 
 def _settings(option: SharedOption) -> dict[str, Any]:

@@ -7,13 +7,14 @@ import json
 import sys
 from pathlib import Path
 
+from ..command_line.parser import Parser
 from ..errors import UsageError
 from ..messages import print_line, printable
 from ..units import parse_size, positive_integer
 from .options import add_options
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: Parser) -> None:
     add = parser.add_argument
     add(
         "model",
@@ -42,7 +43,6 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="tokens from one window to the next; the others of a window give context only; "
         "default: --length",
     )
-    add("--json", action="store_true", help="everything, for programs")
     add("--plot", metavar="FILE.png|.html", help="the loss of every window, as a picture or page")
     add(
         "--dtype",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..checkpoint.hub import Hub
+from ..command_line.parser import Parser
 from ..errors import InputError, UsageError, WorkerError, input_errors
 from ..messages import printable
 from ..output.files import MANIFEST, RECIPE
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ..comparison.figures import Comparison
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: Parser) -> None:
     parser.add_argument("out", metavar="OUT", help="the folder of a finished merge")
     parser.add_argument(
         "--models",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 
+from ..command_line.parser import Parser
 from ..errors import input_errors
 from .options import add_options
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: Parser) -> None:
     add = parser.add_argument
     add("model", metavar="MOE", help="folder of the mixture of experts, or a model of the Hub")
     add(
@@ -17,10 +18,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         action="append",
         default=[],
-        help="texts under a name, such as that of their expert; repeatable; default: the prompts "
+        help="texts under a name, such as that of their expert (repeatable); default: the prompts "
         "in the recipe of the merge, whose routing is recorded in its manifest and card",
     )
-    add("--json", action="store_true", help="everything, for programs")
     add("--plot", metavar="FILE.png|.html", help="maps of layers and experts")
     add_options(parser, "routing")
 

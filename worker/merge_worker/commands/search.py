@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..command_line.parser import Parser
 from ..errors import InputError, UsageError
 from ..messages import printable
 from ..options import options_of
@@ -26,13 +27,13 @@ MODEL_OPTIONS = ("device", "threads")
 """Options of `merge` that `perplexity` takes too."""
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("search", metavar="SEARCH.yml")
-    parser.add_argument("out", metavar="OUT", nargs="?", help="default: 'out' in the file")
+def options(parser: Parser) -> None:
+    parser.add_argument("search", metavar="SEARCH.yml", help="the recipe and the space")
+    parser.add_out("the folder of the search; default: 'out' in the file", needed=False)
     parser.add_argument(
-        "--batch", metavar="K", type=int, help="candidates merged in one pass over the inputs"
+        "--batch", metavar="N", type=int, help="candidates merged in one pass over the inputs"
     )
-    add_options(parser, "merge")
+    add_options(parser, "merge", hidden=(*REFUSED, "recipe_name", "expect_gpus", "ranks"))
 
 
 def command(arguments: argparse.Namespace) -> str:

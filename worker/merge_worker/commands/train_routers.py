@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 
+from ..command_line.parser import Parser
 from ..errors import input_errors
 from ..units import positive_integer
 from .options import add_options
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: Parser) -> None:
     add = parser.add_argument
     add("model", metavar="MOE", help="folder of the model, whose routers are replaced")
     add(
@@ -21,9 +22,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action="append",
         required=True,
-        help="texts: .txt, or .jsonl with text, messages, or prompt and completion; repeatable",
+        help="texts: .txt, or .jsonl with text, messages, or prompt and completion (repeatable)",
     )
-    add("--steps", type=positive_integer, default=100, metavar="N", help="default: 100")
+    add("--steps", type=positive_integer, default=100, metavar="N", help="steps of the training")
     add(
         "--lr",
         type=_positive,
@@ -42,7 +43,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--length",
         type=positive_integer,
         default=512,
-        metavar="TOKENS",
+        metavar="N",
         help="longest piece of a text; default: 512",
     )
     add(
@@ -63,8 +64,6 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="dtype of the model while training; default: that of its files",
     )
     add("--no-resume", action="store_true", help="discard a training that was stopped")
-    add("--seed", type=int, default=0, metavar="N", help="order of the pieces; default: 0")
-    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add_options(parser, "train-routers")
 
 

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..command_line.parser import Parser
 from ..errors import ResultError, UsageError, WorkerError, input_errors
 from ..messages import print_line, printable
 from ..output.model_card import public_model
 from ..output.scores import Evaluation, Outcome
 from ..system.torch_startup import require_torch
-from ..units import device_word, positive_integer
+from ..units import DEVICES, device_word, positive_integer
+from .options import add_options
 
 if TYPE_CHECKING:
     from ..trial.run import Trial
@@ -27,12 +29,12 @@ TOKENS = 40
 WIDTH = 100
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: Parser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="+", help="folders, Hub names, or base+adapter")
     add(
         "--prompt",
-        metavar="TEXT",
+        metavar="PROMPT",
         action="append",
         default=[],
         help="a text to go on from (repeatable); default: three short ones",
@@ -46,13 +48,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--device",
-        metavar="auto|cpu|cuda|cuda:N",
+        metavar="|".join(DEVICES),
         type=device_word,
         default="auto",
         help="where the model runs, as a whole; default: auto, the first GPU, else the CPU",
     )
-    add("--json", action="store_true", help="everything, for programs")
-    add("--trust-remote-code", action="store_true", help="run code in the folder of a model")
+    add_options(parser, "try")
 
 
 @input_errors("try")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.header import read_shard
+from ..command_line.parser import Parser
 from ..dtypes import Kind
 from ..errors import InputError, input_errors
 from ..messages import counted, printable
@@ -31,8 +32,8 @@ _CHECKSUMS = frozenset({"sum128", "sha256", "crc32"})
 """Keys in a manifest of which every merged file has one."""
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT")
+def options(parser: Parser) -> None:
+    parser.add_argument("out", metavar="OUT", help="the folder of a finished merge")
 
 
 @input_errors("verify")

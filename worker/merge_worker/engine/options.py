@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..planning.plan import Plan
 from ..system.caller import Caller
 from ..system.signals import StopFlag, stop_on_signal
 from ..units import GIB
+
+if TYPE_CHECKING:
+    from ..planning.plan import Plan
 
 
 @dataclass(frozen=True)

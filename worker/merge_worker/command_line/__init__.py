@@ -1,0 +1,1 @@
+"""The command lines of both programs: their parsers, pages of help, and completion in shells."""
