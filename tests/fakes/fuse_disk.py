@@ -1,9 +1,11 @@
 """A FUSE file system that fails on request: one folder, mounted at another.
 
-`python fuse_disk.py FOLDER MOUNT FAULTS` serves until it is unmounted or killed, which is how a
-mount vanishes. A line of the file FAULTS is `CALL WHAT AFTER TIMES`: of the calls of that name
-(`read`, `write`, `fsync`, …) this many go well, then as many fail with WHAT, the name of an error,
-or are `short`, or wait `0.1` seconds, and FAULTS.met is made. No library is needed.
+`python fuse_disk.py FOLDER MOUNT FAULTS [BYTES]` serves until it is unmounted or killed, which is
+how a mount vanishes. A line of the file FAULTS is `CALL WHAT AFTER TIMES`: of the calls of that
+name (`read`, `write`, `fsync`, …) this many go well, then as many fail with WHAT, the name of an
+error, or are `short`, or wait `0.1` seconds, and FAULTS.met is made. Calls that wait are served at
+once; FAULTS.most has the largest number of them. Requests are of at most BYTES (1 MiB). No library
+is needed.
 """
 
 import ctypes
@@ -12,7 +14,9 @@ import os
 import stat
 import struct
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 CALLS = {
@@ -33,6 +37,8 @@ class Faults:
 
     def __init__(self, path: Path) -> None:
         self.path, self.text, self.seen = path, "", dict[str, int]()
+        self.waiting = self.most = 0
+        self.lock = threading.Lock()
 
     def of(self, call: str) -> str:
         text = self.path.read_text() if self.path.exists() else ""
@@ -47,12 +53,29 @@ class Faults:
                     return fault
         return ""
 
+    def after(self, seconds: float, serve: Callable[..., object], *call: object) -> None:
+        """Serve a call after some seconds, and count how many wait."""
+
+        def run() -> None:
+            time.sleep(seconds)
+            with self.lock:
+                self.waiting -= 1
+            serve(*call)
+
+        with self.lock:
+            self.waiting += 1
+            if self.waiting > self.most:
+                self.most = self.waiting
+                self.path.with_suffix(".most").write_text(str(self.most))
+        threading.Thread(target=run).start()
+
 
 class Disk:
     """A method for each FUSE call; returns the reply, or raises OSError."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, most: int = MOST) -> None:
         self.names: dict[int, str] = {1: root}
+        self.most = most
 
     def path(self, node: int, name: bytes = b"") -> str:
         text = os.fsdecode(name.split(b"\0")[0])
@@ -74,7 +97,8 @@ class Disk:
 
     def init(self, node: int, data: bytes) -> bytes:
         flags = 1 << 5 | 1 << 22  # large writes, and as many pages as they need
-        return struct.pack("=4I2H2I2H32x", 7, 31, MOST, flags, 16, 12, MOST, 1, MOST >> 12, 0)
+        pages = self.most >> 12
+        return struct.pack("=4I2H2I2H32x", 7, 31, MOST, flags, 16, 12, self.most, 1, pages, 0)
 
     def lookup(self, node: int, data: bytes) -> bytes:
         return self.entry(self.path(node, data))
@@ -186,16 +210,25 @@ class Disk:
         return entries
 
 
-def answer(disk: Disk, faults: Faults, code: int, node: int, data: bytes) -> tuple[int, bytes]:
+def serve(
+    device: int, unique: int, disk: Disk, fault: str, code: int, node: int, data: bytes
+) -> bool:
+    """Answer a call; return whether the mount is still there."""
+    error, reply = answer(disk, fault, code, node, data)
+    try:
+        os.writev(device, [OUT.pack(OUT.size + len(reply), error, unique), reply])
+    except OSError as failure:
+        return failure.errno == errno.ENOENT  # who asked is gone
+    return True
+
+
+def answer(disk: Disk, fault: str, code: int, node: int, data: bytes) -> tuple[int, bytes]:
     """Return the reply of a call, or a negative error number."""
     call = CALLS.get(code)
     if call is None:
         return -errno.ENOSYS, b""
-    fault = faults.of(call)
     if fault.startswith("E"):
         return -getattr(errno, fault), b""
-    if fault and fault != "short":
-        time.sleep(float(fault))
     try:
         if fault == "short" and call == "write":
             fh, offset, size = struct.unpack_from("=QQI", data)
@@ -206,14 +239,15 @@ def answer(disk: Disk, faults: Faults, code: int, node: int, data: bytes) -> tup
     return 0, reply[: (len(reply) + 1) // 2] if fault == "short" and call == "read" else reply
 
 
-def main(root: str, place: str, faults: Path) -> None:
+def main(root: str, place: str, faults: Path, most: int) -> None:
     device = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},allow_other"
+    options += f",max_read={most}"
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"trouble", os.fsencode(place), b"fuse", 0, options.encode()):
         sys.exit(os.strerror(ctypes.get_errno()))
     print("mounted", flush=True)
-    disk, plan = Disk(root), Faults(faults)
+    disk, plan = Disk(root, most), Faults(faults)
     while True:
         try:
             asked = os.read(device, MOST + 8192)
@@ -224,13 +258,13 @@ def main(root: str, place: str, faults: Path) -> None:
         _, code, unique, node = HEAD.unpack_from(asked)
         if code in UNANSWERED:
             continue
-        error, reply = answer(disk, plan, code, node, asked[HEAD.size :])
-        try:
-            os.write(device, OUT.pack(OUT.size + len(reply), error, unique) + reply)
-        except OSError as failure:
-            if failure.errno != errno.ENOENT:  # who asked is gone
-                return
+        fault = plan.of(CALLS.get(code, ""))
+        call = (device, unique, disk, fault, code, node, asked[HEAD.size :])
+        if fault and fault != "short" and not fault.startswith("E"):  # others are served meanwhile
+            plan.after(float(fault), serve, *call)
+        elif not serve(*call):
+            return
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int((*sys.argv, MOST)[4]))

@@ -235,3 +235,18 @@ def test_every_call_for_an_input_fails_once(
             return
         shutil.rmtree(tmp_path / "next")
     pytest.fail("so many calls?")
+
+
+def test_reads_in_flight(
+    mount: Mount, inputs: list[Path], whole: dict[str, int], tmp_path: Path
+) -> None:
+    """One read after the other if asked for; by itself, as many as hide that storage is late."""
+    for number, (words, least, most) in enumerate(
+        ((("--reads-in-flight", "1"), 1, 2), ((), 4, 99))
+    ):
+        mount.again()
+        mount.fails("read 0.02 0 100000")
+        out = tmp_path / f"out{number}"
+        assert average(out, inputs, *words) == 0
+        assert shards_of(out).items() <= whole.items()
+        assert least <= mount.most_waiting <= most

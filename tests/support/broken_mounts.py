@@ -21,11 +21,13 @@ class Mount:
     store: Path
     place: Path
     faults: Path
+    most: int = 1 << 20  # bytes of a request
     servers: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def mount(self) -> None:
         """Mount, again if the mount was lost; skips the test if the system does not permit it."""
-        argv = [sys.executable, "-I", str(SERVER), *map(str, (self.store, self.place, self.faults))]
+        words = (SERVER, self.store, self.place, self.faults, self.most)
+        argv = [sys.executable, "-I", *map(str, words)]
         server = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.servers.append(server)
         assert server.stdout is not None
@@ -38,6 +40,12 @@ class Mount:
         self.faults.with_suffix(".met").unlink(missing_ok=True)
         self.faults.with_suffix(".new").write_text("\n".join(faults))
         self.faults.with_suffix(".new").replace(self.faults)
+
+    @property
+    def most_waiting(self) -> int:
+        """Return the largest number of calls that waited at the same time."""
+        path = self.faults.with_suffix(".most")
+        return int(path.read_text()) if path.exists() else 0
 
     @property
     def met(self) -> bool:
@@ -64,11 +72,11 @@ class Mount:
         self.mount()
 
 
-def make_mount(folder: Path) -> Mount:
+def make_mount(folder: Path, most: int = 1 << 20) -> Mount:
     """Make a mount below `folder`; skips the test with the reason if that is impossible."""
     if os.geteuid() != 0 or not Path("/dev/fuse").exists():
         pytest.skip("only root may mount FUSE, where the kernel has it")
-    made = Mount(folder / "store", folder / "mount", folder / "faults")
+    made = Mount(folder / "store", folder / "mount", folder / "faults", most)
     made.store.mkdir(parents=True)
     made.place.mkdir()
     made.fails()

@@ -140,6 +140,15 @@ OPTIONS = (
         type=units.positive_integer,
     ),
     _size("memory", "4GiB", "bound on buffers, on the host and on each device"),
+    SharedOption(
+        "reads_in_flight",
+        PLANS,
+        "reads that wait for the storage at a time; default: as many as its latency asks for",
+        "N",
+        type=units.positive_integer,
+        pattern=r"[1-9]\d*",
+        form="a whole number from 1 on",
+    ),
     _size("shard_size", "5GB", "size of an output file; default: 5GB", default="5GB"),
     SharedOption(
         "dtype",
@@ -267,8 +276,8 @@ GROUPS = {
     "exclude dequantize config seed strict methods recipe_name relative_to",
     "output": "shard_size dtype push overwrite no_resume sha256 allow_nonfinite try_ perplexity "
     "json",
-    "machine": "device expect_gpus threads memory prune_downloads deadline ranks progress "
-    "trust_remote_code",
+    "machine": "device expect_gpus threads memory reads_in_flight prune_downloads deadline ranks "
+    "progress trust_remote_code",
 }
 """Names of the options in each group of the help."""
 GROUP_OF = {name: title for title, names in GROUPS.items() for name in names.split()}

@@ -92,6 +92,7 @@ class WorkerOptions:
     device: str | None = shared("device")
     threads: int | None = shared("threads")
     memory: str | None = shared("memory")
+    reads_in_flight: int | None = shared("reads_in_flight")
     shard_size: str | None = shared("shard_size")
     dtype: str | None = shared("dtype")
     missing: str | None = shared("missing")

@@ -156,3 +156,13 @@ def test_whole_tensors_force_more_and_it_is_said(
     )
     assert run("check", recipe, "--memory", "4MiB") == 0
     assert "(needed by big)" in capsys.readouterr().out
+
+
+def test_reads_in_flight_are_lanes_that_read_whole_pieces() -> None:
+    planned = [step(1 << 24, 1 << 17, ("BF16", "BF16"))]
+    for reads, lanes, processes in ((1, 1, 1), (2, 2, 1), (16, 16, 2), (17, 16, 2)):
+        memory = budget(planned, None, 2, reads_in_flight=reads)
+        assert (memory.lanes, memory.processes) == (lanes, processes)
+        assert memory.large_reads and memory.bound <= DEFAULT_BYTES
+    assert budget(planned, 4 * MIB, 2, reads_in_flight=64).bound <= 4 * MIB
+    assert not budget(planned, None, 2).large_reads

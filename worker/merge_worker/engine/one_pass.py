@@ -15,7 +15,6 @@ from ..errors import InputError, UsageError
 from ..messages import counted, first_names, print_line, printable
 from ..output.shard_file import early_writeback
 from ..output.store import PartialOutput
-from ..planning.memory import budget
 from ..planning.plan import Plan
 from ..planning.step import Piece
 from ..system.progress import Progress
@@ -97,9 +96,7 @@ class _Pass:
         self.work = join_steps(shares)
         self.memory = self.stores[0].plan.memory
         if len(self.stores) > 1:  # the joint steps need more
-            options, steps = self.stores[0].plan.options, [item.step for item in self.work]
-            threads, accelerated = options.thread_count, options.accelerated
-            self.memory = budget(steps, options.memory_bytes, threads, accelerated)
+            self.memory = self.stores[0].plan.options.budget([item.step for item in self.work])
         self.progress.names = [item.step.name for item in self.work]
         if self.rank.world > 1:  # progress counts this rank's share alone
             self.progress.done_before = 0

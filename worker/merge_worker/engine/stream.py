@@ -200,7 +200,8 @@ class Engine:
         else:
             # Sources are loaded whole if they are read more than once, or computed on a device.
             whole = any(item.statistics_passes()) and piece.blocks == step.grid.blocks
-            loaded = lane.load(step, piece) if whole or lane.staged else None
+            large = whole or lane.staged or self.memory.large_reads
+            loaded = lane.load(step, piece) if large else None
             while whole and any(passes := item.statistics_passes()):
                 item.advance(lane.collect(step, piece, loaded, passes))
             if any(passes := item.statistics_passes()):

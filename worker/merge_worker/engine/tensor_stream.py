@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint.hub import Hub
 from ..checkpoint.reader import Files
 from ..errors import Stopped, UsageError
-from ..planning.memory import Memory, budget
+from ..planning.memory import Memory
 from ..planning.plan import Plan
 from ..planning.step import Piece, Step
 from ..system.progress import Progress
@@ -94,8 +94,7 @@ def _memory(plans: Sequence[Plan], work: Sequence[Work]) -> Memory:
     """Return the memory of the lanes of one process."""
     if len(plans) == 1:
         return plans[0].memory
-    options, steps = plans[0].options, [item.step for item in work]
-    return budget(steps, options.memory_bytes, options.thread_count, options.accelerated)
+    return plans[0].options.budget([item.step for item in work])
 
 
 class _Runner(threading.Thread):

@@ -69,6 +69,7 @@ class Memory:
     processes: int = 1
     piece: int = LEAST_ELEMENTS  # elements, where one read is enough
     computing: int = 0  # lanes that compute at a time, while others wait for storage; 0: all
+    large_reads: bool = False  # a piece of a source is read at once: each request takes long
     notes: tuple[str, ...] = ()
 
     @property
@@ -96,9 +97,16 @@ def step_buffers(step: Step) -> BufferSize:
 
 
 def budget(
-    steps: Sequence[Step], memory_bytes: int | None, threads: int, accelerated: bool = False
+    steps: Sequence[Step],
+    memory_bytes: int | None,
+    threads: int,
+    accelerated: bool = False,
+    reads_in_flight: int | None = None,
 ) -> Memory:
-    """Share the memory among lanes: more lanes than threads, so that some wait for the storage."""
+    """Share the memory among lanes: more lanes than threads, so that some wait for the storage.
+
+    Each lane has one read in flight. Where storage answers late, `reads_in_flight` says how many.
+    """
     processes = _processes(steps, threads, accelerated)
     default = max(DEFAULT_BYTES, processes * (DEVICE_BYTES if accelerated else PROCESS_BYTES))
     sizes = [(step, step_buffers(step)) for step in steps]
@@ -108,6 +116,9 @@ def budget(
     results = max((step.results for step in steps), default=1)
     waiting = max(1, process_threads // 4, min(MOST_WAITING, (results + 1) // 2))
     wanted = processes * (process_threads + waiting)
+    if reads_in_flight is not None:
+        processes = min(processes, reads_in_flight)
+        wanted = reads_in_flight // processes * processes
     # Statistics come on top of the default, or large tensors would no longer be read at once.
     total = memory_bytes or default + wanted * max((step.held for step in steps), default=0)
     lanes = max(1, min(wanted, total // max(1, least)))
@@ -126,6 +137,7 @@ def budget(
         processes=processes,
         piece=piece,
         computing=0 if accelerated else threads,
+        large_reads=reads_in_flight is not None,
     )
     return replace(memory, notes=_notes(steps, memory, threads))
 

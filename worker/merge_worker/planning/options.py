@@ -13,7 +13,9 @@ from ..recipe.schema import Recipe
 from ..structure.selection import is_selected
 from ..system.machine import usable_cpus
 from ..units import parse_size
-from .step import CPU_BLOCK, block_for
+from .latency import reads_to_keep_up
+from .memory import Memory, budget
+from .step import CPU_BLOCK, Step, block_for
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class PlanOptions:
     shard_bytes: int = parse_size(DEFAULTS["shard_size"])
     memory_bytes: int | None = None
     threads: int | None = None
+    reads_in_flight: int | None = None
     seed: int = DEFAULTS["seed"]
     strict: bool = False
     dequantize: bool = False  # read FP8 weights with scales as the values they represent
@@ -66,6 +69,7 @@ class PlanOptions:
             shard_bytes=parse_size(given["shard_size"], "--shard-size"),
             memory_bytes=parse_size(given["memory"], "--memory") if given["memory"] else None,
             threads=given["threads"],
+            reads_in_flight=given["reads_in_flight"],
             seed=given["seed"],
             strict=given["strict"],
             dequantize=given["dequantize"],
@@ -104,6 +108,17 @@ class PlanOptions:
     def thread_count(self) -> int:
         """Threads that compute: those asked for, or one for each processor."""
         return self.threads or usable_cpus()
+
+    def budget(self, steps: Sequence[Step]) -> Memory:
+        """Share the memory of these options among the lanes that work on `steps`.
+
+        Reads a few samples of inputs that are on network file systems, to see how they answer.
+        """
+        threads, reads = self.thread_count, self.reads_in_flight
+        memory = budget(steps, self.memory_bytes, threads, self.accelerated, reads)
+        if reads is None and (reads := reads_to_keep_up(steps, threads)) > memory.lanes:
+            return budget(steps, self.memory_bytes, threads, self.accelerated, reads)
+        return memory
 
     @property
     def accelerated(self) -> bool:

@@ -27,7 +27,7 @@ from .groups import group_sources
 from .importance import ImportanceInputs, open_importances
 from .inputs import open_inputs
 from .matching import Matches, match_tensors
-from .memory import Memory, budget
+from .memory import Memory
 from .mixture import MixturePlan, base_alone, plan_mixture
 from .options import PlanOptions
 from .resolve import place_steps, resolve_parameters
@@ -138,7 +138,7 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     outputs, sets = [step.output for step in resolved], models[0].files.sets
     layout = assign_shards(outputs, options.shard_bytes, sets)
     steps = place_steps(resolved, layout, options.block)
-    memory = budget(steps, options.memory_bytes, options.thread_count, options.accelerated)
+    memory = options.budget(steps)
     config, config_notes = _config(recipe, models, groups.restacked, tokenizer)
     if mixture is not None:
         config, config_notes = tokenizer.config(mixture.config), list(mixture.notes)
