@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from merge_worker.errors import OutputError
+from merge_worker.output import evaluation
+from merge_worker.output.files import MANIFEST, PARTIAL
 from support.recipes import manifest, run
 from support.specialists import PROMPTS, moe_recipe, write_dense, write_expert
 
@@ -75,6 +78,18 @@ def test_it_is_printed_and_recorded_after_the_build(
     capsys.readouterr()
     assert run("merge", recipe, out, "--progress", "off") == 0
     assert "routing" not in capsys.readouterr().out  # it is there already
+
+
+def test_it_waits_for_other_records(
+    moe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluation, "PATIENCE_S", 0.0)
+    before = (moe / MANIFEST).read_bytes()
+    with evaluation.recording(moe):
+        capsys.readouterr()
+        assert run("routing", moe) == OutputError.exit_code
+        assert "another merge writes here" in capsys.readouterr().err
+    assert (moe / MANIFEST).read_bytes() == before and not (moe / PARTIAL).exists()
 
 
 def test_entropy_by_hand() -> None:

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from merge_worker.output.files import PARTIAL
+from merge_worker.output.journal import KEY
 from merge_worker.routers import write_back
 from merge_worker.routers.samples import read_data
 from merge_worker.routers.state import FOLDER
@@ -196,7 +198,8 @@ def test_files_with_other_names_are_replaced_not_written_to(
     for path in merged.glob("*.safetensors"):
         os.link(path, elsewhere / path.name)
     before = digests(elsewhere)
-    assert train(merged, texts) == 0
+    (merged / PARTIAL).mkdir()  # as a record leaves it that is killed
+    assert train(merged, texts) == 0 and not (merged / PARTIAL).exists()
     assert digests(elsewhere) == before and run("verify", merged) == 0
 
 
@@ -236,6 +239,9 @@ def test_refusals(
     for words in (("--lr", "0"), ("--lr", "nan"), ("--balance", "-1"), ("--steps", "0")):
         assert refused(capsys, merged, *data, *words).startswith("2 ")
     assert digests(merged) == before and not (merged / FOLDER).exists()
+    (merged / PARTIAL).mkdir()
+    (merged / PARTIAL / KEY).write_text('{"key": "of a merge"}')
+    assert "an unfinished merge" in refused(capsys, merged, *data)
 
 
 def test_a_dense_model_is_refused(

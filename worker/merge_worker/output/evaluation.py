@@ -84,7 +84,7 @@ def record(out: Path, evaluations: Sequence[Evaluation]) -> None:
     """
     if read_manifest(out) is None:
         raise InputError(f"{out}: no {MANIFEST}; not a finished merge")
-    with _alone(out), output_errors(out):
+    with recording(out), output_errors(out):
         value = read_manifest(out)
         if value is None:
             raise OutputError(f"{out}: its merge was removed meanwhile; nothing was recorded")
@@ -201,8 +201,11 @@ def evaluating(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep merges and other records out of OUT. OutputError if a merge is at work there."""
+def recording(out: Path) -> Iterator[None]:
+    """Keep merges and other records out of OUT while the block reads and writes its manifest.
+
+    Waits for other records. Raises OutputError if a merge is at work there.
+    """
     partial = out / PARTIAL
     with contextlib.ExitStack() as held:
         lock = _take_lock(out, held, LOCK, PATIENCE_S)
@@ -210,7 +213,7 @@ def _alone(out: Path) -> Iterator[None]:
         if pending_commit(partial) is not None:
             raise OutputError(
                 f"{out}: a merge that replaces this one was stopped at its end\n"
-                f"  run its command again, then evaluate"
+                f"  run its command again, then this one"
             )
         try:
             yield

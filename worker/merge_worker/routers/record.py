@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..output.evaluation import write_between_manifests
+from ..output.evaluation import recording, write_between_manifests
 from ..output.evaluation_card import with_section
 from ..output.files import CARD, MANIFEST, output_errors
 from ..output.manifest import read_manifest, settled
@@ -56,9 +56,9 @@ def files_with_record(
 def record_routing(out: Path, routing: Routing) -> None:
     """Record the routing of a finished merge in its manifest and card. OutputError.
 
-    The manifest is written twice, first without the card (see `output.evaluation`).
+    The manifest is written twice, first without the card, and alone (see `output.evaluation`).
     """
-    with output_errors(out):
+    with recording(out), output_errors(out):
         manifest = read_manifest(out)
         if manifest is None:
             return

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from ..checkpoint.folder import Checkpoint, exists, is_hub_id, open_checkpoint
 from ..engine.device import select_devices
 from ..errors import InputError, OutputError, UsageError
 from ..messages import counted, print_line
-from ..output.files import PARTIAL
+from ..output.evaluation import recording
+from ..output.files import MANIFEST, PARTIAL
+from ..output.journal import read_key
 from ..output.lock import Lock
 from ..output.manifest import read_manifest, settled
 from ..system.machine import usable_cpus
@@ -46,7 +49,9 @@ def train(arguments: argparse.Namespace) -> str:
     state = StateFolder(out)
     state.create()
     with Lock(state.lock):
-        if write_pending(state):
+        with _recording(out):
+            written = write_pending(state)
+        if written:
             return f"{out}: routers of a training that was stopped while writing are written"
         try:
             return _train(out, state, arguments)
@@ -65,7 +70,7 @@ def _refuse_place(word: str, out: Path) -> None:
         raise InputError(f"{out}: no such folder; is the model path right?")
     if not out.is_dir():
         raise InputError(f"{out}: not a model folder; routers are trained with its config")
-    if (out / PARTIAL).exists():
+    if read_key(out / PARTIAL) is not None:  # else locks of a record alone
         raise OutputError(f"{out}: an unfinished merge; finish it first with its command")
 
 
@@ -116,8 +121,14 @@ def _train(out: Path, state: StateFolder, arguments: argparse.Namespace) -> str:
         "load": {"before": at.load_before, "after": load},
         "seconds": round(time.monotonic() - began, 1),
     }
-    _write(state, patches(out, places, values), record, manifest)
+    with _recording(out):
+        _write(state, patches(out, places, values), record, manifest)
     return report(out, record, manifest)
+
+
+def _recording(out: Path) -> AbstractContextManager[None]:
+    """Keep others from the manifest of a merge; a model of other origin has none."""
+    return recording(out) if (out / MANIFEST).exists() else nullcontext()
 
 
 def _write(
