@@ -1,5 +1,6 @@
 """A page in headless Chromium, controlled over a pipe: its logs, requests and values."""
 
+import base64
 import json
 import os
 import select
@@ -86,6 +87,18 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def show_as(self, width: int, scheme: str) -> None:
+        """Show pages in a window of this width, in the color scheme `light` or `dark`."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.call("Emulation.setEmulatedMedia", features=[feature])
+
+    def screenshot(self, file: Path) -> None:
+        """Write the whole page as PNG."""
+        reply = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        file.write_bytes(base64.b64decode(reply["data"]))
 
     def messages(self) -> list[str]:
         """Return all console messages and exceptions."""

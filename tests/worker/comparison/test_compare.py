@@ -230,11 +230,21 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "base       model0" and lines[2] == "model      model2"
     assert "left out   1 tensor of integers or booleans is not compared" in lines
+    # A line for both models would have more than 100 columns.
+    head = next(line.split() for line in lines if "moved" in line.split())
+    assert head == ["moved", "cosine", "conflicts", "unchanged", "rank"]
+    at = lines.index("model.layers.1 MLP: 210,000 parameters")
+    assert [line.split()[0] for line in lines[at + 1 : at + 4]] == ["model1", "model2", "both"]
+    assert len(lines[at + 1].split()) == 4 and len(lines[at + 3].split()) == 4
+    end = next(n for n, line in enumerate(lines) if line.startswith("all: "))
+    assert max(map(len, lines[: end + 4])) <= 100
+    assert run("compare", models[0], base, "--progress", "off") == 0
+    lines = capsys.readouterr().out.splitlines()
     head = next(line for line in lines if line.startswith("layer "))
-    assert "moved model1" in head and "cosine" in head and "rank model2" in head
+    assert "parameters  apart  cosine" in head and len(head) <= 100
     assert any(line.startswith("model.layers.1  MLP") for line in lines)
     assert run("compare", *models, "--base", base, "--tensors", "--progress", "off") == 0
-    assert f"\n{MATRIX} " in capsys.readouterr().out
+    assert f"\n{MATRIX}: 210,000 parameters\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,46 @@ def test_the_page_works_by_itself(
     assert browser.requested() in ([page], [page, "data:,"])
 
 
+SMALLEST = """Math.min(...[...document.querySelectorAll("body *")].filter(node =>
+  !["SCRIPT", "STYLE", "title"].includes(node.tagName) && [...node.childNodes].some(part =>
+  part.nodeType === 3 && part.textContent.trim())).map(node =>
+  parseFloat(getComputedStyle(node).fontSize)))"""
+CLIPPED = """[...document.querySelectorAll(".panels svg")].filter(svg =>
+  svg.getBoundingClientRect().width < svg.width.baseVal.value - 1).length"""
+
+
+def test_the_page_fits_phones_and_dark_rooms(
+    browser: Browser, models: list[Path], tmp_path: Path
+) -> None:
+    """Three widths, light and dark: no sideways scroll, legible letters, a screenshot of each."""
+    file = tmp_path / "page.html"
+    words = [*models[1:], "--base", models[0], "--plot", file]
+    assert run("compare", *words, "--progress", "off") == 0
+    grounds = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 22, 26)"}
+    for width in (360, 768, 1280):
+        for scheme, ground in grounds.items():
+            browser.show_as(width, scheme)
+            browser.events.clear()
+            browser.open(file)
+            root = "document.documentElement"
+            assert browser.evaluate(f"{root}.scrollWidth <= {root}.clientWidth"), width
+            assert browser.evaluate(f"{root}.clientWidth") == width
+            assert browser.evaluate(SMALLEST) >= 11
+            assert browser.evaluate(CLIPPED) == 0
+            actual = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert actual == ground
+            picture = tmp_path / f"page-{width}-{scheme}.png"
+            browser.screenshot(picture)
+            assert picture.read_bytes().startswith(b"\x89PNG")
+    wide = "<body><div style='width: 999px; font-size: 5px'>wide</div>"
+    file.write_text(wide)
+    browser.show_as(360, "light")
+    browser.events.clear()
+    browser.open(file)
+    assert browser.evaluate("document.documentElement.scrollWidth") > 360
+    assert browser.evaluate(SMALLEST) == 5
+
+
 def test_requests_and_errors_are_noticed(browser: Browser, tmp_path: Path) -> None:
     """Show that the test above can fail, with a page that makes requests and logs errors."""
     file = tmp_path / "page.html"

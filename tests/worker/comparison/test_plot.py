@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from merge_worker.comparison.grid import limits, log_ticks, title_lines
+from merge_worker.comparison.matplotlib_maps import WIDE
 from merge_worker.comparison.metrics import Metric, Scale, shown
 from merge_worker.comparison.svg_maps import fraction
 from merge_worker.drawing.colors import color
@@ -117,6 +118,11 @@ def test_ends_of_color_scales() -> None:
     assert limits(metric(Scale.SHARE), [0.0, 0.2]) == (0, 0.25, False)
     assert limits(metric(Scale.MAGNITUDE), [0.01, 0.05]) == (0, 0.05, False)
     assert limits(metric(Scale.MAGNITUDE), [0.001, 0.05, 0.0]) == (0.001, 0.05, True)
+    # One extreme does not leave the others without color, and no scale begins far below its values.
+    assert limits(metric(Scale.SIGNED), [0.03] * 18 + [0.9, 0.04]) == (-0.05, 0.05, False)
+    assert limits(metric(Scale.SHARE), [0.93, 0.99]) == (0.9, 1, False)
+    assert limits(metric(Scale.SHARE), [0.001, 0.008]) == (0, 0.01, False)
+    assert limits(metric(Scale.MAGNITUDE), [8.0, 10.0]) == (8, 10, False)
     assert limits(metric(Scale.MAGNITUDE), []) == (0, 1, False)
     assert log_ticks(0.02, 0.3)[:4] == pytest.approx([0.01, 0.02, 0.05, 0.1])
     assert fraction(0.01, 0.001, 0.1, True) == pytest.approx(0.5)
@@ -176,7 +182,7 @@ def test_labels_of_layers_do_not_touch(
         seen += 1
     assert seen >= 1
     inches = figure.get_size_inches()
-    assert inches[0] < 15 and inches[1] < 15
+    assert inches[0] == pytest.approx(WIDE) and inches[1] < 15
 
 
 def test_colors_are_those_of_matplotlib() -> None:
@@ -199,3 +205,49 @@ def test_formatted_numbers() -> None:
         "12.3",
         "1234",
     ]
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_a_picture_in_a_page_of_830_pixels(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Letters of 9 pixels, every model named at its matrix, nothing outside, no empty third."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    chance = torch.Generator().manual_seed(count)
+    for name in ("base", *(f"model-{i}" for i in range(count))):
+        tensors = {
+            f"model.layers.{layer}.{part}.w": torch.randn(4, 4, generator=chance)
+            for layer in range(3)
+            for part in ("mlp", "self_attn")
+        }
+        write_checkpoint(tmp_path / name, tensors)
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *words, **more: drawn.append(self))
+    words = [*(tmp_path / f"model-{i}" for i in range(count)), "--base", tmp_path / "base"]
+    assert run("compare", *words, "--plot", tmp_path / "x.png", "--progress", "off") == 0
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    pixels = 830 / figure.get_figwidth() / 72
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    assert min(text.get_fontsize() for text in texts) * pixels >= 9
+    window = figure.bbox
+    for text in texts:
+        box = text.get_window_extent()
+        assert window.x0 <= box.x0 and box.x1 <= window.x1, text.get_text()
+    for axes in figure.axes[:4:2]:
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        assert labels == [f"model-{i}" for i in range(count)]
+    title = figure.texts[0].get_text()
+    names = ", ".join(f"model-{i}" for i in range(count)) if count < 9 else "9 models"
+    assert title == f"{names}, from base"
+    # Every line of panels reaches the right third.
+    lines: dict[float, float] = {}
+    for axes in figure.axes[4:]:
+        place = axes.get_position()
+        lines[round(place.y1, 3)] = max(place.x1, lines.get(round(place.y1, 3), 0))
+    assert min(lines.values()) > 2 / 3
+    summaries = {axes.get_title() for axes in figure.axes} - {""}
+    assert ("least of\n36 pairs" in summaries) == (count == 9)
+    assert ("most of\n9 models" in summaries) == (count == 9)

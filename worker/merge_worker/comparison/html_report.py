@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from ..drawing.colors import color
 from ..drawing.html_page import html_page, safe
 from . import svg_maps
 from .advice import Advice
 from .figures import Comparison, Row
-from .grid import grid_of
-from .metrics import LEGENDS, Metric
+from .grid import COLOR_MAPS, grid_of, heading_of, limits, pair_matrices
+from .metrics import LEGENDS, Metric, shown
 from .table import heading
 
 MOST_TENSORS = 5000
@@ -20,13 +21,11 @@ MOST_TENSORS = 5000
 
 def page(comparison: Comparison, chosen: Sequence[Metric], advice: Advice) -> str:
     """Return the content of the file."""
-    models = comparison.models
-    names = " · ".join(models.labels[i] for i in models.own)
-    title = f"{names}, from {models.labels[0]}" if models.has_base else names
-    body = [_facts(comparison), _advice(advice), *_maps(comparison, chosen)]
+    body = [_facts(comparison), _advice(advice), *_matrices(comparison)]
+    body += _maps(comparison, chosen)
     body += ["<h2>By layer and component</h2>", _table("cells", comparison, chosen)]
     body += _tensors(comparison, chosen)
-    return html_page(title, "\n".join(body))
+    return html_page(heading_of(comparison), "\n".join(body))
 
 
 def _facts(comparison: Comparison) -> str:
@@ -46,6 +45,34 @@ def _advice(advice: Advice) -> str:
             lines = "\n".join(map(safe, text.split("\n")))
             parts.append(f'<pre tabindex="0" aria-label="suggested {name}">{lines}</pre>')
     return "\n".join(parts)
+
+
+def _matrices(comparison: Comparison) -> Iterable[str]:
+    """Yield a table of all models by all models for each figure of pairs."""
+    names = [safe(comparison.models.labels[i]) for i in comparison.models.own]
+    matrices = pair_matrices(comparison)
+    if matrices:
+        yield "<h2>Model by model</h2>"
+    for metric, values in matrices:
+        ends = limits(metric, [value for row in values for value in row])
+        head = "".join(f'<th scope="col">{name}</th>' for name in names)
+        label = f"{metric.group} of every two models"
+        yield f'<h3>{metric.group}</h3><p class="dim">{safe(LEGENDS[metric.group])}</p>'
+        yield f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
+        yield f'<table class="matrix"><thead><tr><td></td>{head}</tr></thead><tbody>'
+        for name, row in zip(names, values, strict=True):
+            cells = "".join(_matrix_cell(metric, value, ends) for value in row)
+            yield f'<tr><th scope="row" class="word">{name}</th>{cells}</tr>'
+        yield "</tbody></table></div>"
+
+
+def _matrix_cell(metric: Metric, value: float, ends: tuple[float, float, bool]) -> str:
+    if math.isnan(value):
+        return "<td></td>"
+    fill = color(COLOR_MAPS[metric.scale], svg_maps.fraction(value, *ends))
+    red, green, blue = (int(fill[i : i + 2], 16) for i in (1, 3, 5))
+    text = "#000" if 0.3 * red + 0.59 * green + 0.11 * blue > 128 else "#fff"
+    return f'<td style="background:{fill};color:{text}">{shown(value, metric.percent)}</td>'
 
 
 def _maps(comparison: Comparison, chosen: Sequence[Metric]) -> Iterable[str]:

@@ -86,6 +86,18 @@ class Metric:
         return f"{self.group} {self.subject}".strip()
 
     @property
+    def panel(self) -> str:
+        """The lines of its title in a plot: the subject, or of how many it is the least."""
+        if len(self.pairs) == 1:
+            return self.subject
+        kind = (
+            "pairs"
+            if len(set(self.pairs[0]) | set(self.pairs[-1])) > 3 or self.group == "cosine"
+            else "models"
+        )
+        return f"{self.subject} of\n{len(self.pairs)} {kind}"
+
+    @property
     def percent(self) -> bool:
         return FIGURES[self.group].percent
 

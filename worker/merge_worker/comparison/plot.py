@@ -27,4 +27,4 @@ def _draw_figure(comparison: Comparison, chosen: Sequence[Metric], file: str) ->
     from .matplotlib_maps import figure
 
     with print_settings():
-        figure(comparison, chosen).savefig(file, dpi=200, bbox_inches="tight", facecolor="white")
+        figure(comparison, chosen).savefig(file, dpi=200, facecolor="white")

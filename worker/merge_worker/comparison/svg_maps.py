@@ -65,7 +65,7 @@ def _panel(
         shapes.append(
             f'<text transform="translate({at}) rotate(-90)" text-anchor="end">{escape(part)}</text>'
         )
-    titles = title_lines(metric.subject, max(18, wide // 6))
+    titles = title_lines(metric.panel, max(18, wide // 6))
     for n, line in enumerate(reversed(titles)):
         shapes.append(f'<text x="{left}" y="{TOP - 6 - 12 * n}">{escape(line)}</text>')
     longest = max(map(len, titles))

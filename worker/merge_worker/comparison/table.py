@@ -8,22 +8,50 @@ from typing import Any
 
 from ..messages import counted, printable
 from .figures import Comparison, Facts, Row
+from .grid import elided
 from .metrics import LEGENDS, Metric
+
+LONGEST_LINE = 100
 
 
 def table(comparison: Comparison, chosen: Sequence[Metric], by_tensor: bool) -> str:
-    """Return figures by layer and component (or by tensor), then by component, then in total."""
+    """Return figures by layer and component (or by tensor), then by component, then in total.
+
+    Where a line would be longer than LONGEST_LINE, each model and pair has a line of its own.
+    """
     rows = comparison.tensors if by_tensor else comparison.cells
+    totals = (*comparison.components, comparison.total)
     first = ("tensor",) if by_tensor else ("layer", "component")
     head = [*first, "parameters", *(metric.title for metric in chosen)]
-    body = [_cells(row, chosen, by_tensor) for row in rows]
-    totals = [_cells(row, chosen, by_tensor) for row in (*comparison.components, comparison.total)]
-    lines = _aligned([head, *body, *totals], len(first))
-    rule = "-" * max(len(line) for line in lines)
-    count = len(body) + 1
-    text = [lines[0], rule, *lines[1:count], rule, *lines[count:]]
+    cells = [_cells(row, chosen, by_tensor) for row in (*rows, *totals)]
+    lines = _aligned([head, *cells], len(first))
+    above = len(rows)
+    if max(map(len, lines)) > LONGEST_LINE:
+        lines = _by_subject((*rows, *totals), chosen, by_tensor)
+        above *= (len(lines) - 1) // len(cells)
+    rule = "-" * max(map(len, lines))
+    text = [lines[0], rule, *lines[1 : above + 1], rule, *lines[above + 1 :]]
     legend = [f"  {group:<10} {LEGENDS[group]}" for group in dict.fromkeys(m.group for m in chosen)]
     return "\n".join([*text, "", *legend])
+
+
+def _by_subject(rows: Sequence[Row], chosen: Sequence[Metric], by_tensor: bool) -> list[str]:
+    """Return the head, and of every row its place and a line for each model, pair or summary."""
+    groups = list(dict.fromkeys(metric.group for metric in chosen))
+    subjects = list(dict.fromkeys(metric.subject for metric in chosen))
+    names = [elided(printable(subject or "both models"), 36) for subject in subjects]
+    body = []
+    for row in rows:
+        for subject, name in zip(subjects, names, strict=True):
+            texts = {m.group: m.text(row.facts) for m in chosen if m.subject == subject}
+            body.append([f"  {name}", *(texts.get(group, "") for group in groups)])
+    head, *lines = _aligned([["", *groups], *body], 1)
+    for number, row in reversed(list(enumerate(rows))):
+        place = " ".join(filter(None, _cells(row, (), by_tensor)[:-1]))
+        place = elided(place, LONGEST_LINE - 40)
+        of = f"{place}: {row.facts.elements:,} parameters"
+        lines.insert(number * len(subjects), of)
+    return [head, *lines]
 
 
 def _cells(row: Row, chosen: Sequence[Metric], by_tensor: bool) -> list[str]:
