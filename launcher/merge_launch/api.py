@@ -18,7 +18,8 @@ from merge_worker.recipe import parse
 from . import backends
 from .backends.base import Backend, JobState, LocalBackend, Service, Status
 from .errors import UsageError, refuse
-from .job.source import Merge, absolute, current_folder, known_methods, read_source
+from .job.preflight import with_runs_here
+from .job.source import Merge, absolute, current_folder, known_methods, read_sources
 from .profiles import precedence
 from .profiles.file import ProfileFile
 from .settings.groups import JobOptions, MergeOptions, WorkerOptions
@@ -147,9 +148,9 @@ def submit(
         options["detach"] = True
     merging, job, worker, resources = _settings(chosen, options, profile)
     request = Request(chosen, job, worker, resources)
-    merge = _merge(recipe, out, merging, worker)
-    warnings = request.check(merge)
-    return _submitted(hand_over(request, request.jobs(merge)), warnings)
+    merges = [with_runs_here(merge, worker) for merge in _merges(recipe, out, merging, worker)]
+    warnings = list(dict.fromkeys(line for merge in merges for line in request.check(merge)))
+    return _submitted(hand_over(request, request.jobs(*merges)), warnings)
 
 
 def jobs() -> list[Job]:
@@ -178,12 +179,12 @@ def _settings(chosen: Backend[Any], options: dict[str, Any], profile: str | None
     return settle(groups, origins, chosen)[0]
 
 
-def _merge(
+def _merges(
     recipe: StrPath | Mapping[str, Any] | Sequence[StrPath],
     out: StrPath,
     options: MergeOptions,
     worker: WorkerOptions,
-) -> Merge:
+) -> tuple[Merge, ...]:
     from merge_worker.api.plans import recipe_text
 
     folder, target = current_folder({}), os.fspath(out)
@@ -193,11 +194,11 @@ def _merge(
         if known is not methods:
             raise UsageError("a job carries merge methods as files; write it to one: methods=FILE")
         parsed = parse(text, "recipe", Path(folder), methods)
-        return Merge(text.encode(), parsed, absolute(target, folder), folder)
+        return (Merge(text.encode(), parsed, absolute(target, folder), folder),)
     is_path = isinstance(recipe, str | os.PathLike)
     words = [os.fspath(recipe)] if is_path else [os.fspath(model) for model in recipe]  # type: ignore[arg-type, union-attr]
     given = MergeOptions(**{**vars(options), "out": target})
-    return read_source(words, given, worker.dtype, folder, methods)
+    return read_sources(words, given, worker.dtype, folder, methods)
 
 
 def _submitted(submitted: list[Record], warnings: Sequence[str]) -> Job:

@@ -39,6 +39,9 @@ def make(folder: Path, hub: Hub) -> None:
     _pickled(models)
     save_file(math, folder / "step-100.safetensors")
     save_file(read_tensors(models / "code"), folder / "step-200.safetensors")
+    for number, step in enumerate((1000, 2000, 4000, 5000), 10):
+        _like(folder / "run" / f"step{step}-hf", models / "math", _moved(math, number))
+    (folder / "run" / "step6000-hf").mkdir()
     for number, name in enumerate(("sql", "poems"), 4):
         _adapter(folder / "adapters" / name, number)
     for name in ("base", "math", "code"):

@@ -24,6 +24,7 @@ class Hub:
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     old: dict[str, dict[str, bytes]] = field(default_factory=dict)  # of COMMIT, if it is not main
     commits: dict[str, str] = field(default_factory=dict)  # of main; else COMMIT
+    branches: dict[str, dict[str, str]] = field(default_factory=dict)  # names to repositories
     gated: set[str] = field(default_factory=set)
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, file, range
     pending: dict[str, bytes] = field(default_factory=dict)  # uploads by digest
@@ -90,13 +91,21 @@ class _Handler(BaseHTTPRequestHandler):
         name, revision = match.groups()[:2] if match else ("", None)
         files = self.state.repositories.get(name)
         commit = self.state.commits.get(name, COMMIT)
+        branch = self.state.branches.get(name, {})
+        if refs := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path):
+            names = ("main", *self.state.branches.get(refs[1], {}))
+            heads = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": COMMIT} for n in names]
+            return self.say({"branches": heads, "converts": [], "tags": []})
+        for other in branch:  # the commit of a branch is a digest of its name
+            if revision in (other, _commit(other)):
+                files, commit = self.state.repositories[branch[other]], _commit(other)
         if revision == COMMIT and commit != COMMIT:
             files, commit = self.state.old[name], COMMIT
         if files is None:
             self.refuse(404, "RepoNotFound")
         elif name in self.state.gated and not self.headers.get("Authorization"):
             self.refuse(403, "GatedRepo")
-        elif revision not in (None, "main", COMMIT, commit):
+        elif revision not in (None, "main", COMMIT, commit, *branch):
             self.refuse(404, "RevisionNotFound")
         elif info:
             siblings = [{"rfilename": n, "size": len(data)} for n, data in files.items()]
@@ -187,6 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Error-Message", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _commit(branch: str) -> str:
+    return hashlib.sha1(branch.encode()).hexdigest()
 
 
 def _digest(data: bytes) -> str:

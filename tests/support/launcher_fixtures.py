@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from merge_launch import backends, cli
 from merge_launch.job.job import Job
 from merge_launch.job.payload import Payload
-from merge_launch.job.source import read_source
+from merge_launch.job.source import read_sources
 from merge_launch.settings.groups import JobOptions, MergeOptions, WorkerOptions
 from merge_launch.submission import render
 from support.checkpoint_factory import write_checkpoint
@@ -177,7 +177,7 @@ def make_job() -> Callable[..., Job]:
     def make(
         *words: str, folder: str = "/home/me/work", payload: Payload = STAND_IN, **settings: Any
     ) -> Job:
-        merge = read_source(words or ("out", "m1", "m2"), MergeOptions(), None, folder)
+        merge = read_sources(words or ("out", "m1", "m2"), MergeOptions(), None, folder)[0]
         worker = settings.pop("worker", WorkerOptions())
         return Job(merge, JobOptions(**settings), worker, payload, "python3")
 

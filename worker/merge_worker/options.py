@@ -31,6 +31,7 @@ SCHEDULES = (
     "uniform, linear, minus-sqrt, cosine, inverse[:FLOOR], ema[:BETA], last-k:N; with __reverse or "
     "__scramble[:SEED] behind for a control"
 )
+_SCHEDULE = r"[a-z-]+(:[0-9.]+)?(__[a-z]+(:[0-9]+)?)?"
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 
 
@@ -78,6 +79,16 @@ def _switch(name: str, commands: tuple[str, ...], help: str, launch: bool = True
     return SharedOption(name, commands, help, type=bool, default=False, launch=launch)
 
 
+def _step(name: str, help: str, example: str) -> SharedOption:
+    form = f"a number such as {example}"
+    return SharedOption(name, AVERAGE, help, "N", pattern=r"\d{1,15}", form=form)
+
+
+def _steps(name: str, help: str, example: str) -> SharedOption:
+    pattern, form = r"\d{1,15}(,\d{1,15})*", f"numbers such as {example}"
+    return SharedOption(name, AVERAGE, help, example, pattern=pattern, form=form)
+
+
 OPTIONS = (
     SharedOption(
         "method",
@@ -97,11 +108,25 @@ OPTIONS = (
     SharedOption(
         "schedule",
         AVERAGE,
-        f"weights of checkpoints, given from the oldest to the newest: {SCHEDULES}",
+        f"weights of checkpoints, given from the oldest to the newest: {SCHEDULES}; several with "
+        f"commas between make a result each",
         "NAME",
-        pattern=r"[a-z-]+(:[0-9.]+)?(__[a-z]+(:[0-9]+)?)?",
-        form="a schedule such as minus-sqrt, ema:0.9 or last-k:4",
+        pattern=f"{_SCHEDULE}(,{_SCHEDULE})*",
+        form="a schedule such as minus-sqrt, ema:0.9 or last-k:4; several with commas between",
     ),
+    _step("from_", "of the one MODEL, a folder of checkpoints: those from this step on", "840000"),
+    _step("to", "checkpoints up to this step, which is included", "880000"),
+    _step("every", "checkpoints this many steps apart, counted from --from or 0", "5000"),
+    _step("last", "the last N of these checkpoints", "8"),
+    _step("min", "stop if there are fewer checkpoints", "5"),
+    _steps("steps", "checkpoints of exactly these steps", "1000,2000,5000"),
+    _steps(
+        "windows",
+        "one result for each N: the last N of the checkpoints; OUT gets a folder for each window "
+        "and schedule, all made in one pass",
+        "5,10,20",
+    ),
+    _switch("skip_incomplete", AVERAGE, "leave out checkpoints that are not whole, older ones too"),
     SharedOption("base_model", AVERAGE, "the base, for methods that need one", "MODEL"),
     SharedOption(
         "param",

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from merge_worker.errors import WorkerError
-from merge_worker.messages import print_line
+from merge_worker.messages import print_line, printable
 
+from ..errors import UsageError
 from ..job import preflight
-from ..job.source import add_missing_models, current_folder, known_methods, read_source
+from ..job.source import add_missing_models, current_folder, known_methods, read_sources
 from ..settings.groups import CheckOptions, MergeOptions, WorkerOptions
 from ..submission.prepare import read_settings
 from .decorators import say
@@ -26,15 +27,20 @@ def check_command(source: list[str], given: dict[str, Any]) -> int:
     folder = current_folder(os.environ)
     try:
         methods = known_methods(worker_options.methods, os.environ)
-        merge = read_source(source, merge_options, worker_options.dtype, folder, methods)
+        read = read_sources(source, merge_options, worker_options.dtype, folder, methods)
+        merges = [preflight.with_runs_here(merge, worker_options) for merge in read]
     except WorkerError as error:
         raise add_missing_models(error, source, folder) from None
-    plan = preflight.plan_of(merge, worker_options)
-    if check_options.json:  # else the text ends with the warnings
-        for warning in plan.warnings:
-            say(f"warning: {warning}")
-    report = report_plan(plan, Path(merge.out), check_options.json)
-    print_line(report.text, sys.stdout)
-    if report.error is not None:
-        raise report.error
+    if check_options.json and len(merges) > 1:
+        raise UsageError("--json: the plan of one result; give one window and one schedule")
+    for merge in merges:
+        plan = preflight.plan_of(merge, worker_options)
+        if check_options.json:  # else the text ends with the warnings
+            for warning in plan.warnings:
+                say(f"warning: {warning}")
+        report = report_plan(plan, Path(merge.out), check_options.json)
+        title = f"{printable(merge.out)}\n" if len(merges) > 1 else ""
+        print_line(f"{title}{report.text}", sys.stdout)
+        if report.error is not None:
+            raise report.error
     return 0

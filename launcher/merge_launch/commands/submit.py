@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -16,11 +17,13 @@ from .decorators import guarded, say, with_options
 from .jobs import report_submitted
 
 
-def launch(request: Request, merge: Merge) -> int:
-    """Check a merge, then run it in this terminal or submit its jobs."""
-    warnings = request.check(merge)
-    jobs = request.jobs(merge)
+def launch(request: Request, merges: Sequence[Merge]) -> int:
+    """Check merges of one pass, then run them in this terminal or submit their jobs."""
+    warnings = dict.fromkeys(line for merge in merges for line in request.check(merge))
+    jobs = request.jobs(*merges)
     if request.runs_in_foreground:
+        for note in notes_on_runs(merges):
+            say(f"warning: {note}")
         return run_here(request, jobs[0])  # the worker prints its warnings itself
     for warning in warnings:
         say(f"warning: {warning}")
@@ -29,12 +32,19 @@ def launch(request: Request, merge: Merge) -> int:
     return report_submitted(submit(request, jobs), request.options.follow)
 
 
-def show(request: Request, merge: Merge) -> int:
+def notes_on_runs(merges: Sequence[Merge]) -> list[str]:
+    """Return the notes on checkpoints that were not picked, which only this command can give."""
+    runs = (run for merge in merges for run in merge.recipe.runs())
+    return list(dict.fromkeys(note for run in runs for note in run.notes))
+
+
+def show(request: Request, merges: Sequence[Merge]) -> int:
     """Print the text of the jobs on stdout and nothing else; write and contact nothing."""
-    jobs = request.jobs(merge)
+    jobs = request.jobs(*merges)
     texts = [request.render(job) for job in jobs]
     obstacles = request.backend.obstacles(jobs[0], request.resources)
-    for warning in (*merge.recipe.warnings, *request.notes(jobs[0]), *obstacles):
+    recipes = dict.fromkeys(line for merge in merges for line in merge.recipe.warnings)
+    for warning in (*recipes, *request.notes(jobs[0]), *obstacles):
         say(f"warning: {warning}")
     if sources := request.sources(jobs[0]):
         say(sources)
@@ -49,8 +59,8 @@ def add_backend(
     groups = (MergeOptions, backend.resources, JobOptions, WorkerOptions)
 
     def run(source: list[str], given: dict[str, Any]) -> int:
-        request, merge = read_request(backend, source, given)
-        return show(request, merge) if request.options.dry_run else launch(request, merge)
+        request, merges = read_request(backend, source, given)
+        return show(request, merges) if request.options.dry_run else launch(request, merges)
 
     def render(source: list[str], given: dict[str, Any]) -> int:
         return show(*read_request(backend, source, given))

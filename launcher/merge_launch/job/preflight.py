@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,24 @@ from .source import Merge
 
 if TYPE_CHECKING:
     from merge_worker.planning.plan import Plan
+
+
+def with_runs_here(merge: Merge, options: WorkerOptions) -> Merge:
+    """Return a merge that lists the checkpoints of its runs, if these are on this machine.
+
+    Else the worker picks them where it runs. Raises UsageError or InputError of the worker.
+    """
+    from merge_worker.checkpoint.hub import Hub
+    from merge_worker.checkpoint.steps import is_here
+    from merge_worker.planning.options import earlier_recipes
+    from merge_worker.planning.runs import with_listed_runs
+
+    folder, recipe = Path(merge.folder), merge.recipe
+    if recipe.listed or not all(is_here(run.request.run, folder) for run in recipe.runs()):
+        return merge
+    earlier = earlier_recipes(merge.out, vars(options))
+    recipe = with_listed_runs(recipe, folder, Hub(), earlier)
+    return dataclasses.replace(merge, recipe=recipe, text=recipe.text.encode())
 
 
 def plan_of(merge: Merge, options: WorkerOptions) -> Plan:

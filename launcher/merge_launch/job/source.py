@@ -100,30 +100,36 @@ def known_methods(files: str | None, variables: Mapping[str, str]) -> Registry:
     return read_registry(words) if words else OWN
 
 
-def read_source(
+def read_sources(
     words: Sequence[str],
     options: MergeOptions,
     dtype: str | None,
     folder: str,
     methods: Registry = OWN,
-) -> Merge:
-    """Read SOURCE words: `OUT MODEL MODEL…` or `RECIPE.yml [OUT]`.
+) -> tuple[Merge, ...]:
+    """Read SOURCE words: `OUT MODEL MODEL…`, `OUT RUN` with steps, or `RECIPE.yml [OUT]`.
 
-    `methods` are those that the recipe can name. Raises UsageError, or the worker's errors with
-    every fault of the recipe.
+    There are several merges where windows or schedules ask for several results. `methods` are those
+    that the recipe can name. Raises UsageError, or the worker's errors with every fault of the
+    recipe.
     """
     from merge_worker.recipe import RecipeText, parse
 
     if words and names_recipe(words[0]):
         text, where = recipe_in(_read_recipe(words, options), words[0]), words[0]
-        out = _one_out(words[1:], options)
+        recipes, out = {"": text}, _one_out(words[1:], options)
     else:
         models, out = _direct(words, options)
-        text = RecipeText(_direct_recipe(models, options, dtype, folder, methods))
-        where = COMMAND
-    recipe = parse(text, where, Path(folder), methods)
-    name = out or default_name(recipe.method, [ref.path for ref in recipe.model_refs()])
-    return Merge(text.text.encode(), recipe, absolute(name, folder), folder)
+        direct = _direct_recipes(models, options, dtype, folder, methods)
+        recipes, where = {name: RecipeText(text) for name, text in direct.items()}, COMMAND
+    merges = []
+    for inner, text in recipes.items():
+        recipe = parse(text, where, Path(folder), methods)
+        name = out or default_name(recipe.method, [ref.path for ref in recipe.model_refs()])
+        target = Path(absolute(name, folder))
+        job_name = target.name if inner else None
+        merges.append(Merge(text.text.encode(), recipe, str(target / inner), folder, job_name))
+    return tuple(merges)
 
 
 def names_recipe(word: str) -> bool:
@@ -172,30 +178,34 @@ def _one_out(words: Sequence[str], options: MergeOptions) -> str | None:
 def _direct(words: Sequence[str], options: MergeOptions) -> tuple[list[str], str | None]:
     """Return models and OUT; with --out all words are models."""
     from merge_worker.output.target import refuse_model_as_out
+    from merge_worker.recipe.shorthand import names_run
 
     out = options.out or next(iter(words), None)
     models = list(words) if options.out else list(words[1:])
-    if len(models) < 2:
+    if len(models) < 2 and not (models and names_run(models, vars(options))):
         given = f"{printable(' '.join(words))}: " if words else ""
-        raise UsageError(f"{given}a merge needs at least two models; {FORMS}")
+        raise UsageError(
+            f"{given}a merge needs at least two models; {FORMS}\n"
+            f"  of a folder of checkpoints, --last 8 takes the newest"
+        )
     if not options.out:
         refuse_model_as_out(words[0], models)
     return models, out
 
 
-def _direct_recipe(
+def _direct_recipes(
     models: Sequence[str],
     options: MergeOptions,
     dtype: str | None,
     folder: str,
     methods: Registry,
-) -> str:
-    from merge_worker.recipe.shorthand import recipe_from_values
+) -> dict[str, str]:
+    from merge_worker.recipe.shorthand import recipes_from_values
 
     base = None if options.base_model is None else _located(options.base_model, folder)
     located = [_located(word, folder) for word in models]
     values = {**vars(options), "base_model": base, "dtype": dtype}
-    return recipe_from_values(located, values, methods)
+    return recipes_from_values(located, values, methods)
 
 
 def _located(word: str, folder: str) -> str:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from merge_worker.errors import WorkerError
 
 from ..backends.base import Backend, LocalBackend
-from ..errors import LauncherError, refuse
+from ..errors import LauncherError, UsageError, refuse
 from ..job import payload, preflight
 from ..job.job import Job
-from ..job.source import Merge, current_folder, known_methods, read_source
+from ..job.source import Merge, current_folder, known_methods, read_sources
 from ..profiles import precedence
 from ..profiles.file import ProfileFile
 from ..profiles.trust import applied
@@ -118,14 +118,20 @@ class Request:
 
 def read_request(
     backend: Backend[Any], words: list[str], given: Mapping[str, Any]
-) -> tuple[Request, Merge]:
-    """Read the SOURCE words and the flags of a command. Raises with every fault of them."""
+) -> tuple[Request, tuple[Merge, ...]]:
+    """Read the SOURCE words and the flags of a command. Raises with every fault of them.
+
+    There are several merges where windows or schedules ask for several results.
+    """
     groups = [MergeOptions, JobOptions, WorkerOptions, backend.resources]
     (merge_options, options, worker, resources), taken = read_settings(groups, given, backend)
     methods = known_methods(worker.methods, os.environ)
     folder = current_folder(os.environ)
-    merge = read_source(words, merge_options, worker.dtype, folder, methods)
-    return Request(backend, options, worker, resources, taken), merge
+    read = read_sources(words, merge_options, worker.dtype, folder, methods)
+    merges = tuple(preflight.with_runs_here(merge, worker) for merge in read)
+    if len(merges) > 1 and options.then is not None:
+        raise UsageError("--then: runs in one OUT; leave it out, or make a sweep of the windows")
+    return Request(backend, options, worker, resources, taken), merges
 
 
 def read_settings(

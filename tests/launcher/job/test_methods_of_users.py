@@ -70,7 +70,7 @@ def test_a_direct_merge_and_a_sweep(work: Path, models: list[Path], launch) -> N
 
 
 def test_names_of_files_on_the_node(make_job, work: Path) -> None:
-    from merge_launch.job.source import known_methods, read_source
+    from merge_launch.job.source import known_methods, read_sources
     from merge_launch.settings.groups import MergeOptions
 
     (work / "a").mkdir()
@@ -78,7 +78,7 @@ def test_names_of_files_on_the_node(make_job, work: Path) -> None:
     two = write_methods(work / "a", "from merge_worker import merge_method" + CLOSE, one.name)
     methods = known_methods(f"{one},{two}", {})
     options = MergeOptions(method="close", base_model="m2")
-    merge = read_source(["o", "m1", "m2"], options, None, str(work), methods)
+    merge = read_sources(["o", "m1", "m2"], options, None, str(work), methods)[0]
     job = make_job()
     files = type(job)(merge, job.options, job.worker, job.payload, "python3").methods_files()
     assert [file.name for file in files] == ["my-methods.py", "my-methods-2.py"]

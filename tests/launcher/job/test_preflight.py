@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from merge_launch.job import preflight
-from merge_launch.job.source import read_source
+from merge_launch.job.source import read_sources
 from merge_launch.settings.groups import MergeOptions, WorkerOptions
 from merge_worker.errors import InputError, OutputError
 from merge_worker.output import space
@@ -13,7 +13,7 @@ from merge_worker.output import space
 
 def merge_of(*models: object, folder: Path):
     words = ["out", *map(str, models)]
-    return read_source(words, MergeOptions(), None, str(folder))
+    return read_sources(words, MergeOptions(), None, str(folder))[0]
 
 
 def test_the_plan_has_the_workers_options(models, work: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_occupied_output_folder_is_an_error_before_the_submission(models, wor
 
 def test_an_output_inside_an_input_is_an_error(models, work: Path) -> None:
     words = [f"{models[0]}/out", *map(str, models)]
-    merge = read_source(words, MergeOptions(), None, str(work))
+    merge = read_sources(words, MergeOptions(), None, str(work))[0]
     with pytest.raises(OutputError, match="is inside the input"):
         preflight.check(merge, WorkerOptions(), all_here=True)
 
@@ -113,7 +113,7 @@ def test_a_finished_or_remote_output_needs_no_disk_space(models, work: Path, mon
     assert warnings_of(models, work) == []
     with pytest.raises(OutputError):
         warnings_of(models, work, overwrite=True)
-    merge = read_source(["/gone/out", *map(str, models)], MergeOptions(), None, str(work))
+    merge = read_sources(["/gone/out", *map(str, models)], MergeOptions(), None, str(work))[0]
     assert preflight.check(merge, WorkerOptions(), all_here=False) == []
 
 
@@ -128,6 +128,6 @@ def test_relative_paths_of_a_recipe_start_here(models, work: Path, monkeypatch) 
     recipe.write_text(
         "merge_method: linear\nmodels: [{model: m1}, {model: ./m2}]\nparameters: {weight: 1}\n"
     )
-    merge = read_source([str(recipe)], MergeOptions(), None, str(work))
+    merge = read_sources([str(recipe)], MergeOptions(), None, str(work))[0]
     monkeypatch.chdir("/")
     assert preflight.check(merge, WorkerOptions(), all_here=False) == []

@@ -12,7 +12,7 @@ from merge_launch.job.source import (
     current_folder,
     default_name,
     job_folder,
-    read_source,
+    read_sources,
     safe_name,
 )
 from merge_launch.settings.groups import MergeOptions
@@ -23,7 +23,7 @@ RECIPE = b"merge_method: linear\nmodels:\n- model: a\n- model: org/name\n- model
 
 
 def read(*words: str, folder: str = "/w", dtype: str | None = None, **options: str):
-    return read_source(words, MergeOptions(**options), dtype, folder)
+    return read_sources(words, MergeOptions(**options), dtype, folder)[0]
 
 
 def models_of(merge) -> list[str]:

@@ -14,7 +14,8 @@ from merge_worker.errors import InputError
 
 
 def request_of(backend: str, *words: object, **given: Any) -> tuple[Request, Merge]:
-    return read_request(backends.get(backend), [str(word) for word in words], given)
+    request, merges = read_request(backends.get(backend), [str(word) for word in words], given)
+    return request, merges[0]
 
 
 def check(backend: str, *words: object, **given: Any) -> list[str]:

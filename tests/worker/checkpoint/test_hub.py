@@ -274,3 +274,26 @@ def test_adapters_of_the_hub_on_models_of_the_hub(hub: Hub, tmp_path: Path) -> N
     assert again.returncode == 0, again.stderr
     files = [home / out / "model.safetensors" for out in ("out", "again")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_revisions_by_a_pattern(hub: Hub, tmp_path: Path) -> None:
+    hub.branches["org/one"] = {}
+    for step in (900, 1000, 1100):
+        tensors = {"w": torch.full((3,), float(step))}
+        hub.add(f"org/at-{step}", write_checkpoint(tmp_path / str(step), tensors, config=CONFIG))
+        hub.branches["org/one"][f"stage1-step{step}-tokens3B"] = f"org/at-{step}"
+    home = tmp_path / "home"
+    home.mkdir()
+    run = ["average", "out", "org/one@stage1-step*", "--last", "2"]
+    done = worker(hub, home, *run)
+    assert done.returncode == 0, done.stderr
+    assert load_file(home / "out" / "model.safetensors")["w"].tolist() == [1050] * 3
+    manifest = json.loads((home / "out" / "merge_manifest.json").read_text())
+    assert manifest["recipe"]["models"] == [
+        "org/one@stage1-step1000-tokens3B",
+        "org/one@stage1-step1100-tokens3B",
+    ]
+    hub.branches["org/one"] = {}
+    offline = worker(hub, home, "average", "off", *run[2:], HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert load_file(home / "off" / "model.safetensors")["w"].tolist() == [1050] * 3

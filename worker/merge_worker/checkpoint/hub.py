@@ -45,7 +45,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ADAPTER = re.compile(r"adapter_model\.(safetensors|bin)")
 _IN_PARTS = re.compile(r"(?!adapter_).*\.safetensors")
 _WHOLE = re.compile(r"adapter_model\.(safetensors|bin)|(diffusion_)?pytorch_model.*\.bin")
-_REVISION = re.compile(r"[\w./-]+")
+_REVISION = re.compile(r"[\w./*?-]+")  # or a pattern of revisions
 _SNAPSHOT = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
 
 
@@ -123,6 +123,23 @@ class Hub:
             sizes = {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
             self._register(folder, name, sizes)
         return folder
+
+    def revisions(self, name: str) -> list[str]:
+        """Return the branches and tags of a model; without a connection, those in the cache.
+
+        Raises InputError if there are none.
+        """
+        client = _client(name)
+        try:
+            refs = client.HfApi().list_repo_refs(name)
+            return [ref.name for ref in (*refs.branches, *refs.tags)]
+        except Exception as error:
+            stored = Path(client.constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+            folder = stored / "refs"
+            names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+            if found := sorted(names):
+                return found
+            raise InputError(f"{name}: {_reason(client, error)}") from None
 
     def _register(self, folder: Path, name: str, sizes: dict[str, int]) -> None:
         """Remember all files; download at once what cannot be read in parts: adapters, pickles."""

@@ -85,6 +85,7 @@ def as_json(
         "method": plan.method.name,
         "models": list(plan.labels),
         "base_model": str(plan.recipe.base) if plan.recipe.base else None,
+        "picked": [run.summary for run in plan.recipe.runs() if run.summary],
         "tensors": {
             "merged": len(merged),
             "copied": len(plan.steps) - len(merged),
@@ -169,6 +170,7 @@ def describe(plan: Plan, speed: ReadSpeed | None = None, disk: DiskSpace | None 
     rows = [
         *_stages(plan),
         ("method", plan.method.name + (" (experimental)" if plan.method.experimental else "")),
+        *(("picked", printable(line)) for line in facts["picked"]),
         *((_role(plan, i), printable(name)) for i, name in enumerate(plan.labels)),
         (
             "tensors",

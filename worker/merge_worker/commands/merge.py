@@ -19,7 +19,7 @@ from ..planning.options import PlanOptions
 from ..planning.plan import Plan, make_plan
 from ..recipe import RecipeText, parse, recipe_in
 from ..recipe.experts import GATE_MODES
-from ..recipe.shorthand import direct_recipe, recipe_from_values
+from ..recipe.shorthand import direct_recipe, recipes_from_values
 from ..recipe.yaml_document import COMMAND
 from ..registry import Registry
 from ..system.ranks import rank_of
@@ -84,10 +84,13 @@ def average_command(arguments: argparse.Namespace) -> str:
     """Merge models named on the command line, without a recipe."""
     refuse_model_as_out(arguments.out, arguments.model)
     methods = known_methods(arguments)
-    text = recipe_from_values(arguments.model, vars(arguments), methods)
-    options = plan_options(arguments, arguments.out)
-    plan = make_plan(parse(text, COMMAND, options.relative_to, methods), options)
-    return _run([(plan, Path(arguments.out))], arguments)
+    plans = []
+    for name, text in recipes_from_values(arguments.model, vars(arguments), methods).items():
+        out = str(Path(arguments.out, name))
+        options = plan_options(arguments, out)
+        plan = make_plan(parse(text, COMMAND, options.relative_to, methods), options)
+        plans.append((plan, Path(out)))
+    return _run(plans, arguments)
 
 
 def convert_options(parser: Parser) -> None:

@@ -11,14 +11,12 @@ from pathlib import Path
 from ..checkpoint.json_files import is_inside
 from ..errors import InputError, OutputError
 from ..messages import printable
+from ..recipe.recipe_file import PARTIAL as PARTIAL
+from ..recipe.recipe_file import RECIPE as RECIPE
 
 MANIFEST = "merge_manifest.json"
-RECIPE = "mergekit_config.yml"
 CARD = "README.md"
 EVALUATION = "evaluation.json"
-
-PARTIAL = ".merge-partial"
-"""The folder in OUT that holds everything until the commit."""
 
 FINAL_FILES = "files"
 """A folder in PARTIAL: files of the result other than shards, under their final names."""

@@ -196,7 +196,7 @@ def public_text(plan: Plan, text: str) -> str:
     recipe = plan.recipe
     paths = {path for ref in recipe.model_refs() for path in (ref.path, ref.lora) if path}
     paths |= {word for word in recipe.importance_words() if hub_place(word) is None}
-    paths |= set(recipe.data_words())
+    paths |= {*recipe.data_words(), *(run.request.run for run in recipe.runs())}
     names = {path: _public(path, None) for path in paths}
     all_names = list(names.values())
     for path, name in names.items():

@@ -24,7 +24,7 @@ from ..planning.step import Piece, Step
 from ..system.signals import StopFlag
 from .checksums import Hashes, checksum, total
 from .code import code_digest
-from .files import PARTIAL, opened_folder, output_errors, unfinished, write_file
+from .files import PARTIAL, RECIPE, opened_folder, output_errors, unfinished, write_file
 from .inputs import Stamp, input_stamps
 from .journal import (
     KEY,
@@ -80,6 +80,8 @@ class PartialOutput:
                 raise Busy(
                     f"{self.out}: another merge has begun here meanwhile; choose another OUT"
                 )
+            if self.plan.recipe.runs():  # a later run goes on with the checkpoints of this one
+                write_file(self.folder / RECIPE, self.plan.recipe.text)
             write_file(self.folder / KEY, json.dumps({"key": self.key.plan, "code": self.key.code}))
 
     def check(self, age_s: float = 0.0) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..checkpoint.hub import Hub
 from ..options import DEFAULTS, with_defaults
+from ..recipe.recipe_file import PARTIAL, RECIPE
 from ..recipe.schema import Recipe
 from ..structure.selection import is_selected
 from ..system.machine import usable_cpus
@@ -53,6 +54,7 @@ class PlanOptions:
     matching: MatchOptions = field(default_factory=MatchOptions)
     block: int = CPU_BLOCK
     stages_folder: Path = Path(".merge-stages")  # holds intermediate results
+    earlier_recipes: tuple[Path, ...] = ()  # recipes of earlier runs of this merge
     hub: Hub = field(default_factory=Hub, compare=False)  # Hub files of the inputs
 
     @classmethod
@@ -77,6 +79,7 @@ class PlanOptions:
             matching=MatchOptions(given["missing"], given["surplus"], include, exclude),
             block=block_for(given["device"]),
             stages_folder=stage_folder(out),
+            earlier_recipes=earlier_recipes(out, given),
         )
 
     def matching_of(self, recipe: Recipe) -> MatchOptions:
@@ -130,6 +133,17 @@ def stage_folder(out: str | None) -> Path:
     """Return the hidden folder beside `out` that holds intermediate results of the merge."""
     path = Path(out or "merge")
     return path.parent / f".{path.name or 'merge'}.stages"
+
+
+def earlier_recipes(out: str | None, values: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Return where earlier runs of a merge into `out` may have left its recipe.
+
+    Those of an unfinished merge count unless `no_resume`, of a finished one unless `overwrite`.
+    """
+    if out is None:
+        return ()
+    unfinished = () if values.get("no_resume") else (Path(out, PARTIAL, RECIPE),)
+    return unfinished if values.get("overwrite") else (*unfinished, Path(out, RECIPE))
 
 
 def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from .memory import Memory
 from .mixture import MixturePlan, base_alone, plan_mixture
 from .options import PlanOptions
 from .resolve import place_steps, resolve_parameters
+from .runs import with_listed_runs
 from .shards import ShardLayout, assign_shards
 from .stages import (
     LazilyMerged,
@@ -104,6 +105,8 @@ def make_plan(recipe: Recipe, options: PlanOptions | None = None) -> Plan:
     Raises UsageError for faults of the recipe, InputError for faults of the inputs.
     """
     options = options or PlanOptions()
+    with input_errors(recipe.where):
+        recipe = with_listed_runs(recipe, options.relative_to, options.hub, options.earlier_recipes)
     if options.strict and recipe.warnings:
         raise UsageError("\n".join([*recipe.warnings, "  --strict makes these errors"]))
     with input_errors(recipe.where):

@@ -18,12 +18,14 @@ from .other_files import refuse_other_files
 from .parameters import Given, Parameters, Setting, convert, parse_setting, scalars
 from .reader import DocumentReader
 from .recipe_file import RecipeText
+from .runs import PICKED_FROM, Find, asks_for_run, list_runs, read_run, unlisted, with_found
 from .schema import (
     ImportanceWord,
     KeyRule,
     ModelRef,
     Module,
     Recipe,
+    Run,
     Slice,
     Source,
     TokenizerChoice,
@@ -56,6 +58,7 @@ TOP_LEVEL_KEYS = (
     "exclude",
     "dequantize",
     "importance",
+    PICKED_FROM,
 )
 
 
@@ -64,22 +67,26 @@ def parse(
     where: str = "recipe",
     folder: Path = Path(),
     methods: Registry = OWN,
+    find: Find | None = None,
 ) -> Recipe:
     """Parse a YAML or JSON text; of several documents, return the last one with its stages.
 
     Relative paths start at `folder`; whether they exist decides what `+` and `@` in them mean.
-    `methods` are those that `merge_method` can name. Raises UsageError with every fault of all
-    documents, each with its line.
+    `methods` are those that `merge_method` can name. `find` lists the checkpoints of runs, and the
+    text of the recipe is then the one with them; without it such a recipe is not `listed`. Raises
+    UsageError with every fault of all documents, each with its line.
     """
     text, first_line = RecipeText(text) if isinstance(text, str) else text
     documents = read_documents(text, where, first_line)
     if not documents:
         raise UsageError(f"{where}: empty; a recipe is one YAML document, or several with names")
-    recipes, faults = [], []
-    for document in documents:
+    documents, text, found = list_runs(documents, text, find, folder, methods)
+    recipes, faults = list[Recipe](), list[str]()
+    for number, document in enumerate(documents):
         refuse_other_files(document)
         try:
-            recipes.append(_Reader(document, folder, methods).recipe(text))
+            recipe = _Reader(document, folder, methods).recipe(text)
+            recipes.append(with_found(recipe, found.get(number)))
         except UsageError as error:
             faults.append(str(error))
     if faults:
@@ -107,6 +114,7 @@ class _Reader(DocumentReader):
         self.methods = methods
         self.method: Method | None = None
         self.base: Source | None = None
+        self.run: Run | None = None
         self.given: set[str] = set()  # names of values where they are read
         self.shared: set[str] = set()  # those of all models
         self.misplaced: list[Misplaced] = []
@@ -154,11 +162,12 @@ class _Reader(DocumentReader):
             exclude=read_patterns(self, top, "exclude"),
             dequantize=self.flag(top.get("dequantize", False), ("dequantize",)),
             methods=self.methods,
+            run=self.run,
         )
         for value in self.misplaced:
             (self.fault if self.is_missed(value) else self.warn)(value.path, value.text)
         # The rules count models, so they wait until every model is understood.
-        if self.method and not self.faults:
+        if self.method and not self.faults and recipe.listed:
             self.faults += broken_rules(recipe, self.method)
         return self.checked(recipe)
 
@@ -184,7 +193,12 @@ class _Reader(DocumentReader):
 
     def modules(self, top: Mapping[str, object]) -> Iterator[Module]:
         given = [key for key in ("models", "slices", "modules") if top.get(key)]
-        if len(given) != 1:
+        if top.get(PICKED_FROM) is not None:
+            self.run = Run(read_run(self, top[PICKED_FROM], (PICKED_FROM,)))
+        if given == ["models"] and asks_for_run(top["models"]):
+            self.run, module = unlisted(self, top["models"])
+            yield module
+        elif len(given) != 1:
             listed = " and ".join(f"'{key}'" for key in given) or "none of them"
             self.fault((), f"a recipe has one of 'models', 'slices' or 'modules'; found {listed}")
         elif given == ["modules"]:

@@ -8,6 +8,12 @@ from typing import NamedTuple
 from ..errors import UsageError
 from ..messages import first_names
 
+RECIPE = "mergekit_config.yml"
+"""Name of the recipe in the output folder of its merge."""
+
+PARTIAL = ".merge-partial"
+"""The folder in OUT that holds everything until the commit."""
+
 WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".pkl", ".h5", ".onnx",
 )  # fmt: skip

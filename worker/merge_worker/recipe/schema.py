@@ -168,6 +168,46 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class RunRequest:
+    """Checkpoints of a training run, asked for by their steps.
+
+    `run`: a folder of checkpoints, such a folder with a pattern of names (`DIR/*-hf`), or revisions
+    of a Hub model by a pattern (`org/name@step*`). `numbers`: steps `from` and `to` (both included)
+    and `every` N, counted from `from` or 0; the `last` N of these; at least `min`. `steps`: exactly
+    these. `skip_incomplete`: leave unfinished checkpoints out wherever they stand.
+    """
+
+    run: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    steps: tuple[int, ...] = ()
+    skip_incomplete: bool = False
+    schedule: str | None = None
+
+    def as_mapping(self) -> dict[str, object]:
+        """Return the request as a recipe writes it."""
+        return {
+            "run": self.run,
+            **self.numbers,
+            **({"steps": list(self.steps)} if self.steps else {}),
+            **({"skip_incomplete": True} if self.skip_incomplete else {}),
+            **({"schedule": self.schedule} if self.schedule else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that the models of a document are picked from.
+
+    Until it is `listed`, the document has the run itself in place of its models.
+    """
+
+    request: RunRequest
+    listed: bool = True
+    summary: str = field(default="", compare=False)  # of the checkpoints that were picked
+    notes: tuple[str, ...] = field(default=(), compare=False)  # on those that were not
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A checked recipe. `text` is the recipe as given.
 
@@ -194,6 +234,16 @@ class Recipe:
     dequantize: bool = False
     mixture: Mixture | None = None  # then the only slice holds the base alone
     methods: Registry = field(default=OWN, compare=False)
+    run: Run | None = None  # that the models are checkpoints of
+
+    @property
+    def listed(self) -> bool:
+        """Whether the models are known: those of a run may have to be picked first."""
+        return all(r.run is None or r.run.listed for r in (*self.stages, self))
+
+    def runs(self) -> tuple[Run, ...]:
+        """Return the runs of all documents."""
+        return tuple(r.run for r in (*self.stages, self) if r.run)
 
     def model_refs(self) -> tuple[ModelRef, ...]:
         """Return every input model once, those of stages included, but not their results."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,11 @@ from ..registry import OWN, Registry
 from .experts import MOE
 from .places import written
 from .schedules import schedule_weights
-from .schema import find_method
+from .schema import RunRequest, find_method
+
+_NUMBERS = {"from_": "from", "to": "to", "every": "every", "last": "last", "min": "min"}
+RUN_OPTIONS = {**{name: f"--{key}" for name, key in _NUMBERS.items()}, "steps": "--steps"}
+"""Options that pick checkpoints of a run, by the names of their values."""
 
 
 def direct_recipe(
@@ -123,20 +128,24 @@ def recipe_from_values(
 ) -> str:
     """Return the recipe text of a direct merge with option values of `option_table`, by name."""
     given = with_defaults(values)
+    method = find_method(given["method"], "--method", methods)
+    parameters = read_parameters(given["param"] or (), method)
+    if given["no_normalize"]:
+        parameters.setdefault("normalize", False)
+    for other in ("weights", "schedule"):
+        if "weight" in parameters and given[other]:
+            fact = "--param weight and --weights or --schedule exclude each other"
+            raise UsageError(f"{fact}; keep one")
+    if given["weights"] and given["schedule"]:
+        raise UsageError("--schedule and --weights exclude each other; keep one")
+    if names_run(models, given):
+        return _recipe_of_run(models, given, method, parameters)
     weights = given["weights"] and [parse_number(word) for word in given["weights"].split(",")]
     if given["schedule"]:
-        if weights:
-            raise UsageError("--schedule and --weights exclude each other; keep one")
         checkpoints = [model for model in models if model != given["base_model"]]
         weights = schedule_weights(given["schedule"], len(checkpoints))
         models = [model for model, weight in zip(checkpoints, weights, strict=True) if weight]
         weights = [weight for weight in weights if weight]
-    method = find_method(given["method"], "--method", methods)
-    parameters = read_parameters(given["param"] or (), method)
-    if "weight" in parameters and weights:
-        raise UsageError("--param weight and --weights or --schedule exclude each other; keep one")
-    if given["no_normalize"]:
-        parameters.setdefault("normalize", False)
     return direct_recipe(
         models,
         method=method,
@@ -145,6 +154,80 @@ def recipe_from_values(
         dtype=given["dtype"],
         parameters=parameters,
     )
+
+
+def names_run(models: Sequence[str], values: Mapping[str, Any]) -> bool:
+    """Return whether a direct merge takes checkpoints of a run instead of models.
+
+    It does with an option on steps, or with a pattern of revisions of a Hub model.
+    """
+    asked = any(values.get(name) for name in (*RUN_OPTIONS, "windows", "skip_incomplete"))
+    return asked or (len(models) == 1 and "*" in models[0])
+
+
+def _recipe_of_run(
+    models: Sequence[str], given: Mapping[str, Any], method: Method, parameters: dict[str, object]
+) -> str:
+    """Return the recipe text of a merge of checkpoints of a run, which are picked later."""
+    if len(models) != 1:
+        option = next((RUN_OPTIONS[name] for name in RUN_OPTIONS if given.get(name)), "--windows")
+        raise UsageError(
+            f"{option}: {counted(len(models), 'models are')} given; give one, the folder that "
+            f"holds the checkpoints"
+        )
+    lists = [name for name, value in parameters.items() if isinstance(value, list)]
+    if given["weights"] or lists:
+        option = "--weights" if given["weights"] else f"--param {lists[0]}"
+        raise UsageError(
+            f"{option}: has a value for each model, and the checkpoints are picked later; "
+            f"--schedule weighs them"
+        )
+    request = RunRequest(
+        run=models[0],
+        numbers={key: _whole(given[n], key) for n, key in _NUMBERS.items() if given.get(n)},
+        steps=tuple(_whole(word, "steps") for word in (given["steps"] or "").split(",") if word),
+        skip_incomplete=given["skip_incomplete"],
+        schedule=given["schedule"],
+    )
+    recipe: dict[str, object] = {"merge_method": method.name}
+    recipe |= {"base_model": given["base_model"]} if given["base_model"] else {}
+    recipe |= {"models": request.as_mapping()}
+    recipe |= {"parameters": parameters} if parameters else {}
+    recipe |= {"out_dtype": given["dtype"]} if given["dtype"] not in (None, "same") else {}
+    return written(recipe)
+
+
+def recipes_from_values(
+    models: Sequence[str], values: Mapping[str, Any], methods: Registry = OWN
+) -> dict[str, str]:
+    """Return the recipe of each result of a direct merge, by its folder in OUT: "" for OUT itself.
+
+    With `windows` or several schedules there is a result for each window and schedule:
+    `last5-minus-sqrt`, `last10-ema-0.9`.
+    """
+    given = with_defaults(values)
+    windows = given["windows"].split(",") if given["windows"] else [""]
+    schedules = given["schedule"].split(",") if given["schedule"] else [None]
+    if not given["windows"] and len(schedules) == 1:
+        return {"": recipe_from_values(models, given, methods)}
+    if given["windows"] and (given["last"] or given["min"]):
+        option = "--last" if given["last"] else "--min"
+        raise UsageError(f"{option} conflicts with --windows, which says how many; keep one")
+    recipes: dict[str, str] = {}
+    for window in windows:
+        for schedule in schedules:
+            numbers = {"last": window, "min": window} if window else {}
+            parts = [f"last{window}" if window else "", (schedule or "").replace(":", "-")]
+            text = recipe_from_values(models, {**given, **numbers, "schedule": schedule}, methods)
+            recipes["-".join(filter(None, parts))] = text
+    return recipes
+
+
+def _whole(word: str, key: str) -> int:
+    """Parse a number of an option on steps. Raises UsageError."""
+    if not re.fullmatch(r"[0-9]{1,15}", word.strip()):
+        raise UsageError(f"--{key}: '{printable(word)}' is not a whole number")
+    return int(word)
 
 
 def parse_number(word: str) -> float:

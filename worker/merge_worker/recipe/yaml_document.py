@@ -53,8 +53,11 @@ class Document:
 
     def _words(self, path: Place) -> str:
         """Return the words of a command that became a part of its recipe."""
-        if path[:1] == ("models",) and len(path) > 1:
-            entry = self.value["models"][path[1]]
+        models = self.value["models"] if path[:1] == ("models",) and len(path) > 1 else None
+        if isinstance(models, dict):
+            return f"--{str(path[1]).replace('_', '-')}"
+        if models is not None:
+            entry = models[path[1]]
             model = printable(str(entry.get("model")))
             return f"{model}: {self._words(path[2:])}" if len(path) > 2 else model
         if path[:1] == ("parameters",) and len(path) > 1:
