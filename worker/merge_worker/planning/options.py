@@ -54,7 +54,7 @@ class PlanOptions:
     matching: MatchOptions = field(default_factory=MatchOptions)
     block: int = CPU_BLOCK
     stages_folder: Path = Path(".merge-stages")  # holds intermediate results
-    earlier_recipes: tuple[Path, ...] = ()  # recipes of earlier runs of this merge
+    earlier_recipes: tuple[Path, ...] = field(default=(), compare=False)  # of this very merge
     hub: Hub = field(default_factory=Hub, compare=False)  # Hub files of the inputs
 
     @classmethod

@@ -36,12 +36,11 @@ def with_listed_runs(
     """
     if recipe.listed:
         return recipe
-    find = partial(_find, recipe.where, relative_to, hub, recorded)
+    find = partial(_find, relative_to, hub, recorded)
     return parse(recipe.text, recipe.where, relative_to, recipe.methods, find)
 
 
 def _find(
-    where: str,
     relative_to: Path,
     hub: Hub,
     recorded: Sequence[Path],
@@ -57,8 +56,6 @@ def _find(
         if earlier is None:
             raise
         return Listed(earlier, EARLIER, (_kept(request, f"; {str(error).splitlines()[0]}"),))
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
     if earlier is None or earlier == listed:
         return Listed(listed, picked.summary, picked.notes)
     return Listed(earlier, EARLIER, (_changed(earlier, picked, request),))

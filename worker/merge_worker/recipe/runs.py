@@ -138,7 +138,10 @@ def list_runs(
         if reader.faults:
             raise UsageError("\n".join(reader.faults))
         assert find is not None
-        found[number] = find(body, request, methods)
+        try:
+            found[number] = find(body, request, methods)
+        except UsageError as error:
+            raise UsageError(f"{document.place(('models',))}: {error}") from None
         models = {"models": found[number].models, PICKED_FROM: request.as_mapping()}
         listed[number] = replace(document, value={**body, **models})
     if found:
