@@ -30,7 +30,14 @@ class Mistake(NamedTuple):
 
 MISTAKES = {
     "OUT last": Mistake("m1 m2 out", 4, ("m1: holds a model", "  OUT comes first: OUT MODEL")),
-    "OUT forgotten": Mistake("m1 m2", 2, ("m1 m2: a merge needs at least two models; give OUT",)),
+    "OUT forgotten": Mistake(
+        "m1 m2",
+        2,
+        (
+            "m1 m2: a merge needs at least two models; give OUT",
+            "  of a folder of checkpoints, --last",
+        ),
+    ),
     "a value beside model": Mistake(
         "beside.yml out",
         2,

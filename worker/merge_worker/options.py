@@ -86,7 +86,7 @@ def _step(name: str, help: str, example: str) -> SharedOption:
 
 def _steps(name: str, help: str, example: str) -> SharedOption:
     pattern, form = r"\d{1,15}(,\d{1,15})*", f"numbers such as {example}"
-    return SharedOption(name, AVERAGE, help, example, pattern=pattern, form=form)
+    return SharedOption(name, AVERAGE, help, "N", pattern=pattern, form=form)
 
 
 OPTIONS = (
@@ -119,7 +119,7 @@ OPTIONS = (
     _step("every", "checkpoints this many steps apart, counted from --from or 0", "5000"),
     _step("last", "the last N of these checkpoints", "8"),
     _step("min", "stop if there are fewer checkpoints", "5"),
-    _steps("steps", "checkpoints of exactly these steps", "1000,2000,5000"),
+    _steps("steps", "checkpoints of exactly these steps, with commas between", "1000,2000,5000"),
     _steps(
         "windows",
         "one result for each N: the last N of the checkpoints; OUT gets a folder for each window "
@@ -297,7 +297,8 @@ OPTIONS = (
     ),
 )
 GROUPS = {
-    "merge": "method weights schedule base_model param no_normalize missing surplus include "
+    "merge": "method weights schedule from_ to every last min steps windows skip_incomplete "
+    "base_model param no_normalize missing surplus include "
     "exclude dequantize config seed strict methods recipe_name relative_to",
     "output": "shard_size dtype push overwrite no_resume sha256 allow_nonfinite try_ perplexity "
     "json",
