@@ -36,7 +36,7 @@ HEAVY = ["torch", "numpy", "optuna", "transformers", "safetensors", "beaker"]
 ROOTS = {
     "merge_worker": {"merge_worker", "torch", "yaml"},
     "merge_launch": {
-        "merge_launch", "merge_worker", "typer", "jinja2", "yaml", "platformdirs", "tomli",
+        "merge_launch", "merge_worker", "jinja2", "yaml", "platformdirs", "tomli",
     },
 }  # fmt: skip
 # Only inside functions, so that a node without them can merge.

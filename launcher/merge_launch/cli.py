@@ -1,135 +1,154 @@
-"""The application of merge-launch: its commands, and the report of a bug."""
+"""The command line of merge-launch: finds the command, runs it, and reports a bug."""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
-from importlib import import_module
-from typing import Annotated, Any
-
-import typer
+from collections.abc import Sequence
+from typing import NoReturn
 
 from merge_worker import __version__
-from merge_worker.commands import COMMANDS, mergekit_options
-from merge_worker.messages import printable
+from merge_worker.command_line import completion
+from merge_worker.command_line.pages import OPTIONS, page_of_commands, unknown_command
+from merge_worker.command_line.parser import MissingWords
+from merge_worker.commands import MERGES, completers, mergekit_options
+from merge_worker.errors import UsageError, WorkerError
+from merge_worker.messages import nearest, printable
 
 from . import backends
-from .commands import jobs, profile
-from .commands.check import check_command
-from .commands.decorators import guarded, say, with_options
-from .commands.payload import payload_command
-from .commands.submit import add_backend
+from .commands import GROUPS, REACHED, Command, commands
+from .commands.decorators import guarded, say
 from .job.source import names_recipe
-from .settings.groups import CheckOptions, MergeOptions, WorkerOptions
 
-OTHERWISE = {"merge", "check", "search", "mergekit"}
-"""Commands of merge-worker that merge-launch has in another form."""
-REACHED = {each.name: each.help for each in COMMANDS if each.name not in OTHERWISE}
-"""Commands of merge-worker that merge-launch runs as they are."""
-MERGE_HELP = "Merge here and now (= local)."
-SWEEP_HELP = "Make many merges: one recipe, many values."
-SEARCH_HELP = "Search for the values of a recipe that give the best score."
-EVAL_HELP = "Run benchmarks on a finished merge, and on its inputs, by lm-evaluation-harness."
+PROGRAM = "merge-launch"
+DESCRIPTION = "Merge model checkpoints, here or as one cluster job."
+INTERRUPTED = 130
 BUG = "This is a bug of merge-launch. Please report it with the lines above and the command."
 
 
-def print_version(requested: bool) -> None:
-    if requested:
-        print(f"merge-launch {__version__}")
-        raise typer.Exit
+def main() -> NoReturn:
+    """Run the command line, or answer a shell that asks for completions."""
+    if completion.is_asked():
+        complete()
+    if sys.argv[1:] and sys.argv[1] in REACHED:
+        from merge_worker.cli import entry
+
+        entry(PROGRAM)
+    sys.exit(run(sys.argv[1:]))
 
 
-def top(
-    version: Annotated[
-        bool,
-        typer.Option("--version", help="print the version", callback=print_version, is_eager=True),
-    ] = False,
-) -> None:
-    """Merge model checkpoints, here or as one cluster job."""
+def run(words: Sequence[str]) -> int:
+    """Run one command and return its exit code; a bug prints its traceback."""
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except SystemExit as end:  # of argparse, for --help
+        return end.code if isinstance(end.code, int) else 2
+    except WorkerError as error:
+        say(str(error))
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        say(BUG)
+        return 1
 
 
-def build(command: str | None = None) -> typer.Typer:
-    """Build the application.
+def _run(given: Sequence[str]) -> int:
+    words, notes = mergekit_options.translated(given)
+    for note in notes:
+        say(f"note: {note}")
+    known = {each.name: each for each in commands()}
+    words = with_local(words)
+    first = words[0] if words else ""
+    if first in ("", "-h", "--help"):
+        page = page_of_commands(PROGRAM, DESCRIPTION, rows(), OPTIONS)
+        print(page, file=sys.stdout if first else sys.stderr)
+        return 0 if first else UsageError.exit_code
+    if first == "--version":
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    if first == completion.FLAG:
+        print(completion.script(PROGRAM, words[1] if len(words) > 1 else ""))
+        return 0
+    if first not in known:
+        raise unknown_command(PROGRAM, first, [*known, *REACHED, "merge"])
+    return run_command(known[first], words[1:])
 
-    With `command`, that command alone gets its options: to create those of all commands takes
-    0.1 s, and the help of the application shows one line for each.
-    """
 
-    def new(**settings: Any) -> typer.Typer:
-        return typer.Typer(
-            rich_markup_mode=None,
-            pretty_exceptions_enable=False,
-            no_args_is_help=True,
-            context_settings={"help_option_names": ["-h", "--help"]},
-            **settings,
+def run_command(command: Command, words: Sequence[str]) -> int:
+    """Read the words behind the name of a command, and run it."""
+    place = command.place_in(words)
+    asks_for_help = any(word in ("-h", "--help") for word in words)
+    if command.place and (not place or (not words or words[0] in ("-h", "--help"))):
+        _refuse_place(command, words)
+        print(command.page(), file=sys.stdout if asks_for_help else sys.stderr)
+        return 0 if asks_for_help else UsageError.exit_code
+    parser, function = command.parser(place)
+    try:
+        arguments = parser.read(words)
+    except MissingWords:
+        if len(words) > (1 if place in words else 0):
+            raise
+        parser.print_help(sys.stderr)
+        return UsageError.exit_code
+    return guarded(function, arguments)
+
+
+def _refuse_place(command: Command, words: Sequence[str]) -> None:
+    """Raise UsageError with the nearest place if a word stands where one should."""
+    plain = [word for word in words if not word.startswith("-")]
+    if len(plain) > command.place_at:
+        word, places = plain[command.place_at], list(command.places())
+        hint = nearest(word, places) or f"; one of {', '.join(places)}"
+        raise UsageError(
+            f"{command.name}: unknown {command.place.lower()} '{printable(word)}'{hint}\n"
+            f"  see {PROGRAM} {command.name} --help"
         )
 
-    app = new()
-    app.callback()(top)
-    renderer = new(add_completion=False, help="Print the job of a backend (= --dry-run).")
-    for name in backends.names():
-        add_backend(app, renderer, backends.get(name), command in (None, name, "render"))
-    groups = (MergeOptions, WorkerOptions, CheckOptions) if command in (None, "check") else ()
-    app.command("check", help=check_command.__doc__)(guarded(with_options(check_command, groups)))
-    app.add_typer(renderer, name="render")
-    groups_of_commands = (
-        ("sweep", "sweep", SWEEP_HELP),
-        ("search", "search", SEARCH_HELP),
-        ("eval", "evaluate", EVAL_HELP),
-    )
-    for name, file, text in groups_of_commands:
-        if command in (None, name):
-            module = import_module(f".commands.{file}", __package__)
-            module.add(app, new(help=text))
-        else:
-            app.command(name, help=text)(lambda: None)
-    profiles = new(help="Show and check profiles: settings for the jobs of a site.")
-    app.add_typer(profiles, name="profile")
-    own = {"payload": payload_command, **jobs.COMMANDS}
-    for target, commands in ((profiles, profile.COMMANDS), (app, own)):
-        for name, function in commands.items():
-            target.command(name)(guarded(function))
-    for name, text in {"merge": MERGE_HELP, **REACHED}.items():
-        app.command(name, help=f"{text[0].upper()}{text[1:].rstrip('.')}.")(lambda: None)
-    return app
+
+def rows() -> dict[str, list[tuple[str, str]]]:
+    """Return names and lines of all commands by their group, those of the worker included."""
+    here = ("merge", "merge here and now (= local)", MERGES)
+    own = [here, *((each.name, each.help, each.group) for each in commands())]
+    every = [*own, *((each.name, each.help, each.group) for each in REACHED.values())]
+    return {
+        title: [(name, text) for name, text, group in every if group == title] for title in GROUPS
+    }
 
 
 def with_local(words: list[str]) -> list[str]:
     """Return the words of a command with `local` for `merge`, and before a recipe alone."""
-    first = words[0] if words else "-"
+    first, known = words[0] if words else "-", [each.name for each in commands()]
     if first == "merge":
         return ["local", *words[1:]]
-    if first.startswith("-") or not names_recipe(first):
-        return words
-    app = build(first)
-    names = [each.name for each in app.registered_commands]
-    if first in [*names, *(each.name for each in app.registered_groups)]:
+    if first.startswith("-") or first in known or not names_recipe(first):
         return words
     others = ", ".join(name for name in backends.names() if name != "local")
     say(f"note: '{printable(first)}' is merged here, as by 'local'; as a job: {others}")
     return ["local", *words]
 
 
-def main() -> None:
-    """Run the command line; a bug prints its traceback and how to report it."""
-    if sys.argv[1:] and sys.argv[1] in REACHED:
-        from merge_worker.cli import entry
+def complete() -> None:
+    """Answer a shell that asks for completions, and exit."""
+    from .commands.jobs import complete_job
+    from .profiles.file import complete as complete_profile
 
-        entry("merge-launch")
-    words, notes = mergekit_options.translated(sys.argv[1:])
-    for note in notes:
-        say(f"note: {note}")
-    words = with_local(words)
-    if words[:1] == ["eval"]:
-        from .commands.evaluate import with_place
-
-        words = with_place(words)
-    command = next((word for word in words if not word.startswith("-")), "")
-    completes = "_MERGE_LAUNCH_COMPLETE" in os.environ
-    try:
-        build(None if completes else command)(words)
-    except Exception:
-        traceback.print_exc()
-        say(BUG)
-        sys.exit(1)
+    names = {**completers.NAMES, "JOB": complete_job, "PROFILE": complete_profile}
+    words = completion.words_so_far()
+    known = {each.name: each for each in commands()}
+    first = {"merge": "local"}.get(words[0], words[0])
+    if len(words) > 1 and first in REACHED:
+        completion.complete(REACHED[first].parser(PROGRAM), 1, names)
+    if len(words) > 1 and first in known:
+        command = known[first]
+        place = command.place_in(words[1:-1]) or next(iter(command.places()), "")
+        completion.complete(command.parser(place)[0], 1, names)
+    completion.complete(completion.first_word([*known, *REACHED, "merge"]), 0, {})

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from typer.testing import CliRunner
 
 from merge_launch import cli as merge_launch_cli
 from merge_launch.settings.groups import CheckOptions, MergeOptions, WorkerOptions
@@ -104,8 +103,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Planned]:
 
 
 def check_by_launcher(*words: str) -> None:
-    done = CliRunner().invoke(merge_launch_cli.build("check"), ["check", *words])
-    assert done.exit_code == 0, done.output
+    assert merge_launch_cli.run(["check", *words]) == 0
 
 
 def compared(planned: list[Planned]) -> None:

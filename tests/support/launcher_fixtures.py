@@ -1,5 +1,7 @@
 """Fixtures of the launcher: tiny models, jobs, goldens, and fake schedulers."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -12,7 +14,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
 
 from merge_launch import backends, cli
 from merge_launch.job.job import Job
@@ -93,15 +94,15 @@ def sweep(work: Path, models: list[Path]) -> Path:
 
 @pytest.fixture
 def launch() -> Callable[..., Outcome]:
-    """Run merge-launch in this process, with only the options of the given command built."""
+    """Run merge-launch in this process."""
 
     def run(*words: object) -> Outcome:
-        given = [str(word) for word in words]
-        asked = next((word for word in given if not word.startswith("-")), "")
-        result = CliRunner().invoke(cli.build(asked), given)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Outcome(result.exit_code, result.stdout, result.stderr)
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.run([str(word) for word in words])
+        if "Traceback" in err.getvalue():
+            raise AssertionError(err.getvalue())
+        return Outcome(code, out.getvalue(), err.getvalue())
 
     return run
 

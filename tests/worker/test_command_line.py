@@ -14,6 +14,7 @@ from merge_worker.commands import COMMANDS
 from merge_worker.commands import GROUPS as COMMAND_GROUPS
 from support.paths import SOURCES
 from support.recipes import run
+from support.shell_completion import complete
 
 PARSERS = {command.name: command.parser("merge-worker") for command in COMMANDS}
 
@@ -144,28 +145,6 @@ def test_help_loads_nothing_heavy() -> None:
         env={**os.environ, "PYTHONPATH": SOURCES},
     )
     assert done.returncode == 0 and done.stderr == "set()\n", done.stderr
-
-
-def complete(line: str, folder: Path) -> list[str]:
-    """Return what argcomplete answers to a shell whose command line ends with the cursor."""
-    variables = {
-        "_ARGCOMPLETE": "1",
-        "_ARGCOMPLETE_SHELL": "fish",
-        "_ARGCOMPLETE_IFS": "\n",
-        "_ARGCOMPLETE_STDOUT_FILENAME": str(folder / "completions"),
-        "COMP_LINE": line,
-        "COMP_POINT": str(len(line)),
-        "COMP_TYPE": "",
-        "PYTHONPATH": os.pathsep.join([SOURCES, *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
-    code = "import sys; from merge_worker.cli import entry; entry()"
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env={**os.environ, **variables}, check=True
-    )
-    return [
-        line.partition("\t")[0].strip()
-        for line in (folder / "completions").read_text().splitlines()
-    ]
 
 
 def test_completion(tmp_path: Path) -> None:

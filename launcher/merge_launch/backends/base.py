@@ -103,6 +103,8 @@ class Run:
 class Resources:
     """The options of one backend; each backend derives a dataclass from it."""
 
+    TITLE: ClassVar[str] = "scheduler"
+
 
 R = TypeVar("R", bound=Resources)
 

@@ -7,15 +7,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from merge_worker.command_line.parser import Parser
 from merge_worker.errors import WorkerError
 from merge_worker.messages import print_line, printable
+from merge_worker.options import options_of as read_by
 
 from ..errors import UsageError
 from ..job import preflight
 from ..job.source import add_missing_models, current_folder, known_methods, read_sources
 from ..settings.groups import CheckOptions, MergeOptions, WorkerOptions
+from ..settings.options import options_of
 from ..submission.prepare import read_settings
-from .decorators import say
+from .decorators import Run, add_settings, add_source, given, say
+
+NOT_READ = tuple(
+    option.name
+    for option in options_of(WorkerOptions)
+    if option.name not in {each.name for each in read_by("check")}
+)
+"""Options of jobs that change no plan: accepted, so that the words of a job can be checked."""
+
+
+def options(parser: Parser, place: str) -> Run:
+    """Add the words and options of `check`."""
+    add_source(parser)
+    add_settings(parser, (MergeOptions, WorkerOptions, CheckOptions), NOT_READ)
+    return lambda arguments: check_command(arguments.source, given(arguments))
 
 
 def check_command(source: list[str], given: dict[str, Any]) -> int:

@@ -1,25 +1,24 @@
-"""Decorators of commands: options from dataclasses, errors as lines and exit codes."""
+"""Shared parts of commands: words and options as values, notes, errors as lines and exit codes."""
 
 from __future__ import annotations
 
-import functools
-import inspect
+import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
-import typer
-
+from merge_worker.command_line.parser import Parser
 from merge_worker.errors import WorkerError
 from merge_worker.messages import print_line
 
 from ..errors import LauncherError
-from ..profiles.file import FILE_NAME, complete
-from ..settings.options import parameters
+from ..profiles.file import FILE_NAME
+from ..settings.options import add_options
 
-Command = Callable[..., int]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Run = Callable[[argparse.Namespace], int]
+"""A command: its arguments -> its exit code. Raises LauncherError or WorkerError."""
+WORDS = ("source", "path", "place", "job", "name_of_profile")
 
 
 def say(text: str) -> None:
@@ -37,54 +36,34 @@ def emit(*lines: str) -> None:
         say("\n  ".join([f"warning: cannot print ({error.strerror}):", *lines]))
 
 
-def guarded(command: Command) -> Callable[..., NoReturn]:
-    """Print the errors that a command raises, and end with its exit code."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> NoReturn:
-        try:
-            code = command(*args, **kwargs)
-        except (LauncherError, WorkerError) as error:
-            say(str(error) or type(error).__name__)
-            code = error.exit_code
-        raise typer.Exit(code)
-
-    return run
+def guarded(run: Run, arguments: argparse.Namespace) -> int:
+    """Run a command; print the errors that it raises, and return its exit code."""
+    try:
+        return run(arguments)
+    except (LauncherError, WorkerError) as error:
+        say(str(error) or type(error).__name__)
+        return error.exit_code
 
 
-SOURCE = inspect.Parameter(
-    "source",
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    annotation=Annotated[
-        list[str], typer.Argument(help="OUT MODEL MODEL…, or RECIPE.yml [OUT]", metavar="SOURCE")
-    ],
-)
-PROFILE = inspect.Parameter(
-    "profile",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        str | None,
-        typer.Option(help=f"a profile of {FILE_NAME}", metavar="NAME", autocompletion=complete),
-    ],
-)
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the options, None where one was not given."""
+    return {name: value for name, value in vars(arguments).items() if name not in WORDS}
 
 
-def with_options(
-    command: Callable[[Any, dict[str, Any]], int],
-    groups: tuple[type, ...],
-    argument: inspect.Parameter = SOURCE,
-) -> Command:
-    """Turn `command(source, given)` into a function with the options of the groups.
+def add_source(parser: Parser) -> None:
+    """Add the SOURCE words of a merge."""
+    parser.add_argument(
+        "source", metavar="SOURCE", nargs="+", help="OUT MODEL MODEL… or RECIPE [OUT]"
+    )
 
-    `argument` is the positional argument: the SOURCE words unless the command takes another.
-    """
 
-    def run(**given: Any) -> int:
-        return command(given.pop(argument.name), given)
+def add_settings(parser: Parser, groups: Sequence[type], hidden: Collection[str] = ()) -> None:
+    """Add the options of the groups, and --profile."""
+    add_options(parser, groups, hidden)
+    text = f"a profile of {FILE_NAME}"
+    parser.groups["site"].add_argument("--profile", metavar="PROFILE", help=text)
 
-    signature = inspect.Signature([argument, *parameters(groups), PROFILE])
-    # Public hooks of inspect and typing, which is where typer looks.
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    return run
+
+def add_json(parser: Parser) -> None:
+    """Add --json, with the name `as_json`."""
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON")

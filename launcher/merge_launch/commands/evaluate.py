@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from merge_worker.command_line.parser import Parser
 from merge_worker.messages import printable
 from merge_worker.output.evaluation import record
 
@@ -25,7 +22,7 @@ from ..job.source import absolute, current_folder
 from ..settings.groups import JobOptions, WorkerOptions
 from ..settings.options import option, options_of
 from ..submission.prepare import Request, read_settings
-from .decorators import guarded, say, with_options
+from .decorators import Run, add_settings, given, say
 from .jobs import report_submitted
 
 
@@ -39,60 +36,42 @@ class EvalOptions:
     card: bool = option(False, "write the scores into the model card")
     limit: str | None = option(None, "samples of each task", "N", r"[0-9.]+", "a number")
     num_fewshot: int | None = option(None, "examples in the prompt", "N")
-    model: str = option(
-        "hf", "the library that runs the model: hf or vllm", "hf|vllm", "hf|vllm", "hf or vllm"
-    )
+    model: str = option("hf", "the library that runs the model", "hf|vllm", "hf|vllm", "hf or vllm")
     model_args: str | None = option(None, "arguments of that library", "dtype=bfloat16,…")
     eval_args: str | None = option(None, "more words for the harness", "'--batch_size 8'")
-    harness: str | None = option(None, "the program (lm-eval)", "PROGRAM")
+    harness: str | None = option(None, "the program; default: lm-eval", "PROGRAM")
     json: bool = option(False, "print the scores as JSON")
 
 
 HERE = "here"
-CONTEXT = inspect.Parameter(
-    "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-)
 
 
-def add(app: typer.Typer, group: typer.Typer) -> None:
-    """Add the command to `app`; `group` is an application without commands."""
-
-    def read_out(
-        context: typer.Context,
-        out: Annotated[str, typer.Argument(metavar="OUT", help="the folder of a merge")],
-    ) -> None:
-        context.obj = out
-
-    group.callback()(read_out)
-    here = with_options(evaluate_here, (EvalOptions,), CONTEXT)
-    group.command(HERE, help="Evaluate in this terminal (the default).")(guarded(here))
-    for backend in map(backends.get, backends.names()):
-        groups = (EvalOptions, backend.resources, JobOptions)
-        command = with_options(functools.partial(launch, backend), groups, CONTEXT)
-        group.command(backend.name, help=backend.help)(guarded(command))
-    app.add_typer(group, name="eval")
+def places() -> dict[str, str]:
+    """Return what may follow OUT, with help."""
+    backend_helps = {name: backends.get(name).help for name in backends.names()}
+    return {HERE: "evaluate in this terminal (the default)", **backend_helps}
 
 
-def with_place(words: list[str]) -> list[str]:
-    """Return the words of the command with the place to run behind OUT: a backend, or `here`."""
-    if len(words) < 2 or words[1].startswith("-"):
-        return words
-    rest = words[2:]
-    place = next((word for word in rest if word in (HERE, *backends.names())), HERE)
-    if place in rest:
-        rest.remove(place)
-    return [*words[:2], place, *rest]
+def options(parser: Parser, place: str) -> Run:
+    """Add the words and options of `eval OUT [PLACE]`."""
+    parser.add_argument("path", metavar="OUT", help="the folder of a finished merge")
+    if place == HERE:
+        add_settings(parser, (EvalOptions,))
+        return lambda arguments: evaluate_here(arguments.path, given(arguments))
+    backend = backends.get(place)
+    add_settings(parser, (EvalOptions, backend.resources, JobOptions), ("then", "engine"))
+    return lambda arguments: launch(backend, arguments.path, given(arguments))
 
 
-def evaluate_here(context: typer.Context, given: dict[str, Any]) -> int:
+def evaluate_here(path: str, given: dict[str, Any]) -> int:
     """Evaluate a finished merge in this terminal."""
     (options,), _ = read_settings([EvalOptions], given, None)
-    return evaluate(Path(context.obj).expanduser(), options)
+    return evaluate(Path(path).expanduser(), options)
 
 
-def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any]) -> int:
+def launch(backend: Backend[Any], path: str, given: dict[str, Any]) -> int:
     """Submit an evaluation as a job, or run it here."""
-    out = context.obj
+    out = path
     (eval_options, options, resources), taken = read_settings(
         [EvalOptions, JobOptions, backend.resources], given, backend
     )

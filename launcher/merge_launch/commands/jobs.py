@@ -6,10 +6,9 @@ import json
 import shlex
 import sys
 import time
-from typing import Annotated
+from collections.abc import Callable
 
-import typer
-
+from merge_worker.command_line.parser import Parser
 from merge_worker.messages import printable
 from merge_worker.units import ago
 
@@ -20,7 +19,7 @@ from ..submission.submit import resubmit
 from ..tracking import conflicts, explain, logs, records
 from ..tracking import status as job_status
 from ..tracking.records import Record
-from .decorators import AsJson, Command, emit, say
+from .decorators import Run, add_json, emit, say
 
 NEWEST = 20
 COLUMNS = ("job", "name", "state", "backend", "submitted", "out")
@@ -32,18 +31,26 @@ def complete_job(incomplete: str) -> list[str]:
     return [word for word in words if word and word.startswith(incomplete)]
 
 
-JobWord = Annotated[
-    str,
-    typer.Argument(
-        metavar="JOB", help="id, beginning of it, name or OUT", autocompletion=complete_job
-    ),
-]
-Follow = Annotated[bool, typer.Option("-f", "--follow", help="until the job ends")]
+def options(parser: Parser, command: str) -> Run:
+    """Add the words and options of one of the commands for jobs; return it."""
+    if command == "jobs":
+        newest = f"not only the newest {NEWEST}"
+        parser.add_argument("--all", dest="every", action="store_true", help=newest)
+        add_json(parser)
+        return lambda arguments: jobs_command(arguments.every, arguments.as_json)
+    text = "its id, the beginning of it, its name, or its OUT"
+    parser.add_argument("job", metavar="JOB", help=text)
+    if command in ("status", "why"):
+        add_json(parser)
+    if command in ("logs", "retry"):
+        parser.add_argument("-f", "--follow", action="store_true", help="until the job ends")
+    function: Callable[..., int] = COMMANDS[command]
+    return lambda arguments: function(**vars(arguments))
 
 
 def jobs_command(
-    every: Annotated[bool, typer.Option("--all", help=f"not only the newest {NEWEST}")] = False,
-    as_json: AsJson = False,
+    every: bool = False,
+    as_json: bool = False,
 ) -> int:
     """List the jobs submitted from here, newest first."""
     known, faults = records.load()
@@ -78,7 +85,7 @@ def row(record: Record, status: Status) -> dict[str, object]:
     }
 
 
-def status_command(job: JobWord, as_json: AsJson = False) -> int:
+def status_command(job: str, as_json: bool = False) -> int:
     """Print the state of a job, or of each job of an array or a sweep."""
     found = records.find_all(job)
     if len(found) == 1:
@@ -103,7 +110,7 @@ def _told(failures: list[LauncherError]) -> int:
     return failures[0].exit_code if failures else 0
 
 
-def logs_command(job: JobWord, follow: Follow = False) -> int:
+def logs_command(job: str, follow: bool = False) -> int:
     """Print the log of a job, its progress folded; with -f, end with the job's exit code."""
     record = records.find(job)
     if follow or isinstance(backends.get(record.backend), Service):
@@ -143,7 +150,7 @@ def _print_live_log(record: Record, follow: bool, position: int = 0) -> int:
     return code
 
 
-def why_command(job: JobWord, as_json: AsJson = False) -> int:
+def why_command(job: str, as_json: bool = False) -> int:
     """Explain why a job waits, or how it ended."""
     record = records.find(job)
     # Jobs that ended are asked about too: the scheduler may know more than the record.
@@ -166,7 +173,7 @@ def why_command(job: JobWord, as_json: AsJson = False) -> int:
     return 0
 
 
-def cancel_command(job: JobWord) -> int:
+def cancel_command(job: str) -> int:
     """Cancel a job, or all jobs of an array or a sweep; finished work is kept."""
     found = records.find_all(job, exact=True)
     open_jobs = [record for record in found if not job_status.is_settled(record)]
@@ -184,7 +191,7 @@ def cancel_command(job: JobWord) -> int:
     return code
 
 
-def retry_command(job: JobWord, follow: Follow = False) -> int:
+def retry_command(job: str, follow: bool = False) -> int:
     """Submit a job once more: it resumes its output."""
     record = records.find(job, exact=True)
     status = job_status.query_one(record)
@@ -221,7 +228,7 @@ def warn_of_unkept(submitted: list[Record]) -> None:
         say(f"warning: {warning}")
 
 
-COMMANDS: dict[str, Command] = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "jobs": jobs_command,
     "status": status_command,
     "logs": logs_command,

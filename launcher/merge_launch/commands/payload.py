@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from merge_worker.command_line.parser import Parser
 from merge_worker.messages import printable
 
 from ..errors import OutputError
 from ..job import payload
-from .decorators import say
+from .decorators import Run, say
 
 
-def payload_command(
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="write the worker to this file")
-    ] = None,
-) -> int:
+def options(parser: Parser, place: str) -> Run:
+    """Add the options of `payload`."""
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the worker to a file")
+    parser.add_alias("--output", "out", type=Path)
+    return lambda arguments: payload_command(arguments.out)
+
+
+def payload_command(output: Path | None) -> int:
     """Print the worker's digest; -o writes it as a file."""
     worker = payload.build()
     if output is not None:

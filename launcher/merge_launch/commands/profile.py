@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from merge_worker.command_line.parser import Parser
 from merge_worker.messages import printable
 
 from .. import backends, table
@@ -19,15 +18,14 @@ from ..profiles.file import (
     FILE_NAME,
     PROFILE_KEYS,
     ProfileFile,
-    complete,
     table_faults,
 )
 from ..profiles.trust import accept
 from ..settings.options import options_of
-from .decorators import AsJson, Command, say
+from .decorators import Run, add_json, say
 
 
-def list_command(as_json: AsJson = False) -> int:
+def list_command(as_json: bool = False) -> int:
     """List the profiles of merge-launch.toml and the built-in sites."""
     profiles = ProfileFile.here()
     rows: list[dict[str, object]] = []
@@ -44,9 +42,7 @@ def list_command(as_json: AsJson = False) -> int:
     return 0
 
 
-def show_command(
-    name: Annotated[str, typer.Argument(autocompletion=complete)], as_json: AsJson = False
-) -> int:
+def show_command(name: str, as_json: bool = False) -> int:
     """Show the settings of a profile for each backend, and the origin of each value."""
     rows = list(_values(ProfileFile.here(), name))
     table.show(rows, ("backend", "option", "value", "from"), as_json)
@@ -76,9 +72,7 @@ def _values(profiles: ProfileFile, name: str) -> Iterator[dict[str, object]]:
 
 
 def check_command(
-    name: Annotated[
-        str | None, typer.Argument(help="all of them, if left out", autocompletion=complete)
-    ] = None,
+    name: str | None = None,
 ) -> int:
     """Read profiles as a job would, for every backend; report every fault."""
     profiles = ProfileFile.here()
@@ -112,9 +106,27 @@ def trust_command() -> int:
     return 0
 
 
-COMMANDS: dict[str, Command] = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "list": list_command,
     "show": show_command,
     "check": check_command,
     "trust": trust_command,
 }
+PLACES = {
+    name: " ".join((function.__doc__ or "").rstrip(".").split())
+    for name, function in COMMANDS.items()
+}
+
+
+def options(parser: Parser, place: str) -> Run:
+    """Add the words and options of `profile ACTION`."""
+    if place in ("show", "check"):
+        nargs = "?" if place == "check" else None
+        text = "the profile" + ("; default: all of them" if nargs else "")
+        parser.add_argument("name", metavar="PROFILE", nargs=nargs, help=text)
+    if place in ("list", "show"):
+        add_json(parser)
+    function = COMMANDS[place]
+    return lambda arguments: function(
+        **{name: value for name, value in vars(arguments).items() if name != "place"}
+    )

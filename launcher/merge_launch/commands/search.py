@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import os
 import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from merge_worker.command_line.parser import Parser
 from merge_worker.drawing.files import check_plot
 from merge_worker.errors import WorkerError
 from merge_worker.messages import printable
@@ -35,7 +32,7 @@ from ..settings.options import option
 from ..submission.prepare import Request, read_settings
 from ..submission.submit import run_here
 from ..sweeps.results import for_people, in_order, write_csv
-from .decorators import emit, guarded, say, with_options
+from .decorators import Run, add_settings, emit, given, say
 from .jobs import warn_of_unkept
 
 REFUSED = {
@@ -49,13 +46,13 @@ REFUSED = {
 class ResultOptions:
     """Options of the table of candidates."""
 
-    out: str | None = option(None, "the folder of the search, if it was given", "DIR", short="-o")
+    out: str | None = option(None, "the folder of the search, if it was given", "OUT", short="-o")
     sort: str | None = option(None, "sort by this column", "COLUMN")
     descending: bool = option(False, "greatest values first")
     csv: bool = option(False, "print all columns as CSV")
     json: bool = option(False, "print all columns as JSON")
     plot: str | None = option(
-        None, "draw scores over trials, and against each value", "FILE.html|.png|.svg|.pdf"
+        None, "draw scores over trials, and against each value", "FILE.png|.html"
     )
     methods: str | None = shared("methods")
 
@@ -64,42 +61,43 @@ class ResultOptions:
 class BestOptions:
     """Options of `best`."""
 
-    output: str | None = option(
-        None, "the file for the recipe; default: print it", "BEST.yml", short="-o"
+    recipe: str | None = option(
+        None, "write the recipe to this file; default: print it", "FILE.yml"
     )
-    out: str | None = option(None, "the folder of the search, if it was given", "DIR")
+    out: str | None = option(None, "the folder of the search, if it was given", "OUT")
     methods: str | None = shared("methods")
 
 
-CONTEXT = inspect.Parameter(
-    "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-)
+UNREAD = (*REFUSED, "then", "engine", "follow")
+"""Options of a merge and its job that a search refuses."""
 
 
-def add(app: typer.Typer, search: typer.Typer) -> None:
-    """Add the command to `app`; `search` is an application without commands."""
-
-    def read_path(
-        context: typer.Context,
-        search: Annotated[str, typer.Argument(metavar="SEARCH.yml", help="recipe and space")],
-    ) -> None:
-        context.obj = search
-
-    search.callback()(read_path)
-    for backend in map(backends.get, backends.names()):
-        groups = (SearchOptions, backend.resources, JobOptions, WorkerOptions)
-        command = with_options(functools.partial(launch, backend), groups, CONTEXT)
-        search.command(backend.name, help=backend.help)(guarded(command))
-    for name, function, options in (
-        ("results", results, ResultOptions),
-        ("best", best, BestOptions),
-    ):
-        command = with_options(function, (options,), CONTEXT)
-        search.command(name, help=function.__doc__)(guarded(command))
-    app.add_typer(search, name="search")
+def places() -> dict[str, str]:
+    """Return what may follow the file, with help."""
+    return {
+        **{name: backends.get(name).help for name in backends.names()},
+        "results": "show the candidates: values and scores, and the gain over the best parent",
+        "best": "print the recipe of the best candidate so far, or write it to a file",
+    }
 
 
-def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any]) -> int:
+def options(parser: Parser, place: str) -> Run:
+    """Add the words and options of `search SEARCH.yml PLACE`."""
+    parser.add_argument("path", metavar="SEARCH.yml", help="recipe and space")
+    if place == "results":
+        add_settings(parser, (ResultOptions,))
+        return lambda arguments: results(arguments.path, given(arguments))
+    if place == "best":
+        add_settings(parser, (BestOptions,))
+        for flag in ("-o", "--output"):
+            parser.add_alias(flag, "recipe")
+        return lambda arguments: best(arguments.path, given(arguments))
+    backend = backends.get(place)
+    add_settings(parser, (SearchOptions, backend.resources, JobOptions, WorkerOptions), UNREAD)
+    return lambda arguments: launch(backend, arguments.path, given(arguments))
+
+
+def launch(backend: Backend[Any], path: str, given: dict[str, Any]) -> int:
     """Run a worker of a search here, or submit several."""
     groups = [SearchOptions, JobOptions, WorkerOptions, backend.resources]
     settings, taken = read_settings(groups, given, backend)
@@ -108,7 +106,7 @@ def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any])
     count = search_options.workers or getattr(resources, "replicas", 1)
     if isinstance(backend, Service):
         resources = dataclasses.replace(resources, replicas=count)
-    file = _read(context.obj, search_options.out, worker.methods, search_options.batch)
+    file = _read(path, search_options.out, worker.methods, search_options.batch)
     request = Request(backend, options, worker, resources, taken, SEARCH)
     if options.dry_run:
         return _show(request, file)
@@ -189,11 +187,11 @@ def _submit(request: Request, file: SearchFile, count: int, options: SearchOptio
     return 0
 
 
-def results(context: typer.Context, given: dict[str, Any]) -> int:
+def results(path: str, given: dict[str, Any]) -> int:
     """Show the candidates: their values and scores, and the gain over the best parent."""
     (options,) = precedence.resolve([ResultOptions], [precedence.flags(given)])
     check_plot(options.plot)
-    file = _read(context.obj, options.out, options.methods)
+    file = _read(path, options.out, options.methods)
     rows = search_results.rows(file)
     if not rows and not (options.json or options.csv):
         raise UsageError(f"{file.merge.out}: no candidates yet; start the search with a backend")
@@ -213,15 +211,15 @@ def results(context: typer.Context, given: dict[str, Any]) -> int:
     return 0
 
 
-def best(context: typer.Context, given: dict[str, Any]) -> int:
+def best(path: str, given: dict[str, Any]) -> int:
     """Print the recipe of the best candidate so far, or write it to a file."""
     (options,) = precedence.resolve([BestOptions], [precedence.flags(given)])
-    file = _read(context.obj, options.out, options.methods)
+    file = _read(path, options.out, options.methods)
     name, recipe = search_results.best_recipe(file)
-    if options.output is None:
+    if options.recipe is None:
         sys.stdout.write(recipe.decode("utf-8", "replace"))
         return 0
-    target = Path(options.output).expanduser()
+    target = Path(options.recipe).expanduser()
     try:
         write_file(target, recipe)
     except OSError as error:

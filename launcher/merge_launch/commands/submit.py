@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-import typer
+from merge_worker.command_line.parser import Parser
 
-from ..backends.base import Backend
+from .. import backends
 from ..job.source import Merge
 from ..settings.groups import JobOptions, MergeOptions, WorkerOptions
 from ..submission.prepare import Request, read_request
 from ..submission.submit import run_here, submit
-from .decorators import guarded, say, with_options
+from .decorators import Run, add_settings, add_source, given, say
 from .jobs import report_submitted
 
 
@@ -52,19 +52,21 @@ def show(request: Request, merges: Sequence[Merge]) -> int:
     return 0
 
 
-def add_backend(
-    app: typer.Typer, renderer: typer.Typer, backend: Backend[Any], with_all_options: bool
-) -> None:
-    """Add the commands `BACKEND` and `render BACKEND`."""
-    groups = (MergeOptions, backend.resources, JobOptions, WorkerOptions)
+def options(parser: Parser, place: str, *, only_text: bool = False) -> Run:
+    """Add the words and options of `BACKEND SOURCE…`, or of `render BACKEND SOURCE…`."""
+    backend = backends.get(place)
+    add_source(parser)
+    unread = ("dry_run", "follow") if only_text else ()
+    add_settings(parser, (MergeOptions, backend.resources, JobOptions, WorkerOptions), unread)
 
-    def run(source: list[str], given: dict[str, Any]) -> int:
-        request, merges = read_request(backend, source, given)
-        return show(request, merges) if request.options.dry_run else launch(request, merges)
+    def run(arguments: argparse.Namespace) -> int:
+        request, merges = read_request(backend, arguments.source, given(arguments))
+        text = only_text or request.options.dry_run
+        return show(request, merges) if text else launch(request, merges)
 
-    def render(source: list[str], given: dict[str, Any]) -> int:
-        return show(*read_request(backend, source, given))
+    return run
 
-    for target, command in ((app, run), (renderer, render)):
-        options = with_options(command, groups if with_all_options else ())
-        target.command(backend.name, help=backend.help)(guarded(options))
+
+def render_options(parser: Parser, place: str) -> Run:
+    """Add the words and options of `render BACKEND`."""
+    return options(parser, place, only_text=True)

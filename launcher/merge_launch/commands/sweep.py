@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from merge_worker.command_line.parser import Parser
 from merge_worker.errors import WorkerError
 from merge_worker.messages import counted, first_names, printable
 
@@ -29,7 +26,7 @@ from ..sweeps import arrays, jobs, lock, state
 from ..sweeps import results as sweep_results
 from ..sweeps.definition import Member, Sweep, read_sweep
 from ..sweeps.state import MemberState
-from .decorators import emit, guarded, say, with_options
+from .decorators import Run, add_settings, emit, given, say
 from .jobs import warn_of_unkept
 
 
@@ -37,7 +34,7 @@ from .jobs import warn_of_unkept
 class ResultOptions:
     """Options of the table of results."""
 
-    out: str | None = option(None, "the folder of the members, if it was given", "DIR", short="-o")
+    out: str | None = option(None, "the folder of the members, if it was given", "OUT", short="-o")
     sort: str | None = option(None, "sort by this column", "COLUMN")
     descending: bool = option(False, "greatest values first")
     column: tuple[str, ...] = option((), "show this result (repeatable)", "NAME")
@@ -53,32 +50,29 @@ class TableOptions:
     json: bool = option(False, "with --dry-run: print the members as JSON")
 
 
-CONTEXT = inspect.Parameter(
-    "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-)
+RESULTS = "show the members: state, values, and results printed by --then"
+UNREAD = ("name", "follow")
+"""Options of a job that a sweep refuses."""
 
 
-def add(app: typer.Typer, sweep: typer.Typer) -> None:
-    """Add the command to `app`; `sweep` is an application without commands."""
-
-    def read_path(
-        context: typer.Context,
-        sweep: Annotated[str, typer.Argument(metavar="SWEEP.yml", help="recipe, grid and list")],
-    ) -> None:
-        context.obj = sweep
-
-    sweep.callback()(read_path)
-    for backend in map(backends.get, backends.names()):
-        groups = (SweepOptions, backend.resources, JobOptions, WorkerOptions, TableOptions)
-        command = with_options(functools.partial(launch, backend), groups, CONTEXT)
-        sweep.command(backend.name, help=backend.help)(guarded(command))
-    sweep.command("results", help="Show the members: state, values and results printed by --then.")(
-        guarded(with_options(results, (ResultOptions,), CONTEXT))
-    )
-    app.add_typer(sweep, name="sweep")
+def places() -> dict[str, str]:
+    """Return what may follow the file, with help."""
+    return {**{name: backends.get(name).help for name in backends.names()}, "results": RESULTS}
 
 
-def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any]) -> int:
+def options(parser: Parser, place: str) -> Run:
+    """Add the words and options of `sweep SWEEP.yml PLACE`."""
+    parser.add_argument("path", metavar="SWEEP.yml", help="recipe, grid and list")
+    if place == "results":
+        add_settings(parser, (ResultOptions,), ())
+        return lambda arguments: results(arguments.path, given(arguments))
+    backend = backends.get(place)
+    groups = (SweepOptions, backend.resources, JobOptions, WorkerOptions, TableOptions)
+    add_settings(parser, groups, UNREAD)
+    return lambda arguments: launch(backend, arguments.path, given(arguments))
+
+
+def launch(backend: Backend[Any], path: str, given: dict[str, Any]) -> int:
     """Submit the members of a sweep that are neither finished nor on their way."""
     groups = [SweepOptions, JobOptions, WorkerOptions, TableOptions, backend.resources]
     settings, taken = read_settings(groups, given, backend)
@@ -87,7 +81,7 @@ def launch(backend: Backend[Any], context: typer.Context, given: dict[str, Any])
         raise UsageError("--json requires --dry-run; see `results --json` after the submission")
     refuse(list(_conflicts(sweep_options, options, backend, resources)))
     methods = known_methods(worker.methods, os.environ)
-    sweep = read_sweep(context.obj, sweep_options.out, current_folder(os.environ), methods)
+    sweep = read_sweep(path, sweep_options.out, current_folder(os.environ), methods)
     request = Request(backend, options, worker, resources, taken)
     if options.dry_run:
         states, todo = _todo(request, sweep)
@@ -182,11 +176,11 @@ def _submit(request: Request, sweep: Sweep, todo: Sequence[Member], options: Swe
     return 0
 
 
-def results(context: typer.Context, given: dict[str, Any]) -> int:
+def results(path: str, given: dict[str, Any]) -> int:
     """Print a row for each member: its state, its values and the results printed by `--then`."""
     (options,) = precedence.resolve([ResultOptions], [precedence.flags(given)])
     methods = known_methods(options.methods, os.environ)
-    sweep = read_sweep(context.obj, options.out, current_folder(os.environ), methods)
+    sweep = read_sweep(path, options.out, current_folder(os.environ), methods)
     states, failures = state.member_states(sweep)
     rows, result_names = sweep_results.rows(sweep, states)
     rows = sweep_results.in_order(rows, options.sort, options.descending)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from merge_worker.options import BY_NAME
+from merge_worker.options import BY_NAME, GROUP_OF
 from merge_worker.units import positive_integer
 
 from .options import option, options_of
@@ -24,6 +24,7 @@ def shared(name: str, prefix: str = "", default: Any = None) -> Any:
         known.pattern or choices,
         known.expected,
         minimum=1 if known.type is positive_integer else None,
+        title=GROUP_OF[name],
     )
 
 
@@ -31,7 +32,9 @@ def shared(name: str, prefix: str = "", default: Any = None) -> Any:
 class MergeOptions:
     """Options of a merge besides the SOURCE words."""
 
-    out: str | None = option(None, "the folder of the merged model", "DIR", short="-o")
+    out: str | None = option(
+        None, "the folder of the merged model", "OUT", short="-o", title="output"
+    )
     method: str | None = shared("method", DIRECT)
     weights: str | None = shared("weights", DIRECT)
     schedule: str | None = shared("schedule", DIRECT)
@@ -51,21 +54,27 @@ class MergeOptions:
 class JobOptions:
     """Options of a job."""
 
-    name: str | None = option(None, "the job's name; made from OUT if missing")
-    python: str | None = option(None, "the interpreter on the node (python3)", "PROGRAM")
+    TITLE: ClassVar[str] = "job"
+
+    name: str | None = option(None, "the job's name; default: made from OUT", "NAME")
+    python: str | None = option(
+        None, "the interpreter on the node; default: python3", "PROGRAM", title="site"
+    )
     env: tuple[str, ...] = option(
         (),
         "set a variable in the job (repeatable)",
-        "K=V",
+        "NAME=VALUE",
         r"(?s)[A-Za-z_][A-Za-z0-9_]*=.*",
         "NAME=VALUE",
         accumulates=True,
+        title="site",
     )
     setup: tuple[str, ...] = option(
         (),
         "a shell line to run before the worker (repeatable); one that fails ends the job",
         "LINE",
         accumulates=True,
+        title="site",
     )
     then: str | None = option(
         None,
@@ -81,7 +90,7 @@ class JobOptions:
     )
     engine: str = option(
         "merge-worker",
-        "the program that merges: merge-worker, or mergekit, found or installed on the node",
+        "the program that merges; mergekit is found or installed on the node",
         pattern="merge-worker|mergekit",
         expected="merge-worker or mergekit",
     )
@@ -152,13 +161,13 @@ class SearchOptions:
     """Options of a search."""
 
     out: str | None = option(
-        None, "the folder that gets a folder for each candidate", "DIR", short="-o"
+        None, "the folder that gets a folder for each candidate", "OUT", short="-o"
     )
     workers: int | None = option(
         None, "jobs that search together; more can be added later", "N", minimum=1
     )
     batch: int | None = option(
-        None, "candidates that a worker merges in one pass over the inputs", "K", minimum=1
+        None, "candidates that a worker merges in one pass over the inputs", "N", minimum=1
     )
 
 
@@ -167,7 +176,7 @@ class SweepOptions:
     """Options of a sweep."""
 
     out: str | None = option(
-        None, "the folder that gets a folder for each member", "DIR", short="-o"
+        None, "the folder that gets a folder for each member", "OUT", short="-o"
     )
     array: bool = option(False, "submit job arrays, as large as the site allows")
     array_size: int | None = option(None, "with --array: most members of one array", "N", minimum=1)

@@ -5,16 +5,16 @@ Values of every origin are read here; which origin wins is decided in `profiles/
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import datetime
-import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Concatenate, NamedTuple, ParamSpec
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
-import typer
+from merge_worker.command_line.parser import Parser
 
 P = ParamSpec("P")
 METADATA = "option"
@@ -26,7 +26,8 @@ class OptionSpec:
     """Facts about an option besides name, type and default.
 
     `pattern` must match a whole value, and `expected` describes it in errors. Values of several
-    origins add up where it `accumulates`.
+    origins add up where it `accumulates`. `title` is its group in the help; empty: that of the
+    class.
     """
 
     help: str
@@ -36,6 +37,7 @@ class OptionSpec:
     short: str | None = None
     minimum: int | None = 0
     accumulates: bool = False
+    title: str = ""
 
 
 class Option(NamedTuple):
@@ -140,34 +142,34 @@ def _checked(option: Option, text: str) -> str:
     return text
 
 
-def parameters(groups: Iterable[type]) -> list[inspect.Parameter]:
-    """Return the options of dataclasses as parameters of a typer command; None means not given."""
-    return [_parameter(option) for group in groups for option in options_of(group)]
+def add_options(parser: Parser, groups: Iterable[type], hidden: Collection[str] = ()) -> None:
+    """Add the options of dataclasses to a parser; None means not given.
+
+    The help does not show options named in `hidden`. Numbers stay text: `read` reports the same
+    faults for flags and profiles.
+    """
+    for group in groups:
+        title = getattr(group, "TITLE", "options")
+        for option in options_of(group):
+            place = parser.groups[option.spec.title or title]
+            flags = [*filter(None, [option.spec.short]), option.flag]
+            shown = option.name not in hidden
+            text = _help(option) if shown else argparse.SUPPRESS
+            place.add_argument(*flags, dest=option.name, help=text, **_settings(option))
 
 
-def _completion(pattern: str) -> Callable[[str], list[str]] | None:
-    """Complete the words of an option that takes one of several."""
-    words = pattern.split("|")
-    if len(words) == 1 or not all(re.fullmatch(r"[\w-]+", word) for word in words):
-        return None
-    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+def _help(option: Option) -> str:
+    """Return the help of an option with its default."""
+    text, default = option.spec.help, option.default
+    if default in (None, False, (), "") or "default" in text:
+        return text
+    return f"{text}; default: {default}"
 
 
-def _parameter(option: Option) -> inspect.Parameter:
-    spec = option.spec
-    declared = typer.Option(
-        *([spec.short] if spec.short else []),
-        option.flag,
-        help=spec.help,
-        metavar=spec.metavar or (None if option.kind is bool else "WORD"),
-        show_default=False,
-        autocompletion=_completion(spec.pattern or ""),
-    )
-    # Typer passes numbers as text: `read` reports the same faults for flags and profiles.
-    kind: Any = list[str] if option.kind is tuple else bool if option.kind is bool else str
-    return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, declared],
-    )
+def _settings(option: Option) -> dict[str, Any]:
+    if option.kind is bool:
+        return {"action": "store_const", "const": True}
+    words = option.spec.pattern or ""
+    is_choice = re.fullmatch(r"[\w-]+(\|[\w-]+)+", words) is not None
+    metavar = option.spec.metavar or (words if is_choice else "NAME")
+    return {"metavar": metavar, "action": "append" if option.kind is tuple else "store"}

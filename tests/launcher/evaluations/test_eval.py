@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from merge_launch.commands.evaluate import with_place
+from merge_launch.commands import COMMANDS
 from merge_launch.evaluations.harness import Harness, Model, metrics
 from merge_worker.cli import main
 from support.launcher_fixtures import FAKES
@@ -140,12 +140,11 @@ def test_a_process_of_its_own_needs_no_place(
 
 
 def test_the_words_of_the_command() -> None:
-    assert with_place(["eval", "out", "--tasks", "a"]) == ["eval", "out", "here", "--tasks", "a"]
-    assert with_place(["eval", "out", "--tasks", "a", "slurm"]) == [
-        *("eval", "out", "slurm", "--tasks", "a")
-    ]
-    assert with_place(["eval", "--help"]) == ["eval", "--help"]
-    assert with_place(["eval"]) == ["eval"]
+    (command,) = (each for each in COMMANDS if each.name == "eval")
+    assert command.place_in(["out", "--tasks", "a"]) == "here"
+    assert command.place_in(["out", "--tasks", "a", "slurm"]) == "slurm"
+    assert command.place_in(["out", "--queue", "local", "pbs"]) == "pbs"
+    assert command.place_in(["out", "--parents", "pbs", "--tasks", "a"]) == "pbs"
 
 
 def test_a_job_waits_for_the_merge(launch: Any, fakes: Any, work: Path, models: list[Path]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from merge_launch import cli
 from merge_worker.commands import COMMANDS
@@ -21,8 +20,7 @@ ROWS = 12
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("zip") / "merge-worker.pyz"
-    done = CliRunner().invoke(cli.build("payload"), ["payload", "-o", str(path)])
-    assert done.exit_code == 0, done.output
+    assert cli.run(["payload", "-o", str(path)]) == 0
     return path
 
 

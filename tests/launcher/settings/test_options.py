@@ -2,13 +2,13 @@
 
 import dataclasses
 import datetime
-import inspect
 
 import pytest
 
 from merge_launch import backends
 from merge_launch.settings.groups import CheckOptions, JobOptions, MergeOptions, WorkerOptions
-from merge_launch.settings.options import Fault, option, options_of, parameters, read
+from merge_launch.settings.options import Fault, add_options, option, options_of, read
+from merge_worker.command_line.parser import Parser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +86,11 @@ def test_a_type_that_no_option_has_fails_loudly() -> None:
         options_of(Wrong)
 
 
-def test_parameters_are_not_given_unless_typed() -> None:
-    built = parameters([Group])
-    assert [each.name for each in built] == ["size", "word", "lines", "deep_switch"]
-    assert {each.default for each in built} == {None}
-    assert {each.kind for each in built} == {inspect.Parameter.KEYWORD_ONLY}
+def test_options_are_not_given_unless_typed() -> None:
+    parser = Parser("program", "")
+    add_options(parser, [Group])
+    assert set(vars(parser.read([]))) == {"size", "word", "lines", "deep_switch"}
+    assert {value for value in vars(parser.read([])).values()} == {None}
 
 
 @pytest.mark.parametrize("name", backends.names())
@@ -107,8 +107,8 @@ def test_no_option_of_a_backend_hides_a_shared_one(name: str) -> None:
 
 def test_help_has_no_names_of_types(launch) -> None:
     for name in (*backends.names(), "check"):
-        _, _, options = launch(name, "--help").out.partition("\nOptions:\n")
-        assert "--device auto|cpu|" in options and "<str>" not in options
+        options = launch(name, "--help").out
+        assert "--dtype same|bfloat16|" in options and "<str>" not in options
 
 
 def test_the_worker_accepts_every_option_that_is_passed_on() -> None:

@@ -11,6 +11,7 @@ import pytest
 from merge_launch.tracking import logs, records
 from merge_launch.tracking.records import Record
 from support.paths import SOURCES
+from support.shell_completion import complete
 
 ROOT = Path(records.__file__).parents[1]
 
@@ -118,18 +119,10 @@ def test_a_beginning_of_many_ids(launch) -> None:
         ("merge-launch slurm --engine mergekit", ["mergekit"]),
     ],
 )
-def test_the_shell_completes(words: str, completions: list[str]) -> None:
+def test_the_shell_completes(words: str, completions: list[str], work: Path) -> None:
+    pytest.importorskip("argcomplete")
     records.save(Record("34.server", "pbs", "", "/out", "/log", name="soup"))
-    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    code = "import sys; sys.argv[0] = 'merge-launch'; from merge_launch import cli; cli.main()"
-    env = {
-        **os.environ,
-        "PYTHONPATH": SOURCES,
-        "_MERGE_LAUNCH_COMPLETE": "complete_bash",
-        **asked,
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.stdout.split() == completions, done.stderr
+    assert complete(words, work) == completions
 
 
 def test_an_interrupt_leaves_the_job_alone(launch, fakes, models, monkeypatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +25,10 @@ def is_asked() -> bool:
 
 def words_so_far() -> list[str]:
     """Return the words before the cursor, without the program; the last one may be unfinished."""
-    import argcomplete
+    try:
+        import argcomplete
+    except ImportError:  # the command must not run in place of its completion
+        raise SystemExit(1) from None
 
     line = os.environ.get("COMP_LINE", "")
     point = int(os.environ.get("COMP_POINT", len(line)))
@@ -42,6 +46,8 @@ def complete(
     known = {**_completers(), **completers}
     for action in parser._actions:
         metavar = action.metavar if isinstance(action.metavar, str) else action.dest
+        if re.fullmatch(r"[\w-]+(\|[\w-]+)+", metavar):
+            known.setdefault(metavar, _choices(metavar.split("|")))
         if action.choices is None and metavar in known:
             action.completer = _as_argcomplete(known[metavar])  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser, always_complete_options=False)
@@ -89,6 +95,10 @@ def _completers() -> dict[str, Completer]:
 
 def _folders(prefix: str) -> list[str]:
     return [path for path in _paths(prefix) if path.endswith("/")]
+
+
+def _choices(words: Sequence[str]) -> Completer:
+    return lambda prefix: [word for word in words if word.startswith(prefix)]
 
 
 def _recipes(prefix: str) -> list[str]:

@@ -49,16 +49,17 @@ def page_of_commands(
     description: str,
     groups: Mapping[str, Sequence[tuple[str, str]]],
     options: Sequence[tuple[str, str]],
+    word: str = "COMMAND",
 ) -> str:
     """Return the help of a program: a line for each command, in groups, none cut off."""
-    groups = {**groups, "options": options}
+    groups = {**groups, **({"options": options} if options else {})}
     width = columns()
     names = [name for rows in groups.values() for name, _ in rows if not name.startswith("-")]
     widest = max(map(len, names)) + 4
-    lines = [f"usage: {program} COMMAND …", "", *textwrap.wrap(description, width)]
+    lines = [f"usage: {program} {word} …", "", *textwrap.wrap(description, width)]
     for title, rows in groups.items():
         lines += ["", f"{title}:", *_rows(rows, widest, width)]
-    lines += ["", f"'{program} COMMAND --help' shows the options of a command."]
+    lines += ["", f"'{program} {word} --help' shows its options."]
     return "\n".join(lines)
 
 

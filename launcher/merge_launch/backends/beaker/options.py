@@ -32,21 +32,23 @@ class BeakerResources(Resources):
     )
     workspace: str | None = option(
         None,
-        "workspace (default: that of the Beaker config)",
+        "workspace; default: that of the Beaker config",
         "ORG/NAME",
         OWNED,
         "such as ai2/merging",
     )
     budget: str | None = option(
-        None, "budget (default: that of the workspace)", "ORG/NAME", OWNED, "such as ai2/research"
+        None, "budget; default: that of the workspace", "ORG/NAME", OWNED, "such as ai2/research"
     )
     group: tuple[str, ...] = option(
         (), "a group that the experiment joins (repeatable)", "NAME", OWNED, "a name"
     )
-    description: str | None = option(None, "description on the page (default: methods and models)")
+    description: str | None = option(
+        None, "description on the page; default: methods and models", "WORDS"
+    )
     priority: str = option(
         "normal",
-        ", ".join(PRIORITIES),
+        "priority of the job",
         pattern="|".join(PRIORITIES),
         expected=" or ".join(PRIORITIES),
     )

@@ -35,7 +35,7 @@ class PbsResources(Resources):
     project: str | None = option(None, "project to charge", "NAME", TOKEN, "the name of a project")
     charge: str | None = option(
         None,
-        "option of qsub that names the project, A or P (default: that of the dialect)",
+        "option of qsub that names the project, A or P; default: that of the dialect",
         pattern="[AP]",
         expected="A or P",
     )

@@ -66,7 +66,7 @@ class SlurmResources(Resources):
     )
     account: str | None = option(None, "account to charge", "NAME", TOKEN, "the name of an account")
     nodes: int = option(1, "nodes that share the merge", "N", minimum=1)
-    requeue: int = option(10, "how often a job may requeue itself at its time limit (10)", "N")
+    requeue: int = option(10, "how often a job may requeue itself at its time limit", "N")
     directive: tuple[str, ...] = directive_option("#SBATCH", "--constraint=a100")
 
 
