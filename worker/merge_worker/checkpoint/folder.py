@@ -15,16 +15,20 @@ from typing import Any
 from ..errors import InputError, input_errors
 from ..messages import counted, first_names, printable
 from ..tensors.source import TensorSource
+from .dcp import dcp_folder, main_folder, read_dcp
 from .header import CONFIG, Shard, read_shard
 from .hub import Hub, is_hub_name
 from .json_files import read_json, weight_map
 from .links import leads_out
-from .model_files import LINK, SAME, ModelFiles, survey
+from .model_files import LINK, SAME, TRAINING, ModelFiles, survey
 from .other_forms import adapter_tensors, describe_folder, refuse_adapted
 from .torch_zip import read_pickled
-from .weight_sets import WeightSet, left_over_index, owner
+from .weight_sets import MAIN, WeightSet, left_over_index, owner
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+DCP_FORMAT = "metadata.json"
+"""A file of Megatron that names the format of its checkpoints."""
+
 NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -143,6 +147,8 @@ def open_checkpoint(path: Path, hub: Hub | None = None) -> Checkpoint:
     with input_errors(path):
         files = survey(path, hub) if path.is_dir() else ModelFiles()
     if not files.sets:
+        if path.is_dir() and (distributed := dcp_folder(path)):
+            return _open_dcp(path, distributed, hub)
         raise InputError(describe_folder(path, hub.names(path)))
     shards, tensors, notes = list[Shard](), dict[str, TensorSource](), list[str]()
     for weights in files.sets:
@@ -170,6 +176,17 @@ def open_checkpoint(path: Path, hub: Hub | None = None) -> Checkpoint:
     if found := adapter_tensors(tensors):
         refuse_adapted(path, found, checkpoint.config)
     return checkpoint
+
+
+def _open_dcp(given: Path, folder: Path, hub: Hub) -> Checkpoint:
+    """Read a checkpoint of torch.distributed.checkpoint in `folder`, which is in the one given."""
+    shards, tensors, notes = read_dcp(folder)
+    path = main_folder(given, folder)
+    with input_errors(path):
+        files = survey(path, hub)
+    state = [name for name in files.copied if name.endswith(PICKLES) or name == DCP_FORMAT]
+    files = replace(files.leaving(state, TRAINING), sets=(MAIN,))
+    return Checkpoint(path, shards, tensors, notes=tuple(notes), files=files)
 
 
 def _open_weights(

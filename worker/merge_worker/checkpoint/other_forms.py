@@ -123,20 +123,20 @@ def _main(cache: Path) -> str:
 
 
 def _distributed(folder: Path, files: Collection[str]) -> str | None:
-    """Describe the shards that torch.distributed.checkpoint (DCP) writes, as FSDP saves them."""
+    """Describe checkpoints of torch.distributed.checkpoint (DCP): none complete, or several."""
     shards = [file for file in files if file.endswith(".distcp")]
     if not shards:
         return None
     places = [p for p in _parents(shards) if not PurePosixPath(p).name.startswith("optim")]
-    place = next(reversed(places), ".")
+    complete = [place for place in places if (folder / place / ".metadata").exists()]
     text = f"a distributed checkpoint of torch (DCP), in {counted(len(shards), '.distcp files')}"
-    source = folder / place
-    if not (source / ".metadata").exists():
+    if not complete:
         return f"{text}, whose .metadata is missing; the copy or download is incomplete"
-    is_part = place != "." and (source.parent / "config.json").exists()
-    target = (source.parent if is_part else source) / "pytorch_model.bin"
-    command = shlex.join(["dcp_to_torch", str(source), str(target)])
-    return f"{text}\n  convert it: python -m torch.distributed.checkpoint.format_utils {command}"
+    listed = first_names(complete[::-1])
+    return (
+        f"several distributed checkpoints of torch (DCP): {listed}\n"
+        f"  name one of them, such as {folder / complete[-1]}"
+    )
 
 
 def _deepspeed(folder: Path, files: Collection[str]) -> str | None:

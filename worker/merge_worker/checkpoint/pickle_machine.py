@@ -1,12 +1,13 @@
 """Interprets the pickle opcodes that build dicts of tensors, and refuses all others.
 
-Names of Python objects stay names: nothing is imported or called, whatever a pickle asks for.
+Names of Python objects stay names: nothing is imported or called, whatever a pickle asks for. A
+`Language` says which names a kind of file may have.
 """
 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..messages import printable
@@ -64,9 +65,34 @@ class Rebuilt(NamedTuple):
     strides: tuple[int, ...]
 
 
-def build(data: bytes) -> Any:
-    """Return the value that a pickle describes. Raises Refused."""
-    machine = _Machine()
+class Instance:
+    """An object of a class whose name is known, with the state that its pickle gives it."""
+
+    __slots__ = ("name", "state")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state: Any = None
+
+
+class Language(NamedTuple):
+    """The words that the pickles of one kind of file may have.
+
+    `calls` are the names that may be called, with what stands for the call; `classes` those that
+    may have instances; `most` is the number of opcodes, and of entries that calls copy.
+    """
+
+    calls: Mapping[str, Callable[..., Any]]
+    classes: frozenset[str]
+    most: int
+
+
+def build(data: bytes, language: Language | None = None) -> Any:
+    """Return the value that a pickle describes, in the language of tensors or another.
+
+    Raises Refused.
+    """
+    machine = _Machine(language or TENSORS)
     try:
         for opcode, argument, _ in pickletools.genops(data):
             machine.count(1)
@@ -83,7 +109,8 @@ def build(data: bytes) -> Any:
 class _Machine:
     """A stack of values, the places of its marks, and a memo of values used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, language: Language) -> None:
+        self.language = language
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -91,7 +118,7 @@ class _Machine:
 
     def count(self, operations: int) -> None:
         self.operations += operations
-        if self.operations > MOST_OPERATIONS:
+        if self.operations > self.language.most:
             raise Refused("its pickle is too large for a list of tensors")
 
     def do(self, name: str, argument: Any) -> None:
@@ -103,11 +130,19 @@ class _Machine:
                 if type(name) is not str or type(module) is not str:
                     raise Refused("its pickle is damaged")
                 argument = f"{module} {name}"
-            self.stack.append(_known(str(argument)))
+            self.stack.append(self.known(str(argument)))
         elif name in _ACTIONS:
             _ACTIONS[name](self, argument)
         else:
             raise Refused(f"its pickle has the operation {name}, which no tensor needs")
+
+    def known(self, name: str) -> Global:
+        plain = name.startswith("torch ") and name[6:].islower() and name[6:].isalnum()
+        dtype = plain or name.startswith("torch float8_")
+        own = name in self.language.calls or name in self.language.classes
+        if not (dtype or own or name in STORAGES):
+            raise Refused(f"its pickle asks for '{printable(name.replace(' ', '.'))}'")
+        return Global(name)
 
     def marked(self) -> list[Any]:
         """Pop and return the values pushed since the last mark."""
@@ -143,15 +178,20 @@ class _Machine:
         """Push what a known name makes of its arguments, without calling what it names."""
         function, arguments = self.last(2)
         self.count(sum(len(value) for value in arguments if isinstance(value, list | tuple | dict)))
-        self.stack.append(_MADE[function.name](*arguments))
+        self.stack.append(self.language.calls[function.name](*arguments))
 
+    def create(self) -> None:
+        """Push an instance of a known class, whatever its arguments are."""
+        kind, _ = self.last(2)
+        if kind.name not in self.language.classes:
+            raise Refused(f"its pickle asks for '{printable(kind.name.replace(' ', '.'))}'")
+        self.stack.append(Instance(kind.name))
 
-def _known(name: str) -> Global:
-    plain = name.startswith("torch ") and name[6:].islower() and name[6:].isalnum()
-    dtype = plain or name.startswith("torch float8_")
-    if name not in STORAGES and name not in _MADE and not dtype:
-        raise Refused(f"its pickle asks for '{printable(name.replace(' ', '.'))}'")
-    return Global(name)
+    def set_state(self) -> None:
+        """Give an instance its state; that of a dict, versions of modules, is dropped."""
+        (state,) = self.last(1)
+        if type(self.stack[-1]) is Instance:
+            self.stack[-1].state = state
 
 
 def _tensor(storage: Storage, first: int, shape: Any, strides: Any, *more: Any) -> Rebuilt:
@@ -172,7 +212,9 @@ def _pairs(items: Any = ()) -> dict[Any, Any]:
 
 
 def _is_key(key: object) -> bool:
-    return type(key) is str or (type(key) is int and 0 <= key <= LARGEST_KEY)
+    # An instance has the hash of its address.
+    known = type(key) in (str, Instance)
+    return known or (type(key) is int and 0 <= key <= LARGEST_KEY)
 
 
 _MADE: dict[str, Callable[..., Any]] = {
@@ -184,6 +226,9 @@ _MADE: dict[str, Callable[..., Any]] = {
     "torch._utils _rebuild_parameter": lambda data, *_: data,
     "torch._utils _rebuild_parameter_with_state": lambda data, *_: data,
 }
+
+TENSORS = Language(_MADE, frozenset(), MOST_OPERATIONS)
+"""Files of torch.save."""
 
 _PUSHED: dict[str, Callable[[], Any]] = {
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG"), int),
@@ -219,5 +264,6 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, a: m.stack.append(m.memo[a])),
     "BINPERSID": lambda m, a: m.storage(),
     "REDUCE": lambda m, a: m.call(),
-    "BUILD": lambda m, a: m.last(1),  # the state of a dict: versions of modules
+    "NEWOBJ": lambda m, a: m.create(),
+    "BUILD": lambda m, a: m.set_state(),
 }

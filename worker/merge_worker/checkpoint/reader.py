@@ -15,6 +15,7 @@ from ..errors import InputError, input_errors
 from ..system.machine import UNLIMITED, ComputeSlots
 from ..tensors.source import StoredTensor
 from .hub import Hub
+from .torch_zip import place_in_zip
 
 LARGEST_READ = 1 << 30
 """Linux moves at most 2 GiB - 4 KiB in one call."""
@@ -22,6 +23,9 @@ LARGEST_READ = 1 << 30
 MANY_FILES = 1 << 16
 OTHER_FILES = 40
 """Open files besides those of models: locks, pipes, modules that are being loaded."""
+
+MOST_BEGINS = 1 << 16
+"""Places of tensors in zips that are kept: some 20 MB."""
 
 SAMPLES, SAMPLE_BYTES = 64, 16
 
@@ -40,6 +44,7 @@ class Files:
         self.hub = hub or Hub()
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._begins: dict[tuple[str, int], int] = {}
 
     def descriptor(self, path: str) -> int | None:
         """Return the descriptor of `path` that stays open; None if too many files are open.
@@ -54,6 +59,28 @@ class Files:
             if path not in self._open and len(self._open) < self.most:
                 self._open[path] = _open(path)
             return self._open.get(path)
+
+    def begin(self, tensor: StoredTensor) -> int:
+        """Return the byte of its file at which the elements of a tensor begin.
+
+        Raises InputError if they are not in the zip where they should be.
+        """
+        if not tensor.zip_bytes:
+            return tensor.offset
+        place = (tensor.file, tensor.offset)
+        begin = self._begins.get(place)
+        if begin is None:
+            kept = self.descriptor(tensor.file)
+            fd = _open(tensor.file) if kept is None else kept
+            try:
+                begin = place_in_zip(fd, tensor)
+            finally:
+                if kept is None:
+                    os.close(fd)
+            if len(self._begins) >= MOST_BEGINS:
+                self._begins.clear()
+            self._begins[place] = begin
+        return begin
 
     def read(
         self, path: str, offset: int, buffer: memoryview, turns: ComputeSlots = UNLIMITED

@@ -6,7 +6,9 @@ stored as they are. `pickle_machine` reads the pickle; Python's own unpickler is
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -93,6 +95,73 @@ def open_pickled(path: Path) -> Pickled:
     return Pickled(path, value, folder, members, size, hashlib.sha256(text).hexdigest(), stamp)
 
 
+class _Window(io.RawIOBase):
+    """A range of an open file as a file of its own, which `zipfile` reads."""
+
+    def __init__(self, fd: int, begin: int, size: int) -> None:
+        self._fd, self._begin, self._size, self._at = fd, begin, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(0, self._size - self._at)]
+        got = os.preadv(self._fd, [view], self._begin + self._at) if view else 0
+        self._at += got
+        return got
+
+
+def place_in_zip(fd: int, tensor: StoredTensor) -> int:
+    """Return the byte of a file at which the elements of a tensor begin that is in a zip there.
+
+    Raises InputError if the zip does not hold this tensor, row-major and not compressed.
+    """
+    path, where = Path(tensor.file), f"at byte {tensor.offset}"
+    with _Window(fd, tensor.offset, tensor.zip_bytes) as window:
+        head = window.read(4)
+        if head != b"PK\x03\x04":
+            raise InputError(
+                f"{path}: no block of '{printable(tensor.name)}' {where}, where the metadata "
+                f"places it; it is damaged or of another save"
+            )
+        members = dict(_members(window, path))
+        try:
+            folder, text = _pickle(fd, members, path, tensor.offset)
+            value = build(text)
+        except Refused as error:
+            raise _refusal(path, error) from None
+    fits = (
+        isinstance(value, Rebuilt)
+        and (value.shape, value.dtype) == (tensor.shape, tensor.dtype.torch_name)
+        and _contiguous(value.shape, value.strides)
+    )
+    member = members.get(f"{folder}data/{value.storage.key}") if fits else None
+    first = value.first * tensor.dtype.bytes if fits else 0
+    if member is None or first + tensor.nbytes > member.size:
+        raise InputError(
+            f"{path}: the block {where} is not the {list(tensor.shape)} of "
+            f"{tensor.dtype.torch_name} that the metadata has for '{printable(tensor.name)}'; "
+            f"it is damaged or of another save"
+        )
+    begin = member.offset + first
+    if begin + tensor.nbytes > tensor.zip_bytes:
+        raise InputError(f"{path}: damaged zip {where}; the copy or download is incomplete")
+    return tensor.offset + begin
+
+
 def read_pickled(path: Path) -> tuple[Shard, dict[str, TensorSource]]:
     """Read one file of torch.save without executing any of it.
 
@@ -140,19 +209,24 @@ def _members(file: Any, path: Path) -> Iterator[tuple[str, _Member]]:
         raise InputError(f"{path}: damaged zip; the copy or download is incomplete") from None
 
 
-def _pickle(fd: int, members: Mapping[str, _Member], path: Path) -> tuple[str, bytes]:
-    """Return the folder inside the zip, and its pickle."""
+def _pickle(
+    fd: int, members: Mapping[str, _Member], path: Path, begin: int = 0
+) -> tuple[str, bytes]:
+    """Return the folder inside the zip that begins at a byte of a file, and its pickle."""
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise InputError(f"{path}: a zip without the one data.pkl of torch; is it a checkpoint?")
     folder = pickles[0].removesuffix("data.pkl")
     order = members.get(f"{folder}byteorder")
-    if order and read_exactly(fd, min(order.size, 8), order.offset, path).strip() != b"little":
+    if (
+        order
+        and read_exactly(fd, min(order.size, 8), begin + order.offset, path).strip() != b"little"
+    ):
         raise InputError(f"{path}: written on a big-endian machine; convert it there")
     offset, size = members[pickles[0]]
     if size > MAX_HEADER_BYTES:
         raise InputError(f"{path}: its pickle has {size} bytes; not a list of tensors")
-    return folder, read_exactly(fd, size, offset, path)
+    return folder, read_exactly(fd, size, begin + offset, path)
 
 
 def _tensors(value: object) -> dict[str, Rebuilt]:

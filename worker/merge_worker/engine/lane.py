@@ -97,7 +97,8 @@ class Lane:
         out = pool.take(slot, stop - start, dtype.torch_name, shift)
         if isinstance(source, StoredTensor):
             memory = pool.memory(slot, out.nbytes, shift)
-            self.files.read(source.file, source.offset + start * dtype.bytes, memory, self.slots)
+            begin = self.files.begin(source) + start * dtype.bytes
+            self.files.read(source.file, begin, memory, self.slots)
         else:
             source.read_into(self, start, stop, out, f"{slot}.")
         return out

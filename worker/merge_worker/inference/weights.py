@@ -92,7 +92,7 @@ class Weights:
 
     def _read_into(self, source: TensorSource, start: int, stop: int, out: Tensor) -> None:
         if isinstance(source, StoredTensor):
-            offset = source.offset + start * source.dtype.bytes
+            offset = self._files.begin(source) + start * source.dtype.bytes
             self._files.read(source.file, offset, host_view(out.view(torch.uint8)))
             self.bytes_read += out.nbytes
             return

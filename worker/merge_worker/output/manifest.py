@@ -243,7 +243,7 @@ def _input(label: str, model: Checkpoint) -> dict[str, Any]:
         **_commit(_repository(model) if isinstance(model, ImportanceFile) else model.path),
         **({"adapter": commit} if adapter and (commit := _commit(adapter[-1])) else {}),
         "bytes": sum(shard.size for shard in model.shards),
-        "tensors": sum(len(shard.tensors) for shard in model.shards),
+        "tensors": sum(len(shard.tensors) for shard in model.shards) or len(model.tensors),
         "shards": [
             {"file": _place(s.path, model), "bytes": s.size, "header_sha256": s.header_sha256}
             for s in model.shards

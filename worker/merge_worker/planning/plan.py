@@ -17,6 +17,7 @@ from ..method import Method
 from ..recipe.schema import Recipe
 from ..structure.layer_config import layers_followed
 from ..structure.layers import Restacked
+from ..tensors.chunks import ChunkedTensor
 from ..tensors.source import DerivedTensor, TensorSource
 from ..tokenizer.adapter_files import with_tokenizer_of
 from ..tokenizer.files import SideFiles
@@ -288,7 +289,7 @@ def _method_key(method: Method | None) -> object:
 
 def _source_key(source: TensorSource, files: Mapping[str, int]) -> list[object]:
     """Return what the elements of a source depend on, for the key."""
-    if isinstance(source, LazilyMerged):
+    if isinstance(source, LazilyMerged | ChunkedTensor):
         return [source.kind, source.fingerprint()]
     if isinstance(source, DerivedTensor):
         inputs = [_source_key(item, files) for item in source.inputs]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class StoredTensor:
     """A stored tensor: `count` elements of `dtype`, row-major, at byte `offset` of `file`.
 
-    `declared_dtype` is the dtype it represents, if a stage stored it wider for the next one.
+    `declared_dtype` is the dtype it represents, if a stage stored it wider for the next one. With
+    `zip_bytes`, a zip of torch.save is at `offset`, and the elements are in it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class StoredTensor:
     offset: int
     nbytes: int
     declared_dtype: DType | None = None
+    zip_bytes: int = 0
 
     @property
     def count(self) -> int:
@@ -66,7 +68,7 @@ class DerivedTensor(ABC):
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    inputs: tuple[TensorSource, ...]
+    inputs: Sequence[TensorSource]
     declared_dtype: DType | None = None
 
     @property
@@ -90,6 +92,10 @@ class DerivedTensor(ABC):
     def fingerprint(self) -> object:
         """Return JSON of everything but the inputs that determines the values, for plan keys."""
 
+    def stored_bytes(self) -> int:
+        """Return the bytes on disk of all that it is made from."""
+        return sum(map(bytes_read, self.inputs))
+
     def buffer_size(self) -> BufferSize:
         """Return the buffers `read_into` needs besides `out`."""
         return add_sizes(buffer_size(source) for source in self.inputs)
@@ -111,7 +117,9 @@ def buffer_size(source: TensorSource) -> BufferSize:
 
 def bytes_read(source: TensorSource) -> int:
     """Return the bytes read from disk in one pass over a source."""
-    return sum(info.nbytes for info in stored_inputs(source))
+    if isinstance(source, StoredTensor):
+        return source.nbytes
+    return source.stored_bytes()
 
 
 def add_sizes(sizes: Iterable[BufferSize]) -> BufferSize:

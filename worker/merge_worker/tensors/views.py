@@ -46,7 +46,9 @@ class SlicedTensor(DerivedTensor):
 
     def buffer_size(self) -> BufferSize:
         inner = buffer_size(self.inputs[0])
-        return BufferSize(inner.per_element * -(-self.width // max(1, self.taken)), inner.fixed)
+        rows = self.count // max(1, self.taken)  # of one row only what is taken is read
+        times = -(-self.width // max(1, self.taken)) if rows > 1 else 1
+        return BufferSize(inner.per_element * times, inner.fixed)
 
 
 @dataclass(frozen=True)
