@@ -27,6 +27,8 @@ class Hub:
     branches: dict[str, dict[str, str]] = field(default_factory=dict)  # names to repositories
     gated: set[str] = field(default_factory=set)
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, file, range
+    private: set[str] = field(default_factory=set)
+    broken: bool = False  # commits are refused
     pending: dict[str, bytes] = field(default_factory=dict)  # uploads by digest
 
     def add(self, name: str, folder: Path) -> None:
@@ -101,7 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
                 files, commit = self.state.repositories[branch[other]], _commit(other)
         if revision == COMMIT and commit != COMMIT:
             files, commit = self.state.old[name], COMMIT
-        if files is None:
+        if path == "/api/whoami-v2":
+            known = self.headers.get("Authorization") == "Bearer hf_test"
+            self.say({"name": "me", "type": "user"}) if known else self.refuse(401, "Unauthorized")
+        elif files is None:
             self.refuse(404, "RepoNotFound")
         elif name in self.state.gated and not self.headers.get("Authorization"):
             self.refuse(403, "GatedRepo")
@@ -109,7 +114,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(404, "RevisionNotFound")
         elif info:
             siblings = [{"rfilename": n, "size": len(data)} for n, data in files.items()]
-            self.say({"id": name, "sha": commit, "siblings": siblings, "private": False})
+            self.say(
+                {
+                    "id": name,
+                    "sha": commit,
+                    "siblings": siblings,
+                    "private": name in self.state.private,
+                }
+            )
         elif tree:
             self.say(
                 [
@@ -145,6 +157,14 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
+            if asked["organization"] != "me":
+                self.refuse(403, "Forbidden")
+                return
+            if (
+                "private" in (asked.get("visibility"), asked.get("private") and "private")
+                and name not in self.state.repositories
+            ):
+                self.state.private.add(name)
             self.state.repositories.setdefault(name, {})
             self.say({"url": f"{self.state.url}/{name}", "name": name})
         elif "/preupload/" in path:
@@ -160,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif method == "PUT":
             self.state.pending[path.rpartition("/")[2]] = body
             self.say({})
+        elif self.state.broken and path.endswith("/commit/main"):
+            self.refuse(500, "Broken")
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
             self.commit(match[1], [json.loads(line) for line in body.splitlines()])
         else:

@@ -220,6 +220,7 @@ OPTIONS = (
     ),
     _switch("prune_downloads", RUNS, "remove weights downloaded from the Hub after use"),
     SharedOption("push", RUNS, "upload the finished OUT to the Hub", "ORG/NAME"),
+    _switch("private", RUNS, "the model that --push makes is private"),
     _switch("overwrite", (*RUNS, *MERGEKIT), "replace another merge in OUT"),
     _switch("no_resume", RUNS, "discard an unfinished merge in OUT"),
     _switch("sha256", RUNS, "SHA-256 of the output files in the manifest"),
@@ -300,8 +301,8 @@ GROUPS = {
     "merge": "method weights schedule from_ to every last min steps windows skip_incomplete "
     "base_model param no_normalize missing surplus include "
     "exclude dequantize config seed strict methods recipe_name relative_to",
-    "output": "shard_size dtype push overwrite no_resume sha256 allow_nonfinite try_ perplexity "
-    "json",
+    "output": "shard_size dtype push private overwrite no_resume sha256 allow_nonfinite try_ "
+    "perplexity json",
     "machine": "device expect_gpus threads memory reads_in_flight prune_downloads deadline ranks "
     "progress trust_remote_code",
 }

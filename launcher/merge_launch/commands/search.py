@@ -37,6 +37,7 @@ from .jobs import warn_of_unkept
 
 REFUSED = {
     "push": "for one merge; push the best candidate afterwards",
+    "private": "for one merge; push the best candidate afterwards",
     "overwrite": "candidates are never replaced; choose another 'out'",
     "no_resume": "a search is always continued; choose another 'out'",
 }

@@ -120,6 +120,7 @@ class WorkerOptions:
     config: str | None = shared("config")
     prune_downloads: bool = shared("prune_downloads")
     push: str | None = shared("push")
+    private: bool = shared("private")
     overwrite: bool = shared("overwrite")
     no_resume: bool = shared("no_resume")
     sha256: bool = shared("sha256")

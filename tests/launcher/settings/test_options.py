@@ -128,6 +128,7 @@ def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
         config="org/model",
         prune_downloads=True,
         push="org/merged",
+        private=True,
         overwrite=True,
         no_resume=True,
         sha256=True,

@@ -224,11 +224,50 @@ def test_a_finished_merge_is_uploaded(hub: Hub, tmp_path: Path) -> None:
     words = ["average", "out", "org/one", "org/two", "--push", "me/merged"]
     done = worker(hub, tmp_path, *words, HF_TOKEN="hf_test")
     assert done.returncode == 0, done.stderr
+    assert "push       me/merged as me, public; --private keeps a new one to" in done.stderr
     files = hub.repositories["me/merged"]
     out = tmp_path / "out"
     assert f"{hub.url}/me/merged/commit/" in done.stdout
     for path in (p for p in out.rglob("*") if p.is_file()):
         assert files[path.relative_to(out).as_posix()] == path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "message"),
+    [
+        ("me/x", "", "--push me/x: no token; set HF_TOKEN, or: hf auth login\n"),
+        ("me/x", "hf_old", "--push me/x: the token was refused: the Hub answered: "),
+        ("they/x", "hf_test", "--push they/x: me may not write there: "),
+    ],
+)
+def test_the_right_to_write_is_checked_before_the_merge(
+    hub: Hub, tmp_path: Path, name: str, token: str, message: str
+) -> None:
+    words = ["average", "out", "org/one", "org/two", "--push", name]
+    done = worker(hub, tmp_path, *words, HF_TOKEN=token)
+    assert done.returncode == 3 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists() and name not in hub.repositories
+
+
+def test_a_failed_upload_leaves_the_merge_and_is_repeated_alone(hub: Hub, tmp_path: Path) -> None:
+    words = ["average", "out", "org/one", "org/two", "--push", "me/mine", "--private"]
+    hub.broken = True
+    done = worker(hub, tmp_path, *words, HF_TOKEN="hf_test")
+    assert done.returncode == 3 and "push       me/mine as me, private\n" in done.stderr
+    assert "the merge is done; the same command only uploads" in done.stderr
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.safetensors")}
+    assert written and hub.private == {"me/mine"}
+    hub.broken = False
+    done = worker(hub, tmp_path, *words, HF_TOKEN="hf_test")
+    assert done.returncode == 0, done.stderr
+    assert f"uploaded   {hub.url}/me/mine/commit/" in done.stdout
+    assert written == {p: p.stat().st_mtime_ns for p in written}
+    assert "model.safetensors" in hub.repositories["me/mine"]
+
+
+def test_private_asks_for_push(hub: Hub, tmp_path: Path) -> None:
+    done = worker(hub, tmp_path, "average", "out", "org/one", "org/two", "--private")
+    assert done.returncode == 2 and "--private requires --push ORG/NAME" in done.stderr
 
 
 def test_no_path_of_this_machine_is_uploaded(hub: Hub, tmp_path: Path) -> None:

@@ -212,16 +212,46 @@ class Hub:
             self._downloaded.discard(path)
 
 
+def prepare_upload(name: str, private: bool) -> str:
+    """Make sure that a Hub model can be written, and return a line about who will see it.
+
+    The repository is made here, before the merge: only that proves the right to write. One that
+    exists stays as visible as it is. Raises InputError.
+    """
+    client = _client(name)
+    api = client.HfApi()
+    try:
+        user = api.whoami()["name"]
+    except Exception as error:
+        if isinstance(error, client.errors.LocalTokenNotFoundError) or not client.get_token():
+            why = "no token; set HF_TOKEN, or: hf auth login"
+        else:
+            why = f"the token was refused: {_reason(client, error)}"
+        raise InputError(f"--push {name}: {why}") from None
+    try:
+        client.create_repo(name, private=private, exist_ok=True)
+        is_private = bool(api.model_info(name).private)
+    except Exception as error:
+        raise InputError(
+            f"--push {name}: {user} may not write there: {_reason(client, error)}\n"
+            f"  give a token with the right to write, or a name of {user}/"
+        ) from None
+    who = "private" if is_private else "public; --private keeps a new one to yourself"
+    return f"push       {name} as {user}, {who}"
+
+
 def upload(files: Iterable[tuple[str, Path | bytes]], name: str) -> str:
-    """Upload files by name as a Hub model and return its URL. Raises InputError."""
+    """Upload files by name to a Hub model that is there, and return its URL. Raises InputError."""
     client = _client(name)
     try:
-        client.create_repo(name, exist_ok=True)
         added = [client.CommitOperationAdd(path, content) for path, content in files]
         done = client.HfApi().create_commit(name, added, commit_message="Upload merged model")
     except Exception as error:
-        raise InputError(f"--push {name}: {_reason(client, error)}") from None
-    return str(done.commit_url or name)
+        raise InputError(
+            f"--push {name}: not uploaded: {_reason(client, error)}\n"
+            f"  the merge is done; the same command only uploads, without what is there already"
+        ) from None
+    return f"uploaded   {done.commit_url or name}"
 
 
 def _client(name: str) -> Any:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoint.hub import is_hub_name, upload
+from ..checkpoint.hub import is_hub_name, prepare_upload, upload
 from ..command_line.parser import Parser
 from ..engine.run import run_merges
 from ..errors import InputError, UsageError, WorkerError
@@ -118,8 +118,12 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> s
         print_line(f"warning: {warning}", sys.stderr)
     if arguments.push and (len(plans) > 1 or not is_hub_name(arguments.push)):
         raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
+    if arguments.private and not arguments.push:
+        raise UsageError("--private requires --push ORG/NAME")
     prepare_steps(arguments)
     rank = rank_of(arguments.ranks)
+    if arguments.push:
+        print_line(prepare_upload(arguments.push, arguments.private), sys.stderr)
     lines = run_merges(plans, run_options(arguments), rank, arguments.clock)
     lines += [line for plan, out in plans for line in _routing(plan, out, arguments.device)]
     out = plans[0][1]

@@ -20,6 +20,7 @@ OWN = ("deadline", "relative_to", "progress", "ranks", "expect_gpus")
 """Options of `merge` that the search answers itself, or that merges of one worker do not take."""
 REFUSED = {
     "push": "for one merge; push the best candidate afterwards",
+    "private": "for one merge; push the best candidate afterwards",
     "overwrite": "candidates are never replaced; choose another OUT",
     "no_resume": "a search is always continued; choose another OUT",
 }
