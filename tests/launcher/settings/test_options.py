@@ -117,6 +117,7 @@ def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
     given = WorkerOptions(
         device="cuda:1",
         threads=2,
+        reads_in_flight=4,
         memory="4GiB",
         shard_size="5GB",
         dtype="float32",
