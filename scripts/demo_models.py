@@ -1,7 +1,8 @@
 """Models for scripts/demo: a small hybrid trained on three tasks, a specialist for each.
 
 demo_models.py make base adder reverser counter    trains missing models
-demo_models.py show MERGED MODEL…                  loads, counts keys, compares, generates
+demo_models.py show MERGED BASE MODEL…             loads, counts keys, compares, generates
+demo_models.py pages                               writes what the commands of the pages read
 """
 
 import copy
@@ -22,8 +23,14 @@ LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz+=>,;"
 SPECIAL = ["<pad>", "<s>", "</s>"]
 TEXT_LENGTH = 48
 BATCH = 16
-BASE_STEPS = 200
-SPECIALIST_STEPS = 80
+BASE_STEPS, BASE_RATE = 100, 4e-3
+SPECIALIST_STEPS, SPECIALIST_RATE = 60, 1e-3
+HELD_OUT = 40
+LINKS = {
+    "m1": "adder", "m2": "reverser", "m3": "counter", "math": "adder", "code": "reverser",
+    "models/base": "base", "models/math": "adder", "models/code": "reverser",
+    "models/chat": "counter",
+}  # fmt: skip
 
 
 def addition(chance: random.Random) -> str:
@@ -77,20 +84,34 @@ def make_model(tokens: int) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
+def text_of(task: Task, chance: random.Random) -> str:
+    text = ""
+    while len(text) < TEXT_LENGTH:
+        text += task(chance)
+    return text[:TEXT_LENGTH]
+
+
 def batch(tokenizer: Any, tasks: Sequence[Task], chance: random.Random, size: int) -> Tensor:
-    rows = []
-    for _ in range(size):
-        task, text = chance.choice(tasks), ""
-        while len(text) < TEXT_LENGTH:
-            text += task(chance)
-        rows.append(tokenizer(text[:TEXT_LENGTH])["input_ids"])
+    rows = [tokenizer(text_of(chance.choice(tasks), chance))["input_ids"] for _ in range(size)]
     return torch.tensor(rows)
 
 
-def train(model: Any, tokenizer: Any, tasks: Sequence[Task], steps: int, rate: float) -> None:
+def no_report(done: int, steps: int) -> None:
+    """Report nothing."""
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    steps: int,
+    rate: float,
+    report: Callable[[int, int], None] = no_report,
+) -> None:
     chance = random.Random(steps)
     optimizer = torch.optim.AdamW(model.parameters())
     for step in range(steps):
+        report(step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 10) * (1 - step / steps)
         tokens = batch(tokenizer, tasks, chance, BATCH)
@@ -107,6 +128,21 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     unfinished.rename(folder)
 
 
+def reporter(what: str) -> Callable[[int, int], None]:
+    """Return a function that keeps a line about a training, or prints one per quarter of it."""
+    started, live = time.monotonic(), sys.stdout.isatty()
+
+    def report(done: int, steps: int) -> None:
+        if live or done % max(1, steps // 4) == 0:
+            spent = time.monotonic() - started
+            text = f"   training {what}: step {done} of {steps}, {spent:.0f} s"
+            print(f"\r{text}\033[K" if live else text, end="" if live else "\n", flush=True)
+        if live and done == steps - 1:
+            print()
+
+    return report
+
+
 def make(folders: Sequence[Path]) -> None:
     """The first folder is for the base, the others for the specialists that TASKS names."""
     missing = [folder for folder in folders if not folder.is_dir()]
@@ -116,19 +152,31 @@ def make(folders: Sequence[Path]) -> None:
     started = time.monotonic()
     tokenizer = make_tokenizer()
     base = make_model(len(tokenizer))
-    print(
-        f"   training a base on all three tasks, {BASE_STEPS} steps (about a minute in all) ...",
-        flush=True,
-    )
-    train(base, tokenizer, list(TASKS.values()), BASE_STEPS, rate=4e-3)
+    every = list(TASKS.values())
+    report = reporter("a base on all three tasks")
+    train(base, tokenizer, every, BASE_STEPS, BASE_RATE, report)
     if folders[0] in missing:
         save(base, tokenizer, missing.pop(0))
     for folder in missing:
-        print(f"   training the {folder.name}, {SPECIALIST_STEPS} steps ...", flush=True)
         specialist = copy.deepcopy(base)
-        train(specialist, tokenizer, [TASKS[folder.name]], SPECIALIST_STEPS, rate=2e-3)
+        report = reporter(f"the {folder.name} from there")
+        train(
+            specialist, tokenizer, [TASKS[folder.name]], SPECIALIST_STEPS, SPECIALIST_RATE, report
+        )
         save(specialist, tokenizer, folder)
     print(f"   trained in {time.monotonic() - started:.0f} s")
+
+
+def write_for_pages(folder: Path) -> None:
+    """Write heldout.txt, texts of all tasks, and links by the names that the pages use."""
+    chance = random.Random(7)
+    texts = [text_of(task, chance) for task in TASKS.values() for _ in range(HELD_OUT)]
+    (folder / "heldout.txt").write_text("\n\n".join(texts) + "\n")
+    (folder / "models").mkdir(exist_ok=True)
+    for name, target in LINKS.items():
+        link = folder / name
+        if not link.is_symlink():
+            link.symlink_to(Path("..", target) if "/" in name else target)
 
 
 @torch.no_grad()
@@ -141,7 +189,7 @@ def losses(folder: Path, tokenizer: Any) -> list[float]:
     return [*values, sum(values) / len(values)]
 
 
-def show(merged: Path, parents: Sequence[Path]) -> None:
+def show(merged: Path, base: Path, specialists: Sequence[Path]) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         merged, dtype="auto", output_loading_info=True
@@ -155,10 +203,18 @@ def show(merged: Path, parents: Sequence[Path]) -> None:
 
     heads = ["additions", "reversals", "counting", "mean"]
     print("\n   loss on     " + "".join(f"{head:>10}" for head in heads))
-    for folder in [*parents, merged]:
-        print(f"   {folder.name:<12}" + "".join(f"{x:>10.3f}" for x in losses(folder, tokenizer)))
+    means = {}
+    for folder in [base, *specialists, merged]:
+        values = losses(folder, tokenizer)
+        means[folder] = values[-1]
+        print(f"   {folder.name:<12}" + "".join(f"{value:>10.3f}" for value in values))
+    beaten = [folder.name for folder in [base, *specialists] if means[merged] < means[folder]]
+    print(
+        f"   Each specialist is best at its own task and has forgotten of the others.\n"
+        f"   Look at the mean: the merge is better than {', '.join(beaten) or 'none of them'}."
+    )
 
-    print()
+    print("\n   A minute of training teaches the form of an answer, seldom the answer:")
     for name, prompt in PROMPTS.items():
         tokens = tokenizer(prompt, return_tensors="pt")
         output = model.generate(**tokens, max_new_tokens=8, do_sample=False)
@@ -172,7 +228,10 @@ if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     command, *words = sys.argv[1:]
+    paths = [Path(word) for word in words]
     if command == "make":
-        make([Path(word) for word in words])
+        make(paths)
+    elif command == "pages":
+        write_for_pages(Path())
     else:
-        show(Path(words[0]), [Path(word) for word in words[1:]])
+        show(paths[0], paths[1], paths[2:])

@@ -1,17 +1,15 @@
 """Commands of README and the pages: run in order, with the output that the page shows."""
 
-import importlib.util
 import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from merge_worker.search.definition import KEYS
 from support import doc_models
+from support.demo_models import save_demo_models
 from support.doc_examples import ROOT, blocks, difference, programs, walk
 from support.fake_hub import serving
 from support.language_models import make, write_tokenizer
@@ -44,34 +42,10 @@ def test_checkpoints(tmp_path: Path) -> None:
         assert "merge_manifest.json" in hub.repositories["my-org/soup"]
 
 
-def demo_models() -> Any:
-    place = ROOT / "scripts" / "demo_models.py"
-    spec = importlib.util.spec_from_file_location("demo_models", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def save_specialists(folder: Path) -> None:
-    """Save the models of scripts/demo without training them."""
-    demo = demo_models()
-    tokenizer = demo.make_tokenizer()
-    model = demo.make_model(len(tokenizer))
-    for name in demo.TASKS:
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(torch.randn_like(weight), alpha=1e-3)
-        demo.save(model, tokenizer, folder / name)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("fakes", "models")
+@pytest.mark.usefixtures("fakes")
 def test_readme(work: Path, tmp_path: Path) -> None:
-    save_specialists(work)
-    for name, source in (("base", "m1"), ("math", "m2"), ("code", "m3")):
-        shutil.copytree(work / source, work / name)
-    (work / "heldout.txt").write_text("7+8=15;20+4=24;\n\ncafe>efac;bead>daeb;\n")
+    save_demo_models(work)
     recipe = next(text for kind, name, text in blocks(README) if name == "recipe.yml")
     (work / "recipe.yml").write_text(recipe)
     variables = {
