@@ -62,8 +62,9 @@ def run(words: Sequence[str]) -> int:
 
 
 def _run(given: Sequence[str]) -> int:
-    words, notes = mergekit_options.translated(given)
-    for note in notes:
+    elsewhere = {name for name in backends.names() if name != "local"}
+    words, note = mergekit_options.translated(given, elsewhere.isdisjoint(given))
+    if note:
         say(f"note: {note}")
     known = {each.name: each for each in commands()}
     words = with_local(words)

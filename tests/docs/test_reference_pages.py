@@ -169,17 +169,32 @@ def test_the_page_has_every_key() -> None:
 @pytest.mark.parametrize("row", mergekit_options.TABLE, ids=lambda row: row.option)
 def test_every_option_is_taken(row: mergekit_options.Row) -> None:
     given = [row.option, "2B"] if row.takes_value else [row.option]
-    translation, notes = mergekit_options.translated(["merge", *given, "recipe.yml", "out"])
+    translation, note = mergekit_options.translated(["merge", *given, "recipe.yml", "out"])
     value = "=2GB" if row.takes_value else ""
     replacement = [row.replacement + value] if row.replacement else []
     assert translation == ["merge", *replacement, "recipe.yml", "out"]
-    assert len(notes) == 1 and notes[0].startswith(f"{row.option}: ")
+    assert note.startswith(f"{row.option}: ")
     if row.takes_value and row.option.startswith("--"):
         assert mergekit_options.translated([f"{row.option}=2B"])[0] == replacement
     elif not row.takes_value and row.option.startswith("--"):
         assert mergekit_options.translated([row.option.replace("--", "--no-", 1)])[0] == []
 
 
+def test_several_options_make_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["merge", "--cuda", "--lazy-unpickle", "--out-shard-size", "1B", "r.yml", "out"]
+    note = (
+        "options of mergekit: --out-shard-size is --shard-size=1GB here; "
+        "--cuda, --lazy-unpickle are not needed"
+    )
+    cpu = "no GPU is visible here: the CPU merges"
+    monkeypatch.setattr(mergekit_options, "has_accelerator", lambda: False)
+    assert mergekit_options.translated(words)[1] == f"{note}; {cpu}"
+    assert mergekit_options.translated(words, merges_here=False)[1] == note
+    assert mergekit_options.translated(["merge", "--cuda"])[1] == f"--cuda: {cpu}"
+    monkeypatch.setattr(mergekit_options, "has_accelerator", lambda: True)
+    assert mergekit_options.translated(words)[1] == note
+
+
 def test_our_own_words_stay() -> None:
     words = ["merge", "r.yml", "out", "--device", "cuda", "--threads=2", "--no-resume", "--no-x"]
-    assert mergekit_options.translated(words) == (words, [])
+    assert mergekit_options.translated(words) == (words, "")

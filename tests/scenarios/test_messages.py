@@ -75,6 +75,7 @@ def test_message(
     request: pytest.FixtureRequest,
     answers: dict[str, Answer],
 ) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     world = tmp_path / "here"
     shutil.copytree(first_world, world)
     inputs = {path: path.read_bytes() for path in world.rglob("*.safetensors") if path.is_file()}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from merge_worker.output import space
+from merge_worker.units import GIB
 from support.error_cases import TWO, Mistake, System, World, change, refuses, write
 from support.input_errors import AVERAGE, WEIGHTS
 
@@ -160,8 +161,8 @@ OF_OUTPUTS = [
         "A quota without room",
         AVERAGE,
         4,
-        system=quota_of(100 * 10**9, 99.99 * 10**9),
-        made="Of the 100 GB that the user anna may use on that file system, 99.99 are used.",
+        system=quota_of(100 * GIB, 99.99 * GIB),
+        made="Of the 100 GiB that the user anna may use on that file system, 99.99 are used.",
     ),
     Mistake(
         "A disk that fills up half-way",

@@ -317,3 +317,22 @@ def test_a_signal_while_an_error_is_printed(
 
     monkeypatch.setattr(cli, "print_line", late)
     assert "stopped by SIGTERM" in refused(capsys, 75, "average", tmp_path / "out", tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (("perplexity", "m", "--data", "d"), "run the same command again; it begins anew"),
+        (("verify", "m"), "run the same command again; it begins anew"),
+        (("average", "out", "m", "m"), "run the same command to resume"),
+    ],
+)
+def test_what_a_signal_leaves_to_do(
+    words: tuple[str, ...], way_out: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ""
+
+    monkeypatch.setattr(type(cli.COMMANDS[0]), "run", stopped)
+    assert refused(capsys, 75, *words) == f"merge-worker: stopped by SIGTERM; {way_out}\n"

@@ -52,6 +52,14 @@ def test_nearest_name_forgives_case_and_dashes() -> None:
     assert nearest("xyz", ["linear", "slerp"]) == ""
 
 
+def test_nearest_name_is_a_slip_or_a_short_form() -> None:
+    assert nearest("bf16", ["bfloat16", "float32"]) == " (did you mean 'bfloat16'?)"
+    assert nearest("dare", ["ties", "dare_ties"]) == " (did you mean 'dare_ties'?)"
+    assert nearest("weights", ["temperature", "weight"]) == " (did you mean 'weight'?)"
+    for word, name in (("weight_decay", "weight"), ("tokens", "tokenizer")):
+        assert nearest(word, [name]) == ""
+
+
 def test_first_names_never_flood() -> None:
     assert first_names("ab") == "a, b"
     assert first_names("abc") == "a, b, c"

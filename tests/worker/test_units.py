@@ -10,7 +10,7 @@ from merge_worker.units import (
     ago,
     device_word,
     duration,
-    gigabytes,
+    elapsed,
     parse_duration,
     parse_size,
     parse_slurm_time,
@@ -109,4 +109,4 @@ def test_ages_and_sizes_as_text() -> None:
         *("0 s ago", "59 s ago", "1 min ago", "2 h ago", "2 d ago"),
     ]
     assert [size(n) for n in (1, 2048, 3 << 30)] == ["1 byte", "2.00 KiB", "3.00 GiB"]
-    assert gigabytes(2_050_000_000) == "2.05 GB"
+    assert (elapsed(4.14), elapsed(59.9), elapsed(59.96)) == ("4.1 s", "59.9 s", "1:00 min")

@@ -18,13 +18,14 @@ from . import __version__
 from .command_line import completion
 from .command_line.pages import OPTIONS, page_of_commands, unknown_command
 from .command_line.parser import MissingWords
-from .commands import COMMANDS, GROUPS, Command, completers
+from .commands import COMMANDS, GROUPS, RESUMED, Command, completers
 from .commands.mergekit_options import translated
 from .engine.options import Clock
 from .errors import Stopped, UsageError, WorkerError
 from .messages import print_line
 from .system import torch_startup
-from .system.signals import Signals, cancel_exit, stop_requested
+from .system.progress import print_end, print_event
+from .system.signals import BEGINS_ANEW, Signals, cancel_exit, stop_requested
 
 BUG = "this is a bug in merge-worker; please report it with the lines above and the recipe"
 DESCRIPTION = "Merge checkpoints of any architecture."
@@ -65,29 +66,34 @@ def _main(argv: Sequence[str] | None, signals: Signals, program: str) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may not fit the locale
+    mode = ""
     try:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv, program)
         arguments.clock = clock
+        mode = getattr(arguments, "progress", "")
+        if arguments.command not in RESUMED:
+            signals.way_out = BEGINS_ANEW
         if text := BY_NAME[arguments.command].run(arguments):
             print_line(text, sys.stdout)
         signals.over = True
         sys.stdout.flush()
+        print_end(mode, 0, clock.elapsed_s)
         return 0
     except WorkerError as error:
-        print_line(f"{program}: {error}", sys.stderr)
-        return Stopped.exit_code if stop_requested() else error.exit_code
+        code = Stopped.exit_code if stop_requested() else error.exit_code
+        print_end(mode, code, clock.elapsed_s, str(error), program)
+        return code
     except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command to resume", file=sys.stderr)
+        print(f"{program}: interrupted; {signals.way_out}", file=sys.stderr)
         return Stopped.exit_code
     except SystemExit as error:  # argparse: 2 for a wrong command, 0 for --help
         return error.code if isinstance(error.code, int) else 2
     except BaseException:
         if stop_requested():  # a module that is half imported turns the signal into another error
-            text = "stopped by a signal; run the same command to resume"
-            print_line(f"{program}: {text}", sys.stderr)
+            print_line(f"{program}: stopped by a signal; {signals.way_out}", sys.stderr)
             return Stopped.exit_code
         # Before Python 3.13 an uncaught error in a zip prints no source lines; this does.
         traceback.print_exc()
@@ -101,11 +107,9 @@ def parse_arguments(words: Sequence[str], program: str = "merge-worker") -> argp
     Prints a page and raises SystemExit for --help and --version, and where words are missing.
     """
     command = _command(words, program)
-    rest = list(words[1:])
+    rest, note = list(words[1:]), ""
     if command.name in ("merge", "average"):
-        rest, notes = translated(rest)
-        for note in notes:
-            print_line(f"note: {note}", sys.stderr)
+        rest, note = translated(rest)
     parser = command.parser(program)
     try:
         arguments = parser.read(rest)
@@ -115,6 +119,8 @@ def parse_arguments(words: Sequence[str], program: str = "merge-worker") -> argp
         parser.print_help(sys.stderr)
         raise SystemExit(UsageError.exit_code) from None
     arguments.command = command.name
+    if note:
+        print_event(arguments.progress, "note", note)
     return arguments
 
 

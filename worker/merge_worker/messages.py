@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from itertools import islice
 from typing import TextIO
+
+HERE = "MERGE_LAUNCH_HERE"
+"""The variable of a merge in this terminal: the folder that its command was typed in."""
 
 LONGEST_WORD, MOST_WORDS = 100, 5000
 
@@ -20,8 +25,16 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
         return ""
     some = (name for name in allowed if len(name) <= LONGEST_WORD)
     plain = {name.replace("-", "_").lower(): name for name in islice(some, MOST_WORDS)}
-    matches = get_close_matches(word.replace("-", "_").lower(), plain, n=1, cutoff=0.6)
-    return f" (did you mean '{plain[matches[0]]}'?)" if matches else ""
+    given = word.replace("-", "_").lower()
+    matches = get_close_matches(given, plain, n=3, cutoff=0.6)
+    near = next((match for match in matches if _is_near(given, match)), None)
+    return f" (did you mean '{plain[near]}'?)" if near is not None else ""
+
+
+def _is_near(word: str, name: str) -> bool:
+    """Return whether a word may be a slip for a name, or a shorter form of it: bf16, dare."""
+    letters = iter(name)
+    return SequenceMatcher(None, word, name).ratio() >= 0.7 or all(c in letters for c in word)
 
 
 def first_names(names: Iterable[str], limit: int = 3) -> str:
@@ -46,6 +59,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def relative_paths(text: str, folder: str) -> str:
+    """Return a message with the paths below a folder relative to it, as they were typed there."""
+    begin = folder.rstrip("/") + "/"
+    return re.sub(rf"(?<![\w./~-]){re.escape(begin)}(?=[\w.])", "", text) if folder else text
+
+
 def print_line(text: str, stream: TextIO) -> None:
     """Print text that may hold names from files, with control characters escaped."""
+    text = relative_paths(text, os.environ.get(HERE, ""))
     print("\n".join(printable(line) for line in text.split("\n")), file=stream)

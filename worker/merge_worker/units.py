@@ -80,9 +80,9 @@ def size(count: int) -> str:
     return counted(count, "bytes")
 
 
-def gigabytes(count: int) -> str:
-    """Return bytes in decimal gigabytes, the unit of disks: `2.05 GB`."""
-    return f"{count / 1e9:.2f} GB"
+def elapsed(seconds: float) -> str:
+    """Return a time that was measured: `4.1 s`, or from a minute on as `duration`."""
+    return f"{seconds:.1f} s" if seconds < 59.95 else duration(seconds)
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from ..job.source import add_missing_models, current_folder, known_methods, read
 from ..settings.groups import CheckOptions, MergeOptions, WorkerOptions
 from ..settings.options import options_of
 from ..submission.prepare import read_settings
-from .decorators import Run, add_settings, add_source, given, say
+from .decorators import Run, add_settings, add_source, as_typed, given, say
 
 NOT_READ = tuple(
     option.name
@@ -57,7 +57,8 @@ def check_command(source: list[str], given: dict[str, Any]) -> int:
                 say(f"warning: {warning}")
         report = report_plan(plan, Path(merge.out), check_options.json)
         title = f"{printable(merge.out)}\n" if len(merges) > 1 else ""
-        print_line(f"{title}{report.text}", sys.stdout)
+        text = f"{title}{report.text}"
+        print_line(text if check_options.json else as_typed(text), sys.stdout)
         if report.error is not None:
             raise report.error
     return 0

@@ -10,9 +10,10 @@ from typing import Any
 
 from merge_worker.command_line.parser import Parser
 from merge_worker.errors import WorkerError
-from merge_worker.messages import print_line
+from merge_worker.messages import print_line, relative_paths
 
 from ..errors import LauncherError
+from ..job.source import current_folder
 from ..profiles.file import FILE_NAME
 from ..settings.options import add_options
 
@@ -22,8 +23,16 @@ WORDS = ("source", "path", "place", "job", "name_of_profile")
 
 
 def say(text: str) -> None:
-    """Print a note, a warning or an error to stderr, with control characters escaped."""
-    print_line(f"merge-launch: {text}", sys.stderr)
+    """Print a note, a warning or an error to stderr; paths below this folder are relative."""
+    print_line(f"merge-launch: {as_typed(text)}", sys.stderr)
+
+
+def as_typed(text: str) -> str:
+    """Return a message with the paths below the current folder relative to it."""
+    try:
+        return relative_paths(text, current_folder(os.environ))
+    except OSError:  # the folder was removed meanwhile
+        return text
 
 
 def emit(*lines: str) -> None:

@@ -16,7 +16,7 @@ from .. import backends, table
 from ..backends.base import JobState, Service, Status
 from ..errors import ClusterError, LauncherError, in_one_line
 from ..submission.submit import resubmit
-from ..tracking import conflicts, explain, logs, records
+from ..tracking import conflicts, explain, logs, progress, records
 from ..tracking import status as job_status
 from ..tracking.records import Record
 from .decorators import Run, add_json, emit, say
@@ -93,14 +93,37 @@ def status_command(job: str, as_json: bool = False) -> int:
         failures: list[LauncherError] = []
     else:
         statuses, failures = job_status.query(found)
-    rows = [row(record, statuses[record.key]) for record in found]
+    # The log of a service is fetched: one is enough.
+    logged = [
+        r for r in found if len(found) == 1 or not isinstance(backends.get(r.backend), Service)
+    ]
+    reached = {r.key: how_far(r, statuses[r.key]) for r in logged}
+    rows = [
+        row(record, statuses[record.key]) | {"progress": as_facts(reached.get(record.key))}
+        for record in found
+    ]
     if as_json:
         print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=1))
     for record in () if as_json else found:
         status = statuses[record.key]
-        detail = f"  ({printable(status.detail)})" if status.detail else ""
+        details = (status.detail, str(reached.get(record.key) or ""))
+        detail = printable(", ".join(filter(None, details)))
+        detail = f"  ({detail})" if detail else ""
         print(f"{record.job_id}  {status.state.value}{detail}  {printable(record.out)}")
     return _told(failures)
+
+
+def how_far(record: Record, status: Status) -> progress.Progress | None:
+    """Return the progress of a running job; None if it cannot be read."""
+    try:
+        return progress.progress_of(record, status)
+    except LauncherError:  # of a service: the state is known all the same
+        return None
+
+
+def as_facts(reached: progress.Progress | None) -> dict[str, object] | None:
+    """Return a progress for JSON."""
+    return None if reached is None else reached._asdict()
 
 
 def _told(failures: list[LauncherError]) -> int:
@@ -164,8 +187,12 @@ def why_command(job: str, as_json: bool = False) -> int:
     else:
         log = iter(()) if logs.is_of_earlier_job(record) else logs.lines(record)
     sentences = explain.explain(record.job_id, status, code, more, log)
+    reached = how_far(record, status)
+    if reached is not None:
+        sentences.insert(1, f"Progress: {reached}.")
     if as_json:
-        print(json.dumps({**row(record, status), "why": sentences}, indent=1))
+        facts = row(record, status) | {"progress": as_facts(reached), "why": sentences}
+        print(json.dumps(facts, indent=1))
         return 0
     print(f"{record.job_id}  {status.state.value}  {printable(record.out)}")
     for sentence in sentences:

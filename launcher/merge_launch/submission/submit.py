@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from merge_worker.messages import printable
+from merge_worker.messages import HERE, printable
 from merge_worker.output.files import write_file
 
 from .. import backends
@@ -41,7 +41,7 @@ def run_here(request: Request, job: Job) -> int:
         except OSError as error:
             place = Path(folder).parent
             raise OutputError(f"{place}: {error.strerror}; set TMPDIR to another folder") from None
-        return _run(request, job, script)
+        return _run(request, job, script, shown_from=job.merge.folder)
 
 
 def run_here_logged(request: Request, job: Job) -> int:
@@ -53,12 +53,15 @@ def run_here_logged(request: Request, job: Job) -> int:
         return _run(request, job, script, [find("bash"), "-c", tee, "bash", job.log])
 
 
-def _run(request: Request, job: Job, script: Path, wrapper: Sequence[str] = ()) -> int:
+def _run(
+    request: Request, job: Job, script: Path, wrapper: Sequence[str] = (), shown_from: str = ""
+) -> int:
     backend = request.backend
     if not isinstance(backend, LocalBackend):
         raise TypeError(f"{backend.name} does not run on this machine")
     program, *words = backend.run_argv(str(script))
-    variables = {} if job.options.notify is None else {"MERGE_LAUNCH_NOTIFY": job.options.notify}
+    given = {"MERGE_LAUNCH_NOTIFY": job.options.notify, HERE: shown_from or None}
+    variables = {name: value for name, value in given.items() if value is not None}
     return foreground([*wrapper, find(program), *words], variables)
 
 

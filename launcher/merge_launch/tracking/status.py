@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from merge_worker.messages import printable
@@ -53,6 +54,7 @@ def query(
     statuses = {record.key: record.last_status for record in jobs if is_settled(record)}
     failures: list[LauncherError] = []
     groups: dict[tuple[str, str, str], list[Record]] = {}
+    recorded = functools.cache(_by_id)
     for record in jobs:
         if record.superseded:
             statuses.setdefault(record.key, status_from_exit_code(record) or SUPERSEDED)
@@ -64,7 +66,7 @@ def query(
         if found.failure is not None:
             failures.append(found.failure)
         for record in group:
-            statuses[record.key] = _status(record, found)
+            statuses[record.key] = _status(record, found, recorded)
     for record in jobs:
         now = statuses[record.key]
         if (now.state, now.detail) != (record.last_status.state, record.last_status.detail):
@@ -73,7 +75,7 @@ def query(
     return statuses, failures
 
 
-def _status(record: Record, found: Answer) -> Status:
+def _status(record: Record, found: Answer, recorded: RecordsById) -> Status:
     reported = found.statuses.get(record.job_id)
     if reported is not None and not is_of(record, reported.origin):
         other = reported.origin
@@ -85,7 +87,7 @@ def _status(record: Record, found: Answer) -> Status:
         return status_from_exit_code(record) or seen
     if reported is None and found.failure is not None:
         return status_from_exit_code(record) or record.last_status
-    return final_status(record, reported)
+    return final_status(record, reported, recorded)
 
 
 def is_of(record: Record, origin: Origin) -> bool:
@@ -130,15 +132,26 @@ def _proven(record: Record, status: Status) -> Status:
     return Status(JobState.FAILED, detail, (*status.reasons, UNPROVEN))
 
 
-def _dropped(record: Record) -> Status | None:
+RecordsById = Callable[[], Mapping[str, Sequence[Record]]]
+"""All records by the id of their job, read when they are first needed."""
+
+
+def _by_id() -> Mapping[str, Sequence[Record]]:
+    by_id: dict[str, list[Record]] = {}
+    for job in records.load()[0]:
+        by_id.setdefault(job.job_id, []).append(job)
+    return by_id
+
+
+def _dropped(record: Record, recorded: RecordsById) -> Status | None:
     """Return the status of a job that a scheduler forgot because the one before it failed."""
-    before = (job for job in records.load()[0] if record.after == job.job_id)
+    before = recorded().get(record.after, ())
     awaited = [job for job in before if records.waits_for(record, job) and is_settled(job)]
     ended = [job for job in awaited if job.last_status.state is not JobState.DONE]
     return Status(JobState.CANCELLED, f"never started: {record.after} failed") if ended else None
 
 
-def final_status(record: Record, reported: Status | None) -> Status:
+def final_status(record: Record, reported: Status | None, recorded: RecordsById) -> Status:
     """Combine report and exit code, and believe in success only with the manifest.
 
     The exit code is more exact, except after a cancellation, which leaves any but 0.
@@ -154,7 +167,7 @@ def final_status(record: Record, reported: Status | None) -> Status:
         return _proven(record, known)
     if is_settled(record):
         return record.last_status
-    if record.after and (dropped := _dropped(record)):
+    if record.after and (dropped := _dropped(record, recorded)):
         return dropped
     backend = backends.get(record.backend)
     if isinstance(backend, Scheduler) and backend.status_if_forgotten.detail:

@@ -84,7 +84,7 @@ def test_an_average_of_two_models(hub: Hub, tmp_path: Path) -> None:
     done = worker(hub, home, "average", "out", "org/one", "org/two@main", "--progress", "plain")
     assert done.returncode == 0, done.stderr
     assert_mean(tmp_path, home / "out")
-    assert "fetching model-00001-of-00003.safetensors" in done.stderr
+    assert "downloading org/one: model-00001-of-00003.safetensors (680 bytes)\n" in done.stderr
     assert "picture.png" not in hub.fetched()
     weights = [name for name in hub.fetched() if name.endswith(".safetensors")]
     assert len(weights) == 6, "each file once"

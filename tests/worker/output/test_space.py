@@ -17,6 +17,7 @@ from merge_worker.planning.options import PlanOptions
 from merge_worker.planning.plan import make_plan
 from merge_worker.recipe import parse
 from merge_worker.system.machine import Mount
+from merge_worker.units import GIB
 from support.recipes import average, plan_of, some_models
 
 KIB = 1024
@@ -165,7 +166,7 @@ def test_a_merge_on_gpfs_is_refused(
     models = some_models(tmp_path)
     gpfs(f"gpfs0:GRP:{GROUP}:us:10000:0:70000:0:none:5:0:0:0:none")
     assert average(tmp_path / "out", models) == 4
-    assert f"only 0.06 GB are left of the quota of {NAMES[1]} there" in capsys.readouterr().err
+    assert f"only 58.59 MiB are left of the quota of {NAMES[1]} there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -264,17 +265,17 @@ def refusal(owner_quota: Quota, needs: int, files: int = 1) -> str:
 
 
 def test_messages_of_a_refusal() -> None:
-    whole = Quota("user anna", Limit(9 * 10**9, 5 * 10**9, 10 * 10**9), Limit(995, 0, 1000))
-    assert refusal(whole, 2 * 10**9) == (
-        "out: needs 2.00 GB, only 1.00 GB are left of the quota of user anna there (10.00 GB)\n"
+    whole = Quota("user anna", Limit(9 * GIB, 5 * GIB, 10 * GIB), Limit(995, 0, 1000))
+    assert refusal(whole, 2 * GIB) == (
+        "out: needs 2.00 GiB, only 1.00 GiB are left of the quota of user anna there (10.00 GiB)\n"
         "  make room, or choose another folder"
     )
     assert refusal(whole, 1, 17).startswith(
         "out: needs 17 files, only 5 files are left of the quota"
     )
-    assert whole.refuse(OUT, 10**9, 5) == [
-        "out: needs 1.00 GB, which is more than the soft limit of user anna there leaves "
-        "(5.00 GB, 9.00 GB used)"
+    assert whole.refuse(OUT, GIB, 5) == [
+        "out: needs 1.00 GiB, which is more than the soft limit of user anna there leaves "
+        "(5.00 GiB, 9.00 GiB used)"
     ]
     assert Quota("user anna", Limit(5)).refuse(OUT, 1 << 60, 1 << 30) == []
 
@@ -290,7 +291,7 @@ def test_a_merge_is_refused_before_it_starts(
     quotas[Owner("user", USER)] = (0, 0, 60 * KIB)
     assert average(tmp_path / "out", models) == 4
     text = capsys.readouterr().err
-    assert f"only 0.06 GB are left of the quota of {NAMES[0]} there" in text
+    assert f"only 60.00 MiB are left of the quota of {NAMES[0]} there" in text
     assert len(text.splitlines()) == 2 and not (tmp_path / "out").exists()
     quotas[Owner("user", USER)] = (0, 60 * KIB, 90 * KIB)
     assert average(tmp_path / "out", models) == 0

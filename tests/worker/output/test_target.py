@@ -288,8 +288,8 @@ def test_space_is_checked_before_the_start(
     tmp_path: Path, plan: Plan, half: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(space, "SPARE_BYTES", 1 << 60)
-    assert "GB are free there" in refusal(plan, tmp_path / "out")
-    assert "GB are free there" in refusal(plan, half)
+    assert "GiB are free there" in refusal(plan, tmp_path / "out")
+    assert "GiB are free there" in refusal(plan, half)
     assert not (tmp_path / "out").exists()
 
 
@@ -310,7 +310,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_small_disk(tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = one_tensor_models(tmp_path, 10_000_000)
     assert average(small_disk / "out", models) == 4
-    assert "only 0.08 GB are free there" in capsys.readouterr().err
+    assert "only 80.00 MiB are free there" in capsys.readouterr().err
     assert list(small_disk.iterdir()) == []
 
 

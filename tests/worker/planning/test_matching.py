@@ -153,7 +153,8 @@ def test_quantized_models(tmp_path: Path) -> None:
     codes = {"layers.0.w": torch.zeros(2, 2, dtype=torch.int8)}
     config = {"quantization_config": {"quant_method": "gptq"}}
     write_checkpoint(tmp_path / "b", tensors() | codes, config=config)
-    assert fault(tmp_path, "a", "b").startswith("b: quantized (gptq)\n  dequantize first")
+    told = "b: quantized (gptq)\n  name the model that it was quantized from"
+    assert fault(tmp_path, "a", "b") == told
 
 
 def test_a_stored_head_beside_tied_ones_is_left_out(tmp_path: Path) -> None:

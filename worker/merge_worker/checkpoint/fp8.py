@@ -7,6 +7,7 @@ matrix. Weights packed in other ways (GPTQ, AWQ, bitsandbytes, MX) are refused.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -33,16 +34,41 @@ _UNUSED = (".input_scale", ".weight_scale_ub", ".activation_scale", ".output_sca
 """Scales of activations, which plain weights do not need."""
 
 
+_OF_TRANSFORMERS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "higgs")
+"""The methods whose quantizers in transformers (5.23) implement `dequantize`."""
+
+
 def is_quantized(checkpoint: Checkpoint) -> str | None:
     """Return the reason why the weights cannot be averaged as stored, or None."""
     label = checkpoint.quantization
     codes = _codes(checkpoint.tensors, labeled=bool(label))
     if not codes:
         return None
-    if label:
-        method = label.get("quant_method") or f"{label.get('bits', 'some')} bits"
-        return f"quantized ({printable(str(method))})"
+    if method := _method(checkpoint):
+        return f"quantized ({printable(method)})"
     return f"quantized: {first_names(codes)}"
+
+
+def _method(checkpoint: Checkpoint) -> str:
+    """Return what has quantized a model, "" if its config does not say so."""
+    label = checkpoint.quantization
+    if not label:
+        return ""
+    return str(label.get("quant_method") or f"MLX, {label.get('bits', 'some')} bits")
+
+
+def way_out(checkpoint: Checkpoint, label: str) -> str:
+    """Return how a quantized model becomes one that can be merged: a command, where one exists."""
+    method = _method(checkpoint)
+    if method.startswith("MLX"):
+        place = shlex.join(["mlx_lm.convert", "--hf-path", label, "--mlx-path", "OUT"])
+        return f"dequantize it first: {place} --dequantize"
+    if method == "mxfp4":
+        option = "quantization_config=Mxfp4Config(dequantize=True)"
+        return f"dequantize it first: load it with transformers, {option}, save_pretrained(…)"
+    if method in _OF_TRANSFORMERS:
+        return "dequantize it first: load with transformers, model.dequantize(), save_pretrained(…)"
+    return "name the model that it was quantized from"
 
 
 def obsolete_labels(models: Sequence[Checkpoint], labels: Sequence[str]) -> list[str]:
@@ -82,7 +108,8 @@ def refuse_quantized(models: Sequence[Checkpoint], labels: Sequence[str]) -> Non
     reasons = {n: why for n, model in enumerate(models) if (why := is_quantized(model))}
     if reasons:
         faults = [f"{labels[n]}: {why}" for n, why in reasons.items()]
-        hint = "dequantize first: load with transformers, model.dequantize(), save_pretrained(…)"
+        hints = dict.fromkeys(way_out(models[n], labels[n]) for n in reasons)
+        hint = "\n  ".join(hints)
         if all(any(scales_of(models[n].tensors)) for n in reasons):
             hint = "add --dequantize, or 'dequantize: true' in the recipe, to read FP8 with scales"
         raise InputError("\n".join([*faults, f"  {hint}"]))

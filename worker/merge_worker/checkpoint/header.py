@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,7 +97,7 @@ def shard_of(path: Path, size: int, head: bytes) -> Shard:
     """Parse a shard header from `head`, the first bytes of a file of `size` bytes."""
     length = int.from_bytes(head[:8], "little")
     if length > MAX_HEADER_BYTES or length + 8 > size or len(head) < length + 8:
-        raise InputError(f"{path}: {what_it_is(head[:64], size)}")
+        raise InputError(f"{path}: {what_it_is(head[:64], size, path)}")
     raw = head[8 : 8 + length]
     header = _parse_header(raw, path)
     metadata = header.pop("__metadata__", None)
@@ -159,18 +160,23 @@ def read_exactly(fd: int, count: int, offset: int, path: Path) -> bytes:
     return b"".join(parts)
 
 
-def what_it_is(head: bytes, size: int) -> str:
+def what_it_is(head: bytes, size: int, path: Path) -> str:
     """Guess from its first bytes what a file is that cannot be read as safetensors."""
     if head.startswith(b"version "):
-        return "a Git LFS pointer, not the weights; run: git lfs pull"
+        where = shlex.quote(str(path.parent))
+        return f"a Git LFS pointer, not the weights; fetch them: git -C {where} lfs pull"
     if head.lstrip().lower().startswith((b"<!doc", b"<html")):
         return "an HTML page, not weights; the download failed"
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return (
             "a PyTorch pickle with the name of a safetensors file; rename it to pytorch_model.bin"
         )
-    if head.startswith(b"GGUF"):
-        return "a GGUF file, which cannot be merged; name the model that it was made from"
+    kinds = {".gguf": "a GGUF file", ".onnx": "an ONNX file", ".h5": "a TensorFlow file"}
+    kind = "a GGUF file" if head.startswith(b"GGUF") else kinds.get(path.suffix)
+    if kind:
+        return f"{kind}, which cannot be merged; name the model that it was made from"
+    if path.name.endswith((".json", ".model", ".txt", ".jinja")):
+        return f"not weights; name the folder of the model: {path.parent}"
     return f"not a safetensors file, or a damaged one (its header would end after its {size} bytes)"
 
 

@@ -97,6 +97,11 @@ class Hub:
         """Return whether a file is on the Hub but not in the cache."""
         return path in self._files and not Path(path).exists()
 
+    def describe(self, path: str) -> tuple[str, str, int]:
+        """Return the model of a file on the Hub, its name there and its bytes."""
+        file = self._files[path]
+        return file.repository, file.name, file.size
+
     def size(self, path: str) -> int:
         """Return the bytes of a file on the Hub."""
         return self._files[path].size

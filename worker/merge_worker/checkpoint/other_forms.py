@@ -30,7 +30,8 @@ def describe_folder(folder: Path, remote: Iterable[str] = ()) -> str:
     """Return the error for a folder without weights to read; `remote` are its files on the Hub."""
     files = sorted({*islice(_files(folder), MOST_FILES), *remote})
     texts = (describe(folder, files) for describe in _KINDS)
-    text = next(filter(None, texts), "no *.safetensors in this folder; is it a model?")
+    nothing = "no *.safetensors in this folder; is it a model?" if files else "an empty folder"
+    text = next(filter(None, texts), nothing)
     return f"{folder}: {text}"
 
 

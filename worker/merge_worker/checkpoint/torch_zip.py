@@ -82,7 +82,7 @@ def open_pickled(path: Path) -> Pickled:
         size, stamp = status.st_size, stamp_of(status)
         head = read_exactly(fd, min(64, size), 0, path)
         if not head.startswith(b"PK\x03\x04"):
-            raise InputError(f"{path}: {_no_zip(head, size)}")
+            raise InputError(f"{path}: {_no_zip(head, size, path)}")
         with os.fdopen(os.dup(fd), "rb") as file:
             members = dict(_members(file, path))
         folder, text = _pickle(fd, members, path)
@@ -179,13 +179,13 @@ def _refusal(path: Path, error: Refused) -> InputError:
     )
 
 
-def _no_zip(head: bytes, size: int) -> str:
+def _no_zip(head: bytes, size: int, path: Path) -> str:
     if head.startswith(b"\x80"):
         return (
             "a pickle without its zip, as torch wrote it before 1.6; if you trust its source, "
             "torch.load(FILE, weights_only=True) reads it, and torch.save(…) writes the new form"
         )
-    known = what_it_is(head, size)
+    known = what_it_is(head, size, path)
     return "not a zip as torch.save writes it" if "safetensors" in known else known
 
 

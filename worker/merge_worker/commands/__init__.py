@@ -23,6 +23,9 @@ ADAPTERS, MIXTURES = "adapters", "mixtures of experts"
 GROUPS = (MERGES, LOOKS, ADAPTERS, MIXTURES)
 """Titles of the groups of commands, in the order of the help."""
 
+RESUMED = ("merge", "average", "convert", "search", "mergekit", "importance", "train-routers")
+"""Commands that resume if they are typed again after a signal; the others begin anew."""
+
 
 class Command(NamedTuple):
     """A command: its name, its module here, its line in `merge-worker --help`, and an example.

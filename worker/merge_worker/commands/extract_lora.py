@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.apply import open_adapted
 from ..checkpoint.folder import Checkpoint, open_checkpoint
-from ..checkpoint.fp8 import is_quantized
+from ..checkpoint.fp8 import is_quantized, way_out
 from ..checkpoint.hub import Hub, snapshot
 from ..command_line.parser import Parser
 from ..conversion.in_memory import as_in_memory, in_memory
@@ -134,7 +134,7 @@ def _open(word: str) -> tuple[Checkpoint, dict[str, Path]]:
         folders[ref.lora] = locate(ModelRef(ref.lora), Path.cwd(), hub)
         model = open_adapted(model, folders[ref.lora])
     if reason := is_quantized(model):
-        raise InputError(f"{word}: {reason}; dequantize it first")
+        raise InputError(f"{word}: {reason}\n  {way_out(model, word)}")
     for shard in model.shards:
         hub.download(shard.path)
     return model, folders

@@ -22,6 +22,7 @@ from ..recipe.experts import GATE_MODES
 from ..recipe.shorthand import direct_recipe, recipes_from_values
 from ..recipe.yaml_document import COMMAND
 from ..registry import Registry
+from ..system.progress import print_event
 from ..system.ranks import rank_of
 from ..system.torch_startup import require_torch
 from .after_merge import asks_for_steps, prepare_steps, run_steps
@@ -56,8 +57,8 @@ def command(arguments: argparse.Namespace) -> str:
     outs = [Path(out).resolve() for _, out in pairs]
     if len(arguments.recipe_name) > len(pairs):
         raise UsageError(f"--recipe-name: more names than recipes, {len(pairs)}")
-    for out in outs:
-        if outs.count(out) > 1:
+    for _, out in pairs:
+        if outs.count(Path(out).resolve()) > 1:
             raise UsageError(f"{out}: two recipes write here; give each its own OUT")
     plans, faults = [], []
     names = [*arguments.recipe_name, *(recipe for recipe, _ in pairs[len(arguments.recipe_name) :])]
@@ -115,7 +116,7 @@ def convert_command(arguments: argparse.Namespace) -> str:
 def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> str:
     require_torch()
     for warning in dict.fromkeys(line for plan, _ in plans for line in plan.warnings):
-        print_line(f"warning: {warning}", sys.stderr)
+        print_event(arguments.progress, "warning", warning)
     if arguments.push and (len(plans) > 1 or not is_hub_name(arguments.push)):
         raise UsageError(f"--push {arguments.push}: give ORG/NAME, and one recipe")
     if arguments.private and not arguments.push:
@@ -125,7 +126,7 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> s
     if arguments.push:
         print_line(prepare_upload(arguments.push, arguments.private), sys.stderr)
     lines = run_merges(plans, run_options(arguments), rank, arguments.clock)
-    lines += [line for plan, out in plans for line in _routing(plan, out, arguments.device)]
+    lines += [line for plan, out in plans for line in _routing(plan, out, arguments)]
     out = plans[0][1]
     if asks_for_steps(arguments):
         print_line("\n".join(lines), sys.stdout)  # the merge is done, whatever a step finds
@@ -136,7 +137,7 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> s
     return "\n".join(lines)
 
 
-def _routing(plan: Plan, out: Path, device: str) -> list[str]:
+def _routing(plan: Plan, out: Path, arguments: argparse.Namespace) -> list[str]:
     """Return where the prompts of a mixture's experts go, measured once it is finished.
 
     Only where the gates have needed model code anyway; `routing` does it for any mixture.
@@ -150,9 +151,9 @@ def _routing(plan: Plan, out: Path, device: str) -> list[str]:
     from ..routers.routing_table import lines
 
     try:
-        routing = route_prompts(out, plan.recipe, plan.options.relative_to, device)
+        routing = route_prompts(out, plan.recipe, plan.options.relative_to, arguments.device)
     except WorkerError as error:  # the merge is finished all the same
-        print_line(f"warning: routing of the prompts: {error}", sys.stderr)
+        print_event(arguments.progress, "warning", f"routing of the prompts: {error}")
         return []
     return lines(routing) if routing else []
 

@@ -6,8 +6,10 @@ One table serves the command line and the documentation.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from ..planning.step import has_accelerator
 
 
 class Row(NamedTuple):
@@ -66,12 +68,20 @@ TABLE = (
         "a mixture of equal experts is built with a warning",
     ),
 )
+GPU = ("--cuda", "--gpu-rich", "--multi-gpu", "--read-to-gpu")
 BY_OPTION = {row.option: row for row in TABLE}
 
 
-def translated(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Replace options of mergekit in the words of a command; also return a note on each."""
-    translation, notes = list[str](), list[str]()
+NO_GPU = "no GPU is visible here: the CPU merges"
+
+
+def translated(words: Sequence[str], merges_here: bool = True) -> tuple[list[str], str]:
+    """Replace options of mergekit in the words of a command; return them and a note of one line.
+
+    The note is "" if there is none. It says if a GPU is asked for that this machine lacks, where
+    it is this machine that merges.
+    """
+    translation, notes = list[str](), dict[str, tuple[str, str]]()
     remaining = iter(words)
     for word in remaining:
         name, given, value = word.partition("=")
@@ -87,9 +97,23 @@ def translated(words: Sequence[str]) -> tuple[list[str], list[str]]:
             replacement += f"={_size(value)}"
         if replacement and name == row.option:
             translation.append(replacement)
-        here = replacement and f"{replacement} here"
-        notes.append(f"{name}: " + "; ".join(filter(None, [here, row.note])))
-    return translation, notes
+        notes[name] = replacement, row.note
+    lacks_gpu = merges_here and any(name in GPU for name in notes) and not has_accelerator()
+    return translation, _note(notes, lacks_gpu)
+
+
+def _note(notes: Mapping[str, tuple[str, str]], lacks_gpu: bool) -> str:
+    """Return what was made of options, by name: each replacement, and the note if it is one."""
+    if len(notes) == 1:
+        ((name, (new, more)),) = notes.items()
+        facts = [f"{new} here" if new else "", NO_GPU if lacks_gpu else more]
+        return f"{name}: " + "; ".join(filter(None, facts))
+    facts = [f"{name} is {new} here" for name, (new, _) in notes.items() if new]
+    if unneeded := [name for name, (new, _) in notes.items() if not new]:
+        verb = "are" if len(unneeded) > 1 else "is"
+        facts.append(f"{', '.join(unneeded)} {verb} not needed")
+    facts += [NO_GPU] if lacks_gpu else []
+    return f"options of mergekit: {'; '.join(facts)}" if facts else ""
 
 
 def _size(value: str) -> str:

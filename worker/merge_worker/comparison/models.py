@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.folder import Checkpoint, open_checkpoint
-from ..checkpoint.fp8 import is_quantized
+from ..checkpoint.fp8 import is_quantized, way_out
 from ..dtypes import Kind
 from ..errors import InputError
 from ..messages import counted, first_names, printable
@@ -15,6 +15,7 @@ from ..method import matrix_shape
 from ..planning.shared_weights import share_weights
 from ..structure.components import component_of, place_of
 from ..structure.embeddings import tied_head
+from ..structure.sizes import Sized, size_differences
 from ..tensors.source import StoredTensor, TensorSource
 
 
@@ -69,7 +70,9 @@ def open_models(paths: Sequence[str], base: str | None) -> Models:
             models.append(open_checkpoint(Path(word).expanduser()))
         except (InputError, RuntimeError) as error:
             faults.append(str(error))
-    faults += [f"{m.path}: {why}; dequantize it first" for m in models if (why := is_quantized(m))]
+    faults += [
+        f"{m.path}: {why}\n  {way_out(m, str(m.path))}" for m in models if (why := is_quantized(m))
+    ]
     if faults:
         raise InputError("\n".join(faults))
     return align(models, short_labels(words), base is not None)
@@ -113,12 +116,17 @@ def align(models: Sequence[Checkpoint], labels: tuple[str, ...], has_base: bool)
             and info.dtype.kind is Kind.FLOAT
             and None in (_find(other, name, info) for other in models)  # not tied in the others
         }
+    sized = [Sized(n, m.config, m.tensors) for n, m in zip(labels, models, strict=True)]
+    differences = {m.label: size_differences(sized[0], m) for m in sized[1:]}
+    sizes_apart = [f"{label}: {text} in {labels[0]}" for label, text in differences.items() if text]
+    if not shared and sizes_apart:
+        raise InputError("\n".join([*sizes_apart, "  models of other sizes are not compared"]))
     if not shared:
         raise InputError(
             f"{', '.join(labels)}: no floating tensor has the same name and shape in all of them; "
             f"these models do not share an architecture"
         )
-    left_out = tuple(_left_out(sorted(missing), shapes, integers))
+    left_out = (*sizes_apart, *_left_out(sorted(missing), shapes, integers))
     # Modules in sub-folders that only some models have do not keep the others from being merged.
     kept, _ = share_weights(models, labels)
     mergeable = not shapes and not any(missing & model.tensors.keys() for model in kept)

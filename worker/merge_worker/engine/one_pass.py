@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from ..checkpoint.header import Shard
 from ..checkpoint.hub import Hub
 from ..checkpoint.reader import OTHER_FILES, Files, allow_open_files
 from ..errors import InputError, UsageError
-from ..messages import counted, first_names, print_line, printable
+from ..messages import counted, first_names, printable
 from ..output.shard_file import early_writeback
 from ..output.store import PartialOutput
 from ..planning.plan import Plan
@@ -44,7 +43,7 @@ def stream(
                 store.sync(run.drop_cache)
     finally:
         run.files.close()
-    clock.bytes_moved = run.progress.bytes_in + run.progress.bytes_out
+    clock.bytes_in, clock.bytes_out = run.progress.bytes_in, run.progress.bytes_out
     return differing
 
 
@@ -57,6 +56,7 @@ class _Pass:
     rank: Rank
     clock: Clock
     stop: StopFlag = field(default_factory=StopFlag)
+    damaged: int = 0  # pieces of earlier runs that are done again
 
     def __post_init__(self) -> None:
         total = sum(
@@ -101,6 +101,10 @@ class _Pass:
         if self.rank.world > 1:  # progress counts this rank's share alone
             self.progress.done_before = 0
             self.progress.total_out = sum(map(_result_bytes, self.work))
+        self.progress.begin()
+        if any(store.entries for store in self.stores):
+            percent = round(self.progress.percent, 2)
+            self.progress.event("resumed", percent=percent, damaged=self.damaged)
 
     def _resume(self, store: PartialOutput) -> dict[int, list[Piece]]:
         """Open the output files, and return the intact pieces of earlier runs by step."""
@@ -108,7 +112,7 @@ class _Pass:
         if store.outdated:
             done_again = f"{counted(store.outdated, 'pieces')} of earlier runs are done again"
             text = f"an input was replaced or written to since; {done_again}"
-            print_line(f"warning: {store.out}: {text}", sys.stderr)
+            self.progress.warn(f"{store.out}: {text}")
         store.open(direct=self.direct)
         if store.entries:
             damaged = store.drop_damaged(store.plan.memory.lanes, self.stop)
@@ -123,9 +127,8 @@ class _Pass:
             step = store.plan.steps[entry.step]
             start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
             progress.done_before += (stop - start) * step.dtype.bytes
-        if progress.mode == "json":
-            progress.event("resumed", percent=progress.percent, damaged=damaged)
-        elif progress.mode != "off":
+        self.damaged += damaged
+        if progress.mode not in ("json", "off"):
             again = f", {counted(damaged, 'damaged pieces are')} done again" if damaged else ""
             out = printable(str(store.out))
             progress.print_line(f"{out}: continuing at {progress.percent:.0f} %{again}")

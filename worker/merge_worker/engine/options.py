@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..system.caller import Caller
+from ..system.progress import print_event
 from ..system.signals import StopFlag, stop_on_signal
 from ..units import GIB
 
@@ -41,7 +41,7 @@ class RunOptions:
     def warn(self, text: str) -> None:
         """Print a warning, or hand it to the caller."""
         if self.caller is None:
-            print(f"warning: {text}", file=sys.stderr)
+            print_event(self.progress, "warning", text)
         else:
             self.caller.warn(text)
 
@@ -53,15 +53,20 @@ class Clock:
     began: float
     planned: float = 0.0
     stream_s: float = 0.0
-    bytes_moved: int = 0  # bytes read and written while streaming
+    bytes_in: int = 0  # read and written while streaming
+    bytes_out: int = 0
 
     @property
     def gib_per_s(self) -> float:
-        return self.bytes_moved / GIB / max(1e-9, self.stream_s)
+        return (self.bytes_in + self.bytes_out) / GIB / max(1e-9, self.stream_s)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.began
 
     def timings(self) -> dict[str, float]:
         return {
             "plan_s": round(self.planned - self.began, 3),
             "stream_s": round(self.stream_s, 3),
-            "total_s": round(time.monotonic() - self.began, 3),
+            "total_s": round(self.elapsed_s, 3),
         }

@@ -9,8 +9,9 @@ from itertools import accumulate
 
 from ..checkpoint.reader import Files
 from ..errors import InputError
+from ..messages import printable
 from ..system.progress import Progress
-from ..units import gigabytes
+from ..units import size
 from .work import Work
 
 WINDOW = 1 << 30
@@ -127,9 +128,9 @@ class Fetcher:
             return path
 
     def _report(self, path: str) -> None:
-        count = self._files.hub.size(path)
+        model, file, count = self._files.hub.describe(path)
         if self._progress.mode == "json":
-            self._progress.event("fetching", file=path, bytes=count)
+            self._progress.event("downloading", model=model, file=file, bytes=count)
         elif self._progress.mode != "off":
             # In one call, since several of these threads print.
-            self._progress.print_line(f"fetching {path.rpartition('/')[2]} ({gigabytes(count)})")
+            self._progress.print_line(f"downloading {model}: {printable(file)} ({size(count)})")

@@ -28,7 +28,7 @@ from ..system.progress import Progress
 from ..system.ranks import Rank
 from ..system.signals import StopFlag
 from ..tokenizer.roundtrip import check_roundtrip
-from ..units import duration, size
+from ..units import elapsed, size
 from .one_pass import stream
 from .options import Clock, RunOptions
 from .work import share
@@ -370,6 +370,6 @@ def _summary(plan: Plan, out: Path, clock: Clock) -> str:
     merged = sum(step.task is not None for step in plan.steps)
     return (
         f"{out}: {counted(merged, 'tensors')} merged, {len(plan.steps) - merged} copied; "
-        f"{size(plan.output_bytes)} in {duration(clock.timings()['total_s'])} "
-        f"({clock.gib_per_s:.2f} GiB/s)"
+        f"{size(clock.bytes_in)} read, {size(clock.bytes_out)} written "
+        f"in {elapsed(clock.timings()['total_s'])}"
     )

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from ..checkpoint.reader import Files
 from ..engine.device import load_linalg
 from ..engine.lane import Lane
 from ..errors import InputError
-from ..messages import counted, first_names, printable
+from ..messages import counted, first_names, printable, relative_paths
+from ..structure.sizes import Sized, size_differences
 from ..system import torch_startup
 from ..tensors.source import Reader, TensorSource
 from .save import CHUNK, AdapterOutput, config_of
@@ -275,10 +277,18 @@ def same_values(reader: Reader, base: TensorSource, tuned: TensorSource) -> bool
 
 def check_alike(base: Checkpoint, tuned: Checkpoint, wholes: Sequence[Whole]) -> None:
     """Raise InputError unless both have the same tensors; shapes of wholes may differ."""
+    folder = str(Path.cwd())
+    labels = [relative_paths(str(model.path), folder) for model in (base, tuned)]
+    pair = zip(labels, (base, tuned), strict=True)
+    if sizes := size_differences(*(Sized(name, m.config, m.tensors) for name, m in pair)):
+        raise InputError(
+            f"{labels[1]}: {sizes} in the base {labels[0]}\n"
+            f"  a fine-tune has the sizes of its base; name the model that it was trained from"
+        )
     faults: list[str] = []
     for model, other, word in ((base, tuned, "missing from"), (tuned, base, "only in")):
         if names := [name for name in model.tensors if name not in other.tensors]:
-            faults.append(f"{first_names(names)}: {word} the fine-tune {tuned.path}")
+            faults.append(f"{first_names(names)}: {word} the fine-tune {labels[1]}")
     free = {name for whole in wholes for name in whole.parts}
     for name, info in base.tensors.items():
         peer = tuned.tensors.get(name)

@@ -28,7 +28,7 @@ from ..errors import OutputError
 from ..messages import counted, printable
 from ..planning.plan import Plan
 from ..system.machine import Mount, mount_of, read_ascii
-from ..units import gigabytes
+from ..units import size
 from .files import PARTIAL, unfinished
 from .side_files import side_file_bytes
 
@@ -68,7 +68,7 @@ class DiskSpace:
             raise OutputError(f"{out}: no free inodes there; choose another folder")
         if self.needs > self.free:
             raise OutputError(
-                f"{out}: needs {gigabytes(self.needs)}, only {gigabytes(self.free)} are free "
+                f"{out}: needs {size(self.needs)}, only {size(self.free)} are free "
                 f"there\n  make room, or choose another folder"
             )
         return [line for quota in self.quotas for line in quota.refuse(out, self.needs, self.files)]
@@ -139,7 +139,7 @@ class Quota(NamedTuple):
         """Return warnings about soft limits. Raises OutputError if a merge does not fit."""
         warnings = []
         for limit, more, show in (
-            (self.space, needs, gigabytes),
+            (self.space, needs, size),
             (self.files, files, lambda count: counted(count, "files")),
         ):
             if limit.left is not None and more > limit.left:

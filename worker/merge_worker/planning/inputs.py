@@ -192,7 +192,8 @@ def locate(ref: ModelRef, relative_to: Path, hub: Hub) -> Path:
     if not ref.revision and exists(path):
         return path
     if not is_hub_id(str(ModelRef(ref.path, ref.revision))):
-        place = f" ({path})" if str(path) != str(ref) else ""
+        elsewhere = str(path) != str(ref) and relative_to.resolve() != Path.cwd()
+        place = f" ({path})" if elsewhere else ""
         near = printable(nearest(path.name, _sibling_names(path)))
         raise InputError(f"{ref}: no such folder{place}{near}; Hub models are written org/name")
     return hub.resolve_revision(ref.path, ref.revision)

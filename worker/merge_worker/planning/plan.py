@@ -23,7 +23,7 @@ from ..tokenizer.adapter_files import with_tokenizer_of
 from ..tokenizer.files import SideFiles
 from ..tokenizer.merge import merge_tokenizers
 from ..tokenizer.text_side import TokenizerResult
-from ..units import gigabytes
+from ..units import size
 from .groups import group_sources
 from .importance import ImportanceInputs, open_importances
 from .inputs import open_inputs
@@ -205,9 +205,9 @@ def _with_stages(final: Plan, plans: Sequence[Plan]) -> Plan:
     stages = tuple(plan for plan in plans if plan.folder is not None)
     warnings = [line for plan in (final, *lazy, *stages) for line in plan.warnings]
     if stages:
-        size = gigabytes(sum(plan.output_bytes for plan in stages))
+        room = size(sum(plan.output_bytes for plan in stages))
         warnings.append(
-            f"{counted(len(stages), 'intermediate results take')} {size} beside the "
+            f"{counted(len(stages), 'intermediate results take')} {room} beside the "
             f"result meanwhile"
         )
     return replace(final, stages=stages, lazy=lazy, warnings=tuple(warnings))

@@ -31,17 +31,25 @@ DEVICE_BLOCK = 1 << 21
 """Elements that outweigh the launch of a kernel on an accelerator (not measured)."""
 
 
-def block_for(device: str, driver_files: Sequence[str] = ("/dev/nvidiactl", "/dev/kfd")) -> int:
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd")
+
+
+def has_accelerator(driver_files: Sequence[str] = DRIVER_FILES) -> bool:
+    """Return whether this machine shows an accelerator, by the files of its driver: no torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    present = any(Path(file).exists() for file in driver_files) and not hidden
+    return present or (sys.platform == "darwin" and platform.machine() == "arm64")
+
+
+def block_for(device: str, driver_files: Sequence[str] = DRIVER_FILES) -> int:
     """Return the elements of a block for a value of `--device`.
 
     For `auto` the driver's files decide: a plan is made before torch is loaded.
     """
     if device == "cpu":
         return CPU_BLOCK
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    present = any(Path(file).exists() for file in driver_files) and not hidden
-    present = present or (sys.platform == "darwin" and platform.machine() == "arm64")
-    return DEVICE_BLOCK if present or device != "auto" else CPU_BLOCK
+    present = device != "auto" or has_accelerator(driver_files)
+    return DEVICE_BLOCK if present else CPU_BLOCK
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ class Document:
     def place(self, path: Place) -> str:
         """Return `recipe.yml:12: models[1].parameters.weight`, by the nearest known line.
 
-        In a recipe made from a command line, return the model or the option that stands there.
+        In a recipe made from a command line, return the model or the option that stands there; in
+        that of a member (`sweep.yml: name`), whose lines nobody has written, the path alone.
         """
         if self.where == COMMAND:
             return self._words(path)
@@ -49,7 +50,8 @@ class Document:
         text = ""
         for part in path:
             text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-        return f"{self.where}:{line}: {printable(text)}".rstrip(": ")
+        number = "" if ": " in self.where else f":{line}"
+        return f"{self.where}{number}: {printable(text)}".rstrip(": ")
 
     def _words(self, path: Place) -> str:
         """Return the words of a command that became a part of its recipe."""

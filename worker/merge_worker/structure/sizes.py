@@ -44,7 +44,36 @@ class Depths(NamedTuple):
 
 
 def width_fault(first: Sized, other: Sized) -> str | None:
-    """Return how two models differ in width, with a tensor that shows it; None if they do not."""
+    """Return how two models differ in width, with a tensor that shows it; None if they do not.
+
+    A difference in depth is named too.
+    """
+    listed, example = _widths(first, other)
+    if not listed:
+        return None
+    kinds = {_kind(field) for field in listed}
+    kind = kinds.pop() if len(kinds) == 1 else "sizes"
+    texts = first_names([*listed, *_depths(first, other)], MOST)
+    return f"{other.label}: {texts}; {kind} cannot be merged{example}"
+
+
+def size_differences(first: Sized, other: Sized) -> str:
+    """Return in what sizes two models differ: `hidden_size 64 against 32, 8 layers against 4`."""
+    return first_names([*_widths(first, other)[0], *_depths(first, other)], MOST)
+
+
+def _kind(field: str) -> str:
+    if "experts" in field:
+        return "numbers of experts"
+    return "numbers of heads" if _HEADS.fullmatch(field.partition(" ")[0]) else "widths"
+
+
+def _depths(first: Sized, other: Sized) -> list[str]:
+    return [f"{counted(new, 'layers')} against {old}" for new, old in _depth_pairs(first, other)]
+
+
+def _widths(first: Sized, other: Sized) -> tuple[list[str], str]:
+    """Return the fields that differ with their values, and a line with a tensor that shows it."""
     examples: dict[tuple[int, int], str] = {}
     for name, source in first.tensors.items():
         peer = other.tensors.get(name)
@@ -65,19 +94,14 @@ def width_fault(first: Sized, other: Sized) -> str | None:
             if extents := next((each for each in examples if _of_heads(each, heads)), None):
                 fields[key] = heads
                 examples[heads] = examples[extents]
-    if not fields:
-        return None
     listed = [f"{key} {new} against {old}" for key, (old, new) in fields.items()]
     example = next((examples[pair] for pair in fields.values() if pair in examples), "")
-    return f"{other.label}: {first_names(listed, MOST)}; widths cannot be merged{example}"
+    return listed, example
 
 
 def depth_fault(first: Sized, other: Sized) -> Depths | None:
     """Return how two models differ in depth; None if they do not."""
-    mine, theirs = _declared_depths(first), _declared_depths(other)
-    if not all(counts(model.config) for model in (first, other)):
-        mine, theirs = (gradient_depths(m.tensors, m.config) for m in (first, other))
-    pairs = {(theirs[k], n): k for k, n in reversed(mine.items()) if theirs.get(k, n) != n}
+    pairs = _depth_pairs(first, other)
     if not pairs:
         return None
     lines = []
@@ -88,6 +112,14 @@ def depth_fault(first: Sized, other: Sized) -> Depths | None:
             f"see slices"
         )
     return Depths("\n".join(lines), any(new > old for new, old in pairs))
+
+
+def _depth_pairs(first: Sized, other: Sized) -> dict[tuple[int, int], str]:
+    """Return the numbers of layers that differ, the other's first, with the field that says so."""
+    mine, theirs = _declared_depths(first), _declared_depths(other)
+    if not all(counts(model.config) for model in (first, other)):
+        mine, theirs = (gradient_depths(m.tensors, m.config) for m in (first, other))
+    return {(theirs[k], n): k for k, n in reversed(mine.items()) if theirs.get(k, n) != n}
 
 
 def _unequal(source: TensorSource, peer: TensorSource) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from ..messages import printable
+from ..messages import HERE, print_line, printable, relative_paths
 from ..units import GIB, duration
 from .caller import Caller
 from .machine import private_bytes, resident_bytes
@@ -58,12 +58,22 @@ class Progress:
         self._mine = 0
         self.processes: Sequence[int] = ()  # others that count for this one
         self.done_before = 0  # written by an earlier run
+        self._begun = False
         self._began = time.monotonic()
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
+    def begin(self) -> None:
+        """Print the first event of a run in `json` mode, unless it has been printed."""
+        if not self._begun:
+            self._begun = True
+            done, total = self.done_before, self.total_out
+            ranks = {"rank": self.rank, "world": self.world}
+            self.event("begin", title=self.title, bytes_total=total, bytes_done=done, **ranks)
+
     def __enter__(self) -> Progress:
+        self.begin()
         if self.mode != "off" or (self.caller and self.caller.progress):
             self._thread.start()
         return self
@@ -155,7 +165,8 @@ class Progress:
 
     def print_line(self, line: str) -> None:
         """Print a line that stays, above the bar."""
-        self._write((CLEAR if self.mode == "bar" else "") + line + "\n")
+        shown = relative_paths(line, os.environ.get(HERE, ""))
+        self._write((CLEAR if self.mode == "bar" else "") + shown + "\n")
 
     def _write(self, text: str) -> None:
         self.stream.write(text)
@@ -189,6 +200,28 @@ class Progress:
             self._write(f"{title}: {self.percent:.1f} % ({done}), {text}\n")
         else:
             self._write(CLEAR + _line(title, facts, _columns(self.stream)))
+
+
+def print_end(
+    mode: str, code: int, elapsed_s: float, error: str = "", program: str = "merge-worker"
+) -> None:
+    """Print the error that ends a command to stderr; in `json` mode the last event, of any end.
+
+    Other modes print nothing at the end of a success.
+    """
+    if mode == "json":
+        end = {"event": "end", "exit_code": code, "elapsed_s": round(elapsed_s, 2), "error": error}
+        print(json.dumps(end), file=sys.stderr, flush=True)
+    elif error:
+        print_line(f"{program}: {error}", sys.stderr)
+
+
+def print_event(mode: str, kind: str, text: str) -> None:
+    """Print `warning: text` or a note to stderr; in `json` mode as an event."""
+    if mode == "json":
+        print(json.dumps({"event": kind, "text": text}), file=sys.stderr, flush=True)
+    else:
+        print_line(f"{kind}: {text}", sys.stderr)
 
 
 def _words(facts: dict[str, Any]) -> list[tuple[str, ...]]:

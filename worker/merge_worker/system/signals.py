@@ -19,7 +19,9 @@ SIGNALS_OUTSIDE = (signal.SIGTERM, signal.SIGUSR1)
 GRACE_S = 4.0
 """Schedulers kill a job soon after the first signal, and some matrices take longer than that."""
 
-RESUMABLE = "finished work is kept; run the same command to resume"
+RESUMES = "run the same command to resume"
+BEGINS_ANEW = "run the same command again; it begins anew"
+RESUMABLE = f"finished work is kept; {RESUMES}"
 
 
 class StopFlag:
@@ -42,14 +44,14 @@ class StopFlag:
         return Stopped(f"{self.reason} at {percent:.0f} %; {RESUMABLE}")
 
 
-def exit_soon(reason: str) -> None:
+def exit_soon(reason: str, way_out: str = RESUMABLE) -> None:
     """Exit with code 75 after GRACE_S seconds, even if other threads are still running.
 
     Called by the main thread only. Files on the storage are consistent at any moment.
     """
 
     def leave(number: int, frame: object) -> None:
-        os.write(2, f"merge-worker: {reason}; {RESUMABLE}\n".encode())
+        os.write(2, f"merge-worker: {reason}; {way_out}\n".encode())
         os._exit(Stopped.exit_code)
 
     signal.signal(signal.SIGALRM, leave)
@@ -75,6 +77,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.over = False
+        self.way_out = RESUMES  # the command sets BEGINS_ANEW if it keeps nothing
 
     def take(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -86,8 +89,8 @@ class Signals:
             return
         self.over = True
         name = signal.Signals(number).name
-        exit_soon(f"stopped by {name}")
-        raise Stopped(f"stopped by {name}; run the same command to resume")
+        exit_soon(f"stopped by {name}", self.way_out)
+        raise Stopped(f"stopped by {name}; {self.way_out}")
 
 
 @contextlib.contextmanager

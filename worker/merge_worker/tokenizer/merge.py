@@ -70,7 +70,7 @@ def _donor(choice: TokenizerChoice, inputs: TokenizerInputs) -> SideFiles | None
 def _tokens_of(files: SideFiles, name: str) -> Vocabulary:
     tokens = vocabulary(files)
     if tokens is None:
-        raise InputError(f"{name}: has no tokenizer ({files.folder})")
+        raise InputError(f"{name}: has no tokenizer files, such as tokenizer.json")
     return tokens
 
 
