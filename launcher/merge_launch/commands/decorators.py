@@ -23,8 +23,12 @@ WORDS = ("source", "path", "place", "job", "name_of_profile")
 
 
 def say(text: str) -> None:
-    """Print a note, a warning or an error to stderr; paths below this folder are relative."""
-    print_line(f"merge-launch: {as_typed(text)}", sys.stderr)
+    """Print to stderr; paths below this folder are relative.
+
+    Warnings and notes begin like those of the worker, all else with the name of the program.
+    """
+    program = "" if text.startswith(("warning: ", "note: ")) else "merge-launch: "
+    print_line(f"{program}{as_typed(text)}", sys.stderr)
 
 
 def as_typed(text: str) -> str:

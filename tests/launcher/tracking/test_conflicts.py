@@ -37,7 +37,7 @@ def test_the_first_still_waits(backend: str, twice) -> None:
     # Another recipe is another merge of the same folder, which is worse.
     warning, calls = twice(backend, "out/", "--weights", "2,1,1")
     assert warning == (
-        f"merge-launch: warning: {first} is queued for the same OUT, and only one of them can "
+        f"warning: {first} is queued for the same OUT, and only one of them can "
         f"write it: merge-launch status {first}, merge-launch cancel {first}\n"
     )
     assert calls == [submits, ASKED[backend]]

@@ -85,7 +85,7 @@ def test_a_header_length_that_lies(tmp_path: Path, length: int) -> None:
 @pytest.mark.parametrize(
     ("first", "words"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "lfs pull"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page"),
         (b"\n\n<html><head></head></html>      ", "an HTML page"),
         (b"PK\x03\x04\x00\x00\x08\x08rest of a zip", "a PyTorch pickle"),

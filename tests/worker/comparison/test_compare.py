@@ -255,7 +255,7 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["a", "b"], 3, "no floating tensor has the same name and shape in all of them"),
         (["a", "a", "--plot", "no/where.png"], 2, "folder not found; create it first"),
         (["a", "a", "--plot", "x.jpg"], 2, "the name must end in .png, .pdf, .svg or .html"),
-        (["a", "q"], 3, "quantized (gptq); dequantize it first"),
+        (["a", "q"], 3, "quantized (gptq)\n  name the model that it was quantized from"),
     ],
 )
 def test_mistakes(
