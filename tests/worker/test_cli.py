@@ -315,7 +315,7 @@ def test_a_signal_while_an_error_is_printed(
             signal.raise_signal(signals.pop())
         print_line(text, stream)
 
-    monkeypatch.setattr(cli, "print_line", late)
+    monkeypatch.setattr("merge_worker.system.progress.print_line", late)
     assert "stopped by SIGTERM" in refused(capsys, 75, "average", tmp_path / "out", tmp_path / "no")
 
 
@@ -334,5 +334,5 @@ def test_what_a_signal_leaves_to_do(
         os.kill(os.getpid(), signal.SIGTERM)
         return ""
 
-    monkeypatch.setattr(type(cli.COMMANDS[0]), "run", stopped)
+    monkeypatch.setattr(cli.Command, "run", stopped)
     assert refused(capsys, 75, *words) == f"merge-worker: stopped by SIGTERM; {way_out}\n"

@@ -87,13 +87,15 @@ def _main(argv: Sequence[str] | None, signals: Signals, program: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; {signals.way_out}", file=sys.stderr)
+        text = f"interrupted; {signals.way_out}"
+        print_end(mode, Stopped.exit_code, clock.elapsed_s, text, program)
         return Stopped.exit_code
     except SystemExit as error:  # argparse: 2 for a wrong command, 0 for --help
         return error.code if isinstance(error.code, int) else 2
     except BaseException:
         if stop_requested():  # a module that is half imported turns the signal into another error
-            print_line(f"{program}: stopped by a signal; {signals.way_out}", sys.stderr)
+            text = f"stopped by a signal; {signals.way_out}"
+            print_end(mode, Stopped.exit_code, clock.elapsed_s, text, program)
             return Stopped.exit_code
         # Before Python 3.13 an uncaught error in a zip prints no source lines; this does.
         traceback.print_exc()

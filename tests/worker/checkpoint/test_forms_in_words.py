@@ -54,7 +54,7 @@ def test_quantized(name: str, here: Path, capsys: pytest.CaptureFixture[str]) ->
     told = f"it: {fact}\n  {way_out}"
     for words in (("average", "out", "m1", "it"), ("compare", "m1", "it")):
         assert refusal(capsys, *words) == told
-    assert refusal(capsys, "extract-lora", "m1", "it", "out") == told
+    assert refusal(capsys, "extract-lora", "it", "out", "--base-model", "m1") == told
 
 
 FILES = {
@@ -106,7 +106,7 @@ def test_other_sizes_by_every_command(
     assert merged.startswith(
         f"it: {difference}; {kind} cannot be merged\n" if kind else "it has 2 layers, base has 1:"
     )
-    assert refusal(capsys, "extract-lora", "base", "it", "out") == (
+    assert refusal(capsys, "extract-lora", "it", "out", "--base-model", "base") == (
         f"it: {difference} in the base base\n"
         "  a fine-tune has the sizes of its base; name the model that it was trained from"
     )
