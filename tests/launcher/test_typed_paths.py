@@ -18,6 +18,7 @@ from merge_worker.recipe.yaml_document import read_documents
         ("name it as 'BASE+/w/run/a'", "name it as 'BASE+run/a'"),
         ("/w/../m1 and /w/.cache/m", "../m1 and .cache/m"),
         ("/v/w/m1, ~/w/m1, /w2/m1, /w", "/v/w/m1, ~/w/m1, /w2/m1, /w"),
+        ("add --weka BUCKET:/w/m", "add --weka BUCKET:/w/m"),
     ],
 )
 def test_paths_below_a_folder_become_relative(text: str, shown: str) -> None:

@@ -60,9 +60,12 @@ def printable(text: str) -> str:
 
 
 def relative_paths(text: str, folder: str) -> str:
-    """Return a message with the paths below a folder relative to it, as they were typed there."""
+    """Return a message with the paths below a folder relative to it, as they were typed there.
+
+    Values of options, such as `--weka BUCKET:/folder`, stay.
+    """
     begin = folder.rstrip("/") + "/"
-    return re.sub(rf"(?<![\w./~-]){re.escape(begin)}(?=[\w.])", "", text) if folder else text
+    return re.sub(rf"(?<![\w./~:=-]){re.escape(begin)}(?=[\w.])", "", text) if folder else text
 
 
 def print_line(text: str, stream: TextIO) -> None:

@@ -164,7 +164,7 @@ def test_a_record_that_no_backend_wrote_is_not_obeyed(
         calls = fakes.calls()
         done = launch(command, "out")
         assert (done.code, done.out, fakes.calls()) == (2, "", calls)
-        assert f"{path}: not a readable record of a job (" in done.err
+        assert f"{path.name}: not a readable record of a job (" in done.err
 
 
 def test_the_job_folder_of_another_user_is_not_trusted(
