@@ -131,6 +131,17 @@ def test_killed_many_times(tmp_path: Path, big: list[Path], forks: Forks, turn: 
 
 
 @pytest.mark.slow
+def test_killed_while_writing_dcp(tmp_path: Path, big: list[Path], forks: Forks) -> None:
+    outs = [tmp_path / "whole", tmp_path / "killed"]
+    words = [[*command(out, big), "--format", "dcp"] for out in outs]
+    assert forks.start(*words[0]).wait().code == 0
+    kill_until_done(forks, words[1], outs[1], [signal.SIGKILL])
+    whole, killed = map(digest, outs)
+    assert {".metadata", "__0_0.distcp"} <= whole.keys()
+    assert killed == whole
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.6, 1.2, 2.5])
 def test_a_real_process(tmp_path: Path, big: list[Path], after_s: float) -> None:
     """Signals are also handled while torch loads, which takes seconds."""

@@ -27,6 +27,8 @@ MEASURES = ("importance", *LOSSES)
 TRAINS = ("train-routers",)
 ROUTES = ("routing",)
 
+SAFETENSORS = "safetensors"
+
 SCHEDULES = (
     "uniform, linear, minus-sqrt, cosine, inverse[:FLOOR], ema[:BETA], last-k:N; with __reverse or "
     "__scramble[:SEED] behind for a control"
@@ -218,6 +220,14 @@ OPTIONS = (
         "transformers loads for it",
         "DIR|ORG/NAME",
     ),
+    SharedOption(
+        "format",
+        PLANS,
+        "the files of the result: safetensors (the default), or a checkpoint that "
+        "torch.distributed.checkpoint loads (dcp)",
+        default=SAFETENSORS,
+        choices=(SAFETENSORS, "dcp"),
+    ),
     _switch("prune_downloads", RUNS, "remove weights downloaded from the Hub after use"),
     SharedOption("push", RUNS, "upload the finished OUT to the Hub", "ORG/NAME"),
     _switch("private", RUNS, "the model that --push makes is private"),
@@ -301,8 +311,8 @@ GROUPS = {
     "merge": "method weights schedule from_ to every last min steps windows skip_incomplete "
     "base_model param no_normalize missing surplus include "
     "exclude dequantize config seed strict methods recipe_name relative_to",
-    "output": "shard_size dtype push private overwrite no_resume sha256 allow_nonfinite try_ "
-    "perplexity json",
+    "output": "format shard_size dtype push private overwrite no_resume sha256 allow_nonfinite "
+    "try_ perplexity json",
     "machine": "device expect_gpus threads memory reads_in_flight prune_downloads deadline ranks "
     "progress trust_remote_code",
 }

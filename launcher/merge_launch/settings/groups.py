@@ -118,6 +118,7 @@ class WorkerOptions:
     exclude: str | None = shared("exclude")
     dequantize: bool = shared("dequantize")
     config: str | None = shared("config")
+    format: str | None = shared("format")
     prune_downloads: bool = shared("prune_downloads")
     push: str | None = shared("push")
     private: bool = shared("private")

@@ -127,6 +127,7 @@ def test_the_worker_accepts_every_option_that_is_passed_on() -> None:
         exclude="mlp.gate",
         dequantize=True,
         config="org/model",
+        format="dcp",
         prune_downloads=True,
         push="org/merged",
         private=True,

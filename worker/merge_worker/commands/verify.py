@@ -10,11 +10,14 @@ import argparse
 import os
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.dcp import read_dcp
 from ..checkpoint.header import read_shard
+from ..checkpoint.reader import Files
 from ..command_line.parser import Parser
 from ..dtypes import Kind
 from ..errors import InputError, input_errors
@@ -22,7 +25,9 @@ from ..messages import counted, printable
 from ..output.checksums import checksum, file_sha256, total
 from ..output.files import MANIFEST
 from ..output.manifest import read_manifest
+from ..planning.dcp_layout import SUFFIX
 from ..system.torch_startup import require_torch
+from ..tensors.source import StoredTensor, stored_inputs
 from ..units import size
 
 CHUNK = 8 << 20
@@ -122,19 +127,28 @@ def _crc32(path: Path) -> str:
     return f"{crc:08x}"
 
 
+def _stored(out: Path, outputs: Sequence[Mapping[str, Any]]) -> Iterator[StoredTensor]:
+    """Yield the tensors in the merged files, and the blocks of those in several."""
+    merged = [out / entry["file"] for entry in outputs if _CHECKSUMS & entry.keys()]
+    for path in merged:
+        if path.suffix == ".safetensors":
+            yield from read_shard(path).tensors
+    if any(path.suffix == SUFFIX for path in merged):
+        for source in read_dcp(out)[1].values():
+            yield from stored_inputs(source)
+
+
 def _count_nonfinite(out: Path, outputs: Sequence[Mapping[str, Any]]) -> Counter[str]:
     """Count NaN and Inf by tensor of the merged files, reading CHUNK bytes at a time."""
     import torch
 
     counts: Counter[str] = Counter()
-    merged = (out / entry["file"] for entry in outputs if _CHECKSUMS & entry.keys())
-    shards = [read_shard(path) for path in merged if path.suffix == ".safetensors"]
-    for info in (info for shard in shards for info in shard.tensors):
+    for info in _stored(out, outputs):
         if info.dtype.kind is not Kind.FLOAT:
             continue
         dtype = getattr(torch, info.dtype.torch_name)
-        with Path(info.file).open("rb") as file:
-            file.seek(info.offset)
+        with closing(Files()) as files, Path(info.file).open("rb") as file:
+            file.seek(files.begin(info))
             left = info.nbytes
             while left:
                 data = bytearray(file.read(min(CHUNK, left)))

@@ -244,7 +244,8 @@ def _open_output(merge: RunningMerge, locks: contextlib.ExitStack) -> None:
         remove_partial(store.out, store.check)
         merge.end(MergeState.DONE, f"{store.out}: {ALREADY_THERE}")
         return
-    if merge.options.sha256 and rank.world == 1:
+    whole = all(step.blocks is None for step in store.plan.steps)  # files are written in order
+    if merge.options.sha256 and rank.world == 1 and whole:
         headers = [shard.header for shard in store.plan.layout.shards]
         store.hashes = Hashes(headers, store.plan.memory.bound // 4)
 

@@ -119,7 +119,8 @@ class InputSample:
         alike = dict.fromkeys(self.plan.labels, True)
         chosen = list(self.sampled())
         downloads = any(map(self.waits_for_download, self.plan.steps))
-        if downloads or not chosen or len(self.plan.labels) < 2:
+        in_blocks = any(step.blocks is not None for step in self.plan.steps)
+        if downloads or in_blocks or not chosen or len(self.plan.labels) < 2:
             return []
         for number in chosen:
             self._compare(number, store, alike, SAMPLE)

@@ -14,11 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.dcp_metadata import METADATA
 from ..checkpoint.header import CONFIG
 from ..errors import OutputError, ResultError
 from ..messages import printable
+from ..planning.dcp_layout import DcpLayout
 from ..planning.plan import Plan
-from .checksums import Hashes, checksum, total
+from .blocks import runs
+from .checksums import Checksum, Hashes, checksum, total
+from .dcp import metadata, write_frames
 from .files import (
     ASIDE,
     CARD,
@@ -64,7 +68,12 @@ def finish(
             names.append(index)
         write_file(staged / CARD, model_card(plan, out.resolve().name))
         write_file(staged / RECIPE, plan.recipe.text)
-        outputs = _outputs(store, sha256)
+        around: dict[int, list[Checksum]] = {}
+        if isinstance(plan.layout, DcpLayout):
+            around = write_frames(store, plan.layout)
+            write_file(staged / METADATA, metadata(plan, plan.layout))
+            names.append(METADATA)
+        outputs = _outputs(store, sha256, around)
         _check_reproduced(plan, out, outputs)
         outputs += [
             {"file": name, "bytes": (staged / name).stat().st_size}
@@ -83,7 +92,7 @@ def staging_name() -> str:
 
 def loaders_last(names: Iterable[str]) -> list[str]:
     """Sort the files that a loader looks for first behind all others."""
-    return sorted(names, key=lambda name: (name == CONFIG, name.endswith(_INDEX)))
+    return sorted(names, key=lambda n: (n == CONFIG, n.endswith(_INDEX), n == METADATA))
 
 
 def _check_reproduced(plan: Plan, out: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
@@ -255,12 +264,23 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _outputs(store: PartialOutput, sha256: bool) -> list[dict[str, Any]]:
-    """Return size and checksums of every shard, from the checksums of its pieces."""
+def _outputs(
+    store: PartialOutput, sha256: bool, around: Mapping[int, list[Checksum]]
+) -> list[dict[str, Any]]:
+    """Return size and checksums of every shard, from the checksums of its pieces, and of what is
+    around them."""
     plan, shards = store.plan, store.plan.layout.shards
     parts = [[checksum(memoryview(shard.header), 0)] for shard in shards]
+    for shard, sums in around.items():
+        parts[shard] += sums
     for number, entries in store.by_step().items():
-        parts[plan.steps[number].shard] += (entry.checksum for entry in entries)
+        step = plan.steps[number]
+        for entry in entries:
+            if step.blocks is None:
+                parts[step.shard].append(entry.checksum)
+                continue
+            for run, (own, _) in zip(runs(step, entry.piece), entry.parts, strict=True):
+                parts[run.shard].append(own)
     outputs: list[dict[str, Any]] = [
         {"file": shard.name, "bytes": shard.size, "sum128": str(total(pieces))}
         for shard, pieces in zip(shards, parts, strict=True)

@@ -84,10 +84,14 @@ class Entry:
     piece: Piece
     checksum: Checksum
     nonfinite: int
+    parts: tuple[tuple[Checksum, int], ...] = ()
+    """Checksum and CRC-32 of each part of a piece that lies in several places."""
 
     def line(self) -> bytes:
         first, blocks = self.piece.first, self.piece.blocks
         text = f"{self.step} {first} {blocks} {self.checksum} {self.nonfinite}"
+        if self.parts:
+            text += " " + ",".join(f"{one}{crc:08x}" for one, crc in self.parts)
         return f"{text} {zlib.crc32(text.encode())}\n".encode()
 
 
@@ -100,14 +104,20 @@ def parse_line(line: bytes) -> Entry | None:
     """Parse a journal line; None if it is torn, damaged, or of a version with other checksums."""
     text, _, check = line.strip().rpartition(b" ")
     fields = text.split()
-    if len(fields) != 5 or check != str(zlib.crc32(text)).encode() or len(fields[3]) != DIGITS:
+    if (
+        len(fields) not in (5, 6)
+        or check != str(zlib.crc32(text)).encode()
+        or len(fields[3]) != DIGITS
+    ):
         return None
     try:
         step, first, blocks, nonfinite = (int(fields[number]) for number in (0, 1, 2, 4))
         checksum = parse(fields[3])
+        texts = fields[5].split(b",") if len(fields) == 6 else []
+        parts = tuple((parse(text[:DIGITS]), int(text[DIGITS:], 16)) for text in texts)
     except ValueError:
         return None
-    entry = Entry(step, Piece(first, blocks), checksum, nonfinite)
+    entry = Entry(step, Piece(first, blocks), checksum, nonfinite, parts)
     return entry if min(step, first, blocks, nonfinite) >= 0 else None
 
 

@@ -181,6 +181,7 @@ _FORM = {
         "shard_bytes?": lambda value: _is_count(value) and value > 0,
         "seed?": int,
         "dequantize?": bool,
+        "format?": _CHOICES["format"].__contains__,
         "rules?": {
             "missing?": _CHOICES["missing"].__contains__,
             "surplus?": _CHOICES["surplus"].__contains__,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from ..planning.dcp_layout import DCP
 from ..planning.plan import Plan
 
 
@@ -37,6 +38,9 @@ LONGEST = 1000
 def use_of(plan: Plan, name: str) -> Use:
     """Return how the result of a plan, a folder of that name, is used."""
     config, place = plan.config, json.dumps(name).replace("`", r"\x60")
+    if plan.options.format == DCP:
+        line = f"dcp.load(state, checkpoint_id={place})  # state: that of the module, by name"
+        return Use("pytorch", "", ("import torch.distributed.checkpoint as dcp", "", line))
     if "modules.json" in plan.models[0].files.copied:
         library = "sentence-transformers"
         code = ("from sentence_transformers import SentenceTransformer", "")

@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -22,7 +23,8 @@ from ..messages import printable
 from ..planning.plan import Plan
 from ..planning.step import Piece, Step
 from ..system.signals import StopFlag
-from .checksums import Hashes, checksum, total
+from .blocks import part, runs
+from .checksums import Checksum, Hashes, checksum, total
 from .code import code_digest
 from .files import PARTIAL, RECIPE, opened_folder, output_errors, unfinished, write_file
 from .inputs import Stamp, input_stamps
@@ -146,19 +148,34 @@ class PartialOutput:
         number, step = work
         self.check(HEARTBEAT_S)
         with output_errors(self.out):
-            file, position = self.files[step.shard], step.file_offset(piece)
-            if same is None:
-                file.write(data, position)
+            if step.blocks is None:
+                position = step.file_offset(piece)
+                self._write_at(step.shard, position, data, same)
+                entry = Entry(number, piece, checksum(data, position), nonfinite)
             else:
-                file.copy(*same, data, position)
-            if self.hashes is not None:
-                self.hashes.wrote(step.shard, file.fd, position, data)
-            entry = Entry(number, piece, checksum(data, position), nonfinite)
+                parts = []
+                for run in runs(step, piece):
+                    own = part(step, run, data)
+                    self.files[run.shard].write(own, run.position)
+                    parts.append((checksum(own, run.position), zlib.crc32(own)))
+                whole = total([one for one, _ in parts])
+                entry = Entry(number, piece, whole, nonfinite, tuple(parts))
             with self._lock:
                 line = entry.line()
                 while line:
                     line = line[os.write(self._journal, line) :]
                 self.entries[number, piece.first] = entry
+
+    def _write_at(
+        self, shard: int, position: int, data: memoryview, same: tuple[int, int] | None
+    ) -> None:
+        file = self.files[shard]
+        if same is None:
+            file.write(data, position)
+        else:
+            file.copy(*same, data, position)
+        if self.hashes is not None:
+            self.hashes.wrote(shard, file.fd, position, data)
 
     def read_journals(self) -> None:
         """Read the finished pieces from the journals of all processes, living and dead.
@@ -191,10 +208,13 @@ class PartialOutput:
         return not self.files or self._is_same_file(entry, journal) or self._is_intact(entry)
 
     def _is_same_file(self, entry: Entry, journal: str) -> bool:
-        """Whether a piece was written to the very file that this process has opened."""
-        shard = self.plan.steps[entry.step].shard
-        file, inodes = self.files[shard], self._inodes_of[journal]
-        return not file.created and inodes[shard : shard + 1] == (file.inode,)
+        """Whether a piece was written to the very files that this process has opened."""
+        inodes = self._inodes_of[journal]
+        return all(
+            not self.files[run.shard].created
+            and inodes[run.shard : run.shard + 1] == (self.files[run.shard].inode,)
+            for run in runs(self.plan.steps[entry.step], entry.piece)
+        )
 
     def done(self) -> dict[int, list[Piece]]:
         """Return the finished pieces by step, without overlaps."""
@@ -309,21 +329,23 @@ class PartialOutput:
     def _fits(self, entry: Entry) -> bool:
         if not 0 <= entry.step < len(self.plan.steps):
             return False
-        blocks = self.plan.steps[entry.step].grid.blocks
-        return entry.piece.first >= 0 and entry.piece.first + entry.piece.blocks <= blocks
+        step = self.plan.steps[entry.step]
+        if not 0 <= entry.piece.first <= entry.piece.first + entry.piece.blocks <= step.grid.blocks:
+            return False
+        return step.blocks is None or len(entry.parts) == sum(1 for _ in runs(step, entry.piece))
 
     def _is_intact(self, entry: Entry) -> bool:
-        step = self.plan.steps[entry.step]
-        start, stop = step.grid.span(entry.piece.first, entry.piece.blocks)
-        position, end = (step.offset + n * step.dtype.bytes for n in (start, stop))
-        parts, buffer = [], bytearray(min(VERIFY_BYTES, end - position))
-        while position < end:
-            data = memoryview(buffer)[: end - position]
-            got = os.preadv(self.files[step.shard].fd, [data], position)
-            if not got:
-                return False
-            parts.append(checksum(data[:got], position))
-            position += got
+        parts: list[Checksum] = []
+        for run in runs(self.plan.steps[entry.step], entry.piece):
+            position, end = run.position, run.position + run.nbytes
+            buffer = bytearray(min(VERIFY_BYTES, end - position))
+            while position < end:
+                data = memoryview(buffer)[: end - position]
+                got = os.preadv(self.files[run.shard].fd, [data], position)
+                if not got:
+                    return False
+                parts.append(checksum(data[:got], position))
+                position += got
         return total(parts) == entry.checksum
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.hub import Hub
-from ..options import DEFAULTS, with_defaults
+from ..options import DEFAULTS, SAFETENSORS, with_defaults
 from ..recipe.recipe_file import PARTIAL, RECIPE
 from ..recipe.schema import Recipe
 from ..structure.selection import is_selected
@@ -51,6 +51,7 @@ class PlanOptions:
     strict: bool = False
     dequantize: bool = False  # read FP8 weights with scales as the values they represent
     config: str | None = None  # the model that has the config and names for the result
+    format: str = SAFETENSORS  # of the files of the result; or "dcp"
     matching: MatchOptions = field(default_factory=MatchOptions)
     block: int = CPU_BLOCK
     stages_folder: Path = Path(".merge-stages")  # holds intermediate results
@@ -76,6 +77,7 @@ class PlanOptions:
             strict=given["strict"],
             dequantize=given["dequantize"],
             config=given["config"],
+            format=given["format"],
             matching=MatchOptions(given["missing"], given["surplus"], include, exclude),
             block=block_for(given["device"]),
             stages_folder=stage_folder(out),
@@ -95,6 +97,7 @@ class PlanOptions:
             "shard_bytes": self.shard_bytes,
             "seed": self.seed,
             "dequantize": self.dequantize,
+            "format": self.format,
             "rules": asdict(self.matching),
             "block": self.block,
         }

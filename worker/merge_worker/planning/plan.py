@@ -14,6 +14,7 @@ from ..checkpoint.folder import Checkpoint
 from ..errors import UsageError, input_errors
 from ..messages import counted
 from ..method import Method
+from ..options import SAFETENSORS
 from ..recipe.schema import Recipe
 from ..structure.layer_config import layers_followed
 from ..structure.layers import Restacked
@@ -24,6 +25,7 @@ from ..tokenizer.files import SideFiles
 from ..tokenizer.merge import merge_tokenizers
 from ..tokenizer.text_side import TokenizerResult
 from ..units import size
+from .dcp_layout import DCP, assign_dcp
 from .groups import group_sources
 from .importance import ImportanceInputs, open_importances
 from .inputs import open_inputs
@@ -97,6 +99,7 @@ class Plan:
     def steps_in_files(self) -> list[Step]:
         """Return the steps in the order in which their results stand in the files."""
         steps = {step.name: step for step in self.steps}
+        # A tensor in several files is named once.
         return [steps[name] for shard in self.layout.shards for name in shard.tensors]
 
 
@@ -140,7 +143,10 @@ def plan_document(recipe: Recipe, options: PlanOptions, results: StageResults) -
     matches = match_tensors(groups.groups, inputs.labels, options.matching_of(recipe))
     resolved = resolve_parameters(recipe, method, options, matches, importance)
     outputs, sets = [step.output for step in resolved], models[0].files.sets
-    layout = assign_shards(outputs, options.shard_bytes, sets)
+    if options.format == DCP:
+        layout: ShardLayout = assign_dcp(outputs, options.shard_bytes, models[0].tensors)
+    else:
+        layout = assign_shards(outputs, options.shard_bytes, sets)
     steps = place_steps(resolved, layout, options.block)
     memory = options.budget(steps)
     config, config_notes = _config(recipe, models, groups.restacked, tokenizer)
@@ -177,6 +183,7 @@ def _plan_stage(
     recipe: Recipe, number: int, options: PlanOptions, results: StageResults
 ) -> tuple[Plan, PlannedCheckpoint]:
     """Plan a document that others refer to: kept in float32, so that nothing is rounded twice."""
+    options = replace(options, format=SAFETENSORS)
     recipe = replace(recipe, warnings=())
     declared = plan_document(recipe, replace(options, dtype=None), results)
     dtypes = {step.name: step.dtype for step in declared.steps}
@@ -270,7 +277,10 @@ def _key(
     for step in steps:
         task, values = step.task, dict[str, Any](step.task.values if step.task else {})
         sources = [_source_key(source, files) for source in step.sources]
-        position = [step.grid.block, step.shard, step.offset]
+        position: list[object] = [step.grid.block, step.shard, step.offset]
+        if step.blocks is not None:
+            corners = step.blocks.corners + step.blocks.places
+            position.append(hashlib.sha256(corners).hexdigest())
         # The same sources with and without one of them as the base are two merges.
         role = [_method_key(step.method), task and [task.scale, task.models, task.has_base]]
         role += ["balance"] if task and task.balance else []

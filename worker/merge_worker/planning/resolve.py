@@ -31,6 +31,7 @@ from ..structure.layers import depths as stack_depths
 from ..structure.layers import fraction, layer_of
 from ..tensors.importance import Importance
 from ..tensors.source import TensorSource, declared_dtype
+from .dcp_layout import DcpLayout
 from .groups import SliceInputs
 from .importance import ImportanceInputs
 from .matching import Match, Matches
@@ -122,7 +123,10 @@ def place_steps(
 ) -> tuple[Step, ...]:
     """Return the steps with their positions in the shards of `layout`."""
     pairs = zip(unplaced, layout.places, strict=True)
-    return tuple(step.place(shard, offset, block) for step, (shard, offset) in pairs)
+    steps = [step.place(shard, offset, block) for step, (shard, offset) in pairs]
+    if not isinstance(layout, DcpLayout):
+        return tuple(steps)
+    return tuple(replace(step, blocks=own) for step, own in zip(steps, layout.blocks, strict=True))
 
 
 def _grouped(faults: Mapping[str, Sequence[str]]) -> Iterator[str]:

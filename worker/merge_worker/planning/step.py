@@ -17,6 +17,7 @@ from pathlib import Path
 from ..algorithms.modifiers import begin
 from ..dtypes import DType
 from ..method import Granularity, MergePass, Method, StatisticsPass, Task, matrix_shape
+from ..tensors.chunks import Chunks
 from ..tensors.source import StoredTensor, TensorSource, bytes_read, stored_inputs
 
 CPU_BLOCK = 1 << 17
@@ -120,6 +121,7 @@ class Step:
     offset: int
     flops: int = 0  # where computing takes longer than reading
     held: int = 0  # bytes of statistics, beside the buffers
+    blocks: Chunks | None = None  # of a tensor that is written in several places
 
     def first_pass(self) -> StatisticsPass | MergePass | None:
         """Return the pass that computing begins with; None where bytes are copied."""
