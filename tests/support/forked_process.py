@@ -43,7 +43,7 @@ class Forks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.count = 0
-        self.ended: dict[int, int] = {}
+        self.ended: dict[str, int] = {}  # by place: the system uses process ids again
         environment = {**os.environ, "PYTHONPATH": f"{SOURCES}{os.pathsep}{ROOT / 'tests'}"}
         self.parent = subprocess.Popen(
             [sys.executable, __file__],
@@ -71,8 +71,8 @@ class Forks:
         ready, _, _ = select.select([self.parent.stdout], [], [], timeout_s)
         if ready:
             for line in self.parent.stdout.readline().splitlines():
-                pid, code = line.split()
-                self.ended[int(pid)] = int(code)
+                code, place = line.decode().split(" ", 1)
+                self.ended[place] = int(code)
 
     def close(self) -> None:
         assert self.parent.stdin is not None and self.parent.stdout is not None
@@ -99,16 +99,16 @@ class Fork(NamedTuple):
 
     def running(self) -> bool:
         self.forks.collect(0.0)
-        return self.pid not in self.forks.ended
+        return str(self.place) not in self.forks.ended
 
     def wait(self) -> Ended:
         deadline = time.monotonic() + PATIENCE_S
-        while self.pid not in self.forks.ended:
+        while str(self.place) not in self.forks.ended:
             if time.monotonic() > deadline:
                 self.kill()
                 raise TimeoutError(f"{self.place}: {self.place.with_suffix('.err').read_text()}")
             self.forks.collect(0.1)
-        code = os.waitstatus_to_exitcode(self.forks.ended[self.pid])
+        code = os.waitstatus_to_exitcode(self.forks.ended[str(self.place)])
         # A process killed at once may not have opened its files.
         places = [self.place.with_suffix(end) for end in (".out", ".err")]
         return Ended(code, *(place.read_text() if place.exists() else "" for place in places))
@@ -198,6 +198,7 @@ def serve() -> None:
 
     assert cli and stream
     two_pass_method.register()
+    places: dict[int, str] = {}
     while True:
         ready, _, _ = select.select([sys.stdin], [], [], 0.01)
         if ready:
@@ -208,11 +209,12 @@ def serve() -> None:
             pid = os.fork()
             if pid == 0:
                 child(order)
+            places[pid] = order["place"]
             Path(order["place"]).with_suffix(".pid").write_text(str(pid))
         with contextlib.suppress(ChildProcessError):
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid:
-                print(pid, status, flush=True)
+                print(status, places.pop(pid), flush=True)
 
 
 if __name__ == "__main__":
