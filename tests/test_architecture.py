@@ -16,7 +16,7 @@ HOMES = {"merge_worker": ROOT / "worker", "merge_launch": ROOT / "launcher"}
 # Lowest first: a package imports only what stands before it.
 ORDER = {
     "merge_worker": (
-        "messages errors units dtypes options command_line system tensors method algorithms "
+        "messages errors units dtypes options system command_line tensors method algorithms "
         "methods registry recipe checkpoint structure conversion adapters tokenizer inference "
         "planning output importance engine experts drawing comparison lora routers "
         "evaluation trial search commands api cli __main__"

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from merge_worker.command_line import completion
 from merge_worker.command_line.parser import GROUPS, Parser
 from merge_worker.commands import COMMANDS
 from merge_worker.commands import GROUPS as COMMAND_GROUPS
+from merge_worker.errors import UsageError
+from merge_worker.system.packages import how_to_install
 from support.paths import SOURCES
 from support.recipes import run
 from support.shell_completion import complete
@@ -161,3 +164,10 @@ def test_completion(tmp_path: Path) -> None:
         "float64",
     ]
     assert complete("merge-worker compare a --base-m", tmp_path) == ["--base-model"]
+
+
+def test_completion_without_argcomplete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "argcomplete", None)
+    with pytest.raises(UsageError) as caught:
+        completion.script("merge-worker", "bash")
+    assert how_to_install("argcomplete") in str(caught.value)

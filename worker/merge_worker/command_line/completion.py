@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UsageError
+from ..system.packages import missing_package
 
 SHELLS = ("bash", "zsh", "fish")
 FLAG = "--print-completion"
@@ -73,9 +74,7 @@ def script(program: str, shell: str) -> str:
     try:
         import argcomplete
     except ImportError:
-        raise UsageError(
-            f"{FLAG}: the package argcomplete is missing\n  install it: pip install argcomplete"
-        ) from None
+        raise missing_package(FLAG, "argcomplete") from None
     return str(argcomplete.shellcode([program], shell=shell))
 
 
