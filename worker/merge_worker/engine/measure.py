@@ -48,6 +48,7 @@ def measure_importance(
     places = [place for plan in every for place in _places(plan)]
     todo = [place for place in places if not place.figures.measured]
     if todo:
+        torch.set_num_threads(1)  # those of a pool, once begun, would be in the way of a fork
         lanes = _Lanes(files)
         with torch.inference_mode(), ThreadPoolExecutor(max(1, threads)) as pool:
             faults = list(pool.map(lambda place: _measure(place, lanes.get(), stop), todo))
