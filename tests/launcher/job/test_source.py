@@ -112,8 +112,8 @@ def test_a_schedule_weighs_checkpoints_from_the_oldest_to_the_newest() -> None:
     assert [entry["parameters"]["weight"] for entry in models] == [0.5, 0.5]
     with pytest.raises(WorkerUsageError, match="--schedule and --weights exclude each other"):
         read("out", "m1", "m2", schedule="ema", weights="1,2")
-    with pytest.raises(WorkerUsageError, match="no schedule 'emu' \\(did you mean 'ema'"):
-        read("out", "m1", "m2", schedule="emu")
+    with pytest.raises(WorkerUsageError, match="no schedule 'minus-sqr' \\(did you mean"):
+        read("out", "m1", "m2", schedule="minus-sqr")
 
 
 def test_method_weights_base_and_dtype() -> None:

@@ -296,7 +296,7 @@ def test_a_line_says_what_a_job_takes_from_where(launch, fakes, models, work: Pa
     named = f"merge-launch: settings of {path} apply\n"
     done = launch("pbs", "--ngpus", "2", "recipe.yml")
     assert done.code == 0, done.err
-    taken = f"ncpus 8, mem 32gb, walltime 04:00:00 (built in: openpbs), queue long ({path})"
+    taken = f"ncpus 8, mem 32gb, walltime 04:00:00 (built in: openpbs), queue long ({path.name})"
     assert done.err == f"{named}merge-launch: {taken}\n"
     assert f"out     {work}/linear-m1-m2\n" in done.out
     done = launch("slurm", "--gpus", "2", "recipe.yml", "--profile", "slurm")

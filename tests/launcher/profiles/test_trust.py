@@ -50,7 +50,7 @@ def test_one_of_others_is_accepted_once(launch, here: Path, whose: str, monkeypa
     for words in (WORDS, ("check", "out", "m1", "m2"), ("local", "out", "m1", "m2")):
         done = launch(*words)
         assert done.code == 2 and "touch ran" not in done.out
-        assert f"{here}: not yours" in done.err and "merge-launch profile trust" in done.err
+        assert f"{here.name}: not yours" in done.err and "merge-launch profile trust" in done.err
     assert launch("profile", "check").code == 0, "it may be read"
     assert launch("profile", "trust").code == 0
     for _ in range(2):

@@ -87,7 +87,7 @@ def test_a_flag_and_a_profile_come_before_the_config_and_the_site(
     assert task["constraints"] == {"cluster": ["ai2/saturn"]}
     assert task["context"]["minRuntime"] == "1h"
     line = notes[-1]
-    assert f"cluster ai2/saturn ({work / 'merge-launch.toml'})" in line
+    assert "cluster ai2/saturn (merge-launch.toml)" in line
     assert "image" not in line and "min-runtime" not in line
 
 
