@@ -22,6 +22,12 @@ SEARCH = ROOT / "docs" / "search.md"
 COMMANDS = ("local", "slurm", "pbs", "beaker", "results", "best")
 
 
+def with_jobs(folder: Path) -> dict[str, str]:
+    """Return the variables of commands whose jobs run at once."""
+    path = programs(folder / "bin")
+    return {"PATH": path, "FAKE_RUN": "1", "MERGE_LAUNCH_PYTHON": sys.executable}
+
+
 @pytest.mark.slow
 def test_checkpoints(tmp_path: Path) -> None:
     here = tmp_path / "here"
@@ -48,11 +54,7 @@ def test_readme(work: Path, tmp_path: Path) -> None:
     save_demo_models(work)
     recipe = next(text for kind, name, text in blocks(README) if name == "recipe.yml")
     (work / "recipe.yml").write_text(recipe)
-    variables = {
-        "PATH": programs(tmp_path / "bin"),
-        "FAKE_RUN": "1",
-        "MERGE_LAUNCH_PYTHON": sys.executable,
-    }
+    variables = with_jobs(tmp_path)
     outcomes = list(walk(README, work, variables))
     assert [text for o in outcomes if (text := difference(o, work, "/models"))] == []
     assert len(outcomes) > 12
@@ -65,8 +67,7 @@ def variables(fakes, models, work: Path, tmp_path: Path) -> dict[str, str]:
     for source, name in zip(models, ("math", "code", "chat"), strict=True):
         source.rename(work / "models" / name)
     shutil.copytree(work / "models" / "chat", work / "models" / "base")
-    path = programs(tmp_path / "bin")
-    return {"PATH": path, "FAKE_RUN": "1", "MERGE_LAUNCH_PYTHON": sys.executable}
+    return with_jobs(tmp_path)
 
 
 @pytest.mark.slow
@@ -87,7 +88,10 @@ def test_clusters(work: Path, variables: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_search(work: Path, variables: dict[str, str]) -> None:
+@pytest.mark.usefixtures("fakes")
+def test_search(work: Path, tmp_path: Path) -> None:
+    save_demo_models(work)
+    variables = with_jobs(tmp_path)
     outcomes = list(walk(SEARCH, work, variables))
     assert [text for outcome in outcomes if (text := difference(outcome, work, "/here"))] == []
     printed = {outcome.command: outcome.out for outcome in outcomes}
