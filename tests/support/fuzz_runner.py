@@ -204,7 +204,7 @@ def read_a_manifest(case: bytes) -> None:
     refusals: list[WorkerError] = []
     attempts: list[Callable[[], object]] = [
         lambda: inspect_output(plan, out, overwrite=True, resume=True),
-        lambda: list(files_to_upload(out)),
+        lambda: list(files_to_upload(out, "me/merged")),
         lambda: plan_again(out / MANIFEST, _text(case)),
     ]
     for attempt in attempts:

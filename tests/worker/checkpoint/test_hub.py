@@ -228,8 +228,13 @@ def test_a_finished_merge_is_uploaded(hub: Hub, tmp_path: Path) -> None:
     files = hub.repositories["me/merged"]
     out = tmp_path / "out"
     assert f"{hub.url}/me/merged/commit/" in done.stdout
-    for path in (p for p in out.rglob("*") if p.is_file()):
-        assert files[path.relative_to(out).as_posix()] == path.read_bytes(), path
+    here = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert files.keys() == here.keys()
+    assert {n for n in here if files[n] != here[n]} == {"README.md", "merge_manifest.json"}
+    card = here["README.md"].replace(b'from_pretrained("out")', b'from_pretrained("me/merged")')
+    assert files["README.md"] == card != here["README.md"], "others load it from the Hub"
+    sizes = {e["file"]: e["bytes"] for e in json.loads(files["merge_manifest.json"])["outputs"]}
+    assert sizes == {n: len(files[n]) for n in sizes}
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,9 @@ def test_everything_is_recorded_and_verified(out: Path) -> None:
     for name in ("README.md", "evaluation.json"):
         assert entries[name] == (out / name).stat().st_size
     assert manifest(out)["evaluations"][0]["scores"][0]["value"] == 0.612
-    assert {name for name, _ in files_to_upload(out)} == {path.name for path in out.iterdir()}
+    assert {name for name, _ in files_to_upload(out, "me/merged")} == {
+        path.name for path in out.iterdir()
+    }
     assert not (out / PARTIAL).exists()
 
 
@@ -197,7 +199,7 @@ def test_a_crash_at_every_write(
             record(out, [accuracy(0.7)])
     assert run("verify", out) == 0
     assert average(out, models) == 0, "the merge is there"
-    published = {name for name, _ in files_to_upload(out)}
+    published = {name for name, _ in files_to_upload(out, "me/merged")}
     assert published == {path.name for path in out.iterdir() if path.name != PARTIAL}
     record(out, [accuracy(0.8, "other")])
     assert run("verify", out) == 0

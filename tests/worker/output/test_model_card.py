@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from merge_worker.output.model_card import model_card, public_name
+from merge_worker.output.model_card import markdown, model_card, public_name
 from merge_worker.recipe.schema import ModelRef
 from support.recipes import average, plan_of, run, some_models
 
@@ -146,6 +146,16 @@ def test_a_license_in_a_card(models: list[Path], line: str, value: str | None) -
             'AutoModelForSeq2SeqLM.from_pretrained("x")\n',
         ),
         ({"architectures": 3}, None, 'model = AutoModel.from_pretrained("x")\n'),
+        (
+            {"architectures": ["T5EncoderModel"]},
+            None,
+            'model = T5EncoderModel.from_pretrained("x")\n',
+        ),
+        (
+            {"architectures": ["MyModel"], "auto_map": {"AutoModel": "my.MyModel"}},
+            None,
+            'model = AutoModel.from_pretrained("x")\n',
+        ),
         ({"_class_name": "UNet2DModel"}, None, 'model = UNet2DModel.from_pretrained("x")\n'),
         ({"_class_name": "os; x"}, None, 'model = AutoModel.from_pretrained("x")\n'),
     ],
@@ -163,6 +173,19 @@ def test_how_a_result_is_loaded(
 def test_a_name_cannot_end_the_block_of_code(models: list[Path]) -> None:
     text = model_card(plan_of(models), 'a```"b')
     assert 'from_pretrained("a\\x60\\x60\\x60\\"b")' in text
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("a_b", "a_b"),
+        ("_a_", "\\_a\\_"),
+        ("a|b", "a\\|b"),
+        ("~~a~~", "\\~\\~a\\~\\~"),
+    ],
+)
+def test_markdown_shows_names_as_they_are(name: str, line: str) -> None:
+    assert markdown(name) == line
 
 
 @pytest.mark.parametrize(

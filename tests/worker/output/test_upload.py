@@ -15,6 +15,7 @@ from merge_worker.recipe.schema import ModelRef
 from support.checkpoint_factory import write_checkpoint
 from support.recipes import average, manifest, run, some_models, some_tensors
 
+HUB = "me/merged"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -25,7 +26,7 @@ def front_matter(out: Path) -> dict[str, object]:
 
 def write_published(out: Path, into: Path) -> None:
     into.mkdir()
-    for name, content in files_to_upload(out):
+    for name, content in files_to_upload(out, HUB):
         raw = content if isinstance(content, bytes) else content.read_bytes()
         (into / name).write_bytes(raw)
 
@@ -63,12 +64,12 @@ def test_nothing_outside_is_uploaded(tmp_path: Path, models: list[Path]) -> None
         value["outputs"] = [{"file": name, "bytes": 7}]
         (out / "merge_manifest.json").write_text(json.dumps(value))
         with pytest.raises(error):
-            list(files_to_upload(out))
+            list(files_to_upload(out, HUB))
 
 
 def test_unfinished_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a finished merge"):
-        list(files_to_upload(tmp_path))
+        list(files_to_upload(tmp_path, HUB))
 
 
 def cached(folder: Path, name: str, seed: int) -> Path:

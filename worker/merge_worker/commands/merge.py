@@ -133,7 +133,7 @@ def _run(plans: Sequence[tuple[Plan, Path]], arguments: argparse.Namespace) -> s
         lines = run_steps([folder for _, folder in plans], arguments)
     if arguments.push and (out / MANIFEST).is_file():  # else other ranks are still writing
         print_line("\n".join(lines), sys.stdout)  # the merge is done, even if the upload fails
-        return upload(files_to_upload(out), arguments.push)
+        return upload(files_to_upload(out, arguments.push), arguments.push)
     return "\n".join(lines)
 
 

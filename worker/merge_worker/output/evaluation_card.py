@@ -111,4 +111,4 @@ def _table(scores: Sequence[Score]) -> Iterator[str]:
         if parents:
             text = f"{'+' if gain.value > 0 else ''}{gain.text()}" if gain else ""
             cells.append(f"**{text}**" if score.is_told() else text)
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        yield f"| {' | '.join(cells)} |"

@@ -19,8 +19,9 @@ from ..errors import InputError
 from ..options import OPTIONS
 from ..planning.configured import given_to
 from ..planning.plan import Plan
-from .files import MANIFEST, RECIPE, is_result_name, path_inside
+from .files import CARD, MANIFEST, RECIPE, is_result_name, path_inside
 from .model_card import public_model, public_name, public_text
+from .model_use import published
 from .side_files import by_treatment
 
 RECORDING = "recording"
@@ -206,21 +207,26 @@ _FORM = {
 """What is read of manifests: dicts by key (`?`: may be missing), lists, types, and tests."""
 
 
-def files_to_upload(out: Path) -> Iterator[tuple[str, Path | bytes]]:
+def files_to_upload(out: Path, hub: str) -> Iterator[tuple[str, Path | bytes]]:
     """Yield name and content of every file of a finished merge, the manifest last. InputError.
 
-    Files to upload hold no path of this machine: the recipe names models as the card does.
+    Files for the Hub model `hub` hold no path of this machine: the recipe names models as the card
+    does, and the card loads them from the Hub.
     """
     value = read_manifest(out)
     if not value or not value.get("outputs") or "text" not in value.get("recipe", {}):
         raise InputError(f"{out}: no {MANIFEST}; not a finished merge")
     value = settled(out, value)
-    recipe = str(value["recipe"]["text"]).encode(errors="backslashreplace")
+    texts = {RECIPE: str(value["recipe"]["text"])}
     for entry in value["outputs"]:
-        name = entry["file"]
-        if name == RECIPE:
-            entry["bytes"] = len(recipe)
-        yield name, recipe if name == RECIPE else path_inside(out, name)
+        name, path = entry["file"], path_inside(out, entry["file"])
+        if name == CARD:
+            card = path.read_text(encoding="utf-8", errors="backslashreplace")
+            texts[CARD] = published(card, out.resolve().name, hub)
+        content = texts[name].encode(errors="backslashreplace") if name in texts else path
+        if isinstance(content, bytes):
+            entry["bytes"] = len(content)
+        yield name, content
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     yield MANIFEST, text.encode(errors="backslashreplace")
 

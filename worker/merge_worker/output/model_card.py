@@ -187,8 +187,9 @@ def _scalar(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Escape text in a line of Markdown: names of folders may hold anything."""
-    return re.sub(r"([\\`*\[\]<>&])", r"\\\1", printable(text))
+    """Escape text in a line or a cell of Markdown: names of folders may hold anything."""
+    at_edge = r"(?<![^\W_])_|_(?![^\W_])"  # within a word it is no emphasis
+    return re.sub(rf"[\\`*~|\[\]<>&]|{at_edge}", r"\\\g<0>", printable(text))
 
 
 def public_text(plan: Plan, text: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from ..checkpoint.json_files import read_object
 from ..planning.dcp_layout import DCP
 from ..planning.plan import Plan
 
@@ -31,31 +32,54 @@ TASKS = (
     ("ImageClassification", "image-classification", "AutoModelForImageClassification"),
 )
 """Endings of class names in a config, the task of the Hub, and the class that loads it."""
+EMBEDDER = "config_sentence_transformers.json"
+EMBEDDERS = {
+    "SentenceTransformer": "sentence-similarity",
+    "SparseEncoder": "feature-extraction",
+    "CrossEncoder": "text-ranking",
+}
+"""Classes of sentence-transformers, which its config names, and the task of each."""
 LONGEST = 1000
 """Characters of a list of languages."""
 
 
 def use_of(plan: Plan, name: str) -> Use:
     """Return how the result of a plan, a folder of that name, is used."""
-    config, place = plan.config, json.dumps(name).replace("`", r"\x60")
+    config, place = plan.config, _quoted(name)
     if plan.options.format == DCP:
         line = f"dcp.load(state, checkpoint_id={place})  # state: that of the module, by name"
         return Use("pytorch", "", ("import torch.distributed.checkpoint as dcp", "", line))
-    if "modules.json" in plan.models[0].files.copied:
-        library = "sentence-transformers"
-        code = ("from sentence_transformers import SentenceTransformer", "")
-        return Use(library, "sentence-similarity", (*code, f"model = SentenceTransformer({place})"))
-    if isinstance(kind := config.get("_class_name"), str) and kind.isidentifier():
-        load = [f"model = {kind}.from_pretrained({place})"]
-        return Use("diffusers", "", (f"from diffusers import {kind}", "", *load))
-    task, loader, reader = _transformers(config)
+    model = plan.models[0]
+    copied = model.files.copied
+    if "modules.json" in copied:
+        settings = read_object(model.path / EMBEDDER) if EMBEDDER in copied else {}
+        kind = str(settings.get("model_type"))
+        kind = kind if kind in EMBEDDERS else "SentenceTransformer"
+        code = (f"from sentence_transformers import {kind}", "", f"model = {kind}({place})")
+        return Use("sentence-transformers", EMBEDDERS[kind], code)
+    if isinstance(part := config.get("_class_name"), str) and part.isidentifier():
+        load = [f"model = {part}.from_pretrained({place})"]
+        return Use("diffusers", "", (f"from diffusers import {part}", "", *load))
+    task, loader, reader = _transformers(config, copied)
     load = [f"model = {loader}.from_pretrained({place})"]
     load += [f"{variable} = {kind}.from_pretrained({place})" for variable, kind in reader]
     names = ", ".join(sorted({loader, *(kind for _, kind in reader)}))
     return Use("transformers", task, (f"from transformers import {names}", "", *load))
 
 
-def _transformers(config: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, str]]]:
+def published(card: str, folder: str, name: str) -> str:
+    """Return a card whose Python loads a model of the Hub by its name, not a folder."""
+    return card.replace(f"({_quoted(folder)})", f"({_quoted(name)})")
+
+
+def _quoted(name: str) -> str:
+    """Return a string of Python that cannot end a block of Markdown."""
+    return json.dumps(name).replace("`", r"\x60")
+
+
+def _transformers(
+    config: Mapping[str, Any], copied: Collection[str]
+) -> tuple[str, str, list[tuple[str, str]]]:
     """Return the task, the class that loads the model, and those of its tokenizer or processor."""
     classes = config.get("architectures")
     name = str(classes[0]) if isinstance(classes, list) and classes else ""
@@ -71,7 +95,14 @@ def _transformers(config: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, 
             return speech, "AutoModelForSpeechSeq2Seq", [processor]
         if config.get("is_encoder_decoder") or "encoder" in config or "d_kv" in config:
             return "text2text-generation", "AutoModelForSeq2SeqLM", [tokenizer]
-    return "", "AutoModel", []
+    # AutoModel drops heads, and gives an encoder a decoder; code in the folder needs it.
+    named = re.fullmatch(r"[A-Z]\w*", name, re.ASCII) and "auto_map" not in config
+    loader = name if named else "AutoModel"
+    if "preprocessor_config.json" in copied:
+        return "", loader, [processor]
+    if "tokenizer_config.json" not in copied:
+        return "", loader, []
+    return "feature-extraction" if name.endswith("Model") else "", loader, [tokenizer]
 
 
 def languages(fronts: Iterable[str]) -> list[str]:

@@ -98,6 +98,6 @@ def _table(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _row(record: Mapping[str, Any]) -> str:
     data, loss = record["data"], record["loss"]
-    names = markdown(", ".join(data["files"])).replace("|", "\\|")
+    names = markdown(", ".join(data["files"]))
     numbers = f"{data['tokens']} | {record['settings']['steps']}"
     return f"| {names} | {numbers} | {loss['before']:.4f} | {loss['after']:.4f} |"

@@ -50,7 +50,7 @@ def card_section(routing: Routing) -> str:
 
 
 def _cell(text: str) -> str:
-    return text if set(text) <= {"-", ":"} else markdown(text).replace("|", "\\|")
+    return text if set(text) <= {"-", ":"} else markdown(text)
 
 
 def _rows(routing: Routing) -> list[list[str]]:
