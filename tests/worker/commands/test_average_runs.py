@@ -171,7 +171,7 @@ def test_several_schedules_of_models_that_are_named(tmp_path: Path, steps: Path)
         (["--last", "x"], 2, "--last: 'x' is not a whole number"),
         (["--steps", "1000", "--to", "3000"], 2, "--to: conflicts with 'steps'"),
         (["--last", "2", "--weights", "1,2"], 2, "--schedule weighs them"),
-        (["--last", "2", "--schedule", "emo"], 2, "no schedule 'emo' (did you mean 'ema'?)"),
+        (["--last", "2", "--schedule", "emma"], 2, "no schedule 'emma' (did you mean 'ema'?)"),
         (["--last", "3", "--method", "nearswap", "--param", "t=0.5"], 2, "needs a base"),
     ],
 )
