@@ -191,10 +191,12 @@ class _Passes:
             rows = rows[first : first + out.numel() // width]
         return out.copy_((rows @ columns).clamp_(min=0).reshape(-1))
 
-    def delta(self, part: Block, model: int, slot: str = "delta") -> Tensor:
-        """Return x_m − base, or − the first model without a base."""
+    def delta(
+        self, part: Block, model: int, slot: str = "delta", reference: Tensor | None = None
+    ) -> Tensor:
+        """Return x_m − base, or − the first model without a base; `reference` saves its reading."""
         out = self.take(part, slot).copy_(part.tensors[model].reshape(-1))
-        return out.sub_(self.reference(part))
+        return out.sub_(self.reference(part) if reference is None else reference)
 
     def reference(self, part: Block) -> Tensor:
         """Return the base, or the first model without a base."""
@@ -292,12 +294,12 @@ class _Passes:
     def _measure(self, then: Then) -> StatisticsPass | None:
         return _Measure(self, then) if self.rule.rescale else None
 
-    def masked(self, block: Block, part: Block) -> list[Tensor]:
+    def masked(self, block: Block, part: Block, reference: Tensor | None = None) -> list[Tensor]:
         """Return the masked task vectors of all models, rescaled once that is known."""
         result = []
         for m in range(self.task.models):
             mask = self.mask(part, m, self.lead(block, part, m))
-            delta = self.delta(part, m, f"vector {m}")
+            delta = self.delta(part, m, f"vector {m}", reference)
             if mask is not None:
                 delta.mul_(mask)
             if self.ratios:
@@ -426,7 +428,8 @@ class _Merge(MergePass):
         state, rule, models = self.state, self.state.rule, self.state.task.models
         divisor = state.take(part, "divisor").zero_()
         total = state.take(part, "total").zero_()
-        vectors = self._vectors(block, part, edges)
+        reference = state.reference(part)
+        vectors = self._vectors(block, part, edges, reference)
         for m in range(models):
             weight = self._weight(block, part, m)
             divisor.add_(weight)
@@ -444,7 +447,7 @@ class _Merge(MergePass):
             total = self._elected(vectors, total)
         if nothing is not None:
             total = torch.where(nothing, self._fallback(part), total)
-        return total.add_(state.reference(part))
+        return total.add_(reference)
 
     def _fallback(self, part: Block) -> Tensor:
         """Return what is added to the reference where no model is kept."""
@@ -469,14 +472,17 @@ class _Merge(MergePass):
         weight.mul_(gains[model]).add_(epsilon)
         return weight if mask is None else weight.mul_(mask)
 
-    def _vectors(self, block: Block, part: Block, edges: Sequence[int]) -> list[Tensor]:
+    def _vectors(
+        self, block: Block, part: Block, edges: Sequence[int], reference: Tensor
+    ) -> list[Tensor]:
         """Return the task vectors that are added up: of `ties`, the largest elements only."""
         import torch
 
         state, rule = self.state, self.state.rule
         if not state.task.has_base:
-            return [state.delta(part, m, f"vector {m}") for m in range(state.task.models)]
-        vectors = state.masked(block, part)
+            models = range(state.task.models)
+            return [state.delta(part, m, f"vector {m}", reference) for m in models]
+        vectors = state.masked(block, part, reference)
         for vector, threshold, edge in zip(vectors, state.trimmed, edges, strict=False):
             lead = min(max(edge - part.start, 0), vector.numel())
             keep = torch.gt(vector.abs(), threshold.value)
