@@ -38,6 +38,7 @@ def test_checkpoints(tmp_path: Path) -> None:
             "PATH": programs(tmp_path / "bin"),
             "HF_ENDPOINT": hub.url,
             "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "hf_test",
             "HF_HOME": str(tmp_path / "hf"),
             "HF_HUB_DISABLE_XET": "1",
             "XDG_CONFIG_HOME": str(tmp_path / "config"),
@@ -45,7 +46,7 @@ def test_checkpoints(tmp_path: Path) -> None:
         outcomes = list(walk(CHECKPOINTS, here, variables))
         assert len(outcomes) > 20
         assert [text for o in outcomes if (text := difference(o, here, "/here"))] == []
-        assert "merge_manifest.json" in hub.repositories["my-org/soup"]
+        assert "merge_manifest.json" in hub.repositories["me/soup"]
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def test_inputs_that_changed(merged: Path, capsys: pytest.CaptureFixture[str]) -
     places = [folder / f"olmo_hybrid-{i}" for i in range(3)]
     facts = reported(capsys, merged, "--models", *places)
     assert "is not the olmo_hybrid-2 that was merged" in facts["advice"]["warnings"][0]
-    assert "differ in shape" in facts["left_out"][0]
+    assert "intermediate_size 80 against 64" in facts["left_out"][0]
 
 
 def test_a_result_that_is_one_of_its_inputs(
