@@ -86,7 +86,7 @@ def test_weights_that_stay(word: str, number: int | None) -> None:
         (HEAD + SPACE + EVALUATE + "direction: up", "expected maximize, minimize"),
         (HEAD + SPACE + EVALUATE + "trials: 0", "expected a whole number from 1 to"),
         (HEAD + SPACE + EVALUATE + "trials: 2.5", "got 2.5"),
-        (HEAD + SPACE + EVALUATE + "sampler: tep", "(did you mean 'tpe'?)"),
+        (HEAD + SPACE + EVALUATE + "sampler: tpee", "(did you mean 'tpe'?)"),
         (HEAD + SPACE + EVALUATE + "keep: -1", "expected best, all, none or a number"),
         (HEAD + SPACE + EVALUATE + "score: {a: 0}", "s.yml:8: score.a: expected a weight other"),
         (HEAD + SPACE + EVALUATE + "score: [a]", "expected a path such as"),
