@@ -223,8 +223,8 @@ OPTIONS = (
     SharedOption(
         "format",
         PLANS,
-        "the files of the result: safetensors (the default), or a checkpoint that "
-        "torch.distributed.checkpoint loads (dcp)",
+        "the files of the result; default: safetensors; dcp: a checkpoint that "
+        "torch.distributed.checkpoint loads",
         default=SAFETENSORS,
         choices=(SAFETENSORS, "dcp"),
     ),

@@ -70,7 +70,7 @@ def test_other_numbers_of_heads(tmp_path: Path) -> None:
     model(tmp_path / "m1", keys=2, heads=1)
     model(tmp_path / "m2", keys=4, heads=2)
     assert fault(tmp_path).splitlines() == [
-        "m2: num_key_value_heads 2 against 1; widths cannot be merged",
+        "m2: num_key_value_heads 2 against 1; numbers of heads cannot be merged",
         "  model.layers.0.self_attn.k_proj.weight is [2, 4] in m1 but [4, 4] in m2",
     ]
 

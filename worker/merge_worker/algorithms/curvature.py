@@ -191,12 +191,10 @@ class _Passes:
             rows = rows[first : first + out.numel() // width]
         return out.copy_((rows @ columns).clamp_(min=0).reshape(-1))
 
-    def delta(
-        self, part: Block, model: int, slot: str = "delta", reference: Tensor | None = None
-    ) -> Tensor:
-        """Return x_m − base, or − the first model without a base; `reference` saves its reading."""
+    def delta(self, part: Block, model: int, slot: str = "delta", x0: Any = None) -> Tensor:
+        """Return x_m − base, or − the first model without a base; `x0` is either, if it is read."""
         out = self.take(part, slot).copy_(part.tensors[model].reshape(-1))
-        return out.sub_(self.reference(part) if reference is None else reference)
+        return out.sub_(self.reference(part) if x0 is None else x0)
 
     def reference(self, part: Block) -> Tensor:
         """Return the base, or the first model without a base."""
@@ -294,12 +292,12 @@ class _Passes:
     def _measure(self, then: Then) -> StatisticsPass | None:
         return _Measure(self, then) if self.rule.rescale else None
 
-    def masked(self, block: Block, part: Block, reference: Tensor | None = None) -> list[Tensor]:
+    def masked(self, block: Block, part: Block, x0: Tensor | None = None) -> list[Tensor]:
         """Return the masked task vectors of all models, rescaled once that is known."""
         result = []
         for m in range(self.task.models):
             mask = self.mask(part, m, self.lead(block, part, m))
-            delta = self.delta(part, m, f"vector {m}", reference)
+            delta = self.delta(part, m, f"vector {m}", x0)
             if mask is not None:
                 delta.mul_(mask)
             if self.ratios:
@@ -472,17 +470,14 @@ class _Merge(MergePass):
         weight.mul_(gains[model]).add_(epsilon)
         return weight if mask is None else weight.mul_(mask)
 
-    def _vectors(
-        self, block: Block, part: Block, edges: Sequence[int], reference: Tensor
-    ) -> list[Tensor]:
+    def _vectors(self, block: Block, part: Block, edges: Sequence[int], x0: Tensor) -> list[Tensor]:
         """Return the task vectors that are added up: of `ties`, the largest elements only."""
         import torch
 
         state, rule = self.state, self.state.rule
         if not state.task.has_base:
-            models = range(state.task.models)
-            return [state.delta(part, m, f"vector {m}", reference) for m in models]
-        vectors = state.masked(block, part, reference)
+            return [state.delta(part, m, f"vector {m}", x0) for m in range(state.task.models)]
+        vectors = state.masked(block, part, x0)
         for vector, threshold, edge in zip(vectors, state.trimmed, edges, strict=False):
             lead = min(max(edge - part.start, 0), vector.numel())
             keep = torch.gt(vector.abs(), threshold.value)
