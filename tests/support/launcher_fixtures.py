@@ -265,3 +265,9 @@ def manifest() -> Callable[[Path], dict[str, Any]]:
         return values
 
     return read
+
+
+def has_ended(folder: Path, job: str) -> bool:
+    """Whether a local job has left its exit code, and its process is gone, which comes after."""
+    gone = not Path("/proc", job.rpartition("-")[2]).exists()
+    return gone and (folder / f"{job}.exit").exists()

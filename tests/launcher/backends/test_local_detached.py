@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from merge_launch.tracking import records
-from support.launcher_fixtures import LEAVE_MANIFEST
+from support.launcher_fixtures import LEAVE_MANIFEST, has_ended
 
 ENDLESS = 'trap "exit 75" TERM; echo ready; while :; do sleep 0.05; done'
 
@@ -48,18 +48,12 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def has_ended(work: Path, job: str) -> bool:
-    """Whether a job has left its exit code, and its process is gone, which comes after."""
-    gone = not Path("/proc", job.rpartition("-")[2]).exists()
-    return gone and (work / "out.job" / f"{job}.exit").exists()
-
-
 def test_a_merge_that_goes_on_without_us(launch_process, launch, models, work: Path) -> None:
     done = launch_process("local", "out", *models, "--detach", "--progress", "plain")
     assert done.code == 0, done.err
     job = done.out.split()[1]
     assert f"follow  merge-launch logs -f {job}\n" in done.out
-    until(lambda: has_ended(work, job))
+    until(lambda: has_ended(work / "out.job", job))
     assert launch("status", job).out.startswith(f"{job}  done  (exit code 0)")
     assert (work / "out" / "merge_manifest.json").exists()
     assert "2 tensors merged" in launch("logs", "out").out
@@ -70,13 +64,13 @@ def test_running_cancelled_retried(detached, launch, python, work: Path) -> None
     until(lambda: "ready" in launch("logs", job).out)
     assert launch("status", job).out.startswith(f"{job}  running")
     assert launch("cancel", job).code == 0
-    until(lambda: has_ended(work, job))
+    until(lambda: has_ended(work / "out.job", job))
     assert launch("status", job).out.startswith(f"{job}  stopped, resumable  (exit code 75)")
     assert "was over already" in launch("cancel", job).out
     python("echo second")
     again = launch("retry", job).out.split()[1]
     assert again != job
-    until(lambda: has_ended(work, again))
+    until(lambda: has_ended(work / "out.job", again))
     assert "ready\n" in (log := launch("logs", "out").out) and "second\n" in log
 
 
@@ -85,7 +79,7 @@ def test_cancelled_during_the_setup(launch_process, launch, models, work: Path) 
     job = done.out.split()[1]
     until(lambda: "ready" in launch("logs", job).out)
     assert launch("cancel", job).code == 0
-    until(lambda: has_ended(work, job))
+    until(lambda: has_ended(work / "out.job", job))
     assert launch("status", job).out.startswith(f"{job}  stopped, resumable  (exit code 75)")
     assert not (work / "out").exists()
 
@@ -93,7 +87,7 @@ def test_cancelled_during_the_setup(launch_process, launch, models, work: Path) 
 def test_a_setup_that_ends_the_job(launch_process, launch, models, work: Path) -> None:
     done = launch_process("local", "out", *models, "--detach", "--setup", "exit 0")
     job = done.out.split()[1]
-    until(lambda: has_ended(work, job))
+    until(lambda: has_ended(work / "out.job", job))
     assert launch("status", job).out.startswith(f"{job}  failed  (exit code 1)")
     assert "merge-launch: --setup ended with exit code 0: exit 0" in launch("logs", job).out
 

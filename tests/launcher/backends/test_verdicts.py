@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from merge_launch.tracking import logs
+from support.launcher_fixtures import has_ended
 
 BEAKER_ID = "01ABC0"
 DONE, FAILED, STOPPED = "done", "failed", "stopped, resumable"
@@ -73,12 +74,6 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def has_ended(job: str) -> bool:
-    """Whether a local job has left its exit code, and its process is gone, which comes after."""
-    gone = not Path("/proc", job.rpartition("-")[2]).exists()
-    return gone and Path("out.job", f"{job}.exit").exists()
-
-
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch) -> None:
     for name in ("POLL_S", "ASK_EVERY_S", "ASK_AGAIN_S"):
@@ -119,7 +114,7 @@ def test_verdicts(way: Way, backend: str, submit, launch) -> None:
     merge, then = (ids := submit(backend, way))[0], ids[-1]
     of_then = way.name.startswith("then")
     if backend == "local":
-        until(lambda: has_ended(merge))
+        until(lambda: has_ended(Path("out.job"), merge))
     if of_then and merge != then:
         assert json.loads(launch("status", merge, "--json").out)["state"] == DONE
     if not of_then and way.state != DONE and merge != then:
@@ -183,7 +178,7 @@ def test_killed_from_outside(way: Way, how: str, submit, launch) -> None:
 def test_success_without_a_merge(submit, launch) -> None:
     """An exit code of 0 proves nothing where OUT was seen to hold no finished merge."""
     (job,) = submit("local", Way("done", DONE, 0))
-    until(lambda: has_ended(job))
+    until(lambda: has_ended(Path("out.job"), job))
     Path("out", "merge_manifest.json").unlink()
     assert launch("status", job).out.startswith(f"{job}  failed  (exit code 0, no finished merge)")
     assert "OUT holds no finished merge" in launch("why", job).out

@@ -38,7 +38,7 @@ def explain(program: str, message: str) -> str:
 
 
 def unknown_command(program: str, word: str, names: Iterable[str]) -> UsageError:
-    """Return the error of a word that is no command, with the nearest of `names`."""
+    """Return the error for an unknown command, with the nearest of `names`."""
     known = list(names)
     hint = nearest(word, known) or f"; one of {', '.join(known)}"
     return UsageError(explain(program, f"unknown command '{printable(word)}'{hint}"))
